@@ -1,0 +1,1 @@
+"""HTTP, tokenizer, registry, prefix ownership, routing and request tracking; no torch."""

@@ -1,0 +1,1 @@
+"""The decode node: receives prompt pages and generates tokens."""

@@ -1,0 +1,1 @@
+"""One model on one device: pages, prefix cache, batches, model, attention, sampling."""

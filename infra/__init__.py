@@ -1,0 +1,1 @@
+"""The `kvrelay` command, the local cluster launcher and what containers need."""

@@ -1,0 +1,1 @@
+"""What a user imports: the HTTP client of a kvrelay cluster."""

@@ -1,0 +1,1 @@
+"""What every process of a cluster must agree on. Imports nothing else of kvrelay."""
