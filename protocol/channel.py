@@ -1,0 +1,122 @@
+"""The one ZMQ channel: a bound inbox, and one outgoing socket per peer address.
+
+PUSH to PULL: messages of one sender to one receiver arrive in order, each at most once. A peer
+that is not there (yet) costs nothing but a bounded queue. Not thread-safe, but for `wake`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import zmq
+
+from protocol.messages import AnyMessage, Message, decode, encode
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 64 << 20
+MAX_QUEUED_MESSAGES = 100_000
+MAX_DRAINED_MESSAGES = 1_000
+
+
+class AddressInUse(Exception):
+    """The control port is taken."""
+
+
+class PeerUnreachable(Exception):
+    """The queue to this peer is full: it has not read for a long time."""
+
+
+class Channel:
+    """`host` is where this process listens and what peers are told, unless `advertise_host`."""
+
+    def __init__(self, host: str, port: int = 0, advertise_host: str = "") -> None:
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._inbox.setsockopt(zmq.LINGER, 0)
+        self._inbox.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
+        self._inbox.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        try:
+            if port:
+                self._inbox.bind(f"tcp://{host}:{port}")
+            else:
+                port = self._inbox.bind_to_random_port(f"tcp://{host}")
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise AddressInUse(
+                f"cannot listen for control messages on {host}:{port} ({error}); "
+                "choose another address with --host or --control-port"
+            ) from error
+        self.address = f"{advertise_host or host}:{port}"
+        self._peers: dict[str, zmq.Socket[bytes]] = {}
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+
+    def send(self, address: str, message: Message) -> None:
+        """Queues `message` for the peer; raises PeerUnreachable when its queue is full."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._context.socket(zmq.PUSH)
+            peer.setsockopt(zmq.LINGER, 1_000)
+            peer.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
+            peer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+            peer.connect(f"tcp://{address}")
+            self._peers[address] = peer
+        try:
+            peer.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again as error:
+            raise PeerUnreachable(f"{address} has not read its messages") from error
+
+    def forget(self, address: str) -> None:
+        """Closes the socket to a peer that is gone, and drops what was queued for it."""
+        peer = self._peers.pop(address, None)
+        if peer is not None:
+            peer.close(linger=0)
+
+    def drain(self, timeout_s: float = 0.0) -> list[AnyMessage]:
+        """Waits up to `timeout_s` for a message or a `wake`, then takes what is there.
+
+        At most MAX_DRAINED_MESSAGES at once, so that a flood cannot keep a node from its work.
+        """
+        if timeout_s > 0:
+            self._poller.poll(timeout_s * 1_000)
+        try:
+            os.read(self._wake_read, 65_536)
+        except BlockingIOError:
+            pass
+        messages: list[AnyMessage] = []
+        while len(messages) < MAX_DRAINED_MESSAGES:
+            try:
+                raw = self._inbox.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                messages.append(decode(raw))
+            except ValueError as error:
+                log.warning("dropped %d bytes that are no kvrelay message: %s", len(raw), error)
+        return messages
+
+    def wake(self) -> None:
+        """Ends a waiting `drain` of the owner's thread; may be called from any thread."""
+        try:
+            os.write(self._wake_write, b"w")
+        except (BlockingIOError, OSError):
+            pass  # already awake, or closed
+
+    def fileno(self) -> int:
+        """For an event loop. Edge-triggered: after an event, drain until nothing is left."""
+        return int(self._inbox.getsockopt(zmq.FD))
+
+    def close(self) -> None:
+        self._inbox.close(linger=0)
+        for peer in self._peers.values():
+            peer.close(linger=1_000)
+        self._peers.clear()
+        self._context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)

@@ -1,0 +1,98 @@
+"""Configuration: one frozen dataclass per process, resolved once: defaults < environment < flags.
+
+A field made with `option(...)` becomes the flag `--field-name` and the variable
+`KVRELAY_FIELD_NAME`; its type decides how the text is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A setting is missing or wrong; the message says which and what to do."""
+
+
+def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field that is also a flag and an environment variable."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """Adds one flag per option; a flag that is not given leaves no trace in the namespace."""
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        help_text = f"{field.metadata['help']} (default: {field.default or 'none'})"
+        is_bool = isinstance(field.default, bool)
+        parser.add_argument(
+            flag,
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            metavar=None if is_bool else field.name.split("_")[-1].upper(),
+            help=help_text.replace("%", "%%"),
+            **({"action": "store_const", "const": "true"} if is_bool else {}),
+        )
+
+
+def resolve(config: type[T], flags: Mapping[str, str], environment: Mapping[str, str]) -> T:
+    """Builds the dataclass; raises ConfigError with the name of the setting that is wrong."""
+    hints = typing.get_type_hints(config)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        variable = "KVRELAY_" + field.name.upper()
+        flag = "--" + field.name.replace("_", "-")
+        if field.name in flags:
+            text, source = flags[field.name], flag
+        elif environment.get(variable):
+            text, source = environment[variable], variable
+        else:
+            continue
+        values[field.name] = _parse(text, hints[field.name], source, field.metadata["choices"])
+    return config(**values)
+
+
+def _parse(text: str, kind: type, source: str, choices: Sequence[str]) -> Any:
+    if choices and text not in choices:
+        raise ConfigError(f"{source} is {text!r}; it must be one of {', '.join(choices)}")
+    if kind is bool:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{source} is {text!r}; it must be true or false")
+    readers: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str}
+    try:
+        return readers[kind](text)
+    except ValueError:
+        word = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{source} is {text!r}; it must be {word}") from None
+
+
+def require(condition: bool, sentence: str) -> None:
+    """For `__post_init__` of a configuration: raises ConfigError(sentence) unless it holds."""
+    if not condition:
+        raise ConfigError(sentence)
+
+
+def describe(config: object) -> str:
+    """One line with every setting, for the log at start. Passwords in URLs are hidden."""
+    parts = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        parts.append(f"{field.name}={hide_password(str(value))}")
+    return " ".join(parts)
+
+
+def hide_password(url: str) -> str:
+    """`redis://user:secret@host` → `redis://user:***@host`."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not (separator and at and ":" in credentials):
+        return url
+    return f"{scheme}://{credentials.split(':', 1)[0]}:***@{host}"

@@ -1,0 +1,187 @@
+"""Every message between processes, as msgspec tagged structs. Pure.
+
+Token ids travel as little-endian int32 bytes (`protocol.hashing.token_bytes`): a list of 4,096
+ids costs four times as much to encode. Page hashes travel joined (`join_hashes`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.ids import Attempt, Node, Role
+from protocol.layout import KVLayout
+from protocol.sampling import Sampling
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all wire messages; the tag is the class name."""
+
+
+class Generate(Message):
+    """Coordinator → decode node: answer this prompt.
+
+    `tokens` is the prompt plus whatever earlier attempts already answered. `prefill_address` is
+    the control address of the prefill node, or "" when the decode node shall prefill for itself.
+    """
+
+    attempt: Attempt
+    tokens: bytes
+    cache_salt: str
+    sampling: Sampling
+    max_new_tokens: int
+    stop_token_ids: list[int]
+    prefill_address: str
+    reply_address: str
+
+
+class Prefill(Message):
+    """Decode node → prefill node: compute this prompt, send its pages from `skip_pages` on."""
+
+    attempt: Attempt
+    tokens: bytes
+    cache_salt: str
+    sampling: Sampling
+    skip_pages: int
+    reply_address: str
+    data_address: str
+
+
+class PrefillDone(Message):
+    """Prefill node → decode node: all pages are on their way; this is the first token."""
+
+    attempt: Attempt
+    first_token: int
+    cached_tokens: int
+    node: Node
+
+
+class TokenOut(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one request. `finish` is "" while it runs, else "stop" or "length"."""
+
+    attempt: Attempt
+    tokens: list[int]
+    finish: str = ""
+    cached_tokens: int = 0
+    transferred_pages: int = 0
+
+
+class TokensOut(Message):
+    """Decode node → coordinator: what one step produced, for all requests of that coordinator."""
+
+    outs: list[TokenOut]
+    node: Node
+
+
+class Failed(Message):
+    """This attempt ended without an answer. `retryable`: another node or a later try may do it."""
+
+    attempt: Attempt
+    reason: str
+    retryable: bool
+    node: Node
+
+
+class Cancel(Message):
+    """Give up this attempt and every older one of the same request; no reply is wanted."""
+
+    attempt: Attempt
+
+
+class FlushCache(Message):
+    """Coordinator → node: forget every cached page that no request holds."""
+
+    reply_address: str
+    flush_id: str
+
+
+class CacheFlushed(Message):
+    """Node → coordinator: the answer to `FlushCache`."""
+
+    node: Node
+    flush_id: str
+    num_pages: int
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    """What does not change during one life of a node."""
+
+    node: Node
+    role: Role
+    control_address: str
+    data_address: str
+    layout: KVLayout
+    model_fingerprint: str
+    num_pages: int
+    max_model_len: int
+    max_running_requests: int
+    device: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """State of a node at one moment. Counters (`*_total`) only grow during one life."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    queued_tokens: int = 0
+    """Prompt tokens that are accepted and not yet computed."""
+    free_pages: int = 0
+    cached_pages: int = 0
+    held_pages: int = 0
+    prefill_tokens_per_s: float = 0.0
+    """Measured; 0 until a prompt was computed."""
+    step_s: float = 0.0
+    """Measured duration of a step that generates; 0 until one ran."""
+    link_bytes_per_s: float = 0.0
+    computed_tokens_total: int = 0
+    reused_tokens_total: int = 0
+    generated_tokens_total: int = 0
+    requests_total: int = 0
+    requests_hit_total: int = 0
+    pages_sent_total: int = 0
+    pages_received_total: int = 0
+    bytes_sent_total: int = 0
+    pages_evicted_total: int = 0
+    transfer_failures_total: int = 0
+    open_links: int = 0
+    rss_bytes: int = 0
+    """Resident memory of the node's process."""
+
+
+class Heartbeat(Message):
+    """Node → every coordinator, several times within a lease."""
+
+    info: NodeInfo
+    load: Load
+    lease_s: float
+
+
+class Goodbye(Message):
+    """Node → every coordinator: it stops now; nothing needs to wait for its lease to end."""
+
+    node: Node
+
+
+AnyMessage = (
+    Generate
+    | Prefill
+    | PrefillDone
+    | TokensOut
+    | Failed
+    | Cancel
+    | FlushCache
+    | CacheFlushed
+    | Heartbeat
+    | Goodbye
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(raw: bytes) -> AnyMessage:
+    """Raises msgspec.DecodeError (a ValueError) on anything that is no message."""
+    return _decoder.decode(raw)
