@@ -81,3 +81,21 @@ def split_hashes(blob: bytes) -> list[PageHash]:
     if len(blob) % PAGE_HASH_BYTES:
         raise ValueError(f"{len(blob)} bytes are no whole number of {PAGE_HASH_BYTES}-byte hashes")
     return [blob[i : i + PAGE_HASH_BYTES] for i in range(0, len(blob), PAGE_HASH_BYTES)]
+
+
+class PageHasher:
+    """Page hashes of one model and layout; every process that has both gets the same ones."""
+
+    def __init__(self, model_fingerprint: str, layout: KVLayout) -> None:
+        self._model_fingerprint = model_fingerprint
+        self._layout = layout
+        self.page_size = layout.page_size
+
+    def hashes(self, tokens: Sequence[int], cache_salt: str = "") -> list[PageHash]:
+        """One hash per full page of `tokens`."""
+        start = namespace(self._model_fingerprint, self._layout, cache_salt)
+        return page_hashes(tokens, self.page_size, start)
+
+    def reusable(self, hashes: Sequence[PageHash], num_tokens: int) -> Sequence[PageHash]:
+        """The hashes a prompt may hit: never the page of its last token, whose logits are needed."""
+        return hashes[: max(0, num_tokens - 1) // self.page_size]

@@ -29,5 +29,9 @@ class Attempt(msgspec.Struct, frozen=True, order=True):
     request_id: str
     number: int
 
+    def superseded_by(self, other: Attempt) -> bool:
+        """True for the same and for every older attempt of the same request."""
+        return self.request_id == other.request_id and self.number <= other.number
+
     def __str__(self) -> str:
         return f"{self.request_id}#{self.number}"

@@ -1,0 +1,30 @@
+"""`Outbox`: collects the tokens of one step into one message per coordinator. Pure."""
+
+from __future__ import annotations
+
+from node.instructions import Instruction, Send
+from protocol.ids import Attempt, Node
+from protocol.messages import TokenOut, TokensOut
+
+
+class Outbox:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._outs: dict[str, list[TokenOut]] = {}
+
+    def add(
+        self,
+        address: str,
+        attempt: Attempt,
+        tokens: list[int],
+        finish: str,
+        cached_tokens: int,
+        transferred_pages: int,
+    ) -> None:
+        out = TokenOut(attempt, tokens, finish, cached_tokens, transferred_pages)
+        self._outs.setdefault(address, []).append(out)
+
+    def flush(self) -> list[Instruction]:
+        """One `TokensOut` per coordinator with everything added since the last flush."""
+        outs, self._outs = self._outs, {}
+        return [Send(address, TokensOut(batch, self._node)) for address, batch in outs.items()]

@@ -1,0 +1,336 @@
+"""What a decode node does next. Pure: time comes in, instructions and slices go out.
+
+A request's life:
+
+    waiting ──admit──► receiving ──pages and first token here──► running ──► gone
+                 └───── (no prefill node: computes its prompt itself) ──┘
+
+Admission reserves every page the answer can need, so a running request never runs out of pages,
+and a request that finds no room costs nobody anything. Prompts that this node computes itself
+share the steps with running answers, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from decode.outbox import Outbox
+from engine.cache import PrefixCache
+from engine.request import Sequence, Slice
+from node.counters import Counters
+from node.instructions import (
+    AbortTransfer,
+    Event,
+    ExpectPages,
+    Instruction,
+    PagesReceived,
+    ReceiveFailed,
+    Send,
+)
+from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
+from protocol.ids import Attempt, Node
+from protocol.messages import Cancel, Failed, Generate, Load, Prefill, PrefillDone
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """Bounds of a decode node; tokens, requests and seconds."""
+
+    chunk_tokens: int
+    max_running: int
+    max_waiting: int
+    receive_timeout_s: float
+
+
+@dataclass(eq=False)
+class Answer:
+    """One request. `sequence` is None while it waits for pages."""
+
+    request: Generate
+    prompt: list[int]
+    hashes: list[PageHash]
+    sequence: Sequence | None = None
+    cached_tokens: int = 0
+    num_expected_pages: int = 0
+    pages_are_here: bool = False
+    first_token: int | None = None
+    receive_deadline: float = 0.0
+    generated: list[int] = field(default_factory=list)
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.request.attempt
+
+
+class DecodeScheduler:
+    """Continuous batching: requests join and leave between any two steps."""
+
+    def __init__(
+        self,
+        node: Node,
+        addresses: tuple[str, str],
+        cache: PrefixCache,
+        hasher: PageHasher,
+        limits: DecodeLimits,
+    ) -> None:
+        """`addresses`: this node's own control and data address, told to prefill nodes."""
+        self._node = node
+        self._control_address, self._data_address = addresses
+        self._cache = cache
+        self._hasher = hasher
+        self._limits = limits
+        self._waiting: deque[Answer] = deque()
+        self._receiving: dict[Attempt, Answer] = {}
+        self._running: list[Answer] = []
+        self._batch: list[tuple[Answer, Slice]] = []
+        self._outbox = Outbox(node)
+        self._counters = Counters()
+
+    @property
+    def idle(self) -> bool:
+        return not self._running and not self._waiting
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        if isinstance(event, Generate):
+            return self._enqueue(event)
+        if isinstance(event, Cancel):
+            return self._drop(event.attempt)
+        if isinstance(event, PrefillDone):
+            return self._prefill_done(event, now)
+        if isinstance(event, PagesReceived):
+            return self._pages_received(event, now)
+        if isinstance(event, (ReceiveFailed, Failed)):
+            attempt = event.transfer if isinstance(event, ReceiveFailed) else event.attempt
+            retryable = event.retryable if isinstance(event, Failed) else True
+            return self._fail(attempt, event.reason, retryable)
+        return []
+
+    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+        instructions = self._expire(now) + self._admit(now)
+        self._batch = list(self._plan())
+        return [part for _, part in self._batch], instructions
+
+    def finish(self, tokens: Seq[int | None], now: float) -> list[Instruction]:
+        for (answer, part), token in zip(self._batch, tokens, strict=True):
+            assert answer.sequence is not None
+            answer.sequence.num_computed += len(part.token_ids)
+            if not answer.generated:
+                self._counters.computed_tokens_total += len(part.token_ids)
+                self._commit(answer, now)
+            if token is not None:
+                self._produced(answer, token, now)
+        self._batch = []
+        return self._outbox.flush()
+
+    def load(self) -> Load:
+        waiting = sum(len(a.prompt) for a in self._waiting if not a.request.prefill_address)
+        running = sum(
+            a.sequence.num_uncomputed for a in self._running if a.sequence and not a.generated
+        )
+        return self._counters.load(
+            self._cache,
+            num_running=len(self._running) + len(self._receiving),
+            num_waiting=len(self._waiting),
+            queued_tokens=waiting + running,
+        )
+
+    # Admission
+
+    def _enqueue(self, request: Generate) -> list[Instruction]:
+        instructions = self._drop(request.attempt)
+        prompt = tokens_from_bytes(request.tokens)
+        answer = Answer(request, prompt, [])
+        num_pages = self._pages_needed(answer)
+        if num_pages > self._cache.num_pages:
+            reason = (
+                f"prompt and answer need {num_pages} pages, "
+                f"decode node {self._node.name} has {self._cache.num_pages}"
+            )
+            return [*instructions, self._failure(request, reason, retryable=False)]
+        if len(self._waiting) >= self._limits.max_waiting:
+            reason = f"{len(self._waiting)} requests wait already at {self._node.name}"
+            return [*instructions, self._failure(request, reason, retryable=True)]
+        answer.hashes = self._hasher.hashes(prompt, request.cache_salt)
+        self._waiting.append(answer)
+        return instructions
+
+    def _admit(self, now: float) -> list[Instruction]:
+        instructions: list[Instruction] = []
+        while self._waiting and self._num_admitted() < self._limits.max_running:
+            answer = self._waiting[0]
+            reusable = self._hasher.reusable(answer.hashes, len(answer.prompt))
+            lease = self._cache.acquire(reusable, self._pages_needed(answer), now)
+            if lease is None:
+                break
+            self._waiting.popleft()
+            num_cached = lease.num_cached_pages * self._hasher.page_size
+            answer.sequence = Sequence(
+                list(answer.prompt), lease, answer.request.sampling, num_cached
+            )
+            self._counters.started(num_cached)
+            if answer.request.prefill_address:
+                instructions += self._ask_for_prefill(answer, now)
+            else:
+                answer.cached_tokens = num_cached
+                self._running.append(answer)
+        return instructions
+
+    def _ask_for_prefill(self, answer: Answer, now: float) -> list[Instruction]:
+        assert answer.sequence is not None
+        lease, request = answer.sequence.lease, answer.request
+        pages = lease.pages[lease.num_cached_pages : self._num_pages(len(answer.prompt))]
+        answer.num_expected_pages = len(pages)
+        answer.receive_deadline = now + self._limits.receive_timeout_s
+        self._receiving[answer.attempt] = answer
+        prefill = Prefill(
+            attempt=answer.attempt,
+            tokens=request.tokens,
+            cache_salt=request.cache_salt,
+            sampling=request.sampling,
+            skip_pages=lease.num_cached_pages,
+            reply_address=self._control_address,
+            data_address=self._data_address,
+        )
+        return [
+            ExpectPages(answer.attempt, pages),
+            Send(request.prefill_address, prefill),
+        ]
+
+    def _expire(self, now: float) -> list[Instruction]:
+        late = [a.attempt for a in self._receiving.values() if now >= a.receive_deadline]
+        instructions: list[Instruction] = []
+        for attempt in late:
+            reason = f"no prefill within {self._limits.receive_timeout_s:g} s"
+            instructions += self._fail(attempt, reason, retryable=True)
+        return instructions
+
+    # From prefill to running
+
+    def _prefill_done(self, event: PrefillDone, now: float) -> list[Instruction]:
+        answer = self._receiving.get(event.attempt)
+        if answer is None:
+            return []
+        answer.first_token = event.first_token
+        answer.cached_tokens = event.cached_tokens
+        return self._join(answer, now)
+
+    def _pages_received(self, event: PagesReceived, now: float) -> list[Instruction]:
+        answer = self._receiving.get(event.transfer)
+        if answer is None:
+            return []
+        answer.pages_are_here = True
+        self._counters.pages_received_total += answer.num_expected_pages
+        return self._join(answer, now)
+
+    def _join(self, answer: Answer, now: float) -> list[Instruction]:
+        """Moves a request to the running batch once its pages and its first token are here."""
+        if not answer.pages_are_here or answer.first_token is None:
+            return []
+        del self._receiving[answer.attempt]
+        assert answer.sequence is not None
+        answer.sequence.num_computed = len(answer.prompt)
+        self._commit(answer, now)
+        self._running.append(answer)
+        self._produced(answer, answer.first_token, now)
+        return self._outbox.flush()
+
+    # Steps
+
+    def _plan(self) -> Iterator[tuple[Answer, Slice]]:
+        """One token of every running answer, then prompt chunks within the token budget."""
+        prompts = []
+        for answer in self._running:
+            assert answer.sequence is not None
+            if answer.generated:
+                yield answer, answer.sequence.next_slice(1)
+            else:
+                prompts.append(answer)
+        budget = self._limits.chunk_tokens
+        for answer in prompts:
+            assert answer.sequence is not None
+            if budget == 0:
+                break
+            part = answer.sequence.next_slice(budget)
+            budget -= len(part.token_ids)
+            yield answer, part
+
+    def _produced(self, answer: Answer, token: int, now: float) -> None:
+        """A new token of a running answer: report it, and end the answer if it is the last."""
+        assert answer.sequence is not None
+        request = answer.request
+        answer.generated.append(token)
+        answer.sequence.tokens.append(token)
+        self._counters.generated_tokens_total += 1
+        finish = ""
+        if token in request.stop_token_ids:
+            finish = "stop"
+        elif len(answer.generated) >= request.max_new_tokens:
+            finish = "length"
+        reported = [token] if request.max_new_tokens > 0 else []
+        self._outbox.add(
+            request.reply_address,
+            answer.attempt,
+            reported,
+            finish,
+            answer.cached_tokens,
+            answer.num_expected_pages,
+        )
+        if finish:
+            self._running.remove(answer)
+            self._commit(answer, now)
+            self._cache.release(answer.sequence.lease)
+
+    def _commit(self, answer: Answer, now: float) -> None:
+        """Makes the full pages of what is computed findable; the answer's own at its end."""
+        assert answer.sequence is not None
+        page_size = self._hasher.page_size
+        num_pages = answer.sequence.num_computed // page_size
+        if num_pages > len(answer.hashes):
+            answer.hashes = self._hasher.hashes(
+                answer.sequence.tokens[: num_pages * page_size], answer.request.cache_salt
+            )
+        self._cache.commit(answer.sequence.lease, answer.hashes[:num_pages], now)
+
+    # Ends
+
+    def _fail(self, attempt: Attempt, reason: str, retryable: bool) -> list[Instruction]:
+        answer = self._receiving.get(attempt)
+        if answer is None:
+            return []
+        self._counters.transfer_failures_total += 1
+        return [*self._drop(attempt), self._failure(answer.request, reason, retryable)]
+
+    def _drop(self, attempt: Attempt) -> list[Instruction]:
+        """Gives up this attempt and every older one of its request; aborts before it releases."""
+        instructions: list[Instruction] = []
+        for answer in [a for a in self._waiting if a.attempt.superseded_by(attempt)]:
+            self._waiting.remove(answer)
+        for answer in [a for a in self._receiving.values() if a.attempt.superseded_by(attempt)]:
+            assert answer.sequence is not None
+            del self._receiving[answer.attempt]
+            instructions.append(AbortTransfer(answer.attempt))
+            instructions.append(Send(answer.request.prefill_address, Cancel(answer.attempt)))
+            self._cache.release(answer.sequence.lease)
+        for answer in [a for a in self._running if a.attempt.superseded_by(attempt)]:
+            assert answer.sequence is not None
+            self._running.remove(answer)
+            self._cache.release(answer.sequence.lease)
+        return instructions
+
+    def _failure(self, request: Generate, reason: str, retryable: bool) -> Instruction:
+        return Send(request.reply_address, Failed(request.attempt, reason, retryable, self._node))
+
+    # Sizes
+
+    def _num_admitted(self) -> int:
+        return len(self._running) + len(self._receiving)
+
+    def _num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._hasher.page_size)
+
+    def _pages_needed(self, answer: Answer) -> int:
+        """Pages for the prompt and every token of the answer but the last, whose KV nobody needs."""
+        return self._num_pages(len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1)

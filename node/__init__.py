@@ -1,0 +1,1 @@
+"""What both node kinds share around their schedulers: the loop, its instructions, registration."""

@@ -1,0 +1,38 @@
+"""What a scheduler counts over one life of its node; the `*_total` fields of `Load`. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.cache import PrefixCache
+from protocol.messages import Load
+
+
+@dataclass
+class Counters:
+    computed_tokens_total: int = 0
+    reused_tokens_total: int = 0
+    generated_tokens_total: int = 0
+    requests_total: int = 0
+    requests_hit_total: int = 0
+    pages_sent_total: int = 0
+    pages_received_total: int = 0
+    transfer_failures_total: int = 0
+
+    def started(self, num_cached_tokens: int) -> None:
+        """A request begins to be computed, `num_cached_tokens` of its prompt being cached."""
+        self.requests_total += 1
+        self.requests_hit_total += num_cached_tokens > 0
+        self.reused_tokens_total += num_cached_tokens
+
+    def load(self, cache: PrefixCache, **queues: Any) -> Load:
+        """The scheduler's part of a heartbeat: pages, these counters, and its queues."""
+        return Load(
+            free_pages=cache.num_free_pages,
+            cached_pages=cache.num_cached_pages,
+            held_pages=cache.num_held_pages,
+            pages_evicted_total=cache.num_evicted_pages,
+            **queues,
+            **asdict(self),
+        )

@@ -1,0 +1,96 @@
+"""What a scheduler tells its shell to do, and what the shell tells it besides messages. Pure.
+
+A scheduler decides and never acts. The shell carries out instructions strictly in their order;
+so pages that an `AbortTransfer` gives up may be promised to a later `ExpectPages` of the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.request import Slice
+from protocol.ids import Attempt
+from protocol.messages import AnyMessage, Load, Message
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a control message."""
+
+    address: str
+    message: Message
+
+
+@dataclass(frozen=True)
+class SendPages:
+    """Copy these pages out of the pool now, and stream them as pages `offset …` of the transfer."""
+
+    data_address: str
+    transfer: Attempt
+    pages: list[int]
+    offset: int
+
+
+@dataclass(frozen=True)
+class ExpectPages:
+    """Receive a transfer into these pages, in this order."""
+
+    transfer: Attempt
+    pages: list[int]
+
+
+@dataclass(frozen=True)
+class AbortTransfer:
+    """Never again write into the pages of this transfer."""
+
+    transfer: Attempt
+
+
+Instruction = Send | SendPages | ExpectPages | AbortTransfer
+
+
+@dataclass(frozen=True)
+class PagesReceived:
+    """All pages of an expected transfer are in the pool."""
+
+    transfer: Attempt
+
+
+@dataclass(frozen=True)
+class ReceiveFailed:
+    """An expected transfer broke; nothing more will be written."""
+
+    transfer: Attempt
+    reason: str
+
+
+@dataclass(frozen=True)
+class PagesSent:
+    """One `SendPages` ended; `error` is "" when the peer's transport took every byte."""
+
+    transfer: Attempt
+    error: str = ""
+
+
+Event = AnyMessage | PagesReceived | ReceiveFailed | PagesSent
+
+
+class Scheduler(Protocol):
+    """The pure half of a node. `now` is monotonic seconds."""
+
+    @property
+    def idle(self) -> bool:
+        """No step can be computed before the next event."""
+
+    def handle(self, event: Event, now: float) -> list[Instruction]: ...
+
+    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+        """The next step, and what to do before it is computed."""
+
+    def finish(self, tokens: Sequence[int | None], now: float) -> list[Instruction]:
+        """Takes the sampled token of each slice of the last `next_batch`."""
+
+    def load(self) -> Load:
+        """Queues, pages and counters; the shell adds measured rates."""
