@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 import zmq
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_QUEUED_MESSAGES = 100_000
 MAX_DRAINED_MESSAGES = 1_000
+LINGER_MS = 1_000
 
 
 class AddressInUse(Exception):
@@ -26,6 +28,45 @@ class AddressInUse(Exception):
 
 class PeerUnreachable(Exception):
     """The queue to this peer is full: it has not read for a long time."""
+
+
+class Outgoing:
+    """Bounded queues to any number of peers, by address. Not thread-safe: one per thread."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._context = context
+        self._peers: dict[str, zmq.Socket[bytes]] = {}
+
+    def send(self, address: str, message: Message) -> None:
+        """Queues `message` for the peer; raises PeerUnreachable when its queue is full."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._context.socket(zmq.PUSH)
+            peer.setsockopt(zmq.LINGER, LINGER_MS)
+            peer.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
+            peer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+            peer.connect(f"tcp://{address}")
+            self._peers[address] = peer
+        try:
+            peer.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again as error:
+            raise PeerUnreachable(f"{address} has not read its messages") from error
+
+    def forget(self, address: str) -> None:
+        """Closes the socket to a peer that is gone, and drops what was queued for it."""
+        peer = self._peers.pop(address, None)
+        if peer is not None:
+            peer.close(linger=0)
+
+    def keep_only(self, addresses: Iterable[str]) -> None:
+        """Forgets every peer that is not named."""
+        for address in set(self._peers).difference(addresses):
+            self.forget(address)
+
+    def close(self) -> None:
+        for peer in self._peers.values():
+            peer.close(linger=LINGER_MS)
+        self._peers.clear()
 
 
 class Channel:
@@ -49,7 +90,7 @@ class Channel:
                 "choose another address with --host or --control-port"
             ) from error
         self.address = f"{advertise_host or host}:{port}"
-        self._peers: dict[str, zmq.Socket[bytes]] = {}
+        self._outgoing = Outgoing(self._context)
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -57,26 +98,17 @@ class Channel:
         self._poller.register(self._inbox, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
 
+    def outgoing(self) -> Outgoing:
+        """A sending half for another thread; close it before this channel."""
+        return Outgoing(self._context)
+
     def send(self, address: str, message: Message) -> None:
         """Queues `message` for the peer; raises PeerUnreachable when its queue is full."""
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = self._context.socket(zmq.PUSH)
-            peer.setsockopt(zmq.LINGER, 1_000)
-            peer.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
-            peer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-            peer.connect(f"tcp://{address}")
-            self._peers[address] = peer
-        try:
-            peer.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again as error:
-            raise PeerUnreachable(f"{address} has not read its messages") from error
+        self._outgoing.send(address, message)
 
     def forget(self, address: str) -> None:
-        """Closes the socket to a peer that is gone, and drops what was queued for it."""
-        peer = self._peers.pop(address, None)
-        if peer is not None:
-            peer.close(linger=0)
+        """Drops the socket to a peer that is gone, with what was queued for it."""
+        self._outgoing.forget(address)
 
     def drain(self, timeout_s: float = 0.0) -> list[AnyMessage]:
         """Waits up to `timeout_s` for a message or a `wake`, then takes what is there.
@@ -114,9 +146,7 @@ class Channel:
 
     def close(self) -> None:
         self._inbox.close(linger=0)
-        for peer in self._peers.values():
-            peer.close(linger=1_000)
-        self._peers.clear()
+        self._outgoing.close()
         self._context.term()
         os.close(self._wake_read)
         os.close(self._wake_write)

@@ -97,5 +97,5 @@ class PageHasher:
         return page_hashes(tokens, self.page_size, start)
 
     def reusable(self, hashes: Sequence[PageHash], num_tokens: int) -> Sequence[PageHash]:
-        """The hashes a prompt may hit: never the page of its last token, whose logits are needed."""
+        """The hashes a prompt may hit: never that of its last token, whose logits are needed."""
         return hashes[: max(0, num_tokens - 1) // self.page_size]

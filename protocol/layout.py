@@ -1,4 +1,4 @@
-"""`KVLayout`: the shape of a node's KV pages. Two nodes exchange pages only if it is equal. Pure."""
+"""`KVLayout`: the shape of a node's KV pages. Only equal layouts exchange pages. Pure."""
 
 from __future__ import annotations
 

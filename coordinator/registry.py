@@ -1,0 +1,112 @@
+"""`Registry`: which nodes live, by their heartbeats. Pure."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from protocol.ids import Node, Role
+from protocol.layout import KVLayout
+from protocol.messages import Heartbeat, Load, NodeInfo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LiveNode:
+    """One node with a running lease."""
+
+    info: NodeInfo
+    load: Load
+    lease_ends: float
+    last_heartbeat: float
+
+    @property
+    def node(self) -> Node:
+        return self.info.node
+
+
+@dataclass(frozen=True)
+class Model:
+    """What all nodes of one cluster have in common; pages of different models never meet."""
+
+    fingerprint: str
+    layout: KVLayout
+
+
+class Registry:
+    """Nodes join with their first heartbeat and leave with a goodbye, a newer life or silence."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, LiveNode] = {}
+        self._refused: set[Node] = set()
+
+    @property
+    def model(self) -> Model | None:
+        """The model served now; None without nodes."""
+        for live in self._nodes.values():
+            return Model(live.info.model_fingerprint, live.info.layout)
+        return None
+
+    def heartbeat(self, message: Heartbeat, now: float) -> Node | None:
+        """Notes a heartbeat; returns the older life that this one replaces, if any."""
+        info = message.info
+        known = self._nodes.get(info.node.name)
+        if known is not None and info.node.incarnation < known.node.incarnation:
+            return None
+        replaced = known.node if known is not None and known.node != info.node else None
+        if replaced is not None:
+            del self._nodes[info.node.name]
+        if self._is_foreign(info):
+            return replaced
+        if known is None or replaced is not None:
+            log.info("%s node %s joins (%s)", info.role, info.node, info.control_address)
+        lease_ends = now + message.lease_s
+        self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
+        return replaced
+
+    def remove(self, node: Node) -> bool:
+        """The node said goodbye; False if this life of it is not known."""
+        known = self._nodes.get(node.name)
+        if known is None or known.node != node:
+            return False
+        del self._nodes[node.name]
+        log.info("%s node %s left", known.info.role, node)
+        return True
+
+    def expire(self, now: float) -> list[Node]:
+        """Removes and returns the nodes whose lease has ended."""
+        gone = [live.node for live in self._nodes.values() if live.lease_ends <= now]
+        for node in gone:
+            log.warning("%s node %s is lost: no heartbeat", self._nodes[node.name].info.role, node)
+            del self._nodes[node.name]
+        return gone
+
+    def find(self, name: str) -> LiveNode | None:
+        return self._nodes.get(name)
+
+    def is_live(self, node: Node) -> bool:
+        known = self._nodes.get(node.name)
+        return known is not None and known.node == node
+
+    def live(self, role: Role | None = None) -> list[LiveNode]:
+        """Live nodes, by name, of one role or of both."""
+        nodes = sorted(self._nodes.values(), key=lambda live: live.node.name)
+        return [live for live in nodes if role is None or live.info.role == role]
+
+    def _is_foreign(self, info: NodeInfo) -> bool:
+        """True (and one log line) for a node whose model or KV layout is not the cluster's."""
+        model = self.model
+        if model is None or model == Model(info.model_fingerprint, info.layout):
+            self._refused.discard(info.node)
+            return False
+        if info.node not in self._refused:
+            self._refused.add(info.node)
+            difference = model.layout.differences(info.layout) or "other weights"
+            log.error(
+                "%s node %s is ignored, it serves another model than the cluster: %s",
+                info.role,
+                info.node,
+                difference,
+            )
+        return True

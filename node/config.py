@@ -1,0 +1,58 @@
+"""Settings of one prefill or decode process. Names and defaults are SGLang's where they mean
+the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.config import option, require
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
+    redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
+    name: str = option("", "name of this node, unique in the cluster; empty: role, host and pid")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    advertise_host: str = option("", "address that other nodes use; empty: the host, or this one's")
+    control_port: int = option(0, "port for control messages; 0: any free one")
+    data_port: int = option(0, "port for KV pages; 0: any free one")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = option("auto", "dtype of weights and KV; auto: float32 on CPUs", DTYPES)
+    page_size: int = option(16, "tokens per KV page")
+    max_total_tokens: int = option(0, "tokens in the KV pool; 0: from --mem-fraction-static")
+    mem_fraction_static: float = option(0.8, "share of device memory for weights and KV pool")
+    chunked_prefill_size: int = option(2048, "prompt tokens computed in one step")
+    max_running_requests: int = option(64, "requests computed side by side")
+    max_queued_requests: int = option(1024, "requests that may wait for pages")
+    lease_s: float = option(3.0, "a node that is silent for so long owns nothing any more")
+    receive_timeout_s: float = option(60.0, "how long a decode node waits for a prefill")
+    kv_checksum: bool = option(False, "verify a checksum of every received page set")
+    kv_backend: str = option("auto", "how pages travel; auto: gloo", ("auto", "gloo", "nccl"))
+    log_level: str = option("info", "how much to log", LOG_LEVELS)
+    trust_remote_code: bool = option(False, "refused: kvrelay runs no code from model directories")
+
+    def __post_init__(self) -> None:
+        require(
+            not self.trust_remote_code,
+            "--trust-remote-code is refused: kvrelay never runs code that comes with a model; "
+            "it has its own definition of every architecture it supports",
+        )
+        require(
+            self.page_size > 0 and self.page_size & (self.page_size - 1) == 0,
+            f"--page-size is {self.page_size}; it must be a power of two, as 16 or 64",
+        )
+        require(
+            0 < self.mem_fraction_static < 1,
+            f"--mem-fraction-static is {self.mem_fraction_static}; it must be between 0 and 1",
+        )
+        for name in ("chunked_prefill_size", "max_running_requests", "max_queued_requests"):
+            flag = "--" + name.replace("_", "-")
+            require(getattr(self, name) > 0, f"{flag} must be at least 1")
+        for name in ("lease_s", "receive_timeout_s"):
+            flag = "--" + name.replace("_", "-")
+            require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
+        require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")

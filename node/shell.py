@@ -1,0 +1,156 @@
+"""The shell around a scheduler: everything that touches the world, and one loop.
+
+It knows messages, pages and transfers, and nothing of what a scheduler decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from engine.cache import PrefixCache
+from engine.runner import ModelRunner
+from kvtransfer.transport import Transport
+from node.heartbeat import Heartbeats
+from node.instructions import (
+    AbortTransfer,
+    Event,
+    ExpectPages,
+    Instruction,
+    PagesReceived,
+    PagesSent,
+    ReceiveFailed,
+    Scheduler,
+    Send,
+    SendPages,
+)
+from node.publisher import OwnershipPublisher
+from node.rates import Rates
+from node.resources import resident_bytes
+from protocol.channel import Channel, PeerUnreachable
+from protocol.ids import Attempt, Node
+from protocol.messages import CacheFlushed, FlushCache, Load
+
+log = logging.getLogger(__name__)
+
+IDLE_WAIT_S = 0.1
+"""How long an idle loop waits for the next event before it looks at its deadlines."""
+
+
+class NodeShell:
+    """Runs one scheduler until `stop`. Owns nothing that it is given; see `node.build`."""
+
+    def __init__(
+        self,
+        node: Node,
+        channel: Channel,
+        scheduler: Scheduler,
+        cache: PrefixCache,
+        runner: ModelRunner,
+        transport: Transport,
+        publisher: OwnershipPublisher,
+        heartbeats: Heartbeats,
+    ) -> None:
+        self._node = node
+        self._channel = channel
+        self._scheduler = scheduler
+        self._cache = cache
+        self._runner = runner
+        self._transport = transport
+        self._publisher = publisher
+        self._heartbeats = heartbeats
+        self._transfer_events: deque[Event] = deque()
+        self._rates = Rates()
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Ends `run` after the current step; may be called from any thread or signal handler."""
+        self._stop.set()
+        self._channel.wake()
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            for event in self._events():
+                self._execute(self._scheduler.handle(event, time.monotonic()))
+            slices, instructions = self._scheduler.next_batch(time.monotonic())
+            self._execute(instructions)
+            if slices:
+                started = time.monotonic()
+                tokens = self._runner.run(slices)
+                self._rates.observe(slices, time.monotonic() - started)
+                self._execute(self._scheduler.finish(tokens, time.monotonic()))
+            self._report()
+
+    def _events(self) -> Iterable[Event]:
+        timeout_s = IDLE_WAIT_S if self._scheduler.idle and not self._transfer_events else 0.0
+        for message in self._channel.drain(timeout_s):
+            if isinstance(message, FlushCache):
+                self._flush(message)
+            else:
+                yield message
+        while self._transfer_events:
+            yield self._transfer_events.popleft()
+
+    def _execute(self, instructions: Iterable[Instruction]) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Send):
+                self._send(instruction)
+            elif isinstance(instruction, SendPages):
+                self._send_pages(instruction)
+            elif isinstance(instruction, ExpectPages):
+                self._expect(instruction)
+            elif isinstance(instruction, AbortTransfer):
+                self._transport.abort(instruction.transfer)
+
+    def _send(self, instruction: Send) -> None:
+        try:
+            self._channel.send(instruction.address, instruction.message)
+        except PeerUnreachable as error:
+            # The peer's absence is noticed by lease and deadline; this message has no reader.
+            log.warning("message dropped: %s", error)
+            self._channel.forget(instruction.address)
+
+    def _send_pages(self, work: SendPages) -> None:
+        def on_done(error: str) -> None:
+            self._transfer_event(PagesSent(work.transfer, error))
+
+        self._transport.send(work.data_address, work.transfer, work.pages, work.offset, on_done)
+
+    def _expect(self, work: ExpectPages) -> None:
+        def on_done(error: str) -> None:
+            transfer: Attempt = work.transfer
+            self._transfer_event(
+                ReceiveFailed(transfer, error) if error else PagesReceived(transfer)
+            )
+
+        self._transport.expect(work.transfer, work.pages, on_done)
+
+    def _transfer_event(self, event: Event) -> None:
+        """Called on transport threads; a deque append is atomic."""
+        self._transfer_events.append(event)
+        self._channel.wake()
+
+    def _flush(self, message: FlushCache) -> None:
+        flushed = CacheFlushed(self._node, message.flush_id, self._cache.flush())
+        self._execute([Send(message.reply_address, flushed)])
+
+    def _report(self) -> None:
+        if changes := self._cache.take_changes():
+            self._publisher.publish(changes)
+        self._heartbeats.update(self._load())
+
+    def _load(self) -> Load:
+        links = self._transport.links()
+        return msgspec.structs.replace(
+            self._scheduler.load(),
+            prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
+            step_s=self._rates.step_s,
+            bytes_sent_total=sum(link.bytes_sent for link in links),
+            open_links=sum(link.is_open for link in links),
+            rss_bytes=resident_bytes(),
+        )
