@@ -28,8 +28,6 @@ class Assigned:
     prompt_tokens: int = 0
     """Uncached prompt tokens without a first token yet."""
     requests: int = 0
-    pages: int = 0
-    """Pages that the requests reserve on a decode node."""
 
 
 @dataclass(frozen=True)

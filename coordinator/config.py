@@ -1,0 +1,34 @@
+"""Settings of one coordinator process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.config import option, require
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
+    served_model_name: str = option("", "name told to clients; empty: the directory's name")
+    redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
+    advertise_host: str = option("", "address that nodes use; empty: the host, or this one's")
+    port: int = option(30000, "HTTP port")
+    control_port: int = option(0, "port for messages from nodes; 0: any free one")
+    local_prefill_max_tokens: int = option(
+        64, "uncached prompt tokens that a decode node may compute itself; 0: only without prefill"
+    )
+    max_queued_requests: int = option(4096, "unfinished requests before new ones get a 429")
+    max_body_bytes: int = option(32 << 20, "largest request body")
+    request_timeout_s: float = option(600.0, "a request without an end by then fails")
+    log_level: str = option("info", "how much to log", LOG_LEVELS)
+
+    def __post_init__(self) -> None:
+        require(0 < self.port < 65536, f"--port is {self.port}; it must be between 1 and 65535")
+        require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
+        require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
+        require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")
+        require(self.request_timeout_s > 0, "--request-timeout-s must be more than 0 seconds")

@@ -1,0 +1,72 @@
+"""Streaming detokenisation that never emits half a character, and stop strings.
+
+A byte-level token may be part of a character, and some tokenizers change a token's text by its
+neighbours. So the new text is the difference of two decodings of a short window (the method of
+Hugging Face's text-generation-inference), held back while it ends in a broken character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+MAX_HELD_TOKENS = 16
+"""A character has at most 4 bytes; what is broken for longer is really no UTF-8."""
+
+DecodeFunction = Callable[[Sequence[int]], str]
+
+
+class Detokenizer:
+    """Text of one answer, token by token."""
+
+    def __init__(self, decode: DecodeFunction) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._window_start = 0
+        """First token of the decoded window: context for the new ones."""
+        self._emitted_end = 0
+        """Tokens before this one have their text in `text`."""
+        self.text = ""
+
+    def push(self, token_id: int) -> None:
+        self._ids.append(token_id)
+        self._emit(final=False)
+
+    def finish(self) -> None:
+        """Emits what is held back, with U+FFFD for bytes that became no character."""
+        self._emit(final=True)
+
+    def _emit(self, final: bool) -> None:
+        known = self._decode(self._ids[self._window_start : self._emitted_end])
+        window = self._decode(self._ids[self._window_start :])
+        held = len(self._ids) - self._emitted_end
+        if len(window) <= len(known) and not final:
+            return
+        if window.endswith(BROKEN) and not final and held < MAX_HELD_TOKENS:
+            return
+        self.text += window[len(known) :]
+        self._window_start, self._emitted_end = self._emitted_end, len(self._ids)
+
+
+class StopStrings:
+    """Finds the first stop string in a growing text, and says how much is safe to show."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._searched = 0
+
+    def find(self, text: str) -> tuple[int, str] | None:
+        """(position, stop string) of the earliest match in `text`, which only grows."""
+        longest = max(map(len, self._stops), default=0)
+        start = max(0, self._searched - longest + 1)
+        self._searched = len(text)
+        matches = [(text.find(stop, start), stop) for stop in self._stops]
+        return min((m for m in matches if m[0] >= 0), default=None)
+
+    def safe_length(self, text: str) -> int:
+        """Characters of `text` that can be shown: its end may be the beginning of a stop."""
+        for length in range(min(len(text), max(map(len, self._stops), default=0)), 0, -1):
+            tail = text[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return len(text) - length
+        return len(text)

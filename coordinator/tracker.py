@@ -1,0 +1,256 @@
+"""`Tracker`: every running request, and the one place that retries. Pure.
+
+A request has attempts; only messages of the newest one count. When a node fails, the next
+attempt sends the prompt plus the tokens answered so far, so the client's stream goes on. Each
+request ends with exactly one `Ended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from coordinator.cost import Assigned
+from coordinator.router import NoRoute, Route
+from protocol.hashing import token_bytes
+from protocol.ids import Attempt, Node
+from protocol.messages import Cancel, Failed, Generate, Message, TokenOut, TokensOut
+from protocol.sampling import Sampling
+
+MAX_ATTEMPTS = 4
+RETRY_WITHIN_S = 10.0
+"""A request that lost its node waits so long for another one to appear."""
+
+NODE_FAILED = 503
+BAD_REQUEST = 400
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer, validated and tokenized."""
+
+    request_id: str
+    tokens: list[int]
+    cache_salt: str
+    sampling: Sampling
+    max_new_tokens: int
+    stop_token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message to a node."""
+
+    address: str
+    message: Message
+
+
+@dataclass(frozen=True)
+class Produced:
+    """New tokens of a request."""
+
+    request_id: str
+    tokens: list[int]
+    attempt: int
+    route: Route
+    cached_tokens: int
+    transferred_pages: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a request. `finish` is "stop", "length" or "error"."""
+
+    request_id: str
+    finish: str
+    message: str = ""
+    status_code: int = 200
+
+
+Outcome = Send | Produced | Ended
+
+
+@dataclass(eq=False)
+class _Running:
+    request: Request
+    attempt: int = 0
+    route: Route | None = None
+    answered: list[int] = field(default_factory=list)
+    failed_nodes: set[str] = field(default_factory=set)
+    last_failure: str = ""
+    retry_until: float | None = None
+    """Set while it has no node: when to give up."""
+    answering: bool = False
+    """A token of the current attempt has arrived: its prompt is computed."""
+
+    @property
+    def current(self) -> Attempt:
+        return Attempt(self.request.request_id, self.attempt)
+
+
+RouteFunction = Callable[[list[int], str, int, Mapping[str, Assigned], Collection[str]], Route]
+"""(tokens, cache_salt, max_new_tokens, assigned by node name, nodes to avoid) → Route."""
+
+
+class Tracker:
+    """`route` decides; `reply_address` is where nodes send this coordinator's tokens."""
+
+    def __init__(self, route: RouteFunction, reply_address: str) -> None:
+        self._route = route
+        self._reply_address = reply_address
+        self._running: dict[str, _Running] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._running
+
+    @property
+    def request_ids(self) -> list[str]:
+        return list(self._running)
+
+    def submit(self, request: Request, now: float) -> list[Outcome]:
+        """Starts a request; raises NoRoute (and keeps nothing) when no node can take it."""
+        assert request.request_id not in self._running
+        running = _Running(request)
+        outcomes = self._start(running)
+        self._running[request.request_id] = running
+        return outcomes
+
+    def tokens(self, message: TokensOut, now: float) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for out in message.outs:
+            running = self._current(out.attempt)
+            if running is not None:
+                outcomes += self._take(running, out)
+        return outcomes
+
+    def failed(self, message: Failed, now: float) -> list[Outcome]:
+        running = self._current(message.attempt)
+        if running is None:
+            return []
+        if not message.retryable:
+            return [self._end(running, "error", message.reason, BAD_REQUEST)]
+        running.failed_nodes.add(message.node.name)
+        return self._retry(running, message.reason, now)
+
+    def node_lost(self, node: Node, now: float) -> list[Outcome]:
+        """Every request that needs this node goes elsewhere."""
+        outcomes: list[Outcome] = []
+        for running in list(self._running.values()):
+            route = running.route
+            if route is None or not _needs(running, route, node):
+                continue
+            running.failed_nodes.add(node.name)
+            if route.decode != node:
+                outcomes.append(Send(route.decode_address, Cancel(running.current)))
+            outcomes += self._retry(running, f"node {node.name} was lost", now)
+        return outcomes
+
+    def cancel(self, request_id: str) -> list[Outcome]:
+        """The client does not want it any more (or has enough); no `Ended` follows."""
+        running = self._running.pop(request_id, None)
+        if running is None or running.route is None:
+            return []
+        return [Send(running.route.decode_address, Cancel(running.current))]
+
+    def tick(self, now: float) -> list[Outcome]:
+        """Tries again for requests without a node, and gives up on those that waited too long."""
+        outcomes: list[Outcome] = []
+        for running in [r for r in self._running.values() if r.retry_until is not None]:
+            outcomes += self._retry(running, running.last_failure, now)
+        return outcomes
+
+    def assigned(self) -> dict[str, Assigned]:
+        """Unfinished work by node name."""
+        total: dict[str, Assigned] = {}
+        for running in self._running.values():
+            if running.route is not None:
+                _add(total, running, running.route)
+        return total
+
+    def _start(self, running: _Running) -> list[Outcome]:
+        request = running.request
+        tokens = request.tokens + running.answered
+        max_new_tokens = request.max_new_tokens - len(running.answered)
+        route = self._route(
+            tokens, request.cache_salt, max_new_tokens, self.assigned(), running.failed_nodes
+        )
+        running.attempt += 1
+        running.route = route
+        running.retry_until = None
+        running.answering = False
+        generate = Generate(
+            attempt=running.current,
+            tokens=token_bytes(tokens),
+            cache_salt=request.cache_salt,
+            sampling=request.sampling,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=request.stop_token_ids,
+            prefill_address=route.prefill_address,
+            reply_address=self._reply_address,
+        )
+        return [Send(route.decode_address, generate)]
+
+    def _take(self, running: _Running, out: TokenOut) -> list[Outcome]:
+        assert running.route is not None
+        running.answering = True
+        running.answered += out.tokens
+        outcomes: list[Outcome] = [
+            Produced(
+                running.request.request_id,
+                out.tokens,
+                running.attempt,
+                running.route,
+                out.cached_tokens,
+                out.transferred_pages,
+            )
+        ]
+        if out.finish:
+            outcomes.append(self._end(running, out.finish))
+        return outcomes
+
+    def _retry(self, running: _Running, reason: str, now: float) -> list[Outcome]:
+        running.route = None
+        running.last_failure = reason
+        if running.attempt >= MAX_ATTEMPTS:
+            message = f"gave up after {running.attempt} attempts; the last one: {reason}"
+            return [self._end(running, "error", message, NODE_FAILED)]
+        if running.retry_until is None:
+            running.retry_until = now + RETRY_WITHIN_S
+        try:
+            return self._start(running)
+        except NoRoute as error:
+            if now < running.retry_until:
+                return []
+            return [self._end(running, "error", f"{reason}, and {error}", NODE_FAILED)]
+
+    def _end(
+        self, running: _Running, finish: str, message: str = "", status_code: int = 200
+    ) -> Ended:
+        request_id = running.request.request_id
+        del self._running[request_id]
+        return Ended(request_id, finish, message, status_code)
+
+    def _current(self, attempt: Attempt) -> _Running | None:
+        """The request this attempt is the newest of; None for anything older or unknown."""
+        running = self._running.get(attempt.request_id)
+        return running if running is not None and running.current == attempt else None
+
+
+def _needs(running: _Running, route: Route, node: Node) -> bool:
+    """A prefill node is needed until the first token; the decode node until the end."""
+    return route.decode == node or (route.prefill == node and not running.answering)
+
+
+def _add(total: dict[str, Assigned], running: _Running, route: Route) -> None:
+    computing = route.uncached_tokens if not running.answering else 0
+    work = [(route.decode.name, 0 if route.prefill else computing)]
+    if route.prefill is not None and not running.answering:
+        work.append((route.prefill.name, computing))
+    for name, tokens in work:
+        old = total.get(name, Assigned())
+        total[name] = replace(
+            old, prompt_tokens=old.prompt_tokens + tokens, requests=old.requests + 1
+        )
