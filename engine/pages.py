@@ -1,4 +1,4 @@
-"""`PagePool`: which pages of a KV pool are free. Pure accounting; knows no tensor and no content."""
+"""`PagePool`: which pages of a KV pool are free. Pure accounting; knows no content."""
 
 from __future__ import annotations
 

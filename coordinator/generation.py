@@ -1,0 +1,144 @@
+"""One running answer as an HTTP handler sees it: a mailbox, its text, and its result object."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.detokenizer import Detokenizer, StopStrings
+from coordinator.router import Route
+from coordinator.tracker import Ended, Produced
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Why a request has no answer."""
+
+    message: str
+    status_code: int
+
+
+@dataclass(eq=False)
+class Generation:
+    """Collects what the tracker delivers. Bounded by the answer's own length.
+
+    `finish_reason` is SGLang's object, None while it runs.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    detokenizer: Detokenizer
+    stops: StopStrings
+    no_stop_trim: bool
+    started: float
+    output_ids: list[int] = field(default_factory=list)
+    finish_reason: dict[str, Any] | None = None
+    error: Abort | None = None
+    route: Route | None = None
+    attempts: int = 0
+    cached_tokens: int = 0
+    transferred_pages: int = 0
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _visible: int | None = None
+    """Length of the text that is shown, when a stop string or its beginning ends it."""
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def text(self) -> str:
+        text = self.detokenizer.text
+        return text if self._visible is None else text[: self._visible]
+
+    async def changed(self, timeout_s: float) -> None:
+        """Waits for news; raises TimeoutError."""
+        await asyncio.wait_for(self._changed.wait(), timeout_s)
+        self._changed.clear()
+
+    def produced(self, event: Produced, now: float) -> bool:
+        """Takes new tokens; True if a stop string ended the answer, so it is to be cancelled."""
+        if self.first_token_at is None:
+            self.first_token_at = now
+            self.cached_tokens = event.cached_tokens
+        self.route, self.attempts = event.route, event.attempt
+        self.transferred_pages = max(self.transferred_pages, event.transferred_pages)
+        self._changed.set()
+        for token in event.tokens:
+            self.output_ids.append(token)
+            self.detokenizer.push(token)
+            if self._stopped(now):
+                return True
+        self._visible = self.stops.safe_length(self.detokenizer.text)
+        return False
+
+    def ended(self, event: Ended, now: float) -> None:
+        self._changed.set()
+        self.ended_at = now
+        if event.finish == "error":
+            self.error = Abort(event.message, event.status_code)
+            return
+        self.detokenizer.finish()
+        if self._stopped(now):
+            return
+        self._visible = None
+        if event.finish == "stop":
+            self.finish_reason = {"type": "stop", "matched": self.output_ids[-1]}
+        else:
+            self.finish_reason = {"type": "length", "length": len(self.output_ids)}
+
+    def aborted(self, message: str, status_code: int, now: float) -> None:
+        """Ends the answer as it is, with SGLang's abort reason."""
+        self._changed.set()
+        self.ended_at = now
+        self._visible = None
+        self.finish_reason = {
+            "type": "abort",
+            "message": message,
+            "status_code": status_code,
+            "err_type": "AbortError",
+        }
+
+    def result(self, now: float) -> dict[str, Any]:
+        """The response object of /generate, at any moment of the answer."""
+        ended = self.ended_at if self.ended_at is not None else now
+        meta: dict[str, Any] = {
+            "id": self.request_id,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": len(self.output_ids),
+            "cached_tokens": self.cached_tokens,
+            "cached_tokens_details": {"device": self.cached_tokens, "host": 0},
+            "e2e_latency": ended - self.started,
+            "weight_version": "default",
+            "ttft": self.first_token_at - self.started if self.first_token_at else None,
+            "attempts": self.attempts,
+            "transferred_pages": self.transferred_pages,
+            "prefill_node": None,
+            "decode_node": None,
+            "route_reason": None,
+        }
+        if self.route is not None:
+            meta["prefill_node"] = self.route.prefill.name if self.route.prefill else None
+            meta["decode_node"] = self.route.decode.name
+            meta["route_reason"] = self.route.reason
+        return {
+            "text": self.text,
+            "output_ids": list(self.output_ids),
+            "meta_info": meta,
+            "error": None,
+        }
+
+    def _stopped(self, now: float) -> bool:
+        """Looks for a stop string; ends the answer at the first one."""
+        found = self.stops.find(self.detokenizer.text)
+        if found is None:
+            return False
+        position, stop = found
+        self._visible = position + (len(stop) if self.no_stop_trim else 0)
+        self.finish_reason = {"type": "stop", "matched": stop}
+        self.ended_at = now
+        return True
