@@ -1,0 +1,173 @@
+"""The HTTP surface: routes, status codes and event streams. Everything else is `Service`'s."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+
+from coordinator import admin, info
+from coordinator.generation import Generation
+from coordinator.replies import FAULTS, error_reply, json_reply, unavailable_body
+from coordinator.schema import BadRequest, ParsedBody, parse_generate
+from coordinator.service import Service, TooBusy, Unavailable
+
+WAIT_S = 1.0
+"""How often a waiting handler looks whether its client is still there."""
+
+
+def create_app(service: Service) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(title="kvrelay", version=info.VERSION, lifespan=lifespan)
+    app.state.service = service
+    app.include_router(info.router)
+    app.include_router(admin.router)
+
+    @app.middleware("http")
+    async def refuse_large_bodies(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > service.config.max_body_bytes:
+            return error_reply(
+                413,
+                f"the body has {length} bytes; at most {service.config.max_body_bytes} are taken",
+            )
+        return await call_next(request)
+
+    @app.api_route("/generate", methods=["POST", "PUT"], response_model=None)
+    async def generate(request: Request) -> Response:
+        """SGLang's native generation endpoint; see the README for its fields."""
+        try:
+            raw = msgspec.json.decode(await request.body())
+            if not isinstance(raw, dict):
+                raise BadRequest("the body must be a JSON object")
+            body = parse_generate(raw)
+            generations = _submit_all(service, body)
+        except msgspec.DecodeError as error:
+            return error_reply(400, f"the body is no JSON: {error}")
+        except FAULTS as error:
+            return error_reply(*_status(error))
+        wants_list = body.is_batch or len(generations) > 1
+        if body.stream:
+            intervals = [
+                prompt.sampling.stream_interval or 1
+                for prompt in body.prompts
+                for _ in range(prompt.sampling.n)
+            ]
+            events = _event_stream(service, generations, intervals, wants_list)
+            return StreamingResponse(events, media_type="text/event-stream")
+        return await _whole(service, request, generations, wants_list)
+
+    return app
+
+
+def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
+    """Starts every answer of a body, or none."""
+    generations: list[Generation] = []
+    try:
+        for prompt in body.prompts:
+            for choice in range(prompt.sampling.n):
+                rid = prompt.rid
+                if rid is not None and prompt.sampling.n > 1:
+                    rid = f"{rid}_{choice}"
+                generations.append(service.submit(prompt, choice, rid))
+    except FAULTS:
+        for generation in generations:
+            service.cancel(generation.request_id)
+        raise
+    return generations
+
+
+def _status(error: Exception) -> tuple[int, str]:
+    if isinstance(error, BadRequest):
+        return 400, str(error)
+    if isinstance(error, TooBusy):
+        return 429, str(error)
+    assert isinstance(error, Unavailable)
+    return 503, str(error)
+
+
+async def _whole(
+    service: Service, request: Request, generations: list[Generation], wants_list: bool
+) -> Response:
+    """Waits for all answers; a client that leaves cancels them, on every node."""
+    try:
+        for generation in generations:
+            while not generation.done:
+                try:
+                    await generation.changed(WAIT_S)
+                except asyncio.TimeoutError:
+                    pass
+                if not generation.done and await request.is_disconnected():
+                    return Response(status_code=499)
+        for generation in generations:
+            if generation.error is not None:
+                return error_reply(generation.error.status_code, generation.error.message)
+        now = asyncio.get_running_loop().time()
+        results = [generation.result(now) for generation in generations]
+        return json_reply(results if wants_list else results[0])
+    finally:
+        for generation in generations:
+            if not generation.done:
+                service.cancel(generation.request_id)
+
+
+async def _event_stream(
+    service: Service, generations: list[Generation], intervals: list[int], with_index: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events of all answers as they come. Starlette closes this generator when the
+    client disconnects, which cancels what is unfinished."""
+    updates: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(maxsize=64)
+
+    async def follow(index: int, generation: Generation, interval: int) -> None:
+        shown = 0
+        while True:
+            try:
+                await generation.changed(service.config.request_timeout_s)
+            except asyncio.TimeoutError:
+                return
+            if not generation.done and len(generation.output_ids) < shown + interval:
+                continue
+            shown = len(generation.output_ids)
+            now = asyncio.get_running_loop().time()
+            extra = {"index": index} if with_index else {}
+            await updates.put((index, _event(generation, now, extra)))
+            if generation.done:
+                return
+
+    followers = [
+        asyncio.create_task(follow(i, g, interval))
+        for i, (g, interval) in enumerate(zip(generations, intervals, strict=True))
+    ]
+    try:
+        finished = 0
+        while finished < len(generations):
+            index, event = await updates.get()
+            yield event
+            finished += followers[index].done() or generations[index].done
+        yield b"data: [DONE]\n\n"
+    finally:
+        for follower in followers:
+            follower.cancel()
+        for generation in generations:
+            if not generation.done:
+                service.cancel(generation.request_id)
+
+
+def _event(generation: Generation, now: float, extra: dict[str, Any]) -> bytes:
+    if generation.error is not None:
+        body: dict[str, Any] = unavailable_body(generation.error) | extra
+    else:
+        body = generation.result(now) | extra
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

@@ -1,0 +1,50 @@
+"""Error bodies and JSON replies, in the shapes that clients of SGLang know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import Response
+
+from coordinator.generation import Abort
+from coordinator.schema import BadRequest
+from coordinator.service import TooBusy, Unavailable
+
+FAULTS = (BadRequest, TooBusy, Unavailable)
+"""What refusing a request raises."""
+
+
+def json_reply(
+    body: Any, status_code: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(msgspec.json.encode(body), status_code, headers, media_type="application/json")
+
+
+def error_reply(status_code: int, message: str) -> Response:
+    """503 has a flat object, every other error a nested one; 429 says when to come back."""
+    if status_code == 503:
+        return json_reply(
+            {
+                "object": "error",
+                "message": message,
+                "type": "ServiceUnavailable",
+                "param": None,
+                "code": 503,
+            },
+            503,
+        )
+    headers = {"Retry-After": "1"} if status_code == 429 else None
+    return json_reply({"error": {"message": message}}, status_code, headers)
+
+
+def unavailable_body(error: Abort) -> dict[str, Any]:
+    """An error inside an event stream."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": "ServiceUnavailable" if error.status_code >= 500 else "BadRequest",
+            "code": error.status_code,
+            "retryable": error.status_code >= 500,
+        }
+    }

@@ -1,0 +1,51 @@
+"""Starts one coordinator process."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from coordinator.app import create_app
+from coordinator.config import CoordinatorConfig
+from coordinator.service import Service
+from coordinator.tokenizer import Tokenizer
+from protocol.channel import Channel
+from protocol.config import ConfigError, describe
+from protocol.hosts import advertised_host
+
+log = logging.getLogger(__name__)
+
+
+def run(config: CoordinatorConfig) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigError or ModelFilesError with the remedy."""
+    model_path = Path(config.model_path)
+    tokenizer = Tokenizer(model_path)
+    if not config.served_model_name:
+        config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
+    listener = _listen(config.host, config.port)
+    channel = Channel(
+        config.host, config.control_port, advertised_host(config.host, config.advertise_host)
+    )
+    log.info("coordinator settings: %s", describe(config))
+    app = create_app(Service(config, tokenizer, channel))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    )
+    log.info("listening on http://%s:%d", config.host, config.port)
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
+        ) from error
+    return listener

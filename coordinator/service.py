@@ -1,0 +1,352 @@
+"""The coordinator's shell: messages in and out, deadlines, and running answers.
+
+Everything runs on one event loop; decisions are the tracker's, the router's and the registry's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import uuid
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from coordinator.config import CoordinatorConfig
+from coordinator.cost import Assigned
+from coordinator.detokenizer import Detokenizer, StopStrings
+from coordinator.follower import OwnershipFollower
+from coordinator.generation import Generation
+from coordinator.index import PrefixIndex
+from coordinator.registry import Registry
+from coordinator.router import NoRoute, Prompt, Route, Router
+from coordinator.schema import BadRequest
+from coordinator.schema import Prompt as RequestPrompt
+from coordinator.tokenizer import Tokenizer
+from coordinator.tracker import Ended, Outcome, Produced, Request, Send, Tracker
+from protocol.channel import Channel, PeerUnreachable
+from protocol.hashing import PageHasher
+from protocol.ids import Node
+from protocol.messages import (
+    CacheFlushed,
+    Failed,
+    FlushCache,
+    Goodbye,
+    Heartbeat,
+    TokensOut,
+)
+from protocol.sampling import Sampling
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+FLUSH_TIMEOUT_S = 5.0
+
+
+class Unavailable(Exception):
+    """503: no node can serve now."""
+
+
+class TooBusy(Exception):
+    """429: too many requests are unfinished."""
+
+
+@dataclass
+class Totals:
+    """Lifetime counts over all requests of this coordinator."""
+
+    requests: int = 0
+    requests_hit: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    transferred_pages: int = 0
+    retries: int = 0
+    failed: int = 0
+
+
+class Service:
+    """Use as: `start()`, then `submit` and wait on the `Generation`; `close()` at the end."""
+
+    def __init__(self, config: CoordinatorConfig, tokenizer: Tokenizer, channel: Channel) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.registry = Registry()
+        self.index = PrefixIndex()
+        self.totals = Totals()
+        self._channel = channel
+        self._router = Router(config.local_prefill_max_tokens)
+        self._tracker = Tracker(self._route, channel.address)
+        self._follower = OwnershipFollower(config.redis_url, channel.address, self.index)
+        self._generations: dict[str, Generation] = {}
+        self._flushes: dict[str, dict[str, int]] = {}
+        self._flushed = asyncio.Condition()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._channel.fileno(), self._drain)
+        self._tasks = [
+            asyncio.create_task(self._follower.run(), name="ownership"),
+            asyncio.create_task(self._tick(), name="tick"),
+        ]
+
+    async def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._follower.close()
+        self._channel.close()
+
+    @property
+    def redis_connected(self) -> bool:
+        return self._follower.connected
+
+    @property
+    def num_running(self) -> int:
+        return len(self._tracker)
+
+    @property
+    def ready(self) -> bool:
+        """A request would find a node."""
+        return bool(self.registry.live("decode"))
+
+    @property
+    def max_total_tokens(self) -> int:
+        """The longest prompt plus answer that every decode node has room for."""
+        nodes = self.registry.live("decode")
+        return min((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
+
+    def submit(self, prompt: RequestPrompt, choice: int, rid: str | None) -> Generation:
+        """Starts one answer. Raises BadRequest, TooBusy or Unavailable; then nothing is kept.
+
+        `choice` tells the n answers of one prompt apart: each gets its own seed.
+        """
+        now = self._now()
+        request_id = rid or uuid.uuid4().hex
+        if request_id in self._tracker:
+            raise BadRequest(f"a request with rid {request_id!r} is running")
+        if len(self._tracker) >= self.config.max_queued_requests:
+            raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
+        if not self.ready:
+            raise Unavailable("no decode node is alive; start one, or try again in a moment")
+        request = self._request(prompt, choice, request_id)
+        sampling = prompt.sampling
+        decode = partial(self.tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
+        generation = Generation(
+            request_id=request_id,
+            prompt_tokens=len(request.tokens),
+            detokenizer=Detokenizer(decode),
+            stops=StopStrings(sampling.stops),
+            no_stop_trim=sampling.no_stop_trim,
+            started=now,
+        )
+        self._generations[request_id] = generation
+        try:
+            outcomes = self._tracker.submit(request, now)
+        except NoRoute as error:
+            del self._generations[request_id]
+            raise Unavailable(str(error)) from None
+        self._carry_out(outcomes)
+        return generation
+
+    def cancel(self, request_id: str) -> None:
+        """The client is gone: frees what its request holds, on every node. Harmless twice."""
+        self._carry_out(self._tracker.cancel(request_id))
+        self._generations.pop(request_id, None)
+
+    def abort(self, request_id: str, message: str, status_code: int = 200) -> bool:
+        """Ends a request where it stands, its client being told; False if it is not running."""
+        generation = self._generations.get(request_id)
+        if generation is None:
+            return False
+        generation.aborted(message, status_code, self._now())
+        self._finished(generation)
+        self.cancel(request_id)
+        return True
+
+    async def flush_cache(self) -> dict[str, int]:
+        """Tells every node to forget its unheld pages; pages by node name. Raises TimeoutError."""
+        flush_id = uuid.uuid4().hex
+        expected = {live.node.name for live in self.registry.live()}
+        answers = self._flushes.setdefault(flush_id, {})
+        try:
+            for live in self.registry.live():
+                self._send(
+                    Send(live.info.control_address, FlushCache(self._channel.address, flush_id))
+                )
+            async with self._flushed:
+                await asyncio.wait_for(
+                    self._flushed.wait_for(lambda: expected <= answers.keys()), FLUSH_TIMEOUT_S
+                )
+            return dict(answers)
+        finally:
+            del self._flushes[flush_id]
+
+    def _request(self, prompt: RequestPrompt, choice: int, request_id: str) -> Request:
+        tokens = self._tokens(prompt)
+        params = prompt.sampling
+        limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
+        room = limit - len(tokens)
+        wanted = params.max_new_tokens
+        if room < 1 or (wanted is not None and wanted > room):
+            asked = "" if wanted is None else f" plus max_new_tokens {wanted}"
+            raise BadRequest(
+                f"the prompt has {len(tokens)} tokens{asked}; at most {limit} fit "
+                "(prompt and answer together)"
+            )
+        stop_token_ids = list(params.stop_token_ids or [])
+        if not params.ignore_eos:
+            stop_token_ids += self.tokenizer.eos_token_ids
+        seed = params.sampling_seed
+        return Request(
+            request_id=request_id,
+            tokens=tokens,
+            cache_salt=prompt.cache_salt,
+            sampling=Sampling(
+                temperature=params.temperature,
+                top_k=max(0, params.top_k),
+                top_p=params.top_p,
+                min_p=params.min_p,
+                seed=secrets.randbits(63) if seed is None else (seed + choice) % (1 << 63),
+            ),
+            max_new_tokens=room if wanted is None else wanted,
+            stop_token_ids=stop_token_ids,
+        )
+
+    def _tokens(self, prompt: RequestPrompt) -> list[int]:
+        if prompt.input_ids is None:
+            tokens = self.tokenizer.encode(prompt.text or "")
+        else:
+            tokens = prompt.input_ids
+            wrong = next((t for t in tokens if not 0 <= t < self.tokenizer.vocab_size), None)
+            if wrong is not None:
+                raise BadRequest(
+                    f"input_ids has the id {wrong}; the vocabulary has ids 0 to "
+                    f"{self.tokenizer.vocab_size - 1}"
+                )
+        if not tokens:
+            raise BadRequest("the prompt is empty")
+        return tokens
+
+    def _route(
+        self,
+        tokens: list[int],
+        cache_salt: str,
+        max_new_tokens: int,
+        assigned: Mapping[str, Assigned],
+        avoid: Collection[str],
+    ) -> Route:
+        model = self.registry.model
+        if model is None:
+            raise NoRoute("no node is alive")
+        hashes = PageHasher(model.fingerprint, model.layout).hashes(tokens, cache_salt)
+        prompt = Prompt(
+            num_tokens=len(tokens),
+            num_pages=model.layout.num_pages(len(tokens) + max_new_tokens),
+            owned_pages=self.index.match(hashes),
+        )
+        return self._router.route(prompt, self.registry, assigned, avoid)
+
+    def _drain(self) -> None:
+        """The channel's descriptor is edge-triggered: read until nothing is left."""
+        while messages := self._channel.drain():
+            for message in messages:
+                if isinstance(message, TokensOut):
+                    self._carry_out(self._tracker.tokens(message, self._now()))
+                elif isinstance(message, Heartbeat):
+                    replaced = self.registry.heartbeat(message, self._now())
+                    if replaced is not None:
+                        self._lost(replaced)
+                elif isinstance(message, Failed):
+                    log.warning("attempt %s failed: %s", message.attempt, message.reason)
+                    self._carry_out(self._tracker.failed(message, self._now()))
+                elif isinstance(message, Goodbye):
+                    if self.registry.remove(message.node):
+                        self._lost(message.node)
+                elif isinstance(message, CacheFlushed):
+                    asyncio.ensure_future(self._note_flushed(message))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self._now()
+            self._drain()
+            for node in self.registry.expire(now):
+                self._lost(node)
+            self._carry_out(self._tracker.tick(now))
+            late = [
+                g.request_id
+                for g in self._generations.values()
+                if now - g.started > self.config.request_timeout_s
+            ]
+            for request_id in late:
+                self.abort(request_id, "the request took too long", 504)
+
+    def _lost(self, node: Node) -> None:
+        self._carry_out(self._tracker.node_lost(node, self._now()))
+
+    def _carry_out(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Send):
+                self._send(outcome)
+            elif isinstance(outcome, Produced):
+                self._produced(outcome)
+            else:
+                self._ended(outcome)
+
+    def _produced(self, outcome: Produced) -> None:
+        generation = self._generations.get(outcome.request_id)
+        if generation is None or generation.done:
+            return
+        if generation.produced(outcome, self._now()):
+            self._finished(generation)
+            self.cancel(outcome.request_id)
+
+    def _ended(self, outcome: Ended) -> None:
+        generation = self._generations.pop(outcome.request_id, None)
+        if generation is None or generation.done:
+            return
+        generation.ended(outcome, self._now())
+        self._finished(generation)
+
+    def _finished(self, generation: Generation) -> None:
+        totals = self.totals
+        totals.requests += 1
+        totals.requests_hit += generation.cached_tokens > 0
+        totals.prompt_tokens += generation.prompt_tokens
+        totals.cached_tokens += generation.cached_tokens
+        totals.completion_tokens += len(generation.output_ids)
+        totals.transferred_pages += generation.transferred_pages
+        totals.retries += max(0, generation.attempts - 1)
+        totals.failed += generation.error is not None
+        route = generation.route
+        log.info(
+            "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s",
+            generation.request_id,
+            generation.error or generation.finish_reason,
+            generation.prompt_tokens,
+            len(generation.output_ids),
+            generation.cached_tokens,
+            generation.attempts,
+            route.reason if route else "not routed",
+        )
+
+    def _send(self, work: Send) -> None:
+        try:
+            self._channel.send(work.address, work.message)
+        except PeerUnreachable as error:
+            # Its lease ends soon, and then its requests are sent elsewhere.
+            log.warning("message dropped: %s", error)
+
+    async def _note_flushed(self, message: CacheFlushed) -> None:
+        async with self._flushed:
+            answers = self._flushes.get(message.flush_id)
+            if answers is not None:
+                answers[message.node.name] = message.num_pages
+            self._flushed.notify_all()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
