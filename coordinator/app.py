@@ -128,34 +128,30 @@ async def _event_stream(
 ) -> AsyncIterator[bytes]:
     """Server-sent events of all answers as they come. Starlette closes this generator when the
     client disconnects, which cancels what is unfinished."""
-    updates: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(maxsize=64)
+    updates: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue(maxsize=64)
 
     async def follow(index: int, generation: Generation, interval: int) -> None:
         shown = 0
-        while True:
-            try:
-                await generation.changed(service.config.request_timeout_s)
-            except asyncio.TimeoutError:
-                return
-            if not generation.done and len(generation.output_ids) < shown + interval:
-                continue
-            shown = len(generation.output_ids)
-            now = asyncio.get_running_loop().time()
-            extra = {"index": index} if with_index else {}
-            await updates.put((index, _event(generation, now, extra)))
-            if generation.done:
-                return
+        extra = {"index": index} if with_index else {}
+        is_last = False
+        while not is_last:
+            await generation.changed(service.config.request_timeout_s + WAIT_S)
+            is_last = generation.done
+            if is_last or len(generation.output_ids) >= shown + interval:
+                shown = len(generation.output_ids)
+                now = asyncio.get_running_loop().time()
+                await updates.put((_event(generation, now, extra), is_last))
 
     followers = [
         asyncio.create_task(follow(i, g, interval))
         for i, (g, interval) in enumerate(zip(generations, intervals, strict=True))
     ]
     try:
-        finished = 0
-        while finished < len(generations):
-            index, event = await updates.get()
+        unfinished = len(generations)
+        while unfinished:
+            event, is_last = await updates.get()
             yield event
-            finished += followers[index].done() or generations[index].done
+            unfinished -= is_last
         yield b"data: [DONE]\n\n"
     finally:
         for follower in followers:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from coordinator.config import CoordinatorConfig
@@ -66,6 +66,15 @@ class Totals:
     failed: int = 0
 
 
+@dataclass
+class _Flush:
+    """A cache flush under way; `answers`: pages forgotten, by node name."""
+
+    expected: set[str]
+    answers: dict[str, int] = field(default_factory=dict)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Service:
     """Use as: `start()`, then `submit` and wait on the `Generation`; `close()` at the end."""
 
@@ -80,8 +89,7 @@ class Service:
         self._tracker = Tracker(self._route, channel.address)
         self._follower = OwnershipFollower(config.redis_url, channel.address, self.index)
         self._generations: dict[str, Generation] = {}
-        self._flushes: dict[str, dict[str, int]] = {}
-        self._flushed = asyncio.Condition()
+        self._flushes: dict[str, _Flush] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -170,18 +178,15 @@ class Service:
     async def flush_cache(self) -> dict[str, int]:
         """Tells every node to forget its unheld pages; pages by node name. Raises TimeoutError."""
         flush_id = uuid.uuid4().hex
-        expected = {live.node.name for live in self.registry.live()}
-        answers = self._flushes.setdefault(flush_id, {})
+        nodes = self.registry.live()
+        flush = self._flushes[flush_id] = _Flush({live.node.name for live in nodes})
         try:
-            for live in self.registry.live():
-                self._send(
-                    Send(live.info.control_address, FlushCache(self._channel.address, flush_id))
-                )
-            async with self._flushed:
-                await asyncio.wait_for(
-                    self._flushed.wait_for(lambda: expected <= answers.keys()), FLUSH_TIMEOUT_S
-                )
-            return dict(answers)
+            message = FlushCache(self._channel.address, flush_id)
+            for live in nodes:
+                self._send(Send(live.info.control_address, message))
+            if nodes:
+                await asyncio.wait_for(flush.complete.wait(), FLUSH_TIMEOUT_S)
+            return flush.answers
         finally:
             del self._flushes[flush_id]
 
@@ -267,7 +272,7 @@ class Service:
                     if self.registry.remove(message.node):
                         self._lost(message.node)
                 elif isinstance(message, CacheFlushed):
-                    asyncio.ensure_future(self._note_flushed(message))
+                    self._note_flushed(message)
 
     async def _tick(self) -> None:
         while True:
@@ -341,12 +346,12 @@ class Service:
             # Its lease ends soon, and then its requests are sent elsewhere.
             log.warning("message dropped: %s", error)
 
-    async def _note_flushed(self, message: CacheFlushed) -> None:
-        async with self._flushed:
-            answers = self._flushes.get(message.flush_id)
-            if answers is not None:
-                answers[message.node.name] = message.num_pages
-            self._flushed.notify_all()
+    def _note_flushed(self, message: CacheFlushed) -> None:
+        flush = self._flushes.get(message.flush_id)
+        if flush is not None:
+            flush.answers[message.node.name] = message.num_pages
+            if flush.expected <= flush.answers.keys():
+                flush.complete.set()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

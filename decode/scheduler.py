@@ -332,5 +332,5 @@ class DecodeScheduler:
         return -(-num_tokens // self._hasher.page_size)
 
     def _pages_needed(self, answer: Answer) -> int:
-        """Pages for the prompt and every token of the answer but the last, whose KV nobody needs."""
+        """Pages for prompt and answer, but for the last token, whose KV nobody needs."""
         return self._num_pages(len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1)

@@ -119,9 +119,7 @@ class RadixTree:
         Returns their hashes (children always before parents) and page indices.
         """
         leaves = [
-            (leaf.last_used, i, leaf)
-            for i, leaf in enumerate(self._leaves())
-            if leaf.locks == 0
+            (leaf.last_used, i, leaf) for i, leaf in enumerate(self._leaves()) if leaf.locks == 0
         ]
         heapq.heapify(leaves)
         hashes: list[PageHash] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,20 +24,28 @@ def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """Adds one flag per option; a flag that is not given leaves no trace in the namespace."""
+def add_flags(
+    parser: argparse.ArgumentParser, config: type, known: Collection[str] = ()
+) -> set[str]:
+    """Adds one flag per option that is not `known` yet; returns all names known then.
+
+    A flag that is not given leaves no trace in the namespace.
+    """
+    names = set(known)
     for field in dataclasses.fields(config):
+        if field.name in names:
+            continue
+        names.add(field.name)
         flag = "--" + field.name.replace("_", "-")
-        help_text = f"{field.metadata['help']} (default: {field.default or 'none'})"
-        is_bool = isinstance(field.default, bool)
+        shown = "none" if field.default == "" else field.default
+        help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
+        kind: dict[str, Any] = {"metavar": field.name.split("_")[-1].upper()}
+        if isinstance(field.default, bool):
+            kind = {"action": "store_const", "const": "true"}
         parser.add_argument(
-            flag,
-            dest=field.name,
-            default=argparse.SUPPRESS,
-            metavar=None if is_bool else field.name.split("_")[-1].upper(),
-            help=help_text.replace("%", "%%"),
-            **({"action": "store_const", "const": "true"} if is_bool else {}),
+            flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **kind
         )
+    return names
 
 
 def resolve(config: type[T], flags: Mapping[str, str], environment: Mapping[str, str]) -> T:

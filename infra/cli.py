@@ -1,0 +1,159 @@
+"""The `kvrelay` command. Errors are sentences on stderr with exit code 1, never tracebacks."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coordinator.config import CoordinatorConfig
+from infra import models
+from infra.up import UpConfig, up
+from node.config import NodeConfig
+from protocol.config import add_flags, option, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientConfig:
+    """Settings of the commands that talk to a running cluster."""
+
+    url: str = option("http://127.0.0.1:30000", "where the coordinator listens")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    command: Callable[[dict[str, Any]], None] = given.pop("run")
+    try:
+        command(given)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if not _is_for_users(error):
+            raise
+        print(f"kvrelay: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Errors whose message is a sentence with the remedy."""
+    kinds = {
+        "ConfigError",
+        "StartError",
+        "ClientError",
+        "AddressInUse",
+        "ModelFilesError",
+        "ModelDirectoryError",
+        "UnsupportedModel",
+    }
+    return type(error).__name__ in kinds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvrelay",
+        description="Disaggregated LLM serving: prefill nodes, decode nodes, one coordinator.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, help: str, run: Callable[[dict[str, Any]], None], *configs: type) -> Any:
+        sub = commands.add_parser(name, help=help, description=help)
+        seen: set[str] = set()
+        for config in configs:
+            seen = add_flags(sub, config, seen)
+        sub.set_defaults(run=run)
+        return sub
+
+    add("up", "start a whole cluster on this host", _up, UpConfig, CoordinatorConfig, NodeConfig)
+    add("coordinator", "start one coordinator", _coordinator, CoordinatorConfig)
+    add("prefill", "start one prefill node", _prefill, NodeConfig)
+    add("decode", "start one decode node", _decode, NodeConfig)
+    generate = add("generate", "send a prompt and stream the answer", _generate, ClientConfig)
+    generate.add_argument("text")
+    generate.add_argument("--max-new-tokens", type=int, default=128)
+    generate.add_argument("--temperature", type=float, default=0.0)
+    add("stats", "show nodes and caches of a running cluster", _stats, ClientConfig)
+    demo = add("demo", "start a cluster, show what it does, keep serving", _demo)
+    demo.add_argument("--once", action="store_true", help="exit after the show")
+    demo.add_argument("--port", type=int, default=30000)
+    return parser
+
+
+def _up(flags: dict[str, Any]) -> None:
+    up(flags)
+
+
+def _coordinator(flags: dict[str, Any]) -> None:
+    from coordinator import server
+
+    config = resolve(CoordinatorConfig, flags, os.environ)
+    _start_logging(config.log_level)
+    server.run(dataclasses.replace(config, model_path=models.path(config.model_path)))
+
+
+def _prefill(flags: dict[str, Any]) -> None:
+    from prefill import node  # torch is loaded by nodes only
+
+    node.run(_node_config(flags))
+
+
+def _decode(flags: dict[str, Any]) -> None:
+    from decode import node
+
+    node.run(_node_config(flags))
+
+
+def _node_config(flags: dict[str, Any]) -> NodeConfig:
+    config = resolve(NodeConfig, flags, os.environ)
+    _start_logging(config.log_level)
+    return dataclasses.replace(config, model_path=models.path(config.model_path))
+
+
+def _generate(flags: dict[str, Any]) -> None:
+    from kvrelay.client import Client
+
+    with Client(_client(flags).url) as client:
+        shown = 0
+        for update in client.stream(
+            flags["text"],
+            max_new_tokens=flags["max_new_tokens"],
+            temperature=flags["temperature"],
+        ):
+            print(update["text"][shown:], end="", flush=True)
+            shown = len(update["text"])
+        print()
+
+
+def _stats(flags: dict[str, Any]) -> None:
+    from infra.stats import show_stats
+    from kvrelay.client import Client
+
+    with Client(_client(flags).url) as client:
+        show_stats(client.cache_stats(), client.nodes())
+
+
+def _demo(flags: dict[str, Any]) -> None:
+    from infra.demo import demo
+
+    demo(port=flags["port"], once=flags["once"])
+
+
+def _client(flags: dict[str, Any]) -> ClientConfig:
+    return resolve(ClientConfig, {k: v for k, v in flags.items() if k == "url"}, os.environ)
+
+
+def _start_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stdout,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

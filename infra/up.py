@@ -1,0 +1,96 @@
+"""`kvrelay up`: a whole cluster on this host until Ctrl-C."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.config import CoordinatorConfig
+from infra import models
+from infra.cluster import ClusterPlan, LocalCluster, StartError
+from node.config import NodeConfig
+from protocol.config import ConfigError, option, require, resolve
+
+NOT_FOR_UP = {"name", "control_port", "data_port"}
+
+
+@dataclass(frozen=True)
+class UpConfig:
+    prefill: int = option(1, "number of prefill nodes")
+    decode: int = option(1, "number of decode nodes")
+    redis_url: str = option("", "a Redis of yours; empty: a private one is started")
+
+    def __post_init__(self) -> None:
+        require(self.prefill >= 0, "--prefill must be 0 or more")
+        require(self.decode >= 1, "--decode must be at least 1")
+
+
+def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPlan:
+    """Checks every setting before any process starts; raises ConfigError."""
+    for name in NOT_FOR_UP & flags.keys():
+        flag = "--" + name.replace("_", "-")
+        raise ConfigError(f"{flag} belongs to a single process; `kvrelay up` chooses it itself")
+    own = resolve(UpConfig, flags, environment)
+    coordinator = resolve(CoordinatorConfig, flags, environment)
+    resolve(NodeConfig, flags, environment)
+    model = models.path(coordinator.model_path)
+    return ClusterPlan(
+        num_prefill=own.prefill,
+        num_decode=own.decode,
+        host=coordinator.host,
+        port=coordinator.port,
+        redis_url=own.redis_url,
+        coordinator_flags=_flags_of(CoordinatorConfig, flags) | {"model_path": model},
+        node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
+    )
+
+
+def up(flags: Mapping[str, Any]) -> None:
+    """Serves until SIGINT or SIGTERM. Raises ConfigError or StartError."""
+    cluster = LocalCluster(plan(flags, os.environ), on_line=print_line)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        cluster.start()
+        print(f"kvrelay serves at {cluster.url}   (Ctrl-C stops it; logs: {cluster.log_dir})")
+        watch(cluster, stop)
+    except KeyboardInterrupt:
+        print("stopping …", flush=True)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        cluster.stop()
+
+
+def watch(cluster: LocalCluster, stop: threading.Event) -> None:
+    """Until interrupted: says when a node ends; raises StartError when the coordinator does."""
+    reported: set[str] = set()
+    while not stop.wait(0.5):
+        for name, child in cluster.children.items():
+            if child.alive or name in reported:
+                continue
+            reported.add(name)
+            if name in ("coordinator", "redis"):
+                cluster.raise_if_dead()
+            print(f"{name} ended (exit code {child.process.returncode}); the others go on")
+            if not any(c.alive for n, c in cluster.children.items() if n.startswith("d")):
+                raise StartError("no decode node is left")
+
+
+def print_line(name: str, line: str) -> None:
+    print(f"{name:>12} | {line}", flush=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _flags_of(config: type, flags: Mapping[str, Any]) -> dict[str, str]:
+    names = {field.name for field in dataclasses.fields(config)}
+    skip = {"redis_url", "host", "port"}
+    return {name: str(text) for name, text in flags.items() if name in names - skip}

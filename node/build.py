@@ -1,0 +1,152 @@
+"""Puts one node process together from its settings, and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine.cache import PrefixCache
+from engine.kv_cache import num_pages_that_fit
+from engine.runner import ModelRunner, load_model_runner
+from kvtransfer.pair_transport import PairTransport
+from node.config import NodeConfig
+from node.heartbeat import Heartbeats
+from node.instructions import Scheduler
+from node.publisher import OwnershipPublisher
+from node.resources import available_bytes
+from node.shell import NodeShell
+from protocol.channel import Channel
+from protocol.config import ConfigError, describe
+from protocol.hashing import PageHasher
+from protocol.hosts import advertised_host
+from protocol.ids import Node, Role
+from protocol.layout import KVLayout
+from protocol.messages import NodeInfo
+
+log = logging.getLogger(__name__)
+
+CPU_POOL_TOKENS = 131_072
+"""A CPU node shares its memory with others; it takes no larger pool unless it is told to."""
+STALL_S = 120.0
+"""A step that takes longer than this is taken for a hang."""
+
+SchedulerFactory = Callable[[Node, NodeInfo, PrefixCache, PageHasher], Scheduler]
+
+
+def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigError and the engine's model errors."""
+    torch.set_num_threads(1)
+    node = _identity(role, config)
+    device = _device(config.device)
+    runner = _load(config, device)
+    host = advertised_host(config.host, config.advertise_host)
+    channel = Channel(config.host, config.control_port, host)
+    transport = PairTransport(
+        pool=runner.kv_cache.pool,
+        layout=runner.layout,
+        node=node,
+        fingerprint=runner.fingerprint,
+        backend="gloo" if config.kv_backend == "auto" else config.kv_backend,
+        host=config.host,
+        port=config.data_port,
+        advertise_host=host,
+        checksum=config.kv_checksum,
+    )
+    info = NodeInfo(
+        node=node,
+        role=role,
+        control_address=channel.address,
+        data_address=transport.address,
+        layout=runner.layout,
+        model_fingerprint=runner.fingerprint,
+        num_pages=runner.kv_cache.num_pages,
+        max_model_len=runner.config.max_position_embeddings,
+        max_running_requests=config.max_running_requests,
+        device=str(device),
+    )
+    log.info("%s node settings: %s", role, describe(config))
+    cache = PrefixCache(info.num_pages)
+    hasher = PageHasher(runner.fingerprint, runner.layout)
+    scheduler = make_scheduler(node, info, cache, hasher)
+    publisher = OwnershipPublisher(
+        config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
+    )
+    heartbeats = Heartbeats(
+        channel.outgoing(), info, config.lease_s, STALL_S, lambda: publisher.coordinators
+    )
+    shell = NodeShell(node, channel, scheduler, cache, runner, transport, publisher, heartbeats)
+
+    def replaced() -> None:
+        log.error("a newer process registered as %r; this one stops", node.name)
+        shell.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: shell.stop())
+    publisher.start()
+    heartbeats.start()
+    log.info("%s node %s is ready: %d pages", role, node, info.num_pages)
+    try:
+        shell.run()
+    finally:
+        heartbeats.close()
+        publisher.close()
+        transport.close()
+        channel.close()
+
+
+def _identity(role: Role, config: NodeConfig) -> Node:
+    name = config.name or f"{role}-{socket.gethostname()}-{os.getpid()}"
+    return Node(name, time.time_ns())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device is {name}, but torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def _load(config: NodeConfig, device: torch.device) -> ModelRunner:
+    last = -1
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal last
+        tenths = 10 * done_bytes // max(1, total_bytes)
+        if tenths > last:
+            last = tenths
+            log.info("loading weights: %d %% of %.1f MB", 10 * tenths, total_bytes / 1e6)
+
+    def num_pages(layout: KVLayout) -> int:
+        return _pool_pages(config, layout, device)
+
+    return load_model_runner(
+        Path(config.model_path), config.dtype, config.page_size, num_pages, device, progress
+    )
+
+
+def _pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> int:
+    """Size of the KV pool, called when the weights are loaded."""
+    if config.max_total_tokens:
+        return layout.num_pages(config.max_total_tokens)
+    budget = int(available_bytes(device) * config.mem_fraction_static)
+    num_pages = num_pages_that_fit(layout, budget)
+    if device.type == "cpu":
+        num_pages = min(num_pages, layout.num_pages(CPU_POOL_TOKENS))
+    if num_pages < 1:
+        raise ConfigError(
+            f"there is no memory for a KV page of {layout.page_bytes} bytes on {device}; "
+            "raise --mem-fraction-static or free some memory"
+        )
+    return num_pages
