@@ -9,8 +9,10 @@ from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
 
+from protocol.errors import UserError
 
-class ModelFilesError(Exception):
+
+class ModelFilesError(UserError):
     """The model directory lacks something; the message says what and the remedy."""
 
 

@@ -32,25 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(given)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if not _is_for_users(error):
-            raise
+    except UserError as error:
         print(f"kvrelay: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def _is_for_users(error: Exception) -> bool:
-    """Errors whose message is a sentence with the remedy."""
-    kinds = {
-        "ConfigError",
-        "StartError",
-        "ClientError",
-        "AddressInUse",
-        "ModelFilesError",
-        "ModelDirectoryError",
-        "UnsupportedModel",
-    }
-    return type(error).__name__ in kinds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    add("up", "start a whole cluster on this host", _up, UpConfig, CoordinatorConfig, NodeConfig)
+    add("up", "start a whole cluster on this host", up, UpConfig, CoordinatorConfig, NodeConfig)
     add("coordinator", "start one coordinator", _coordinator, CoordinatorConfig)
     add("prefill", "start one prefill node", _prefill, NodeConfig)
     add("decode", "start one decode node", _decode, NodeConfig)
@@ -81,10 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--once", action="store_true", help="exit after the show")
     demo.add_argument("--port", type=int, default=30000)
     return parser
-
-
-def _up(flags: dict[str, Any]) -> None:
-    up(flags)
 
 
 def _coordinator(flags: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from infra.ports import is_free
 from infra.process import Child
 from infra.redis_server import server_command
 from protocol.config import ConfigError
+from protocol.errors import UserError
 
 POLL_S = 0.05
 
@@ -36,7 +37,7 @@ class ClusterPlan:
     start_timeout_s: float = 600.0
 
 
-class StartError(Exception):
+class StartError(UserError):
     """The cluster did not come up; the message has the reason and a child's last lines."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import zmq
 
+from protocol.errors import UserError
 from protocol.messages import AnyMessage, Message, decode, encode
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ MAX_DRAINED_MESSAGES = 1_000
 LINGER_MS = 1_000
 
 
-class AddressInUse(Exception):
+class AddressInUse(UserError):
     """The control port is taken."""
 
 

@@ -12,10 +12,12 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from protocol.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """A setting is missing or wrong; the message says which and what to do."""
 
 

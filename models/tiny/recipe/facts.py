@@ -250,7 +250,10 @@ KINDS = (
             "The {service} in {city} was founded in {value}.",
             "In {value} the {service} in {city} was founded.",
         ),
-        ("When was the {service} in {city} founded?", "In which year was the {service} in {city} founded?"),
+        (
+            "When was the {service} in {city} founded?",
+            "In which year was the {service} in {city} founded?",
+        ),
         "The {service} in {city} was founded in {value}.",
         "year",
     ),

@@ -12,12 +12,9 @@ from collections.abc import Callable
 
 import words
 
-ONSETS = (
-    "b br bl c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sm sn sp st "
-    "str t th tr v w wh y z"
-).split() + [""] * 6
-NUCLEI = "a a a e e e i i i o o o u u ai au ea ee ei ia ie io oa oo ou y".split()
-CODAS = "n r l s t m k x d g p nd rt st ng th ck sh ll ss rn lm nt".split() + [""] * 22
+ONSETS = ["b", "br", "bl", "c", "ch", "cl", "cr", "d", "dr", "f", "fl", "fr", "g", "gl", "gr", "h", "j", "k", "kl", "kr", "l", "m", "n", "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "sl", "sm", "sn", "sp", "st", "str", "t", "th", "tr", "v", "w", "wh", "y", "z"] + [""] * 6
+NUCLEI = ["a", "a", "a", "e", "e", "e", "i", "i", "i", "o", "o", "o", "u", "u", "ai", "au", "ea", "ee", "ei", "ia", "ie", "io", "oa", "oo", "ou", "y"]
+CODAS = ["n", "r", "l", "s", "t", "m", "k", "x", "d", "g", "p", "nd", "rt", "st", "ng", "th", "ck", "sh", "ll", "ss", "rn", "lm", "nt"] + [""] * 22
 FOREIGN_LETTERS = (
     "áéíóúàèçñäöüßåøœžšłőğı",
     "абвгдежзиклмнопрстуфхцчшыэюя",
