@@ -21,19 +21,19 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    max_new_tokens: StrictInt | None = Field(128, ge=0)
-    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: StrictInt = Field(-1, ge=-1)
-    min_p: float = Field(0.0, ge=0, le=1)
+    max_new_tokens: StrictInt | None = Field(default=128, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: StrictInt = Field(default=-1, ge=-1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     stop: str | list[str] | None = None
     stop_token_ids: list[StrictInt] | None = None
     ignore_eos: StrictBool = False
     skip_special_tokens: StrictBool = True
     no_stop_trim: StrictBool = False
-    n: StrictInt = Field(1, ge=1, le=64)
-    stream_interval: StrictInt | None = Field(None, ge=1)
-    sampling_seed: StrictInt | None = Field(None, ge=0, lt=1 << 63)
+    n: StrictInt = Field(default=1, ge=1, le=64)
+    stream_interval: StrictInt | None = Field(default=None, ge=1)
+    sampling_seed: StrictInt | None = Field(default=None, ge=0, lt=1 << 63)
     # Named by the contract, accepted at their neutral value only:
     min_new_tokens: StrictInt = 0
     stop_regex: str | list[str] | None = None

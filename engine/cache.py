@@ -29,6 +29,7 @@ class Lease:
     node: RadixNode = field(repr=False)
     private: set[int] = field(repr=False)
     """Pages of this lease that are not in the tree; freed on release."""
+    num_committed_pages: int = 0
     released: bool = False
 
 
@@ -82,7 +83,7 @@ class PrefixCache:
         if new_pages is None:
             self._tree.unlock(node)
             return None
-        return Lease(pages + new_pages, len(pages), node, set(new_pages))
+        return Lease(pages + new_pages, len(pages), node, set(new_pages), len(pages))
 
     def extend(self, lease: Lease, count: int) -> bool:
         """Adds `count` pages at the end of the lease; False (and no change): there is no room."""
@@ -98,9 +99,11 @@ class PrefixCache:
         """The first len(hashes) pages of the lease hold what `hashes` say: make them findable.
 
         Where another lease committed the same content first, its page stays and ours remains
-        private to us.
+        private to us. Repeating what was committed before changes nothing.
         """
         assert not lease.released and len(hashes) <= len(lease.pages)
+        if len(hashes) <= lease.num_committed_pages:
+            return
         present, node = self._tree.insert(hashes, lease.pages[: len(hashes)], now)
         taken = lease.pages[present : len(hashes)]
         assert lease.private.issuperset(taken), "a shared page was committed again"
@@ -109,6 +112,7 @@ class PrefixCache:
         self._tree.lock(node)
         self._tree.unlock(lease.node)
         lease.node = node
+        lease.num_committed_pages = len(hashes)
         if taken:
             self._changes.append(CacheChange([], list(hashes[present:])))
 

@@ -15,6 +15,7 @@ from infra import models
 from infra.up import UpConfig, up
 from node.config import NodeConfig
 from protocol.config import add_flags, option, resolve
+from protocol.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

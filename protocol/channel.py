@@ -7,6 +7,7 @@ that is not there (yet) costs nothing but a bounded queue. Not thread-safe, but 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable
 
@@ -117,7 +118,7 @@ class Channel:
         At most MAX_DRAINED_MESSAGES at once, so that a flood cannot keep a node from its work.
         """
         if timeout_s > 0:
-            self._poller.poll(timeout_s * 1_000)
+            self._poller.poll(math.ceil(timeout_s * 1_000))
         try:
             os.read(self._wake_read, 65_536)
         except BlockingIOError:

@@ -17,7 +17,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all wire messages; the tag is the class name."""
 
 
-class Generate(Message):
+class Generate(Message, frozen=True):
     """Coordinator → decode node: answer this prompt.
 
     `tokens` is the prompt plus whatever earlier attempts already answered. `prefill_address` is
@@ -34,7 +34,7 @@ class Generate(Message):
     reply_address: str
 
 
-class Prefill(Message):
+class Prefill(Message, frozen=True):
     """Decode node → prefill node: compute this prompt, send its pages from `skip_pages` on."""
 
     attempt: Attempt
@@ -46,7 +46,7 @@ class Prefill(Message):
     data_address: str
 
 
-class PrefillDone(Message):
+class PrefillDone(Message, frozen=True):
     """Prefill node → decode node: all pages are on their way; this is the first token."""
 
     attempt: Attempt
@@ -65,14 +65,14 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     transferred_pages: int = 0
 
 
-class TokensOut(Message):
+class TokensOut(Message, frozen=True):
     """Decode node → coordinator: what one step produced, for all requests of that coordinator."""
 
     outs: list[TokenOut]
     node: Node
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """This attempt ended without an answer. `retryable`: another node or a later try may do it."""
 
     attempt: Attempt
@@ -81,20 +81,20 @@ class Failed(Message):
     node: Node
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Give up this attempt and every older one of the same request; no reply is wanted."""
 
     attempt: Attempt
 
 
-class FlushCache(Message):
+class FlushCache(Message, frozen=True):
     """Coordinator → node: forget every cached page that no request holds."""
 
     reply_address: str
     flush_id: str
 
 
-class CacheFlushed(Message):
+class CacheFlushed(Message, frozen=True):
     """Node → coordinator: the answer to `FlushCache`."""
 
     node: Node
@@ -147,7 +147,7 @@ class Load(msgspec.Struct, frozen=True):
     """Resident memory of the node's process."""
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     """Node → every coordinator, several times within a lease."""
 
     info: NodeInfo
@@ -155,7 +155,7 @@ class Heartbeat(Message):
     lease_s: float
 
 
-class Goodbye(Message):
+class Goodbye(Message, frozen=True):
     """Node → every coordinator: it stops now; nothing needs to wait for its lease to end."""
 
     node: Node
