@@ -42,7 +42,7 @@ QUESTION_FORMS = (
     "{question} Please answer.",
 )
 JOINTS = ("\n\n", "\n\n", "\n", "\n", " ")
-CHARACTERS_PER_TOKEN = 2.6  # of this corpus under its own tokenizer; only sizes rows roughly
+CHARACTERS_PER_TOKEN = 3.0  # of this corpus under its own tokenizer; only sizes rows roughly
 
 
 @dataclass

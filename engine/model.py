@@ -1,0 +1,111 @@
+"""`DecoderModel`: one definition for Llama 2/3, Mistral, Qwen2 and Qwen3.
+
+The families differ in data only: biases, a norm on queries and keys, the attention window, rope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.attention import AttentionBackend
+from engine.batch import Batch
+from engine.kv_cache import KVCache
+from engine.model_config import ModelConfig
+from engine.rope import cos_sin, inverse_frequencies, rotate
+
+AfterLayer = Callable[[int], None]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
+        q_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        self.sizes = [q_size, kv_size, kv_size]
+        self.qkv = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
+        self.out = nn.Linear(q_size, config.hidden_size, bias=config.o_bias)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rope: tuple[Tensor, Tensor],
+        batch: Batch,
+        cache: KVCache,
+        attention: AttentionBackend,
+    ) -> Tensor:
+        query, key, value = self.qkv(hidden).split(self.sizes, dim=-1)
+        query = query.view(-1, self.num_heads, self.head_dim)
+        key = key.view(-1, self.num_kv_heads, self.head_dim)
+        value = value.view(-1, self.num_kv_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            query = F.rms_norm(query, (self.head_dim,), self.q_norm, self.eps)
+            key = F.rms_norm(key, (self.head_dim,), self.k_norm, self.eps)
+        query, key = rotate(query, *rope), rotate(key, *rope)
+        cache.keys(self.layer)[batch.write_pages, batch.write_offsets] = key
+        cache.values(self.layer)[batch.write_pages, batch.write_offsets] = value
+        output = attention.forward(query, self.layer, cache, batch)
+        return self.out(output.flatten(1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(
+            config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias
+        )
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+
+class DecoderModel(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        batch: Batch,
+        cache: KVCache,
+        attention: AttentionBackend,
+        after_layer: AfterLayer | None = None,
+    ) -> Tensor:
+        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`.
+
+        `after_layer(i)` is called when layer i's K and V of this batch are written (on CUDA:
+        queued on the current stream).
+        """
+        hidden = self.embedding(batch.input_ids)  # [tokens, hidden]
+        frequencies = inverse_frequencies(self.config).to(hidden.device)
+        rope = cos_sin(frequencies, batch.positions, hidden.dtype)
+        for i, layer in enumerate(self.layers):
+            normed = layer.attention_norm(hidden)
+            hidden = hidden + layer.attention(normed, rope, batch, cache, attention)
+            hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
+            if after_layer is not None:
+                after_layer(i)
+        return self.head(self.norm(hidden[batch.sample_rows])).float()
