@@ -15,7 +15,7 @@ import torch
 from engine.cache import PrefixCache
 from engine.kv_cache import num_pages_that_fit
 from engine.runner import ModelRunner, load_model_runner
-from kvtransfer.pair_transport import PairTransport
+from kvtransfer.pair_transport import PairTransport, make_backend
 from node.config import NodeConfig
 from node.heartbeat import Heartbeats
 from node.instructions import Scheduler
@@ -53,11 +53,11 @@ def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -
         layout=runner.layout,
         node=node,
         fingerprint=runner.fingerprint,
-        backend="gloo" if config.kv_backend == "auto" else config.kv_backend,
+        backend=make_backend(config.kv_backend, host, device),
         host=config.host,
         port=config.data_port,
         advertise_host=host,
-        checksum=config.kv_checksum,
+        with_checksum=config.kv_checksum,
     )
     info = NodeInfo(
         node=node,

@@ -150,7 +150,7 @@ class NodeShell:
             self._scheduler.load(),
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             step_s=self._rates.step_s,
-            bytes_sent_total=sum(link.bytes_sent for link in links),
+            bytes_sent_total=sum(link.bytes_moved for link in links if link.direction == "out"),
             open_links=sum(link.is_open for link in links),
             rss_bytes=resident_bytes(),
         )
