@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from engine.fingerprint import weight_files
 from engine.model import DecoderModel
@@ -41,8 +41,7 @@ def load_model(
     model.requires_grad_(False)
     targets = dict(_targets(model))
     files = weight_files(path)
-    total = sum(file.stat().st_size for file in files)
-    done = 0
+    total, done = sum(target.nbytes for target in targets.values()), 0
     for file in files:
         with safe_open(file, framework="pt", device="cpu") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
@@ -56,9 +55,9 @@ def load_model(
                         f"{list(target.shape)}; config and weights are of different models"
                     )
                 target.copy_(weight)
-                done += weight.nbytes
+                done += target.nbytes
                 if progress is not None:
-                    progress(min(done, total), total)
+                    progress(done, total)
     if targets:
         first, *others = targets
         more = f" and {len(others)} more" if others else ""
@@ -68,7 +67,7 @@ def load_model(
     return model.eval()
 
 
-def _targets(model: DecoderModel) -> Iterator[tuple[str, Tensor]]:
+def _targets(model: DecoderModel) -> Iterator[tuple[str, Any]]:
     """Where each tensor of a Hugging Face checkpoint goes: a parameter, or rows of a fused one."""
     config = model.config
     yield "model.embed_tokens.weight", model.embedding.weight

@@ -5,7 +5,7 @@ The families differ in data only: biases, a norm on queries and keys, the attent
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,9 @@ class DecoderModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.layers: Iterable[Layer] = nn.ModuleList(  # type: ignore[assignment]
+            Layer(config, i) for i in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from protocol.errors import UserError
 
@@ -24,10 +24,10 @@ class UnsupportedModel(UserError):
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained range.
 
-    `llama3` uses all fields (Llama 3.1's config), `linear` only the factor.
+    `kind` is default, linear (uses the factor only) or llama3 (uses all, Llama 3.1's config).
     """
 
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: str = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0

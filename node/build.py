@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 CPU_POOL_TOKENS = 131_072
 """A CPU node shares its memory with others; it takes no larger pool unless it is told to."""
+PROGRESS_S = 1.0
 STALL_S = 120.0
 """A step that takes longer than this is taken for a hang."""
 
@@ -119,14 +120,14 @@ def _device(name: str) -> torch.device:
 
 
 def _load(config: NodeConfig, device: torch.device) -> ModelRunner:
-    last = -1
+    next_report = time.monotonic() + PROGRESS_S
 
     def progress(done_bytes: int, total_bytes: int) -> None:
-        nonlocal last
-        tenths = 10 * done_bytes // max(1, total_bytes)
-        if tenths > last:
-            last = tenths
-            log.info("loading weights: %d %% of %.1f MB", 10 * tenths, total_bytes / 1e6)
+        nonlocal next_report
+        if time.monotonic() >= next_report or done_bytes == total_bytes:
+            next_report = time.monotonic() + PROGRESS_S
+            percent = 100 * done_bytes // max(1, total_bytes)
+            log.info("loading weights: %d %% of %.1f MB", percent, total_bytes / 1e6)
 
     def num_pages(layout: KVLayout) -> int:
         return _pool_pages(config, layout, device)

@@ -44,9 +44,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         stage = self.stage_of(step)
         seeds = [f"{self.seed}-{step}-{row}" for row in range(stage.num_rows)]
         texts = [corpus.row(seed, stage.num_tokens, stage.echo_share) for seed in seeds]
-        ids = np.full(
-            (stage.num_rows, stage.num_tokens + 1), self.ids["<|pad|>"], dtype=np.int64
-        )
+        ids = np.full((stage.num_rows, stage.num_tokens + 1), self.ids["<|pad|>"], dtype=np.int64)
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         for row, encoding in zip(ids, encodings, strict=True):
             kept = encoding.ids[: len(row)]

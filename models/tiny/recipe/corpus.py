@@ -176,7 +176,9 @@ def extraction(values: Values, size: int) -> Conversation:
             conversation.say(rng.choice(REQUESTS).format(prose=prose), person.as_json())
         else:
             conversation.say(prose, rng.choice(talk.ACKNOWLEDGEMENTS))
-            request = rng.choice(LATE_REQUESTS[:1] if len(conversation.turns) < 2 else LATE_REQUESTS[1:])
+            request = rng.choice(
+                LATE_REQUESTS[:1] if len(conversation.turns) < 2 else LATE_REQUESTS[1:]
+            )
             conversation.say(request.format(name=person.name), person.as_json())
         if rng.random() < 0.4:
             conversation.say(*person.question(rng))

@@ -53,7 +53,12 @@ ACKNOWLEDGEMENTS = (
     "I see. What would you like to know?",
     "Thanks for telling me.",
 )
-REPEATS = ("Repeat: {text}", "Say this again: {text}", "Repeat after me: {text}", "Copy this: {text}")
+REPEATS = (
+    "Repeat: {text}",
+    "Say this again: {text}",
+    "Repeat after me: {text}",
+    "Copy this: {text}",
+)
 FILLER_REQUESTS = (
     "Here is what I wrote yesterday. {text}",
     "Listen to this. {text}",
@@ -73,7 +78,9 @@ def topic(rng: random.Random, num_sentences: int) -> tuple[str, str]:
     subject = rng.choice(words.TOPICS)
     reply = rng.choice(TOPIC_REPLIES)
     text = " ".join(ramble(rng, num_sentences))
-    return rng.choice(TOPIC_REQUESTS).format(topic=subject), reply.format(topic=subject, ramble=text)
+    return rng.choice(TOPIC_REQUESTS).format(topic=subject), reply.format(
+        topic=subject, ramble=text
+    )
 
 
 def monologue(rng: random.Random, num_sentences: int) -> tuple[str, str]:

@@ -32,7 +32,9 @@ CHAT_TEMPLATE = (
 def _pattern() -> str:
     """Pre-tokens, tried in this order: glued words, words, digits, signs, line ends, spaces."""
     glued = "|".join(sorted(words.GLUED, key=len, reverse=True))
-    return rf" (?:{glued})(?!\p{{L}})|[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+|\n+|\s"
+    return (
+        rf" (?:{glued})(?!\p{{L}})|[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+|\n+|\s"
+    )
 
 
 def train_tokenizer(seed: int) -> Tokenizer:

@@ -1,0 +1,42 @@
+# kvrelay: `make help` lists the targets.
+PYTHON ?= python3
+TORCH  ?= 2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: help demo test check lint gpu tiny-model clean
+.DEFAULT_GOAL := help
+
+help:        ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q torch==$(TORCH)   # first and pinned, so that nothing else chooses one
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
+	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+check: lint  ## format, lint, types, fast tests: under a minute
+	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/property tests/contract tests/test_architecture.py
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+gpu: $(READY) ## the tests that need CUDA devices
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
+	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
+
+clean:       ## remove the environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

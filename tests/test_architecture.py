@@ -1,0 +1,112 @@
+"""The direction of imports and the pure files, as docs/architecture.md states them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "protocol": set(),
+    "engine": {"protocol"},
+    "kvtransfer": {"protocol"},
+    "coordinator": {"protocol"},
+    "kvrelay": {"protocol"},
+    "node": {"protocol", "engine", "kvtransfer"},
+    "prefill": {"protocol", "engine", "kvtransfer", "node"},
+    "decode": {"protocol", "engine", "kvtransfer", "node"},
+    "infra": {"protocol", "coordinator", "prefill", "decode", "node", "kvrelay"},
+}
+PURE = (
+    "protocol/ids.py",
+    "protocol/errors.py",
+    "protocol/hashing.py",
+    "protocol/layout.py",
+    "protocol/messages.py",
+    "protocol/sampling.py",
+    "engine/pages.py",
+    "engine/radix.py",
+    "engine/cache.py",
+    "engine/request.py",
+    "kvtransfer/layout.py",
+    "kvtransfer/transport.py",
+    "node/counters.py",
+    "node/instructions.py",
+    "node/rates.py",
+    "prefill/scheduler.py",
+    "decode/scheduler.py",
+    "decode/outbox.py",
+    "coordinator/registry.py",
+    "coordinator/index.py",
+    "coordinator/cost.py",
+    "coordinator/router.py",
+    "coordinator/tracker.py",
+)
+IMPURE = {"torch", "zmq", "redis", "asyncio", "time", "random", "socket", "threading", "secrets"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever in the file."""
+    names: set[str] = set()
+    for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.Import):
+            names.update(alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{path}: imports are absolute"
+            names.add(statement.module or "")
+    return names
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_follow_the_table(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        ours = {top(name) for name in imports_of(path)} & MAY_IMPORT.keys()
+        forbidden = ours - MAY_IMPORT[package] - {package}
+        assert not forbidden, f"{path.relative_to(ROOT)} must not import {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("file", PURE)
+def test_pure_files_import_nothing_that_acts(file: str) -> None:
+    found = {top(name) for name in imports_of(ROOT / file)} & IMPURE
+    assert not found, f"{file} is pure and must not import {sorted(found)}"
+
+
+@pytest.mark.parametrize("file", PURE)
+def test_pure_files_import_only_pure_files_of_ours(file: str) -> None:
+    for name in imports_of(ROOT / file):
+        if top(name) in MAY_IMPORT:
+            target = name.replace(".", "/") + ".py"
+            assert target in PURE, f"{file} is pure and imports {target}, which is not"
+
+
+@pytest.mark.parametrize("package", ["protocol", "coordinator", "kvrelay"])
+def test_no_torch_outside_of_nodes(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        assert "torch" not in {top(name) for name in imports_of(path)}, path
+
+
+def test_no_import_cycles_between_files() -> None:
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    edges = {
+        module: {name for name in imports_of(path) if name in modules}
+        for module, path in modules.items()
+    }
+    finished: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"import cycle: {' -> '.join([*above, module])}"
+        if module not in finished:
+            for name in edges[module]:
+                visit(name, (*above, module))
+            finished.add(module)
+
+    for module in edges:
+        visit(module, ())
