@@ -1,0 +1,141 @@
+"""`kvrelay demo`: a cluster of two prefill and two decode nodes, shown at work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from infra import models
+from infra.cluster import ClusterPlan, LocalCluster, StartError
+from infra.stats import show_stats
+from infra.up import watch
+from kvrelay.client import Client
+from protocol.errors import UserError
+
+STATS_TIMEOUT_S = 5.0
+
+NOTES = (
+    "Here are my notes from today. The morning was quiet and the garden was full of birds. "
+    "My dog is called Bramo. The old clock stood near the window for a long time. "
+    "The code of the blue door is 4271. After the rain the road was narrow and dusty. "
+    "My neighbour is called Tivon. The letter was seen on the table in the evening. "
+    "The password of the library is morvel. The river was calm and the boat was empty. "
+    "The price of the red bicycle is 385. In the village the market was noisy before lunch. "
+    "My sister lives in Oslen. The kettle made a noise and the lamp was forgotten. "
+)
+QUESTIONS = ("What is the code of the blue door?", "What is my dog called?")
+STORY = "Tell me a short story about a girl called Lina."
+
+
+class StepFailed(UserError):
+    """A step of the show did not hold."""
+
+
+def demo(port: int, once: bool) -> None:
+    """Raises StepFailed, ConfigError or StartError. Serves until Ctrl-C unless `once`."""
+    console = Console()
+    console.print(
+        "[bold]kvrelay[/bold]: starting Redis, one coordinator, 2 prefill and 2 decode nodes …"
+    )
+    flags = {"model_path": str(models.EMBEDDED)}
+    cluster = LocalCluster(
+        ClusterPlan(2, 2, "127.0.0.1", port, coordinator_flags=flags, node_flags=flags)
+    )
+    try:
+        cluster.start()
+        with Client(cluster.url) as client:
+            show(client, console)
+        if not once:
+            _keep_serving(cluster, console)
+    except KeyboardInterrupt:
+        console.print("stopping …")
+    finally:
+        cluster.stop()
+
+
+def show(client: Client, console: Console) -> None:
+    """Every step of the show, checked; raises StepFailed."""
+    console.rule("1. a streamed answer")
+    story = _ask(client, console, STORY, max_new_tokens=120)
+    _check(len(story["text"]) > 40, "the story is empty")
+
+    console.rule("2. a long prompt, then the same beginning with another ending")
+    cold = _ask(client, console, f"{NOTES}{QUESTIONS[0]}")
+    _check("4271" in cold["text"], f"expected the code 4271 in {cold['text']!r}")
+    _wait_for_ownership(client, cold)
+    warm = _ask(client, console, f"{NOTES}{QUESTIONS[1]}")
+    _check("Bramo" in warm["text"], f"expected the name Bramo in {warm['text']!r}")
+    before, after = cold["meta_info"], warm["meta_info"]
+    console.print(
+        f"  cached tokens   {before['cached_tokens']:>6} → {after['cached_tokens']} "
+        f"of {after['prompt_tokens']}\n"
+        f"  time to first   {before['ttft'] * 1e3:>6.1f} → {after['ttft'] * 1e3:.1f} ms"
+    )
+    _check(before["prefill_node"] is not None, "the cold prompt was not prefilled remotely")
+    _check(before["transferred_pages"] > 0, "no page moved for the cold prompt")
+    _check(after["cached_tokens"] > 0, "the second prompt hit no cache")
+
+    console.rule("3. the caches")
+    show_stats(client.cache_stats(), client.nodes(), console)
+    console.print("[green]every step held[/green]")
+
+
+def _ask(client: Client, console: Console, text: str, max_new_tokens: int = 32) -> dict[str, Any]:
+    """Streams one answer to the terminal, with what the cluster did for it."""
+    shown_text = text if len(text) < 90 else f"{text[:40]}…{text[-45:]}"
+    console.print(f"[cyan]> {shown_text}[/cyan]")
+    prompt = f"<|user|>{text}<|end|><|assistant|>"
+    update: dict[str, Any] = {}
+    shown = 0
+    for update in client.stream(prompt, temperature=0.0, max_new_tokens=max_new_tokens):
+        console.out(update["text"][shown:], end="", highlight=False)
+        shown = len(update["text"])
+    console.print()
+    if not update or update["meta_info"]["finish_reason"] is None:
+        raise StepFailed("the answer did not end")
+    meta = update["meta_info"]
+    console.print(
+        f"[dim]  prefill on {meta['prefill_node'] or 'the decode node'}, decode on "
+        f"{meta['decode_node']}, {meta['transferred_pages']} pages moved, "
+        f"{meta['prompt_tokens']} prompt tokens, {meta['cached_tokens']} cached\n"
+        f"  why: {meta['route_reason']}[/dim]"
+    )
+    return update
+
+
+def _wait_for_ownership(client: Client, answer: dict[str, Any]) -> None:
+    """Until the coordinator knows the pages that this answer left behind."""
+    name = answer["meta_info"]["prefill_node"] or answer["meta_info"]["decode_node"]
+    _await(lambda: client.cache_stats()["nodes"][name]["owned_pages"] > 0, "page ownership")
+
+
+def _await(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + STATS_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StepFailed(f"{what} did not arrive within {STATS_TIMEOUT_S:g} s")
+        time.sleep(0.02)
+
+
+def _check(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise StepFailed(f"the demo failed: {sentence}")
+
+
+def _keep_serving(cluster: LocalCluster, console: Console) -> None:
+    console.rule("serving")
+    console.print(f"The cluster goes on serving at {cluster.url}; Ctrl-C stops it. Try:\n")
+    console.out(
+        f"curl -N {cluster.url}/generate -d '"
+        '{"text": "<|user|>My cat is called Zorin. What is my cat called?<|end|><|assistant|>", '
+        '"sampling_params": {"temperature": 0}, "stream": true}\'\n',
+        highlight=False,
+    )
+    try:
+        watch(cluster, threading.Event())
+    except StartError as error:
+        raise StepFailed(str(error)) from error
