@@ -234,9 +234,12 @@ class Tracker:
         return Ended(request_id, finish, message, status_code)
 
     def _current(self, attempt: Attempt) -> _Running | None:
-        """The request this attempt is the newest of; None for anything older or unknown."""
+        """The request this attempt is the newest of; None for anything older, given up or
+        unknown."""
         running = self._running.get(attempt.request_id)
-        return running if running is not None and running.current == attempt else None
+        if running is None or running.route is None or running.current != attempt:
+            return None
+        return running
 
 
 def _needs(running: _Running, route: Route, node: Node) -> bool:

@@ -14,6 +14,7 @@ tenants, models and adapters are apart by construction (`protocol.hashing.namesp
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 
 from protocol.hashing import PageHash
@@ -118,13 +119,13 @@ class RadixTree:
 
         Returns their hashes (children always before parents) and page indices.
         """
+        serial = itertools.count()  # breaks ties, so that nodes are never compared
         leaves = [
-            (leaf.last_used, i, leaf) for i, leaf in enumerate(self._leaves()) if leaf.locks == 0
+            (leaf.last_used, next(serial), leaf) for leaf in self._leaves() if leaf.locks == 0
         ]
         heapq.heapify(leaves)
         hashes: list[PageHash] = []
         pages: list[int] = []
-        serial = len(leaves)
         while leaves and len(pages) < count:
             _, _, leaf = heapq.heappop(leaves)
             wanted = count - len(pages)
@@ -137,8 +138,7 @@ class RadixTree:
             assert parent is not None
             del parent.children[leaf.hashes[0]]
             if parent.parent is not None and not parent.children and parent.locks == 0:
-                heapq.heappush(leaves, (parent.last_used, serial, parent))
-                serial += 1
+                heapq.heappush(leaves, (parent.last_used, next(serial), parent))
         self.num_pages -= len(pages)
         return hashes, pages
 
