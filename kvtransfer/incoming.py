@@ -77,8 +77,10 @@ class Listener:
         self._acceptor.start()
 
     def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        """Harmless twice."""
+        if self._socket.fileno() >= 0:
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
         self._acceptor.join()
         with self._lock:
             threads = list(self._threads)

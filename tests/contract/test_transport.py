@@ -1,0 +1,324 @@
+"""One suite for every backend of `PairTransport`: what the `Transport` interface promises."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+
+from kvtransfer.faulty import FaultyBackend, Plan
+from kvtransfer.gloo import GlooBackend
+from kvtransfer.local import LocalBackend
+from kvtransfer.pair import PairBackend
+from kvtransfer.pair_transport import PairTransport
+from protocol.ids import Attempt, Node
+from protocol.layout import KVLayout
+
+LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="float32")
+NUM_PAGES = 64
+DEADLINE_S = 20.0
+TIMEOUT_S = 2.0
+
+Make = Callable[..., "Endpoint"]
+
+
+class Endpoint:
+    """A transport with its pool, and what its callbacks said."""
+
+    def __init__(
+        self,
+        name: str,
+        backend: PairBackend,
+        layout: KVLayout = LAYOUT,
+        fingerprint: str = "model",
+        num_pages: int = NUM_PAGES,
+        incarnation: int = 1,
+    ) -> None:
+        self.pool = torch.randn(
+            layout.num_layers, num_pages, 2, layout.page_size, layout.num_kv_heads, layout.head_dim
+        )
+        self.transport = PairTransport(
+            self.pool,
+            layout,
+            Node(name, incarnation),
+            fingerprint,
+            backend,
+            with_checksum=True,
+        )
+        self.received: queue.Queue[tuple[Attempt, str]] = queue.Queue()
+        self.sent: queue.Queue[tuple[Attempt, str]] = queue.Queue()
+
+    @property
+    def address(self) -> str:
+        return self.transport.address
+
+    def expect(self, transfer: Attempt, pages: list[int]) -> None:
+        self.transport.expect(transfer, pages, lambda e: self.received.put((transfer, e)))
+
+    def send(self, to: str, transfer: Attempt, pages: list[int], offset: int = 0) -> None:
+        self.transport.send(to, transfer, pages, offset, lambda e: self.sent.put((transfer, e)))
+
+    def await_received(self) -> tuple[Attempt, str]:
+        return self.received.get(timeout=DEADLINE_S)
+
+    def await_sent(self) -> tuple[Attempt, str]:
+        return self.sent.get(timeout=DEADLINE_S)
+
+
+def new_backend(name: str) -> PairBackend:
+    torch.set_num_threads(1)
+    if name == "local":
+        return LocalBackend(TIMEOUT_S)
+    return GlooBackend("127.0.0.1", TIMEOUT_S)
+
+
+@pytest.fixture(params=["local", "gloo"])
+def backend(request: pytest.FixtureRequest) -> PairBackend:
+    return new_backend(request.param)
+
+
+@pytest.fixture
+def make(backend: PairBackend) -> Iterator[Make]:
+    endpoints: list[Endpoint] = []
+
+    def factory(name: str, **changes: Any) -> Endpoint:
+        endpoint = Endpoint(name, changes.pop("backend", backend), **changes)
+        endpoints.append(endpoint)
+        return endpoint
+
+    yield factory
+    for endpoint in endpoints:
+        endpoint.transport.close()
+    leftover = [t.name for t in threading.enumerate() if t.name.startswith("kv-")]
+    assert not leftover, "close() left threads behind"
+
+
+def attempt(number: int = 1, name: str = "r") -> Attempt:
+    return Attempt(name, number)
+
+
+def test_bytes_arrive_at_the_reserved_pages_and_nowhere_else(make: Make) -> None:
+    a, b = make("a"), make("b")
+    before = b.pool.clone()
+    source, target = [7, 3, 60, 11], [5, 63, 0, 9]
+    b.expect(attempt(), target)
+    a.send(b.address, attempt(), source)
+    assert b.await_received() == (attempt(), "")
+    assert a.await_sent() == (attempt(), "")
+    assert torch.equal(b.pool[:, target], a.pool[:, source])
+    others = [p for p in range(NUM_PAGES) if p not in target]
+    assert torch.equal(b.pool[:, others], before[:, others])
+
+
+def test_the_source_may_change_as_soon_as_send_returns(make: Make) -> None:
+    a, b = make("a"), make("b")
+    wanted = a.pool[:, [1, 2]].clone()
+    b.expect(attempt(), [1, 2])
+    a.send(b.address, attempt(), [1, 2])
+    a.pool.zero_()
+    assert b.await_received() == (attempt(), "")
+    assert torch.equal(b.pool[:, [1, 2]], wanted)
+
+
+def test_a_transfer_in_parts_ends_once(make: Make) -> None:
+    a, b = make("a"), make("b")
+    b.expect(attempt(), [10, 11, 12, 13, 14])
+    a.send(b.address, attempt(), [0, 1], offset=0)
+    a.send(b.address, attempt(), [2, 3, 4], offset=2)
+    assert b.await_received() == (attempt(), "")
+    assert torch.equal(b.pool[:, 10:15], a.pool[:, :5])
+    assert b.received.empty()
+
+
+def test_interleaved_transfers_both_ways_and_from_several_senders(make: Make) -> None:
+    nodes = [make(name) for name in "abc"]
+    wanted = {}
+    for i, sender in enumerate(nodes):
+        for j, receiver in enumerate(nodes):
+            if i == j:
+                continue
+            for number in range(4):
+                transfer = attempt(number, f"{i}{j}")
+                pages = [8 * i + number, 8 * i + number + 4]
+                targets = [30 + 8 * i + number, 30 + 8 * i + number + 4]
+                wanted[transfer] = (sender.pool[:, pages].clone(), receiver, targets)
+                receiver.expect(transfer, targets)
+                sender.send(receiver.address, transfer, pages)
+    for receiver in nodes:
+        assert {receiver.await_received() for _ in range(8)} == {
+            (t, "") for t, (_, r, _) in wanted.items() if r is receiver
+        }
+    for content, receiver, targets in wanted.values():
+        assert torch.equal(receiver.pool[:, targets], content)
+
+
+def test_a_transfer_larger_than_a_frame(make: Make) -> None:
+    layout = KVLayout(page_size=64, num_layers=4, num_kv_heads=8, head_dim=64, dtype="float32")
+    a, b = (make(name, layout=layout, num_pages=40) for name in "ab")
+    assert 40 * layout.page_bytes > 36 << 20
+    b.expect(attempt(), list(range(40)))
+    a.send(b.address, attempt(), list(reversed(range(40))))
+    assert b.await_received() == (attempt(), "")
+    assert torch.equal(b.pool, a.pool.flip(1))
+
+
+def test_after_an_abort_nothing_is_written(backend: PairBackend, make: Make) -> None:
+    slow = FaultyBackend(backend, Plan(hold=frozenset([1])))
+    a, b = make("a", backend=slow), make("b", backend=slow)
+    b.expect(attempt(), [0, 1])
+    a.send(b.address, attempt(), [0], offset=0)
+    assert a.await_sent() == (attempt(), "")
+    a.send(b.address, attempt(), [1], offset=1)
+    assert slow.held.wait(DEADLINE_S)
+    b.transport.abort(attempt())
+    before = b.pool.clone()
+    slow.released.set()
+    assert a.await_sent() == (attempt(), "")
+    # The link still works, and by order the held frame was received before this one.
+    b.expect(attempt(2), [5])
+    a.send(b.address, attempt(2), [5])
+    assert b.await_received() == (attempt(2), "")
+    before[:, 5] = a.pool[:, 5]
+    assert torch.equal(b.pool, before)
+    assert b.received.empty()
+
+
+def test_another_layout_is_refused_by_name(make: Make) -> None:
+    a = make("a")
+    b = make("b", layout=KVLayout(8, 3, 2, 8, "float32"))
+    b.expect(attempt(), [0])
+    a.send(b.address, attempt(), [0])
+    _, error = a.await_sent()
+    assert "page_size 8 here, 4 there" in error
+
+
+def test_another_model_is_refused(make: Make) -> None:
+    a, b = make("a"), make("b", fingerprint="other")
+    a.send(b.address, attempt(), [0])
+    assert "different weights" in a.await_sent()[1]
+
+
+def test_garbage_on_the_port_harms_nobody(make: Make) -> None:
+    a, b = make("a"), make("b")
+    host, _, port = b.address.rpartition(":")
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100, b"", b"\x04\x00\x00\x00abcd"):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(garbage)
+    b.expect(attempt(), [0])
+    a.send(b.address, attempt(), [0])
+    assert b.await_received() == (attempt(), "")
+
+
+def test_a_peer_that_is_not_there(make: Make) -> None:
+    a, b = make("a"), make("b")
+    address = b.address
+    b.transport.close()
+    a.send(address, attempt(), [0])
+    assert "nobody listens" in a.await_sent()[1]
+
+
+def test_a_corrupted_page_set_fails_and_is_counted(backend: PairBackend, make: Make) -> None:
+    broken = FaultyBackend(backend, Plan(corrupt=frozenset([0])))
+    a, b = make("a", backend=broken), make("b", backend=broken)
+    before = b.pool.clone()
+    b.expect(attempt(), [0])
+    a.send(b.address, attempt(), [1])
+    assert "checksum" in b.await_received()[1]
+    assert torch.equal(b.pool, before)
+    assert sum(link.failures for link in b.transport.links()) == 1
+    b.expect(attempt(2), [0])
+    a.send(b.address, attempt(2), [1])
+    assert b.await_received() == (attempt(2), "")
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(cut_sends=frozenset([1])), Plan(cut_receives=frozenset([1]))]
+)
+def test_a_cut_link_fails_its_transfers_and_a_new_one_works(
+    backend: PairBackend, make: Make, plan: Plan
+) -> None:
+    broken = FaultyBackend(backend, plan)
+    a, b = make("a", backend=broken), make("b", backend=broken)
+    b.expect(attempt(), [0, 1])
+    a.send(b.address, attempt(), [0], offset=0)
+    assert a.await_sent() == (attempt(), "")
+    a.send(b.address, attempt(), [1], offset=1)
+    transfer, error = b.await_received()
+    assert transfer == attempt() and error
+    a.await_sent()
+    a.transport.abort(attempt())
+    b.expect(attempt(2), [4])
+    a.send(b.address, attempt(2), [4])
+    while a.await_sent() != (attempt(2), ""):  # the end of a cut link may be noticed here
+        a.send(b.address, attempt(2), [4])
+    assert b.await_received() == (attempt(2), "")
+
+
+def test_counters_tell_what_moved(make: Make) -> None:
+    a, b = make("a"), make("b")
+    b.expect(attempt(), [0, 1, 2])
+    a.send(b.address, attempt(), [0, 1, 2])
+    a.await_sent()
+    b.await_received()
+    [out], [incoming] = a.transport.links(), b.transport.links()
+    assert (out.direction, out.peer, out.is_open) == ("out", b.address, True)
+    assert (incoming.direction, incoming.peer) == ("in", "a")
+    assert out.pages_moved == 3 and out.bytes_moved == 3 * LAYOUT.page_bytes
+
+
+def _serve_until_killed(report: Connection, start: Any) -> None:
+    """A peer process: announces its address, sends when told to."""
+    endpoint = Endpoint("victim", new_backend("gloo"))
+    report.send(endpoint.address)
+    while True:
+        to, transfer, pages = report.recv()
+        endpoint.send(to, transfer, pages)
+
+
+@pytest.fixture
+def victim() -> Iterator[tuple[Any, Connection, str]]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve_until_killed, args=(there, None), daemon=True)
+    process.start()
+    assert here.poll(60.0), "the peer process did not start"
+    yield process, here, here.recv()
+    process.kill()
+    process.join()
+
+
+def test_a_killed_peer_is_lost_to_its_link_only(victim: tuple[Any, Connection, str]) -> None:
+    process, pipe, address = victim
+    shared = new_backend("gloo")
+    survivor, other = Endpoint("survivor", shared), Endpoint("other", shared)
+    try:
+        # Half a transfer arrives, then its sender is killed: the receiver is told at once.
+        survivor.expect(attempt(), [0, 1])
+        pipe.send((survivor.address, attempt(), [3]))
+        survivor.send(address, attempt(9), [0])
+        assert survivor.await_sent() == (attempt(9), "")
+        survivor.expect(attempt(5), [8])
+        pipe.send((survivor.address, attempt(5), [3]))
+        assert survivor.await_received() == (attempt(5), "")
+        os.kill(process.pid, signal.SIGKILL)
+        transfer, error = survivor.await_received()
+        assert transfer == attempt() and "victim" in error
+        process.join()
+        survivor.send(address, attempt(2), [0])
+        assert survivor.await_sent()[1] != ""
+        # Another link of the same node goes on.
+        survivor.expect(attempt(3), [7])
+        other.send(survivor.address, attempt(3), [7])
+        assert survivor.await_received() == (attempt(3), "")
+    finally:
+        survivor.transport.close()
+        other.transport.close()
