@@ -100,8 +100,8 @@ class Listener:
             )
             with self._lock:
                 self._connections.add(connection)
-                self._threads.add(thread)
-            thread.start()
+                self._threads = {t for t in self._threads if t.is_alive()} | {thread}
+                thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         """One link, from greeting to end; whatever happens concerns this link alone."""
@@ -119,7 +119,6 @@ class Listener:
         finally:
             with self._lock:
                 self._connections.discard(connection)
-                self._threads.discard(threading.current_thread())
             connection.close()
 
     def _receive_all(self, connection: socket.socket, hello: Hello) -> None:
