@@ -38,8 +38,8 @@ class FaultyBackend:
         """Set when a send waits."""
         self.released = threading.Event()
 
-    def make_pair(self, store: Store, prefix: str, rank: int) -> FaultyPair:
-        return FaultyPair(self._inner.make_pair(store, prefix, rank), self)
+    def make_pair(self, store: Store, rank: int) -> FaultyPair:
+        return FaultyPair(self._inner.make_pair(store, rank), self)
 
 
 class FaultyPair:

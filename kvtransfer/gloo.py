@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store
+from torch.distributed import ProcessGroupGloo, Store
 
 from kvtransfer.layout import messages
 from kvtransfer.pair import RECEIVER_RANK, SENDER_RANK
@@ -29,12 +29,12 @@ class GlooBackend:
         self._device = ProcessGroupGloo.create_device(hostname=host)
         self._timeout = timedelta(seconds=timeout_s)
 
-    def make_pair(self, store: Store, prefix: str, rank: int) -> GlooPair:
+    def make_pair(self, store: Store, rank: int) -> GlooPair:
         options: Any = ProcessGroupGloo._Options()
         options._devices = [self._device]
         options._timeout = self._timeout
         try:
-            group = ProcessGroupGloo(PrefixStore(prefix, store), rank, 2, options)
+            group = ProcessGroupGloo(store, rank, 2, options)
         except RuntimeError as error:
             raise PeerLost(f"no gloo pair could be made ({error})") from error
         return GlooPair(group, self._timeout)

@@ -31,10 +31,7 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Receiver → sender: make the pair over this store, under this prefix (used once)."""
-
-    store_port: int
-    prefix: str
+    """Receiver → sender: make the pair."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -6,12 +6,10 @@ import logging
 import socket
 import threading
 import time
-import uuid
 import zlib
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.distributed import TCPStore
 
 from kvtransfer.counts import LinkCounts
 from kvtransfer.handshake import (
@@ -26,6 +24,7 @@ from kvtransfer.handshake import (
 from kvtransfer.inbox import Inbox
 from kvtransfer.pages import new_staging
 from kvtransfer.pair import RECEIVER_RANK, Pair, PairBackend
+from kvtransfer.socket_store import SocketStore
 from kvtransfer.transport import PeerLost
 from protocol.errors import UserError
 
@@ -69,7 +68,6 @@ class Listener:
             ) from error
         self._socket.listen(64)
         self.port = int(self._socket.getsockname()[1])
-        self._store = TCPStore(host, 0, None, True, wait_for_workers=False)
         self._connections: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
@@ -124,9 +122,10 @@ class Listener:
     def _receive_all(self, connection: socket.socket, hello: Hello) -> None:
         link = object()
         counts = self._counts_of(hello.node.name)
-        prefix = f"pair/{hello.node}/{self._hello.node}/{uuid.uuid4().hex}"
-        send_message(connection, Welcome(self._store.port, prefix))
-        pair = self._backend.make_pair(self._store, prefix, RECEIVER_RANK)
+        send_message(connection, Welcome())
+        store = SocketStore(connection)
+        pair = self._backend.make_pair(store, RECEIVER_RANK)
+        store.finish()
         connection.settimeout(None)  # idle is fine; the end of the peer ends the stream
         counts.is_open = True
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import queue
-import threading
+import uuid
 
 import torch
 from torch import Tensor
 from torch.distributed import Store
 
+from kvtransfer.pair import RECEIVER_RANK
 from kvtransfer.transport import PeerLost
 
 QUEUED_FRAMES = 4
@@ -23,12 +24,15 @@ class LocalBackend:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._queues: dict[str, queue.Queue[Tensor]] = {}
-        self._lock = threading.Lock()
 
-    def make_pair(self, store: Store, prefix: str, rank: int) -> LocalPair:
-        with self._lock:
-            frames = self._queues.setdefault(prefix, queue.Queue(QUEUED_FRAMES))
-        return LocalPair(frames, self._timeout_s)
+    def make_pair(self, store: Store, rank: int) -> LocalPair:
+        if rank == RECEIVER_RANK:
+            name = uuid.uuid4().hex
+            self._queues[name] = queue.Queue(QUEUED_FRAMES)
+            store.set("queue", name)
+        else:
+            name = store.get("queue").decode()
+        return LocalPair(self._queues[name], self._timeout_s)
 
 
 class LocalPair:

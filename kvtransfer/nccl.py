@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, Store
+from torch.distributed import Store
 
 from kvtransfer.pair import RECEIVER_RANK, SENDER_RANK
 from kvtransfer.transport import PeerLost
@@ -34,13 +34,13 @@ class NcclBackend:
         self.staging_device = device
         self._timeout_s = timeout_s
 
-    def make_pair(self, store: Store, prefix: str, rank: int) -> NcclPair:
+    def make_pair(self, store: Store, rank: int) -> NcclPair:
         from torch.distributed import ProcessGroupNCCL  # absent from CPU builds of torch
 
         options = ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=self._timeout_s)
         try:
-            group = ProcessGroupNCCL(PrefixStore(prefix, store), rank, 2, options)
+            group = ProcessGroupNCCL(store, rank, 2, options)
             group.eager_connect_single_device(self.staging_device)
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error

@@ -9,10 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 
 from torch import Tensor
-from torch.distributed import TCPStore
 
 from kvtransfer.counts import LinkCounts
 from kvtransfer.handshake import (
@@ -24,6 +22,7 @@ from kvtransfer.handshake import (
     send_message,
 )
 from kvtransfer.pair import SENDER_RANK, Pair, PairBackend
+from kvtransfer.socket_store import SocketStore
 from kvtransfer.transport import LayoutMismatch, OnDone, PeerLost
 
 CONNECT_TIMEOUT_S = 2.0
@@ -141,19 +140,13 @@ class OutgoingLink:
             answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
             if isinstance(answer, Refused):
                 raise LayoutMismatch(answer.reason)
-            pair = self._make_pair(host, answer)
+            store = SocketStore(connection)
+            pair = self._backend.make_pair(store, SENDER_RANK)
+            store.finish()
         except BaseException:
             connection.close()
             raise
         return connection, pair
-
-    def _make_pair(self, host: str, welcome: Welcome) -> Pair:
-        timeout = timedelta(seconds=CONNECT_TIMEOUT_S)
-        try:
-            store = TCPStore(host, welcome.store_port, None, False, timeout, wait_for_workers=False)
-        except RuntimeError as error:
-            raise PeerLost(f"its store does not answer ({error})") from error
-        return self._backend.make_pair(store, welcome.prefix, SENDER_RANK)
 
     def _send(self, connection: socket.socket, pair: Pair, frame: Frame) -> None:
         started = time.monotonic()

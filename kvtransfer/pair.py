@@ -32,5 +32,8 @@ class PairBackend(Protocol):
     name: str
     staging_device: torch.device
 
-    def make_pair(self, store: Store, prefix: str, rank: int) -> Pair:
-        """Both ranks call it at about the same time. Raises PeerLost."""
+    def make_pair(self, store: Store, rank: int) -> Pair:
+        """Both ranks call it at about the same time, with a store that is theirs alone.
+
+        Raises PeerLost.
+        """
