@@ -1,0 +1,107 @@
+"""Nodes and Redis die; clients see an answer, or a clear error, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Cluster, start_cluster, wait_until
+from test_against_transformers import prompt_of, reference_tokens
+from transformers import PreTrainedModel
+
+LENGTH = 200
+
+
+@pytest.fixture
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Cluster]:
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 2, 2, max_total_tokens="16384", lease_s="1.0"
+    )
+    yield cluster
+    cluster.local.stop()
+
+
+def kill(cluster: Cluster, name: str) -> None:
+    child = cluster.local.children[name]
+    child.process.send_signal(signal.SIGKILL)
+    child.wait()
+
+
+def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
+    cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    prompt = prompt_of(60, 199, seed=50)
+    params = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
+    body = {"input_ids": prompt, "sampling_params": params, "stream": True}
+    killed = ""
+    update = {}
+    with cluster.http.stream("POST", "/generate", json=body) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            update = json.loads(line.removeprefix("data: "))
+            if not killed and len(update["output_ids"]) >= 3:
+                killed = update["meta_info"]["decode_node"]
+                kill(cluster, killed)
+    assert update["output_ids"] == reference_tokens(random_model[1], prompt, LENGTH)
+    assert update["meta_info"]["attempts"] == 2
+    assert update["meta_info"]["decode_node"] != killed
+
+
+def test_dead_prefill_nodes_are_replaced_at_last_by_decode_itself(
+    cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    for seed, victim in enumerate(("p0", "p1")):
+        kill(cluster, victim)
+        # Sent before anybody has noticed: the route may still name the dead node.
+        prompt = prompt_of(100, 199, seed=60 + seed)
+        answer = cluster.generate(prompt)
+        assert answer["output_ids"] == reference_tokens(random_model[1], prompt, 8)
+        assert answer["meta_info"]["prefill_node"] != victim
+    assert answer["meta_info"]["prefill_node"] is None
+
+
+def test_a_restarted_node_serves_again_with_a_clean_record(cluster: Cluster) -> None:
+    cluster.generate(prompt_of(100, 199, seed=70))
+    before = cluster.nodes()
+    for name in ("p0", "p1", "d0", "d1"):
+        kill(cluster, name)
+        cluster.local.start_node("prefill" if name[0] == "p" else "decode", name)
+
+    def all_new() -> bool:
+        now = cluster.nodes()
+        return now.keys() == before.keys() and all(
+            now[n]["incarnation"] > before[n]["incarnation"] for n in now
+        )
+
+    wait_until(all_new, "four restarted nodes")
+    answer = cluster.generate(prompt_of(100, 199, seed=70))
+    assert answer["meta_info"]["cached_tokens"] == 0
+    cluster.wait_until_idle()
+
+
+def test_serving_goes_on_without_redis_and_all_is_published_again(cluster: Cluster) -> None:
+    prompt = prompt_of(100, 199, seed=80)
+    cluster.generate(prompt)
+
+    def stats() -> dict[str, object]:
+        return dict(cluster.http.get("/admin/cache/stats").json()["cluster"])
+
+    wait_until(lambda: stats()["unique_owned_pages"] == 6, "ownership")
+    server = cluster.local.children["redis"]
+    kill(cluster, "redis")
+    wait_until(lambda: not stats()["redis_connected"], "the loss of Redis")
+    again = cluster.generate(prompt)
+    assert again["meta_info"]["cached_tokens"] == 96, "the mirror was forgotten"
+    cluster.generate(prompt_of(100, 199, seed=81))
+    command = [str(word) for word in server.process.args]  # type: ignore[union-attr]
+    cluster.local.children["redis"] = type(server)(
+        "redis", command, cluster.local.log_dir / "redis-2.log", lambda *_: None
+    )
+    wait_until(lambda: stats()["redis_connected"], "the return of Redis")
+    wait_until(lambda: stats()["unique_owned_pages"] == 12, "everything being published again")
