@@ -22,10 +22,10 @@ class AttentionBackend(Protocol):
 
 
 class TorchAttention:
-    """In plain torch, for any device. Softmax in float32.
+    """In plain torch, for any device: `scaled_dot_product_attention`, softmax in float32.
 
-    Single tokens are one batched product over gathered pages; a prompt part is one call of
-    scaled_dot_product_attention.
+    It knows no pages, so K and V of every context are first copied side by side: one copy per
+    prompt part, and one for all single tokens, padded to the longest context of the batch.
     """
 
     name = "torch"
@@ -34,32 +34,28 @@ class TorchAttention:
         self._window = sliding_window
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, batch: Batch) -> Tensor:
-        keys, values = cache.keys(layer), cache.values(layer)
         output = torch.empty_like(query)
         for part in batch.prompts:
             rows = slice(part.begin, part.end)
-            output[rows] = self._prompt(query[rows], keys, values, part)
+            output[rows] = self._prompt(query[rows], layer, cache, part)
         singles = batch.singles
         if singles is not None:
-            output[singles.rows] = self._singles(query[singles.rows], keys, values, singles)
+            output[singles.rows] = self._singles(query[singles.rows], layer, cache, singles)
         return output
 
-    def _prompt(self, query: Tensor, keys: Tensor, values: Tensor, part: PromptPart) -> Tensor:
+    def _prompt(self, query: Tensor, layer: int, cache: KVCache, part: PromptPart) -> Tensor:
         """`query` [n, heads, head_dim]."""
-        group = query.shape[1] // keys.shape[2]
-        context = part.context_length
-        # [context, kv_heads, head_dim] → [heads, context, head_dim]
-        key = keys[part.pages].flatten(0, 1)[:context].repeat_interleave(group, dim=1)
-        value = values[part.pages].flatten(0, 1)[:context].repeat_interleave(group, dim=1)
-        whole = part.start == 0 and (self._window is None or context <= self._window)
-        mask = None if whole else self._prompt_mask(part, query.device)
+        key, value = cache.read(layer, part.slots)  # [context, kv_heads, head_dim]
+        group = query.shape[1] // key.shape[1]
+        within_window = self._window is None or part.context_length <= self._window
+        whole = part.start == 0 and within_window
         output = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
-            key.transpose(0, 1)[None],
-            value.transpose(0, 1)[None],
-            attn_mask=mask,
+            key.repeat_interleave(group, dim=1).transpose(0, 1)[None],
+            value.repeat_interleave(group, dim=1).transpose(0, 1)[None],
+            attn_mask=None if whole else self._prompt_mask(part, query.device),
             is_causal=whole,
-        )
+        )  # [1, heads, n, head_dim]
         return output[0].transpose(0, 1)
 
     def _prompt_mask(self, part: PromptPart, device: torch.device) -> Tensor:
@@ -71,21 +67,28 @@ class TorchAttention:
             mask &= keys > queries - self._window
         return mask
 
-    def _singles(
-        self, query: Tensor, keys: Tensor, values: Tensor, singles: SingleTokens
-    ) -> Tensor:
-        """`query` [n, heads, head_dim]; one product for all sequences, padding masked."""
+    def _singles(self, query: Tensor, layer: int, cache: KVCache, singles: SingleTokens) -> Tensor:
+        """`query` [n, heads, head_dim]; one product for all sequences, padding masked.
+
+        The heads that share a KV head stand where several queries of one head would: they see
+        the same keys, and so K and V need no repeating.
+        """
         num, num_heads, head_dim = query.shape
-        kv_heads = keys.shape[2]
-        key = keys[singles.page_tables].flatten(1, 2)  # [n, longest, kv_heads, head_dim]
-        value = values[singles.page_tables].flatten(1, 2)
-        grouped = query.view(num, kv_heads, num_heads // kv_heads, head_dim) * head_dim**-0.5
-        scores = (grouped @ key.permute(0, 2, 3, 1)).float()  # [n, kv_heads, group, longest]
-        slots = torch.arange(key.shape[1], device=query.device)
+        key, value = cache.read(layer, singles.slots)  # [n, longest, kv_heads, head_dim]
+        kv_heads = key.shape[2]
+        output = F.scaled_dot_product_attention(
+            query.view(num, kv_heads, num_heads // kv_heads, head_dim),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=self._singles_mask(singles)[:, None, None],
+        )  # [n, kv_heads, group, head_dim]
+        return output.reshape(num, num_heads, head_dim)
+
+    def _singles_mask(self, singles: SingleTokens) -> Tensor:
+        """[n, longest] bool: which key of its context a query sees."""
         lengths = singles.context_lengths[:, None]
-        visible = slots < lengths
+        tokens = torch.arange(singles.longest, device=lengths.device)
+        mask = tokens < lengths
         if self._window is not None:
-            visible &= slots >= lengths - self._window
-        scores.masked_fill_(~visible[:, None, None], float("-inf"))
-        weights = scores.softmax(dim=-1).to(query.dtype)
-        return (weights @ value.transpose(1, 2)).reshape(num, num_heads, head_dim)
+            mask &= tokens >= lengths - self._window
+        return mask

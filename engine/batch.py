@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.kv_cache import slots_of
 from engine.request import Slice
 from protocol.sampling import Sampling
 
@@ -23,10 +25,16 @@ class PromptPart:
     """Tokens of the sequence before the slice."""
     pages: Tensor
     """[pages of the context] int64."""
+    page_size: int
 
     @property
     def context_length(self) -> int:
         return self.start + self.end - self.begin
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """[context length] int64: where the pool holds the context. Computed once per step."""
+        return _slots(self.pages, self.page_size)[: self.context_length]
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,20 @@ class SingleTokens:
     """[n, most pages] int64."""
     context_lengths: Tensor
     """[n] int64, the new token included."""
+    longest: int
+    """The greatest of `context_lengths`, known here without asking the device."""
+    page_size: int
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """[n, longest] int64: where the pool holds each context. Computed once per step.
+
+        Beyond a context's end a row repeats the context's first token rather than name a slot
+        of somebody else: whatever lies there, even a NaN, cannot reach this sequence.
+        """
+        slots = _slots(self.page_tables, self.page_size)[:, : self.longest]
+        tokens = torch.arange(self.longest, device=slots.device)
+        return torch.where(tokens < self.context_lengths[:, None], slots, slots[:, :1])
 
 
 @dataclass(frozen=True)
@@ -50,10 +72,8 @@ class Batch:
 
     input_ids: Tensor
     positions: Tensor
-    write_pages: Tensor
-    """Page of each row's K and V."""
-    write_offsets: Tensor
-    """Token slot within that page."""
+    write_slots: Tensor
+    """Where the pool takes each row's K and V."""
     prompts: list[PromptPart]
     singles: SingleTokens | None
     sample_rows: Tensor
@@ -64,37 +84,45 @@ class Batch:
 
     @classmethod
     def build(cls, slices: Sequence[Slice], page_size: int, device: torch.device) -> Batch:
+        """`slices` is not empty, nor is any slice."""
         lengths = np.array([len(s.token_ids) for s in slices])
+        assert len(slices) > 0 and lengths.all(), "a step computes at least one token per slice"
         starts = np.array([s.start for s in slices])
         ends = lengths.cumsum()
         begins = ends - lengths
-        num_pages = [-(-(s.start + len(s.token_ids)) // page_size) for s in slices]
-        tables = np.zeros((len(slices), max(num_pages)), dtype=np.int64)
+        num_pages = -(-(starts + lengths) // page_size)
+        tables = np.zeros((len(slices), num_pages.max()), dtype=np.int64)
         for table, one, count in zip(tables, slices, num_pages, strict=True):
             table[:count] = one.pages[:count]
         owner = np.repeat(np.arange(len(slices)), lengths)
         positions = np.arange(ends[-1]) - begins[owner] + starts[owner]
+        write_pages = tables[owner, positions // page_size]
 
         def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
 
         single = np.flatnonzero(lengths == 1)
         sampled = [i for i, s in enumerate(slices) if s.sampling is not None]
         return cls(
             input_ids=tensor(np.concatenate([np.asarray(s.token_ids) for s in slices])),
             positions=tensor(positions),
-            write_pages=tensor(tables[owner, positions // page_size]),
-            write_offsets=tensor(positions % page_size),
+            write_slots=tensor(slots_of(write_pages, positions % page_size, page_size)),
             prompts=[
                 PromptPart(
-                    int(begins[i]), int(ends[i]), int(starts[i]), tensor(tables[i, : num_pages[i]])
+                    begin=int(begins[i]),
+                    end=int(ends[i]),
+                    start=int(starts[i]),
+                    pages=tensor(tables[i, : num_pages[i]]),
+                    page_size=page_size,
                 )
                 for i in np.flatnonzero(lengths > 1)
             ],
             singles=SingleTokens(
                 rows=tensor(begins[single]),
-                page_tables=tensor(tables[single, : max(num_pages[i] for i in single)]),
+                page_tables=tensor(tables[single, : num_pages[single].max()]),
                 context_lengths=tensor(starts[single] + 1),
+                longest=int(starts[single].max()) + 1,
+                page_size=page_size,
             )
             if len(single)
             else None,
@@ -102,3 +130,9 @@ class Batch:
             samplings=[s.sampling for s in slices if s.sampling is not None],
             sample_positions=[int(starts[i] + lengths[i]) for i in sampled],
         )
+
+
+def _slots(pages: Tensor, page_size: int) -> Tensor:
+    """[..., pages] → [..., pages * page_size]: the slots of all tokens of `pages`."""
+    offsets = torch.arange(page_size, device=pages.device)
+    return slots_of(pages[..., None], offsets, page_size).flatten(-2)

@@ -1,11 +1,28 @@
-"""`KVCache`: the KV pool of one node, paged."""
+"""`KVCache`: the KV pool of one node, paged.
+
+A layer of the pool, seen as rows of one token's K or V, runs page after page:
+
+    | K of token 0, 1, … page_size-1 | V of token 0, 1, … page_size-1 | next page …
+
+A token's slot is the row of its K; its V lies `page_size` rows further.
+"""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from protocol.layout import KVLayout
+
+Indices = TypeVar("Indices", "np.ndarray", Tensor)
+
+
+def slots_of(pages: Indices, offsets: Indices, page_size: int) -> Indices:
+    """Slots of the tokens at `offsets` within `pages`; the arguments broadcast."""
+    return pages * (2 * page_size) + offsets
 
 
 class KVCache:
@@ -26,12 +43,27 @@ class KVCache:
             device=device,
         )
 
-    def keys(self, layer: int) -> Tensor:
-        """View [pages, page_size, kv_heads, head_dim]."""
-        return self.pool[layer, :, 0]
+    def layer(self, index: int) -> Tensor:
+        """View [pages, 2, page_size, kv_heads, head_dim]."""
+        return self.pool[index]
 
-    def values(self, layer: int) -> Tensor:
-        return self.pool[layer, :, 1]
+    def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
+        """Stores `key` and `value` [tokens, kv_heads, head_dim] at `slots` [tokens]."""
+        rows = self._rows(layer)
+        rows.index_copy_(0, slots, key)
+        rows.index_copy_(0, slots + self.layout.page_size, value)
+
+    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of K and V [*slots.shape, kv_heads, head_dim]."""
+        rows, flat = self._rows(layer), slots.flatten()
+        shape = (*slots.shape, *rows.shape[1:])
+        key = rows.index_select(0, flat)
+        value = rows.index_select(0, flat + self.layout.page_size)
+        return key.view(shape), value.view(shape)
+
+    def _rows(self, layer: int) -> Tensor:
+        """View [pages * 2 * page_size, kv_heads, head_dim]."""
+        return self.pool[layer].flatten(0, 2)
 
 
 def num_pages_that_fit(layout: KVLayout, budget_bytes: int) -> int:

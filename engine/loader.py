@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from engine.fingerprint import weight_files
 from engine.model import DecoderModel
-from engine.model_config import ModelConfig, ModelDirectoryError
+from engine.model_config import ModelConfig, ModelDirectoryError, UnsupportedModel
+from protocol.layout import DTYPE_BYTES
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)."""
 
 
 def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto`: the checkpoint's on CUDA, float32 on CPUs."""
+    """`auto`: the checkpoint's on CUDA, float32 on CPUs. Raises UnsupportedModel."""
     if name == "auto":
         name = config.checkpoint_dtype if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    name = name.removeprefix("torch.")
+    if name not in DTYPE_BYTES:
+        raise UnsupportedModel(
+            f"the engine cannot compute in {name}; choose one of {', '.join(DTYPE_BYTES)} "
+            "with --dtype"
+        )
+    dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
@@ -32,7 +40,7 @@ def load_model(
     device: torch.device,
     progress: Progress | None = None,
 ) -> DecoderModel:
-    """Raises ModelDirectoryError that names what is missing or of another shape."""
+    """Raises ModelDirectoryError that names what is missing, unknown or of another shape."""
     with torch.device("meta"):
         model = DecoderModel(config)
     model = model.to(dtype).to_empty(device=device)
@@ -40,31 +48,67 @@ def load_model(
         model.head.weight = model.embedding.weight
     model.requires_grad_(False)
     targets = dict(_targets(model))
-    files = weight_files(path)
     total, done = sum(target.nbytes for target in targets.values()), 0
-    for file in files:
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
-                target = targets.pop(name, None)
-                if target is None:
-                    continue  # rotary buffers of old checkpoints, a tied head
-                weight = tensors.get_tensor(name)
-                if weight.shape != target.shape:
-                    raise ModelDirectoryError(
-                        f"{file.name}: {name} is {list(weight.shape)}, config.json asks for "
-                        f"{list(target.shape)}; config and weights are of different models"
-                    )
-                target.copy_(weight)
-                done += target.nbytes
-                if progress is not None:
-                    progress(done, total)
+    unknown: list[str] = []
+    for name, weight in _tensors(_files_of_model(path)):
+        target = targets.pop(name, None)
+        if target is None:
+            unknown.append(name)
+            continue
+        if weight.shape != target.shape:
+            raise ModelDirectoryError(
+                f"{name} in {path} is {list(weight.shape)}, config.json asks for "
+                f"{list(target.shape)}; config and weights are of different models"
+            )
+        target.copy_(weight)
+        done += target.nbytes
+        if progress is not None:
+            progress(done, total)
     if targets:
-        first, *others = targets
-        more = f" and {len(others)} more" if others else ""
         raise ModelDirectoryError(
-            f"the *.safetensors in {path} lack {first}{more}; fetch the model again"
+            f"the *.safetensors in {path} lack {_some(targets)}; fetch the model again"
+        )
+    unknown = [name for name in unknown if not _is_superfluous(name, config)]
+    if unknown:
+        raise ModelDirectoryError(
+            f"the *.safetensors in {path} hold {_some(unknown)}, which a {config.architecture} "
+            "with this config.json does not have; config and weights are of different models"
         )
     return model.eval()
+
+
+def _files_of_model(path: Path) -> list[Path]:
+    """Those the index names, or model.safetensors, before whatever else lies there."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [path / name for name in sorted(set(shards))]
+    single = path / "model.safetensors"
+    return [single] if single.is_file() else weight_files(path)
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device="cpu") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
+                    yield name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelDirectoryError(
+                f"{file} cannot be read ({error}); fetch the model again, and if git did it, "
+                "with git lfs pull"
+            ) from error
+
+
+def _is_superfluous(name: str, config: ModelConfig) -> bool:
+    """Rotary buffers of old checkpoints; a head that is the embedding anyway."""
+    is_tied_head = name == "lm_head.weight" and config.tie_word_embeddings
+    return is_tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _targets(model: DecoderModel) -> Iterator[tuple[str, Any]]:

@@ -42,16 +42,16 @@ class Attention(nn.Module):
         cache: KVCache,
         attention: AttentionBackend,
     ) -> Tensor:
-        query, key, value = self.qkv(hidden).split(self.sizes, dim=-1)
-        query = query.view(-1, self.num_heads, self.head_dim)
-        key = key.view(-1, self.num_kv_heads, self.head_dim)
-        value = value.view(-1, self.num_kv_heads, self.head_dim)
+        heads = self.qkv(hidden).unflatten(-1, (-1, self.head_dim))
+        query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), 1)
         if self.q_norm is not None and self.k_norm is not None:
+            query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
             query = F.rms_norm(query, (self.head_dim,), self.q_norm, self.eps)
             key = F.rms_norm(key, (self.head_dim,), self.k_norm, self.eps)
-        query, key = rotate(query, *rope), rotate(key, *rope)
-        cache.keys(self.layer)[batch.write_pages, batch.write_offsets] = key
-        cache.values(self.layer)[batch.write_pages, batch.write_offsets] = value
+            query_key = torch.cat((query, key), dim=1)
+        query_key = rotate(query_key, *rope)  # [tokens, heads + kv_heads, head_dim]
+        query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
+        cache.write(self.layer, key, value, batch.write_slots)
         output = attention.forward(query, self.layer, cache, batch)
         return self.out(output.flatten(1))
 
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(F.silu(gate).mul_(up))
 
 
 class Layer(nn.Module):
@@ -102,12 +102,12 @@ class DecoderModel(nn.Module):
         queued on the current stream).
         """
         hidden = self.embedding(batch.input_ids)  # [tokens, hidden]
-        frequencies = inverse_frequencies(self.config).to(hidden.device)
+        frequencies = inverse_frequencies(self.config, hidden.device)
         rope = cos_sin(frequencies, batch.positions, hidden.dtype)
         for i, layer in enumerate(self.layers):
             normed = layer.attention_norm(hidden)
-            hidden = hidden + layer.attention(normed, rope, batch, cache, attention)
-            hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
+            hidden += layer.attention(normed, rope, batch, cache, attention)
+            hidden += layer.feed_forward(layer.feed_forward_norm(hidden))
             if after_layer is not None:
                 after_layer(i)
         return self.head(self.norm(hidden[batch.sample_rows])).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,8 +11,13 @@ from torch import Tensor
 from engine.model_config import ModelConfig
 
 
-def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """[head_dim / 2] float32."""
+@lru_cache(maxsize=8)
+def inverse_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """[head_dim / 2] float32. Computed on the CPU, so that every device has the same bits."""
+    return _inverse_frequencies(config).to(device)
+
+
+def _inverse_frequencies(config: ModelConfig) -> Tensor:
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     scaling = config.rope_scaling
@@ -23,16 +29,19 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def cos_sin(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of [tokens, 1, head_dim] for `positions` [tokens]."""
-    angles = positions[:, None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    """cos and sin for `rotate`, [tokens, 1, head_dim], of `positions` [tokens].
+
+    Computed in float32. The first half of sin is negated, as `rotate` needs it.
+    """
+    angles = (positions[:, None].float() * frequencies)[:, None]  # [tokens, 1, head_dim / 2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates [tokens, heads, head_dim] in the half-split layout of Hugging Face weights."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
+    return (heads * cos).add_(swapped.mul_(sin))
 
 
 def _llama3(frequencies: Tensor, config: ModelConfig) -> Tensor:

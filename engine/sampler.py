@@ -20,6 +20,9 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
+MIN_TEMPERATURE = 1e-6
+"""Colder than this, logits would overflow float32; nothing but the likeliest token is drawn."""
+
 
 def sample(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
     """One token per row: [n] int64 from `logits` [n, vocab] float32.
@@ -33,7 +36,8 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[in
     def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
-    temperature = column([s.temperature or 1.0 for s in samplings], torch.float32)
+    coldness = [max(s.temperature, MIN_TEMPERATURE) for s in samplings]
+    temperature = column(coldness, torch.float32)
     log_probs = (logits / temperature).log_softmax(dim=-1)
     if any(s.top_k > 0 or s.top_p < 1 for s in samplings):
         top_k = column([s.top_k or logits.shape[1] for s in samplings], torch.int64)
@@ -58,7 +62,9 @@ def _keep_top(log_probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     ordered = ordered.masked_fill(ranks >= top_k, float("-inf"))
     probs = ordered.softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs
-    ordered = ordered.masked_fill((before >= top_p) & (ranks > 0), float("-inf"))
+    # A row that keeps all must do so whatever its neighbours ask for, rounding included.
+    cut = (before >= top_p) & (ranks > 0) & (top_p < 1)
+    ordered = ordered.masked_fill(cut, float("-inf"))
     return torch.empty_like(log_probs).scatter_(-1, order, ordered)
 
 
@@ -67,9 +73,8 @@ def _gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     tokens = torch.arange(vocab_size, dtype=torch.int64, device=seeds.device)
     key = _mix(_mix(seeds + _GOLDEN) + positions * _GOLDEN)
     bits = _mix(key + tokens * _GOLDEN)
-    # The top 53 bits as a number strictly between 0 and 1; the shift of a signed integer is
-    # arithmetic, so mask the sign away.
-    uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) * 2.0**-53
+    # The top 52 bits and a half: exact in a double, and strictly between 0 and 1.
+    uniform = (_logical_shift(bits, 12).double() + 0.5) * 2.0**-52
     return (-(-uniform.log()).log()).float()
 
 
@@ -81,4 +86,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _logical_shift(x: Tensor, bits: int) -> Tensor:
+    """torch shifts signed integers arithmetically, so the sign is masked away."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

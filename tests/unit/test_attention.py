@@ -1,0 +1,193 @@
+"""The contract of attention back ends, against a naive reference in float64."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.attention import AttentionBackend, TorchAttention
+from engine.batch import Batch
+from engine.kv_cache import KVCache, num_pages_that_fit
+from engine.request import Slice
+from protocol.layout import KVLayout
+
+CPU = torch.device("cpu")
+HEAD_DIM = 16
+
+BACKENDS: dict[str, Callable[[int | None], AttentionBackend]] = {"torch": TorchAttention}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=BACKENDS)
+def make_backend(request: pytest.FixtureRequest) -> Callable[[int | None], AttentionBackend]:
+    return BACKENDS[request.param]
+
+
+class Case:
+    """Sequences of random K and V on scattered pages of a pool full of NaN."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[int, int]],
+        page_size: int = 4,
+        kv_heads: int = 2,
+        group: int = 3,
+        seed: int = 0,
+    ) -> None:
+        """`parts`: (tokens before, tokens of the slice) per sequence."""
+        chance = torch.Generator().manual_seed(seed)
+        layout = KVLayout(page_size, 2, kv_heads, HEAD_DIM, "float32")
+        contexts = [start + new for start, new in parts]
+        free = list(range(sum(layout.num_pages(n) for n in contexts) + 3))
+        self.cache = KVCache(layout, len(free), CPU)
+        self.cache.pool.fill_(math.nan)  # whoever looks where nobody wrote is found out
+        random.Random(seed).shuffle(free)
+        self.keys = [torch.randn(n, kv_heads, HEAD_DIM, generator=chance) for n in contexts]
+        self.values = [torch.randn(n, kv_heads, HEAD_DIM, generator=chance) for n in contexts]
+        self.slices = []
+        for (start, new), key, value in zip(parts, self.keys, self.values, strict=True):
+            pages = [free.pop() for _ in range(layout.num_pages(start + new))]
+            for token in range(start + new):
+                page, offset = pages[token // page_size], token % page_size
+                self.cache.layer(1)[page, 0, offset] = key[token]
+                self.cache.layer(1)[page, 1, offset] = value[token]
+            self.slices.append(Slice([0] * new, start, pages, None))
+        self.batch = Batch.build(self.slices, page_size, CPU)
+        tokens = sum(new for _, new in parts)
+        self.query = torch.randn(tokens, kv_heads * group, HEAD_DIM, generator=chance)
+
+    def reference(self, window: int | None) -> Tensor:
+        """One softmax per token and head, in float64."""
+        outputs = []
+        queries = iter(self.query.double())
+        for part, key, value in zip(self.slices, self.keys, self.values, strict=True):
+            for last in range(part.start, part.start + len(part.token_ids)):
+                first = 0 if window is None else max(0, last + 1 - window)
+                query = next(queries)
+                group = query.shape[0] // key.shape[1]
+                k = key[first : last + 1].double().repeat_interleave(group, dim=1)
+                v = value[first : last + 1].double().repeat_interleave(group, dim=1)
+                weights = (torch.einsum("hd,thd->ht", query, k) / math.sqrt(HEAD_DIM)).softmax(-1)
+                outputs.append(torch.einsum("ht,thd->hd", weights, v))
+        return torch.stack(outputs)
+
+    def check(self, backend: AttentionBackend, window: int | None) -> None:
+        output = backend.forward(self.query, 1, self.cache, self.batch)
+        assert output.shape == self.query.shape
+        assert output.dtype == self.query.dtype
+        torch.testing.assert_close(output.double(), self.reference(window), atol=2e-6, rtol=1e-5)
+
+
+PROMPTS = [(0, 2), (0, 4), (0, 13), (0, 50)]
+CHUNKS = [(1, 2), (3, 6), (4, 4), (37, 5)]
+SINGLES = [(0, 1), (3, 1), (4, 1), (21, 1), (60, 1)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
+@pytest.mark.parametrize(
+    "parts",
+    [[PROMPTS[3]], [CHUNKS[3]], PROMPTS, CHUNKS, SINGLES, [*SINGLES, *CHUNKS, *PROMPTS]],
+    ids=["prompt", "chunk", "prompts", "chunks", "singles", "mixed"],
+)
+def test_equals_the_reference(
+    make_backend: Callable[[int | None], AttentionBackend],
+    parts: list[tuple[int, int]],
+    window: int | None,
+) -> None:
+    Case(parts).check(make_backend(window), window)
+
+
+@pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (1, 6), (4, 1), (2, 4)])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_heads_and_page_sizes(
+    make_backend: Callable[[int | None], AttentionBackend],
+    kv_heads: int,
+    group: int,
+    page_size: int,
+) -> None:
+    case = Case([(0, 9), (17, 1), (5, 3), (2, 1)], page_size, kv_heads, group)
+    case.check(make_backend(None), None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=6),
+    page_size=st.sampled_from([1, 2, 8]),
+    window=st.none() | st.integers(1, 30),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch(
+    backend: str,
+    parts: list[tuple[int, int]],
+    page_size: int,
+    window: int | None,
+    seed: int,
+) -> None:
+    Case(parts, page_size, seed=seed).check(BACKENDS[backend](window), window)
+
+
+def test_a_poisoned_sequence_poisons_no_other(
+    make_backend: Callable[[int | None], AttentionBackend],
+) -> None:
+    """A neighbour whose KV overflowed shares the batch, and its pages were page 0 and stale."""
+    case = Case([(9, 1), (30, 1), (0, 6), (2, 1)])
+    clean = case.reference(None)
+    case.cache.layer(1)[list(case.slices[1].pages)] = math.nan
+    output = make_backend(None).forward(case.query, 1, case.cache, case.batch)
+    others = [0, *range(2, 9)]
+    torch.testing.assert_close(output[others].double(), clean[others], atol=2e-6, rtol=1e-5)
+    assert output[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_dtype(
+    make_backend: Callable[[int | None], AttentionBackend], dtype: torch.dtype
+) -> None:
+    case = Case([(0, 20), (33, 1), (4, 7)])
+    case.cache.pool = case.cache.pool.to(dtype)
+    output = make_backend(None).forward(case.query.to(dtype), 1, case.cache, case.batch)
+    assert output.dtype is dtype
+    torch.testing.assert_close(output.double(), case.reference(None), atol=0.03, rtol=0.03)
+
+
+class TestKVCache:
+    LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="float32")
+
+    def test_what_is_written_lies_where_the_layout_says(self) -> None:
+        cache = KVCache(self.LAYOUT, 6, CPU)
+        batch = Batch.build([Slice([1, 2, 3], 3, [5, 2], None)], 4, CPU)
+        key, value = torch.randn(2, 3, 2, 8)
+        cache.write(1, key, value, batch.write_slots)
+        for token, (page, offset) in enumerate([(5, 3), (2, 0), (2, 1)]):
+            assert torch.equal(cache.pool[1, page, 0, offset], key[token])
+            assert torch.equal(cache.pool[1, page, 1, offset], value[token])
+        assert cache.pool.count_nonzero() == 2 * 3 * 2 * 8, "nothing else was touched"
+        back = cache.read(1, batch.write_slots)
+        assert torch.equal(back[0], key)
+        assert torch.equal(back[1], value)
+
+    def test_a_page_of_a_layer_is_one_run_of_bytes(self) -> None:
+        cache = KVCache(self.LAYOUT, 6, CPU)
+        assert cache.layer(1)[2].is_contiguous()
+        assert cache.layer(1)[2].nbytes == self.LAYOUT.layer_page_bytes
+        assert cache.pool.nbytes == 6 * self.LAYOUT.page_bytes
+
+    def test_pages_that_fit(self) -> None:
+        page_bytes = self.LAYOUT.page_bytes
+        assert [num_pages_that_fit(self.LAYOUT, page_bytes * 5 + d) for d in (-1, 0, 1)] == [
+            4,
+            5,
+            5,
+        ]

@@ -1,0 +1,167 @@
+"""Weights arrive whole, from one file or many, and every error is a sentence with a remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.loader import load_model, resolve_dtype
+from engine.model import DecoderModel
+from engine.model_config import ModelConfig, ModelDirectoryError, UnsupportedModel
+
+CPU = torch.device("cpu")
+HIDDEN, INNER, VOCAB, HEAD_DIM = 8, 12, 10, 4  # 2 heads, 1 KV head
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "torch_dtype": "bfloat16",
+}
+
+
+def checkpoint() -> dict[str, Tensor]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (VOCAB, HIDDEN),
+    }
+    for layer in range(2):
+        names = {
+            "input_layernorm": (HIDDEN,),
+            "post_attention_layernorm": (HIDDEN,),
+            "self_attn.q_proj": (2 * HEAD_DIM, HIDDEN),
+            "self_attn.k_proj": (HEAD_DIM, HIDDEN),
+            "self_attn.v_proj": (HEAD_DIM, HIDDEN),
+            "self_attn.o_proj": (HIDDEN, 2 * HEAD_DIM),
+            "mlp.gate_proj": (INNER, HIDDEN),
+            "mlp.up_proj": (INNER, HIDDEN),
+            "mlp.down_proj": (HIDDEN, INNER),
+        }
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in names.items()}
+    chance = torch.Generator().manual_seed(3)
+    return {name: torch.randn(shape, generator=chance) for name, shape in shapes.items()}
+
+
+def save(path: Path, tensors: dict[str, Tensor], **changes: Any) -> None:
+    (path / "config.json").write_text(json.dumps(CONFIG | changes))
+    save_file(tensors, path / "model.safetensors")
+
+
+def load(path: Path, **kwargs: Any) -> DecoderModel:
+    return load_model(path, ModelConfig.from_directory(path), torch.float32, CPU, **kwargs)
+
+
+def test_parts_are_fused_in_order(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    save(tmp_path, tensors)
+    model = load(tmp_path)
+    for i, layer in enumerate(model.layers):
+        attention = f"model.layers.{i}.self_attn"
+        parts = [tensors[f"{attention}.{name}_proj.weight"] for name in "qkv"]
+        assert torch.equal(layer.attention.qkv.weight, torch.cat(parts))
+        parts = [tensors[f"model.layers.{i}.mlp.{name}_proj.weight"] for name in ("gate", "up")]
+        assert torch.equal(layer.feed_forward.gate_up.weight, torch.cat(parts))
+    assert torch.equal(model.head.weight, tensors["lm_head.weight"])
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_shards_equal_one_file_and_strangers_beside_them_are_ignored(tmp_path: Path) -> None:
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    whole.mkdir()
+    sharded.mkdir()
+    tensors = checkpoint()
+    save(whole, tensors)
+    save(sharded, tensors)
+    (sharded / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for i in range(3):
+        part = {name: tensors[name] for name in names[i::3]}
+        save_file(part, sharded / f"model-{i}.safetensors")
+        weight_map |= dict.fromkeys(part, f"model-{i}.safetensors")
+    index = {"metadata": {}, "weight_map": weight_map}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"layers.0.attention.wq.weight": torch.ones(1)}, sharded / "consolidated.safetensors")
+    expected = load(whole).state_dict()
+    for name, tensor in load(sharded).state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    head = tensors.pop("lm_head.weight")
+    save(tmp_path, tensors, tie_word_embeddings=True)
+    model = load(tmp_path)
+    assert model.head.weight.data_ptr() == model.embedding.weight.data_ptr()
+    save(tmp_path, tensors | {"lm_head.weight": head}, tie_word_embeddings=True)
+    assert torch.equal(load(tmp_path).head.weight, tensors["model.embed_tokens.weight"])
+
+
+def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
+    save(tmp_path, checkpoint())
+    reports: list[tuple[int, int]] = []
+    load(tmp_path, progress=lambda done, total: reports.append((done, total)))
+    total = 4 * sum(tensor.numel() for tensor in checkpoint().values())
+    assert reports == sorted(reports)
+    assert reports[-1] == (total, total)
+
+
+def test_rotary_buffers_of_old_checkpoints_are_no_error(tmp_path: Path) -> None:
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    save(tmp_path, checkpoint() | buffer)
+    load(tmp_path)
+
+
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save(tmp_path, tensors)
+    with pytest.raises(ModelDirectoryError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight;"):
+        load(tmp_path)
+    save(tmp_path, {"model.norm.weight": tensors["model.norm.weight"]})
+    with pytest.raises(ModelDirectoryError, match=r"lack \S+ and 19 more; fetch the model again"):
+        load(tmp_path)
+
+
+def test_weights_that_the_model_would_ignore_are_named(tmp_path: Path) -> None:
+    save(tmp_path, checkpoint() | {"model.layers.0.self_attn.q_proj.bias": torch.ones(8)})
+    with pytest.raises(ModelDirectoryError, match=r"hold model.*q_proj\.bias, which a Llama"):
+        load(tmp_path)
+
+
+def test_another_shape_is_named(tmp_path: Path) -> None:
+    save(tmp_path, checkpoint() | {"model.norm.weight": torch.ones(9)})
+    with pytest.raises(ModelDirectoryError, match=r"model\.norm\.weight .*\[9\].* \[8\];"):
+        load(tmp_path)
+
+
+def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
+    save(tmp_path, checkpoint())
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(ModelDirectoryError, match=r"model\.safetensors cannot be read.*git lfs"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelDirectoryError, match=r"no \*\.safetensors"):
+        load(tmp_path)
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    save(tmp_path, {})
+    config = ModelConfig.from_directory(tmp_path)
+    assert resolve_dtype("auto", config, CPU) is torch.float32
+    assert resolve_dtype("auto", config, torch.device("cuda")) is torch.bfloat16
+    assert resolve_dtype("float16", config, CPU) is torch.float16
+    with pytest.raises(UnsupportedModel, match=r"float64; choose one of float32.*--dtype"):
+        resolve_dtype("float64", config, CPU)
