@@ -6,13 +6,12 @@ A batch is a function of (seed, step) alone, so resuming needs no data state.
 from dataclasses import dataclass
 from pathlib import Path
 
+import corpus
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-
-import corpus
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import corpus
 import torch
+from cases import SUITES, Case
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
-
-import corpus
-from cases import SUITES, Case
 
 NUM_CASES = 200
 BATCH_SIZE = 40
@@ -95,7 +94,10 @@ def reply_all(
         length = max(len(prompts[i]) for i in chosen)
         pads = [length - len(prompts[i]) for i in chosen]
         ids = torch.tensor(
-            [[tokenizer.pad_token_id] * pad + prompts[i] for pad, i in zip(pads, chosen)]
+            [
+                [tokenizer.pad_token_id] * pad + prompts[i]
+                for pad, i in zip(pads, chosen, strict=True)
+            ]
         )
         mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in pads])
         outputs = model.generate(

@@ -8,14 +8,13 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+import corpus
 import torch
+from model import Shape, TinyLlama
 from safetensors.torch import save_file
+from tokenizer import write_tokenizer
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
-
-import corpus
-from model import Shape, TinyLlama
-from tokenizer import write_tokenizer
 
 MAX_LOGIT_DIFFERENCE = 1e-3
 NUM_CHECKED_TOKENS = 300

@@ -9,24 +9,112 @@ from dataclasses import dataclass
 import words
 from values import Values
 
-HEROES = (
-    "fox bear mouse rabbit owl cat dog bird frog girl boy sailor robot dragon baker duck goat "
-    "turtle hedgehog squirrel pony farmer king queen giant wizard"
-).split()
-MOODS = "little old brave clever curious shy kind lazy cheerful small quiet proud".split()
-HOMES = (
-    "in a forest|by the sea|in a small house|on a high hill|near a river|in a village|"
-    "in an old tower|under a big tree|on an island|at the edge of a town|behind a mill"
-).split("|")
-GOODS = (
-    "lamp|key|map|bell|boat|book|drum|kite|coin|stone|hat|clock|ring|flute|letter|apple|ball|"
-    "shell|feather|button|mirror|blanket|lantern"
-).split("|")
-QUALITIES = "golden lost red tiny magic old broken shiny blue heavy strange silver".split()
-SPOTS = (
-    "under a stone|in the grass|behind a tree|at the bottom of a well|in the snow|on the road|"
-    "inside a box|in the sand|next to a bridge|in a hole"
-).split("|")
+HEROES = [
+    "fox",
+    "bear",
+    "mouse",
+    "rabbit",
+    "owl",
+    "cat",
+    "dog",
+    "bird",
+    "frog",
+    "girl",
+    "boy",
+    "sailor",
+    "robot",
+    "dragon",
+    "baker",
+    "duck",
+    "goat",
+    "turtle",
+    "hedgehog",
+    "squirrel",
+    "pony",
+    "farmer",
+    "king",
+    "queen",
+    "giant",
+    "wizard",
+]
+MOODS = [
+    "little",
+    "old",
+    "brave",
+    "clever",
+    "curious",
+    "shy",
+    "kind",
+    "lazy",
+    "cheerful",
+    "small",
+    "quiet",
+    "proud",
+]
+HOMES = [
+    "in a forest",
+    "by the sea",
+    "in a small house",
+    "on a high hill",
+    "near a river",
+    "in a village",
+    "in an old tower",
+    "under a big tree",
+    "on an island",
+    "at the edge of a town",
+    "behind a mill",
+]
+GOODS = [
+    "lamp",
+    "key",
+    "map",
+    "bell",
+    "boat",
+    "book",
+    "drum",
+    "kite",
+    "coin",
+    "stone",
+    "hat",
+    "clock",
+    "ring",
+    "flute",
+    "letter",
+    "apple",
+    "ball",
+    "shell",
+    "feather",
+    "button",
+    "mirror",
+    "blanket",
+    "lantern",
+]
+QUALITIES = [
+    "golden",
+    "lost",
+    "red",
+    "tiny",
+    "magic",
+    "old",
+    "broken",
+    "shiny",
+    "blue",
+    "heavy",
+    "strange",
+    "silver",
+]
+SPOTS = [
+    "under a stone",
+    "in the grass",
+    "behind a tree",
+    "at the bottom of a well",
+    "in the snow",
+    "on the road",
+    "inside a box",
+    "in the sand",
+    "next to a bridge",
+    "in a hole",
+]
 TROUBLES = (
     (
         "But soon a storm came and it became very dark.",

@@ -9,10 +9,9 @@ import itertools
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
 import corpus
 import words
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCABULARY_SIZE = 2048
 NUM_ROWS = 1500

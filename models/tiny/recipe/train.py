@@ -10,23 +10,22 @@ import json
 import os
 import platform
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from batches import Batches, Stage, load
 from evaluate import evaluate, print_table
 from export import export
 from model import Shape, TinyLlama
-from tokenizer import train_tokenizer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizer import train_tokenizer, write_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
 
 NUM_KEPT_CHECKPOINTS = 2
+SECONDS_BETWEEN_CHECKPOINTS = 120
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,11 @@ class Plan:
     seed: int = 1
     shape: Shape = field(default_factory=Shape)
     stages: tuple[Stage, ...] = (
-        Stage(num_steps=1700, num_rows=32, num_tokens=256, echo_share=0.15),
-        Stage(num_steps=900, num_rows=8, num_tokens=1024, echo_share=0.05),
-        Stage(num_steps=300, num_rows=4, num_tokens=2048, echo_share=0.03),
-    )
-    optimizer: str = "adamw"
-    learning_rate: float = 3e-3
+        Stage(num_steps=2746, num_rows=32, num_tokens=256, echo_share=0.15),
+        Stage(num_steps=732, num_rows=8, num_tokens=1024, echo_share=0.05),
+        Stage(num_steps=183, num_rows=4, num_tokens=2048, echo_share=0.03),
+    )  # 30 million tokens
+    learning_rate: float = 4e-3
     warmup_steps: int = 100
     cooldown_share: float = 0.5
     weight_decay: float = 0.1
@@ -104,24 +102,18 @@ class Trainer:
 
 
 def make_optimizers(plan: Plan, model: TinyLlama) -> list[torch.optim.Optimizer]:
-    """Matrices with weight decay; embedding and norms without."""
+    """Muon with weight decay for the matrices; Adam without for embedding and norms."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in named if p.dim() != 2 or "embed" in name]
-    betas = (0.9, 0.98)
-    if plan.optimizer == "muon":
-        muon = torch.optim.Muon(
-            matrices,
-            lr=plan.learning_rate,
-            weight_decay=plan.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        return [muon, torch.optim.AdamW(others, lr=plan.learning_rate, betas=betas, weight_decay=0)]
-    groups = [
-        {"params": matrices, "weight_decay": plan.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [torch.optim.AdamW(groups, lr=plan.learning_rate, betas=betas)]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adam = torch.optim.AdamW(others, lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0)
+    return [muon, adam]
 
 
 def weighted_loss(model: torch.nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
@@ -145,3 +137,81 @@ def train_step(trainer: Trainer, forward: torch.nn.Module, batch: tuple[Tensor, 
         optimizer.zero_grad(set_to_none=True)
     trainer.step += 1
     return loss.detach()
+
+
+def compiled(model: TinyLlama) -> torch.nn.Module:
+    """The model through torch.compile, or as it is where no compiler works."""
+    forward = torch.compile(model, dynamic=False)
+    try:
+        forward(torch.zeros((1, 8), dtype=torch.int64, device=next(model.parameters()).device))
+    except Exception as error:  # the compiler's own errors share no base class
+        print(f"torch.compile does not work here, going on without it: {error}"[:300])
+        return model
+    return forward
+
+
+def train(trainer: Trainer, batches: Batches, checkpoints: Path) -> None:
+    """Runs the steps that are left; saves every few minutes and at the end."""
+    forward = compiled(trainer.model)
+    saved = last = time.monotonic()
+    columns = (
+        BarColumn(),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=len(batches), completed=trainer.step, loss=0, rate=0)
+        for batch in load(batches, trainer.step, num_workers=1):
+            loss = train_step(trainer, forward, batch).item()
+            now = time.monotonic()
+            rate = batch[1].numel() / (now - last)
+            trainer.seconds, last = trainer.seconds + now - last, now
+            progress.update(bar, completed=trainer.step, loss=loss, rate=rate)
+            if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                trainer.save(checkpoints)
+                saved = now
+    trainer.save(checkpoints)
+
+
+def main() -> None:
+    """Tokenizer, training, export, evaluation; each is skipped or resumed where it can be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(arguments.threads)
+    started = time.monotonic()
+
+    plan = Plan()
+    write_tokenizer(train_tokenizer(plan.seed), checkpoints)
+    tokenizer_file = checkpoints / "tokenizer.json"
+    trainer = Trainer.start(plan, device)
+    trainer.resume(checkpoints)
+    already_spent = trainer.seconds
+    batches = Batches(tokenizer_file, plan.stages, plan.seed, plan.other_weight)
+    train(trainer, batches, checkpoints)
+    export(trainer.model, Tokenizer.from_file(str(tokenizer_file)), out)
+    results = evaluate(out, device)
+    print_table(results)
+    record = {
+        "suites": results,
+        "training": {
+            "tokens": sum(s.num_steps * s.num_rows * s.num_tokens for s in plan.stages),
+            "minutes_in_all": round((already_spent + time.monotonic() - started) / 60, 1),
+            "device": device,
+            "threads": arguments.threads,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        },
+    }
+    (out / "evaluation.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
