@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from protocol.config import ConfigError
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "models" / "tiny"
+EMBEDDED = Path(
+    os.environ.get("KVRELAY_EMBEDDED_MODEL")
+    or Path(__file__).resolve().parent.parent / "models" / "tiny"
+)
+"""In the repository; where kvrelay is installed without it, as in a container, the variable says."""
 
 
 def path(model_path: str) -> str:

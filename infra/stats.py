@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,12 +26,12 @@ def show_stats(
 
 
 def _node_table(stats: dict[str, Any], nodes: list[dict[str, Any]]) -> Table:
-    table = Table(title="nodes")
+    table = Table(title="nodes", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("node")
     table.add_column("role")
-    for column in ("held", "cached", "free", "computed", "reused", "generated", "sent", "received"):
-        table.add_column(column, justify="right")
-    table.caption = "pages held, cached, free; tokens computed, reused, generated; pages moved"
+    for heading in ("held", "cached", "free", "computed", "reused", "made", "out", "in"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.caption = "pages held, cached, free; tokens computed, reused, made; pages sent out, in"
     for node in nodes:
         one = stats["nodes"][node["name"]]
         pages = one["pages"]

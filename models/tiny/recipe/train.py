@@ -35,10 +35,10 @@ class Plan:
     seed: int = 1
     shape: Shape = field(default_factory=Shape)
     stages: tuple[Stage, ...] = (
-        Stage(num_steps=2746, num_rows=32, num_tokens=256, echo_share=0.15),
-        Stage(num_steps=732, num_rows=8, num_tokens=1024, echo_share=0.05),
-        Stage(num_steps=183, num_rows=4, num_tokens=2048, echo_share=0.03),
-    )  # 30 million tokens
+        Stage(num_steps=1556, num_rows=32, num_tokens=256, echo_share=0.15),
+        Stage(num_steps=415, num_rows=8, num_tokens=1024, echo_share=0.05),
+        Stage(num_steps=103, num_rows=4, num_tokens=2048, echo_share=0.03),
+    )  # 17 million tokens
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     cooldown_share: float = 0.5

@@ -1,0 +1,55 @@
+"""Container health checks: `python -m infra.healthcheck http URL` or `… node`.
+
+Exit status 0 means healthy. A node has no HTTP port: it is healthy when the coordinator lists it
+under its own host name with a fresh heartbeat, which shows Redis, the channel and its main loop.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import httpx
+
+TIMEOUT_S = 2.0
+MAX_HEARTBEAT_AGE_S = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    """0 when healthy, 1 with a sentence on standard error when not."""
+    try:
+        match arguments:
+            case ["http", url]:
+                problem = check_http(url)
+            case ["node"]:
+                problem = check_node(os.environ["KVRELAY_COORDINATOR_URL"], socket.gethostname())
+            case _:
+                problem = "usage: python -m infra.healthcheck http URL | node"
+    except httpx.HTTPError as error:
+        problem = f"no answer: {error}"
+    if problem:
+        print(problem, file=sys.stderr)
+    return 1 if problem else 0
+
+
+def check_http(url: str) -> str:
+    """What is wrong at `url`; "" when it answers 200."""
+    response = httpx.get(url, timeout=TIMEOUT_S)
+    return "" if response.status_code == 200 else f"{url} answered {response.status_code}"
+
+
+def check_node(coordinator_url: str, host: str) -> str:
+    """What is wrong with the node on `host`; "" when the coordinator hears it."""
+    response = httpx.get(f"{coordinator_url}/admin/nodes", timeout=TIMEOUT_S)
+    response.raise_for_status()
+    ages = [n["last_heartbeat_s_ago"] for n in response.json() if host in n["name"]]
+    if not ages:
+        return f"the coordinator lists no node of host {host}"
+    if min(ages) > MAX_HEARTBEAT_AGE_S:
+        return f"the last heartbeat of {host} is {min(ages):.0f} s old"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
