@@ -11,7 +11,7 @@ EMBEDDED = Path(
     os.environ.get("KVRELAY_EMBEDDED_MODEL")
     or Path(__file__).resolve().parent.parent / "models" / "tiny"
 )
-"""In the repository; where kvrelay is installed without it, as in a container, the variable says."""
+"""In the repository; where kvrelay is installed alone, as in a container, the variable names it."""
 
 
 def path(model_path: str) -> str:
