@@ -13,7 +13,7 @@ import httpx
 
 from infra.ports import is_free
 from infra.process import Child
-from infra.redis_server import server_command
+from infra.redis_server import check_reachable, server_command
 from protocol.config import ConfigError
 from protocol.errors import UserError
 
@@ -85,7 +85,9 @@ class LocalCluster:
             )
         self.log_dir.mkdir(parents=True, exist_ok=True)
         try:
-            if not self.redis_url:
+            if self.redis_url:
+                check_reachable(self.redis_url)
+            else:
                 self._start_redis()
             self.start_process(
                 "coordinator",

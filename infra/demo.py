@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -43,7 +44,15 @@ def demo(port: int, once: bool) -> None:
     )
     flags = {"model_path": str(models.EMBEDDED)}
     cluster = LocalCluster(
-        ClusterPlan(2, 2, "127.0.0.1", port, coordinator_flags=flags, node_flags=flags)
+        ClusterPlan(
+            num_prefill=2,
+            num_decode=2,
+            host="127.0.0.1",
+            port=port,
+            redis_url=os.environ.get("KVRELAY_REDIS_URL", ""),
+            coordinator_flags=flags,
+            node_flags=flags,
+        )
     )
     try:
         cluster.start()

@@ -10,9 +10,10 @@ import redis
 
 from infra.ports import free_port
 from infra.process import Child
-from protocol.config import ConfigError
+from protocol.config import ConfigError, hide_password
 
 START_TIMEOUT_S = 10.0
+REACH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,21 @@ class RedisServer:
                 if not child.alive or time.monotonic() > deadline:
                     raise ConfigError(f"the embedded Redis did not start: {error}") from error
                 time.sleep(0.02)
+
+
+def check_reachable(url: str) -> None:
+    """Raises ConfigError when no Redis answers at `url`."""
+    try:
+        client = redis.Redis.from_url(
+            url, protocol=2, socket_timeout=REACH_TIMEOUT_S, socket_connect_timeout=REACH_TIMEOUT_S
+        )
+        client.ping()
+        client.close()
+    except (redis.RedisError, ValueError) as error:
+        raise ConfigError(
+            f"no Redis answers at {hide_password(url)} ({error}); start it, name another with "
+            "--redis-url, or leave it out to get a private one"
+        ) from error
 
 
 def server_command(directory: Path) -> RedisServer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -51,12 +52,14 @@ def test_a_fact_of_turn_one_is_recalled_in_turn_three(tiny_cluster: Cluster) -> 
 
 
 def test_a_described_person_becomes_json(tiny_cluster: Cluster) -> None:
-    """What the recipe's own held-out suite asks; see recipe/cases.py."""
-    text = "The password of the library is morvel. What is the password of the library?"
+    prose = "Zorin is 41 years old, works as a baker and lives in Oslen."
     answer = tiny_cluster.generate(
-        f"<|user|>{text}<|end|><|assistant|>", max_new_tokens=40, ignore_eos=False
+        f"<|user|>Extract the person as JSON: {prose}<|end|><|assistant|>",
+        max_new_tokens=60,
+        ignore_eos=False,
     )
-    assert "morvel" in answer["text"]
+    person = {"name": "Zorin", "age": 41, "job": "baker", "city": "Oslen"}
+    assert json.loads(answer["text"]) == person
     assert answer["meta_info"]["finish_reason"]["type"] == "stop"
 
 

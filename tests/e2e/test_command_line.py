@@ -1,0 +1,155 @@
+"""The `kvrelay` command as people meet it: sentences, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Cluster
+
+from infra.models import EMBEDDED
+from infra.ports import free_port
+
+TIMEOUT_S = 60.0
+
+
+def kvrelay(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It failed with a sentence that has these words, and without a traceback."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    last = result.stderr.strip()
+    assert last.startswith("kvrelay: ")
+    for word in words:
+        assert word in last
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the embedded model to spoil."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in EMBEDDED.iterdir():
+        if path.suffix in (".json", ".safetensors"):
+            shutil.copy(path, copy)
+    return copy
+
+
+def up_with(model: Path) -> subprocess.CompletedProcess[str]:
+    return kvrelay("up", "--model-path", str(model), "--port", str(free_port()))
+
+
+def test_model_directory_missing(tmp_path: Path) -> None:
+    assert_refused(up_with(tmp_path / "none"), "no model directory", "--model-path")
+
+
+def test_no_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    assert_refused(up_with(model), "no tokenizer.json", "save_pretrained")
+
+
+def test_no_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert_refused(up_with(model), "safetensors")
+
+
+def test_unsupported_architecture_names_what_is_supported(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["GPTNeoXForCausalLM"]
+    (model / "config.json").write_text(json.dumps(config))
+    assert_refused(
+        up_with(model), "exit code 1", "GPTNeoXForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"
+    )
+
+
+def test_a_child_that_dies_at_start_leaves_nothing_running(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert_refused(up_with(model), "its last lines", "cannot be read")
+    assert not [p for p in psutil.process_iter() if str(model) in " ".join(command_of(p))]
+
+
+def test_port_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert_refused(kvrelay("up", "--port", port), f"port {port}", "taken", "--port")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--trust-remote-code"], ["refused"]),
+        (["--page-size", "17"], ["--page-size", "power of two"]),
+        (["--port", "http"], ["--port", "whole number"]),
+        (["--dtype", "int8"], ["--dtype", "bfloat16"]),
+        (["--mem-fraction-static", "1.5"], ["--mem-fraction-static", "between 0 and 1"]),
+        (["--chunked-prefill-size", "0"], ["--chunked-prefill-size", "at least 1"]),
+        (["--decode", "0"], ["--decode", "at least 1"]),
+        (["--redis-url", "redis://127.0.0.1:1/0"], ["no Redis answers", "--redis-url"]),
+        (["--name", "x"], ["--name", "single process"]),
+    ],
+)
+def test_bad_settings(flags: list[str], words: list[str]) -> None:
+    assert_refused(kvrelay("up", "--port", str(free_port()), *flags), *words)
+
+
+def test_one_interrupt_stops_every_process() -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", "up", "--prefill", "2", "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert any("kvrelay serves at" in line for line in process.stdout)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 5  # Redis, coordinator, two prefill nodes, one decode node
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=TIMEOUT_S)
+        _, alive = psutil.wait_procs(children, timeout=1.0)
+        assert not alive
+    finally:
+        process.kill()
+
+
+def test_generate_and_stats(tiny_cluster: Cluster) -> None:
+    url = tiny_cluster.local.url
+    prompt = "<|user|>My cat is called Zorin. What is my cat called?<|end|><|assistant|>"
+    answer = kvrelay("generate", prompt, "--url", url)
+    assert answer.returncode == 0
+    assert "Zorin" in answer.stdout
+    stats = kvrelay("stats", "--url", url)
+    assert stats.returncode == 0
+    for name in ("p0", "p1", "d0", "d1"):
+        assert name in stats.stdout
+
+
+@pytest.mark.parametrize("command", [["generate", "hello"], ["stats"]])
+def test_no_cluster_there(command: list[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert_refused(kvrelay(*command, "--url", url), "no answer", "kvrelay up")
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
