@@ -1,0 +1,339 @@
+"""Both schedulers, alone and talking to each other in a world without sockets or tensors."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nodes import LAYOUT
+
+from decode.scheduler import DecodeLimits, DecodeScheduler
+from engine.cache import PrefixCache
+from node.instructions import (
+    AbortTransfer,
+    Event,
+    ExpectPages,
+    Instruction,
+    PagesReceived,
+    PagesSent,
+    ReceiveFailed,
+    Scheduler,
+    Send,
+    SendPages,
+)
+from prefill.scheduler import PrefillLimits, PrefillScheduler
+from protocol.hashing import PageHasher, token_bytes
+from protocol.ids import Attempt, Node
+from protocol.messages import Cancel, Failed, Generate, Prefill, PrefillDone, TokensOut
+from protocol.sampling import Sampling
+
+HASHER = PageHasher("model", LAYOUT)
+PAGE = LAYOUT.page_size
+COORDINATOR, PREFILL, DECODE = "coordinator", "prefill", "decode"
+STOP = 0
+
+
+def next_token(tokens: list[int]) -> int:
+    """Stands in for the model: decided by everything before."""
+    return random.Random(str(tokens)).randrange(1, 100)
+
+
+def answer_of(prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def prefill_scheduler(num_pages: int = 64, chunk: int = 32, waiting: int = 8) -> PrefillScheduler:
+    limits = PrefillLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
+    return PrefillScheduler(Node("p0", 1), PrefixCache(num_pages), HASHER, limits)
+
+
+def decode_scheduler(num_pages: int = 64, waiting: int = 8) -> DecodeScheduler:
+    limits = DecodeLimits(
+        chunk_tokens=32, max_running=4, max_waiting=waiting, receive_timeout_s=10.0
+    )
+    cache = PrefixCache(num_pages)
+    return DecodeScheduler(Node("d0", 1), (DECODE, "data"), cache, HASHER, limits)
+
+
+def generate(
+    name: str, prompt: list[int], max_new_tokens: int = 4, prefill: str = PREFILL, number: int = 1
+) -> Generate:
+    return Generate(
+        attempt=Attempt(name, number),
+        tokens=token_bytes(prompt),
+        cache_salt="",
+        sampling=Sampling(temperature=0.0),
+        max_new_tokens=max_new_tokens,
+        stop_token_ids=[STOP],
+        prefill_address=prefill,
+        reply_address=COORDINATOR,
+    )
+
+
+class World:
+    """Delivers messages and pages, and plays the model; what arrives when is up to `rng`.
+
+    A page is remembered as the tokens whose KV was written to it, so a page that was sent, reused
+    or overwritten wrongly gives a wrong token, as it would with a real model.
+    """
+
+    def __init__(self, rng: random.Random, prefill: PrefillScheduler, decode: DecodeScheduler):
+        self.rng = rng
+        self.schedulers: dict[str, Scheduler] = {PREFILL: prefill, DECODE: decode}
+        self.pools: dict[str, dict[tuple[int, int], int]] = {PREFILL: {}, DECODE: {}}
+        self.queues: dict[str, deque[Event]] = {PREFILL: deque(), DECODE: deque()}
+        self.expected: dict[Attempt, list[int]] = {}
+        self.arrived: dict[Attempt, int] = {}
+        self.early: dict[Attempt, list[tuple[int, list[dict[int, int]]]]] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.ends: dict[str, str] = {}
+
+    def post(self, where: str, event: Event) -> None:
+        self.queues[where].append(event)
+
+    def run(self) -> None:
+        """Until nothing is left to do; a world that never rests fails."""
+        for _ in range(5_000):
+            choices = [name for name, queue in self.queues.items() if queue]
+            busy = [name for name, s in self.schedulers.items() if not s.idle]
+            if not choices and not busy:
+                return
+            name = self.rng.choice(choices + busy)
+            if self.queues[name] and self.rng.random() < 0.6:
+                event = self.queues[name].popleft()
+                self.carry_out(name, self.schedulers[name].handle(event, 0.0))
+            else:
+                self.step(name)
+        raise AssertionError("the world does not come to rest")
+
+    def step(self, name: str) -> None:
+        scheduler, pool = self.schedulers[name], self.pools[name]
+        slices, instructions = scheduler.next_batch(0.0)
+        self.carry_out(name, instructions)
+        sampled: list[int | None] = []
+        for part in slices:
+            end = part.start + len(part.token_ids)
+            for position, token in enumerate(part.token_ids, part.start):
+                pool[part.pages[position // PAGE], position % PAGE] = token
+            context = [pool.get((part.pages[i // PAGE], i % PAGE), -1) for i in range(end)]
+            sampled.append(next_token(context) if part.sampling else None)
+        if slices:
+            self.carry_out(name, scheduler.finish(sampled, 0.0))
+
+    def carry_out(self, name: str, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, ExpectPages):
+                self.expected[instruction.transfer] = instruction.pages
+                for offset, contents in self.early.pop(instruction.transfer, []):
+                    self.write(instruction.transfer, offset, contents)
+            elif isinstance(instruction, AbortTransfer):
+                self.expected.pop(instruction.transfer, None)
+            elif isinstance(instruction, SendPages):
+                contents = [
+                    {i: t for (p, i), t in self.pools[name].items() if p == page}
+                    for page in instruction.pages
+                ]
+                self.write(instruction.transfer, instruction.offset, contents)
+                self.post(name, PagesSent(instruction.transfer))
+            elif instruction.address == COORDINATOR:
+                self.reply(instruction)
+            else:
+                assert not isinstance(instruction.message, TokensOut)
+                self.post(instruction.address, instruction.message)  # type: ignore[arg-type]
+
+    def write(self, transfer: Attempt, offset: int, contents: list[dict[int, int]]) -> None:
+        pages = self.expected.get(transfer)
+        if pages is None:
+            return
+        for page, content in zip(pages[offset:], contents, strict=False):
+            for slot in range(PAGE):
+                self.pools[DECODE].pop((page, slot), None)
+            for slot, token in content.items():
+                self.pools[DECODE][page, slot] = token
+        self.arrived[transfer] = self.arrived.get(transfer, 0) + len(contents)
+        if self.arrived[transfer] == len(pages):
+            self.post(DECODE, PagesReceived(transfer))
+
+    def reply(self, send: Send) -> None:
+        message = send.message
+        if isinstance(message, Failed):
+            name = message.attempt.request_id
+            assert name not in self.ends
+            self.ends[name] = message.reason
+            return
+        assert isinstance(message, TokensOut)
+        for out in message.outs:
+            name = out.attempt.request_id
+            assert name not in self.ends, "tokens after the end"
+            self.tokens.setdefault(name, []).extend(out.tokens)
+            if out.finish:
+                self.ends[name] = out.finish
+
+
+prompts = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(1, 120), st.integers(1, 40)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompts, st.randoms(use_true_random=False), st.booleans())
+def test_every_answer_is_the_models(
+    asked: list[tuple[str, int, int]], rng: random.Random, disaggregated: bool
+) -> None:
+    """Shared prefixes, chunks, small pools that evict, any order: tokens never change."""
+    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
+    prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
+    world = World(rng, prefill, decode)
+    for number, (text, length, count) in enumerate(asked):
+        address = PREFILL if disaggregated else ""
+        world.post(DECODE, generate(f"r{number}", texts[text][:length], count, address))
+    world.run()
+    for number, (text, length, count) in enumerate(asked):
+        assert world.ends[f"r{number}"] == "length"
+        assert world.tokens[f"r{number}"] == answer_of(texts[text][:length], count)
+    assert prefill.load().held_pages == decode.load().held_pages == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompts, st.randoms(use_true_random=False))
+def test_cancelled_requests_leave_no_page_and_harm_nobody(
+    asked: list[tuple[str, int, int]], rng: random.Random
+) -> None:
+    text = list(range(1, 201))
+    prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
+    world = World(rng, prefill, decode)
+    events: list[Event] = []
+    cancelled = set()
+    for number, (_, length, count) in enumerate(asked):
+        events.append(generate(f"r{number}", text[:length], count))
+        if rng.random() < 0.5:
+            cancelled.add(number)
+    for event in events:
+        world.post(DECODE, event)
+    for number in cancelled:
+        world.queues[DECODE].insert(
+            rng.randrange(number + 1, len(world.queues[DECODE]) + 1),
+            Cancel(Attempt(f"r{number}", 1)),
+        )
+    world.run()
+    for number, (_, length, count) in enumerate(asked):
+        if number not in cancelled:
+            assert world.tokens[f"r{number}"] == answer_of(text[:length], count)
+    assert prefill.load().held_pages == decode.load().held_pages == 0
+    assert prefill.idle and decode.idle
+
+
+def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
+    rng = random.Random(1)
+    decode = decode_scheduler()
+    world = World(rng, prefill_scheduler(), decode)
+    prompt = list(range(1, 101))  # 6 full pages and a part
+    world.post(DECODE, generate("r", prompt))
+    world.run()
+    decode.handle(generate("s", prompt + [7] * 20), 0.0)
+    _, (expect, send) = decode.next_batch(0.0)
+    assert isinstance(expect, ExpectPages) and isinstance(send, Send)
+    assert isinstance(send.message, Prefill)
+    assert send.message.skip_pages == 6
+    assert len(expect.pages) == 2  # of the 8 pages of 120 tokens
+
+
+def test_prefill_sends_after_each_chunk_and_nothing_twice() -> None:
+    scheduler = prefill_scheduler(chunk=32)
+    attempt = Attempt("r", 1)
+    prompt = list(range(1, 101))
+    request = Prefill(attempt, token_bytes(prompt), "", Sampling(), 1, "reply", "data")
+    assert scheduler.handle(request, 0.0) == []
+    offsets, token = [], None
+    while not scheduler.idle:
+        slices, _ = scheduler.next_batch(0.0)
+        assert sum(len(part.token_ids) for part in slices) <= 32
+        token = 7 if slices[0].sampling else None
+        for instruction in scheduler.finish([token], 0.0):
+            if isinstance(instruction, SendPages):
+                offsets += range(instruction.offset, instruction.offset + len(instruction.pages))
+            else:
+                assert isinstance(instruction, Send)
+                assert isinstance(instruction.message, PrefillDone)
+                assert instruction.message.first_token == 7
+    assert offsets == list(range(6))  # 7 pages, of which decode has the first
+
+
+def test_what_can_never_fit_is_refused_for_good() -> None:
+    decode = decode_scheduler(num_pages=4)
+    (send,) = decode.handle(generate("r", [1] * 60, max_new_tokens=10), 0.0)
+    assert isinstance(send, Send) and isinstance(send.message, Failed)
+    assert not send.message.retryable
+    assert "5 pages" in send.message.reason and "has 4" in send.message.reason
+
+
+@pytest.mark.parametrize("kind", [PREFILL, DECODE])
+def test_queues_are_bounded(kind: str) -> None:
+    decode = decode_scheduler(waiting=2)
+    prefill = prefill_scheduler(waiting=2)
+    replies: list[Instruction] = []
+    for number in range(3):
+        attempt = Attempt(f"r{number}", 1)
+        if kind == DECODE:
+            replies += decode.handle(generate(f"r{number}", [1] * 20), 0.0)
+        else:
+            request = Prefill(attempt, token_bytes([1] * 20), "", Sampling(), 0, "me", "data")
+            replies += prefill.handle(request, 0.0)
+    (send,) = replies
+    assert isinstance(send, Send) and isinstance(send.message, Failed)
+    assert send.message.retryable
+    assert "2 " in send.message.reason
+
+
+def test_a_request_waits_while_pages_are_held_and_runs_when_they_come_back() -> None:
+    decode = decode_scheduler(num_pages=8)
+    decode.handle(generate("a", [1] * 90, 10, prefill=""), 0.0)  # 7 pages
+    decode.handle(generate("b", [2] * 30, 10, prefill=""), 0.0)  # 3 pages
+    slices, _ = decode.next_batch(0.0)
+    assert [part.token_ids[0] for part in slices] == [1]
+    assert decode.load().num_waiting == 1
+    decode.finish([None], 0.0)
+    decode.handle(Cancel(Attempt("a", 1)), 0.0)
+    slices, _ = decode.next_batch(0.0)
+    assert [part.token_ids[0] for part in slices] == [2]
+
+
+def test_a_prefill_that_never_comes_fails_in_time_and_is_aborted_before_its_pages_go() -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("r", [1] * 40), 0.0)
+    decode.next_batch(0.0)
+    assert decode.next_batch(9.9) == ([], [])
+    _, instructions = decode.next_batch(10.0)
+    assert isinstance(instructions[0], AbortTransfer)
+    failures = [i.message for i in instructions if isinstance(i, Send)]
+    assert any(isinstance(m, Failed) and m.retryable and "10 s" in m.reason for m in failures)
+    assert decode.load().held_pages == 0
+
+
+def test_a_broken_receive_fails_the_attempt() -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("r", [1] * 40), 0.0)
+    decode.next_batch(0.0)
+    instructions = decode.handle(ReceiveFailed(Attempt("r", 1), "peer lost"), 0.0)
+    failed = [i.message for i in instructions if isinstance(i, Send)][-1]
+    assert isinstance(failed, Failed) and failed.reason == "peer lost"
+    assert decode.load().held_pages == 0
+
+
+def test_a_newer_attempt_replaces_the_older_one() -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("r", [1] * 40), 0.0)
+    decode.next_batch(0.0)
+    instructions = decode.handle(generate("r", [1] * 40, number=2), 0.0)
+    assert instructions[0] == AbortTransfer(Attempt("r", 1))
+    late = PrefillDone(Attempt("r", 1), 9, 0, Node("p0", 1))
+    assert decode.handle(late, 0.0) == []
+    assert decode.handle(PagesReceived(Attempt("r", 1)), 0.0) == []
