@@ -54,6 +54,7 @@ class OwnershipFollower:
         self._index = index
         self._positions: dict[Node, _Position] = {}
         self.connected = False
+        self._warned = False
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -67,11 +68,11 @@ class OwnershipFollower:
                 await self._read_streams()
                 if not self.connected:
                     log.info("following page ownership in Redis")
-                self.connected = True
+                self.connected, self._warned = True, False
             except (RedisError, OSError, asyncio.TimeoutError) as error:
-                if self.connected:
+                if not self._warned:
                     log.warning("Redis is unreachable, routing goes on from memory: %s", error)
-                self.connected = False
+                self.connected, self._warned = False, True
                 next_look = 0.0
                 await asyncio.sleep(RETRY_S)
 

@@ -55,6 +55,7 @@ class OwnershipPublisher:
         self._pending: list[CacheChange] = []
         self._sequence = 0
         self._registered = False
+        self._reachable = True
         self._lock = threading.Lock()
         self._work = threading.Event()
         self._stopping = False
@@ -86,10 +87,11 @@ class OwnershipPublisher:
                 if time.monotonic() >= next_renewal:
                     self._renew_lease()
                     next_renewal = time.monotonic() + self._lease_s / 3
+                    self._reachable = True
             except redis.RedisError as error:
-                if self._registered:
+                if self._reachable:
                     log.warning("Redis is unreachable, serving goes on without it: %s", error)
-                self._registered = False
+                self._reachable = self._registered = False
                 next_renewal = time.monotonic() + RETRY_S
         try:
             if self._registered:
