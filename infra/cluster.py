@@ -103,9 +103,10 @@ class LocalCluster:
             self.stop()
             raise
 
-    def start_node(self, role: str, name: str) -> Child:
-        """Starts a node, or starts it again."""
-        return self.start_process(role, name, {**self.plan.node_flags, "name": name})
+    def start_node(self, role: str, name: str, own_flags: Mapping[str, str] | None = None) -> Child:
+        """Starts a node, or starts it again. `own_flags` go before those of the plan."""
+        flags = {**self.plan.node_flags, **(own_flags or {}), "name": name}
+        return self.start_process(role, name, flags)
 
     def start_process(self, command: str, name: str, flags: Mapping[str, str]) -> Child:
         words = [sys.executable, "-m", "infra.cli", command, "--redis-url", self.redis_url]

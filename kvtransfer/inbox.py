@@ -20,7 +20,7 @@ class _Expected:
     """Offsets that have not arrived."""
     on_done: OnDone
     link: object | None = None
-    """Which link brought the first frame."""
+    """Which link announced the newest frame."""
 
 
 class Inbox:
@@ -40,16 +40,20 @@ class Inbox:
         with self._lock:
             self._expected.pop(transfer, None)
 
-    def write(
-        self, transfer: Attempt, offset: int, num_pages: int, staging: Tensor, link: object
-    ) -> bool:
+    def announce(self, transfer: Attempt, link: object) -> None:
+        """A frame of this transfer is about to arrive by `link`, and is lost with it."""
+        with self._lock:
+            expected = self._expected.get(transfer)
+            if expected is not None:
+                expected.link = link
+
+    def write(self, transfer: Attempt, offset: int, num_pages: int, staging: Tensor) -> bool:
         """Writes one frame; False if nobody expects it (any more), or not these pages."""
         callback: Callable[[str], None] | None = None
         with self._lock:
             expected = self._expected.get(transfer)
             if expected is None or not 0 <= offset <= len(expected.pages) - num_pages:
                 return False
-            expected.link = link
             scatter(self._pool, expected.pages[offset : offset + num_pages], staging)
             expected.missing.difference_update(range(offset, offset + num_pages))
             if not expected.missing:
@@ -66,7 +70,7 @@ class Inbox:
             expected.on_done(reason)
 
     def link_lost(self, link: object, reason: str) -> None:
-        """Fails every transfer that this link had begun to bring."""
+        """Fails every transfer whose newest frame this link brought or was about to bring."""
         with self._lock:
             lost = [t for t, expected in self._expected.items() if expected.link is link]
         for transfer in lost:

@@ -141,6 +141,7 @@ class Listener:
     def _receive(self, header: FrameHeader, pair: Pair, counts: LinkCounts, link: object) -> None:
         if not 0 < header.num_pages <= MAX_FRAME_PAGES:
             raise PeerLost(f"the peer announced {header.num_pages} pages")
+        self._inbox.announce(header.transfer, link)
         started = time.monotonic()
         staging = new_staging(self._pool, header.num_pages, self._backend.staging_device)
         pair.receive(staging)
@@ -148,7 +149,7 @@ class Listener:
             counts.failures += 1
             self._inbox.fail(header.transfer, "a page set arrived with a wrong checksum")
             return
-        self._inbox.write(header.transfer, header.offset, header.num_pages, staging, link)
+        self._inbox.write(header.transfer, header.offset, header.num_pages, staging)
         counts.moved(staging.nbytes, header.num_pages, time.monotonic() - started)
 
 

@@ -44,8 +44,8 @@ class Transport(Protocol):
     def expect(self, transfer: Attempt, pages: Sequence[int], on_done: OnDone) -> None:
         """Page i of the transfer goes into pool page `pages[i]`.
 
-        Ends with success when all have arrived, or with the failure of the link that brought the
-        first of them. If none arrives there is no link to watch: the caller has a deadline.
+        Ends with success when all have arrived, or with the failure of the link that brought or
+        announced the newest part. While there is no such link the caller has a deadline.
         """
 
     def abort(self, transfer: Attempt) -> None:

@@ -2,83 +2,29 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import queue
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 import torch
+from endpoints import (
+    DEADLINE_S,
+    LAYOUT,
+    NUM_PAGES,
+    Endpoint,
+    Victim,
+    attempt,
+    new_backend,
+    victim_process,
+)
 
 from kvtransfer.faulty import FaultyBackend, Plan
-from kvtransfer.gloo import GlooBackend
-from kvtransfer.local import LocalBackend
 from kvtransfer.pair import PairBackend
-from kvtransfer.pair_transport import PairTransport
-from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
-LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="float32")
-NUM_PAGES = 64
-DEADLINE_S = 20.0
-TIMEOUT_S = 2.0
-
-Make = Callable[..., "Endpoint"]
-
-
-class Endpoint:
-    """A transport with its pool, and what its callbacks said."""
-
-    def __init__(
-        self,
-        name: str,
-        backend: PairBackend,
-        layout: KVLayout = LAYOUT,
-        fingerprint: str = "model",
-        num_pages: int = NUM_PAGES,
-        incarnation: int = 1,
-    ) -> None:
-        self.pool = torch.randn(
-            layout.num_layers, num_pages, 2, layout.page_size, layout.num_kv_heads, layout.head_dim
-        )
-        self.transport = PairTransport(
-            self.pool,
-            layout,
-            Node(name, incarnation),
-            fingerprint,
-            backend,
-            with_checksum=True,
-        )
-        self.received: queue.Queue[tuple[Attempt, str]] = queue.Queue()
-        self.sent: queue.Queue[tuple[Attempt, str]] = queue.Queue()
-
-    @property
-    def address(self) -> str:
-        return self.transport.address
-
-    def expect(self, transfer: Attempt, pages: list[int]) -> None:
-        self.transport.expect(transfer, pages, lambda e: self.received.put((transfer, e)))
-
-    def send(self, to: str, transfer: Attempt, pages: list[int], offset: int = 0) -> None:
-        self.transport.send(to, transfer, pages, offset, lambda e: self.sent.put((transfer, e)))
-
-    def await_received(self) -> tuple[Attempt, str]:
-        return self.received.get(timeout=DEADLINE_S)
-
-    def await_sent(self) -> tuple[Attempt, str]:
-        return self.sent.get(timeout=DEADLINE_S)
-
-
-def new_backend(name: str) -> PairBackend:
-    torch.set_num_threads(1)
-    if name == "local":
-        return LocalBackend(TIMEOUT_S)
-    return GlooBackend("127.0.0.1", TIMEOUT_S)
+Make = Callable[..., Endpoint]
 
 
 @pytest.fixture(params=["local", "gloo"])
@@ -100,10 +46,6 @@ def make(backend: PairBackend) -> Iterator[Make]:
         endpoint.transport.close()
     leftover = [t.name for t in threading.enumerate() if t.name.startswith("kv-")]
     assert not leftover, "close() left threads behind"
-
-
-def attempt(number: int = 1, name: str = "r") -> Attempt:
-    return Attempt(name, number)
 
 
 def test_bytes_arrive_at_the_reserved_pages_and_nowhere_else(make: Make) -> None:
@@ -263,6 +205,18 @@ def test_a_cut_link_fails_its_transfers_and_a_new_one_works(
     assert b.await_received() == (attempt(2), "")
 
 
+def test_a_part_that_is_lost_on_its_way_in_fails_its_transfer(
+    backend: PairBackend, make: Make
+) -> None:
+    broken = FaultyBackend(backend, Plan(cut_receives=frozenset([0])))
+    a, b = make("a", backend=broken), make("b", backend=broken)
+    b.expect(attempt(), [0])
+    a.send(b.address, attempt(), [1])
+    transfer, error = b.await_received()
+    assert transfer == attempt() and "cut this receive" in error
+    assert a.await_sent()[1] != ""
+
+
 def test_counters_tell_what_moved(make: Make) -> None:
     a, b = make("a"), make("b")
     b.expect(attempt(), [0, 1, 2])
@@ -275,45 +229,28 @@ def test_counters_tell_what_moved(make: Make) -> None:
     assert out.pages_moved == 3 and out.bytes_moved == 3 * LAYOUT.page_bytes
 
 
-def _serve_until_killed(report: Connection, start: Any) -> None:
-    """A peer process: announces its address, sends when told to."""
-    endpoint = Endpoint("victim", new_backend("gloo"))
-    report.send(endpoint.address)
-    while True:
-        to, transfer, pages = report.recv()
-        endpoint.send(to, transfer, pages)
-
-
 @pytest.fixture
-def victim() -> Iterator[tuple[Any, Connection, str]]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve_until_killed, args=(there, None), daemon=True)
-    process.start()
-    assert here.poll(60.0), "the peer process did not start"
-    yield process, here, here.recv()
-    process.kill()
-    process.join()
+def victim() -> Iterator[Victim]:
+    with victim_process("gloo") as victim:
+        yield victim
 
 
-def test_a_killed_peer_is_lost_to_its_link_only(victim: tuple[Any, Connection, str]) -> None:
-    process, pipe, address = victim
+def test_a_killed_peer_is_lost_to_its_link_only(victim: Victim) -> None:
     shared = new_backend("gloo")
     survivor, other = Endpoint("survivor", shared), Endpoint("other", shared)
     try:
         # Half a transfer arrives, then its sender is killed: the receiver is told at once.
         survivor.expect(attempt(), [0, 1])
-        pipe.send((survivor.address, attempt(), [3]))
-        survivor.send(address, attempt(9), [0])
+        victim.send(survivor.address, attempt(), [3])
+        survivor.send(victim.address, attempt(9), [0])
         assert survivor.await_sent() == (attempt(9), "")
         survivor.expect(attempt(5), [8])
-        pipe.send((survivor.address, attempt(5), [3]))
+        victim.send(survivor.address, attempt(5), [3])
         assert survivor.await_received() == (attempt(5), "")
-        os.kill(process.pid, signal.SIGKILL)
+        victim.kill()
         transfer, error = survivor.await_received()
         assert transfer == attempt() and "victim" in error
-        process.join()
-        survivor.send(address, attempt(2), [0])
+        survivor.send(victim.address, attempt(2), [0])
         assert survivor.await_sent()[1] != ""
         # Another link of the same node goes on.
         survivor.expect(attempt(3), [7])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Cluster
+from clusters import Cluster
 
 from infra.models import EMBEDDED
 from infra.ports import free_port

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import Cluster
+from clusters import Cluster
 from test_against_transformers import prompt_of, reference_tokens
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel

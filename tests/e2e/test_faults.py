@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, start_cluster, wait_until
+from clusters import Cluster, start_cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Cluster, wait_until
+from clusters import Cluster, wait_until
 from test_against_transformers import prompt_of
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}

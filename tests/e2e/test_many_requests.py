@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import Cluster, wait_until
+from clusters import Cluster, wait_until
 from test_against_transformers import prompt_of
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import Cluster
+from clusters import Cluster
 from test_against_transformers import prompt_of
 
 PAGE_SIZE = 16

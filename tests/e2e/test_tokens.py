@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Cluster
+from clusters import Cluster, save_servable_model, start_cluster
+from families import FAMILIES
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
@@ -69,8 +70,6 @@ def test_one_node_alone_gives_the_same(
     random_model: tuple[Path, PreTrainedModel],
     reference: PreTrainedModel,
 ) -> None:
-    from conftest import start_cluster
-
     cluster = start_cluster(tmp_path_factory, random_model[0], 0, 1, max_total_tokens="8192")
     try:
         for length in (1, 17, 700):
@@ -78,5 +77,25 @@ def test_one_node_alone_gives_the_same(
             answer = cluster.generate(prompt)
             assert answer["output_ids"] == reference_tokens(reference, prompt, 8)
             assert answer["meta_info"]["prefill_node"] is None
+    finally:
+        cluster.local.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llama3"])
+def test_every_family(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """llama3 is the model of all other tests here. Alone, then side by side and on hits."""
+    path = tmp_path_factory.mktemp(family)
+    reference = save_servable_model(family, path)
+    cluster = start_cluster(
+        tmp_path_factory, path, 1, 1, chunked_prefill_size="256", max_total_tokens="16384"
+    )
+    try:
+        prompts = [prompt_of(length, VOCAB_SIZE, seed=6) for length in (1, 17, 300, 3000)]
+        expected = [reference_tokens(reference, prompt, 8) for prompt in prompts]
+        assert [cluster.generate(prompt)["output_ids"] for prompt in prompts] == expected
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            answers = list(pool.map(cluster.generate, prompts))
+        assert [answer["output_ids"] for answer in answers] == expected
     finally:
         cluster.local.stop()
