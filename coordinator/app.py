@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
-from coordinator import admin, info
+from coordinator import admin, info, not_yet
 from coordinator.generation import Generation
 from coordinator.replies import FAULTS, error_reply, json_reply, unavailable_body
 from coordinator.schema import BadRequest, ParsedBody, parse_generate
 from coordinator.service import Service, TooBusy, Unavailable
 
-WAIT_S = 1.0
-"""How often a waiting handler looks whether its client is still there."""
+CLIENT_LEFT = 499
+"""Nobody reads it; it is what access logs of proxies show."""
+LATE_S = 5.0
+"""The service ends what takes too long; a handler waits so much longer than that."""
+
+
+class BodyTooLarge(Exception):
+    """413."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -32,28 +39,21 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(info.router)
     app.include_router(admin.router)
-
-    @app.middleware("http")
-    async def refuse_large_bodies(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > service.config.max_body_bytes:
-            return error_reply(
-                413,
-                f"the body has {length} bytes; at most {service.config.max_body_bytes} are taken",
-            )
-        return await call_next(request)
+    app.include_router(not_yet.router)
 
     @app.api_route("/generate", methods=["POST", "PUT"], response_model=None)
     async def generate(request: Request) -> Response:
         """SGLang's native generation endpoint; see the README for its fields."""
         try:
-            raw = msgspec.json.decode(await request.body())
+            raw = msgspec.json.decode(await _read_body(request, service.config.max_body_bytes))
             if not isinstance(raw, dict):
                 raise BadRequest("the body must be a JSON object")
             body = parse_generate(raw)
             generations = _submit_all(service, body)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
+        except BodyTooLarge as error:
+            return error_reply(413, str(error))
         except msgspec.DecodeError as error:
             return error_reply(400, f"the body is no JSON: {error}")
         except FAULTS as error:
@@ -70,6 +70,20 @@ def create_app(service: Service) -> FastAPI:
         return await _whole(service, request, generations, wants_list)
 
     return app
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    """Raises BodyTooLarge, before it reads if the client said the length."""
+    length = request.headers.get("content-length", "")
+    body = bytearray()
+    if not length.isdigit() or int(length) <= max_bytes:
+        async for part in request.stream():
+            body += part
+            if len(body) > max_bytes:
+                break
+        else:
+            return bytes(body)
+    raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that are taken at most")
 
 
 def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
@@ -102,15 +116,14 @@ async def _whole(
     service: Service, request: Request, generations: list[Generation], wants_list: bool
 ) -> Response:
     """Waits for all answers; a client that leaves cancels them, on every node."""
+    timeout_s = service.config.request_timeout_s + LATE_S
+    answered = asyncio.create_task(_all_done(generations, timeout_s))
+    left = asyncio.create_task(_client_left(request))
     try:
-        for generation in generations:
-            while not generation.done:
-                try:
-                    await generation.changed(WAIT_S)
-                except asyncio.TimeoutError:
-                    pass
-                if not generation.done and await request.is_disconnected():
-                    return Response(status_code=499)
+        await asyncio.wait({answered, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            return Response(status_code=CLIENT_LEFT)
+        answered.result()
         for generation in generations:
             if generation.error is not None:
                 return error_reply(generation.error.status_code, generation.error.message)
@@ -118,9 +131,23 @@ async def _whole(
         results = [generation.result(now) for generation in generations]
         return json_reply(results if wants_list else results[0])
     finally:
+        answered.cancel()
+        left.cancel()
         for generation in generations:
             if not generation.done:
                 service.cancel(generation.request_id)
+
+
+async def _all_done(generations: list[Generation], timeout_s: float) -> None:
+    for generation in generations:
+        while not generation.done:
+            await generation.changed(timeout_s)
+
+
+async def _client_left(request: Request) -> None:
+    """Returns when the client has disconnected; its body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _event_stream(
@@ -135,7 +162,7 @@ async def _event_stream(
         extra = {"index": index} if with_index else {}
         is_last = False
         while not is_last:
-            await generation.changed(service.config.request_timeout_s + WAIT_S)
+            await generation.changed(service.config.request_timeout_s + LATE_S)
             is_last = generation.done
             if is_last or len(generation.output_ids) >= shown + interval:
                 shown = len(generation.output_ids)

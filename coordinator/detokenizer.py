@@ -13,18 +13,24 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 MAX_HELD_TOKENS = 16
 """A character has at most 4 bytes; what is broken for longer is really no UTF-8."""
 
+MAX_CONTEXT_TOKENS = 5
+
 DecodeFunction = Callable[[Sequence[int]], str]
 
 
 class Detokenizer:
-    """Text of one answer, token by token."""
+    """Text of one answer, token by token.
 
-    def __init__(self, decode: DecodeFunction) -> None:
+    `prompt` ids (its last MAX_CONTEXT_TOKENS count) are the context of the first token: a
+    tokenizer that drops the space before a text would drop it between prompt and answer too.
+    """
+
+    def __init__(self, decode: DecodeFunction, prompt: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._ids: list[int] = []
+        self._ids = list(prompt[-MAX_CONTEXT_TOKENS:])
         self._window_start = 0
         """First token of the decoded window: context for the new ones."""
-        self._emitted_end = 0
+        self._emitted_end = len(self._ids)
         """Tokens before this one have their text in `text`."""
         self.text = ""
 
@@ -39,12 +45,11 @@ class Detokenizer:
     def _emit(self, final: bool) -> None:
         known = self._decode(self._ids[self._window_start : self._emitted_end])
         window = self._decode(self._ids[self._window_start :])
-        held = len(self._ids) - self._emitted_end
-        if len(window) <= len(known) and not final:
+        new = window[len(known) :]
+        may_hold = not final and len(self._ids) - self._emitted_end < MAX_HELD_TOKENS
+        if may_hold and (not new or new.endswith(BROKEN)):
             return
-        if window.endswith(BROKEN) and not final and held < MAX_HELD_TOKENS:
-            return
-        self.text += window[len(known) :]
+        self.text += new
         self._window_start, self._emitted_end = self._emitted_end, len(self._ids)
 
 

@@ -146,7 +146,7 @@ class Service:
         generation = Generation(
             request_id=request_id,
             prompt_tokens=len(request.tokens),
-            detokenizer=Detokenizer(decode),
+            detokenizer=Detokenizer(decode, request.tokens),
             stops=StopStrings(sampling.stops),
             no_stop_trim=sampling.no_stop_trim,
             started=now,

@@ -122,10 +122,20 @@ def test_bad_requests_say_what_is_wrong(pair_cluster: Cluster, body: Any, word: 
     assert word in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/abort_request", "/admin/requests/x"])
+def test_what_the_contract_names_and_is_not_there_says_so(pair_cluster: Cluster, path: str) -> None:
+    response = post(pair_cluster, {}, path)
+    assert response.status_code == 400
+    assert f"{path} is not supported" in response.json()["error"]["message"]
+    assert post(pair_cluster, {}, "/nobody/names/this").status_code == 404
+
+
 def test_no_json_is_400_and_a_huge_body_413(pair_cluster: Cluster) -> None:
     assert pair_cluster.http.post("/generate", content=b"{").status_code == 400
     response = pair_cluster.http.post("/generate", content=b"x" * ((32 << 20) + 1))
     assert response.status_code == 413
+    chunks = (b"x" * (1 << 20) for _ in range(33))  # of no announced length
+    assert pair_cluster.http.post("/generate", content=chunks).status_code == 413
 
 
 def test_a_running_rid_is_refused(pair_cluster: Cluster) -> None:

@@ -63,9 +63,14 @@ def test_a_client_that_leaves_frees_its_pages_on_both_nodes(pair_cluster: Cluste
     pair_cluster.wait_until_idle()
 
 
-def test_a_client_that_leaves_during_prefill_frees_its_pages(pair_cluster: Cluster) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_during_prefill_frees_its_pages(
+    pair_cluster: Cluster, stream: bool
+) -> None:
     pair_cluster.settle()
-    body = {"input_ids": prompt_of(3500, 199, seed=78), "sampling_params": {"max_new_tokens": 50}}
+    params = {"max_new_tokens": 500, "ignore_eos": True}
+    prompt = prompt_of(3500, 199, seed=78 + stream)
+    body = {"input_ids": prompt, "sampling_params": params, "stream": stream}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{pair_cluster.local.url}/generate", json=body, timeout=0.05)
     pair_cluster.wait_until_idle()

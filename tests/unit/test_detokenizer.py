@@ -44,6 +44,31 @@ def test_an_unfinished_character_ends_as_a_replacement() -> None:
     assert detokenizer.text == "ok\N{REPLACEMENT CHARACTER}"
 
 
+def test_the_space_between_prompt_and_answer_stays() -> None:
+    """As Llama 2's tokenizer: every word carries its space, and decoding drops the first one."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(f" {i}" for i in ids).removeprefix(" ")
+
+    detokenizer = Detokenizer(decode, prompt=range(100))
+    for token in (7, 8):
+        detokenizer.push(token)
+    assert detokenizer.text == " 7 8"
+
+
+def test_tokens_without_text_are_not_decoded_again_and_again() -> None:
+    lengths = []
+
+    def decode(ids: Sequence[int]) -> str:
+        lengths.append(len(ids))
+        return ""
+
+    detokenizer = Detokenizer(decode)
+    for token in range(1000):
+        detokenizer.push(token)
+    assert max(lengths) <= 32
+
+
 def test_bytes_that_never_become_text_are_not_held_forever() -> None:
     detokenizer = Detokenizer(decode_bytes)
     for _ in range(40):
