@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from coordinator import admin, info, not_yet
 from coordinator.generation import Generation
-from coordinator.replies import FAULTS, error_reply, json_reply, unavailable_body
+from coordinator.replies import FAULTS, error_reply, json_reply, stream_error
 from coordinator.schema import BadRequest, ParsedBody, parse_generate
 from coordinator.service import Service, TooBusy, Unavailable
 
@@ -190,7 +190,7 @@ async def _event_stream(
 
 def _event(generation: Generation, now: float, extra: dict[str, Any]) -> bytes:
     if generation.error is not None:
-        body: dict[str, Any] = unavailable_body(generation.error) | extra
+        body: dict[str, Any] = stream_error(generation.error) | extra
     else:
         body = generation.result(now) | extra
     return b"data: " + msgspec.json.encode(body) + b"\n\n"

@@ -30,6 +30,7 @@ class Generation:
     prompt_tokens: int
     detokenizer: Detokenizer
     stops: StopStrings
+    stop_token_ids: frozenset[int]
     no_stop_trim: bool
     started: float
     output_ids: list[int] = field(default_factory=list)
@@ -69,6 +70,8 @@ class Generation:
         self._changed.set()
         for token in event.tokens:
             self.output_ids.append(token)
+            if token in self.stop_token_ids and not self.no_stop_trim:
+                continue  # as SGLang: among the ids, not in the text
             self.detokenizer.push(token)
             if self._stopped(now):
                 return True

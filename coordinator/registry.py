@@ -39,7 +39,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
-        self._refused: set[Node] = set()
+        self._refused: dict[str, Node] = {}  # by name, to say it once
 
     @property
     def model(self) -> Model | None:
@@ -48,13 +48,13 @@ class Registry:
             return Model(live.info.model_fingerprint, live.info.layout)
         return None
 
-    def heartbeat(self, message: Heartbeat, now: float) -> Node | None:
+    def heartbeat(self, message: Heartbeat, now: float) -> NodeInfo | None:
         """Notes a heartbeat; returns the older life that this one replaces, if any."""
         info = message.info
         known = self._nodes.get(info.node.name)
         if known is not None and info.node.incarnation < known.node.incarnation:
             return None
-        replaced = known.node if known is not None and known.node != info.node else None
+        replaced = known.info if known is not None and known.node != info.node else None
         if replaced is not None:
             del self._nodes[info.node.name]
         if self._is_foreign(info):
@@ -65,29 +65,22 @@ class Registry:
         self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
         return replaced
 
-    def remove(self, node: Node) -> bool:
-        """The node said goodbye; False if this life of it is not known."""
+    def remove(self, node: Node) -> NodeInfo | None:
+        """The node said goodbye; None if this life of it is not known."""
         known = self._nodes.get(node.name)
         if known is None or known.node != node:
-            return False
+            return None
         del self._nodes[node.name]
         log.info("%s node %s left", known.info.role, node)
-        return True
+        return known.info
 
-    def expire(self, now: float) -> list[Node]:
+    def expire(self, now: float) -> list[NodeInfo]:
         """Removes and returns the nodes whose lease has ended."""
-        gone = [live.node for live in self._nodes.values() if live.lease_ends <= now]
-        for node in gone:
-            log.warning("%s node %s is lost: no heartbeat", self._nodes[node.name].info.role, node)
-            del self._nodes[node.name]
+        gone = [live.info for live in self._nodes.values() if live.lease_ends <= now]
+        for info in gone:
+            log.warning("%s node %s is lost: no heartbeat", info.role, info.node)
+            del self._nodes[info.node.name]
         return gone
-
-    def find(self, name: str) -> LiveNode | None:
-        return self._nodes.get(name)
-
-    def is_live(self, node: Node) -> bool:
-        known = self._nodes.get(node.name)
-        return known is not None and known.node == node
 
     def live(self, role: Role | None = None) -> list[LiveNode]:
         """Live nodes, by name, of one role or of both."""
@@ -98,10 +91,10 @@ class Registry:
         """True (and one log line) for a node whose model or KV layout is not the cluster's."""
         model = self.model
         if model is None or model == Model(info.model_fingerprint, info.layout):
-            self._refused.discard(info.node)
+            self._refused.pop(info.node.name, None)
             return False
-        if info.node not in self._refused:
-            self._refused.add(info.node)
+        if self._refused.get(info.node.name) != info.node:
+            self._refused[info.node.name] = info.node
             difference = model.layout.differences(info.layout) or "other weights"
             log.error(
                 "%s node %s is ignored, it serves another model than the cluster: %s",

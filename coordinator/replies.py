@@ -11,6 +11,7 @@ from coordinator.generation import Abort
 from coordinator.schema import BadRequest
 from coordinator.service import TooBusy, Unavailable
 
+ERROR_TYPES = {400: "BadRequest", 429: "TooManyRequests", 503: "ServiceUnavailable"}
 FAULTS = (BadRequest, TooBusy, Unavailable)
 """What refusing a request raises."""
 
@@ -28,7 +29,7 @@ def error_reply(status_code: int, message: str) -> Response:
             {
                 "object": "error",
                 "message": message,
-                "type": "ServiceUnavailable",
+                "type": ERROR_TYPES[503],
                 "param": None,
                 "code": 503,
             },
@@ -38,13 +39,13 @@ def error_reply(status_code: int, message: str) -> Response:
     return json_reply({"error": {"message": message}}, status_code, headers)
 
 
-def unavailable_body(error: Abort) -> dict[str, Any]:
+def stream_error(error: Abort) -> dict[str, Any]:
     """An error inside an event stream."""
     return {
         "error": {
             "message": error.message,
-            "type": "ServiceUnavailable" if error.status_code >= 500 else "BadRequest",
+            "type": ERROR_TYPES.get(error.status_code, "InternalServerError"),
             "code": error.status_code,
-            "retryable": error.status_code >= 500,
+            "retryable": error.status_code in (429, 503),
         }
     }

@@ -13,8 +13,9 @@ NOTHING_ASSIGNED = Assigned()
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What routing needs to know of a request. `num_pages` covers prompt and answer."""
+class Demand:
+    """What routing needs to know of a request. `num_tokens` of prompt; pages of prompt and answer
+    in `num_pages`."""
 
     num_tokens: int
     num_pages: int
@@ -36,7 +37,7 @@ class Route:
 
 
 class NoRoute(Exception):
-    """No decode node is alive; the message says so to a client."""
+    """No decode node is alive or large enough; the message says so to a client."""
 
 
 class Router:
@@ -48,19 +49,27 @@ class Router:
 
     def route(
         self,
-        prompt: Prompt,
+        demand: Demand,
         registry: Registry,
         assigned: Mapping[str, Assigned],
         avoid: Collection[str] = (),
     ) -> Route:
-        """`assigned` by node name; `avoid`: names of nodes that failed this request, taken only
-        when there are no others. Raises NoRoute."""
-        prefills = _preferred(registry.live("prefill"), avoid)
-        decodes = _preferred(registry.live("decode"), avoid)
+        """`assigned` by node name; `avoid`: names of nodes that failed this request: of decode
+        nodes they are taken when there is no other, instead of prefill nodes decode computes.
+
+        Raises NoRoute.
+        """
+        decodes = [d for d in registry.live("decode") if demand.num_pages <= d.info.num_pages]
         if not decodes:
-            raise NoRoute("no decode node is alive")
+            raise NoRoute(f"no decode node with room for {demand.num_pages} pages is alive")
+        decodes = [d for d in decodes if d.node.name not in avoid] or decodes
+        prefills = [
+            p
+            for p in registry.live("prefill")
+            if p.node.name not in avoid and _pages_of_prompt(demand, p) <= p.info.num_pages
+        ]
         candidates = sorted(
-            self._candidates(prompt, prefills, decodes, assigned),
+            self._candidates(demand, prefills, decodes, assigned),
             key=lambda c: (c[0].score, _load(c[1], assigned) + _load(c[2], assigned)),
         )
         cost, prefill, decode = candidates[0]
@@ -70,51 +79,51 @@ class Router:
             decode=decode.node,
             prefill_address=prefill.info.control_address if prefill else "",
             decode_address=decode.info.control_address,
-            uncached_tokens=_uncached_tokens(prompt, owner),
+            uncached_tokens=_uncached_tokens(demand, owner),
             cost=cost,
-            reason=_reason(prompt, prefill, decode, cost, len(candidates)),
+            reason=_reason(demand, prefill, decode, cost, len(candidates)),
         )
 
     def _candidates(
         self,
-        prompt: Prompt,
+        demand: Demand,
         prefills: list[LiveNode],
         decodes: list[LiveNode],
         assigned: Mapping[str, Assigned],
     ) -> Iterator[tuple[Cost, LiveNode | None, LiveNode]]:
         for decode in decodes:
             mine = assigned.get(decode.node.name, NOTHING_ASSIGNED)
-            owned = prompt.owned_pages.get(decode.node, 0)
-            wait = wait_s(decode, mine, prompt.num_pages - owned)
-            uncached = _uncached_tokens(prompt, decode)
+            owned = demand.owned_pages.get(decode.node, 0)
+            wait = wait_s(decode, mine, demand.num_pages - owned)
+            uncached = _uncached_tokens(demand, decode)
             if not prefills or uncached <= self._local_prefill_max_tokens:
                 # Its chunks also slow down the answers that run beside it.
                 compute = compute_s(decode, uncached) * (1 + decode.load.num_running)
                 yield Cost(queue_s(decode, mine), compute, 0.0, wait), None, decode
             layout = decode.info.layout
-            missing = layout.num_pages(prompt.num_tokens) - min(owned, _reusable(prompt, decode))
+            missing = _pages_of_prompt(demand, decode) - min(owned, _reusable(demand, decode))
             for prefill in prefills:
                 cost = Cost(
                     queue_s(prefill, assigned.get(prefill.node.name, NOTHING_ASSIGNED)),
-                    compute_s(prefill, _uncached_tokens(prompt, prefill)),
+                    compute_s(prefill, _uncached_tokens(demand, prefill)),
                     transfer_s(missing * layout.page_bytes, prefill),
                     wait,
                 )
                 yield cost, prefill, decode
 
 
-def _reusable(prompt: Prompt, live: LiveNode) -> int:
+def _pages_of_prompt(demand: Demand, live: LiveNode) -> int:
+    return live.info.layout.num_pages(demand.num_tokens)
+
+
+def _reusable(demand: Demand, live: LiveNode) -> int:
     """Pages that a prompt may hit: all but the one of its last token."""
-    return (prompt.num_tokens - 1) // live.info.layout.page_size
+    return (demand.num_tokens - 1) // live.info.layout.page_size
 
 
-def _uncached_tokens(prompt: Prompt, live: LiveNode) -> int:
-    owned = min(prompt.owned_pages.get(live.node, 0), _reusable(prompt, live))
-    return prompt.num_tokens - owned * live.info.layout.page_size
-
-
-def _preferred(nodes: list[LiveNode], avoid: Collection[str]) -> list[LiveNode]:
-    return [live for live in nodes if live.node.name not in avoid] or nodes
+def _uncached_tokens(demand: Demand, live: LiveNode) -> int:
+    owned = min(demand.owned_pages.get(live.node, 0), _reusable(demand, live))
+    return demand.num_tokens - owned * live.info.layout.page_size
 
 
 def _load(live: LiveNode | None, assigned: Mapping[str, Assigned]) -> float:
@@ -125,11 +134,11 @@ def _load(live: LiveNode | None, assigned: Mapping[str, Assigned]) -> float:
 
 
 def _reason(
-    prompt: Prompt, prefill: LiveNode | None, decode: LiveNode, cost: Cost, num_candidates: int
+    demand: Demand, prefill: LiveNode | None, decode: LiveNode, cost: Cost, num_candidates: int
 ) -> str:
     owner = prefill or decode
-    pages = owner.info.layout.num_pages(prompt.num_tokens)
-    owned = min(prompt.owned_pages.get(owner.node, 0), _reusable(prompt, owner))
+    pages = _pages_of_prompt(demand, owner)
+    owned = min(demand.owned_pages.get(owner.node, 0), _reusable(demand, owner))
     where = (
         f"prefill on {prefill.node.name}" if prefill else f"{decode.node.name} prefills for itself"
     )

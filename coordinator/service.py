@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
 import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,20 +21,19 @@ from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
 from coordinator.index import PrefixIndex
 from coordinator.registry import Registry
-from coordinator.router import NoRoute, Prompt, Route, Router
-from coordinator.schema import BadRequest
-from coordinator.schema import Prompt as RequestPrompt
+from coordinator.router import Demand, NoRoute, Route, Router
+from coordinator.schema import BadRequest, Prompt
 from coordinator.tokenizer import Tokenizer
 from coordinator.tracker import Ended, Outcome, Produced, Request, Send, Tracker
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher
-from protocol.ids import Node
 from protocol.messages import (
     CacheFlushed,
     Failed,
     FlushCache,
     Goodbye,
     Heartbeat,
+    NodeInfo,
     TokensOut,
 )
 from protocol.sampling import Sampling
@@ -50,6 +50,13 @@ class Unavailable(Exception):
 
 class TooBusy(Exception):
     """429: too many requests are unfinished."""
+
+
+def _stop_if_it_failed(task: asyncio.Task[None]) -> None:
+    """Half a coordinator is worse than none: without its tasks this process ends."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("%s failed, the coordinator stops", task.get_name(), exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 @dataclass
@@ -99,6 +106,8 @@ class Service:
             asyncio.create_task(self._follower.run(), name="ownership"),
             asyncio.create_task(self._tick(), name="tick"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(_stop_if_it_failed)
 
     async def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
@@ -123,11 +132,18 @@ class Service:
 
     @property
     def max_total_tokens(self) -> int:
-        """The longest prompt plus answer that every decode node has room for."""
+        """The longest prompt plus answer that a decode node has room for."""
         nodes = self.registry.live("decode")
-        return min((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
+        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
 
-    def submit(self, prompt: RequestPrompt, choice: int, rid: str | None) -> Generation:
+    @property
+    def max_unfinished(self) -> int:
+        """Requests that the decode nodes, or this process, keep at once; more get a 429."""
+        infos = [live.info for live in self.registry.live("decode")]
+        room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
+        return min(room, self.config.max_queued_requests)
+
+    def submit(self, prompt: Prompt, choice: int, rid: str | None) -> Generation:
         """Starts one answer. Raises BadRequest, TooBusy or Unavailable; then nothing is kept.
 
         `choice` tells the n answers of one prompt apart: each gets its own seed.
@@ -136,10 +152,10 @@ class Service:
         request_id = rid or uuid.uuid4().hex
         if request_id in self._tracker:
             raise BadRequest(f"a request with rid {request_id!r} is running")
-        if len(self._tracker) >= self.config.max_queued_requests:
-            raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
         if not self.ready:
             raise Unavailable("no decode node is alive; start one, or try again in a moment")
+        if len(self._tracker) >= self.max_unfinished:
+            raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
         request = self._request(prompt, choice, request_id)
         sampling = prompt.sampling
         decode = partial(self.tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
@@ -148,6 +164,7 @@ class Service:
             prompt_tokens=len(request.tokens),
             detokenizer=Detokenizer(decode, request.tokens),
             stops=StopStrings(sampling.stops),
+            stop_token_ids=frozenset(request.stop_token_ids),
             no_stop_trim=sampling.no_stop_trim,
             started=now,
         )
@@ -190,7 +207,7 @@ class Service:
         finally:
             del self._flushes[flush_id]
 
-    def _request(self, prompt: RequestPrompt, choice: int, request_id: str) -> Request:
+    def _request(self, prompt: Prompt, choice: int, request_id: str) -> Request:
         tokens = self._tokens(prompt)
         params = prompt.sampling
         limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
@@ -203,6 +220,7 @@ class Service:
                 "(prompt and answer together)"
             )
         stop_token_ids = list(params.stop_token_ids or [])
+        self._check_ids(stop_token_ids, "stop_token_ids")
         if not params.ignore_eos:
             stop_token_ids += self.tokenizer.eos_token_ids
         seed = params.sampling_seed
@@ -221,20 +239,23 @@ class Service:
             stop_token_ids=stop_token_ids,
         )
 
-    def _tokens(self, prompt: RequestPrompt) -> list[int]:
+    def _tokens(self, prompt: Prompt) -> list[int]:
         if prompt.input_ids is None:
             tokens = self.tokenizer.encode(prompt.text or "")
         else:
             tokens = prompt.input_ids
-            wrong = next((t for t in tokens if not 0 <= t < self.tokenizer.vocab_size), None)
-            if wrong is not None:
-                raise BadRequest(
-                    f"input_ids has the id {wrong}; the vocabulary has ids 0 to "
-                    f"{self.tokenizer.vocab_size - 1}"
-                )
+            self._check_ids(tokens, "input_ids")
         if not tokens:
             raise BadRequest("the prompt is empty")
         return tokens
+
+    def _check_ids(self, ids: list[int], name: str) -> None:
+        wrong = next((t for t in ids if not 0 <= t < self.tokenizer.vocab_size), None)
+        if wrong is not None:
+            raise BadRequest(
+                f"{name} has the id {wrong}; the vocabulary has ids 0 to "
+                f"{self.tokenizer.vocab_size - 1}"
+            )
 
     def _route(
         self,
@@ -248,12 +269,12 @@ class Service:
         if model is None:
             raise NoRoute("no node is alive")
         hashes = PageHasher(model.fingerprint, model.layout).hashes(tokens, cache_salt)
-        prompt = Prompt(
+        demand = Demand(
             num_tokens=len(tokens),
-            num_pages=model.layout.num_pages(len(tokens) + max_new_tokens),
+            num_pages=model.layout.num_pages(len(tokens) + max(1, max_new_tokens) - 1),
             owned_pages=self.index.match(hashes),
         )
-        return self._router.route(prompt, self.registry, assigned, avoid)
+        return self._router.route(demand, self.registry, assigned, avoid)
 
     def _drain(self) -> None:
         """The channel's descriptor is edge-triggered: read until nothing is left."""
@@ -262,15 +283,12 @@ class Service:
                 if isinstance(message, TokensOut):
                     self._carry_out(self._tracker.tokens(message, self._now()))
                 elif isinstance(message, Heartbeat):
-                    replaced = self.registry.heartbeat(message, self._now())
-                    if replaced is not None:
-                        self._lost(replaced)
+                    self._lost(self.registry.heartbeat(message, self._now()))
                 elif isinstance(message, Failed):
                     log.warning("attempt %s failed: %s", message.attempt, message.reason)
                     self._carry_out(self._tracker.failed(message, self._now()))
                 elif isinstance(message, Goodbye):
-                    if self.registry.remove(message.node):
-                        self._lost(message.node)
+                    self._lost(self.registry.remove(message.node))
                 elif isinstance(message, CacheFlushed):
                     self._note_flushed(message)
 
@@ -279,8 +297,8 @@ class Service:
             await asyncio.sleep(TICK_S)
             now = self._now()
             self._drain()
-            for node in self.registry.expire(now):
-                self._lost(node)
+            for info in self.registry.expire(now):
+                self._lost(info)
             self._carry_out(self._tracker.tick(now))
             late = [
                 g.request_id
@@ -290,8 +308,11 @@ class Service:
             for request_id in late:
                 self.abort(request_id, "the request took too long", 504)
 
-    def _lost(self, node: Node) -> None:
-        self._carry_out(self._tracker.node_lost(node, self._now()))
+    def _lost(self, info: NodeInfo | None) -> None:
+        """A life of a node is over: nothing queued for it may reach the next one."""
+        if info is not None:
+            self._channel.forget(info.control_address)
+            self._carry_out(self._tracker.node_lost(info.node, self._now()))
 
     def _carry_out(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:

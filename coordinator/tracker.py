@@ -17,11 +17,15 @@ from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, Message, TokenOut, TokensOut
 from protocol.sampling import Sampling
 
-MAX_ATTEMPTS = 4
+MAX_FAILURES = 4
+"""Nodes that may fail one request before it fails."""
 RETRY_WITHIN_S = 10.0
-"""A request that lost its node waits so long for another one to appear."""
+"""A request without a node waits so long for one to appear, or to have room."""
+BUSY_RETRY_S = 0.5
+"""When every node's queue is full, each is asked again after so long."""
 
 NODE_FAILED = 503
+TOO_BUSY = 429
 BAD_REQUEST = 400
 
 
@@ -76,10 +80,15 @@ class _Running:
     attempt: int = 0
     route: Route | None = None
     answered: list[int] = field(default_factory=list)
-    failed_nodes: set[str] = field(default_factory=set)
+    avoid: set[str] = field(default_factory=set)
+    """Nodes that failed it or were too busy."""
+    num_failures: int = 0
     last_failure: str = ""
+    status_code: int = NODE_FAILED
+    """What the last failure makes of it if it has to end."""
+    retry_at: float = 0.0
     retry_until: float | None = None
-    """Set while it has no node: when to give up."""
+    """When a request that has no node gives up. Set by a failure, cleared by a token."""
     answering: bool = False
     """A token of the current attempt has arrived: its prompt is computed."""
 
@@ -106,10 +115,6 @@ class Tracker:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running
 
-    @property
-    def request_ids(self) -> list[str]:
-        return list(self._running)
-
     def submit(self, request: Request, now: float) -> list[Outcome]:
         """Starts a request; raises NoRoute (and keeps nothing) when no node can take it."""
         assert request.request_id not in self._running
@@ -130,10 +135,11 @@ class Tracker:
         running = self._current(message.attempt)
         if running is None:
             return []
-        if not message.retryable:
+        if message.kind == "request":
             return [self._end(running, "error", message.reason, BAD_REQUEST)]
-        running.failed_nodes.add(message.node.name)
-        return self._retry(running, message.reason, now)
+        if message.kind == "busy":
+            return self._busy(running, message.node, message.reason, now)
+        return self._failed(running, message.node, message.reason, now)
 
     def node_lost(self, node: Node, now: float) -> list[Outcome]:
         """Every request that needs this node goes elsewhere."""
@@ -142,10 +148,9 @@ class Tracker:
             route = running.route
             if route is None or not _needs(running, route, node):
                 continue
-            running.failed_nodes.add(node.name)
             if route.decode != node:
                 outcomes.append(Send(route.decode_address, Cancel(running.current)))
-            outcomes += self._retry(running, f"node {node.name} was lost", now)
+            outcomes += self._failed(running, node, f"node {node.name} was lost", now)
         return outcomes
 
     def cancel(self, request_id: str) -> list[Outcome]:
@@ -158,8 +163,8 @@ class Tracker:
     def tick(self, now: float) -> list[Outcome]:
         """Tries again for requests without a node, and gives up on those that waited too long."""
         outcomes: list[Outcome] = []
-        for running in [r for r in self._running.values() if r.retry_until is not None]:
-            outcomes += self._retry(running, running.last_failure, now)
+        for running in [r for r in self._running.values() if r.route is None]:
+            outcomes += self._retry(running, now)
         return outcomes
 
     def assigned(self) -> dict[str, Assigned]:
@@ -175,11 +180,10 @@ class Tracker:
         tokens = request.tokens + running.answered
         max_new_tokens = request.max_new_tokens - len(running.answered)
         route = self._route(
-            tokens, request.cache_salt, max_new_tokens, self.assigned(), running.failed_nodes
+            tokens, request.cache_salt, max_new_tokens, self.assigned(), running.avoid
         )
         running.attempt += 1
         running.route = route
-        running.retry_until = None
         running.answering = False
         generate = Generate(
             attempt=running.current,
@@ -188,6 +192,7 @@ class Tracker:
             sampling=request.sampling,
             max_new_tokens=max_new_tokens,
             stop_token_ids=request.stop_token_ids,
+            prefill_node=route.prefill,
             prefill_address=route.prefill_address,
             reply_address=self._reply_address,
         )
@@ -196,6 +201,7 @@ class Tracker:
     def _take(self, running: _Running, out: TokenOut) -> list[Outcome]:
         assert running.route is not None
         running.answering = True
+        running.retry_until = None
         running.answered += out.tokens
         outcomes: list[Outcome] = [
             Produced(
@@ -211,20 +217,44 @@ class Tracker:
             outcomes.append(self._end(running, out.finish))
         return outcomes
 
-    def _retry(self, running: _Running, reason: str, now: float) -> list[Outcome]:
-        running.route = None
-        running.last_failure = reason
-        if running.attempt >= MAX_ATTEMPTS:
+    def _failed(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:
+        """A node could not do it: another one is to, at once."""
+        running.num_failures += 1
+        if running.num_failures == MAX_FAILURES:
             message = f"gave up after {running.attempt} attempts; the last one: {reason}"
             return [self._end(running, "error", message, NODE_FAILED)]
+        running.status_code = NODE_FAILED
+        running.retry_at, running.retry_until = now, now + RETRY_WITHIN_S
+        return self._lost_its_node(running, node, reason, now)
+
+    def _busy(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:
+        """A node's queue is full: another one is asked at once; if all were, a little later."""
+        running.status_code = TOO_BUSY
+        running.retry_at = now + BUSY_RETRY_S if node.name in running.avoid else now
         if running.retry_until is None:
             running.retry_until = now + RETRY_WITHIN_S
-        try:
-            return self._start(running)
-        except NoRoute as error:
-            if now < running.retry_until:
-                return []
-            return [self._end(running, "error", f"{reason}, and {error}", NODE_FAILED)]
+        return self._lost_its_node(running, node, reason, now)
+
+    def _lost_its_node(
+        self, running: _Running, node: Node, reason: str, now: float
+    ) -> list[Outcome]:
+        running.avoid.add(node.name)
+        running.last_failure = reason
+        running.route = None
+        return self._retry(running, now)
+
+    def _retry(self, running: _Running, now: float) -> list[Outcome]:
+        """Starts a request that has no node, if it is time and there is one; else it waits."""
+        assert running.retry_until is not None
+        reason = running.last_failure
+        if now >= running.retry_at:
+            try:
+                return self._start(running)
+            except NoRoute as error:
+                reason = f"{reason}, and {error}"
+        if now < running.retry_until:
+            return []
+        return [self._end(running, "error", reason, running.status_code)]
 
     def _end(
         self, running: _Running, finish: str, message: str = "", status_code: int = 200

@@ -32,7 +32,7 @@ from node.instructions import (
 )
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Generate, Load, Prefill, PrefillDone
+from protocol.messages import Cancel, Failed, FailureKind, Generate, Load, Prefill, PrefillDone
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,6 @@ class DecodeScheduler:
         self._outbox = Outbox(node)
         self._counters = Counters()
 
-    @property
-    def idle(self) -> bool:
-        return not self._running and not self._waiting
-
     def handle(self, event: Event, now: float) -> list[Instruction]:
         if isinstance(event, Generate):
             return self._enqueue(event)
@@ -102,10 +98,10 @@ class DecodeScheduler:
             return self._prefill_done(event, now)
         if isinstance(event, PagesReceived):
             return self._pages_received(event, now)
-        if isinstance(event, (ReceiveFailed, Failed)):
-            attempt = event.transfer if isinstance(event, ReceiveFailed) else event.attempt
-            retryable = event.retryable if isinstance(event, Failed) else True
-            return self._fail(attempt, event.reason, retryable)
+        if isinstance(event, ReceiveFailed):
+            return self._receive_failed(event.transfer, event.reason)
+        if isinstance(event, Failed):
+            return self._prefill_failed(event)
         return []
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
@@ -124,6 +120,15 @@ class DecodeScheduler:
                 self._produced(answer, token, now)
         self._batch = []
         return self._outbox.flush()
+
+    def abandon(self, reason: str, now: float) -> list[Instruction]:
+        """The last `next_batch` could not be computed: its requests fail, their pages come back."""
+        batch, self._batch = self._batch, []
+        instructions: list[Instruction] = []
+        for answer, _ in batch:
+            instructions += self._drop(answer.attempt)
+            instructions.append(self._failure(answer.request, reason, "node"))
+        return instructions
 
     def load(self) -> Load:
         waiting = sum(len(a.prompt) for a in self._waiting if not a.request.prefill_address)
@@ -149,10 +154,10 @@ class DecodeScheduler:
                 f"prompt and answer need {num_pages} pages, "
                 f"decode node {self._node.name} has {self._cache.num_pages}"
             )
-            return [*instructions, self._failure(request, reason, retryable=False)]
+            return [*instructions, self._failure(request, reason, "request")]
         if len(self._waiting) >= self._limits.max_waiting:
             reason = f"{len(self._waiting)} requests wait already at {self._node.name}"
-            return [*instructions, self._failure(request, reason, retryable=True)]
+            return [*instructions, self._failure(request, reason, "busy")]
         answer.hashes = self._hasher.hashes(prompt, request.cache_salt)
         self._waiting.append(answer)
         return instructions
@@ -181,7 +186,7 @@ class DecodeScheduler:
     def _ask_for_prefill(self, answer: Answer, now: float) -> list[Instruction]:
         assert answer.sequence is not None
         lease, request = answer.sequence.lease, answer.request
-        pages = lease.pages[lease.num_cached_pages : self._num_pages(len(answer.prompt))]
+        pages = lease.pages[lease.num_cached_pages : self._hasher.num_pages(len(answer.prompt))]
         answer.num_expected_pages = len(pages)
         answer.receive_deadline = now + self._limits.receive_timeout_s
         self._receiving[answer.attempt] = answer
@@ -204,7 +209,7 @@ class DecodeScheduler:
         instructions: list[Instruction] = []
         for attempt in late:
             reason = f"no prefill within {self._limits.receive_timeout_s:g} s"
-            instructions += self._fail(attempt, reason, retryable=True)
+            instructions += self._receive_failed(attempt, reason)
         return instructions
 
     # From prefill to running
@@ -264,12 +269,13 @@ class DecodeScheduler:
         answer.generated.append(token)
         answer.sequence.tokens.append(token)
         self._counters.generated_tokens_total += 1
-        finish = ""
-        if token in request.stop_token_ids:
+        finish, reported = "", [token]
+        if request.max_new_tokens == 0:
+            finish, reported = "length", []
+        elif token in request.stop_token_ids:
             finish = "stop"
-        elif len(answer.generated) >= request.max_new_tokens:
+        elif len(answer.generated) == request.max_new_tokens:
             finish = "length"
-        reported = [token] if request.max_new_tokens > 0 else []
         self._outbox.add(
             request.reply_address,
             answer.attempt,
@@ -296,12 +302,20 @@ class DecodeScheduler:
 
     # Ends
 
-    def _fail(self, attempt: Attempt, reason: str, retryable: bool) -> list[Instruction]:
+    def _receive_failed(self, attempt: Attempt, reason: str) -> list[Instruction]:
+        """The pages did not come: the prefill node is to be avoided, not this one."""
         answer = self._receiving.get(attempt)
-        if answer is None:
+        if answer is None or answer.request.prefill_node is None:
             return []
         self._counters.transfer_failures_total += 1
-        return [*self._drop(attempt), self._failure(answer.request, reason, retryable)]
+        failed = Failed(attempt, reason, "node", answer.request.prefill_node)
+        return [*self._drop(attempt), Send(answer.request.reply_address, failed)]
+
+    def _prefill_failed(self, failed: Failed) -> list[Instruction]:
+        answer = self._receiving.get(failed.attempt)
+        if answer is None:
+            return []
+        return [*self._drop(failed.attempt), Send(answer.request.reply_address, failed)]
 
     def _drop(self, attempt: Attempt) -> list[Instruction]:
         """Gives up this attempt and every older one of its request; aborts before it releases."""
@@ -320,17 +334,14 @@ class DecodeScheduler:
             self._cache.release(answer.sequence.lease)
         return instructions
 
-    def _failure(self, request: Generate, reason: str, retryable: bool) -> Instruction:
-        return Send(request.reply_address, Failed(request.attempt, reason, retryable, self._node))
+    def _failure(self, request: Generate, reason: str, kind: FailureKind) -> Instruction:
+        return Send(request.reply_address, Failed(request.attempt, reason, kind, self._node))
 
     # Sizes
 
     def _num_admitted(self) -> int:
         return len(self._running) + len(self._receiving)
 
-    def _num_pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._hasher.page_size)
-
     def _pages_needed(self, answer: Answer) -> int:
         """Pages for prompt and answer, but for the last token, whose KV nobody needs."""
-        return self._num_pages(len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1)
+        return self._hasher.num_pages(len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1)

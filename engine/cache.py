@@ -85,16 +85,6 @@ class PrefixCache:
             return None
         return Lease(pages + new_pages, len(pages), node, set(new_pages), len(pages))
 
-    def extend(self, lease: Lease, count: int) -> bool:
-        """Adds `count` pages at the end of the lease; False (and no change): there is no room."""
-        assert not lease.released
-        pages = self._allocate(count)
-        if pages is None:
-            return False
-        lease.pages += pages
-        lease.private.update(pages)
-        return True
-
     def commit(self, lease: Lease, hashes: Sequence[PageHash], now: float) -> None:
         """The first len(hashes) pages of the lease hold what `hashes` say: make them findable.
 

@@ -43,10 +43,6 @@ class KVCache:
             device=device,
         )
 
-    def layer(self, index: int) -> Tensor:
-        """View [pages, 2, page_size, kv_heads, head_dim]."""
-        return self.pool[index]
-
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
         """Stores `key` and `value` [tokens, kv_heads, head_dim] at `slots` [tokens]."""
         rows = self._rows(layer)

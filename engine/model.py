@@ -5,7 +5,7 @@ The families differ in data only: biases, a norm on queries and keys, the attent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,6 @@ from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.model_config import ModelConfig
 from engine.rope import cos_sin, inverse_frequencies, rotate
-
-AfterLayer = Callable[[int], None]
 
 
 class Attention(nn.Module):
@@ -94,20 +92,13 @@ class DecoderModel(nn.Module):
         batch: Batch,
         cache: KVCache,
         attention: AttentionBackend,
-        after_layer: AfterLayer | None = None,
     ) -> Tensor:
-        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`.
-
-        `after_layer(i)` is called when layer i's K and V of this batch are written (on CUDA:
-        queued on the current stream).
-        """
+        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`."""
         hidden = self.embedding(batch.input_ids)  # [tokens, hidden]
         frequencies = inverse_frequencies(self.config, hidden.device)
         rope = cos_sin(frequencies, batch.positions, hidden.dtype)
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             normed = layer.attention_norm(hidden)
             hidden += layer.attention(normed, rope, batch, cache, attention)
             hidden += layer.feed_forward(layer.feed_forward_norm(hidden))
-            if after_layer is not None:
-                after_layer(i)
         return self.head(self.norm(hidden[batch.sample_rows])).float()

@@ -32,7 +32,8 @@ class LinkStats:
     is_open: bool
     bytes_moved: int
     pages_moved: int
-    busy_s: float
+    bytes_per_s: float
+    """Measured over large frames; 0 until there was one."""
     failures: int
 
 

@@ -68,8 +68,8 @@ def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -
         layout=runner.layout,
         model_fingerprint=runner.fingerprint,
         num_pages=runner.kv_cache.num_pages,
-        max_model_len=runner.config.max_position_embeddings,
         max_running_requests=config.max_running_requests,
+        max_queued_requests=config.max_queued_requests,
         device=str(device),
     )
     log.info("%s node settings: %s", role, describe(config))

@@ -80,17 +80,17 @@ Event = AnyMessage | PagesReceived | ReceiveFailed | PagesSent
 class Scheduler(Protocol):
     """The pure half of a node. `now` is monotonic seconds."""
 
-    @property
-    def idle(self) -> bool:
-        """No step can be computed before the next event."""
-
     def handle(self, event: Event, now: float) -> list[Instruction]: ...
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        """The next step, and what to do before it is computed."""
+        """The next step, and what to do before it is computed. Without slices there is nothing
+        to compute before the next event or deadline."""
 
     def finish(self, tokens: Sequence[int | None], now: float) -> list[Instruction]:
         """Takes the sampled token of each slice of the last `next_batch`."""
+
+    def abandon(self, reason: str, now: float) -> list[Instruction]:
+        """In place of `finish`, when the step could not be computed."""
 
     def load(self) -> Load:
         """Queues, pages and counters; the shell adds measured rates."""

@@ -9,11 +9,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from engine.cache import PrefixCache
+from engine.request import Slice
 from engine.runner import ModelRunner
 from kvtransfer.transport import Transport
 from node.heartbeat import Heartbeats
@@ -42,6 +43,10 @@ IDLE_WAIT_S = 0.1
 """How long an idle loop waits for the next event before it looks at its deadlines."""
 
 
+MAX_FAILED_STEPS = 3
+"""So many failed steps in a row are the node's fault, not a request's."""
+
+
 class NodeShell:
     """Runs one scheduler until `stop`. Owns nothing that it is given; see `node.build`."""
 
@@ -66,6 +71,7 @@ class NodeShell:
         self._heartbeats = heartbeats
         self._transfer_events: deque[Event] = deque()
         self._rates = Rates()
+        self._failed_steps = 0
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -74,20 +80,36 @@ class NodeShell:
         self._channel.wake()
 
     def run(self) -> None:
+        """Raises the engine's error when MAX_FAILED_STEPS steps in a row failed."""
+        idle = True
         while not self._stop.is_set():
-            for event in self._events():
+            for event in self._events(wait=idle):
                 self._execute(self._scheduler.handle(event, time.monotonic()))
             slices, instructions = self._scheduler.next_batch(time.monotonic())
             self._execute(instructions)
             if slices:
-                started = time.monotonic()
-                tokens = self._runner.run(slices)
-                self._rates.observe(slices, time.monotonic() - started)
-                self._execute(self._scheduler.finish(tokens, time.monotonic()))
+                self._execute(self._step(slices))
+            idle = not slices
             self._report()
 
-    def _events(self) -> Iterable[Event]:
-        timeout_s = IDLE_WAIT_S if self._scheduler.idle and not self._transfer_events else 0.0
+    def _step(self, slices: Sequence[Slice]) -> list[Instruction]:
+        """Computes one step. An error costs its requests this attempt, not the node its life."""
+        started = time.monotonic()
+        try:
+            tokens = self._runner.run(slices)
+        except Exception as error:
+            self._failed_steps += 1
+            if self._failed_steps == MAX_FAILED_STEPS:
+                raise
+            log.exception("a step of %d sequences failed", len(slices))
+            reason = f"a step failed on {self._node.name}: {type(error).__name__}"
+            return self._scheduler.abandon(reason, time.monotonic())
+        self._failed_steps = 0
+        self._rates.observe(slices, time.monotonic() - started)
+        return self._scheduler.finish(tokens, time.monotonic())
+
+    def _events(self, wait: bool) -> Iterable[Event]:
+        timeout_s = IDLE_WAIT_S if wait and not self._transfer_events else 0.0
         for message in self._channel.drain(timeout_s):
             if isinstance(message, FlushCache):
                 self._flush(message)
@@ -146,11 +168,14 @@ class NodeShell:
 
     def _load(self) -> Load:
         links = self._transport.links()
+        outgoing = [link for link in links if link.direction == "out"]
+        rates = [link.bytes_per_s for link in outgoing if link.bytes_per_s]
         return msgspec.structs.replace(
             self._scheduler.load(),
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             step_s=self._rates.step_s,
-            bytes_sent_total=sum(link.bytes_moved for link in links if link.direction == "out"),
+            link_bytes_per_s=sum(rates) / len(rates) if rates else 0.0,
+            bytes_sent_total=sum(link.bytes_moved for link in outgoing),
             open_links=sum(link.is_open for link in links),
             rss_bytes=resident_bytes(),
         )

@@ -17,7 +17,7 @@ from node.counters import Counters
 from node.instructions import Event, Instruction, PagesSent, Send, SendPages
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Load, Prefill, PrefillDone
+from protocol.messages import Cancel, Failed, FailureKind, Load, Prefill, PrefillDone
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,6 @@ class PrefillScheduler:
         self._sends: dict[Attempt, tuple[str, int]] = {}  # reply address, sends under way
         self._counters = Counters()
 
-    @property
-    def idle(self) -> bool:
-        return not self._running and not self._waiting
-
     def handle(self, event: Event, now: float) -> list[Instruction]:
         if isinstance(event, Prefill):
             return self._enqueue(event)
@@ -105,6 +101,13 @@ class PrefillScheduler:
         self._batch = []
         return instructions
 
+    def abandon(self, reason: str, now: float) -> list[Instruction]:
+        """The last `next_batch` could not be computed: its requests fail, their pages come back."""
+        batch, self._batch = self._batch, []
+        for job, _ in batch:
+            self._drop(job.attempt)
+        return [self._failure(job.request, reason, "node") for job, _ in batch]
+
     def load(self) -> Load:
         waiting = sum(len(job.tokens) for job in self._waiting)
         running = sum(job.sequence.num_uncomputed for job in self._running if job.sequence)
@@ -118,13 +121,13 @@ class PrefillScheduler:
     def _enqueue(self, request: Prefill) -> list[Instruction]:
         self._drop(request.attempt)
         tokens = tokens_from_bytes(request.tokens)
-        num_pages = -(-len(tokens) // self._hasher.page_size)
+        num_pages = self._hasher.num_pages(len(tokens))
         if num_pages > self._cache.num_pages:
             reason = f"the prompt needs {num_pages} pages, this node has {self._cache.num_pages}"
-            return [self._failure(request, reason, retryable=False)]
+            return [self._failure(request, reason, "node")]
         if len(self._waiting) >= self._limits.max_waiting:
             reason = f"{len(self._waiting)} prompts wait already"
-            return [self._failure(request, reason, retryable=True)]
+            return [self._failure(request, reason, "busy")]
         hashes = self._hasher.hashes(tokens, request.cache_salt)
         self._waiting.append(Job(request, tokens, hashes, request.skip_pages))
         return []
@@ -133,7 +136,7 @@ class PrefillScheduler:
         instructions: list[Instruction] = []
         while self._waiting and len(self._running) < self._limits.max_running:
             job = self._waiting[0]
-            num_pages = -(-len(job.tokens) // self._hasher.page_size)
+            num_pages = self._hasher.num_pages(len(job.tokens))
             reusable = self._hasher.reusable(job.hashes, len(job.tokens))
             lease = self._cache.acquire(reusable, num_pages, now)
             if lease is None:
@@ -175,7 +178,7 @@ class PrefillScheduler:
             return []
         self._counters.transfer_failures_total += 1
         self._drop(event.transfer)
-        failed = Failed(event.transfer, event.error, retryable=True, node=self._node)
+        failed = Failed(event.transfer, event.error, "node", self._node)
         return [Send(reply_address, failed)]
 
     def _drop(self, attempt: Attempt) -> None:
@@ -187,5 +190,5 @@ class PrefillScheduler:
             self._running.remove(job)
             self._cache.release(job.sequence.lease)
 
-    def _failure(self, request: Prefill, reason: str, retryable: bool) -> Instruction:
-        return Send(request.reply_address, Failed(request.attempt, reason, retryable, self._node))
+    def _failure(self, request: Prefill, reason: str, kind: FailureKind) -> Instruction:
+        return Send(request.reply_address, Failed(request.attempt, reason, kind, self._node))

@@ -51,16 +51,12 @@ def tokens_from_bytes(raw: bytes) -> list[int]:
     return packed.tolist()
 
 
-def page_hashes(
-    tokens: Sequence[int], page_size: int, start: bytes, num_pages: int | None = None
-) -> list[PageHash]:
+def page_hashes(tokens: Sequence[int], page_size: int, start: bytes) -> list[PageHash]:
     """Hashes of the full pages of `tokens`, chained from `start` (a namespace or a page hash).
 
-    `num_pages` stops early; a last page that is not full has no hash.
+    A last page that is not full has no hash.
     """
     full_pages = len(tokens) // page_size
-    if num_pages is not None:
-        full_pages = min(full_pages, num_pages)
     raw = token_bytes(tokens[: full_pages * page_size])
     page_bytes = page_size * 4
     hashes: list[PageHash] = []
@@ -95,6 +91,10 @@ class PageHasher:
         """One hash per full page of `tokens`."""
         start = namespace(self._model_fingerprint, self._layout, cache_salt)
         return page_hashes(tokens, self.page_size, start)
+
+    def num_pages(self, num_tokens: int) -> int:
+        """Pages that hold `num_tokens` tokens, the last one possibly in part."""
+        return self._layout.num_pages(num_tokens)
 
     def reusable(self, hashes: Sequence[PageHash], num_tokens: int) -> Sequence[PageHash]:
         """The hashes a prompt may hit: never that of its last token, whose logits are needed."""

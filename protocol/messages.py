@@ -6,6 +6,8 @@ ids costs four times as much to encode. Page hashes travel joined (`join_hashes`
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from protocol.ids import Attempt, Node, Role
@@ -20,8 +22,8 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class Generate(Message, frozen=True):
     """Coordinator → decode node: answer this prompt.
 
-    `tokens` is the prompt plus whatever earlier attempts already answered. `prefill_address` is
-    the control address of the prefill node, or "" when the decode node shall prefill for itself.
+    `tokens` is the prompt plus whatever earlier attempts already answered. Without a
+    `prefill_node` (then `prefill_address` is "") the decode node prefills for itself.
     """
 
     attempt: Attempt
@@ -30,6 +32,7 @@ class Generate(Message, frozen=True):
     sampling: Sampling
     max_new_tokens: int
     stop_token_ids: list[int]
+    prefill_node: Node | None
     prefill_address: str
     reply_address: str
 
@@ -72,12 +75,16 @@ class TokensOut(Message, frozen=True):
     node: Node
 
 
+FailureKind = Literal["node", "busy", "request"]
+"""`node`: this node could not, another may. `busy`: its queue is full. `request`: no node can."""
+
+
 class Failed(Message, frozen=True):
-    """This attempt ended without an answer. `retryable`: another node or a later try may do it."""
+    """This attempt ended without an answer, for the sake of `node`, which need not be the sender."""
 
     attempt: Attempt
     reason: str
-    retryable: bool
+    kind: FailureKind
     node: Node
 
 
@@ -112,8 +119,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     layout: KVLayout
     model_fingerprint: str
     num_pages: int
-    max_model_len: int
     max_running_requests: int
+    max_queued_requests: int
     device: str
 
 
@@ -132,6 +139,7 @@ class Load(msgspec.Struct, frozen=True):
     step_s: float = 0.0
     """Measured duration of a step that generates; 0 until one ran."""
     link_bytes_per_s: float = 0.0
+    """Measured on long sends; 0 until there was one."""
     computed_tokens_total: int = 0
     reused_tokens_total: int = 0
     generated_tokens_total: int = 0

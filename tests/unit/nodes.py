@@ -19,8 +19,8 @@ def info_of(role: Role, node: Node, **other: object) -> NodeInfo:
         "layout": LAYOUT,
         "model_fingerprint": "model",
         "num_pages": 1000,
-        "max_model_len": 4096,
         "max_running_requests": 8,
+        "max_queued_requests": 16,
         "device": "cpu",
     }
     return NodeInfo(node=node, role=role, **(values | other))  # type: ignore[arg-type]

@@ -60,8 +60,8 @@ class Case:
             pages = [free.pop() for _ in range(layout.num_pages(start + new))]
             for token in range(start + new):
                 page, offset = pages[token // page_size], token % page_size
-                self.cache.layer(1)[page, 0, offset] = key[token]
-                self.cache.layer(1)[page, 1, offset] = value[token]
+                self.cache.pool[1][page, 0, offset] = key[token]
+                self.cache.pool[1][page, 1, offset] = value[token]
             self.slices.append(Slice([0] * new, start, pages, None))
         self.batch = Batch.build(self.slices, page_size, CPU)
         tokens = sum(new for _, new in parts)
@@ -144,7 +144,7 @@ def test_a_poisoned_sequence_poisons_no_other(
     """A neighbour whose KV overflowed shares the batch, and its pages were page 0 and stale."""
     case = Case([(9, 1), (30, 1), (0, 6), (2, 1)])
     clean = case.reference(None)
-    case.cache.layer(1)[list(case.slices[1].pages)] = math.nan
+    case.cache.pool[1][list(case.slices[1].pages)] = math.nan
     output = make_backend(None).forward(case.query, 1, case.cache, case.batch)
     others = [0, *range(2, 9)]
     torch.testing.assert_close(output[others].double(), clean[others], atol=2e-6, rtol=1e-5)
@@ -180,8 +180,8 @@ class TestKVCache:
 
     def test_a_page_of_a_layer_is_one_run_of_bytes(self) -> None:
         cache = KVCache(self.LAYOUT, 6, CPU)
-        assert cache.layer(1)[2].is_contiguous()
-        assert cache.layer(1)[2].nbytes == self.LAYOUT.layer_page_bytes
+        assert cache.pool[1][2].is_contiguous()
+        assert cache.pool[1][2].nbytes == self.LAYOUT.layer_page_bytes
         assert cache.pool.nbytes == 6 * self.LAYOUT.page_bytes
 
     def test_pages_that_fit(self) -> None:

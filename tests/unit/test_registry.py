@@ -16,18 +16,19 @@ def test_a_silent_node_is_lost_after_its_lease() -> None:
     assert registry.expire(10.0 + LEASE_S - 0.1) == []
     registry.heartbeat(heartbeat("decode", OLD), now=12.0)
     assert registry.expire(12.0 + LEASE_S - 0.1) == []
-    assert registry.expire(12.0 + LEASE_S) == [OLD]
+    assert [info.node for info in registry.expire(12.0 + LEASE_S)] == [OLD]
     assert registry.live() == []
 
 
 def test_a_restart_replaces_the_older_life_and_never_the_other_way_round() -> None:
     registry = Registry()
     assert registry.heartbeat(heartbeat("decode", OLD), 0.0) is None
-    assert registry.heartbeat(heartbeat("decode", NEW), 0.0) == OLD
+    replaced = registry.heartbeat(heartbeat("decode", NEW), 0.0)
+    assert replaced is not None and replaced.node == OLD
     assert registry.heartbeat(heartbeat("decode", OLD), 0.0) is None
-    assert registry.is_live(NEW) and not registry.is_live(OLD)
-    assert not registry.remove(OLD)
-    assert registry.remove(NEW)
+    assert [live.node for live in registry.live()] == [NEW]
+    assert registry.remove(OLD) is None
+    assert registry.remove(NEW) is not None
 
 
 def test_a_node_of_another_model_or_layout_is_ignored() -> None:
