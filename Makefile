@@ -1,6 +1,7 @@
 # kvrelay: `make help` lists the targets.
 PYTHON ?= python3
 TORCH  ?= 2.13.0
+TORCH_INDEX ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
@@ -14,7 +15,8 @@ help:        ## this list
 $(READY): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q torch==$(TORCH)   # first and pinned, so that nothing else chooses one
+	# torch first and pinned, so that nothing else chooses one; TORCH_INDEX names an index of CPU builds
+	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 

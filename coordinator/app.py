@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from coordinator import admin, info, not_yet
@@ -40,6 +41,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(info.router)
     app.include_router(admin.router)
     app.include_router(not_yet.router)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(Exception, _failed)
 
     @app.api_route("/generate", methods=["POST", "PUT"], response_model=None)
     async def generate(request: Request) -> Response:
@@ -49,12 +52,12 @@ def create_app(service: Service) -> FastAPI:
             if not isinstance(raw, dict):
                 raise BadRequest("the body must be a JSON object")
             body = parse_generate(raw)
-            generations = _submit_all(service, body)
+            generations = await _submit_all(service, body)
         except ClientDisconnect:
             return Response(status_code=CLIENT_LEFT)
         except BodyTooLarge as error:
             return error_reply(413, str(error))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return error_reply(400, f"the body is no JSON: {error}")
         except FAULTS as error:
             return error_reply(*_status(error))
@@ -72,6 +75,17 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
+async def _refused(request: Request, error: Exception) -> Response:
+    """An unknown path or method, in the shape of every other error."""
+    assert isinstance(error, HTTPException)
+    return error_reply(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Our fault; the server logs the error itself."""
+    return error_reply(500, "internal error; the coordinator's log has the details")
+
+
 async def _read_body(request: Request, max_bytes: int) -> bytes:
     """Raises BodyTooLarge, before it reads if the client said the length."""
     length = request.headers.get("content-length", "")
@@ -86,17 +100,18 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that are taken at most")
 
 
-def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
+async def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
     """Starts every answer of a body, or none."""
+    tokens = [await service.tokenize(prompt) for prompt in body.prompts]
     generations: list[Generation] = []
     try:
-        for prompt in body.prompts:
+        for prompt, ids in zip(body.prompts, tokens, strict=True):
             for choice in range(prompt.sampling.n):
                 rid = prompt.rid
                 if rid is not None and prompt.sampling.n > 1:
                     rid = f"{rid}_{choice}"
-                generations.append(service.submit(prompt, choice, rid))
-    except FAULTS:
+                generations.append(service.submit(prompt, ids, choice, rid))
+    except BaseException:
         for generation in generations:
             service.cancel(generation.request_id)
         raise

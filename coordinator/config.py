@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.config import option, require
+from protocol.config import option, require, require_redis_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -27,6 +27,7 @@ class CoordinatorConfig:
     log_level: str = option("info", "how much to log", LOG_LEVELS)
 
     def __post_init__(self) -> None:
+        require_redis_url(self.redis_url)
         require(0 < self.port < 65536, f"--port is {self.port}; it must be between 1 and 65535")
         require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")

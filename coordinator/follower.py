@@ -53,6 +53,7 @@ class OwnershipFollower:
         self._address = address
         self._index = index
         self._positions: dict[Node, _Position] = {}
+        self._unreadable: set[str] = set()
         self.connected = False
         self._warned = False
 
@@ -86,20 +87,40 @@ class OwnershipFollower:
     async def _look_for_nodes(self) -> None:
         lease_ms = int(ANNOUNCE_LEASE_S * 1000)
         await self._announce(keys=[ownership.COORDINATORS_KEY], args=[self._address, lease_ms])
-        names = sorted(name.decode() for name in await self._redis.smembers(ownership.NODES_KEY))
-        live = set()
-        for name in names:
-            raw = await self._redis.get(ownership.NodeKeys.of(Node(name, 0)).info)
-            lease = await self._redis.get(ownership.NodeKeys.of(Node(name, 0)).lease)
-            if raw is None or lease is None:
-                continue
-            node = msgspec.json.decode(raw, type=NodeInfo).node
-            live.add(node)
-            if node not in self._positions:
-                await self._load(node)
-        for node in set(self._positions) - live:
+        live = await self._live_nodes()
+        for node in live - self._positions.keys():
+            await self._load(node)
+        for node in self._positions.keys() - live:
             del self._positions[node]
             self._index.forget(node)
+
+    async def _live_nodes(self) -> set[Node]:
+        """Those with a lease. A name whose info is gone too is taken off the list; if it lives
+        after all, its next renewal puts it back."""
+        names = sorted(name.decode() for name in await self._redis.smembers(ownership.NODES_KEY))
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            keys = ownership.NodeKeys.of(Node(name, 0))
+            pipe.get(keys.info)
+            pipe.exists(keys.lease)
+        found = await pipe.execute()
+        live = set()
+        for name, raw, has_lease in zip(names, found[::2], found[1::2], strict=True):
+            if raw is None:
+                await self._redis.srem(ownership.NODES_KEY, name)
+            elif has_lease and (node := self._node_of(name, raw)) is not None:
+                live.add(node)
+        return live
+
+    def _node_of(self, name: str, raw: bytes) -> Node | None:
+        """None, said once, for a record of another version."""
+        try:
+            return msgspec.json.decode(raw, type=NodeInfo).node
+        except msgspec.DecodeError as error:
+            if name not in self._unreadable:
+                self._unreadable.add(name)
+                log.error("the record of node %s in Redis is ignored: %s", name, error)
+            return None
 
     async def _load(self, node: Node) -> None:
         """Reads the stream's end, then the set: what changes in between is replayed, harmlessly."""

@@ -27,6 +27,8 @@ class Generation:
     """
 
     request_id: str
+    """The cluster's name of it; `rid` is the client's."""
+    rid: str
     prompt_tokens: int
     detokenizer: Detokenizer
     stops: StopStrings
@@ -93,23 +95,11 @@ class Generation:
         else:
             self.finish_reason = {"type": "length", "length": len(self.output_ids)}
 
-    def aborted(self, message: str, status_code: int, now: float) -> None:
-        """Ends the answer as it is, with SGLang's abort reason."""
-        self._changed.set()
-        self.ended_at = now
-        self._visible = None
-        self.finish_reason = {
-            "type": "abort",
-            "message": message,
-            "status_code": status_code,
-            "err_type": "AbortError",
-        }
-
     def result(self, now: float) -> dict[str, Any]:
         """The response object of /generate, at any moment of the answer."""
         ended = self.ended_at if self.ended_at is not None else now
         meta: dict[str, Any] = {
-            "id": self.request_id,
+            "id": self.rid,
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": len(self.output_ids),

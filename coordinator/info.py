@@ -54,7 +54,7 @@ async def health_generate(request: Request) -> Response:
         cache_salt="",
     )
     try:
-        generation = service.submit(prompt, 0, None)
+        generation = service.submit(prompt, [0], 0, None)
     except FAULTS as error:
         return error_reply(503, str(error))
     try:

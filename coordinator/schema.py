@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 MAX_BATCH = 1024
+MAX_STOPS = 32
+MAX_STOP_LENGTH = 1024
 
 
 class BadRequest(Exception):
@@ -22,10 +24,10 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_new_tokens: StrictInt | None = Field(default=128, ge=0)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: StrictInt = Field(default=-1, ge=-1)
-    min_p: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False, strict=True)
+    top_p: float = Field(default=1.0, gt=0, le=1, strict=True)
+    top_k: StrictInt = Field(default=-1, ge=-1, lt=1 << 31)
+    min_p: float = Field(default=0.0, ge=0, le=1, strict=True)
     stop: str | list[str] | None = None
     stop_token_ids: list[StrictInt] | None = None
     ignore_eos: StrictBool = False
@@ -136,18 +138,24 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
         raise BadRequest(f"a batch must have 1 to {MAX_BATCH} prompts; this one has {count}")
     params = _spread(body.sampling_params or {}, count, "sampling_params")
     rids = _rids(body, count, is_batch)
-    salts = _spread(body.cache_salt or body.extra_key or "", count, "cache_salt")
+    salts = _spread(body.cache_salt or "", count, "cache_salt")
+    extra_keys = _spread(body.extra_key or "", count, "extra_key")
     prompts = [
         Prompt(
             text=texts[i] if texts else None,
             input_ids=ids[i] if ids else None,
             sampling=_sampling(params[i]),
             rid=rids[i],
-            cache_salt=salts[i],
+            cache_salt=_namespace(salts[i], extra_keys[i]),
         )
         for i in range(count)
     ]
     return ParsedBody(prompts=prompts, is_batch=is_batch, stream=body.stream)
+
+
+def _namespace(cache_salt: str, extra_key: str) -> str:
+    """Two tenants share a cache only if they have both in common."""
+    return f"{cache_salt}\0{extra_key}" if extra_key else cache_salt
 
 
 def _inputs(body: GenerateBody) -> tuple[list[str] | None, list[list[int]] | None, bool]:
@@ -194,8 +202,13 @@ def _sampling(raw: dict[str, Any]) -> SamplingParams:
             raise BadRequest(
                 f"sampling_params: {key} is not supported by this version of kvrelay; leave it out"
             )
-    if len(params.stops) > 32:
-        raise BadRequest("sampling_params: stop takes at most 32 strings")
+    if params.top_k == 0:
+        raise BadRequest("sampling_params: top_k is 0; it must be -1 (all tokens) or at least 1")
+    if len(params.stops) > MAX_STOPS or max(map(len, params.stops), default=0) > MAX_STOP_LENGTH:
+        raise BadRequest(
+            f"sampling_params: stop takes at most {MAX_STOPS} strings of at most "
+            f"{MAX_STOP_LENGTH} characters"
+        )
     return params
 
 

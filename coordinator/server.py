@@ -21,15 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def run(config: CoordinatorConfig) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigError or ModelFilesError with the remedy."""
+    """Serves until SIGTERM or SIGINT. Raises ConfigError or ModelDirectoryError."""
     model_path = Path(config.model_path)
     tokenizer = Tokenizer(model_path)
     if not config.served_model_name:
         config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
     listener = _listen(config.host, config.port)
-    channel = Channel(
-        config.host, config.control_port, advertised_host(config.host, config.advertise_host)
-    )
+    host = advertised_host(config.host, config.advertise_host, config.redis_url)
+    channel = Channel(config.host, config.control_port, host)
     log.info("coordinator settings: %s", describe(config))
     app = create_app(Service(config, tokenizer, channel))
     server = uvicorn.Server(

@@ -24,11 +24,13 @@ from coordinator.registry import Registry
 from coordinator.router import Demand, NoRoute, Route, Router
 from coordinator.schema import BadRequest, Prompt
 from coordinator.tokenizer import Tokenizer
-from coordinator.tracker import Ended, Outcome, Produced, Request, Send, Tracker
+from coordinator.tracker import Ended, Outcome, Produced, Request, Send, Stray, Tracker
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher
 from protocol.messages import (
+    AnyMessage,
     CacheFlushed,
+    Cancel,
     Failed,
     FlushCache,
     Goodbye,
@@ -41,7 +43,10 @@ from protocol.sampling import Sampling
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
+LONG_TEXT = 4096
+"""Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
 FLUSH_TIMEOUT_S = 5.0
+TIMED_OUT = 504
 
 
 class Unavailable(Exception):
@@ -96,6 +101,7 @@ class Service:
         self._tracker = Tracker(self._route, channel.address)
         self._follower = OwnershipFollower(config.redis_url, channel.address, self.index)
         self._generations: dict[str, Generation] = {}
+        self._rids: set[str] = set()
         self._flushes: dict[str, _Flush] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -143,24 +149,46 @@ class Service:
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
         return min(room, self.config.max_queued_requests)
 
-    def submit(self, prompt: Prompt, choice: int, rid: str | None) -> Generation:
-        """Starts one answer. Raises BadRequest, TooBusy or Unavailable; then nothing is kept.
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """The prompt's ids, checked; a long text does not hold up the event loop.
+
+        Raises BadRequest.
+        """
+        if prompt.input_ids is not None:
+            tokens = prompt.input_ids
+            self._check_ids(tokens, "input_ids")
+        else:
+            text = prompt.text or ""
+            if len(text) > LONG_TEXT:
+                tokens = await asyncio.to_thread(self.tokenizer.encode, text)
+            else:
+                tokens = self.tokenizer.encode(text)
+        if not tokens:
+            raise BadRequest("the prompt is empty")
+        return tokens
+
+    def submit(self, prompt: Prompt, tokens: list[int], choice: int, rid: str | None) -> Generation:
+        """Starts one answer to `tokens`. Raises BadRequest, TooBusy or Unavailable; then nothing
+        is kept.
 
         `choice` tells the n answers of one prompt apart: each gets its own seed.
         """
         now = self._now()
-        request_id = rid or uuid.uuid4().hex
-        if request_id in self._tracker:
-            raise BadRequest(f"a request with rid {request_id!r} is running")
+        # Ours, so that a rid that is used again never meets messages of its earlier use.
+        request_id = uuid.uuid4().hex
+        rid = rid or request_id
+        if rid in self._rids:
+            raise BadRequest(f"a request with rid {rid!r} is running")
         if not self.ready:
             raise Unavailable("no decode node is alive; start one, or try again in a moment")
         if len(self._tracker) >= self.max_unfinished:
             raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
-        request = self._request(prompt, choice, request_id)
+        request = self._request(prompt, tokens, choice, request_id)
         sampling = prompt.sampling
         decode = partial(self.tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
         generation = Generation(
             request_id=request_id,
+            rid=rid,
             prompt_tokens=len(request.tokens),
             detokenizer=Detokenizer(decode, request.tokens),
             stops=StopStrings(sampling.stops),
@@ -169,28 +197,20 @@ class Service:
             started=now,
         )
         self._generations[request_id] = generation
+        self._rids.add(rid)
         try:
-            outcomes = self._tracker.submit(request, now)
-        except NoRoute as error:
-            del self._generations[request_id]
-            raise Unavailable(str(error)) from None
-        self._carry_out(outcomes)
+            self._carry_out(self._tracker.submit(request, now))
+        except BaseException as error:
+            self.cancel(request_id)
+            if isinstance(error, NoRoute):
+                raise Unavailable(str(error)) from None
+            raise
         return generation
 
     def cancel(self, request_id: str) -> None:
         """The client is gone: frees what its request holds, on every node. Harmless twice."""
         self._carry_out(self._tracker.cancel(request_id))
-        self._generations.pop(request_id, None)
-
-    def abort(self, request_id: str, message: str, status_code: int = 200) -> bool:
-        """Ends a request where it stands, its client being told; False if it is not running."""
-        generation = self._generations.get(request_id)
-        if generation is None:
-            return False
-        generation.aborted(message, status_code, self._now())
-        self._finished(generation)
-        self.cancel(request_id)
-        return True
+        self._forget(request_id)
 
     async def flush_cache(self) -> dict[str, int]:
         """Tells every node to forget its unheld pages; pages by node name. Raises TimeoutError."""
@@ -207,8 +227,7 @@ class Service:
         finally:
             del self._flushes[flush_id]
 
-    def _request(self, prompt: Prompt, choice: int, request_id: str) -> Request:
-        tokens = self._tokens(prompt)
+    def _request(self, prompt: Prompt, tokens: list[int], choice: int, request_id: str) -> Request:
         params = prompt.sampling
         limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
         room = limit - len(tokens)
@@ -238,16 +257,6 @@ class Service:
             max_new_tokens=room if wanted is None else wanted,
             stop_token_ids=stop_token_ids,
         )
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if prompt.input_ids is None:
-            tokens = self.tokenizer.encode(prompt.text or "")
-        else:
-            tokens = prompt.input_ids
-            self._check_ids(tokens, "input_ids")
-        if not tokens:
-            raise BadRequest("the prompt is empty")
-        return tokens
 
     def _check_ids(self, ids: list[int], name: str) -> None:
         wrong = next((t for t in ids if not 0 <= t < self.tokenizer.vocab_size), None)
@@ -280,17 +289,23 @@ class Service:
         """The channel's descriptor is edge-triggered: read until nothing is left."""
         while messages := self._channel.drain():
             for message in messages:
-                if isinstance(message, TokensOut):
-                    self._carry_out(self._tracker.tokens(message, self._now()))
-                elif isinstance(message, Heartbeat):
-                    self._lost(self.registry.heartbeat(message, self._now()))
-                elif isinstance(message, Failed):
-                    log.warning("attempt %s failed: %s", message.attempt, message.reason)
-                    self._carry_out(self._tracker.failed(message, self._now()))
-                elif isinstance(message, Goodbye):
-                    self._lost(self.registry.remove(message.node))
-                elif isinstance(message, CacheFlushed):
-                    self._note_flushed(message)
+                try:
+                    self._handle(message)
+                except Exception:  # it must not cost the messages behind it
+                    log.exception("a %s could not be handled", type(message).__name__)
+
+    def _handle(self, message: AnyMessage) -> None:
+        if isinstance(message, TokensOut):
+            self._carry_out(self._tracker.tokens(message, self._now()))
+        elif isinstance(message, Heartbeat):
+            self._lost(self.registry.heartbeat(message, self._now()))
+        elif isinstance(message, Failed):
+            log.warning("attempt %s failed: %s", message.attempt, message.reason)
+            self._carry_out(self._tracker.failed(message, self._now()))
+        elif isinstance(message, Goodbye):
+            self._lost(self.registry.remove(message.node))
+        elif isinstance(message, CacheFlushed):
+            self._note_flushed(message)
 
     async def _tick(self) -> None:
         while True:
@@ -300,13 +315,15 @@ class Service:
             for info in self.registry.expire(now):
                 self._lost(info)
             self._carry_out(self._tracker.tick(now))
-            late = [
-                g.request_id
-                for g in self._generations.values()
-                if now - g.started > self.config.request_timeout_s
-            ]
-            for request_id in late:
-                self.abort(request_id, "the request took too long", 504)
+            for generation in list(self._generations.values()):
+                if now - generation.started > self.config.request_timeout_s:
+                    self._give_up(generation, now)
+
+    def _give_up(self, generation: Generation, now: float) -> None:
+        seconds = self.config.request_timeout_s
+        message = f"the request did not end within {seconds:g} s"
+        self._carry_out(self._tracker.cancel(generation.request_id))
+        self._ended(Ended(generation.request_id, "error", message, TIMED_OUT))
 
     def _lost(self, info: NodeInfo | None) -> None:
         """A life of a node is over: nothing queued for it may reach the next one."""
@@ -320,8 +337,15 @@ class Service:
                 self._send(outcome)
             elif isinstance(outcome, Produced):
                 self._produced(outcome)
-            else:
+            elif isinstance(outcome, Ended):
                 self._ended(outcome)
+            else:
+                self._cancel_stray(outcome)
+
+    def _cancel_stray(self, stray: Stray) -> None:
+        for live in self.registry.live("decode"):
+            if live.node == stray.node:
+                self._send(Send(live.info.control_address, Cancel(stray.attempt)))
 
     def _produced(self, outcome: Produced) -> None:
         generation = self._generations.get(outcome.request_id)
@@ -332,11 +356,17 @@ class Service:
             self.cancel(outcome.request_id)
 
     def _ended(self, outcome: Ended) -> None:
-        generation = self._generations.pop(outcome.request_id, None)
+        generation = self._forget(outcome.request_id)
         if generation is None or generation.done:
             return
         generation.ended(outcome, self._now())
         self._finished(generation)
+
+    def _forget(self, request_id: str) -> Generation | None:
+        generation = self._generations.pop(request_id, None)
+        if generation is not None:
+            self._rids.discard(generation.rid)
+        return generation
 
     def _finished(self, generation: Generation) -> None:
         totals = self.totals
@@ -351,7 +381,7 @@ class Service:
         route = generation.route
         log.info(
             "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s",
-            generation.request_id,
+            generation.rid,
             generation.error or generation.finish_reason,
             generation.prompt_tokens,
             len(generation.output_ids),

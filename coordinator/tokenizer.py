@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
 
-from protocol.errors import UserError
-
-
-class ModelFilesError(UserError):
-    """The model directory lacks something; the message says what and the remedy."""
+from protocol.model_directory import ModelDirectoryError, read_config, read_json
 
 
 class Tokenizer:
     """Text to ids and back, with the ids that end an answer."""
 
     def __init__(self, model_path: Path) -> None:
-        """Raises ModelFilesError."""
-        if not model_path.is_dir():
-            raise ModelFilesError(
-                f"there is no model directory {model_path}; "
-                "--model-path must name one in Hugging Face format"
-            )
-        tokenizer_file = model_path / "tokenizer.json"
-        if not tokenizer_file.is_file():
-            raise ModelFilesError(
-                f"{model_path} has no tokenizer.json; save the model's fast tokenizer there "
-                "(AutoTokenizer.from_pretrained(…).save_pretrained(…) writes it)"
-            )
-        config = _read_json(model_path / "config.json")
-        generation = _read_json(model_path / "generation_config.json")
-        self._tokenizer = HFTokenizer.from_file(str(tokenizer_file))
+        """Raises ModelDirectoryError."""
+        config = read_config(model_path)
+        generation = read_json(model_path / "generation_config.json") or {}
+        self._tokenizer = _load(model_path / "tokenizer.json")
         self.eos_token_ids = _ids(generation.get("eos_token_id", config.get("eos_token_id")))
         self.max_model_len = int(config.get("max_position_embeddings", 2048))
         self.vocab_size = int(config.get("vocab_size", self._tokenizer.get_vocab_size()))
@@ -47,14 +31,18 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _load(file: Path) -> HFTokenizer:
+    if not file.is_file():
+        raise ModelDirectoryError(
+            f"{file.parent} has no tokenizer.json; save the model's fast tokenizer there "
+            "(AutoTokenizer.from_pretrained(…).save_pretrained(…) writes it)"
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFilesError(f"{path} is no JSON ({error}); fetch it again") from error
-    return dict(content)
+        return HFTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no class of its own
+        raise ModelDirectoryError(
+            f"{file} cannot be read ({error}); fetch it again, and if git did it, with git lfs pull"
+        ) from error
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -71,7 +71,15 @@ class Ended:
     status_code: int = 200
 
 
-Outcome = Send | Produced | Ended
+@dataclass(frozen=True)
+class Stray:
+    """A node works on an attempt that nobody waits for."""
+
+    attempt: Attempt
+    node: Node
+
+
+Outcome = Send | Produced | Ended | Stray
 
 
 @dataclass(eq=False)
@@ -80,6 +88,8 @@ class _Running:
     attempt: int = 0
     route: Route | None = None
     answered: list[int] = field(default_factory=list)
+    num_answered_before: int = 0
+    """Of `answered`, by earlier attempts."""
     avoid: set[str] = field(default_factory=set)
     """Nodes that failed it or were too busy."""
     num_failures: int = 0
@@ -127,7 +137,12 @@ class Tracker:
         outcomes: list[Outcome] = []
         for out in message.outs:
             running = self._current(out.attempt)
-            if running is not None:
+            if running is None or running.route is None or running.route.decode != message.node:
+                outcomes.append(Stray(out.attempt, message.node))
+            elif running.num_answered_before + out.start != len(running.answered):
+                outcomes.append(Send(running.route.decode_address, Cancel(out.attempt)))
+                outcomes += self._failed(running, message.node, "tokens were lost on the way", now)
+            else:
                 outcomes += self._take(running, out)
         return outcomes
 
@@ -184,6 +199,7 @@ class Tracker:
         )
         running.attempt += 1
         running.route = route
+        running.num_answered_before = len(running.answered)
         running.answering = False
         generate = Generate(
             attempt=running.current,
@@ -199,7 +215,7 @@ class Tracker:
         return [Send(route.decode_address, generate)]
 
     def _take(self, running: _Running, out: TokenOut) -> list[Outcome]:
-        assert running.route is not None
+        assert running.route is not None  # it is current
         running.answering = True
         running.retry_until = None
         running.answered += out.tokens

@@ -16,12 +16,13 @@ class Outbox:
         self,
         address: str,
         attempt: Attempt,
+        start: int,
         tokens: list[int],
         finish: str,
         cached_tokens: int,
         transferred_pages: int,
     ) -> None:
-        out = TokenOut(attempt, tokens, finish, cached_tokens, transferred_pages)
+        out = TokenOut(attempt, start, tokens, finish, cached_tokens, transferred_pages)
         self._outs.setdefault(address, []).append(out)
 
     def flush(self) -> list[Instruction]:

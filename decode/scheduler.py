@@ -279,6 +279,7 @@ class DecodeScheduler:
         self._outbox.add(
             request.reply_address,
             answer.attempt,
+            len(answer.generated) - 1,
             reported,
             finish,
             answer.cached_tokens,
@@ -344,4 +345,6 @@ class DecodeScheduler:
 
     def _pages_needed(self, answer: Answer) -> int:
         """Pages for prompt and answer, but for the last token, whose KV nobody needs."""
-        return self._hasher.num_pages(len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1)
+        return self._hasher.num_pages(
+            len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1
+        )

@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 from pathlib import Path
 
-from engine.model_config import ModelDirectoryError
+from protocol.model_directory import ModelDirectoryError, read_config
 
 NUM_SAMPLES = 16
 SAMPLE_BYTES = 4096
@@ -31,7 +31,7 @@ def model_fingerprint(path: Path) -> str:
     must start in seconds on 100 GB. Two fine-tunes differ in every sample.
     """
     digest = blake2b(digest_size=16, person=b"kvrelay-model")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_config(path)
     kept = {key: value for key, value in config.items() if key not in IGNORED_KEYS}
     digest.update(json.dumps(kept, sort_keys=True).encode())
     for file in weight_files(path):

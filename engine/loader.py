@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from engine.fingerprint import weight_files
 from engine.model import DecoderModel
-from engine.model_config import ModelConfig, ModelDirectoryError, UnsupportedModel
+from engine.model_config import ModelConfig, UnsupportedModel
 from protocol.layout import DTYPE_BYTES
+from protocol.model_directory import ModelDirectoryError, read_json
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)."""
@@ -79,10 +79,14 @@ def load_model(
 
 def _files_of_model(path: Path) -> list[Path]:
     """Those the index names, or model.safetensors, before whatever else lies there."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [path / name for name in sorted(set(shards))]
+    index = read_json(path / "model.safetensors.index.json")
+    if index is not None:
+        shards = index.get("weight_map")
+        if not isinstance(shards, dict):
+            raise ModelDirectoryError(
+                f"{path}/model.safetensors.index.json has no weight_map; fetch the model again"
+            )
+        return [path / str(name) for name in sorted(set(shards.values()))]
     single = path / "model.safetensors"
     return [single] if single.is_file() else weight_files(path)
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
+from protocol.model_directory import ModelDirectoryError, read_config
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-
-class ModelDirectoryError(UserError):
-    """A model directory lacks something or cannot be read."""
 
 
 class UnsupportedModel(UserError):
@@ -62,7 +58,7 @@ class ModelConfig:
     @classmethod
     def from_directory(cls, path: Path) -> ModelConfig:
         """Reads config.json; raises ModelDirectoryError or UnsupportedModel."""
-        raw = _read_config(path)
+        raw = read_config(path)
         architecture = (raw.get("architectures") or ["unknown"])[0]
         if architecture not in SUPPORTED:
             raise UnsupportedModel(
@@ -110,24 +106,6 @@ class ModelConfig:
             sliding_window=_sliding_window(architecture, raw, path),
             checkpoint_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise ModelDirectoryError(
-            f"there is no model directory {path}; --model-path must name one in Hugging Face format"
-        )
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise ModelDirectoryError(
-            f"{path} has no config.json; --model-path must name a directory in Hugging Face format "
-            "(config.json, *.safetensors, tokenizer.json)"
-        )
-    try:
-        raw = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelDirectoryError(f"{config_file} is no JSON ({error}); fetch it again") from error
-    return dict(raw)
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import httpx
 
-from infra.ports import is_free
+from infra.ports import require_free
 from infra.process import Child
 from infra.redis_server import check_reachable, server_command
-from protocol.config import ConfigError
 from protocol.errors import UserError
 
 POLL_S = 0.05
@@ -79,10 +78,7 @@ class LocalCluster:
         """Returns when every node is registered. Raises ConfigError or StartError; then nothing
         is left running."""
         plan = self.plan
-        if not is_free(plan.host, plan.port):
-            raise ConfigError(
-                f"port {plan.port} on {plan.host} is taken; choose another with --port"
-            )
+        require_free(plan.host, plan.port)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         try:
             if self.redis_url:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from infra import models
-from infra.cluster import ClusterPlan, LocalCluster, StartError
+from infra.cluster import ClusterPlan, LocalCluster
 from infra.stats import show_stats
 from infra.up import watch
 from kvrelay.client import Client
@@ -119,7 +118,13 @@ def _ask(client: Client, console: Console, text: str, max_new_tokens: int = 32) 
 def _wait_for_ownership(client: Client, answer: dict[str, Any]) -> None:
     """Until the coordinator knows the pages that this answer left behind."""
     name = answer["meta_info"]["prefill_node"] or answer["meta_info"]["decode_node"]
-    _await(lambda: client.cache_stats()["nodes"][name]["owned_pages"] > 0, "page ownership")
+    page_size = next(n for n in client.nodes() if n["name"] == name)["layout"]["page_size"]
+    num_pages = answer["meta_info"]["prompt_tokens"] // page_size
+
+    def is_known() -> bool:
+        return client.cache_stats()["nodes"][name]["owned_pages"] >= num_pages
+
+    _await(is_known, "page ownership")
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:
@@ -144,7 +149,4 @@ def _keep_serving(cluster: LocalCluster, console: Console) -> None:
         '"sampling_params": {"temperature": 0}, "stream": true}\'\n',
         highlight=False,
     )
-    try:
-        watch(cluster, threading.Event())
-    except StartError as error:
-        raise StepFailed(str(error)) from error
+    watch(cluster)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from protocol.config import ConfigError
+from protocol.model_directory import read_config
 
 EMBEDDED = Path(
     os.environ.get("KVRELAY_EMBEDDED_MODEL")
@@ -15,16 +15,7 @@ EMBEDDED = Path(
 
 
 def path(model_path: str) -> str:
-    """The model directory; raises ConfigError when it is not there."""
+    """The model directory; raises ModelDirectoryError when it is none."""
     directory = Path(model_path) if model_path else EMBEDDED
-    if not directory.is_dir():
-        raise ConfigError(
-            f"there is no model directory {directory}; --model-path must name a directory with "
-            "config.json, *.safetensors and tokenizer.json"
-        )
-    if not (directory / "config.json").is_file():
-        raise ConfigError(
-            f"{directory} has no config.json; --model-path must name a directory in Hugging Face "
-            "format (config.json, *.safetensors, tokenizer.json)"
-        )
+    read_config(directory)
     return str(directory)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+
+from protocol.config import ConfigError
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -12,11 +15,16 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
-def is_free(host: str, port: int) -> bool:
+def require_free(host: str, port: int) -> None:
+    """Raises ConfigError when nobody can listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            is_taken = error.errno == errno.EADDRINUSE
+            problem = "is taken" if is_taken else f"cannot be used ({error.strerror})"
+            flags = "--port" if is_taken else "--port or --host"
+            raise ConfigError(
+                f"port {port} on {host} {problem}; choose another with {flags}"
+            ) from error

@@ -72,9 +72,13 @@ class Child:
         self._reader.join(timeout=1.0)
 
     def _read(self, stream: IO[str], log_file: Path) -> None:
+        """Whatever becomes of a line, the pipe is read: a full one would stop the process."""
         with log_file.open("w", encoding="utf-8") as log:
             for line in stream:
-                log.write(line)
-                log.flush()
                 self.last_lines.append(line.rstrip())
-                self._on_line(self.name, line.rstrip())
+                try:
+                    log.write(line)
+                    log.flush()
+                    self._on_line(self.name, line.rstrip())
+                except (OSError, ValueError):
+                    pass  # the disk is full, or nobody reads our own output any more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from infra.cluster import ClusterPlan, LocalCluster, StartError
 from node.config import NodeConfig
 from protocol.config import ConfigError, option, require, resolve
 
+WATCH_S = 0.5
 NOT_FOR_UP = {"name", "control_port", "data_port"}
 
 
@@ -39,6 +40,7 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
     coordinator = resolve(CoordinatorConfig, flags, environment)
     resolve(NodeConfig, flags, environment)
     model = models.path(coordinator.model_path)
+    share = {"memory_share": f"{1 / (own.prefill + own.decode):.4f}"}
     return ClusterPlan(
         num_prefill=own.prefill,
         num_decode=own.decode,
@@ -46,20 +48,19 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
         port=coordinator.port,
         redis_url=own.redis_url,
         coordinator_flags=_flags_of(CoordinatorConfig, flags) | {"model_path": model},
-        node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
+        node_flags=share | _flags_of(NodeConfig, flags) | {"model_path": model},
     )
 
 
 def up(flags: Mapping[str, Any]) -> None:
     """Serves until SIGINT or SIGTERM. Raises ConfigError or StartError."""
     cluster = LocalCluster(plan(flags, os.environ), on_line=print_line)
-    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
         cluster.start()
         print(f"kvrelay serves at {cluster.url}   (Ctrl-C stops it; logs: {cluster.log_dir})")
-        watch(cluster, stop)
+        watch(cluster)
     except KeyboardInterrupt:
         print("stopping …", flush=True)
     finally:
@@ -67,10 +68,11 @@ def up(flags: Mapping[str, Any]) -> None:
         cluster.stop()
 
 
-def watch(cluster: LocalCluster, stop: threading.Event) -> None:
+def watch(cluster: LocalCluster) -> None:
     """Until interrupted: says when a node ends; raises StartError when the coordinator does."""
     reported: set[str] = set()
-    while not stop.wait(0.5):
+    while True:
+        time.sleep(WATCH_S)
         for name, child in cluster.children.items():
             if child.alive or name in reported:
                 continue

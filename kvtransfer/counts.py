@@ -7,7 +7,6 @@ from typing import Literal
 
 from kvtransfer.transport import LinkStats
 
-
 MIN_RATED_BYTES = 1 << 20
 """A shorter frame tells latency, not bandwidth."""
 

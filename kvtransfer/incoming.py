@@ -31,6 +31,7 @@ from protocol.errors import UserError
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 2.0
+ACCEPT_RETRY_S = 0.1
 MAX_FRAME_PAGES = 1 << 16
 
 
@@ -71,11 +72,13 @@ class Listener:
         self._connections: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="kv-accept", daemon=True)
         self._acceptor.start()
 
     def close(self) -> None:
         """Harmless twice."""
+        self._closing.set()
         if self._socket.fileno() >= 0:
             self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
@@ -91,8 +94,13 @@ class Listener:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return  # closed
+            except OSError as error:
+                if self._closing.is_set():
+                    return
+                log.error("a connection to the data port failed: %s", error)
+                self._closing.wait(ACCEPT_RETRY_S)  # no file left, as a rule
+                continue
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name="kv-from", daemon=True
             )

@@ -20,7 +20,7 @@ from node.config import NodeConfig
 from node.heartbeat import Heartbeats
 from node.instructions import Scheduler
 from node.publisher import OwnershipPublisher
-from node.resources import available_bytes
+from node.resources import memory_bytes
 from node.shell import NodeShell
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe
@@ -43,11 +43,13 @@ SchedulerFactory = Callable[[Node, NodeInfo, PrefixCache, PageHasher], Scheduler
 
 def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError and the engine's model errors."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.cpu_threads)
     node = _identity(role, config)
     device = _device(config.device)
+    if config.kv_backend == "nccl" and device.type != "cuda":
+        raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend gloo on CPUs")
     runner = _load(config, device)
-    host = advertised_host(config.host, config.advertise_host)
+    host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
     transport = PairTransport(
         pool=runner.kv_cache.pool,
@@ -141,7 +143,9 @@ def _pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> i
     """Size of the KV pool, called when the weights are loaded."""
     if config.max_total_tokens:
         return layout.num_pages(config.max_total_tokens)
-    budget = int(available_bytes(device) * config.mem_fraction_static)
+    available, total = memory_bytes(device)
+    kept_free = total * (1 - config.mem_fraction_static)
+    budget = int((available - kept_free) * config.memory_share)
     num_pages = num_pages_that_fit(layout, budget)
     if device.type == "cpu":
         num_pages = min(num_pages, layout.num_pages(CPU_POOL_TOKENS))

@@ -1,11 +1,10 @@
-"""Settings of one prefill or decode process. Names and defaults are SGLang's where they mean
-the same."""
+"""Settings of one prefill or decode process. Names are SGLang's where they mean the same."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.config import option, require
+from protocol.config import option, require, require_redis_url
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -24,7 +23,11 @@ class NodeConfig:
     dtype: str = option("auto", "dtype of weights and KV; auto: float32 on CPUs", DTYPES)
     page_size: int = option(16, "tokens per KV page")
     max_total_tokens: int = option(0, "tokens in the KV pool; 0: from --mem-fraction-static")
-    mem_fraction_static: float = option(0.8, "share of device memory for weights and KV pool")
+    mem_fraction_static: float = option(0.8, "share of memory for weights and KV pool")
+    memory_share: float = option(
+        1.0, "share of the memory that is this node's, if several share it"
+    )
+    cpu_threads: int = option(1, "threads of a step on the CPU")
     chunked_prefill_size: int = option(2048, "prompt tokens computed in one step")
     max_running_requests: int = option(64, "requests computed side by side")
     max_queued_requests: int = option(1024, "requests that may wait for pages")
@@ -41,6 +44,7 @@ class NodeConfig:
             "--trust-remote-code is refused: kvrelay never runs code that comes with a model; "
             "it has its own definition of every architecture it supports",
         )
+        require_redis_url(self.redis_url)
         require(
             self.page_size > 0 and self.page_size & (self.page_size - 1) == 0,
             f"--page-size is {self.page_size}; it must be a power of two, as 16 or 64",
@@ -49,7 +53,16 @@ class NodeConfig:
             0 < self.mem_fraction_static < 1,
             f"--mem-fraction-static is {self.mem_fraction_static}; it must be between 0 and 1",
         )
-        for name in ("chunked_prefill_size", "max_running_requests", "max_queued_requests"):
+        require(
+            0 < self.memory_share <= 1,
+            f"--memory-share is {self.memory_share}; it must be more than 0 and at most 1",
+        )
+        for name in (
+            "chunked_prefill_size",
+            "max_running_requests",
+            "max_queued_requests",
+            "cpu_threads",
+        ):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be at least 1")
         for name in ("lease_s", "receive_timeout_s"):

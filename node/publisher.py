@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 REDIS_TIMEOUT_S = 2.0
 RETRY_S = 0.5
 HASHES_PER_WRITE = 10_000
+COORDINATOR_KEPT_S = 300.0
 
 
 class OwnershipPublisher:
@@ -50,7 +51,10 @@ class OwnershipPublisher:
         self._register = self._redis.register_script(ownership.REGISTER)
         self._renew = self._redis.register_script(ownership.RENEW)
         self._apply = self._redis.register_script(ownership.APPLY)
+        self._release = self._redis.register_script(ownership.RELEASE)
         self._list = self._redis.register_script(ownership.LIST_COORDINATORS)
+        self._coordinators_seen: dict[str, float] = {}
+        self._next_renewal = 0.0
         self._owned: set[PageHash] = set()
         self._pending: list[CacheChange] = []
         self._sequence = 0
@@ -78,26 +82,30 @@ class OwnershipPublisher:
         self._redis.close()
 
     def _run(self) -> None:
-        next_renewal = 0.0
         while not self._stopping:
-            self._work.wait(max(0.0, next_renewal - time.monotonic()))
+            self._work.wait(max(0.0, self._next_renewal - time.monotonic()))
             self._work.clear()
             try:
                 self._write_changes()
-                if time.monotonic() >= next_renewal:
+                if time.monotonic() >= self._next_renewal:
+                    self._next_renewal = time.monotonic() + self._lease_s / 3
                     self._renew_lease()
-                    next_renewal = time.monotonic() + self._lease_s / 3
                     self._reachable = True
             except redis.RedisError as error:
                 if self._reachable:
                     log.warning("Redis is unreachable, serving goes on without it: %s", error)
                 self._reachable = self._registered = False
-                next_renewal = time.monotonic() + RETRY_S
+                self._next_renewal = time.monotonic() + RETRY_S
         try:
             if self._registered:
-                self._redis.delete(*self._keys.all())
+                self._give_up_lease()
         except redis.RedisError as error:
             log.warning("could not give up the lease in Redis: %s", error)
+
+    def _give_up_lease(self) -> None:
+        released = self._release(self._keys.all(), [self._info.node.incarnation])
+        if released == ownership.APPLIED:
+            self._redis.srem(ownership.NODES_KEY, self._info.node.name)
 
     def _write_changes(self) -> None:
         """Applies the queued changes to `_owned`, and to Redis as far as it is in step."""
@@ -119,9 +127,20 @@ class OwnershipPublisher:
                 self._keys.all(), [self._info.node.incarnation, int(self._lease_s * 1000)]
             )
             self._check(result)
-        self.coordinators = tuple(
-            address.decode() for address in self._list([ownership.COORDINATORS_KEY])
-        )
+        self._redis.sadd(ownership.NODES_KEY, self._info.node.name)
+        self._look_for_coordinators()
+
+    def _look_for_coordinators(self) -> None:
+        """Heartbeats go on for a while to one that is not announced: it may be without Redis."""
+        now = time.monotonic()
+        for address in self._list([ownership.COORDINATORS_KEY]):
+            self._coordinators_seen[address.decode()] = now
+        self._coordinators_seen = {
+            address: seen
+            for address, seen in self._coordinators_seen.items()
+            if now - seen < COORDINATOR_KEPT_S
+        }
+        self.coordinators = tuple(self._coordinators_seen)
 
     def _register_and_write_all(self) -> None:
         node = self._info.node
@@ -132,7 +151,6 @@ class OwnershipPublisher:
         self._check(result)
         if result != ownership.APPLIED:
             return
-        self._redis.sadd(ownership.NODES_KEY, node.name)
         self._registered = True
         hashes = list(self._owned)
         for start in range(0, len(hashes), HASHES_PER_WRITE):
@@ -163,6 +181,7 @@ class OwnershipPublisher:
                 "the lease of %s is not in Redis any more, registering again", self._info.node
             )
             self._registered = False
+            self._next_renewal = 0.0
             self._work.set()
         elif result == ownership.FENCED:
             self._registered = False

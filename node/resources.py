@@ -16,8 +16,15 @@ def resident_bytes() -> int:
         return 0
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that a KV pool on `device` could still take."""
+def memory_bytes(device: torch.device) -> tuple[int, int]:
+    """(free, in all) of `device`."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return torch.cuda.mem_get_info(device)
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page_bytes
+    try:
+        with open("/proc/meminfo", encoding="ascii") as meminfo:
+            lines = dict(line.split(":", 1) for line in meminfo)
+        return int(lines["MemAvailable"].split()[0]) * 1024, total
+    except (OSError, KeyError):
+        return os.sysconf("SC_AVPHYS_PAGES") * page_bytes, total

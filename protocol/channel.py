@@ -22,6 +22,10 @@ MAX_MESSAGE_BYTES = 64 << 20
 MAX_QUEUED_MESSAGES = 100_000
 MAX_DRAINED_MESSAGES = 1_000
 LINGER_MS = 1_000
+MAX_PEERS = 256
+"""Sockets kept open; beyond that the one unused for longest is closed."""
+HEARTBEAT_MS = 5_000
+"""A connection that a network has forgotten is made anew after three of these."""
 
 
 class AddressInUse(UserError):
@@ -29,7 +33,7 @@ class AddressInUse(UserError):
 
 
 class PeerUnreachable(Exception):
-    """The queue to this peer is full: it has not read for a long time."""
+    """Its queue is full: it has not read for a long time. Or its address is none."""
 
 
 class Outgoing:
@@ -40,19 +44,29 @@ class Outgoing:
         self._peers: dict[str, zmq.Socket[bytes]] = {}
 
     def send(self, address: str, message: Message) -> None:
-        """Queues `message` for the peer; raises PeerUnreachable when its queue is full."""
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = self._context.socket(zmq.PUSH)
-            peer.setsockopt(zmq.LINGER, LINGER_MS)
-            peer.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
-            peer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
-            peer.connect(f"tcp://{address}")
-            self._peers[address] = peer
+        """Queues `message` for the peer; raises PeerUnreachable."""
+        peer = self._peers.pop(address, None) or self._connect(address)
+        self._peers[address] = peer  # the last one is the one used last
         try:
             peer.send(encode(message), zmq.NOBLOCK)
         except zmq.Again as error:
             raise PeerUnreachable(f"{address} has not read its messages") from error
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
+        if len(self._peers) >= MAX_PEERS:
+            self._peers.pop(next(iter(self._peers))).close(linger=LINGER_MS)
+        peer = self._context.socket(zmq.PUSH)
+        peer.setsockopt(zmq.LINGER, LINGER_MS)
+        peer.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
+        peer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        peer.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        peer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * HEARTBEAT_MS)
+        try:
+            peer.connect(f"tcp://{address}")
+        except zmq.ZMQError as error:
+            peer.close(linger=0)
+            raise PeerUnreachable(f"{address} is no address ({error})") from error
+        return peer
 
     def forget(self, address: str) -> None:
         """Closes the socket to a peer that is gone, and drops what was queued for it."""
@@ -105,7 +119,7 @@ class Channel:
         return Outgoing(self._context)
 
     def send(self, address: str, message: Message) -> None:
-        """Queues `message` for the peer; raises PeerUnreachable when its queue is full."""
+        """Queues `message` for the peer; raises PeerUnreachable."""
         self._outgoing.send(address, message)
 
     def forget(self, address: str) -> None:

@@ -90,6 +90,15 @@ def require(condition: bool, sentence: str) -> None:
         raise ConfigError(sentence)
 
 
+def require_redis_url(url: str) -> None:
+    schemes = ("redis://", "rediss://", "unix://")
+    require(
+        url.startswith(schemes),
+        f"--redis-url is {hide_password(url)!r}; it must begin with one of {', '.join(schemes)}, "
+        "as redis://localhost:6379/0",
+    )
+
+
 def describe(config: object) -> str:
     """One line with every setting, for the log at start. Passwords in URLs are hidden."""
     parts = []

@@ -62,6 +62,8 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one request. `finish` is "" while it runs, else "stop" or "length"."""
 
     attempt: Attempt
+    start: int
+    """Tokens of this attempt that went before: a gap shows that a message was lost."""
     tokens: list[int]
     finish: str = ""
     cached_tokens: int = 0
@@ -80,7 +82,7 @@ FailureKind = Literal["node", "busy", "request"]
 
 
 class Failed(Message, frozen=True):
-    """This attempt ended without an answer, for the sake of `node`, which need not be the sender."""
+    """This attempt ended without an answer; `node` is to blame, which need not be the sender."""
 
     attempt: Attempt
     reason: str

@@ -10,7 +10,9 @@ Per node name (the braces keep one node's keys in one Redis Cluster slot):
     kvrelay:coordinators            sorted set: control address by the time its lease ends
 
 Every write goes through a script that first compares the incarnation with the lease (fencing):
-a node that was replaced cannot write any more. Knows no connection; callers run the scripts.
+a node that was replaced cannot write any more. The pages and stream of a dead node outlive its
+lease by a factor of 20, then Redis drops them. One Redis database belongs to one cluster. Knows no
+connection; callers run the scripts.
 """
 
 from __future__ import annotations
@@ -22,9 +24,6 @@ from protocol.ids import Node
 NODES_KEY = "kvrelay:nodes"
 COORDINATORS_KEY = "kvrelay:coordinators"
 STREAM_MAX_LENGTH = 10_000
-RECORD_LEASES = 20
-"""A dead node's pages and stream outlive its lease by this factor, then Redis drops them."""
-
 APPLIED, LEASE_MISSING, FENCED = 1, 0, -1
 
 # KEYS lease info pages changes; ARGV incarnation lease_ms info_json
@@ -64,6 +63,16 @@ each('SREM', ARGV[5])
 each('SADD', ARGV[4])
 redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*',
            'n', ARGV[2], 'k', ARGV[3], 's', ARGV[4], 'r', ARGV[5])
+local ttl_ms = redis.call('PTTL', KEYS[2])
+if ttl_ms > 0 then for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], ttl_ms) end end
+return 1
+"""
+
+# KEYS lease info pages changes; ARGV incarnation. The record of a newer life stays.
+RELEASE = """
+redis.call('DEL', KEYS[3], KEYS[4])
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+redis.call('DEL', KEYS[1], KEYS[2])
 return 1
 """
 

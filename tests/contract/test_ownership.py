@@ -20,6 +20,7 @@ from infra.ports import free_port
 from infra.process import Child
 from infra.redis_server import server_command
 from node.publisher import OwnershipPublisher
+from protocol import ownership
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
@@ -159,6 +160,43 @@ def test_a_replaced_life_of_a_node_can_write_no_more(publish: Start, following: 
     old.stored(PAGES[3])
     wait_until(lambda: following.knows(Node("p0", 2), [PAGES[7]]))
     wait_until(lambda: following.knows(Node("p0", 1), []))
+
+
+def test_an_old_life_that_leaves_does_not_take_the_newer_ones_lease(
+    redis_url: str, publish: Start, following: Following
+) -> None:
+    old = publish(Node("p0", 1))
+    old.stored(PAGES[0])
+    wait_until(lambda: following.knows(Node("p0", 1), PAGES[:1]))
+    server = redis.Redis.from_url(redis_url, protocol=2)
+    # A newer life registers and the old one leaves before it has noticed.
+    server.set(ownership.NodeKeys.of(Node("p0", 2)).lease, 2)
+    old.publisher.close()
+    assert server.get(ownership.NodeKeys.of(Node("p0", 2)).lease) == b"2"
+
+
+def test_a_record_of_another_version_harms_nobody(
+    redis_url: str, publish: Start, following: Following
+) -> None:
+    keys = ownership.NodeKeys.of(Node("stranger", 1))
+    server = redis.Redis.from_url(redis_url, protocol=2)
+    server.set(keys.lease, 1)
+    server.set(keys.info, b'{"from": "the future"}')
+    server.sadd(ownership.NODES_KEY, "stranger", "long gone")
+    publishing = publish(Node("p0", 1))
+    publishing.stored(*PAGES)
+    wait_until(lambda: following.knows(Node("p0", 1), PAGES))
+    wait_until(lambda: not server.sismember(ownership.NODES_KEY, "long gone"))
+
+
+def test_every_key_of_a_node_ends_by_itself(redis_url: str, publish: Start) -> None:
+    """A node that is killed leaves nothing in Redis for ever."""
+    server = redis.Redis.from_url(redis_url, protocol=2)
+    publishing = publish(Node("p0", 1))
+    publishing.stored(*PAGES)
+    keys = ownership.NodeKeys.of(Node("p0", 1)).all()
+    wait_until(lambda: all(server.exists(key) for key in keys))
+    assert all(server.pttl(key) > 0 for key in keys)
 
 
 def test_a_node_that_leaves_is_forgotten(publish: Start, following: Following) -> None:

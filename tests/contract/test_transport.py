@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,6 +157,33 @@ def test_garbage_on_the_port_harms_nobody(make: Make) -> None:
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 100, b"", b"\x04\x00\x00\x00abcd"):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(garbage)
+    b.expect(attempt(), [0])
+    a.send(b.address, attempt(), [0])
+    assert b.await_received() == (attempt(), "")
+
+
+def test_the_listener_outlives_a_lack_of_files(
+    backend: PairBackend, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = make("a"), make("b")
+    host, _, port = b.address.rpartition(":")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    client = socket.socket()
+    files = [client]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 8, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            while True:
+                files.append(socket.socket())
+        client.connect((host, int(port)))
+        deadline = time.monotonic() + DEADLINE_S
+        while "a connection to the data port failed" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for file in files:
+            file.close()
     b.expect(attempt(), [0])
     a.send(b.address, attempt(), [0])
     assert b.await_received() == (attempt(), "")

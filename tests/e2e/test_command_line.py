@@ -8,14 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from clusters import Cluster
+from rich.console import Console
 
+from infra.demo import StepFailed, show
 from infra.models import EMBEDDED
 from infra.ports import free_port
+from kvrelay.client import Client
 
 TIMEOUT_S = 60.0
 
@@ -63,6 +68,14 @@ def test_no_tokenizer(model: Path) -> None:
     assert_refused(up_with(model), "no tokenizer.json", "save_pretrained")
 
 
+def test_files_that_are_no_files_of_a_model(model: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1"
+    (model / "tokenizer.json").write_text(pointer)
+    assert_refused(up_with(model), "tokenizer.json cannot be read", "git lfs pull")
+    (model / "config.json").write_text("[]")
+    assert_refused(up_with(model), "config.json is no JSON object")
+
+
 def test_no_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
     assert_refused(up_with(model), "safetensors")
@@ -103,6 +116,9 @@ def test_port_taken() -> None:
         (["--chunked-prefill-size", "0"], ["--chunked-prefill-size", "at least 1"]),
         (["--decode", "0"], ["--decode", "at least 1"]),
         (["--redis-url", "redis://127.0.0.1:1/0"], ["no Redis answers", "--redis-url"]),
+        (["--redis-url", "localhost:6379"], ["--redis-url", "redis://"]),
+        (["--kv-backend", "nccl", "--device", "cpu"], ["--kv-backend", "CUDA"]),
+        (["--host", "no.such.host.invalid"], ["--host", "cannot be used"]),
         (["--name", "x"], ["--name", "single process"]),
     ],
 )
@@ -128,6 +144,25 @@ def test_one_interrupt_stops_every_process() -> None:
         assert not alive
     finally:
         process.kill()
+
+
+def test_the_demo_holds_every_step() -> None:
+    shown = kvrelay("demo", "--once", "--port", str(free_port()))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    for words in ("4271", "Bramo", "pages moved", "every step held"):
+        assert words in shown.stdout
+
+
+def test_a_step_of_the_demo_that_fails_is_told() -> None:
+    class Forgetful(Client):
+        def stream(self, text: str, **sampling_params: Any) -> Iterator[dict[str, Any]]:
+            finished = {"finish_reason": {"type": "stop"}, "prefill_node": None}
+            numbers = {"decode_node": "d0", "transferred_pages": 0, "prompt_tokens": 9}
+            meta = finished | numbers | {"cached_tokens": 0, "route_reason": "", "ttft": 0.1}
+            yield {"text": "I do not know, and I say it at some length.", "meta_info": meta}
+
+    with Forgetful("http://127.0.0.1:1") as client, pytest.raises(StepFailed, match="4271"):
+        show(client, Console(quiet=True))
 
 
 def test_generate_and_stats(tiny_cluster: Cluster) -> None:

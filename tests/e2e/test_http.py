@@ -77,6 +77,11 @@ def test_stop_strings_and_stop_ids(pair_cluster: Cluster) -> None:
     cut = pair_cluster.generate(prompt, max_new_tokens=20, stop_token_ids=[stop_id])
     first = whole["output_ids"].index(stop_id)
     assert cut["output_ids"] == whole["output_ids"][: first + 1]
+    with_it = pair_cluster.generate(
+        prompt, max_new_tokens=20, stop_token_ids=[stop_id], no_stop_trim=True
+    )
+    assert whole["text"].startswith(with_it["text"])
+    assert with_it["text"].startswith(cut["text"]) and cut["text"] != with_it["text"]
     assert cut["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop_id}
     word = whole["text"][2:5]
     stopped = pair_cluster.generate(prompt, max_new_tokens=20, stop=[word])
@@ -88,9 +93,27 @@ def test_stop_strings_and_stop_ids(pair_cluster: Cluster) -> None:
 
 
 def test_prefill_only(pair_cluster: Cluster) -> None:
-    answer = pair_cluster.generate(prompt_of(40, 199, seed=24), max_new_tokens=0)
-    assert (answer["text"], answer["output_ids"]) == ("", [])
-    assert answer["meta_info"]["completion_tokens"] == 0
+    prompt = prompt_of(40, 199, seed=24)
+    first_id = pair_cluster.generate(prompt, max_new_tokens=1)["output_ids"][0]
+    for stop_token_ids in ([], [first_id]):
+        answer = pair_cluster.generate(prompt, max_new_tokens=0, stop_token_ids=stop_token_ids)
+        assert (answer["text"], answer["output_ids"]) == ("", [])
+        assert answer["meta_info"]["completion_tokens"] == 0
+        assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": 0}
+
+
+def test_a_rid_may_be_used_again_at_once(pair_cluster: Cluster) -> None:
+    """Also when the earlier use was cut short and its last tokens are still on their way."""
+    prompt = prompt_of(30, 199, seed=25)
+    whole = pair_cluster.generate(prompt, max_new_tokens=40)
+    body = {"input_ids": prompt, "rid": "again"}
+    for length in (40, 5, 40):
+        stop = {"stop": whole["text"][1:3]} if length == 5 else {}
+        params = GREEDY | {"max_new_tokens": 40} | stop
+        answer = post(pair_cluster, body | {"sampling_params": params}).json()
+        assert answer["meta_info"]["id"] == "again"
+        if not stop:
+            assert answer["output_ids"] == whole["output_ids"]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +125,8 @@ def test_prefill_only(pair_cluster: Cluster) -> None:
         ({"text": "a", "sampling_params": {"temperature": -1}}, "temperature"),
         ({"text": "a", "sampling_params": {"top_p": 0}}, "top_p"),
         ({"text": "a", "sampling_params": {"max_new_tokens": "3"}}, "max_new_tokens"),
+        ({"text": "a", "sampling_params": {"top_k": 1 << 63}}, "top_k"),
+        ({"text": "a", "sampling_params": {"stop_token_ids": [1 << 70]}}, "stop_token_ids"),
         ({"text": "a", "sampling_params": {"regex": "[a-z]+"}}, "regex is not supported"),
         ({"text": "a", "sampling_params": {"frequency_penalty": 0.5}}, "frequency_penalty"),
         ({"text": "a", "regex": "[a-z]+"}, "regex is not supported"),
@@ -127,11 +152,16 @@ def test_what_the_contract_names_and_is_not_there_says_so(pair_cluster: Cluster,
     response = post(pair_cluster, {}, path)
     assert response.status_code == 400
     assert f"{path} is not supported" in response.json()["error"]["message"]
-    assert post(pair_cluster, {}, "/nobody/names/this").status_code == 404
+    unknown = post(pair_cluster, {}, "/nobody/names/this")
+    assert unknown.status_code == 404
+    assert "/nobody/names/this" in unknown.json()["error"]["message"]
 
 
 def test_no_json_is_400_and_a_huge_body_413(pair_cluster: Cluster) -> None:
-    assert pair_cluster.http.post("/generate", content=b"{").status_code == 400
+    for garbage in (b"{", b'{"text": "\xff"}', b"[" * 100_000):
+        response = pair_cluster.http.post("/generate", content=garbage)
+        assert response.status_code == 400, garbage[:20]
+        assert "no JSON" in response.json()["error"]["message"]
     response = pair_cluster.http.post("/generate", content=b"x" * ((32 << 20) + 1))
     assert response.status_code == 413
     chunks = (b"x" * (1 << 20) for _ in range(33))  # of no announced length

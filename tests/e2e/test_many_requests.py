@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 from clusters import Cluster, wait_until
 from test_against_transformers import prompt_of
@@ -35,7 +36,11 @@ def test_memory_is_flat_over_2000_requests(pair_cluster: Cluster) -> None:
         pair_cluster.generate(prompt_of(chance.randint(1, 60), 199, seed=i), max_new_tokens=2)
 
     def resident() -> dict[str, int]:
-        return {name: node["load"]["rss_bytes"] for name, node in pair_cluster.settle().items()}
+        pair_cluster.settle()
+        children = pair_cluster.local.children
+        return {
+            name: psutil.Process(c.process.pid).memory_info().rss for name, c in children.items()
+        }
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(one, range(500)))

@@ -37,11 +37,12 @@ def hashes_of(path: str) -> list[PageHash]:
 
 
 class PoolMachine(RuleBasedStateMachine):
+    pool_type = PagePool
     given_out = Bundle("given_out")
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(NUM_PAGES)
+        self.pool = self.pool_type(NUM_PAGES)
         self.held: set[int] = set()
 
     @rule(target=given_out, count=st.integers(0, NUM_PAGES + 2))
@@ -68,11 +69,12 @@ class PoolMachine(RuleBasedStateMachine):
 class TreeMachine(RuleBasedStateMachine):
     """Shadow: a dict from path to page."""
 
+    tree_type = RadixTree
     locked = Bundle("locked")
 
     def __init__(self) -> None:
         super().__init__()
-        self.tree = RadixTree()
+        self.tree = self.tree_type()
         self.shadow: dict[bytes, int] = {}
         self.locks: list[bytes] = []
         self.pages = itertools.count()
@@ -135,18 +137,20 @@ class TreeMachine(RuleBasedStateMachine):
 class CacheMachine(RuleBasedStateMachine):
     """Shadow: what each page holds, written by leases as requests would."""
 
+    cache_type = PrefixCache
+    pool_type = PagePool
+    tree_type = RadixTree
     leases = Bundle("leases")
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = self.make_cache()
+        self.cache = self.cache_type(NUM_PAGES)
+        self.cache._pool = self.pool_type(NUM_PAGES)
+        self.cache._tree = self.tree_type()
         self.content: dict[int, bytes] = {}
         self.open: list[Lease] = []
         self.owned: set[bytes] = set()
         self.clock = (tick // 4 for tick in itertools.count())  # ties happen
-
-    def make_cache(self) -> PrefixCache:
-        return PrefixCache(NUM_PAGES)
 
     @rule(target=leases, path=paths, extra=st.integers(0, 3))
     def acquire(self, path: str, extra: int) -> object:
@@ -245,16 +249,35 @@ class MatchesTooMuch(RadixTree):
         return pages, node
 
 
-@pytest.mark.parametrize("bug", [EvictsHeldPages, ForgetsToFree, MatchesTooMuch])
-def test_planted_bugs_are_found(bug: type) -> None:
-    class Broken(CacheMachine):
-        def make_cache(self) -> PrefixCache:
-            cache = PrefixCache(NUM_PAGES)
-            if issubclass(bug, PagePool):
-                cache._pool = bug(NUM_PAGES)
-            else:
-                cache._tree = bug()
-            return cache
+class RefusesEverything(PrefixCache):
+    """Planted bug: says that there is no room."""
 
+    def acquire(self, hashes, num_pages, now):  # type: ignore[no-untyped-def]
+        return None
+
+
+class FreesWhatOthersHit(PrefixCache):
+    """Planted bug: takes committed pages for its own when it releases a lease."""
+
+    def release(self, lease: Lease) -> None:
+        lease.private.update(lease.pages)
+        super().release(lease)
+
+
+@pytest.mark.parametrize(
+    ("machine", "part", "bug"),
+    [
+        (PoolMachine, "pool_type", ForgetsToFree),
+        (TreeMachine, "tree_type", EvictsHeldPages),
+        (TreeMachine, "tree_type", MatchesTooMuch),
+        (CacheMachine, "pool_type", ForgetsToFree),
+        (CacheMachine, "tree_type", EvictsHeldPages),
+        (CacheMachine, "tree_type", MatchesTooMuch),
+        (CacheMachine, "cache_type", RefusesEverything),
+        (CacheMachine, "cache_type", FreesWhatOthersHit),
+    ],
+)
+def test_planted_bugs_are_found(machine: type[RuleBasedStateMachine], part: str, bug: type) -> None:
+    broken = type("Broken", (machine,), {part: bug})
     with pytest.raises((AssertionError, KeyError, IndexError)):
-        run_state_machine_as_test(Broken, settings=QUICK)
+        run_state_machine_as_test(broken, settings=QUICK)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from engine.loader import load_model, resolve_dtype
 from engine.model import DecoderModel
-from engine.model_config import ModelConfig, ModelDirectoryError, UnsupportedModel
+from engine.model_config import ModelConfig, UnsupportedModel
+from protocol.model_directory import ModelDirectoryError
 
 CPU = torch.device("cpu")
 HIDDEN, INNER, VOCAB, HEAD_DIM = 8, 12, 10, 4  # 2 heads, 1 KV head

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from engine.fingerprint import model_fingerprint
-from engine.model_config import ModelConfig, ModelDirectoryError, RopeScaling, UnsupportedModel
+from engine.model_config import ModelConfig, RopeScaling, UnsupportedModel
 from protocol.errors import UserError
+from protocol.model_directory import ModelDirectoryError
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -7,7 +7,7 @@ from nodes import load_of, registry_of
 
 from coordinator.cost import Assigned
 from coordinator.registry import Registry
-from coordinator.router import NoRoute, Prompt, Route, Router
+from coordinator.router import Demand, NoRoute, Route, Router
 from protocol.ids import Node
 
 IDLE = load_of()
@@ -22,8 +22,8 @@ def route(
     local_prefill_max_tokens: int = 64,
 ) -> Route:
     pages = {Node(name, 1): count for name, count in (owned or {}).items()}
-    prompt = Prompt(num_tokens, num_tokens // 16 + 8, pages)
-    return Router(local_prefill_max_tokens).route(prompt, registry, assigned or {}, avoid)
+    demand = Demand(num_tokens, num_tokens // 16 + 8, pages)
+    return Router(local_prefill_max_tokens).route(demand, registry, assigned or {}, avoid)
 
 
 def names(chosen: Route) -> tuple[str | None, str]:

@@ -27,11 +27,20 @@ from node.instructions import (
 from prefill.scheduler import PrefillLimits, PrefillScheduler
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Generate, Prefill, PrefillDone, TokensOut
+from protocol.messages import (
+    Cancel,
+    Failed,
+    FailureKind,
+    Generate,
+    Prefill,
+    PrefillDone,
+    TokensOut,
+)
 from protocol.sampling import Sampling
 
 HASHER = PageHasher("model", LAYOUT)
 PAGE = LAYOUT.page_size
+P0 = Node("p0", 1)
 COORDINATOR, PREFILL, DECODE = "coordinator", "prefill", "decode"
 STOP = 0
 
@@ -50,7 +59,7 @@ def answer_of(prompt: list[int], count: int) -> list[int]:
 
 def prefill_scheduler(num_pages: int = 64, chunk: int = 32, waiting: int = 8) -> PrefillScheduler:
     limits = PrefillLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
-    return PrefillScheduler(Node("p0", 1), PrefixCache(num_pages), HASHER, limits)
+    return PrefillScheduler(P0, PrefixCache(num_pages), HASHER, limits)
 
 
 def decode_scheduler(num_pages: int = 64, waiting: int = 8) -> DecodeScheduler:
@@ -71,6 +80,7 @@ def generate(
         sampling=Sampling(temperature=0.0),
         max_new_tokens=max_new_tokens,
         stop_token_ids=[STOP],
+        prefill_node=P0 if prefill else None,
         prefill_address=prefill,
         reply_address=COORDINATOR,
     )
@@ -93,6 +103,8 @@ class World:
         self.early: dict[Attempt, list[tuple[int, list[dict[int, int]]]]] = {}
         self.tokens: dict[str, list[int]] = {}
         self.ends: dict[str, str] = {}
+        self.resting = {PREFILL: False, DECODE: False}
+        """Had nothing to compute, and has heard nothing since."""
 
     def post(self, where: str, event: Event) -> None:
         self.queues[where].append(event)
@@ -101,12 +113,13 @@ class World:
         """Until nothing is left to do; a world that never rests fails."""
         for _ in range(5_000):
             choices = [name for name, queue in self.queues.items() if queue]
-            busy = [name for name, s in self.schedulers.items() if not s.idle]
+            busy = [name for name, resting in self.resting.items() if not resting]
             if not choices and not busy:
                 return
             name = self.rng.choice(choices + busy)
             if self.queues[name] and self.rng.random() < 0.6:
                 event = self.queues[name].popleft()
+                self.resting[name] = False
                 self.carry_out(name, self.schedulers[name].handle(event, 0.0))
             else:
                 self.step(name)
@@ -123,6 +136,7 @@ class World:
                 pool[part.pages[position // PAGE], position % PAGE] = token
             context = [pool.get((part.pages[i // PAGE], i % PAGE), -1) for i in range(end)]
             sampled.append(next_token(context) if part.sampling else None)
+        self.resting[name] = not slices
         if slices:
             self.carry_out(name, scheduler.finish(sampled, 0.0))
 
@@ -228,7 +242,7 @@ def test_cancelled_requests_leave_no_page_and_harm_nobody(
         if number not in cancelled:
             assert world.tokens[f"r{number}"] == answer_of(text[:length], count)
     assert prefill.load().held_pages == decode.load().held_pages == 0
-    assert prefill.idle and decode.idle
+    assert prefill.next_batch(0.0) == decode.next_batch(0.0) == ([], [])
 
 
 def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
@@ -253,8 +267,7 @@ def test_prefill_sends_after_each_chunk_and_nothing_twice() -> None:
     request = Prefill(attempt, token_bytes(prompt), "", Sampling(), 1, "reply", "data")
     assert scheduler.handle(request, 0.0) == []
     offsets, token = [], None
-    while not scheduler.idle:
-        slices, _ = scheduler.next_batch(0.0)
+    while slices := scheduler.next_batch(0.0)[0]:
         assert sum(len(part.token_ids) for part in slices) <= 32
         token = 7 if slices[0].sampling else None
         for instruction in scheduler.finish([token], 0.0):
@@ -271,7 +284,7 @@ def test_what_can_never_fit_is_refused_for_good() -> None:
     decode = decode_scheduler(num_pages=4)
     (send,) = decode.handle(generate("r", [1] * 60, max_new_tokens=10), 0.0)
     assert isinstance(send, Send) and isinstance(send.message, Failed)
-    assert not send.message.retryable
+    assert send.message.kind == "request"
     assert "5 pages" in send.message.reason and "has 4" in send.message.reason
 
 
@@ -289,7 +302,7 @@ def test_queues_are_bounded(kind: str) -> None:
             replies += prefill.handle(request, 0.0)
     (send,) = replies
     assert isinstance(send, Send) and isinstance(send.message, Failed)
-    assert send.message.retryable
+    assert send.message.kind == "busy"
     assert "2 " in send.message.reason
 
 
@@ -314,7 +327,7 @@ def test_a_prefill_that_never_comes_fails_in_time_and_is_aborted_before_its_page
     _, instructions = decode.next_batch(10.0)
     assert isinstance(instructions[0], AbortTransfer)
     failures = [i.message for i in instructions if isinstance(i, Send)]
-    assert any(isinstance(m, Failed) and m.retryable and "10 s" in m.reason for m in failures)
+    assert any(isinstance(m, Failed) and "10 s" in m.reason for m in failures)
     assert decode.load().held_pages == 0
 
 
@@ -325,7 +338,42 @@ def test_a_broken_receive_fails_the_attempt() -> None:
     instructions = decode.handle(ReceiveFailed(Attempt("r", 1), "peer lost"), 0.0)
     failed = [i.message for i in instructions if isinstance(i, Send)][-1]
     assert isinstance(failed, Failed) and failed.reason == "peer lost"
+    assert (failed.kind, failed.node) == ("node", P0), "the sender is to be avoided"
     assert decode.load().held_pages == 0
+
+
+@pytest.mark.parametrize("kind", ["node", "busy"])
+def test_what_prefill_says_of_itself_reaches_the_coordinator(kind: FailureKind) -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("r", [1] * 40), 0.0)
+    decode.next_batch(0.0)
+    failed = Failed(Attempt("r", 1), "no room", kind, P0)
+    assert Send(COORDINATOR, failed) in decode.handle(failed, 0.0)
+    assert decode.load().held_pages == 0
+
+
+@pytest.mark.parametrize("max_new_tokens", [0, 1])
+def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: int) -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("r", [1] * 40, max_new_tokens, prefill=""), 0.0)
+    while slices := decode.next_batch(0.0)[0]:
+        (out,) = decode.finish([STOP if slices[0].sampling else None], 0.0) or [None]
+    assert isinstance(out, Send) and isinstance(out.message, TokensOut)
+    (token,) = out.message.outs
+    assert (token.tokens, token.finish) == (([STOP], "stop") if max_new_tokens else ([], "length"))
+
+
+def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> None:
+    decode, prefill = decode_scheduler(), prefill_scheduler()
+    decode.handle(generate("r", [1] * 40, prefill=""), 0.0)
+    prefill.handle(Prefill(Attempt("s", 1), token_bytes([1] * 40), "", Sampling(), 0, "d", "x"), 0)
+    for scheduler, address, node in ((decode, COORDINATOR, Node("d0", 1)), (prefill, "d", P0)):
+        assert scheduler.next_batch(0.0)[0]
+        name = "r" if scheduler is decode else "s"
+        failed = Failed(Attempt(name, 1), "no memory", "node", node)
+        assert scheduler.abandon("no memory", 0.0) == [Send(address, failed)]
+        assert scheduler.next_batch(0.0) == ([], [])
+        assert scheduler.load().held_pages == 0
 
 
 def test_a_newer_attempt_replaces_the_older_one() -> None:

@@ -35,6 +35,9 @@ def test_names_and_tenants() -> None:
     parsed = parse_generate({"text": ["a", "b"], "rid": "r", "cache_salt": "tenant"})
     assert [p.rid for p in parsed.prompts] == ["r_0", "r_1"]
     assert [p.cache_salt for p in parsed.prompts] == ["tenant", "tenant"]
+    bodies = [{"cache_salt": "t"}, {"extra_key": "t"}, {"cache_salt": "t", "extra_key": "u"}, {}]
+    salts = {parse_generate({"text": "a"} | body).prompts[0].cache_salt for body in bodies}
+    assert len(salts) == 4
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,12 @@ def test_refused_bodies(body: dict[str, Any], words: str) -> None:
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": 1.5}, "top_k"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 1 << 63}, "top_k"),
+        ({"temperature": "0.7"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"min_p": "0"}, "min_p"),
+        ({"stop": "x" * 1025}, "1024 characters"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"n": 0}, "n"),
         ({"temprature": 1}, "unknown key temprature"),

@@ -11,20 +11,22 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nodes import load_of, registry_of
 
 from coordinator.cost import Assigned
-from coordinator.router import NoRoute, Prompt, Route, Router
+from coordinator.router import Demand, NoRoute, Route, Router
 from coordinator.tracker import (
-    MAX_ATTEMPTS,
+    BUSY_RETRY_S,
+    MAX_FAILURES,
     RETRY_WITHIN_S,
     Ended,
     Outcome,
     Produced,
     Request,
     Send,
+    Stray,
     Tracker,
 )
 from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
+from protocol.messages import Cancel, Failed, FailureKind, Generate, TokenOut, TokensOut
 from protocol.sampling import Sampling
 
 D0, D1, P0 = Node("d0", 1), Node("d1", 1), Node("p0", 1)
@@ -45,8 +47,8 @@ class Nodes:
         avoid: Collection[str],
     ) -> Route:
         registry = registry_of({name: load_of() for name in self.names})
-        prompt = Prompt(len(tokens), 100, {})
-        return Router(local_prefill_max_tokens=0).route(prompt, registry, assigned, avoid)
+        demand = Demand(len(tokens), 100, {})
+        return Router(local_prefill_max_tokens=0).route(demand, registry, assigned, avoid)
 
 
 def request(name: str = "r", max_new_tokens: int = 8) -> Request:
@@ -60,8 +62,10 @@ def sent(outcomes: list[Outcome]) -> Generate:
     return generates[0]
 
 
-def tokens_of(attempt: Attempt, *tokens: int, finish: str = "") -> TokensOut:
-    return TokensOut([TokenOut(attempt, list(tokens), finish)], D0)
+def tokens_of(
+    attempt: Attempt, *tokens: int, finish: str = "", start: int = 0, node: Node = D0
+) -> TokensOut:
+    return TokensOut([TokenOut(attempt, start, list(tokens), finish)], node)
 
 
 def start(*names: str) -> tuple[Tracker, Nodes, Generate]:
@@ -77,10 +81,27 @@ def test_tokens_until_the_end() -> None:
     assert tokens_from_bytes(generate.tokens) == [1, 2, 3]
     (produced,) = tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
     assert isinstance(produced, Produced) and produced.tokens == [7]
-    *_, ended = tracker.tokens(tokens_of(generate.attempt, 0, finish="stop"), 0.2)
+    *_, ended = tracker.tokens(tokens_of(generate.attempt, 0, finish="stop", start=1), 0.2)
     assert ended == Ended("r", "stop")
     assert len(tracker) == 0
-    assert tracker.tokens(tokens_of(generate.attempt, 9), 0.3) == []
+    assert tracker.tokens(tokens_of(generate.attempt, 9), 0.3) == [Stray(generate.attempt, D0)]
+
+
+def test_a_gap_in_the_tokens_is_a_failure_and_what_was_told_stays() -> None:
+    tracker, _, generate = start("d0", "d1")
+    tracker.tokens(tokens_of(generate.attempt, 7, 8), 0.1)
+    outcomes = tracker.tokens(tokens_of(generate.attempt, 9, start=3), 0.2)
+    assert Send("tcp://d0:1", Cancel(generate.attempt)) in outcomes
+    again = sent(outcomes)
+    assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
+    (produced,) = tracker.tokens(tokens_of(again.attempt, 9, node=D1), 0.3)
+    assert isinstance(produced, Produced) and produced.tokens == [9]
+
+
+def test_tokens_count_only_from_the_node_that_was_asked() -> None:
+    tracker, _, generate = start("d0", "d1")
+    stray = tracker.tokens(tokens_of(generate.attempt, 7, node=D1), 0.1)
+    assert stray == [Stray(generate.attempt, D1)]
 
 
 def test_a_lost_decode_node_is_replaced_and_the_answer_goes_on() -> None:
@@ -92,7 +113,8 @@ def test_a_lost_decode_node_is_replaced_and_the_answer_goes_on() -> None:
     assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
     assert again.max_new_tokens == 6
     assert again.sampling == generate.sampling, "a retry draws the same tokens"
-    assert tracker.tokens(tokens_of(generate.attempt, 9), 1.1) == [], "the old attempt is void"
+    stray = tracker.tokens(tokens_of(generate.attempt, 9), 1.1)
+    assert stray == [Stray(generate.attempt, D0)], "the old attempt is void"
 
 
 def test_a_prefill_node_is_needed_until_the_first_token_only() -> None:
@@ -127,10 +149,10 @@ def test_a_node_that_comes_back_in_time_gets_the_request() -> None:
 
 def test_attempts_are_bounded() -> None:
     tracker, _, _ = start("d0", "d1")
-    for number in range(1, MAX_ATTEMPTS):
-        failed = Failed(Attempt("r", number), "broken", retryable=True, node=D0)
+    for number in range(1, MAX_FAILURES):
+        failed = Failed(Attempt("r", number), "broken", "node", D0)
         assert sent(tracker.failed(failed, 0.0)).attempt.number == number + 1
-    last = Failed(Attempt("r", MAX_ATTEMPTS), "broken", retryable=True, node=D0)
+    last = Failed(Attempt("r", MAX_FAILURES), "broken", "node", D0)
     (ended,) = tracker.failed(last, 0.0)
     assert isinstance(ended, Ended)
     assert "4 attempts" in ended.message and ended.status_code == 503
@@ -138,8 +160,36 @@ def test_attempts_are_bounded() -> None:
 
 def test_what_no_retry_can_mend_ends_at_once() -> None:
     tracker, _, generate = start("d0")
-    failed = Failed(generate.attempt, "too long", retryable=False, node=D0)
+    failed = Failed(generate.attempt, "too long", "request", D0)
     assert tracker.failed(failed, 0.0) == [Ended("r", "error", "too long", 400)]
+
+
+def test_a_prefill_node_that_failed_is_not_asked_again() -> None:
+    tracker, _, generate = start("p0", "p1", "d0")
+    addresses = [generate.prefill_address]
+    for number in (1, 2):
+        node = generate.prefill_node
+        assert node is not None
+        generate = sent(tracker.failed(Failed(Attempt("r", number), "broken", "node", node), 0.0))
+        addresses.append(generate.prefill_address)
+    assert set(addresses[:2]) == {"tcp://p0:1", "tcp://p1:1"}
+    assert addresses[2] == "", "decode prefills for itself"
+
+
+def test_busy_nodes_are_asked_again_later_and_cost_no_attempt() -> None:
+    tracker, _, generate = start("d0", "d1")
+    busy = Failed(generate.attempt, "full", "busy", D0)
+    generate = sent(tracker.failed(busy, 0.0))
+    now, decode = 0.0, D1
+    for _ in range(3 * MAX_FAILURES):
+        outcomes = tracker.failed(Failed(generate.attempt, "full", "busy", decode), now)
+        if not outcomes:
+            assert tracker.tick(now + BUSY_RETRY_S / 2) == []
+            now += BUSY_RETRY_S
+            outcomes = tracker.tick(now)
+        generate, decode = sent(outcomes), D0
+    (ended,) = tracker.failed(Failed(generate.attempt, "full", "busy", D0), RETRY_WITHIN_S)
+    assert isinstance(ended, Ended) and ended.status_code == 429
 
 
 def test_cancel_tells_the_decode_node_and_nothing_else() -> None:
@@ -183,7 +233,7 @@ class TrackerMachine(RuleBasedStateMachine):
             elif isinstance(outcome, Produced):
                 assert outcome.request_id not in self.ends, "a token after the end"
                 self.produced[outcome.request_id] += len(outcome.tokens)
-            elif isinstance(outcome.message, Generate):
+            elif isinstance(outcome, Send) and isinstance(outcome.message, Generate):
                 self.sent.append(outcome.message)
 
     @rule()
@@ -196,19 +246,26 @@ class TrackerMachine(RuleBasedStateMachine):
         except NoRoute:
             self.ends[name] = 1
 
-    @rule(data=st.data(), finish=st.sampled_from(["", "", "", "stop"]))
-    def token(self, data: st.DataObject, finish: str) -> None:
-        """From any attempt, also from one that is long given up."""
+    @rule(data=st.data(), finish=st.sampled_from(["", "", "", "stop"]), start=st.integers(0, 3))
+    def token(self, data: st.DataObject, finish: str, start: int) -> None:
+        """From any attempt, also from one that is long given up; in order or not."""
         if self.sent:
             generate = data.draw(st.sampled_from(self.sent))
-            self.take(self.tracker.tokens(tokens_of(generate.attempt, 7, finish=finish), self.now))
+            message = tokens_of(
+                generate.attempt,
+                7,
+                finish=finish,
+                start=start,
+                node=data.draw(st.sampled_from([D0, D1])),
+            )
+            self.take(self.tracker.tokens(message, self.now))
 
-    @rule(data=st.data(), retryable=st.booleans())
-    def failure(self, data: st.DataObject, retryable: bool) -> None:
+    @rule(data=st.data(), kind=st.sampled_from(["node", "busy", "request"]))
+    def failure(self, data: st.DataObject, kind: FailureKind) -> None:
         if self.sent:
             generate = data.draw(st.sampled_from(self.sent))
-            failed = Failed(generate.attempt, "broken", retryable, D0)
-            self.take(self.tracker.failed(failed, self.now))
+            node = data.draw(st.sampled_from([D0, D1, P0]))
+            self.take(self.tracker.failed(Failed(generate.attempt, "broken", kind, node), self.now))
 
     @rule(name=st.sampled_from(["p0", "p1", "d0", "d1"]))
     def lose(self, name: str) -> None:

@@ -1,0 +1,42 @@
+"""The JSON files of a model directory in Hugging Face format, with sentences for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import UserError
+
+
+class ModelDirectoryError(UserError):
+    """A model directory lacks something or cannot be read; the message has the remedy."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of the model directory `path`. Raises ModelDirectoryError."""
+    if not path.is_dir():
+        raise ModelDirectoryError(
+            f"there is no model directory {path}; --model-path must name a directory with "
+            "config.json, *.safetensors and tokenizer.json"
+        )
+    config = read_json(path / "config.json")
+    if config is None:
+        raise ModelDirectoryError(
+            f"{path} has no config.json; --model-path must name a directory in Hugging Face "
+            "format (config.json, *.safetensors, tokenizer.json)"
+        )
+    return config
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in `file`; None if there is no such file. Raises ModelDirectoryError."""
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelDirectoryError(f"{file} is no JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ModelDirectoryError(f"{file} is no JSON object; fetch it again")
+    return content
