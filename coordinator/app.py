@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from coordinator import admin, info, not_yet
 from coordinator.generation import Generation
+from coordinator.intake import tokenize
 from coordinator.replies import FAULTS, error_reply, json_reply, stream_error
 from coordinator.schema import BadRequest, ParsedBody, parse_generate
 from coordinator.service import Service, TooBusy, Unavailable
@@ -102,7 +103,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
 
 async def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
     """Starts every answer of a body, or none."""
-    tokens = [await service.tokenize(prompt) for prompt in body.prompts]
+    tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     generations: list[Generation] = []
     try:
         for prompt, ids in zip(body.prompts, tokens, strict=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import signal
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -20,11 +19,12 @@ from coordinator.detokenizer import Detokenizer, StopStrings
 from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
 from coordinator.index import PrefixIndex
+from coordinator.intake import make_request
 from coordinator.registry import Registry
 from coordinator.router import Demand, NoRoute, Route, Router
 from coordinator.schema import BadRequest, Prompt
 from coordinator.tokenizer import Tokenizer
-from coordinator.tracker import Ended, Outcome, Produced, Request, Send, Stray, Tracker
+from coordinator.tracker import Ended, Outcome, Produced, Send, Stray, Tracker
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher
 from protocol.messages import (
@@ -38,13 +38,10 @@ from protocol.messages import (
     NodeInfo,
     TokensOut,
 )
-from protocol.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-LONG_TEXT = 4096
-"""Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
 FLUSH_TIMEOUT_S = 5.0
 TIMED_OUT = 504
 
@@ -149,24 +146,6 @@ class Service:
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
         return min(room, self.config.max_queued_requests)
 
-    async def tokenize(self, prompt: Prompt) -> list[int]:
-        """The prompt's ids, checked; a long text does not hold up the event loop.
-
-        Raises BadRequest.
-        """
-        if prompt.input_ids is not None:
-            tokens = prompt.input_ids
-            self._check_ids(tokens, "input_ids")
-        else:
-            text = prompt.text or ""
-            if len(text) > LONG_TEXT:
-                tokens = await asyncio.to_thread(self.tokenizer.encode, text)
-            else:
-                tokens = self.tokenizer.encode(text)
-        if not tokens:
-            raise BadRequest("the prompt is empty")
-        return tokens
-
     def submit(self, prompt: Prompt, tokens: list[int], choice: int, rid: str | None) -> Generation:
         """Starts one answer to `tokens`. Raises BadRequest, TooBusy or Unavailable; then nothing
         is kept.
@@ -183,7 +162,8 @@ class Service:
             raise Unavailable("no decode node is alive; start one, or try again in a moment")
         if len(self._tracker) >= self.max_unfinished:
             raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
-        request = self._request(prompt, tokens, choice, request_id)
+        limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
+        request = make_request(request_id, prompt, tokens, choice, self.tokenizer, limit)
         sampling = prompt.sampling
         decode = partial(self.tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
         generation = Generation(
@@ -226,45 +206,6 @@ class Service:
             return flush.answers
         finally:
             del self._flushes[flush_id]
-
-    def _request(self, prompt: Prompt, tokens: list[int], choice: int, request_id: str) -> Request:
-        params = prompt.sampling
-        limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
-        room = limit - len(tokens)
-        wanted = params.max_new_tokens
-        if room < 1 or (wanted is not None and wanted > room):
-            asked = "" if wanted is None else f" plus max_new_tokens {wanted}"
-            raise BadRequest(
-                f"the prompt has {len(tokens)} tokens{asked}; at most {limit} fit "
-                "(prompt and answer together)"
-            )
-        stop_token_ids = list(params.stop_token_ids or [])
-        self._check_ids(stop_token_ids, "stop_token_ids")
-        if not params.ignore_eos:
-            stop_token_ids += self.tokenizer.eos_token_ids
-        seed = params.sampling_seed
-        return Request(
-            request_id=request_id,
-            tokens=tokens,
-            cache_salt=prompt.cache_salt,
-            sampling=Sampling(
-                temperature=params.temperature,
-                top_k=max(0, params.top_k),
-                top_p=params.top_p,
-                min_p=params.min_p,
-                seed=secrets.randbits(63) if seed is None else (seed + choice) % (1 << 63),
-            ),
-            max_new_tokens=room if wanted is None else wanted,
-            stop_token_ids=stop_token_ids,
-        )
-
-    def _check_ids(self, ids: list[int], name: str) -> None:
-        wrong = next((t for t in ids if not 0 <= t < self.tokenizer.vocab_size), None)
-        if wrong is not None:
-            raise BadRequest(
-                f"{name} has the id {wrong}; the vocabulary has ids 0 to "
-                f"{self.tokenizer.vocab_size - 1}"
-            )
 
     def _route(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from nodes import load_of, registry_of
+from nodes import heartbeat, load_of, registry_of
 
 from coordinator.cost import Assigned
 from coordinator.registry import Registry
@@ -81,6 +81,21 @@ def test_without_prefill_nodes_decode_nodes_compute() -> None:
 def test_nodes_that_failed_are_avoided_while_there_are_others() -> None:
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
     assert names(route(registry, owned={"p0": 90}, avoid=("p0", "d0"))) == ("p1", "d0")
+
+
+def test_when_all_prefill_nodes_failed_decode_computes() -> None:
+    registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
+    assert names(route(registry, owned={"p0": 90}, avoid=("p0", "p1"))) == (None, "d0")
+
+
+def test_nodes_that_are_too_small_are_no_candidates() -> None:
+    """A prompt of 100 pages with 8 for its answer."""
+    registry = registry_of({"p0": IDLE, "d0": IDLE})
+    registry.heartbeat(heartbeat("prefill", Node("p1", 1), num_pages=99), 0.0)
+    registry.heartbeat(heartbeat("decode", Node("d1", 1), num_pages=107), 0.0)
+    assert names(route(registry, owned={"p1": 90, "d1": 90})) == ("p0", "d0")
+    with pytest.raises(NoRoute, match="room for 1008 pages"):
+        route(registry, num_tokens=16_000)
 
 
 def test_no_decode_node() -> None:
