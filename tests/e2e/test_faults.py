@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,37 @@ def test_dead_prefill_nodes_are_replaced_at_last_by_decode_itself(
         assert answer["output_ids"] == reference_tokens(random_model[1], prompt, 8)
         assert answer["meta_info"]["prefill_node"] != victim
     assert answer["meta_info"]["prefill_node"] is None
+
+
+def test_too_many_requests_are_429_and_no_node_is_503(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    limits = {"max_running_requests": "1", "max_queued_requests": "1", "lease_s": "1.0"}
+    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 1, **limits)
+    try:
+        params = {"max_new_tokens": 1000, "ignore_eos": True}
+        body = {"text": "abc", "stream": True, "sampling_params": params}
+        with ExitStack() as open_streams:
+            for _ in range(2):
+                stream = cluster.http.stream("POST", "/generate", json=body)
+                assert open_streams.enter_context(stream).status_code == 200
+            refused = cluster.http.post("/generate", json=body)
+            assert refused.status_code == 429 and refused.headers["Retry-After"]
+            assert "2 requests are unfinished" in refused.json()["error"]["message"]
+        cluster.wait_until_idle()
+        kill(cluster, "d0")
+        wait_until(lambda: cluster.http.get("/ready").status_code == 503, "the loss of the node")
+        unavailable = cluster.http.post("/generate", json=body)
+        assert unavailable.status_code == 503
+        assert unavailable.json() == {
+            "object": "error",
+            "message": "no decode node is alive; start one, or try again in a moment",
+            "type": "ServiceUnavailable",
+            "param": None,
+            "code": 503,
+        }
+    finally:
+        cluster.local.stop()
 
 
 def test_a_restarted_node_serves_again_with_a_clean_record(cluster: Cluster) -> None:
