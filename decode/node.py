@@ -13,14 +13,14 @@ from protocol.messages import NodeInfo
 
 def run(config: NodeConfig) -> None:
     """Serves until SIGTERM or SIGINT."""
-    limits = DecodeLimits(
-        chunk_tokens=config.chunked_prefill_size,
-        max_running=config.max_running_requests,
-        max_waiting=config.max_queued_requests,
-        receive_timeout_s=config.receive_timeout_s,
-    )
 
     def make(node: Node, info: NodeInfo, cache: PrefixCache, hasher: PageHasher) -> DecodeScheduler:
+        limits = DecodeLimits(
+            chunk_tokens=config.chunk_tokens(info.device),
+            max_running=config.max_running_requests,
+            max_waiting=config.max_queued_requests,
+            receive_timeout_s=config.receive_timeout_s,
+        )
         addresses = (info.control_address, info.data_address)
         return DecodeScheduler(node, addresses, cache, hasher, limits)
 

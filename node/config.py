@@ -10,6 +10,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+GPU_CHUNK = 2048
+CPU_CHUNK = 512
+"""On one core of a CPU a longer chunk gains nothing, and a cancelled one is computed to its end."""
+
+
 @dataclass(frozen=True)
 class NodeConfig:
     model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
@@ -28,7 +33,9 @@ class NodeConfig:
         1.0, "share of the memory that is this node's, if several share it"
     )
     cpu_threads: int = option(1, "threads of a step on the CPU")
-    chunked_prefill_size: int = option(2048, "prompt tokens computed in one step")
+    chunked_prefill_size: int = option(
+        0, f"prompt tokens computed in one step; 0: {GPU_CHUNK} on GPUs, {CPU_CHUNK} on CPUs"
+    )
     max_running_requests: int = option(64, "requests computed side by side")
     max_queued_requests: int = option(1024, "requests that may wait for pages")
     lease_s: float = option(3.0, "a node that is silent for so long owns nothing any more")
@@ -57,15 +64,16 @@ class NodeConfig:
             0 < self.memory_share <= 1,
             f"--memory-share is {self.memory_share}; it must be more than 0 and at most 1",
         )
-        for name in (
-            "chunked_prefill_size",
-            "max_running_requests",
-            "max_queued_requests",
-            "cpu_threads",
-        ):
+        require(self.chunked_prefill_size >= 0, "--chunked-prefill-size must be 0 or more")
+        for name in ("max_running_requests", "max_queued_requests", "cpu_threads"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be at least 1")
         for name in ("lease_s", "receive_timeout_s"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
         require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")
+
+    def chunk_tokens(self, device: str) -> int:
+        """`chunked_prefill_size`, resolved for `device`."""
+        default = GPU_CHUNK if device.startswith("cuda") else CPU_CHUNK
+        return self.chunked_prefill_size or default

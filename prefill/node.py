@@ -13,15 +13,15 @@ from protocol.messages import NodeInfo
 
 def run(config: NodeConfig) -> None:
     """Serves until SIGTERM or SIGINT."""
-    limits = PrefillLimits(
-        chunk_tokens=config.chunked_prefill_size,
-        max_running=config.max_running_requests,
-        max_waiting=config.max_queued_requests,
-    )
 
     def make(
         node: Node, info: NodeInfo, cache: PrefixCache, hasher: PageHasher
     ) -> PrefillScheduler:
+        limits = PrefillLimits(
+            chunk_tokens=config.chunk_tokens(info.device),
+            max_running=config.max_running_requests,
+            max_waiting=config.max_queued_requests,
+        )
         return PrefillScheduler(node, cache, hasher, limits)
 
     run_node("prefill", config, make)
