@@ -68,7 +68,7 @@ def demo(port: int, once: bool) -> None:
 def show(client: Client, console: Console) -> None:
     """Every step of the show, checked; raises StepFailed."""
     console.rule("1. a streamed answer")
-    story = _ask(client, console, STORY, max_new_tokens=120)
+    story = _ask(client, console, STORY, max_new_tokens=200)
     _check(len(story["text"]) > 40, "the story is empty")
 
     console.rule("2. a long prompt, then the same beginning with another ending")
@@ -88,6 +88,7 @@ def show(client: Client, console: Console) -> None:
     _check(after["cached_tokens"] > 0, "the second prompt hit no cache")
 
     console.rule("3. the caches")
+    _await(lambda: client.cache_stats()["cluster"]["pages"]["held"] == 0, "the end of all work")
     show_stats(client.cache_stats(), client.nodes(), console)
     console.print("[green]every step held[/green]")
 
