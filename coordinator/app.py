@@ -103,6 +103,12 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
 
 async def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
     """Starts every answer of a body, or none."""
+    num_answers = sum(prompt.sampling.n for prompt in body.prompts)
+    if num_answers > service.max_unfinished > 0:
+        raise BadRequest(
+            f"the body asks for {num_answers} answers; this cluster takes at most "
+            f"{service.max_unfinished} at once"
+        )
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     generations: list[Generation] = []
     try:

@@ -21,7 +21,9 @@ class CoordinatorConfig:
     local_prefill_max_tokens: int = option(
         64, "uncached prompt tokens that a decode node may compute itself; 0: only without prefill"
     )
-    max_queued_requests: int = option(4096, "unfinished requests before new ones get a 429")
+    max_queued_requests: int = option(
+        4096, "unfinished requests before new ones get a 429, if the nodes take so many"
+    )
     max_body_bytes: int = option(32 << 20, "largest request body")
     request_timeout_s: float = option(600.0, "a request without an end by then fails")
     log_level: str = option("info", "how much to log", LOG_LEVELS)

@@ -155,7 +155,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
 
 def _namespace(cache_salt: str, extra_key: str) -> str:
     """Two tenants share a cache only if they have both in common."""
-    return f"{cache_salt}\0{extra_key}" if extra_key else cache_salt
+    return f"{len(cache_salt)}:{cache_salt}{extra_key}" if cache_salt or extra_key else ""
 
 
 def _inputs(body: GenerateBody) -> tuple[list[str] | None, list[list[int]] | None, bool]:

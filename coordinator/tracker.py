@@ -96,6 +96,8 @@ class _Running:
     last_failure: str = ""
     status_code: int = NODE_FAILED
     """What the last failure makes of it if it has to end."""
+    started_at: float = 0.0
+    """When the current attempt was sent."""
     retry_at: float = 0.0
     retry_until: float | None = None
     """When a request that has no node gives up. Set by a failure, cleared by a token."""
@@ -129,7 +131,7 @@ class Tracker:
         """Starts a request; raises NoRoute (and keeps nothing) when no node can take it."""
         assert request.request_id not in self._running
         running = _Running(request)
-        outcomes = self._start(running)
+        outcomes = self._start(running, now)
         self._running[request.request_id] = running
         return outcomes
 
@@ -190,7 +192,7 @@ class Tracker:
                 _add(total, running, running.route)
         return total
 
-    def _start(self, running: _Running) -> list[Outcome]:
+    def _start(self, running: _Running, now: float) -> list[Outcome]:
         request = running.request
         tokens = request.tokens + running.answered
         max_new_tokens = request.max_new_tokens - len(running.answered)
@@ -201,6 +203,7 @@ class Tracker:
         running.route = route
         running.num_answered_before = len(running.answered)
         running.answering = False
+        running.started_at = now
         generate = Generate(
             attempt=running.current,
             tokens=token_bytes(tokens),
@@ -247,7 +250,8 @@ class Tracker:
         """A node's queue is full: another one is asked at once; if all were, a little later."""
         running.status_code = TOO_BUSY
         running.retry_at = now + BUSY_RETRY_S if node.name in running.avoid else now
-        if running.retry_until is None:
+        waited_long_ago = now - running.started_at > RETRY_WITHIN_S
+        if running.retry_until is None or waited_long_ago:
             running.retry_until = now + RETRY_WITHIN_S
         return self._lost_its_node(running, node, reason, now)
 
@@ -265,7 +269,7 @@ class Tracker:
         reason = running.last_failure
         if now >= running.retry_at:
             try:
-                return self._start(running)
+                return self._start(running, now)
             except NoRoute as error:
                 reason = f"{reason}, and {error}"
         if now < running.retry_until:

@@ -13,7 +13,7 @@ share the steps with running answers, chunk by chunk.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -121,13 +121,12 @@ class DecodeScheduler:
         self._batch = []
         return self._outbox.flush()
 
-    def abandon(self, reason: str, now: float) -> list[Instruction]:
-        """The last `next_batch` could not be computed: its requests fail, their pages come back."""
-        batch, self._batch = self._batch, []
+    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
-        for answer, _ in batch:
+        for answer in [self._batch[i][0] for i in failed]:
             instructions += self._drop(answer.attempt)
             instructions.append(self._failure(answer.request, reason, "node"))
+        self._batch = [part for i, part in enumerate(self._batch) if i not in failed]
         return instructions
 
     def load(self) -> Load:

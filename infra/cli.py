@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(given)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # as in `kvrelay generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         print(f"kvrelay: {error}", file=sys.stderr)
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -101,8 +102,15 @@ class LocalCluster:
 
     def start_node(self, role: str, name: str, own_flags: Mapping[str, str] | None = None) -> Child:
         """Starts a node, or starts it again. `own_flags` go before those of the plan."""
-        flags = {**self.plan.node_flags, **(own_flags or {}), "name": name}
+        flags = {**self._memory_share(), **self.plan.node_flags, **(own_flags or {}), "name": name}
         return self.start_process(role, name, flags)
+
+    def _memory_share(self) -> dict[str, str]:
+        """The nodes of a plan share this host's memory, or its one device."""
+        num_nodes = self.plan.num_prefill + self.plan.num_decode
+        if num_nodes == 0 or os.environ.get("KVRELAY_MEMORY_SHARE"):
+            return {}
+        return {"memory_share": f"{1 / num_nodes:.4f}"}
 
     def start_process(self, command: str, name: str, flags: Mapping[str, str]) -> Child:
         words = [sys.executable, "-m", "infra.cli", command, "--redis-url", self.redis_url]

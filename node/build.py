@@ -144,14 +144,18 @@ def _pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> i
     if config.max_total_tokens:
         return layout.num_pages(config.max_total_tokens)
     available, total = memory_bytes(device)
-    kept_free = total * (1 - config.mem_fraction_static)
-    budget = int((available - kept_free) * config.memory_share)
-    num_pages = num_pages_that_fit(layout, budget)
-    if device.type == "cpu":
-        num_pages = min(num_pages, layout.num_pages(CPU_POOL_TOKENS))
+    if device.type == "cpu":  # shared with everything else on this host
+        budget = available * config.mem_fraction_static * config.memory_share
+        limit = layout.num_pages(CPU_POOL_TOKENS)
+    else:
+        kept_free = total * (1 - config.mem_fraction_static)
+        budget = min(available - kept_free, (total - kept_free) * config.memory_share)
+        limit = int(total) // layout.page_bytes
+    num_pages = min(num_pages_that_fit(layout, int(budget)), limit)
     if num_pages < 1:
         raise ConfigError(
             f"there is no memory for a KV page of {layout.page_bytes} bytes on {device}; "
-            "raise --mem-fraction-static or free some memory"
+            "raise --mem-fraction-static, give nodes that share a device their --memory-share "
+            "(as 0.5), or free some memory"
         )
     return num_pages

@@ -6,7 +6,7 @@ so pages that an `AbortTransfer` gives up may be promised to a later `ExpectPage
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,8 +89,9 @@ class Scheduler(Protocol):
     def finish(self, tokens: Sequence[int | None], now: float) -> list[Instruction]:
         """Takes the sampled token of each slice of the last `next_batch`."""
 
-    def abandon(self, reason: str, now: float) -> list[Instruction]:
-        """In place of `finish`, when the step could not be computed."""
+    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+        """These slices of the last `next_batch` (by position) could not be computed: their
+        requests fail and their pages come back. `finish` follows, with the tokens of the rest."""
 
     def load(self) -> Load:
         """Queues, pages and counters; the shell adds measured rates."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 import msgspec
+import torch
 
 from engine.cache import PrefixCache
 from engine.request import Slice
@@ -43,10 +44,6 @@ IDLE_WAIT_S = 0.1
 """How long an idle loop waits for the next event before it looks at its deadlines."""
 
 
-MAX_FAILED_STEPS = 3
-"""So many failed steps in a row are the node's fault, not a request's."""
-
-
 class NodeShell:
     """Runs one scheduler until `stop`. Owns nothing that it is given; see `node.build`."""
 
@@ -71,7 +68,6 @@ class NodeShell:
         self._heartbeats = heartbeats
         self._transfer_events: deque[Event] = deque()
         self._rates = Rates()
-        self._failed_steps = 0
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -80,7 +76,7 @@ class NodeShell:
         self._channel.wake()
 
     def run(self) -> None:
-        """Raises the engine's error when MAX_FAILED_STEPS steps in a row failed."""
+        """Raises torch.AcceleratorError when the device is broken: a new process is needed."""
         idle = True
         while not self._stop.is_set():
             for event in self._events(wait=idle):
@@ -93,20 +89,34 @@ class NodeShell:
             self._report()
 
     def _step(self, slices: Sequence[Slice]) -> list[Instruction]:
-        """Computes one step. An error costs its requests this attempt, not the node its life."""
+        """Computes one step. An error costs the sequence that made it this attempt, and nobody
+        else anything."""
         started = time.monotonic()
         try:
             tokens = self._runner.run(slices)
-        except Exception as error:
-            self._failed_steps += 1
-            if self._failed_steps == MAX_FAILED_STEPS:
-                raise
+        except torch.AcceleratorError:
+            raise
+        except Exception:
             log.exception("a step of %d sequences failed", len(slices))
-            reason = f"a step failed on {self._node.name}: {type(error).__name__}"
-            return self._scheduler.abandon(reason, time.monotonic())
-        self._failed_steps = 0
+            return self._step_one_by_one(slices)
         self._rates.observe(slices, time.monotonic() - started)
         return self._scheduler.finish(tokens, time.monotonic())
+
+    def _step_one_by_one(self, slices: Sequence[Slice]) -> list[Instruction]:
+        """The same step, each sequence alone: computing a token's KV twice changes nothing."""
+        tokens: list[int | None] = []
+        failed: set[int] = set()
+        reason = ""
+        for i, part in enumerate(slices):
+            try:
+                tokens += self._runner.run([part])
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                failed.add(i)
+                reason = f"a step failed on {self._node.name}: {type(error).__name__}"
+        now = time.monotonic()
+        return [*self._scheduler.abandon(failed, reason, now), *self._scheduler.finish(tokens, now)]
 
     def _events(self, wait: bool) -> Iterable[Event]:
         timeout_s = IDLE_WAIT_S if wait and not self._transfer_events else 0.0

@@ -8,6 +8,7 @@ transport, which copies it out of the pool at once.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -101,12 +102,12 @@ class PrefillScheduler:
         self._batch = []
         return instructions
 
-    def abandon(self, reason: str, now: float) -> list[Instruction]:
-        """The last `next_batch` could not be computed: its requests fail, their pages come back."""
-        batch, self._batch = self._batch, []
-        for job, _ in batch:
+    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+        jobs = [self._batch[i][0] for i in failed]
+        for job in jobs:
             self._drop(job.attempt)
-        return [self._failure(job.request, reason, "node") for job, _ in batch]
+        self._batch = [part for i, part in enumerate(self._batch) if i not in failed]
+        return [self._failure(job.request, reason, "node") for job in jobs]
 
     def load(self) -> Load:
         waiting = sum(len(job.tokens) for job in self._waiting)

@@ -85,6 +85,10 @@ def test_too_many_requests_are_429_and_no_node_is_503(
             refused = cluster.http.post("/generate", json=body)
             assert refused.status_code == 429 and refused.headers["Retry-After"]
             assert "2 requests are unfinished" in refused.json()["error"]["message"]
+            batch = {"text": ["a", "b", "c"], "sampling_params": params}
+            too_many = cluster.http.post("/generate", json=batch)
+            assert too_many.status_code == 400
+            assert "at most 2 at once" in too_many.json()["error"]["message"]
         cluster.wait_until_idle()
         kill(cluster, "d0")
         wait_until(lambda: cluster.http.get("/ready").status_code == 503, "the loss of the node")

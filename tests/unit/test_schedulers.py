@@ -371,7 +371,8 @@ def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> No
         assert scheduler.next_batch(0.0)[0]
         name = "r" if scheduler is decode else "s"
         failed = Failed(Attempt(name, 1), "no memory", "node", node)
-        assert scheduler.abandon("no memory", 0.0) == [Send(address, failed)]
+        assert scheduler.abandon({0}, "no memory", 0.0) == [Send(address, failed)]
+        assert scheduler.finish([], 0.0) == []
         assert scheduler.next_batch(0.0) == ([], [])
         assert scheduler.load().held_pages == 0
 

@@ -34,10 +34,17 @@ def test_input_ids() -> None:
 def test_names_and_tenants() -> None:
     parsed = parse_generate({"text": ["a", "b"], "rid": "r", "cache_salt": "tenant"})
     assert [p.rid for p in parsed.prompts] == ["r_0", "r_1"]
-    assert [p.cache_salt for p in parsed.prompts] == ["tenant", "tenant"]
-    bodies = [{"cache_salt": "t"}, {"extra_key": "t"}, {"cache_salt": "t", "extra_key": "u"}, {}]
+    assert parsed.prompts[0].cache_salt == parsed.prompts[1].cache_salt != ""
+    bodies = [
+        {},
+        {"cache_salt": "t"},
+        {"extra_key": "t"},
+        {"cache_salt": "t", "extra_key": "u"},
+        {"cache_salt": "tu"},
+        {"cache_salt": "t\0u"},
+    ]
     salts = {parse_generate({"text": "a"} | body).prompts[0].cache_salt for body in bodies}
-    assert len(salts) == 4
+    assert len(salts) == len(bodies)
 
 
 @pytest.mark.parametrize(

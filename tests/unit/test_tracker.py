@@ -192,6 +192,14 @@ def test_busy_nodes_are_asked_again_later_and_cost_no_attempt() -> None:
     assert isinstance(ended, Ended) and ended.status_code == 429
 
 
+def test_a_busy_node_long_after_another_one_is_waited_for_again() -> None:
+    tracker, _, generate = start("d0", "d1")
+    again = sent(tracker.failed(Failed(generate.attempt, "full", "busy", D0), 0.0))
+    later = 3 * RETRY_WITHIN_S
+    outcomes = tracker.failed(Failed(again.attempt, "full", "busy", D1), later)
+    assert not any(isinstance(outcome, Ended) for outcome in outcomes)
+
+
 def test_cancel_tells_the_decode_node_and_nothing_else() -> None:
     tracker, _, generate = start("p0", "d0")
     assert tracker.cancel("r") == [Send("tcp://d0:1", Cancel(generate.attempt))]

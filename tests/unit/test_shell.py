@@ -1,0 +1,97 @@
+"""The shell's step, and how large a pool a node takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from nodes import LAYOUT
+from test_schedulers import COORDINATOR, decode_scheduler, generate
+
+from engine.request import Slice
+from node import build
+from node.build import CPU_POOL_TOKENS
+from node.config import NodeConfig
+from node.instructions import Send
+from node.shell import NodeShell
+from protocol.config import ConfigError
+from protocol.ids import Node
+from protocol.messages import Failed, TokensOut
+
+POISON = 777
+GIB = 1 << 30
+
+
+class Runner:
+    """Answers 5 to everything and fails on one token, as a faulty kernel might."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def run(self, slices: Sequence[Slice]) -> list[int | None]:
+        if any(POISON in part.token_ids for part in slices):
+            raise self._error
+        return [5 if part.sampling else None for part in slices]
+
+
+def shell_of(scheduler: Any, error: Exception) -> NodeShell:
+    others: list[Any] = [None] * 3
+    return NodeShell(Node("d0", 1), None, scheduler, None, Runner(error), *others)  # type: ignore[arg-type]
+
+
+def test_a_request_that_breaks_a_step_harms_nobody_else() -> None:
+    scheduler = decode_scheduler()
+    shell = shell_of(scheduler, ValueError("poison"))
+    for name, token in (("good", 1), ("bad", POISON), ("fine", 2)):
+        scheduler.handle(generate(name, [token] * 5, prefill=""), 0.0)
+    slices, _ = scheduler.next_batch(0.0)
+    assert len(slices) == 3
+    failed, tokens = [i.message for i in shell._step(slices) if isinstance(i, Send)]
+    assert isinstance(failed, Failed) and failed.attempt.request_id == "bad"
+    assert "ValueError" in failed.reason
+    assert isinstance(tokens, TokensOut)
+    assert [out.attempt.request_id for out in tokens.outs] == ["good", "fine"]
+    for _ in range(5):  # a request like it, again and again, does not end the node
+        scheduler.handle(generate("bad", [POISON] * 5, prefill=""), 0.0)
+        slices, _ = scheduler.next_batch(0.0)
+        instructions = shell._step(slices)
+        assert any(isinstance(i, Send) and i.address == COORDINATOR for i in instructions)
+    assert scheduler.load().held_pages == 0
+
+
+def test_a_broken_device_ends_the_node() -> None:
+    scheduler = decode_scheduler()
+    shell = shell_of(scheduler, torch.AcceleratorError("illegal memory access"))
+    scheduler.handle(generate("r", [POISON] * 5, prefill=""), 0.0)
+    slices, _ = scheduler.next_batch(0.0)
+    with pytest.raises(torch.AcceleratorError):
+        shell._step(slices)
+
+
+def pool_tokens(
+    monkeypatch: pytest.MonkeyPatch, device: str, available: int, total: int, share: float = 1.0
+) -> int:
+    monkeypatch.setattr(build, "memory_bytes", lambda _: (available, total))
+    config = NodeConfig(memory_share=share)
+    return build._pool_pages(config, LAYOUT, torch.device(device)) * LAYOUT.page_size
+
+
+def test_a_laptop_with_little_free_memory_still_gets_a_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert pool_tokens(monkeypatch, "cpu", GIB, 16 * GIB, share=0.25) > 10_000
+    assert pool_tokens(monkeypatch, "cpu", 16 * GIB, 16 * GIB) == CPU_POOL_TOKENS
+    with pytest.raises(ConfigError, match="--memory-share"):
+        pool_tokens(monkeypatch, "cpu", 100, 16 * GIB)
+
+
+def test_nodes_that_share_a_gpu_all_get_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    available, pools = 79 * GIB, []
+    for _ in range(4):
+        tokens = pool_tokens(monkeypatch, "cuda", available, 80 * GIB, share=0.25)
+        pools.append(tokens)
+        available -= tokens // LAYOUT.page_size * LAYOUT.page_bytes
+    assert min(pools) > 0.9 * max(pools)
+    assert available >= 0.15 * 80 * GIB
