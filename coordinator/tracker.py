@@ -100,7 +100,8 @@ class _Running:
     """When the current attempt was sent."""
     retry_at: float = 0.0
     retry_until: float | None = None
-    """When a request that has no node gives up. Set by a failure, cleared by a token."""
+    """When a request that has no node gives up. Set by a failure, or by the first of several
+    busy replies in a row; cleared by a token."""
     answering: bool = False
     """A token of the current attempt has arrived: its prompt is computed."""
 
@@ -250,8 +251,8 @@ class Tracker:
         """A node's queue is full: another one is asked at once; if all were, a little later."""
         running.status_code = TOO_BUSY
         running.retry_at = now + BUSY_RETRY_S if node.name in running.avoid else now
-        waited_long_ago = now - running.started_at > RETRY_WITHIN_S
-        if running.retry_until is None or waited_long_ago:
+        was_waiting_for_this_node = now - running.started_at > RETRY_WITHIN_S
+        if running.retry_until is None or was_waiting_for_this_node:
             running.retry_until = now + RETRY_WITHIN_S
         return self._lost_its_node(running, node, reason, now)
 

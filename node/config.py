@@ -8,11 +8,10 @@ from protocol.config import option, require, require_redis_url
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
 GPU_CHUNK = 2048
+"""Tokens of a step; long enough to keep a GPU busy."""
 CPU_CHUNK = 512
-"""On one core of a CPU a longer chunk gains nothing, and a cancelled one is computed to its end."""
+"""One core gains nothing from a longer one, and a cancelled step is computed to its end."""
 
 
 @dataclass(frozen=True)

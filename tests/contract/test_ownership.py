@@ -199,6 +199,19 @@ def test_every_key_of_a_node_ends_by_itself(redis_url: str, publish: Start) -> N
     assert all(server.pttl(key) > 0 for key in keys)
 
 
+def test_a_coordinator_that_lost_redis_keeps_its_heartbeats(redis_url: str, publish: Start) -> None:
+    server = redis.Redis.from_url(redis_url, protocol=2)
+    server.zadd(ownership.COORDINATORS_KEY, {COORDINATOR: 2e15})
+    publisher = publish(Node("p0", 1)).publisher
+    wait_until(lambda: publisher.coordinators == (COORDINATOR,))
+    server.zrem(ownership.COORDINATORS_KEY, COORDINATOR)
+    lease = ownership.NodeKeys.of(Node("p0", 1)).lease
+    for _ in range(2):  # the second renewal shows that the first has looked for coordinators
+        server.delete(lease)
+        wait_until(lambda: server.exists(lease))
+    assert publisher.coordinators == (COORDINATOR,)
+
+
 def test_a_node_that_leaves_is_forgotten(publish: Start, following: Following) -> None:
     node = Node("p0", 1)
     publishing = publish(node)

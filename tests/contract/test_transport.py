@@ -22,6 +22,7 @@ from endpoints import (
     victim_process,
 )
 
+from kvtransfer.counts import MIN_RATED_BYTES, LinkCounts
 from kvtransfer.faulty import FaultyBackend, Plan
 from kvtransfer.pair import PairBackend
 from protocol.layout import KVLayout
@@ -244,6 +245,14 @@ def test_a_part_that_is_lost_on_its_way_in_fails_its_transfer(
     transfer, error = b.await_received()
     assert transfer == attempt() and "cut this receive" in error
     assert a.await_sent()[1] != ""
+
+
+def test_a_rate_is_of_long_frames_only() -> None:
+    counts = LinkCounts()
+    counts.moved(MIN_RATED_BYTES - 1, 1, 5.0)
+    assert counts.stats("peer", "out").bytes_per_s == 0
+    counts.moved(4 * MIN_RATED_BYTES, 1, 2.0)
+    assert counts.stats("peer", "out").bytes_per_s == 2 * MIN_RATED_BYTES
 
 
 def test_counters_tell_what_moved(make: Make) -> None:

@@ -31,6 +31,13 @@ def other() -> Iterator[Channel]:
     other.close()
 
 
+def address_of_nobody() -> tuple[str, int]:
+    """A control address that was somebody's a moment ago, and its port."""
+    gone = Channel(HOST)
+    gone.close()
+    return gone.address, int(gone.address.rpartition(":")[2])
+
+
 def numbered(number: int) -> Cancel:
     return Cancel(Attempt("r", number))
 
@@ -47,9 +54,7 @@ def receive(channel: Channel, count: int) -> list[AnyMessage]:
 def test_messages_arrive_in_order_also_those_sent_before_the_peer_is_there(
     channel: Channel,
 ) -> None:
-    other = Channel(HOST)
-    address, port = other.address, int(other.address.rpartition(":")[2])
-    other.close()
+    address, port = address_of_nobody()
     sent = [numbered(i) for i in range(100)]
     for message in sent:
         channel.send(address, message)
@@ -84,9 +89,7 @@ def test_wake_ends_a_waiting_drain(channel: Channel) -> None:
 def test_what_was_queued_for_a_peer_that_is_gone_does_not_reach_the_next_one(
     channel: Channel,
 ) -> None:
-    gone = Channel(HOST)
-    address, port = gone.address, int(gone.address.rpartition(":")[2])
-    gone.close()
+    address, port = address_of_nobody()
     channel.send(address, numbered(1))
     channel.forget(address)
     channel.send(address, numbered(2))

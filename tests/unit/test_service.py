@@ -1,0 +1,110 @@
+"""The coordinator's shell against a decode node that is only a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from nodes import heartbeat
+
+from coordinator import service as service_module
+from coordinator.config import CoordinatorConfig
+from coordinator.follower import OwnershipFollower
+from coordinator.generation import Generation
+from coordinator.schema import Prompt, SamplingParams
+from coordinator.service import Service
+from coordinator.tokenizer import Tokenizer
+from infra.models import EMBEDDED
+from infra.ports import free_port
+from protocol.channel import Channel
+from protocol.ids import Attempt, Node
+from protocol.messages import AnyMessage, Cancel, Generate, TokenOut, TokensOut
+
+D0 = Node("d0", 1)
+DEADLINE_S = 20.0
+
+
+@asynccontextmanager
+async def running_service(
+    decode: Channel, request_timeout_s: float = 600.0
+) -> AsyncIterator[Service]:
+    """With one live decode node, and no Redis anywhere."""
+    config = CoordinatorConfig(
+        redis_url=f"redis://127.0.0.1:{free_port()}", request_timeout_s=request_timeout_s
+    )
+    service = Service(config, Tokenizer(Path(EMBEDDED)), Channel("127.0.0.1"))
+    await service.start()
+    service._handle(heartbeat("decode", D0, control_address=decode.address))
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+@pytest.fixture
+def decode() -> Iterator[Channel]:
+    channel = Channel("127.0.0.1")
+    yield channel
+    channel.close()
+
+
+def submit(service: Service) -> Generation:
+    sampling = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    prompt = Prompt(text=None, input_ids=[7], sampling=sampling, rid=None, cache_salt="")
+    return service.submit(prompt, [7], 0, None)
+
+
+async def next_message(decode: Channel) -> AnyMessage:
+    (message,) = await asyncio.to_thread(decode.drain, DEADLINE_S)
+    return message
+
+
+def run(test: Callable[[], object]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 3 * DEADLINE_S))  # type: ignore[arg-type]
+
+
+def test_work_that_nobody_waits_for_is_cancelled(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            stray = Attempt("unknown", 3)
+            service._handle(TokensOut([TokenOut(stray, 0, [5])], D0))
+            assert await next_message(decode) == Cancel(stray)
+
+    run(test)
+
+
+def test_a_request_that_takes_too_long_is_504_and_cancelled(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode, request_timeout_s=0.2) as service:
+            generation = submit(service)
+            generate = await next_message(decode)
+            assert isinstance(generate, Generate)
+            await generation.changed(DEADLINE_S)
+            assert generation.error is not None and generation.error.status_code == 504
+            assert await next_message(decode) == Cancel(generate.attempt)
+            assert service.num_running == 0 and service.totals.failed == 1
+
+    run(test)
+
+
+def test_a_coordinator_without_its_tasks_ends(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: OwnershipFollower) -> None:
+        raise RuntimeError("a bug")
+
+    raised: list[int] = []
+    monkeypatch.setattr(service_module.signal, "raise_signal", raised.append)
+    monkeypatch.setattr(OwnershipFollower, "run", broken)
+
+    async def test() -> None:
+        async with running_service(decode) as service:
+            await asyncio.wait({service._tasks[0]}, timeout=DEADLINE_S)
+            await asyncio.sleep(0)  # its callbacks are called by the loop, after it
+
+    run(test)
+    assert raised == [signal.SIGTERM]
