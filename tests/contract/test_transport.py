@@ -22,7 +22,7 @@ from endpoints import (
     victim_process,
 )
 
-from kvtransfer.counts import MIN_RATED_BYTES, LinkCounts
+from kvtransfer.counts import LinkCounts
 from kvtransfer.faulty import FaultyBackend, Plan
 from kvtransfer.pair import PairBackend
 from protocol.layout import KVLayout
@@ -249,10 +249,10 @@ def test_a_part_that_is_lost_on_its_way_in_fails_its_transfer(
 
 def test_a_rate_is_of_long_frames_only() -> None:
     counts = LinkCounts()
-    counts.moved(MIN_RATED_BYTES - 1, 1, 5.0)
+    counts.moved(64 << 10, 1, 5.0)
     assert counts.stats("peer", "out").bytes_per_s == 0
-    counts.moved(4 * MIN_RATED_BYTES, 1, 2.0)
-    assert counts.stats("peer", "out").bytes_per_s == 2 * MIN_RATED_BYTES
+    counts.moved(8 << 20, 1, 2.0)
+    assert counts.stats("peer", "out").bytes_per_s == 4 << 20
 
 
 def test_counters_tell_what_moved(make: Make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from nodes import LAYOUT
 from test_schedulers import COORDINATOR, decode_scheduler, generate
 
 from engine.request import Slice
+from infra.cluster import ClusterPlan, LocalCluster
 from node import build
 from node.build import CPU_POOL_TOKENS
 from node.config import NodeConfig
@@ -81,10 +82,24 @@ def pool_tokens(
 def test_a_laptop_with_little_free_memory_still_gets_a_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert pool_tokens(monkeypatch, "cpu", GIB, 16 * GIB, share=0.25) > 10_000
+    whole = pool_tokens(monkeypatch, "cpu", GIB // 4, 16 * GIB)
+    quarter = pool_tokens(monkeypatch, "cpu", GIB // 4, 16 * GIB, share=0.25)
+    assert 10_000 < whole < CPU_POOL_TOKENS
+    assert quarter == pytest.approx(whole / 4, abs=LAYOUT.page_size)
     assert pool_tokens(monkeypatch, "cpu", 16 * GIB, 16 * GIB) == CPU_POOL_TOKENS
     with pytest.raises(ConfigError, match="--memory-share"):
         pool_tokens(monkeypatch, "cpu", 100, 16 * GIB)
+
+
+def test_a_local_cluster_shares_its_memory_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Mapping[str, str]] = []
+    cluster = LocalCluster(ClusterPlan(2, 2, "127.0.0.1", 1))
+    monkeypatch.setattr(cluster, "start_process", lambda role, name, flags: started.append(flags))
+    cluster.start_node("prefill", "p0")
+    monkeypatch.setenv("KVRELAY_MEMORY_SHARE", "0.9")
+    cluster.start_node("prefill", "p1")
+    assert float(started[0]["memory_share"]) == 0.25
+    assert "memory_share" not in started[1], "the variable counts"
 
 
 def test_nodes_that_share_a_gpu_all_get_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
