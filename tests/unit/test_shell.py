@@ -82,8 +82,8 @@ def pool_tokens(
 def test_a_laptop_with_little_free_memory_still_gets_a_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = pool_tokens(monkeypatch, "cpu", GIB // 4, 16 * GIB)
-    quarter = pool_tokens(monkeypatch, "cpu", GIB // 4, 16 * GIB, share=0.25)
+    whole = pool_tokens(monkeypatch, "cpu", GIB // 16, 16 * GIB)
+    quarter = pool_tokens(monkeypatch, "cpu", GIB // 16, 16 * GIB, share=0.25)
     assert 10_000 < whole < CPU_POOL_TOKENS
     assert quarter == pytest.approx(whole / 4, abs=LAYOUT.page_size)
     assert pool_tokens(monkeypatch, "cpu", 16 * GIB, 16 * GIB) == CPU_POOL_TOKENS
