@@ -1,91 +1,172 @@
-"""`PrefixIndex`: which node owns which page, by page hash. Pure; a mirror of Redis in memory."""
+"""`PrefixIndex`: which node owns which page, by page hash. Pure; a mirror of Redis in memory.
+
+One dictionary from page hash to a bit mask of owners. Masks are shared between pages, so a page
+costs its key and one dictionary slot (110 to 170 bytes), however many nodes own it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
+MAX_SHARED_MASKS = 65_536
+"""Masks that one node's transitions remember; more are owners' sets met once, not worth keeping."""
+
+
+class PrefixOwners(Protocol):
+    """What routing asks of an index, wherever it is kept."""
+
+    def match(self, hashes: Sequence[PageHash]) -> dict[Node, int]:
+        """Number of leading pages of the chain that each node owns; nodes with none are absent."""
+        ...
+
+
+class _Masks(dict[int, int]):
+    """Mask before → mask after one node came (or went); computed once and then shared."""
+
+    def __init__(self, bit: int, adds: bool) -> None:
+        self._bit = bit
+        self._adds = adds
+
+    def __missing__(self, mask: int) -> int:
+        if len(self) >= MAX_SHARED_MASKS:
+            self.clear()
+        after = self[mask] = mask | self._bit if self._adds else mask & ~self._bit
+        return after
+
+
+class _Owner:
+    """One node as the index knows it: its bit, and how many pages it owns."""
+
+    __slots__ = ("bit", "num_pages", "with_it", "without_it")
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.num_pages = 0
+        self.with_it = _Masks(bit, adds=True)
+        self.without_it = _Masks(bit, adds=False)
+
 
 class PrefixIndex:
-    """Maps a page hash to a bit mask of owners.
-
-    Ownership is prefix-closed (nodes store parents before and remove them after children), so a
-    node's depth on a chain of hashes is the first position that it does not own.
-    """
+    """Ownership is prefix-closed (nodes store parents before and remove them after children), so
+    the owners of a chain only become fewer along it, and `match` bisects instead of walking."""
 
     def __init__(self) -> None:
-        self._owners: dict[PageHash, int] = {}
-        self._bits: dict[Node, int] = {}
-        self._owned: dict[Node, set[PageHash]] = {}
+        self._masks: dict[PageHash, int] = {}
+        self._owners: dict[Node, _Owner] = {}
+        self._nodes: dict[int, Node] = {}  # by bit
 
     def stored(self, node: Node, hashes: Iterable[PageHash]) -> None:
-        bit = self._bit(node)
-        owned = self._owned.setdefault(node, set())
+        """The node owns these pages too; parents come before children. Harmless twice."""
+        owner = self._owners.get(node) or self._add(node)
+        masks, bit, with_it = self._masks, owner.bit, owner.with_it
+        get = masks.get
         for page_hash in hashes:
-            self._owners[page_hash] = self._owners.get(page_hash, 0) | bit
-            owned.add(page_hash)
+            mask = get(page_hash, 0)
+            if not mask & bit:
+                masks[page_hash] = with_it[mask]
+                owner.num_pages += 1
 
     def removed(self, node: Node, hashes: Iterable[PageHash]) -> None:
-        bit = self._bits.get(node, 0)
-        owned = self._owned.get(node, set())
+        """The node owns these pages no more. Harmless for pages that it does not own."""
+        owner = self._owners.get(node)
+        if owner is None:
+            return
+        masks, bit, without_it = self._masks, owner.bit, owner.without_it
+        get = masks.get
         for page_hash in hashes:
-            if page_hash not in owned:
-                continue
-            owned.remove(page_hash)
-            rest = self._owners[page_hash] & ~bit
-            if rest:
-                self._owners[page_hash] = rest
-            else:
-                del self._owners[page_hash]
+            mask = get(page_hash, 0)
+            if mask & bit:
+                owner.num_pages -= 1
+                if mask == bit:
+                    del masks[page_hash]
+                else:
+                    masks[page_hash] = without_it[mask]
 
     def reload(self, node: Node, hashes: Iterable[PageHash]) -> None:
         """Replaces everything known of a node."""
         wanted = set(hashes)
-        self.removed(node, self._owned.get(node, set()) - wanted)
+        if self.num_pages(node):
+            self.removed(node, [page for page in self.pages(node) if page not in wanted])
         self.stored(node, wanted)
 
     def forget(self, node: Node) -> None:
-        """The node's lease ended: it owns nothing."""
-        self.removed(node, list(self._owned.get(node, ())))
-        self._owned.pop(node, None)
-        self._bits.pop(node, None)
+        """The node's lease ended: it owns nothing. Looks at every page (30 ms for a million)."""
+        if self.num_pages(node):
+            self.removed(node, self.pages(node))
+        owner = self._owners.pop(node, None)
+        if owner is not None:
+            del self._nodes[owner.bit]
 
     def match(self, hashes: Sequence[PageHash]) -> dict[Node, int]:
-        """Number of leading pages of the chain that each node owns; nodes with none are absent."""
+        """Number of leading pages of the chain that each node owns; nodes with none are absent.
+
+        A few dictionary look-ups for each different depth, each of log2(len(hashes)).
+        """
         depths: dict[Node, int] = {}
-        remaining = dict(self._bits)
-        alive = -1
-        for depth, page_hash in enumerate(hashes):
-            alive &= self._owners.get(page_hash, 0)
-            for node in [n for n, bit in remaining.items() if not alive & bit]:
-                del remaining[node]
-                if depth:
-                    depths[node] = depth
-            if not alive:
-                return depths
-        depths.update((node, len(hashes)) for node in remaining if hashes)
+        get = self._masks.get
+        owners = get(hashes[0], 0) if hashes else 0
+        if not owners:
+            return depths
+        # Owners of the page at `low`, and those of them that also own the one at `high`.
+        spans = [(0, owners, len(hashes), 0)]
+        while spans:
+            low, at_low, high, at_high = spans.pop()
+            while high - low > 1:
+                middle = (low + high) // 2
+                at_middle = get(hashes[middle], 0) & at_low
+                if at_middle == at_low:
+                    low = middle
+                elif at_middle == at_high:
+                    high = middle
+                else:
+                    spans.append((middle, at_middle, high, at_high & at_middle))
+                    high, at_high = middle, at_middle
+            ending = at_low & ~at_high
+            while ending:
+                bit = ending & -ending
+                depths[self._nodes[bit]] = high
+                ending ^= bit
         return depths
 
+    def owners(self, page_hash: PageHash) -> list[Node]:
+        """Nodes that own this page."""
+        mask = self._masks.get(page_hash, 0)
+        return [node for bit, node in self._nodes.items() if mask & bit]
+
+    def pages(self, node: Node) -> list[PageHash]:
+        """Every page that the node owns, in no order; looks at every page of the index."""
+        owner = self._owners.get(node)
+        if owner is None:
+            return []
+        bit = owner.bit
+        return [page_hash for page_hash, mask in self._masks.items() if mask & bit]
+
     def num_pages(self, node: Node) -> int:
-        return len(self._owned.get(node, ()))
+        owner = self._owners.get(node)
+        return owner.num_pages if owner is not None else 0
 
     @property
     def num_unique_pages(self) -> int:
-        return len(self._owners)
+        return len(self._masks)
 
     @property
     def num_owned_pages(self) -> int:
         """Pages over all nodes; minus `num_unique_pages`: replicas."""
-        return sum(map(len, self._owned.values()))
+        return sum(owner.num_pages for owner in self._owners.values())
 
-    def _bit(self, node: Node) -> int:
-        bit = self._bits.get(node)
-        if bit is None:
-            used = sum(self._bits.values())
-            position = 0
-            while used >> position & 1:
-                position += 1
-            bit = self._bits[node] = 1 << position
-        return bit
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the index, nearly: its dictionary, and a key of 64 bytes for each page."""
+        return self._masks.__sizeof__() + 64 * len(self._masks)
+
+    def _add(self, node: Node) -> _Owner:
+        bit = 1
+        while bit in self._nodes:
+            bit <<= 1
+        owner = self._owners[node] = _Owner(bit)
+        self._nodes[bit] = node
+        return owner
