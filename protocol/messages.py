@@ -23,7 +23,8 @@ class Generate(Message, frozen=True):
     """Coordinator → decode node: answer this prompt.
 
     `tokens` is the prompt plus whatever earlier attempts already answered. Without a
-    `prefill_node` (then `prefill_address` is "") the decode node prefills for itself.
+    `prefill_node` (then `prefill_address` is "") the decode node prefills for itself. Whoever
+    prefills first fetches what it lacks of the leading `fetch_pages` pages from `fetch_node`.
     """
 
     attempt: Attempt
@@ -35,10 +36,16 @@ class Generate(Message, frozen=True):
     prefill_node: Node | None
     prefill_address: str
     reply_address: str
+    fetch_node: Node | None = None
+    fetch_address: str = ""
+    fetch_pages: int = 0
 
 
 class Prefill(Message, frozen=True):
-    """Decode node → prefill node: compute this prompt, send its pages from `skip_pages` on."""
+    """Decode node → prefill node: compute this prompt, send its pages from `skip_pages` on.
+
+    First fetch what is lacking of the leading `fetch_pages` pages from `fetch_node`.
+    """
 
     attempt: Attempt
     tokens: bytes
@@ -47,15 +54,44 @@ class Prefill(Message, frozen=True):
     skip_pages: int
     reply_address: str
     data_address: str
+    fetch_node: Node | None = None
+    fetch_address: str = ""
+    fetch_pages: int = 0
+
+
+class Fetch(Message, frozen=True):
+    """Any node → an owner of any role: send the pages of this chain from `skip_pages` on.
+
+    `hashes` (joined) begin at the first page of the prompt. All or nothing: the pages come, as
+    pages 0 … of the transfer `attempt`, or a `FetchRefused`, or (the owner is gone) nothing.
+    """
+
+    attempt: Attempt
+    hashes: bytes
+    skip_pages: int
+    reply_address: str
+    data_address: str
+
+
+class FetchRefused(Message, frozen=True):
+    """Owner (`node`) → asker: these pages are not all here (any more); compute them."""
+
+    attempt: Attempt
+    reason: str
+    node: Node
 
 
 class PrefillDone(Message, frozen=True):
-    """Prefill node → decode node: all pages are on their way; this is the first token."""
+    """Prefill node → decode node: all pages are on their way; this is the first token.
+
+    `cached_tokens` of the prompt were not computed; of these, `fetched_tokens` were fetched.
+    """
 
     attempt: Attempt
     first_token: int
     cached_tokens: int
     node: Node
+    fetched_tokens: int = 0
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +104,8 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     finish: str = ""
     cached_tokens: int = 0
     transferred_pages: int = 0
+    fetched_tokens: int = 0
+    """Of `cached_tokens`, those whose pages were fetched from another node."""
 
 
 class TokensOut(Message, frozen=True):
@@ -97,10 +135,14 @@ class Cancel(Message, frozen=True):
 
 
 class FlushCache(Message, frozen=True):
-    """Coordinator → node: forget every cached page that no request holds."""
+    """Coordinator → node: forget every cached page that no request holds.
+
+    With a `cache_salt` only the pages of that tenant; "" is the tenant without a salt.
+    """
 
     reply_address: str
     flush_id: str
+    cache_salt: str | None = None
 
 
 class CacheFlushed(Message, frozen=True):
@@ -109,6 +151,25 @@ class CacheFlushed(Message, frozen=True):
     node: Node
     flush_id: str
     num_pages: int
+
+
+class AuditPages(Message, frozen=True):
+    """Coordinator → node: say which pages are cached, to compare with what Redis says."""
+
+    reply_address: str
+    audit_id: str
+
+
+class AuditReply(Message, frozen=True):
+    """Node → coordinator: the answer to `AuditPages`; all page hashes, joined, in no order."""
+
+    node: Node
+    audit_id: str
+    hashes: bytes
+
+
+class Republish(Message, frozen=True):
+    """Coordinator → node: write your whole ownership record to Redis again."""
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -155,6 +216,12 @@ class Load(msgspec.Struct, frozen=True):
     open_links: int = 0
     rss_bytes: int = 0
     """Resident memory of the node's process."""
+    fetched_tokens_total: int = 0
+    """Prompt tokens fetched from other nodes; not in `reused_tokens_total`, which were here."""
+    pages_fetched_total: int = 0
+    """Of `pages_received_total`."""
+    busy_s_total: float = 0.0
+    """Time spent in model steps."""
 
 
 class Heartbeat(Message, frozen=True):
@@ -174,12 +241,17 @@ class Goodbye(Message, frozen=True):
 AnyMessage = (
     Generate
     | Prefill
+    | Fetch
+    | FetchRefused
     | PrefillDone
     | TokensOut
     | Failed
     | Cancel
     | FlushCache
     | CacheFlushed
+    | AuditPages
+    | AuditReply
+    | Republish
     | Heartbeat
     | Goodbye
 )
