@@ -29,6 +29,7 @@ class Lease:
     node: RadixNode = field(repr=False)
     private: set[int] = field(repr=False)
     """Pages of this lease that are not in the tree; freed on release."""
+    cache_salt: str = ""
     num_committed_pages: int = 0
     released: bool = False
 
@@ -49,6 +50,8 @@ class PrefixCache:
         self._tree = RadixTree()
         self._num_private_pages = 0
         self._changes: list[CacheChange] = []
+        self._salts: dict[PageHash, str] = {}
+        """The tenant of every chain in the tree, by its first hash."""
         self.num_evicted_pages = 0
 
     @property
@@ -67,14 +70,24 @@ class PrefixCache:
     def num_held_pages(self) -> int:
         return self._num_private_pages + self._tree.num_locked_pages
 
-    def match_length(self, hashes: Sequence[PageHash]) -> int:
-        """Pages of the longest cached prefix; changes nothing."""
-        return self._tree.match_length(hashes)
+    def find(self, hashes: Sequence[PageHash]) -> list[int]:
+        """Pages of the longest cached prefix; changes nothing, not even the order of eviction.
 
-    def acquire(self, hashes: Sequence[PageHash], num_pages: int, now: float) -> Lease | None:
+        Nobody holds them: whoever wants their content copies it before anything is acquired.
+        """
+        return self._tree.find(hashes)
+
+    def hashes(self) -> list[PageHash]:
+        """Of every page that can be found, held or not."""
+        return self._tree.hashes()
+
+    def acquire(
+        self, hashes: Sequence[PageHash], num_pages: int, now: float, cache_salt: str = ""
+    ) -> Lease | None:
         """A lease on `num_pages` pages, the first of them the longest cached prefix of `hashes`.
 
-        Evicts as much as it needs. None: there is no room until another lease is released.
+        `cache_salt` names the tenant from whose namespace the hashes are chained. Evicts as much
+        as it needs. None: there is no room until another lease is released.
         """
         assert num_pages >= len(hashes)
         pages, node = self._tree.match(hashes, now)
@@ -83,7 +96,7 @@ class PrefixCache:
         if new_pages is None:
             self._tree.unlock(node)
             return None
-        return Lease(pages + new_pages, len(pages), node, set(new_pages), len(pages))
+        return Lease(pages + new_pages, len(pages), node, set(new_pages), cache_salt, len(pages))
 
     def commit(self, lease: Lease, hashes: Sequence[PageHash], now: float) -> None:
         """The first len(hashes) pages of the lease hold what `hashes` say: make them findable.
@@ -104,6 +117,7 @@ class PrefixCache:
         lease.node = node
         lease.num_committed_pages = len(hashes)
         if taken:
+            self._salts[hashes[0]] = lease.cache_salt
             self._changes.append(CacheChange([], list(hashes[present:])))
 
     def release(self, lease: Lease) -> None:
@@ -114,9 +128,13 @@ class PrefixCache:
         self._num_private_pages -= len(lease.private)
         self._tree.unlock(lease.node)
 
-    def flush(self) -> int:
-        """Forgets every cached page that no lease holds; returns how many."""
-        return self._evict(self.num_cached_pages)
+    def flush(self, cache_salt: str | None = None) -> int:
+        """Forgets every cached page that no lease holds; returns how many.
+
+        With a `cache_salt` only the pages of that tenant; "" is the tenant without a salt.
+        """
+        wanted = [h for h, salt in self._salts.items() if cache_salt in (None, salt)]
+        return self._removed(*self._tree.remove(wanted))
 
     def take_changes(self) -> list[CacheChange]:
         """What was stored and removed since the last call, in order. Applied in this order the
@@ -129,15 +147,17 @@ class PrefixCache:
         if missing > self.num_cached_pages:
             return None
         if missing > 0:
-            self.num_evicted_pages += self._evict(missing)
+            self.num_evicted_pages += self._removed(*self._tree.evict(missing))
         pages = self._pool.allocate(count)
         if pages is not None:
             self._num_private_pages += count
         return pages
 
-    def _evict(self, count: int) -> int:
-        hashes, pages = self._tree.evict(count)
+    def _removed(self, hashes: list[PageHash], pages: list[int]) -> int:
+        """Accounts for pages that the tree gave up; returns how many."""
         self._pool.free(pages)
+        for page_hash in hashes:
+            self._salts.pop(page_hash, None)
         if hashes:
             self._changes.append(CacheChange(hashes, []))
         return len(pages)

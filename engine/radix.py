@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from protocol.hashing import PageHash
 
 
 class RadixNode:
-    """A run of pages below `parent`. `locks` counts the leases whose path goes through it."""
+    """A run of pages below `parent`. `locks` counts the leases whose path goes through it;
+    `is_queued` says that it has its one entry in the tree's queue of eviction."""
 
-    __slots__ = ("children", "hashes", "last_used", "locks", "pages", "parent")
+    __slots__ = ("children", "hashes", "is_queued", "last_used", "locks", "pages", "parent")
 
     def __init__(
         self,
@@ -38,16 +39,29 @@ class RadixNode:
         self.pages = pages
         self.locks = locks
         self.last_used = last_used
+        self.is_queued = False
         self.children: dict[PageHash, RadixNode] = {}
+
+    @property
+    def is_evictable(self) -> bool:
+        return self.locks == 0 and not self.children
 
 
 class RadixTree:
-    """Lookup, insertion, locks and leaf-first LRU eviction. Owns no free list."""
+    """Lookup, insertion, locks and leaf-first LRU eviction. Owns no free list. Time only grows.
+
+    The queue of eviction is a heap that is repaired when it is read: every evictable leaf has
+    one entry, which says a time no later than its last use. An entry that says too early a time
+    is put back with the right one; one whose node is locked or has children is dropped, and made
+    anew when the node becomes evictable. So a use costs nothing, and an eviction O(log leaves).
+    """
 
     def __init__(self) -> None:
         self.root = RadixNode(None, [], [], locks=1, last_used=0.0)
         self.num_pages = 0
         self.num_locked_pages = 0
+        self._queue: list[tuple[float, int, RadixNode]] = []
+        self._serial = itertools.count()  # breaks ties, so that nodes are never compared
 
     def match(self, hashes: Sequence[PageHash], now: float) -> tuple[list[int], RadixNode]:
         """Pages of the longest cached prefix, and the node where it ends.
@@ -67,19 +81,23 @@ class RadixTree:
             node = child
         return pages, node
 
-    def match_length(self, hashes: Sequence[PageHash]) -> int:
-        """Number of pages that `match` would return; changes nothing."""
-        node, length = self.root, 0
-        while length < len(hashes):
-            child = node.children.get(hashes[length])
+    def find(self, hashes: Sequence[PageHash]) -> list[int]:
+        """The pages that `match` would return; changes nothing, the last use included."""
+        node, pages = self.root, list[int]()
+        while len(pages) < len(hashes):
+            child = node.children.get(hashes[len(pages)])
             if child is None:
                 break
-            common = _common_length(child.hashes, hashes, length)
-            length += common
+            common = _common_length(child.hashes, hashes, len(pages))
+            pages += child.pages[:common]
             if common < len(child.hashes):
                 break
             node = child
-        return length
+        return pages
+
+    def hashes(self) -> list[PageHash]:
+        """Of all pages, parents before children."""
+        return [page_hash for node in _below(self.root) for page_hash in node.hashes]
 
     def insert(
         self, hashes: Sequence[PageHash], pages: Sequence[int], now: float
@@ -95,6 +113,7 @@ class RadixTree:
             leaf = RadixNode(node, list(hashes[length:]), list(pages[length:]), 0, now)
             node.children[leaf.hashes[0]] = leaf
             self.num_pages += len(leaf.pages)
+            self._enqueue(leaf)
             node = leaf
         return length, node
 
@@ -112,6 +131,8 @@ class RadixTree:
             node.locks -= 1
             if node.locks == 0:
                 self.num_locked_pages -= len(node.pages)
+                if node.is_evictable and not node.is_queued:
+                    self._enqueue(node)
             node = node.parent
 
     def evict(self, count: int) -> tuple[list[PageHash], list[int]]:
@@ -119,38 +140,67 @@ class RadixTree:
 
         Returns their hashes (children always before parents) and page indices.
         """
-        serial = itertools.count()  # breaks ties, so that nodes are never compared
-        leaves = [
-            (leaf.last_used, next(serial), leaf) for leaf in self._leaves() if leaf.locks == 0
-        ]
-        heapq.heapify(leaves)
         hashes: list[PageHash] = []
         pages: list[int] = []
-        while leaves and len(pages) < count:
-            _, _, leaf = heapq.heappop(leaves)
+        while len(pages) < count and (leaf := self._pop_oldest()):
             wanted = count - len(pages)
             hashes += leaf.hashes[: -wanted - 1 : -1]
             pages += leaf.pages[: -wanted - 1 : -1]
             if wanted < len(leaf.pages):
                 del leaf.hashes[-wanted:], leaf.pages[-wanted:]
+                self._enqueue(leaf)
                 break
-            parent = leaf.parent
-            assert parent is not None
-            del parent.children[leaf.hashes[0]]
-            if parent.parent is not None and not parent.children and parent.locks == 0:
-                heapq.heappush(leaves, (parent.last_used, next(serial), parent))
+            self._detach(leaf)
         self.num_pages -= len(pages)
         return hashes, pages
 
-    def _leaves(self) -> list[RadixNode]:
-        leaves, stack = [], list(self.root.children.values())
-        while stack:
-            node = stack.pop()
-            if node.children:
-                stack += node.children.values()
-            else:
-                leaves.append(node)
-        return leaves
+    def remove(self, first_hashes: Iterable[PageHash]) -> tuple[list[PageHash], list[int]]:
+        """Removes every unlocked page of the chains that begin with one of `first_hashes`.
+
+        Returns their hashes (children always before parents) and page indices. Looks at the
+        whole queue of eviction: this is for operators, not for every step.
+        """
+        hashes: list[PageHash] = []
+        pages: list[int] = []
+        removed: set[RadixNode] = set()
+        for first in first_hashes:
+            child = self.root.children.get(first)
+            if child is None:
+                continue
+            for node in reversed(list(_below(child))):
+                if node.locks == 0:  # then so is everything below it, which is gone already
+                    hashes += reversed(node.hashes)
+                    pages += reversed(node.pages)
+                    removed.add(node)
+                    self._detach(node)
+        self._queue = [entry for entry in self._queue if entry[2] not in removed]
+        heapq.heapify(self._queue)
+        self.num_pages -= len(pages)
+        return hashes, pages
+
+    def _detach(self, leaf: RadixNode) -> None:
+        """Takes a leaf from its parent, which may become evictable by it."""
+        parent = leaf.parent
+        assert parent is not None and not leaf.children
+        del parent.children[leaf.hashes[0]]
+        if parent.is_evictable and not parent.is_queued:
+            self._enqueue(parent)
+
+    def _enqueue(self, node: RadixNode) -> None:
+        node.is_queued = True
+        heapq.heappush(self._queue, (node.last_used, next(self._serial), node))
+
+    def _pop_oldest(self) -> RadixNode | None:
+        """Takes the least recently used evictable leaf from the queue. None: there is none."""
+        while self._queue:
+            queued_for, _, node = heapq.heappop(self._queue)
+            node.is_queued = False
+            if not node.is_evictable:
+                continue
+            if queued_for == node.last_used:
+                return node
+            self._enqueue(node)
+        return None
 
     def _split(self, node: RadixNode, length: int) -> RadixNode:
         """Cuts the run of `node` after `length` pages; returns the new upper half."""
@@ -164,6 +214,15 @@ class RadixTree:
         node.parent = upper
         upper.children[node.hashes[0]] = node
         return upper
+
+
+def _below(top: RadixNode) -> Iterator[RadixNode]:
+    """`top` and every node below it, parents before children."""
+    stack = [top]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += node.children.values()
 
 
 def _common_length(run: Sequence[PageHash], hashes: Sequence[PageHash], offset: int) -> int:
