@@ -1,7 +1,7 @@
 """Follows the ownership record in Redis into the `PrefixIndex`, and announces this coordinator.
 
 Redis may be gone: the index stays as it is, and routing goes on. A gap in a node's sequence, a
-`reload` entry or an unknown node make the node's whole set be read again.
+`reload` entry, a record that went back or an unknown node make the node's whole set be read.
 """
 
 from __future__ import annotations
@@ -11,51 +11,67 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-import redis.asyncio
-from redis.exceptions import RedisError
-
 from coordinator.index import PrefixIndex
+from coordinator.redis_index import RedisIndex
 from protocol import ownership
-from protocol.hashing import split_hashes
+from protocol.hashing import PageHash, split_hashes
 from protocol.ids import Node
-from protocol.messages import NodeInfo
+from protocol.redis_client import REDIS_ERRORS, connect_async
 
 log = logging.getLogger(__name__)
 
 READ_BLOCK_MS = 100
+ENTRIES_PER_READ = 200
+BYTES_BETWEEN_YIELDS = 64 * 1024
 LOOK_FOR_NODES_S = 0.5
 RETRY_S = 0.5
-CONNECT_TIMEOUT_S = 2.0
+REDIS_TIMEOUT_S = 2.0
 ANNOUNCE_LEASE_S = 10.0
 
 
 @dataclass
 class _Position:
-    """How far a node's stream was read. `sequence` None: any number may come next."""
+    """How far a node's stream was read."""
 
     stream_id: bytes
-    sequence: int | None
+    sequence: int
+    seen_behind: bytes = b""
+    """`stream_id` at the last look for nodes, if the record was ahead of it then."""
+
+    def has_lost(self, recorded: int) -> bool:
+        """True if reading on cannot lead to the `recorded` sequence: it went back, or its entries
+        have ids before ours (another Redis, with another clock) and were not delivered."""
+        is_behind = recorded > self.sequence
+        is_stuck = is_behind and self.seen_behind == self.stream_id
+        self.seen_behind = self.stream_id if is_behind else b""
+        return is_stuck or recorded < self.sequence
 
 
 class OwnershipFollower:
-    """One task; `connected` tells operators whether Redis answers."""
+    """One task; the attributes are for operators and for the audit.
+
+    `connected`: Redis answers. `lag_s`: delay from the newest change's entry into Redis to the
+    index. `num_reloads`: sets that were read again. `draining`: names of nodes that get no new
+    requests, for all coordinators the same. `record`: asks Redis itself.
+    """
 
     def __init__(self, redis_url: str, address: str, index: PrefixIndex) -> None:
         """`address`: where nodes send this coordinator's heartbeats."""
-        self._redis: Any = redis.asyncio.Redis.from_url(
-            redis_url,
-            protocol=2,
-            socket_timeout=CONNECT_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-        )
+        self._redis: Any = connect_async(redis_url, REDIS_TIMEOUT_S)
         self._announce = self._redis.register_script(ownership.ANNOUNCE)
         self._address = address
         self._index = index
         self._positions: dict[Node, _Position] = {}
-        self._unreadable: set[str] = set()
-        self.connected = False
+        self._to_load: set[Node] = set()
+        self._redis_ahead_s = 0.0
+        """Clock of Redis minus clock of the event loop."""
         self._warned = False
+        self._lock = asyncio.Lock()
+        self.record = RedisIndex(self._redis)
+        self.connected = False
+        self.lag_s = 0.0
+        self.num_reloads = 0
+        self.draining: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -63,93 +79,136 @@ class OwnershipFollower:
         clock = asyncio.get_running_loop().time
         while True:
             try:
-                if clock() >= next_look:
-                    await self._look_for_nodes()
-                    next_look = clock() + LOOK_FOR_NODES_S
-                await self._read_streams()
+                async with self._lock:
+                    if clock() >= next_look:
+                        await self._look_for_nodes()
+                        next_look = clock() + LOOK_FOR_NODES_S
+                    if self._to_load:
+                        await self._load(self._to_load.pop())
+                    await self._read_streams()
                 if not self.connected:
                     log.info("following page ownership in Redis")
                 self.connected, self._warned = True, False
-            except (RedisError, OSError, asyncio.TimeoutError) as error:
+            except REDIS_ERRORS as error:
                 if not self._warned:
                     log.warning("Redis is unreachable, routing goes on from memory: %s", error)
                 self.connected, self._warned = False, True
                 next_look = 0.0
+                for position in self._positions.values():
+                    position.seen_behind = b""  # nothing was read since
                 await asyncio.sleep(RETRY_S)
+
+    async def reload(self, node: Node) -> None:
+        """Reads the node's whole set again; nothing if it has no lease. Raises REDIS_ERRORS."""
+        async with self._lock:
+            if node in self._positions:
+                await self._load(node)
+
+    async def set_draining(self, name: str, draining: bool) -> None:
+        """For all coordinators, until it is taken back. Raises REDIS_ERRORS."""
+        if draining:
+            await self._redis.sadd(ownership.DRAINING_KEY, name)
+            self.draining |= {name}
+        else:
+            await self._redis.srem(ownership.DRAINING_KEY, name)
+            self.draining -= {name}
 
     async def close(self) -> None:
         try:
             await self._redis.zrem(ownership.COORDINATORS_KEY, self._address)
-        except (RedisError, OSError):
+        except REDIS_ERRORS:
             pass  # the announcement ends by itself
         await self._redis.aclose()
 
     async def _look_for_nodes(self) -> None:
+        clock = asyncio.get_running_loop().time
+        asked = clock()
         lease_ms = int(ANNOUNCE_LEASE_S * 1000)
-        await self._announce(keys=[ownership.COORDINATORS_KEY], args=[self._address, lease_ms])
-        live = await self._live_nodes()
-        for node in live - self._positions.keys():
-            await self._load(node)
-        for node in self._positions.keys() - live:
+        redis_ms = await self._announce(
+            keys=[ownership.COORDINATORS_KEY], args=[self._address, lease_ms]
+        )
+        self._redis_ahead_s = redis_ms / 1000 - (asked + clock()) / 2
+        names = await self._redis.smembers(ownership.DRAINING_KEY)
+        self.draining = frozenset(name.decode() for name in names)
+        live = await self.record.sequences()
+        for node in self._positions.keys() - live.keys():
             del self._positions[node]
             self._index.forget(node)
-
-    async def _live_nodes(self) -> set[Node]:
-        """Those with a lease. A name whose info is gone too is taken off the list; if it lives
-        after all, its next renewal puts it back."""
-        names = sorted(name.decode() for name in await self._redis.smembers(ownership.NODES_KEY))
-        pipe = self._redis.pipeline(transaction=False)
-        for name in names:
-            keys = ownership.NodeKeys.of(Node(name, 0))
-            pipe.get(keys.info)
-            pipe.exists(keys.lease)
-        found = await pipe.execute()
-        live = set()
-        for name, raw, has_lease in zip(names, found[::2], found[1::2], strict=True):
-            if raw is None:
-                await self._redis.srem(ownership.NODES_KEY, name)
-            elif has_lease and (node := self._node_of(name, raw)) is not None:
-                live.add(node)
-        return live
-
-    def _node_of(self, name: str, raw: bytes) -> Node | None:
-        """None, said once, for a record of another version."""
-        try:
-            return msgspec.json.decode(raw, type=NodeInfo).node
-        except msgspec.DecodeError as error:
-            if name not in self._unreadable:
-                self._unreadable.add(name)
-                log.error("the record of node %s in Redis is ignored: %s", name, error)
-            return None
+        self._to_load &= live.keys()
+        for node, sequence in live.items():
+            if sequence is None:
+                continue  # it writes its set now, and ends with a `reload` entry
+            position = self._positions.get(node)
+            if position is None or position.has_lost(sequence):
+                self._to_load.add(node)
 
     async def _load(self, node: Node) -> None:
-        """Reads the stream's end, then the set: what changes in between is replayed, harmlessly."""
-        keys = ownership.NodeKeys.of(node)
-        last = await self._redis.xrevrange(keys.changes, count=1)
-        stream_id = last[0][0] if last else b"0-0"
-        sequence = ownership.Change.from_entry(last[0][1]).sequence if last else None
-        hashes = await self._redis.smembers(keys.pages)
-        self._index.reload(node, hashes)
+        """Reads the end of the stream, then the set in parts, while both may change.
+
+        Every change after that end is replayed by `_read_streams`, in order, and replaying what
+        the parts already show changes nothing. So a page that changed is what its last change
+        says; one that did not was owned all the while and in some part, or never and in none.
+        A first load is usable from its first part on: until its end the index knows too few pages
+        of the node. A later one replaces the pages at its end, at once.
+        """
+        last = await self._redis.xrevrange(ownership.NodeKeys.of(node).changes, count=1)
+        if not last:
+            return  # gone meanwhile: the next look tells
+        stream_id, fields = last[0]
+        if self._index.num_pages(node):
+            hashes: set[PageHash] = set()
+            async for blob in self.record.pages_in_parts(node):
+                hashes.update(split_hashes(blob))
+            self._index.reload(node, hashes)
+        else:
+            await self._load_first(node)
+        if node in self._positions:
+            self.num_reloads += 1
+        sequence = ownership.Change.from_entry(fields).sequence
         self._positions[node] = _Position(stream_id, sequence)
 
+    async def _load_first(self, node: Node) -> None:
+        try:
+            async for blob in self.record.pages_in_parts(node):
+                self._index.stored(node, split_hashes(blob))
+        except BaseException:
+            self._index.forget(node)  # without a position nobody would follow or forget it
+            raise
+
     async def _read_streams(self) -> None:
-        if not self._positions:
-            await asyncio.sleep(READ_BLOCK_MS / 1000)
+        nodes = {
+            ownership.NodeKeys.of(node).changes.encode(): node
+            for node in self._positions.keys() - self._to_load
+        }
+        block_ms = None if self._to_load else READ_BLOCK_MS
+        if not nodes:
+            await asyncio.sleep(0 if block_ms is None else READ_BLOCK_MS / 1000)
             return
-        nodes = {ownership.NodeKeys.of(node).changes.encode(): node for node in self._positions}
         wanted = {key: self._positions[node].stream_id for key, node in nodes.items()}
-        for key, entries in await self._redis.xread(wanted, count=1_000, block=READ_BLOCK_MS):
-            for stream_id, fields in entries:
-                change = ownership.Change.from_entry(fields)
-                if not self._apply(nodes[key], stream_id, change):
-                    await self._load(nodes[key])
-                    break
+        reply = await self._redis.xread(wanted, count=ENTRIES_PER_READ, block=block_ms)
+        for key, entries in reply:
+            await self._apply_all(nodes[key], entries)
+
+    async def _apply_all(self, node: Node, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        """Applies entries up to the first that makes a load necessary."""
+        num_bytes = 0
+        for stream_id, fields in entries:
+            change = ownership.Change.from_entry(fields)
+            if not self._apply(node, stream_id, change):
+                self._to_load.add(node)
+                return
+            num_bytes += len(change.stored) + len(change.removed)
+            if num_bytes > BYTES_BETWEEN_YIELDS:
+                num_bytes = 0
+                await asyncio.sleep(0)
+        entered_ms = int(entries[-1][0].partition(b"-")[0])
+        now_s = asyncio.get_running_loop().time() + self._redis_ahead_s
+        self.lag_s = max(0.0, now_s - entered_ms / 1000)
 
     def _apply(self, node: Node, stream_id: bytes, change: ownership.Change) -> bool:
         """Applies one entry; False: the node's whole set must be read."""
         position = self._positions[node]
-        expected = position.sequence
-        if change.reload or (expected is not None and change.sequence != expected + 1):
+        if change.reload or change.sequence != position.sequence + 1:
             return False
         self._index.removed(node, split_hashes(change.removed))
         self._index.stored(node, split_hashes(change.stored))

@@ -6,11 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis
-
 from infra.ports import free_port
 from infra.process import Child
 from protocol.config import ConfigError, hide_password
+from protocol.redis_client import REDIS_ERRORS, connect
 
 START_TIMEOUT_S = 10.0
 REACH_TIMEOUT_S = 5.0
@@ -25,14 +24,14 @@ class RedisServer:
 
     def wait_until_ready(self, child: Child) -> None:
         """Raises ConfigError when it does not answer in time."""
-        client = redis.Redis.from_url(self.url, protocol=2, socket_timeout=1.0)
+        client = connect(self.url, timeout_s=1.0)
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
                 client.ping()
                 client.close()
                 return
-            except redis.RedisError as error:
+            except REDIS_ERRORS as error:
                 if not child.alive or time.monotonic() > deadline:
                     raise ConfigError(f"the embedded Redis did not start: {error}") from error
                 time.sleep(0.02)
@@ -41,12 +40,10 @@ class RedisServer:
 def check_reachable(url: str) -> None:
     """Raises ConfigError when no Redis answers at `url`."""
     try:
-        client = redis.Redis.from_url(
-            url, protocol=2, socket_timeout=REACH_TIMEOUT_S, socket_connect_timeout=REACH_TIMEOUT_S
-        )
+        client = connect(url, REACH_TIMEOUT_S)
         client.ping()
         client.close()
-    except (redis.RedisError, ValueError) as error:
+    except REDIS_ERRORS as error:
         raise ConfigError(
             f"no Redis answers at {hide_password(url)} ({error}); start it, name another with "
             "--redis-url, or leave it out to get a private one"
@@ -60,6 +57,7 @@ def server_command(directory: Path) -> RedisServer:
         _binary(),
         *("--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)),
         *("--save", "", "--appendonly", "no"),
+        *("--lazyfree-lazy-expire", "yes"),  # a dead node's set may hold millions of hashes
     ]
     return RedisServer(f"redis://127.0.0.1:{port}/0", command)
 

@@ -1,8 +1,8 @@
 """Keeps Redis true about one node: its lease, its info, and the pages it owns.
 
 One thread. Redis may be slow, gone or emptied: the node never waits for it. The thread keeps the
-set of owned hashes in memory, and whenever Redis may differ (it was unreachable, the lease ended,
-it came back empty) it registers again and writes the whole set.
+owned hashes in memory, and whenever Redis may differ (it was unreachable, the lease ended, it came
+back empty, it lost changes in a failover) it registers again and writes the whole set.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
-import redis
 
 from engine.cache import CacheChange
 from protocol import ownership
 from protocol.hashing import PageHash, join_hashes
 from protocol.messages import NodeInfo
+from protocol.redis_client import REDIS_ERRORS, connect
 
 log = logging.getLogger(__name__)
 
 REDIS_TIMEOUT_S = 2.0
 RETRY_S = 0.5
-HASHES_PER_WRITE = 10_000
+HASHES_PER_FILL = 5_000
 COORDINATOR_KEPT_S = 300.0
 
 
@@ -38,27 +39,20 @@ class OwnershipPublisher:
         self, redis_url: str, info: NodeInfo, lease_s: float, on_replaced: Callable[[], None]
     ) -> None:
         self.coordinators: tuple[str, ...] = ()
-        self._redis = redis.Redis.from_url(
-            redis_url,
-            protocol=2,
-            socket_timeout=REDIS_TIMEOUT_S,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
-        )
+        self._redis_url = redis_url
+        self._redis: Any = None
         self._info = info
         self._keys = ownership.NodeKeys.of(info.node)
         self._lease_s = lease_s
         self._on_replaced = on_replaced
-        self._register = self._redis.register_script(ownership.REGISTER)
-        self._renew = self._redis.register_script(ownership.RENEW)
-        self._apply = self._redis.register_script(ownership.APPLY)
-        self._release = self._redis.register_script(ownership.RELEASE)
-        self._list = self._redis.register_script(ownership.LIST_COORDINATORS)
         self._coordinators_seen: dict[str, float] = {}
         self._next_renewal = 0.0
-        self._owned: set[PageHash] = set()
+        self._owned: dict[PageHash, None] = {}
+        """In the order of storing, so that parents come before children."""
         self._pending: list[CacheChange] = []
         self._sequence = 0
         self._registered = False
+        self._republish = False
         self._reachable = True
         self._lock = threading.Lock()
         self._work = threading.Event()
@@ -74,12 +68,17 @@ class OwnershipPublisher:
             self._pending.extend(changes)
         self._work.set()
 
+    def republish(self) -> None:
+        """Has the whole set written again, soon; any thread may call."""
+        self._republish = True
+        self._work.set()
+
     def close(self) -> None:
         """Ends the lease, so that nobody counts on this node any more."""
         self._stopping = True
         self._work.set()
         self._thread.join(timeout=2 * REDIS_TIMEOUT_S + RETRY_S)
-        self._redis.close()
+        self._disconnect()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -87,24 +86,52 @@ class OwnershipPublisher:
             self._work.clear()
             try:
                 self._write_changes()
+                if self._republish:
+                    self._republish, self._registered, self._next_renewal = False, False, 0.0
                 if time.monotonic() >= self._next_renewal:
                     self._next_renewal = time.monotonic() + self._lease_s / 3
                     self._renew_lease()
                     self._reachable = True
-            except redis.RedisError as error:
+            except REDIS_ERRORS as error:
                 if self._reachable:
                     log.warning("Redis is unreachable, serving goes on without it: %s", error)
                 self._reachable = self._registered = False
                 self._next_renewal = time.monotonic() + RETRY_S
+                self._disconnect()
         try:
             if self._registered:
                 self._give_up_lease()
-        except redis.RedisError as error:
+        except REDIS_ERRORS as error:
             log.warning("could not give up the lease in Redis: %s", error)
 
+    def _disconnect(self) -> None:
+        """The next connection is made afresh: after a failover to another master."""
+        client, self._redis = self._redis, None
+        if client is not None:
+            client.close()
+
+    def _call(self, script: str, *args: int | str | bytes) -> int:
+        """Runs a script of one node; `args` follow incarnation and lease."""
+        lease_ms = int(self._lease_s * 1000)
+        run = self._redis.register_script(script)
+        return int(run(self._keys.all(), [self._info.node.incarnation, lease_ms, *args]))
+
+    def _write(self, script: str, *args: int | str | bytes) -> bool:
+        """False: refused, and the node registers again or stops."""
+        result = self._call(script, *args)
+        if result == ownership.LOST:
+            log.warning("Redis lost the record of %s, writing it again", self._info.node)
+            self._registered = False
+            self._next_renewal = 0.0
+            self._work.set()
+        elif result == ownership.FENCED:
+            self._registered = False
+            self._stopping = True
+            self._on_replaced()
+        return result == ownership.APPLIED
+
     def _give_up_lease(self) -> None:
-        released = self._release(self._keys.all(), [self._info.node.incarnation])
-        if released == ownership.APPLIED:
+        if self._call(ownership.RELEASE) == ownership.APPLIED:
             self._redis.srem(ownership.NODES_KEY, self._info.node.name)
 
     def _write_changes(self) -> None:
@@ -112,28 +139,32 @@ class OwnershipPublisher:
         with self._lock:
             changes, self._pending = self._pending, []
         for change in changes:
-            self._owned.difference_update(change.removed)
-            self._owned.update(change.stored)
-        if not self._registered:
-            return
-        for change in changes:
-            self._write("change", change.stored, change.removed)
+            for page_hash in change.removed:
+                self._owned.pop(page_hash, None)
+            self._owned.update(dict.fromkeys(change.stored))
+        for change in _joined(changes):
+            if not self._registered:
+                return
+            self._sequence += 1
+            stored, removed = join_hashes(change.stored), join_hashes(change.removed)
+            entry = ownership.Change(self._sequence, False, stored, removed)
+            self._write(ownership.APPLY, *entry.args())
 
     def _renew_lease(self) -> None:
-        if not self._registered:
-            self._register_and_write_all()
+        if self._redis is None:
+            self._redis = connect(self._redis_url, REDIS_TIMEOUT_S)
+        if self._registered:
+            self._write(ownership.RENEW, self._sequence)
         else:
-            result = self._renew(
-                self._keys.all(), [self._info.node.incarnation, int(self._lease_s * 1000)]
-            )
-            self._check(result)
+            self._registered = self._register_and_write_all()
         self._redis.sadd(ownership.NODES_KEY, self._info.node.name)
         self._look_for_coordinators()
 
     def _look_for_coordinators(self) -> None:
         """Heartbeats go on for a while to one that is not announced: it may be without Redis."""
         now = time.monotonic()
-        for address in self._list([ownership.COORDINATORS_KEY]):
+        look = self._redis.register_script(ownership.LIST_COORDINATORS)
+        for address in look([ownership.COORDINATORS_KEY]):
             self._coordinators_seen[address.decode()] = now
         self._coordinators_seen = {
             address: seen
@@ -142,48 +173,43 @@ class OwnershipPublisher:
         }
         self.coordinators = tuple(self._coordinators_seen)
 
-    def _register_and_write_all(self) -> None:
-        node = self._info.node
-        result = self._register(
-            self._keys.all(),
-            [node.incarnation, int(self._lease_s * 1000), msgspec.json.encode(self._info)],
-        )
-        self._check(result)
-        if result != ownership.APPLIED:
-            return
-        self._registered = True
+    def _register_and_write_all(self) -> bool:
+        """Every part renews the lease, so a rewrite may take longer than the lease."""
+        if not self._write(ownership.REGISTER, msgspec.json.encode(self._info)):
+            return False
         hashes = list(self._owned)
-        for start in range(0, len(hashes), HASHES_PER_WRITE):
-            self._write("part", hashes[start : start + HASHES_PER_WRITE], [])
-        self._write("reload", [], [])
-        log.info("registered in Redis as %s with %d owned pages", node, len(hashes))
-
-    def _write(self, kind: str, stored: list[PageHash], removed: list[PageHash]) -> None:
-        if not self._registered:
-            return
+        for start in range(0, len(hashes), HASHES_PER_FILL):
+            part = join_hashes(hashes[start : start + HASHES_PER_FILL])
+            if not self._write(ownership.FILL, part):
+                return False
         self._sequence += 1
-        result = self._apply(
-            self._keys.all(),
-            [
-                self._info.node.incarnation,
-                self._sequence,
-                kind,
-                join_hashes(stored),
-                join_hashes(removed),
-                ownership.STREAM_MAX_LENGTH,
-            ],
-        )
-        self._check(result)
+        end = ownership.Change(self._sequence, reload=True, stored=b"", removed=b"")
+        if not self._write(ownership.COMPLETE, *end.args()):
+            return False
+        log.info("registered in Redis as %s with %d owned pages", self._info.node, len(hashes))
+        return True
 
-    def _check(self, result: int) -> None:
-        if result == ownership.LEASE_MISSING:
-            log.warning(
-                "the lease of %s is not in Redis any more, registering again", self._info.node
-            )
-            self._registered = False
-            self._next_renewal = 0.0
-            self._work.set()
-        elif result == ownership.FENCED:
-            self._registered = False
-            self._stopping = True
-            self._on_replaced()
+
+def _joined(changes: Sequence[CacheChange]) -> Iterator[CacheChange]:
+    """Fewer, longer changes with the same effect: one call per change is slow when they pile up.
+
+    A change is applied whole, so what a page was in between is seen by nobody, and the set is
+    prefix-closed after each, as it was in the node.
+    """
+    owned: dict[PageHash, bool] = {}
+    for change in changes:
+        num_hashes = len(change.removed) + len(change.stored)
+        if owned and len(owned) + num_hashes > ownership.HASHES_PER_CHANGE:
+            yield _split(owned)
+            owned = {}
+        owned.update(dict.fromkeys(change.removed, False))
+        owned.update(dict.fromkeys(change.stored, True))
+    if owned:
+        yield _split(owned)
+
+
+def _split(owned: dict[PageHash, bool]) -> CacheChange:
+    return CacheChange(
+        removed=[page_hash for page_hash, is_owned in owned.items() if not is_owned],
+        stored=[page_hash for page_hash, is_owned in owned.items() if is_owned],
+    )

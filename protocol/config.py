@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from protocol.errors import UserError
+from protocol.redis_url import RedisUrl
 
 T = TypeVar("T")
+PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")
 
 
 class ConfigError(UserError):
@@ -91,12 +94,10 @@ def require(condition: bool, sentence: str) -> None:
 
 
 def require_redis_url(url: str) -> None:
-    schemes = ("redis://", "rediss://", "unix://")
-    require(
-        url.startswith(schemes),
-        f"--redis-url is {hide_password(url)!r}; it must begin with one of {', '.join(schemes)}, "
-        "as redis://localhost:6379/0",
-    )
+    try:
+        RedisUrl.parse(url)
+    except ValueError as error:
+        raise ConfigError(f"--redis-url is {hide_password(url)!r}; {error}") from error
 
 
 def describe(config: object) -> str:
@@ -109,9 +110,11 @@ def describe(config: object) -> str:
 
 
 def hide_password(url: str) -> str:
-    """`redis://user:secret@host` → `redis://user:***@host`."""
+    """`redis://user:secret@host` → `redis://user:***@host`; options named `…password` too."""
     scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not (separator and at and ":" in credentials):
+    if not separator:
         return url
-    return f"{scheme}://{credentials.split(':', 1)[0]}:***@{host}"
+    credentials, at, host = PASSWORD_OPTION.sub(r"\1***", rest).rpartition("@")
+    if ":" in credentials:
+        credentials = f"{credentials.split(':', 1)[0]}:***"
+    return f"{scheme}://{credentials}{at}{host}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from urllib.parse import urlsplit
 
 from protocol.config import ConfigError
+from protocol.redis_url import RedisUrl
 
 ALL_INTERFACES = ("0.0.0.0", "::", "")
 ANYWHERE = "192.0.2.1"
@@ -20,8 +20,8 @@ def advertised_host(host: str, advertise_host: str, redis_url: str) -> str:
         return advertise_host
     if host not in ALL_INTERFACES:
         return host
-    redis_host = urlsplit(redis_url).hostname or ""
-    found = [address for peer in (redis_host, ANYWHERE) if (address := _source_address(peer))]
+    peers = [redis_host for redis_host, _ in RedisUrl.parse(redis_url).hosts] + [ANYWHERE]
+    found = [address for peer in peers if (address := _source_address(peer))]
     usable = [address for address in found if not ipaddress.ip_address(address).is_loopback]
     if not (usable or found):
         raise ConfigError(

@@ -1,18 +1,26 @@
-"""The shared record of page ownership in Redis: keys, change entries, and the scripts that write.
+"""The shared record of page ownership in Redis: keys, change entries, and the scripts.
 
-Per node name (the braces keep one node's keys in one Redis Cluster slot):
+    {kvrelay}:nodes                     set of node names
+    {kvrelay}:draining                  set of names of nodes that get no new requests
+    {kvrelay}:coordinators              sorted set: control address by the time its lease ends
+    {kvrelay}:node:NAME:lease           the incarnation that owns pages now; ends by itself
+    {kvrelay}:node:NAME:info            NodeInfo as JSON
+    {kvrelay}:node:NAME:sequence        number of the last change; absent while the set is rewritten
+    {kvrelay}:node:NAME:pages:INC       set of owned page hashes, 16 raw bytes each
+    {kvrelay}:node:NAME:changes:INC     stream of changes with consecutive sequence numbers
 
-    kvrelay:{name}:lease            the incarnation that owns pages now; ends by itself
-    kvrelay:{name}:info             NodeInfo as JSON
-    kvrelay:{name}:pages:INC        set of owned page hashes, 16 raw bytes each
-    kvrelay:{name}:changes:INC      stream of changes with consecutive sequence numbers
-    kvrelay:nodes                   set of node names
-    kvrelay:coordinators            sorted set: control address by the time its lease ends
+The braces are a hash tag: in a Redis Cluster all keys lie in one slot, so that scripts over several
+keys and one XREAD over the streams of all nodes work there too. The price is that one master holds
+them all; it is what a plain Redis would hold, and a Cluster serves here for its failover.
 
 Every write goes through a script that first compares the incarnation with the lease (fencing):
-a node that was replaced cannot write any more. The pages and stream of a dead node outlive its
-lease by a factor of 20, then Redis drops them. One Redis database belongs to one cluster. Knows no
-connection; callers run the scripts.
+a node that was replaced cannot write any more. Changes must follow one another: a Redis that lost
+some (a failover to a replica that lagged) answers LOST, and the node writes its whole set again.
+The pages and stream of a dead node outlive its lease by a factor of 20, then Redis drops them. One
+Redis database belongs to one cluster. Knows no connection; callers run the scripts.
+
+At every moment the set of a node is prefix-closed: a change is applied whole, in one script, and a
+rewrite adds parents before children.
 """
 
 from __future__ import annotations
@@ -21,68 +29,139 @@ from dataclasses import dataclass
 
 from protocol.ids import Node
 
-NODES_KEY = "kvrelay:nodes"
-COORDINATORS_KEY = "kvrelay:coordinators"
-STREAM_MAX_LENGTH = 10_000
-APPLIED, LEASE_MISSING, FENCED = 1, 0, -1
+TAG = "{kvrelay}"
+NODES_KEY = f"{TAG}:nodes"
+DRAINING_KEY = f"{TAG}:draining"
+COORDINATORS_KEY = f"{TAG}:coordinators"
+NODE_PREFIX = f"{TAG}:node:"
+HASHES_PER_CHANGE = 1_000
+"""Changes that wait are joined up to so many hashes; one longer change stays whole."""
+STREAM_MAX_LENGTH = 4_000
+"""Entries kept for coordinators that lag; with HASHES_PER_CHANGE at most 64 MB per node."""
+APPLIED, LOST, FENCED = 1, 0, -1
 
-# KEYS lease info pages changes; ARGV incarnation lease_ms info_json
+# All scripts of one node: KEYS lease info sequence pages changes; ARGV 1 incarnation 2 lease_ms
+_GUARD = """
+local current = redis.call('GET', KEYS[1])
+if not current then return 0 end
+if current ~= ARGV[1] then return -1 end
+"""
+_KEEP = """
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+for i = 2, 5 do redis.call('PEXPIRE', KEYS[i], ARGV[2] * 20) end
+return 1
+"""
+_EACH = """
+local function each(command, blob)
+  local batch = {}
+  for i = 1, #blob, 16 do
+    batch[#batch + 1] = string.sub(blob, i, i + 15)
+    if #batch == 1000 then redis.call(command, KEYS[4], unpack(batch)); batch = {} end
+  end
+  if #batch > 0 then redis.call(command, KEYS[4], unpack(batch)) end
+end
+"""
+# ARGV 3 max_length 4 sequence 5 kind 6 stored 7 removed
+_ENTER = """
+redis.call('SET', KEYS[3], ARGV[4])
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], '*',
+           'n', ARGV[4], 'k', ARGV[5], 's', ARGV[6], 'r', ARGV[7])
+"""
+
+# ARGV 3 info_json. Begins a rewrite: the set is emptied.
 REGISTER = """
 local current = redis.call('GET', KEYS[1])
 if current and tonumber(current) > tonumber(ARGV[1]) then return -1 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2] * 20)
-redis.call('DEL', KEYS[3])
+redis.call('UNLINK', KEYS[3], KEYS[4])
 return 1
 """
 
-# KEYS lease info pages changes; ARGV incarnation lease_ms
-RENEW = """
-local current = redis.call('GET', KEYS[1])
-if not current then return 0 end
-if current ~= ARGV[1] then return -1 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-for i = 2, 4 do redis.call('PEXPIRE', KEYS[i], ARGV[2] * 20) end
-return 1
-"""
+# ARGV 3 stored. One part of a rewrite; no entry in the stream.
+FILL = _GUARD + _EACH + "each('SADD', ARGV[3])" + _KEEP
 
-# KEYS lease info pages changes; ARGV incarnation sequence kind stored removed max_length
-APPLY = """
-local current = redis.call('GET', KEYS[1])
-if not current then return 0 end
-if current ~= ARGV[1] then return -1 end
-local function each(command, blob)
-  local batch = {}
-  for i = 1, #blob, 16 do
-    batch[#batch + 1] = string.sub(blob, i, i + 15)
-    if #batch == 1000 then redis.call(command, KEYS[3], unpack(batch)); batch = {} end
-  end
-  if #batch > 0 then redis.call(command, KEYS[3], unpack(batch)) end
-end
-each('SREM', ARGV[5])
-each('SADD', ARGV[4])
-redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*',
-           'n', ARGV[2], 'k', ARGV[3], 's', ARGV[4], 'r', ARGV[5])
-local ttl_ms = redis.call('PTTL', KEYS[2])
-if ttl_ms > 0 then for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], ttl_ms) end end
-return 1
-"""
+# Ends a rewrite with an entry of kind `reload`: who follows the stream reads the set.
+COMPLETE = _GUARD + _ENTER + _KEEP
 
-# KEYS lease info pages changes; ARGV incarnation. The record of a newer life stays.
+# The change must follow the last one.
+APPLY = (
+    _GUARD
+    + "if tonumber(redis.call('GET', KEYS[3]) or -1) ~= ARGV[4] - 1 then return 0 end"
+    + _EACH
+    + "each('SREM', ARGV[7]) each('SADD', ARGV[6])"
+    + _ENTER
+    + _KEEP
+)
+
+# ARGV 3 sequence of the last change
+RENEW = (
+    _GUARD
+    + "if tonumber(redis.call('GET', KEYS[3]) or -1) ~= tonumber(ARGV[3]) then return 0 end"
+    + _KEEP
+)
+
+# The record of a newer life stays.
 RELEASE = """
-redis.call('DEL', KEYS[3], KEYS[4])
+redis.call('UNLINK', KEYS[4], KEYS[5])
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
-redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 return 1
 """
 
-# KEYS coordinators; ARGV address lease_ms
+# KEYS pages; ARGV cursor count. Returns the next cursor and some hashes as one blob.
+SCAN = """
+local reply = redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+return {reply[1], table.concat(reply[2])}
+"""
+
+# KEYS nodes; ARGV node_prefix hashes. Returns name, incarnation, depth per node with depth > 0.
+# The names of the other keys are made here; the hash tag keeps them in the slot of KEYS[1].
+MATCH = """
+local num_pages = #ARGV[2] / 16
+local function hash(page) return string.sub(ARGV[2], page * 16 - 15, page * 16) end
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local incarnation = redis.call('GET', ARGV[1] .. name .. ':lease')
+  if incarnation then
+    local pages = ARGV[1] .. name .. ':pages:' .. incarnation
+    -- Owned sets are prefix-closed: page `depth` is owned, page `last + 1` is not.
+    local depth, last = 0, num_pages
+    while depth < last do
+      local middle = math.ceil((depth + last) / 2)
+      if redis.call('SISMEMBER', pages, hash(middle)) == 1 then
+        depth = middle
+      else
+        last = middle - 1
+      end
+    end
+    -- Nothing is taken on trust: the first page that lacks after all ends the match.
+    local first = 1
+    while first <= depth do
+      local batch = {}
+      for page = first, math.min(first + 999, depth) do batch[#batch + 1] = hash(page) end
+      for i, is_owned in ipairs(redis.call('SMISMEMBER', pages, unpack(batch))) do
+        if is_owned == 0 then depth = first + i - 2; break end
+      end
+      first = first + 1000
+    end
+    if depth > 0 then
+      found[#found + 1] = name
+      found[#found + 1] = incarnation
+      found[#found + 1] = depth
+    end
+  end
+end
+return found
+"""
+
+# KEYS coordinators; ARGV address lease_ms. Returns the time of Redis in ms.
 ANNOUNCE = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms)
 redis.call('ZADD', KEYS[1], ms + ARGV[2], ARGV[1])
-return 1
+return ms
 """
 
 # KEYS coordinators
@@ -98,21 +177,23 @@ class NodeKeys:
 
     lease: str
     info: str
+    sequence: str
     pages: str
     changes: str
 
     @classmethod
     def of(cls, node: Node) -> NodeKeys:
-        prefix = f"kvrelay:{{{node.name}}}"
+        prefix = NODE_PREFIX + node.name
         return cls(
             lease=f"{prefix}:lease",
             info=f"{prefix}:info",
+            sequence=f"{prefix}:sequence",
             pages=f"{prefix}:pages:{node.incarnation}",
             changes=f"{prefix}:changes:{node.incarnation}",
         )
 
     def all(self) -> list[str]:
-        return [self.lease, self.info, self.pages, self.changes]
+        return [self.lease, self.info, self.sequence, self.pages, self.changes]
 
 
 @dataclass(frozen=True)
@@ -132,3 +213,8 @@ class Change:
             stored=fields[b"s"],
             removed=fields[b"r"],
         )
+
+    def args(self) -> list[int | str | bytes]:
+        """Arguments 3 to 7 of APPLY and COMPLETE."""
+        kind = "reload" if self.reload else "change"
+        return [STREAM_MAX_LENGTH, self.sequence, kind, self.stored, self.removed]
