@@ -21,8 +21,11 @@ class Outbox:
         finish: str,
         cached_tokens: int,
         transferred_pages: int,
+        fetched_tokens: int,
     ) -> None:
-        out = TokenOut(attempt, start, tokens, finish, cached_tokens, transferred_pages)
+        out = TokenOut(
+            attempt, start, tokens, finish, cached_tokens, transferred_pages, fetched_tokens
+        )
         self._outs.setdefault(address, []).append(out)
 
     def flush(self) -> list[Instruction]:

@@ -3,7 +3,7 @@
 A request's life:
 
     waiting ──admit──► receiving ──pages and first token here──► running ──► gone
-                 └───── (no prefill node: computes its prompt itself) ──┘
+                 └──── (no prefill node: fetches and computes the prompt itself) ──┘
 
 Admission reserves every page the answer can need, so a running request never runs out of pages,
 and a request that finds no room costs nobody anything. Prompts that this node computes itself
@@ -21,18 +21,30 @@ from decode.outbox import Outbox
 from engine.cache import PrefixCache
 from engine.request import Sequence, Slice
 from node.counters import Counters
+from node.fetching import FETCH_TIMEOUT_S, Fetching
 from node.instructions import (
     AbortTransfer,
     Event,
     ExpectPages,
     Instruction,
     PagesReceived,
+    PagesSent,
     ReceiveFailed,
     Send,
 )
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, FailureKind, Generate, Load, Prefill, PrefillDone
+from protocol.messages import (
+    Cancel,
+    Failed,
+    FailureKind,
+    Fetch,
+    FetchRefused,
+    Generate,
+    Load,
+    Prefill,
+    PrefillDone,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class DecodeLimits:
     max_running: int
     max_waiting: int
     receive_timeout_s: float
+    fetch_timeout_s: float = FETCH_TIMEOUT_S
 
 
 @dataclass(eq=False)
@@ -54,6 +67,7 @@ class Answer:
     hashes: list[PageHash]
     sequence: Sequence | None = None
     cached_tokens: int = 0
+    fetched_tokens: int = 0
     num_expected_pages: int = 0
     pages_are_here: bool = False
     first_token: int | None = None
@@ -76,7 +90,7 @@ class DecodeScheduler:
         hasher: PageHasher,
         limits: DecodeLimits,
     ) -> None:
-        """`addresses`: this node's own control and data address, told to prefill nodes."""
+        """`addresses`: this node's own control and data address, told to other nodes."""
         self._node = node
         self._control_address, self._data_address = addresses
         self._cache = cache
@@ -88,6 +102,9 @@ class DecodeScheduler:
         self._batch: list[tuple[Answer, Slice]] = []
         self._outbox = Outbox(node)
         self._counters = Counters()
+        self._fetching = Fetching(
+            node, addresses, cache, hasher, self._counters, limits.fetch_timeout_s
+        )
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         if isinstance(event, Generate):
@@ -99,13 +116,21 @@ class DecodeScheduler:
         if isinstance(event, PagesReceived):
             return self._pages_received(event, now)
         if isinstance(event, ReceiveFailed):
+            if event.transfer in self._fetching:
+                return self._fetching.failed(event.transfer)
             return self._receive_failed(event.transfer, event.reason)
         if isinstance(event, Failed):
             return self._prefill_failed(event)
+        if isinstance(event, Fetch):
+            return self._fetching.serve(event)
+        if isinstance(event, FetchRefused):
+            return self._fetching.give_up(event.attempt)
+        if isinstance(event, PagesSent):
+            self._fetching.sent(event)  # it sends nothing else
         return []
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        instructions = self._expire(now) + self._admit(now)
+        instructions = self._expire(now) + self._fetching.expire(now) + self._admit(now)
         self._batch = list(self._plan())
         return [part for _, part in self._batch], instructions
 
@@ -138,7 +163,7 @@ class DecodeScheduler:
             self._cache,
             num_running=len(self._running) + len(self._receiving),
             num_waiting=len(self._waiting),
-            queued_tokens=waiting + running,
+            queued_tokens=waiting + running - self._fetching.num_tokens,
         )
 
     # Admission
@@ -166,7 +191,9 @@ class DecodeScheduler:
         while self._waiting and self._num_admitted() < self._limits.max_running:
             answer = self._waiting[0]
             reusable = self._hasher.reusable(answer.hashes, len(answer.prompt))
-            lease = self._cache.acquire(reusable, self._pages_needed(answer), now)
+            lease = self._cache.acquire(
+                reusable, self._pages_needed(answer), now, answer.request.cache_salt
+            )
             if lease is None:
                 break
             self._waiting.popleft()
@@ -180,6 +207,7 @@ class DecodeScheduler:
             else:
                 answer.cached_tokens = num_cached
                 self._running.append(answer)
+                instructions += self._fetching.begin(answer.request, answer.sequence, reusable, now)
         return instructions
 
     def _ask_for_prefill(self, answer: Answer, now: float) -> list[Instruction]:
@@ -197,6 +225,9 @@ class DecodeScheduler:
             skip_pages=lease.num_cached_pages,
             reply_address=self._control_address,
             data_address=self._data_address,
+            fetch_node=request.fetch_node,
+            fetch_address=request.fetch_address,
+            fetch_pages=request.fetch_pages,
         )
         return [
             ExpectPages(answer.attempt, pages),
@@ -219,15 +250,24 @@ class DecodeScheduler:
             return []
         answer.first_token = event.first_token
         answer.cached_tokens = event.cached_tokens
+        answer.fetched_tokens = event.fetched_tokens
         return self._join(answer, now)
 
     def _pages_received(self, event: PagesReceived, now: float) -> list[Instruction]:
+        if event.transfer in self._fetching:
+            self._pages_fetched(event.transfer, now)
+            return []
         answer = self._receiving.get(event.transfer)
         if answer is None:
             return []
         answer.pages_are_here = True
         self._counters.pages_received_total += answer.num_expected_pages
         return self._join(answer, now)
+
+    def _pages_fetched(self, transfer: Attempt, now: float) -> None:
+        (answer,) = [answer for answer in self._running if answer.attempt == transfer]
+        answer.fetched_tokens = self._fetching.received(transfer, now)
+        answer.cached_tokens += answer.fetched_tokens
 
     def _join(self, answer: Answer, now: float) -> list[Instruction]:
         """Moves a request to the running batch once its pages and its first token are here."""
@@ -250,7 +290,7 @@ class DecodeScheduler:
             assert answer.sequence is not None
             if answer.generated:
                 yield answer, answer.sequence.next_slice(1)
-            else:
+            elif answer.attempt not in self._fetching:
                 prompts.append(answer)
         budget = self._limits.chunk_tokens
         for answer in prompts:
@@ -283,6 +323,7 @@ class DecodeScheduler:
             finish,
             answer.cached_tokens,
             answer.num_expected_pages,
+            answer.fetched_tokens,
         )
         if finish:
             self._running.remove(answer)
@@ -330,6 +371,7 @@ class DecodeScheduler:
             self._cache.release(answer.sequence.lease)
         for answer in [a for a in self._running if a.attempt.superseded_by(attempt)]:
             assert answer.sequence is not None
+            instructions += self._fetching.give_up(answer.attempt)
             self._running.remove(answer)
             self._cache.release(answer.sequence.lease)
         return instructions

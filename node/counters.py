@@ -19,12 +19,20 @@ class Counters:
     pages_sent_total: int = 0
     pages_received_total: int = 0
     transfer_failures_total: int = 0
+    fetched_tokens_total: int = 0
+    pages_fetched_total: int = 0
 
     def started(self, num_cached_tokens: int) -> None:
         """A request begins to be computed, `num_cached_tokens` of its prompt being cached."""
         self.requests_total += 1
         self.requests_hit_total += num_cached_tokens > 0
         self.reused_tokens_total += num_cached_tokens
+
+    def fetched(self, num_pages: int, num_tokens: int) -> None:
+        """Pages of a prompt came from another node that owned them."""
+        self.pages_received_total += num_pages
+        self.pages_fetched_total += num_pages
+        self.fetched_tokens_total += num_tokens
 
     def load(self, cache: PrefixCache, **queues: Any) -> Load:
         """The scheduler's part of a heartbeat: pages, these counters, and its queues."""

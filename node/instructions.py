@@ -31,6 +31,8 @@ class SendPages:
     transfer: Attempt
     pages: list[int]
     offset: int
+    is_fetch: bool = False
+    """The answer to another node's `Fetch`: nothing of this node's own work."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class PagesSent:
 
     transfer: Attempt
     error: str = ""
+    is_fetch: bool = False
+    """As in the `SendPages`: one attempt may be sent here and served to others."""
 
 
 Event = AnyMessage | PagesReceived | ReceiveFailed | PagesSent

@@ -35,8 +35,17 @@ from node.publisher import OwnershipPublisher
 from node.rates import Rates
 from node.resources import resident_bytes
 from protocol.channel import Channel, PeerUnreachable
+from protocol.hashing import join_hashes
 from protocol.ids import Attempt, Node
-from protocol.messages import CacheFlushed, FlushCache, Load
+from protocol.messages import (
+    AnyMessage,
+    AuditPages,
+    AuditReply,
+    CacheFlushed,
+    FlushCache,
+    Load,
+    Republish,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +77,7 @@ class NodeShell:
         self._heartbeats = heartbeats
         self._transfer_events: deque[Event] = deque()
         self._rates = Rates()
+        self._busy_s = 0.0
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -93,7 +103,7 @@ class NodeShell:
         else anything."""
         started = time.monotonic()
         try:
-            tokens = self._runner.run(slices)
+            tokens = self._compute(slices)
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -109,7 +119,7 @@ class NodeShell:
         reason = ""
         for i, part in enumerate(slices):
             try:
-                tokens += self._runner.run([part])
+                tokens += self._compute([part])
             except torch.AcceleratorError:
                 raise
             except Exception as error:
@@ -118,12 +128,17 @@ class NodeShell:
         now = time.monotonic()
         return [*self._scheduler.abandon(failed, reason, now), *self._scheduler.finish(tokens, now)]
 
+    def _compute(self, slices: Sequence[Slice]) -> list[int | None]:
+        started = time.monotonic()
+        try:
+            return self._runner.run(slices)
+        finally:
+            self._busy_s += time.monotonic() - started
+
     def _events(self, wait: bool) -> Iterable[Event]:
         timeout_s = IDLE_WAIT_S if wait and not self._transfer_events else 0.0
         for message in self._channel.drain(timeout_s):
-            if isinstance(message, FlushCache):
-                self._flush(message)
-            else:
+            if not self._operate(message):
                 yield message
         while self._transfer_events:
             yield self._transfer_events.popleft()
@@ -149,7 +164,7 @@ class NodeShell:
 
     def _send_pages(self, work: SendPages) -> None:
         def on_done(error: str) -> None:
-            self._transfer_event(PagesSent(work.transfer, error))
+            self._transfer_event(PagesSent(work.transfer, error, work.is_fetch))
 
         self._transport.send(work.data_address, work.transfer, work.pages, work.offset, on_done)
 
@@ -167,9 +182,22 @@ class NodeShell:
         self._transfer_events.append(event)
         self._channel.wake()
 
-    def _flush(self, message: FlushCache) -> None:
-        flushed = CacheFlushed(self._node, message.flush_id, self._cache.flush())
-        self._execute([Send(message.reply_address, flushed)])
+    def _operate(self, message: AnyMessage) -> bool:
+        """Carries out what an operator wants of the cache; False: the message is no such thing."""
+        if isinstance(message, FlushCache):
+            num_pages = self._cache.flush(message.cache_salt)
+            flushed = CacheFlushed(self._node, message.flush_id, num_pages)
+            self._send(Send(message.reply_address, flushed))
+        elif isinstance(message, AuditPages):
+            hashes = join_hashes(self._cache.hashes())
+            self._send(
+                Send(message.reply_address, AuditReply(self._node, message.audit_id, hashes))
+            )
+        elif isinstance(message, Republish):
+            self._publisher.republish()
+        else:
+            return False
+        return True
 
     def _report(self) -> None:
         if changes := self._cache.take_changes():
@@ -188,4 +216,5 @@ class NodeShell:
             bytes_sent_total=sum(link.bytes_moved for link in outgoing),
             open_links=sum(link.is_open for link in links),
             rss_bytes=resident_bytes(),
+            busy_s_total=self._busy_s,
         )

@@ -22,6 +22,7 @@ def run(config: NodeConfig) -> None:
             max_running=config.max_running_requests,
             max_waiting=config.max_queued_requests,
         )
-        return PrefillScheduler(node, cache, hasher, limits)
+        addresses = (info.control_address, info.data_address)
+        return PrefillScheduler(node, addresses, cache, hasher, limits)
 
     run_node("prefill", config, make)

@@ -34,6 +34,7 @@ PURE = (
     "kvtransfer/layout.py",
     "kvtransfer/transport.py",
     "node/counters.py",
+    "node/fetching.py",
     "node/instructions.py",
     "node/rates.py",
     "prefill/scheduler.py",

@@ -31,6 +31,8 @@ from protocol.messages import (
     Cancel,
     Failed,
     FailureKind,
+    Fetch,
+    FetchRefused,
     Generate,
     Prefill,
     PrefillDone,
@@ -40,7 +42,7 @@ from protocol.sampling import Sampling
 
 HASHER = PageHasher("model", LAYOUT)
 PAGE = LAYOUT.page_size
-P0 = Node("p0", 1)
+P0, D0 = Node("p0", 1), Node("d0", 1)
 COORDINATOR, PREFILL, DECODE = "coordinator", "prefill", "decode"
 STOP = 0
 
@@ -57,22 +59,40 @@ def answer_of(prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def prefill_scheduler(num_pages: int = 64, chunk: int = 32, waiting: int = 8) -> PrefillScheduler:
+def prefill_scheduler(
+    num_pages: int = 64,
+    chunk: int = 32,
+    waiting: int = 8,
+    node: Node = P0,
+    address: str = PREFILL,
+) -> PrefillScheduler:
     limits = PrefillLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
-    return PrefillScheduler(P0, PrefixCache(num_pages), HASHER, limits)
+    return PrefillScheduler(node, (address, address), PrefixCache(num_pages), HASHER, limits)
 
 
-def decode_scheduler(num_pages: int = 64, waiting: int = 8) -> DecodeScheduler:
+def decode_scheduler(
+    num_pages: int = 64, waiting: int = 8, receive_timeout_s: float = 10.0
+) -> DecodeScheduler:
+    """One address for control and data keeps the world simple."""
     limits = DecodeLimits(
-        chunk_tokens=32, max_running=4, max_waiting=waiting, receive_timeout_s=10.0
+        chunk_tokens=32,
+        max_running=4,
+        max_waiting=waiting,
+        receive_timeout_s=receive_timeout_s,
     )
     cache = PrefixCache(num_pages)
-    return DecodeScheduler(Node("d0", 1), (DECODE, "data"), cache, HASHER, limits)
+    return DecodeScheduler(D0, (DECODE, DECODE), cache, HASHER, limits)
 
 
 def generate(
-    name: str, prompt: list[int], max_new_tokens: int = 4, prefill: str = PREFILL, number: int = 1
+    name: str,
+    prompt: list[int],
+    max_new_tokens: int = 4,
+    prefill: str = PREFILL,
+    number: int = 1,
+    fetch: tuple[Node, str, int] = (D0, "", 0),
 ) -> Generate:
+    """`fetch`: owner, its address, pages."""
     return Generate(
         attempt=Attempt(name, number),
         tokens=token_bytes(prompt),
@@ -83,6 +103,9 @@ def generate(
         prefill_node=P0 if prefill else None,
         prefill_address=prefill,
         reply_address=COORDINATOR,
+        fetch_node=fetch[0],
+        fetch_address=fetch[1],
+        fetch_pages=fetch[2],
     )
 
 
@@ -90,20 +113,27 @@ class World:
     """Delivers messages and pages, and plays the model; what arrives when is up to `rng`.
 
     A page is remembered as the tokens whose KV was written to it, so a page that was sent, reused
-    or overwritten wrongly gives a wrong token, as it would with a real model.
+    or overwritten wrongly gives a wrong token, as it would with a real model. With `lossy`,
+    questions to owners and their answers get lost, and time passes whenever all are at rest.
     """
 
-    def __init__(self, rng: random.Random, prefill: PrefillScheduler, decode: DecodeScheduler):
+    def __init__(
+        self, rng: random.Random, schedulers: dict[str, Scheduler], lossy: bool = False
+    ) -> None:
+        """`schedulers` by address, control and data being one."""
         self.rng = rng
-        self.schedulers: dict[str, Scheduler] = {PREFILL: prefill, DECODE: decode}
-        self.pools: dict[str, dict[tuple[int, int], int]] = {PREFILL: {}, DECODE: {}}
-        self.queues: dict[str, deque[Event]] = {PREFILL: deque(), DECODE: deque()}
-        self.expected: dict[Attempt, list[int]] = {}
-        self.arrived: dict[Attempt, int] = {}
-        self.early: dict[Attempt, list[tuple[int, list[dict[int, int]]]]] = {}
+        self.schedulers = schedulers
+        self.lossy = lossy
+        self.now = 0.0
+        self.pools: dict[str, dict[tuple[int, int], int]] = {name: {} for name in schedulers}
+        self.queues: dict[str, deque[Event]] = {name: deque() for name in schedulers}
+        self.expected: dict[tuple[str, Attempt], list[int]] = {}
+        self.arrived: dict[tuple[str, Attempt], int] = {}
+        self.travelling: list[tuple[str, SendPages, list[dict[int, int]]]] = []
         self.tokens: dict[str, list[int]] = {}
+        self.fetched: dict[str, int] = {}
         self.ends: dict[str, str] = {}
-        self.resting = {PREFILL: False, DECODE: False}
+        self.resting = dict.fromkeys(schedulers, False)
         """Had nothing to compute, and has heard nothing since."""
 
     def post(self, where: str, event: Event) -> None:
@@ -111,23 +141,34 @@ class World:
 
     def run(self) -> None:
         """Until nothing is left to do; a world that never rests fails."""
+        time_has_passed = not self.lossy
         for _ in range(5_000):
             choices = [name for name, queue in self.queues.items() if queue]
             busy = [name for name, resting in self.resting.items() if not resting]
-            if not choices and not busy:
-                return
-            name = self.rng.choice(choices + busy)
-            if self.queues[name] and self.rng.random() < 0.6:
-                event = self.queues[name].popleft()
-                self.resting[name] = False
-                self.carry_out(name, self.schedulers[name].handle(event, 0.0))
+            if self.travelling and self.rng.random() < 0.3:
+                self.deliver(self.rng.randrange(len(self.travelling)))
+            elif not choices and not busy:
+                if self.travelling:
+                    continue
+                if time_has_passed:
+                    return
+                self.now += 6.0
+                time_has_passed = True
+                self.resting = dict.fromkeys(self.schedulers, False)
             else:
-                self.step(name)
+                name = self.rng.choice(choices + busy)
+                if self.queues[name] and self.rng.random() < 0.6:
+                    event = self.queues[name].popleft()
+                    self.resting[name] = False
+                    self.carry_out(name, self.schedulers[name].handle(event, self.now))
+                else:
+                    self.step(name)
+                    time_has_passed &= self.resting[name] or not self.lossy
         raise AssertionError("the world does not come to rest")
 
     def step(self, name: str) -> None:
         scheduler, pool = self.schedulers[name], self.pools[name]
-        slices, instructions = scheduler.next_batch(0.0)
+        slices, instructions = scheduler.next_batch(self.now)
         self.carry_out(name, instructions)
         sampled: list[int | None] = []
         for part in slices:
@@ -138,41 +179,56 @@ class World:
             sampled.append(next_token(context) if part.sampling else None)
         self.resting[name] = not slices
         if slices:
-            self.carry_out(name, scheduler.finish(sampled, 0.0))
+            self.carry_out(name, scheduler.finish(sampled, self.now))
 
     def carry_out(self, name: str, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, ExpectPages):
-                self.expected[instruction.transfer] = instruction.pages
-                for offset, contents in self.early.pop(instruction.transfer, []):
-                    self.write(instruction.transfer, offset, contents)
+                self.expected[name, instruction.transfer] = instruction.pages
+                self.arrived[name, instruction.transfer] = 0
             elif isinstance(instruction, AbortTransfer):
-                self.expected.pop(instruction.transfer, None)
+                self.expected.pop((name, instruction.transfer), None)
             elif isinstance(instruction, SendPages):
                 contents = [
                     {i: t for (p, i), t in self.pools[name].items() if p == page}
                     for page in instruction.pages
                 ]
-                self.write(instruction.transfer, instruction.offset, contents)
-                self.post(name, PagesSent(instruction.transfer))
+                self.travelling.append((name, instruction, contents))
             elif instruction.address == COORDINATOR:
                 self.reply(instruction)
-            else:
+            elif not isinstance(instruction.message, Fetch | FetchRefused) or not self.loses():
                 assert not isinstance(instruction.message, TokensOut)
                 self.post(instruction.address, instruction.message)  # type: ignore[arg-type]
 
-    def write(self, transfer: Attempt, offset: int, contents: list[dict[int, int]]) -> None:
-        pages = self.expected.get(transfer)
+    def loses(self) -> bool:
+        return self.lossy and self.rng.random() < 0.2
+
+    def deliver(self, number: int) -> None:
+        name, work, contents = self.travelling.pop(number)
+        if work.is_fetch and self.loses():
+            self.post(name, PagesSent(work.transfer, "peer lost", is_fetch=True))
+            key = (work.data_address, work.transfer)
+            if self.rng.random() < 0.5 and self.expected.pop(key, None) is not None:
+                self.post(work.data_address, ReceiveFailed(work.transfer, "peer lost"))
+            return
+        self.write(work.data_address, work.transfer, work.offset, contents)
+        self.post(name, PagesSent(work.transfer, is_fetch=work.is_fetch))
+
+    def write(
+        self, name: str, transfer: Attempt, offset: int, contents: list[dict[int, int]]
+    ) -> None:
+        pages = self.expected.get((name, transfer))
         if pages is None:
             return
         for page, content in zip(pages[offset:], contents, strict=False):
             for slot in range(PAGE):
-                self.pools[DECODE].pop((page, slot), None)
+                self.pools[name].pop((page, slot), None)
             for slot, token in content.items():
-                self.pools[DECODE][page, slot] = token
-        self.arrived[transfer] = self.arrived.get(transfer, 0) + len(contents)
-        if self.arrived[transfer] == len(pages):
-            self.post(DECODE, PagesReceived(transfer))
+                self.pools[name][page, slot] = token
+        self.arrived[name, transfer] += len(contents)
+        if self.arrived[name, transfer] == len(pages):
+            del self.expected[name, transfer]
+            self.post(name, PagesReceived(transfer))
 
     def reply(self, send: Send) -> None:
         message = send.message
@@ -186,6 +242,8 @@ class World:
             name = out.attempt.request_id
             assert name not in self.ends, "tokens after the end"
             self.tokens.setdefault(name, []).extend(out.tokens)
+            self.fetched[name] = out.fetched_tokens
+            assert out.fetched_tokens <= out.cached_tokens
             if out.finish:
                 self.ends[name] = out.finish
 
@@ -205,7 +263,7 @@ def test_every_answer_is_the_models(
     """Shared prefixes, chunks, small pools that evict, any order: tokens never change."""
     texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
     prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
-    world = World(rng, prefill, decode)
+    world = World(rng, {PREFILL: prefill, DECODE: decode})
     for number, (text, length, count) in enumerate(asked):
         address = PREFILL if disaggregated else ""
         world.post(DECODE, generate(f"r{number}", texts[text][:length], count, address))
@@ -223,7 +281,7 @@ def test_cancelled_requests_leave_no_page_and_harm_nobody(
 ) -> None:
     text = list(range(1, 201))
     prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
-    world = World(rng, prefill, decode)
+    world = World(rng, {PREFILL: prefill, DECODE: decode})
     events: list[Event] = []
     cancelled = set()
     for number, (_, length, count) in enumerate(asked):
@@ -248,7 +306,7 @@ def test_cancelled_requests_leave_no_page_and_harm_nobody(
 def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
     rng = random.Random(1)
     decode = decode_scheduler()
-    world = World(rng, prefill_scheduler(), decode)
+    world = World(rng, {PREFILL: prefill_scheduler(), DECODE: decode})
     prompt = list(range(1, 101))  # 6 full pages and a part
     world.post(DECODE, generate("r", prompt))
     world.run()
