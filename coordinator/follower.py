@@ -148,32 +148,34 @@ class OwnershipFollower:
         Every change after that end is replayed by `_read_streams`, in order, and replaying what
         the parts already show changes nothing. So a page that changed is what its last change
         says; one that did not was owned all the while and in some part, or never and in none.
-        A first load is usable from its first part on: until its end the index knows too few pages
-        of the node. A later one replaces the pages at its end, at once.
+
+        The parts go into the index one by one, so that its other users wait for none of them long.
+        They come in no order: until the load has ended, the depth of this node, and of no other,
+        may be wrong. Pages that the node owned before and no part shows are removed at the end.
         """
         last = await self._redis.xrevrange(ownership.NodeKeys.of(node).changes, count=1)
         if not last:
             return  # gone meanwhile: the next look tells
         stream_id, fields = last[0]
-        if self._index.num_pages(node):
-            hashes: set[PageHash] = set()
+        is_known = self._index.num_pages(node) > 0
+        found: set[PageHash] = set()
+        try:
             async for blob in self.record.pages_in_parts(node):
-                hashes.update(split_hashes(blob))
-            self._index.reload(node, hashes)
-        else:
-            await self._load_first(node)
+                hashes = split_hashes(blob)
+                self._index.stored(node, hashes)
+                if is_known:
+                    found.update(hashes)
+        except BaseException:
+            if node not in self._positions:
+                self._index.forget(node)  # nobody follows it yet, so nobody would forget it
+            raise
+        if is_known:
+            stale = [page for page in self._index.pages(node) if page not in found]
+            self._index.removed(node, stale)
         if node in self._positions:
             self.num_reloads += 1
         sequence = ownership.Change.from_entry(fields).sequence
         self._positions[node] = _Position(stream_id, sequence)
-
-    async def _load_first(self, node: Node) -> None:
-        try:
-            async for blob in self.record.pages_in_parts(node):
-                self._index.stored(node, split_hashes(blob))
-        except BaseException:
-            self._index.forget(node)  # without a position nobody would follow or forget it
-            raise
 
     async def _read_streams(self) -> None:
         nodes = {

@@ -29,7 +29,7 @@ KINDS: dict[str, Kind] = {
 DEFAULT_PORTS: dict[Kind, int] = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 OPTIONS = ("db", "username", "password", "client_name", "sentinel_username", "sentinel_password")
 TLS_OPTIONS = (
-    *("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_keyfile_password"),
+    *("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
     *("ssl_cert_reqs", "ssl_check_hostname"),
 )
 
@@ -83,7 +83,7 @@ def _check_options(query: str, tls: bool, kind: Kind) -> None:
             raise ValueError(f"its option {name} needs TLS: rediss instead of redis")
         if name not in OPTIONS + TLS_OPTIONS:
             known = ", ".join(OPTIONS + TLS_OPTIONS)
-            raise ValueError(f"its option {name} is not known; there are {known}")
+            raise ValueError(f"it has an unknown option; there are {known}")
 
 
 def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
@@ -109,7 +109,7 @@ def _service_and_db(kind: Kind, path: str) -> tuple[str, str]:
             raise ValueError("it needs the name of a service, as redis+sentinel://host/mymaster/0")
     db = path.strip("/") or "0"
     if not db.isdecimal():
-        raise ValueError(f"its database {db!r} must be a whole number, as redis://localhost/0")
+        raise ValueError("its database must be a whole number, as redis://localhost:6379/0")
     if kind == "cluster" and int(db):
         raise ValueError("a Redis Cluster has only database 0")
     return service, db
