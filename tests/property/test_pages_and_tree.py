@@ -87,7 +87,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.used: dict[bytes, int] = {}
         self.locks: list[bytes] = []
         self.pages = itertools.count()
-        self.clock = (tick // 4 for tick in itertools.count())  # ties happen
+        self.clock = (tick // 2 for tick in itertools.count())  # ties happen
 
     @rule(path=paths)
     def match(self, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,16 +11,28 @@ import torch
 from nodes import LAYOUT
 from test_schedulers import COORDINATOR, decode_scheduler, generate
 
+from engine.cache import PrefixCache
 from engine.request import Slice
 from infra.cluster import ClusterPlan, LocalCluster
 from node import build
+from node import shell as shell_module
 from node.build import CPU_POOL_TOKENS
 from node.config import NodeConfig
 from node.instructions import Send
 from node.shell import NodeShell
 from protocol.config import ConfigError
+from protocol.hashing import PageHasher, split_hashes
 from protocol.ids import Node
-from protocol.messages import Failed, TokensOut
+from protocol.messages import (
+    AuditPages,
+    AuditReply,
+    CacheFlushed,
+    Failed,
+    FlushCache,
+    Message,
+    Republish,
+    TokensOut,
+)
 
 POISON = 777
 GIB = 1 << 30
@@ -40,6 +53,31 @@ class Runner:
 def shell_of(scheduler: Any, error: Exception) -> NodeShell:
     others: list[Any] = [None] * 3
     return NodeShell(Node("d0", 1), None, scheduler, None, Runner(error), *others)  # type: ignore[arg-type]
+
+
+class Operator:
+    """An operator's view of a node: stands in for its channel and for its publisher."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        me: Any = self
+        unused: Any = None
+        self._shell = NodeShell(
+            Node("d0", 1), me, unused, cache, unused, unused, me, heartbeats=unused
+        )
+        self.replies: list[Message] = []
+        self.num_republished = 0
+
+    def send(self, address: str, message: Message) -> None:
+        assert address == COORDINATOR
+        self.replies.append(message)
+
+    def republish(self) -> None:
+        self.num_republished += 1
+
+    def wants(self, message: Message) -> list[Message]:
+        self.replies = []
+        self._shell._operate(message)  # type: ignore[arg-type]
+        return self.replies
 
 
 def test_a_request_that_breaks_a_step_harms_nobody_else() -> None:
@@ -69,6 +107,44 @@ def test_a_broken_device_ends_the_node() -> None:
     slices, _ = scheduler.next_batch(0.0)
     with pytest.raises(torch.AcceleratorError):
         shell._step(slices)
+
+
+def test_busy_time_is_that_of_steps_failed_ones_included(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = decode_scheduler()
+    shell = shell_of(scheduler, ValueError("poison"))
+    clock = itertools.count()
+    monkeypatch.setattr(shell_module.time, "monotonic", lambda: float(next(clock)))
+    scheduler.handle(generate("bad", [POISON] * 5, prefill=""), 0.0)
+    slices, _ = scheduler.next_batch(0.0)
+    shell._step(slices)
+    assert shell._busy_s == 2.0, "the step, and the same sequence alone"
+
+
+def test_an_operator_audits_flushes_one_tenant_and_has_it_republished() -> None:
+    cache, hasher = PrefixCache(16), PageHasher("model", LAYOUT)
+    chains = {salt: hasher.hashes(range(40), salt) for salt in ("", "acme", "other")}
+    for salt, hashes in chains.items():
+        lease = cache.acquire(hashes, 3, 0.0, salt)
+        assert lease is not None
+        cache.commit(lease, hashes, 0.0)
+        cache.release(lease)
+    operator = Operator(cache)
+
+    def owned() -> set[bytes]:
+        (reply,) = operator.wants(AuditPages(COORDINATOR, "a1"))
+        assert isinstance(reply, AuditReply) and reply.audit_id == "a1"
+        return set(split_hashes(reply.hashes))
+
+    assert owned() == {*chains[""], *chains["acme"], *chains["other"]}
+    node = Node("d0", 1)
+    flush = FlushCache(COORDINATOR, "f1", "acme")
+    assert operator.wants(flush) == [CacheFlushed(node, "f1", 2)]
+    assert owned() == {*chains[""], *chains["other"]}
+    assert operator.wants(FlushCache(COORDINATOR, "f2", "")) == [CacheFlushed(node, "f2", 2)]
+    assert operator.wants(FlushCache(COORDINATOR, "f3")) == [CacheFlushed(node, "f3", 2)]
+    assert owned() == set()
+    assert operator.wants(Republish()) == []
+    assert operator.num_republished == 1
 
 
 def pool_tokens(

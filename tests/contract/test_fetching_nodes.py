@@ -1,0 +1,245 @@
+"""Nodes with real shells, sockets and transports in one process; only the model is played."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from endpoints import LAYOUT, NUM_PAGES, new_backend
+from torch import Tensor
+
+from decode.scheduler import DecodeLimits, DecodeScheduler
+from engine.cache import PrefixCache
+from engine.request import Slice
+from kvtransfer.pair import PairBackend
+from kvtransfer.pair_transport import PairTransport
+from node.shell import NodeShell
+from prefill.scheduler import PrefillLimits, PrefillScheduler
+from protocol.channel import Channel
+from protocol.hashing import PageHasher, token_bytes
+from protocol.ids import Attempt, Node, Role
+from protocol.messages import Generate, TokensOut
+from protocol.sampling import Sampling
+
+HASHER = PageHasher("model", LAYOUT)
+PAGE = LAYOUT.page_size
+DEADLINE_S = 20.0
+FETCH_TIMEOUT_S = 1.0
+PROMPT = [token % 40 + 1 for token in range(64 * PAGE // 2)]
+NUM_PROMPT_PAGES = len(PROMPT) // PAGE
+
+
+def next_state(state: int, token: int) -> int:
+    """What the played model knows after one more token; float32 holds it exactly."""
+    return (state * 31 + token) % 99_991
+
+
+class PlayedModel:
+    """Its KV of a token is a state that depends on the KV of the token before it, in the pool:
+    a page that was not fetched right makes everything behind it wrong."""
+
+    def __init__(self, pool: Tensor) -> None:
+        self._pool = pool
+        self._everywhere = torch.arange(pool[:, 0, :, 0].numel()).view(pool[:, 0, :, 0].shape)
+        self.num_computed = 0
+
+    def run(self, slices: Sequence[Slice]) -> list[int | None]:
+        return [self._run(part) for part in slices]
+
+    def _run(self, part: Slice) -> int | None:
+        self.num_computed += len(part.token_ids)
+        state = 0
+        if part.start:
+            page, slot = part.pages[(part.start - 1) // PAGE], (part.start - 1) % PAGE
+            state = int(self._pool[:, page, :, slot].flatten()[0])
+        for position, token in enumerate(part.token_ids, part.start):
+            state = next_state(state, token)
+            page, slot = part.pages[position // PAGE], position % PAGE
+            self._pool[:, page, :, slot] = (state + self._everywhere).float()
+        return state % 40 + 1 if part.sampling else None
+
+
+def answer_of(prompt: list[int], count: int) -> list[int]:
+    state, answer = 0, list[int]()
+    for token in prompt:
+        state = next_state(state, token)
+    while len(answer) < count:
+        answer.append(state % 40 + 1)
+        state = next_state(state, answer[-1])
+    return answer
+
+
+class NoRedis:
+    """Stands in for the publisher and the heartbeats."""
+
+    def publish(self, changes: object) -> None:
+        pass
+
+    def update(self, load: object) -> None:
+        pass
+
+
+class LiveNode:
+    def __init__(self, role: Role, name: str, backend: PairBackend) -> None:
+        self.node = Node(name, 1)
+        self.pool = torch.zeros(
+            LAYOUT.num_layers, NUM_PAGES, 2, PAGE, LAYOUT.num_kv_heads, LAYOUT.head_dim
+        )
+        self.cache = PrefixCache(NUM_PAGES)
+        self.model = PlayedModel(self.pool)
+        self._channel = Channel("127.0.0.1")
+        self._transport = PairTransport(
+            self.pool, LAYOUT, self.node, "model", backend, with_checksum=True
+        )
+        self.address = self._channel.address
+        addresses = (self.address, self._transport.address)
+        self.scheduler: PrefillScheduler | DecodeScheduler
+        if role == "prefill":
+            prefill_limits = PrefillLimits(32, 4, 8, FETCH_TIMEOUT_S)
+            self.scheduler = PrefillScheduler(
+                self.node, addresses, self.cache, HASHER, prefill_limits
+            )
+        else:
+            decode_limits = DecodeLimits(32, 4, 8, DEADLINE_S, FETCH_TIMEOUT_S)
+            self.scheduler = DecodeScheduler(
+                self.node, addresses, self.cache, HASHER, decode_limits
+            )
+        model: Any = self.model
+        no_redis: Any = NoRedis()
+        self._shell = NodeShell(
+            self.node,
+            self._channel,
+            self.scheduler,
+            self.cache,
+            model,
+            self._transport,
+            no_redis,
+            no_redis,
+        )
+        self._thread = threading.Thread(target=self._shell.run, daemon=True)
+        self._thread.start()
+
+    def content(self, tokens: list[int]) -> Tensor:
+        """The KV of all full pages of `tokens`, which are cached."""
+        hashes = HASHER.hashes(tokens)
+        pages = self.cache.find(hashes)
+        assert len(pages) == len(hashes)
+        return self.pool[:, pages]
+
+    def close(self) -> None:
+        self._shell.stop()
+        self._thread.join(DEADLINE_S)
+        self._transport.close()
+        self._channel.close()
+
+
+class LiveCluster:
+    """Asks as a coordinator does."""
+
+    def __init__(self, **nodes: LiveNode) -> None:
+        self.nodes = nodes
+        self._channel = Channel("127.0.0.1")
+        self._num_asked = 0
+
+    def ask(
+        self,
+        decode: LiveNode,
+        prompt: list[int],
+        prefill: LiveNode | None = None,
+        fetch: tuple[Node, str] | None = None,
+        fetch_pages: int = NUM_PROMPT_PAGES,
+    ) -> tuple[list[int], int]:
+        """(tokens of the answer, how many of the prompt were fetched)."""
+        self._num_asked += 1
+        attempt = Attempt(f"r{self._num_asked}", 1)
+        request = Generate(
+            attempt=attempt,
+            tokens=token_bytes(prompt),
+            cache_salt="",
+            sampling=Sampling(temperature=0.0),
+            max_new_tokens=6,
+            stop_token_ids=[],
+            prefill_node=prefill.node if prefill else None,
+            prefill_address=prefill.address if prefill else "",
+            reply_address=self._channel.address,
+            fetch_node=fetch[0] if fetch else None,
+            fetch_address=fetch[1] if fetch else "",
+            fetch_pages=fetch_pages if fetch else 0,
+        )
+        self._channel.send(decode.address, request)
+        tokens: list[int] = []
+        while True:
+            messages = self._channel.drain(DEADLINE_S)
+            assert messages, "no answer in time"
+            for message in messages:
+                assert isinstance(message, TokensOut), message
+                for out in message.outs:
+                    tokens += out.tokens
+                    if out.finish:
+                        return tokens, out.fetched_tokens
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            node.close()
+        self._channel.close()
+
+
+@contextmanager
+def cluster(backend_name: str, **roles: Role) -> Iterator[LiveCluster]:
+    backend = new_backend(backend_name)
+    with ExitStack() as stack:
+        nodes = {name: LiveNode(role, name, backend) for name, role in roles.items()}
+        live = LiveCluster(**nodes)
+        stack.callback(live.close)
+        yield live
+
+
+both_backends = pytest.mark.parametrize("backend_name", ["local", "gloo"])
+
+
+@both_backends
+def test_prefill_computes_behind_pages_of_the_decode_node_it_computes_for(
+    backend_name: str,
+) -> None:
+    """Both directions at once, under one attempt."""
+    with cluster(backend_name, p0="prefill", d0="decode") as live:
+        prefill, decode = live.nodes["p0"], live.nodes["d0"]
+        assert live.ask(decode, PROMPT) == (answer_of(PROMPT, 6), 0)
+        longer = PROMPT + [7] * 3 * PAGE
+        owner = (decode.node, decode.address)
+        tokens, fetched = live.ask(decode, longer, prefill, owner)
+        assert (tokens, fetched) == (answer_of(longer, 6), len(PROMPT))
+        assert prefill.model.num_computed == 3 * PAGE
+        assert torch.equal(prefill.content(longer), decode.content(longer))
+        assert prefill.scheduler.load().held_pages == decode.scheduler.load().held_pages == 0
+
+
+@both_backends
+def test_decode_fetches_for_itself_from_another_decode_node(backend_name: str) -> None:
+    with cluster(backend_name, d0="decode", d1="decode") as live:
+        owner, asker = live.nodes["d0"], live.nodes["d1"]
+        live.ask(owner, PROMPT)
+        longer = PROMPT + [7] * PAGE
+        tokens, fetched = live.ask(asker, longer, fetch=(owner.node, owner.address))
+        assert (tokens, fetched) == (answer_of(longer, 6), len(PROMPT))
+        assert torch.equal(asker.content(PROMPT), owner.content(PROMPT))
+        again = live.ask(asker, longer, fetch=(owner.node, owner.address))
+        assert again == (answer_of(longer, 6), 0), "it has them now"
+
+
+@both_backends
+@pytest.mark.parametrize("owner_is", ["without the pages", "gone"])
+def test_a_fetch_that_fails_is_computed(backend_name: str, owner_is: str) -> None:
+    with cluster(backend_name, p0="prefill", p1="prefill", d0="decode") as live:
+        prefill, owner, decode = (live.nodes[name] for name in ("p0", "p1", "d0"))
+        if owner_is == "gone":
+            owner.close()
+            del live.nodes["p1"]
+        source = (owner.node, owner.address)
+        assert live.ask(decode, PROMPT, prefill, source) == (answer_of(PROMPT, 6), 0)
+        assert prefill.model.num_computed == len(PROMPT)
+        assert prefill.scheduler.load().transfer_failures_total == (owner_is == "gone")
