@@ -40,7 +40,8 @@ class Detokenizer:
 
     def finish(self) -> None:
         """Emits what is held back, with U+FFFD for bytes that became no character."""
-        self._emit(final=True)
+        if self._emitted_end < len(self._ids):
+            self._emit(final=True)
 
     def _emit(self, final: bool) -> None:
         known = self._decode(self._ids[self._window_start : self._emitted_end])

@@ -19,11 +19,16 @@ class Abort:
     status_code: int
 
 
+CLIENT_LEFT = 499
+"""Nobody reads it; it is what access logs of proxies show."""
+
+
 @dataclass(eq=False)
 class Generation:
     """Collects what the tracker delivers. Bounded by the answer's own length.
 
-    `finish_reason` is SGLang's object, None while it runs.
+    One handler waits for it, with `changed` or `finished`. `finish_reason` is SGLang's object,
+    None while it runs.
     """
 
     request_id: str
@@ -44,7 +49,9 @@ class Generation:
     transferred_pages: int = 0
     first_token_at: float | None = None
     ended_at: float | None = None
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_news: bool = False
+    _waiter: asyncio.Future[None] | None = None
+    _waits_for_end: bool = False
     _visible: int | None = None
     """Length of the text that is shown, when a stop string or its beginning ends it."""
 
@@ -59,17 +66,37 @@ class Generation:
 
     async def changed(self, timeout_s: float) -> None:
         """Waits for news; raises TimeoutError."""
-        await asyncio.wait_for(self._changed.wait(), timeout_s)
-        self._changed.clear()
+        if not self._has_news:
+            await self._wait(timeout_s, for_end=False)
+        self._has_news = False
+
+    async def finished(self, timeout_s: float) -> None:
+        """Waits until it is done; raises TimeoutError. Tokens on the way wake nobody."""
+        if not self.done:
+            await self._wait(timeout_s, for_end=True)
+
+    def abandon(self) -> None:
+        """The client has left: ends the wait of its handler."""
+        if not self.done:
+            self.error = Abort("the client has left", CLIENT_LEFT)
+            self._wake()
 
     def produced(self, event: Produced, now: float) -> bool:
         """Takes new tokens; True if a stop string ended the answer, so it is to be cancelled."""
+        stopped = self._take(event, now)
+        self._wake()
+        return stopped
+
+    def ended(self, event: Ended, now: float) -> None:
+        self._end(event, now)
+        self._wake()
+
+    def _take(self, event: Produced, now: float) -> bool:
         if self.first_token_at is None:
             self.first_token_at = now
             self.cached_tokens = event.cached_tokens
         self.route, self.attempts = event.route, event.attempt
         self.transferred_pages = max(self.transferred_pages, event.transferred_pages)
-        self._changed.set()
         for token in event.tokens:
             self.output_ids.append(token)
             if token in self.stop_token_ids and not self.no_stop_trim:
@@ -80,8 +107,7 @@ class Generation:
         self._visible = self.stops.safe_length(self.detokenizer.text)
         return False
 
-    def ended(self, event: Ended, now: float) -> None:
-        self._changed.set()
+    def _end(self, event: Ended, now: float) -> None:
         self.ended_at = now
         if event.finish == "error":
             self.error = Abort(event.message, event.status_code)
@@ -135,3 +161,27 @@ class Generation:
         self.finish_reason = {"type": "stop", "matched": stop}
         self.ended_at = now
         return True
+
+    async def _wait(self, timeout_s: float, for_end: bool) -> None:
+        """A future and a timer: a tenth of what a task and an event cost."""
+        assert self._waiter is None
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        self._waits_for_end = for_end
+        timer = loop.call_later(timeout_s, _time_out, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        self._has_news = True
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (self.done or not self._waits_for_end):
+            waiter.set_result(None)
+
+
+def _time_out(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(asyncio.TimeoutError())

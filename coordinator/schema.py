@@ -5,44 +5,50 @@ What the contract names and this version cannot do is refused with a sentence, n
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+import msgspec
 
 MAX_BATCH = 1024
 MAX_STOPS = 32
 MAX_STOP_LENGTH = 1024
 
 
+Checked = TypeVar("Checked")
+UNKNOWN_KEY = re.compile("unknown field `(.*)`")
+
+
 class BadRequest(Exception):
     """400: what is wrong with the request, for the client to read."""
 
 
-class SamplingParams(BaseModel):
-    """`sampling_params` of one prompt."""
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 
-    model_config = ConfigDict(extra="forbid")
 
-    max_new_tokens: StrictInt | None = Field(default=128, ge=0)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False, strict=True)
-    top_p: float = Field(default=1.0, gt=0, le=1, strict=True)
-    top_k: StrictInt = Field(default=-1, ge=-1, lt=1 << 31)
-    min_p: float = Field(default=0.0, ge=0, le=1, strict=True)
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`sampling_params` of one prompt. Only `parse_generate` checks the ranges."""
+
+    max_new_tokens: NonNegative | None = 128
+    temperature: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] = -1
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     stop: str | list[str] | None = None
-    stop_token_ids: list[StrictInt] | None = None
-    ignore_eos: StrictBool = False
-    skip_special_tokens: StrictBool = True
-    no_stop_trim: StrictBool = False
-    n: StrictInt = Field(default=1, ge=1, le=64)
-    stream_interval: StrictInt | None = Field(default=None, ge=1)
-    sampling_seed: StrictInt | None = Field(default=None, ge=0, lt=1 << 63)
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
+    n: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    stream_interval: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    sampling_seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
     # Named by the contract, accepted at their neutral value only:
-    min_new_tokens: StrictInt = 0
+    min_new_tokens: int = 0
     stop_regex: str | list[str] | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    spaces_between_special_tokens: StrictBool = True
+    spaces_between_special_tokens: bool = True
     logit_bias: dict[str, float] | None = None
     regex: str | None = None
     json_schema: str | None = None
@@ -57,6 +63,7 @@ class SamplingParams(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+DEFAULT_SAMPLING = SamplingParams()
 NOT_YET_SAMPLING: dict[str, tuple[Any, ...]] = {
     "min_new_tokens": (0,),
     "stop_regex": (None, "", []),
@@ -90,22 +97,21 @@ NOT_YET_TOP_LEVEL: dict[str, tuple[Any, ...]] = {
 }
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     """The whole body; unknown top-level keys are ignored, as SGLang does."""
 
-    model_config = ConfigDict(extra="ignore")
-
     text: str | list[str] | None = None
-    input_ids: list[StrictInt] | list[list[StrictInt]] | None = None
+    input_ids: list[int | list[int]] | None = None
+    """Of one kind only."""
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    stream: StrictBool = False
+    stream: bool = False
     rid: str | list[str] | None = None
     request_id: str | list[str] | None = None
     cache_salt: str | list[str] | None = None
     extra_key: str | list[str] | None = None
 
 
-class Prompt(BaseModel):
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt of a body, with its own parameters. Exactly one of text and input_ids is set."""
 
     text: str | None
@@ -115,7 +121,7 @@ class Prompt(BaseModel):
     cache_salt: str
 
 
-class ParsedBody(BaseModel):
+class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
     """`is_batch`: the client sent lists and wants a list back."""
 
     prompts: list[Prompt]
@@ -125,18 +131,15 @@ class ParsedBody(BaseModel):
 
 def parse_generate(raw: dict[str, Any]) -> ParsedBody:
     """Checks a body and splits it into prompts; raises BadRequest."""
-    for key, neutral in NOT_YET_TOP_LEVEL.items():
-        if raw.get(key) not in neutral:
+    for key in raw.keys() & NOT_YET_TOP_LEVEL.keys():
+        if raw[key] not in NOT_YET_TOP_LEVEL[key]:
             raise BadRequest(f"{key} is not supported by this version of kvrelay")
-    try:
-        body = GenerateBody.model_validate(raw)
-    except ValidationError as error:
-        raise BadRequest(_sentence(error)) from None
+    body = _checked(raw, GenerateBody)
     texts, ids, is_batch = _inputs(body)
     count = len(texts or ids or [])
     if not 0 < count <= MAX_BATCH:
         raise BadRequest(f"a batch must have 1 to {MAX_BATCH} prompts; this one has {count}")
-    params = _spread(body.sampling_params or {}, count, "sampling_params")
+    params = _spread(_sampling_params(body.sampling_params), count, "sampling_params")
     rids = _rids(body, count, is_batch)
     salts = _spread(body.cache_salt or "", count, "cache_salt")
     extra_keys = _spread(body.extra_key or "", count, "extra_key")
@@ -144,7 +147,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
         Prompt(
             text=texts[i] if texts else None,
             input_ids=ids[i] if ids else None,
-            sampling=_sampling(params[i]),
+            sampling=params[i],
             rid=rids[i],
             cache_salt=_namespace(salts[i], extra_keys[i]),
         )
@@ -166,9 +169,13 @@ def _inputs(body: GenerateBody) -> tuple[list[str] | None, list[list[int]] | Non
             return [body.text], None, False
         return body.text, None, True
     ids = body.input_ids or []
-    if ids and isinstance(ids[0], list):
-        return None, [list(one) for one in ids if isinstance(one, list)], True
-    return None, [[one for one in ids if isinstance(one, int)]], False
+    numbers = [one for one in ids if isinstance(one, int)]
+    if len(numbers) == len(ids):
+        return None, [numbers], False
+    lists = [one for one in ids if isinstance(one, list)]
+    if numbers:
+        raise BadRequest("input_ids: give either ids or lists of ids")
+    return None, lists, True
 
 
 def _rids(body: GenerateBody, count: int, is_batch: bool) -> list[str | None]:
@@ -192,13 +199,18 @@ def _spread(value: Any, count: int, name: str) -> list[Any]:
     return value
 
 
+def _sampling_params(
+    raw: dict[str, Any] | list[dict[str, Any]] | None,
+) -> SamplingParams | list[SamplingParams]:
+    if isinstance(raw, list):
+        return [_sampling(one) for one in raw]
+    return _sampling(raw) if raw else DEFAULT_SAMPLING
+
+
 def _sampling(raw: dict[str, Any]) -> SamplingParams:
-    try:
-        params = SamplingParams.model_validate(raw)
-    except ValidationError as error:
-        raise BadRequest("sampling_params: " + _sentence(error)) from None
-    for key, neutral in NOT_YET_SAMPLING.items():
-        if getattr(params, key) not in neutral:
+    params = _checked(raw, SamplingParams, "sampling_params: ")
+    for key in raw.keys() & NOT_YET_SAMPLING.keys():
+        if getattr(params, key) not in NOT_YET_SAMPLING[key]:
             raise BadRequest(
                 f"sampling_params: {key} is not supported by this version of kvrelay; leave it out"
             )
@@ -212,10 +224,17 @@ def _sampling(raw: dict[str, Any]) -> SamplingParams:
     return params
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first problem, with the key it is about."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    key = ".".join(str(part) for part in first["loc"][:1]) or "body"
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}"
-    return f"{key}: {first['msg']}"
+def _checked(raw: dict[str, Any], kind: type[Checked], where: str = "") -> Checked:
+    """`raw` as a `kind`; raises BadRequest, which names the key after `where`."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(where + _sentence(str(error))) from None
+
+
+def _sentence(error: str) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.key[0]`", with the key first."""
+    if unknown := UNKNOWN_KEY.search(error):
+        return f"unknown key {unknown[1]}"
+    what, _, path = error.partition(" - at `$.")
+    return f"{path.rstrip('`') or 'body'}: {what[0].lower()}{what[1:].replace('`', '')}"

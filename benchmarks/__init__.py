@@ -1,0 +1,1 @@
+"""Measurements with their physics; results are committed under results/."""

@@ -1,0 +1,246 @@
+"""The coordinator alone over HTTP: /generate in front of nodes that answer at once.
+
+Core 0 has the process under test (all its threads) and nothing else of ours; core 1 has the load
+generator, the stub nodes and Redis. So a rate is that of one core, as long as core 1 is not full:
+the table says how much of it the load generator used, and the benchmark how much all of it was.
+The load is closed: each client sends its next request when it has the answer. At 32 clients the
+rate is what counts and p50 is 32 / rate (Little's law); the time that a coordinator adds is seen
+at one client, less the p50 of the same client talking to a stub worker directly.
+
+A request crosses: client → HTTP parse → JSON and checks → tokenizer → route → ZMQ → stub node →
+ZMQ → detokenizer → JSON → client. The process under test makes about 4 socket calls per request
+for HTTP and 4 for ZMQ, whose I/O thread shares its core.
+
+sglang-router (Rust) is measured in the same run, before two instant HTTP workers, if it is
+there: `pip install sglang-router` into an environment of its own, and name its Python in
+--router-python. It proxies bytes and keeps a radix tree of texts: it neither tokenizes nor
+detokenizes nor checks what it passes on.
+
+    .venv/bin/python -m benchmarks.http [--clients 32] [--seconds 8] [--router none|sglang]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from infra.cluster import ClusterPlan, LocalCluster
+from infra.ports import free_port
+from infra.process import Child
+
+HOST = "127.0.0.1"
+UNDER_TEST, OTHERS = 0, 1
+"""Cores."""
+START_TIMEOUT_S = 30.0
+PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "msgspec", "pyzmq", "tokenizers")
+RESULTS = Path(__file__).parent / "results" / "http.json"
+
+Row = dict[str, Any]
+
+
+def pin(pid: int, core: int) -> None:
+    """All threads of a process, and those it starts from now on."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+def load(under_test: int, port: int, clients: int, seconds: float, case: str) -> Row:
+    """One row, by a load generator in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.load", "--port", str(port), "--case", case]
+    command += ["--clients", str(clients), "--seconds", str(seconds)]
+    command += ["--pid", str(under_test), "--core", str(UNDER_TEST)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {"clients": clients, "case": case} | json.loads(output)
+
+
+@contextmanager
+def coordinator(directory: Path) -> Iterator[tuple[int, int]]:
+    """A running cluster of stubs; the coordinator's process id and port."""
+    plan = ClusterPlan(num_prefill=0, num_decode=0, host=HOST, port=free_port())
+    with LocalCluster(plan, directory) as cluster:
+        for role, name in (("prefill", "p0"), ("decode", "d0")):
+            words = [sys.executable, "-m", "benchmarks.stub_nodes", role, "--name", name]
+            words += ["--redis-url", cluster.redis_url]
+            cluster.children[name] = Child(name, words, directory / f"{name}.log", _ignore)
+        cluster.wait_for_nodes()
+        for name, child in cluster.children.items():
+            pin(child.process.pid, UNDER_TEST if name == "coordinator" else OTHERS)
+        yield cluster.children["coordinator"].process.pid, plan.port
+
+
+@contextmanager
+def started(name: str, command: list[str], directory: Path, url: str) -> Iterator[Child]:
+    """A process that answers 200 at `url`."""
+    child = Child(name, command, directory / f"{name}.log", _ignore)
+    try:
+        _wait_for(url, child)
+        yield child
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def worker(name: str, port: int, directory: Path) -> Any:
+    command = [sys.executable, "-m", "benchmarks.sglang_worker", "--port", str(port)]
+    return started(name, command, directory, f"http://{HOST}:{port}/health")
+
+
+@contextmanager
+def router(python: str, directory: Path) -> Iterator[tuple[int, int]]:
+    """sglang-router before two instant workers; its process id and port."""
+    port, prometheus, *workers = (free_port() for _ in range(4))
+    with ExitStack() as stack:
+        for i, at in enumerate(workers):
+            child = stack.enter_context(worker(f"w{i}", at, directory))
+            pin(child.process.pid, OTHERS)
+        command = [python, "-m", "sglang_router.launch_router", "--policy", "cache_aware"]
+        command += ["--host", HOST, "--port", str(port), "--prometheus-port", str(prometheus)]
+        command += ["--log-level", "error"]
+        command += ["--worker-urls", *(f"http://{HOST}:{at}" for at in workers)]
+        os.sched_setaffinity(0, {UNDER_TEST})  # inherited: it counts its cores when it starts
+        process = stack.enter_context(
+            started("router", command, directory, f"http://{HOST}:{port}/health")
+        )
+        os.sched_setaffinity(0, {OTHERS})
+        time.sleep(3.0)  # it looks for its workers' health
+        yield process.process.pid, port
+
+
+def _wait_for(url: str, child: Child) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while child.alive and time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=2.0).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass  # not listening yet
+        time.sleep(0.05)
+    raise SystemExit(f"{child.name} did not start: " + " | ".join(child.last_lines))
+
+
+def _ignore(name: str, line: str) -> None:
+    pass
+
+
+def measure(
+    name: str, pid: int, port: int, clients: int, seconds: float, cases: tuple[str, ...]
+) -> list[Row]:
+    """The rows of one process under test: every case with many clients and with one."""
+    rows = []
+    for case in cases:
+        for count in (clients, 1):
+            row = load(pid, port, count, seconds, case)
+            row.pop("answer")
+            rows.append({"server": name} | row)
+            print_row(rows[-1])
+    return rows
+
+
+COLUMNS = {
+    "server": "server",
+    "case": "case",
+    "clients": "clients",
+    "requests_per_s": "requests/s",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "cpu_us_per_request": "CPU us",
+    "core_share": "its share",
+    "core_share_of_others": "others'",
+    "client_share": "client's",
+    "refused": "refused",
+}
+
+
+def print_row(row: Row) -> None:
+    print("".join(f"{row[key]:>{14 if key == 'server' else 11}}" for key in COLUMNS), flush=True)
+
+
+def summary(rows: list[Row], clients: int) -> Row:
+    """The figures that the goal is about."""
+
+    def of(server: str, case: str, count: int) -> Row | None:
+        found = [r for r in rows if (r["server"], r["case"], r["clients"]) == (server, case, count)]
+        return found[0] if found else None
+
+    result: Row = {}
+    for case in ("text", "ids"):
+        ours, alone, direct = (
+            of("kvrelay", case, clients),
+            of("kvrelay", case, 1),
+            of("worker alone", case, 1),
+        )
+        assert ours and alone and direct
+        result[case] = {
+            "requests_per_s": ours["requests_per_s"],
+            "p50_ms_one_client": alone["p50_ms"],
+            "added_p50_ms": round(alone["p50_ms"] - direct["p50_ms"], 3),
+        }
+        theirs, theirs_alone = of("sglang-router", case, clients), of("sglang-router", case, 1)
+        if theirs and theirs_alone:
+            result[case] |= {
+                "rate_over_sglang_router": round(
+                    ours["requests_per_s"] / theirs["requests_per_s"], 3
+                ),
+                "sglang_router_added_p50_ms": round(theirs_alone["p50_ms"] - direct["p50_ms"], 3),
+            }
+    return result
+
+
+def machine() -> Row:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The coordinator alone over HTTP.")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--router", choices=("none", "sglang"), default="none")
+    parser.add_argument("--router-python", default=sys.executable)
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    given = parser.parse_args()
+    os.sched_setaffinity(0, {OTHERS})
+    cases = ("text", "ids")
+    print_row(COLUMNS)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        rows: list[Row] = []
+
+        def add(server: str, pid: int, port: int) -> None:
+            rows.extend(measure(server, pid, port, given.clients, given.seconds, cases))
+
+        with coordinator(directory) as (pid, port):
+            add("kvrelay", pid, port)
+        with worker("worker", at := free_port(), directory) as child:
+            pin(child.process.pid, UNDER_TEST)
+            add("worker alone", child.process.pid, at)
+        if given.router == "sglang":
+            with router(given.router_python, directory) as (pid, port):
+                add("sglang-router", pid, port)
+    result = {"machine": machine(), "summary": summary(rows, given.clients), "rows": rows}
+    if given.save:
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
