@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_schedulers import (
-    COORDINATOR,
     D0,
     DECODE,
     HASHER,
@@ -41,8 +41,10 @@ from protocol.hashing import join_hashes, split_hashes, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
     Cancel,
+    Failed,
     Fetch,
     FetchRefused,
+    Generate,
     Message,
     Prefill,
     PrefillDone,
@@ -194,6 +196,32 @@ def test_a_cancelled_fetch_is_aborted_and_leaves_no_page(kind: str) -> None:
     assert asker.handle(PagesReceived(R1), 0.0) == []
     assert asker.handle(FetchRefused(R1, "late", P1), 0.0) == []
     assert asker.next_batch(9.0) == ([], [])
+
+
+@both_kinds
+def test_a_newer_attempt_aborts_the_fetch_of_the_older_one(kind: str) -> None:
+    asker, request = asker_of(kind)
+    asker.handle(request, 0.0)
+    asker.next_batch(0.0)
+    assert isinstance(request, Prefill | Generate)
+    newer = msgspec.structs.replace(request, attempt=Attempt("r", 2))
+    assert asker.handle(newer, 0.0) == [AbortTransfer(R1)]
+    _, (expect, _) = asker.next_batch(0.0)
+    assert isinstance(expect, ExpectPages) and expect.transfer == Attempt("r", 2)
+
+
+def test_a_job_whose_cached_pages_cannot_be_sent_fetches_no_longer() -> None:
+    prefill = prefill_scheduler()
+    prefill.handle(plain(PREFILL, PROMPT[:40]), 0.0)
+    compute(prefill)
+    prefill.handle(PagesSent(Attempt("s", 1)), 0.0)
+    prefill.handle(prefill_request(), 0.0)
+    _, instructions = prefill.next_batch(0.0)
+    assert [type(i) for i in instructions] == [SendPages, ExpectPages, Send]
+    broken = prefill.handle(PagesSent(R1, "peer lost"), 0.0)
+    failed = Failed(R1, "peer lost", "node", P0)
+    assert broken == [AbortTransfer(R1), Send(DECODE, failed)]
+    assert prefill.load().held_pages == 0
 
 
 @both_kinds
@@ -388,4 +416,3 @@ def test_such_worlds_do_fetch() -> None:
     world.run()
     assert world.fetched == {"first": 0, "second": 4 * PAGE}
     assert world.tokens["second"] == answer_of(other, 4)
-    assert COORDINATOR not in world.queues

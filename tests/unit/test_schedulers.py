@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -444,3 +445,21 @@ def test_a_newer_attempt_replaces_the_older_one() -> None:
     late = PrefillDone(Attempt("r", 1), 9, 0, Node("p0", 1))
     assert decode.handle(late, 0.0) == []
     assert decode.handle(PagesReceived(Attempt("r", 1)), 0.0) == []
+
+
+@pytest.mark.parametrize("kind", [PREFILL, DECODE])
+def test_pages_belong_to_the_tenant_who_asked(kind: str) -> None:
+    scheduler: PrefillScheduler | DecodeScheduler
+    if kind == PREFILL:
+        scheduler = prefill_scheduler()
+        scheduler.handle(
+            Prefill(Attempt("r", 1), token_bytes([1] * 40), "acme", Sampling(), 0, "d", "d"), 0.0
+        )
+    else:
+        scheduler = decode_scheduler()
+        request = generate("r", [1] * 40, 1, prefill="")
+        scheduler.handle(msgspec.structs.replace(request, cache_salt="acme"), 0.0)
+    while slices := scheduler.next_batch(0.0)[0]:
+        scheduler.finish([7 if part.sampling else None for part in slices], 0.0)
+    assert scheduler._cache.flush("") == 0
+    assert scheduler._cache.flush("acme") == 2
