@@ -1,14 +1,22 @@
 """What a route would cost, term by term, in seconds. Pure.
 
-    score(p, d) = queue(p) + OWN_WORK_WEIGHT * compute(uncached on p) + transfer(d lacks) + wait(d)
+    score = max(queue, fetch) + compute + transfer + wait       time to the first token
+          + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
 
-A request's own work counts more than its queue, because it also delays everybody behind it
-(weights of 3 to 5 gave the most cache hits and the least mean latency on Mooncake's open trace).
+`queue` and `fetch` overlap: the node computes others' prompts while pages travel. A request's own
+work counts more than its queue, because it also delays everybody behind it (weights of 3 to 5 gave
+the most cache hits and the least mean latency on Mooncake's open trace). `evict`: pages that come
+to a full node push out others, and a share of those, the share of pages that are hits at present,
+will have to be computed again.
+
+The terms of the prefill node (queue, fetch, compute, its evictions) and those of the decode node
+(transfer, wait, its evictions) add up, so each is chosen by itself. Rates are measured by the
+nodes and come with their heartbeats.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from coordinator.registry import LiveNode
 
@@ -19,64 +27,81 @@ DEFAULT_PREFILL_TOKENS_PER_S = 5_000.0
 """Until a node has measured its own rate."""
 DEFAULT_LINK_BYTES_PER_S = 1e9
 DEFAULT_STEP_S = 0.02
+ANSWER_STEPS = 64
+"""Steps after which a place or pages become free on a full node: one answer."""
 
 
-@dataclass(frozen=True)
-class Assigned:
-    """Work that this coordinator has sent to a node and that is not done."""
+class Cost(msgspec.Struct, frozen=True):
+    """Terms of a candidate, seconds; those that are not its business are 0."""
 
-    prompt_tokens: int = 0
-    """Uncached prompt tokens without a first token yet."""
-    requests: int = 0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Terms of one candidate route, seconds."""
-
-    queue_s: float
-    compute_s: float
-    transfer_s: float
-    wait_s: float
+    queue_s: float = 0.0
+    fetch_s: float = 0.0
+    compute_s: float = 0.0
+    transfer_s: float = 0.0
+    wait_s: float = 0.0
+    evict_s: float = 0.0
 
     @property
     def first_token_s(self) -> float:
         """Estimated time to the first token."""
-        return self.queue_s + self.compute_s + self.transfer_s + self.wait_s
+        start_s = self.queue_s if self.queue_s > self.fetch_s else self.fetch_s
+        return start_s + self.compute_s + self.transfer_s + self.wait_s
 
     @property
     def score(self) -> float:
-        return self.first_token_s + (OWN_WORK_WEIGHT - 1) * self.compute_s
+        return self.first_token_s + (OWN_WORK_WEIGHT - 1) * self.compute_s + self.evict_s
 
-
-def queue_s(live: LiveNode, assigned: Assigned) -> float:
-    """Time until a node is done with the prompt tokens it has: the larger of what it said and
-    what this coordinator knows it has sent."""
-    tokens = max(live.load.queued_tokens, assigned.prompt_tokens)
-    return tokens / prefill_tokens_per_s(live)
+    def __add__(self, other: Cost) -> Cost:
+        """The terms of the prefill node and of the decode node together."""
+        return Cost(
+            self.queue_s + other.queue_s,
+            self.fetch_s + other.fetch_s,
+            self.compute_s + other.compute_s,
+            self.transfer_s + other.transfer_s,
+            self.wait_s + other.wait_s,
+            self.evict_s + other.evict_s,
+        )
 
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:
-    return num_tokens / prefill_tokens_per_s(live)
+    """`num_tokens` of a prompt, at least one; a step of nothing else takes `step_s` too."""
+    return live.load.step_s + max(1, num_tokens) / prefill_tokens_per_s(live)
 
 
-def transfer_s(num_bytes: int, live: LiveNode) -> float:
-    return 2 * HOP_S + num_bytes / (live.load.link_bytes_per_s or DEFAULT_LINK_BYTES_PER_S)
+def fetch_s(num_bytes: int, link_bytes_per_s: float) -> float:
+    """Pages from their owner to the node that computes the rest."""
+    return 2 * HOP_S + num_bytes / link_bytes_per_s
 
 
-def wait_s(live: LiveNode, assigned: Assigned, num_pages: int) -> float:
+def transfer_s(num_bytes: int, link_bytes_per_s: float) -> float:
+    """Pages that the decode node lacks, from the prefill node."""
+    return 2 * HOP_S + num_bytes / link_bytes_per_s
+
+
+def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
+    """Work that will have to be done again for the pages which `num_new_pages` push out.
+
+    A node without room for all of them counts as full: what is free on a busy node is spoken for.
+    `hit_share`: of the pages that prompts asked for lately, those that were found.
+    """
+    if num_new_pages <= live.load.free_pages:
+        return 0.0
+    evicted_tokens = num_new_pages * live.info.layout.page_size
+    return hit_share * evicted_tokens / prefill_tokens_per_s(live)
+
+
+def wait_s(live: LiveNode, num_requests: int, num_pages: int) -> float:
     """How long a request waits at a decode node before its tokens flow.
 
-    A step for the running batch, and while pages or places are short, a step for each token that
-    others must produce before they leave (taken as one answer of 64 tokens).
+    `num_requests` of this coordinator are there already; it needs `num_pages` more. A step for the
+    running batch, and while pages or places are short, as long as one answer takes.
     """
-    step_s = live.load.step_s or DEFAULT_STEP_S
-    running = max(live.load.num_running + live.load.num_waiting, assigned.requests)
-    free_pages = live.load.free_pages + live.load.cached_pages
-    crowded = running / live.info.max_running_requests
-    wait = step_s * (1 + crowded)
-    if running >= live.info.max_running_requests or num_pages > free_pages:
-        wait += step_s * 64 * (1 + live.load.num_waiting / live.info.max_running_requests)
+    load, max_running = live.load, live.info.max_running_requests
+    step_s = load.step_s or DEFAULT_STEP_S
+    running = max(load.num_running + load.num_waiting, num_requests)
+    wait = step_s * (1 + running / max_running)
+    if running >= max_running or num_pages > load.free_pages + load.cached_pages:
+        wait += step_s * ANSWER_STEPS * (1 + max(0, running - max_running) / max_running)
     return wait
 
 

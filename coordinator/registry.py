@@ -39,6 +39,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
+        self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until something changes
         self._refused: dict[str, Node] = {}  # by name, to say it once
 
     @property
@@ -56,13 +57,14 @@ class Registry:
             return None
         replaced = known.info if known is not None and known.node != info.node else None
         if replaced is not None:
-            del self._nodes[info.node.name]
+            self._drop(info.node.name)
         if self._is_foreign(info):
             return replaced
         if known is None or replaced is not None:
             log.info("%s node %s joins (%s)", info.role, info.node, info.control_address)
         lease_ends = now + message.lease_s
         self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
+        self._by_role.clear()
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:
@@ -70,7 +72,7 @@ class Registry:
         known = self._nodes.get(node.name)
         if known is None or known.node != node:
             return None
-        del self._nodes[node.name]
+        self._drop(node.name)
         log.info("%s node %s left", known.info.role, node)
         return known.info
 
@@ -79,13 +81,19 @@ class Registry:
         gone = [live.info for live in self._nodes.values() if live.lease_ends <= now]
         for info in gone:
             log.warning("%s node %s is lost: no heartbeat", info.role, info.node)
-            del self._nodes[info.node.name]
+            self._drop(info.node.name)
         return gone
 
     def live(self, role: Role | None = None) -> list[LiveNode]:
         """Live nodes, by name, of one role or of both."""
-        nodes = sorted(self._nodes.values(), key=lambda live: live.node.name)
-        return [live for live in nodes if role is None or live.info.role == role]
+        if role not in self._by_role:
+            nodes = sorted(self._nodes.values(), key=lambda live: live.node.name)
+            self._by_role[role] = [n for n in nodes if role is None or n.info.role == role]
+        return self._by_role[role]
+
+    def _drop(self, name: str) -> None:
+        del self._nodes[name]
+        self._by_role.clear()
 
     def _is_foreign(self, info: NodeInfo) -> bool:
         """True (and one log line) for a node whose model or KV layout is not the cluster's."""

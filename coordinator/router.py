@@ -1,39 +1,94 @@
-"""`Router`: the decision where a request runs, as a value with its reason. Pure."""
+"""`Router`: the decision where a request runs, as a value with its reason and runner-up. Pure.
+
+A request has two tasks: its prompt is computed (by a prefill node, or by the decode node itself)
+and it is answered (by a decode node). The router lists the candidates of each with their costs, a
+policy chooses. Costs of the two add up, so they are chosen apart, in time linear in the nodes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from coordinator.cost import Assigned, Cost, compute_s, queue_s, transfer_s, wait_s
-from coordinator.registry import LiveNode, Registry
+import msgspec
+
+from coordinator import cost as costs
+from coordinator.backlog import Backlog
+from coordinator.cost import Cost
+from coordinator.policies import Candidate, Policy
+from coordinator.registry import LiveNode
 from protocol.ids import Node
 
-NOTHING_ASSIGNED = Assigned()
+Task = Literal["prefill", "decode", "both"]
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What routing needs to know of a request. `num_tokens` of prompt; pages of prompt and answer
-    in `num_pages`."""
+    """What routing needs to know of a request: `num_tokens` of prompt, and pages of prompt and
+    answer in `num_pages`."""
 
     num_tokens: int
     num_pages: int
     owned_pages: Mapping[Node, int]
-    """Leading pages of the prompt that a node owns (`PrefixIndex.match`)."""
+    """Leading pages of the prompt that a node owns now: it can send them to another."""
+    expected_pages: Mapping[Node, int]
+    """The same with those it will own when what was sent there before is computed."""
+    avoid: Collection[str] = ()
+    """Names of nodes that failed this request: of decode nodes they are taken when there is no
+    other; instead of such prefill nodes, decode computes."""
 
 
 @dataclass(frozen=True)
-class Route:
+class Cluster:
+    """The nodes as a coordinator sees them at one moment."""
+
+    prefill: list[LiveNode]
+    decode: list[LiveNode]
+    backlogs: Mapping[str, Backlog]
+    """By node name; a node without one has nothing to do."""
+    hit_share: float
+    """Of the pages that prompts asked for lately, those that were found."""
+    planned_s: Mapping[str, float]
+    """Work, by node name, of requests that will be sent before this one."""
+    now: float
+
+
+class Route(msgspec.Struct, frozen=True):
     """Where a request runs. `prefill` None: the decode node computes the prompt itself."""
 
     prefill: Node | None
     decode: Node
     prefill_address: str
     decode_address: str
-    uncached_tokens: int
+    fetch_from: Node | None
+    fetch_address: str
+    fetch_pages: int
+    """Leading pages that the computing node is to have after fetching; 0: nothing is fetched."""
+    cached_pages: int
+    """Leading pages that need no computing there."""
+    busy_s: float
+    """Estimated time that it occupies the computing node: its work, and the end of a fetch that
+    its queue does not cover."""
+    queue_s: float
+    """How long it has other prompts to compute."""
     cost: Cost
     reason: str
+    runner_up: str
+
+    @property
+    def computes(self) -> Node:
+        """The node that computes the prompt."""
+        return self.prefill or self.decode
+
+
+class Candidates(msgspec.Struct, frozen=True):
+    """Everything that was weighed: nodes that would compute the prompt for another, nodes that
+    would answer, and nodes that would do both."""
+
+    prefill: list[Candidate]
+    decode: list[Candidate]
+    both: list[Candidate]
 
 
 class NoRoute(Exception):
@@ -41,110 +96,229 @@ class NoRoute(Exception):
 
 
 class Router:
-    """Chooses the least score over all pairs; ties go to the less loaded, then by name."""
+    """Costs every candidate and lets `policy` choose."""
 
-    def __init__(self, local_prefill_max_tokens: int) -> None:
+    def __init__(self, policy: Policy, local_prefill_max_tokens: int) -> None:
         """Up to so many uncached tokens a decode node may compute itself, if that is cheaper."""
+        self._policy = policy
         self._local_prefill_max_tokens = local_prefill_max_tokens
 
-    def route(
-        self,
-        demand: Demand,
-        registry: Registry,
-        assigned: Mapping[str, Assigned],
-        avoid: Collection[str] = (),
-    ) -> Route:
-        """`assigned` by node name; `avoid`: names of nodes that failed this request: of decode
-        nodes they are taken when there is no other, instead of prefill nodes decode computes.
+    def route(self, demand: Demand, cluster: Cluster) -> Route:
+        """Raises NoRoute."""
+        return self.choose(demand, self.candidates(demand, cluster))
 
-        Raises NoRoute.
-        """
-        decodes = [d for d in registry.live("decode") if demand.num_pages <= d.info.num_pages]
+    def candidates(self, demand: Demand, cluster: Cluster) -> Candidates:
+        """Raises NoRoute when no decode node could answer."""
+        decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
         if not decodes:
             raise NoRoute(f"no decode node with room for {demand.num_pages} pages is alive")
-        decodes = [d for d in decodes if d.node.name not in avoid] or decodes
+        decodes = [d for d in decodes if d.node.name not in demand.avoid] or decodes
+        layout = decodes[0].info.layout
+        num_prompt_pages = layout.num_pages(demand.num_tokens)
         prefills = [
             p
-            for p in registry.live("prefill")
-            if p.node.name not in avoid and _pages_of_prompt(demand, p) <= p.info.num_pages
+            for p in cluster.prefill
+            if num_prompt_pages <= p.info.num_pages and p.node.name not in demand.avoid
         ]
-        candidates = sorted(
-            self._candidates(demand, prefills, decodes, assigned),
-            key=lambda c: (c[0].score, _load(c[1], assigned) + _load(c[2], assigned)),
+        costing = _Costing(demand, cluster, num_prompt_pages, (*cluster.prefill, *cluster.decode))
+        answering = [costing.answering(d) for d in decodes]
+        if not self._policy.weighs_cost:
+            computing = [costing.computing(p) for p in prefills]
+            both = [] if prefills else [costing.both(costing.computing(a.live), a) for a in answering]
+            return Candidates(computing, answering, both)
+        return Candidates(
+            prefill=[c for p in prefills for c in costing.with_fetch(costing.computing(p))],
+            decode=answering,
+            both=[
+                costing.both(c, a)
+                for a in answering
+                for c in costing.with_fetch(costing.computing(a.live))
+                if not prefills or costing.uncached_tokens(c) <= self._local_prefill_max_tokens
+            ],
         )
-        cost, prefill, decode = candidates[0]
-        owner = prefill or decode
-        return Route(
-            prefill=prefill.node if prefill else None,
-            decode=decode.node,
-            prefill_address=prefill.info.control_address if prefill else "",
-            decode_address=decode.info.control_address,
-            uncached_tokens=_uncached_tokens(demand, owner),
-            cost=cost,
-            reason=_reason(demand, prefill, decode, cost, len(candidates)),
+
+    def choose(self, demand: Demand, candidates: Candidates) -> Route:
+        """The policy's choice, with its reason."""
+        both = self._policy.choose(candidates.both, "decode") if candidates.both else None
+        if not candidates.prefill:
+            assert both is not None  # some decode node is there
+            return _route(demand, both, both, _others(candidates.both, both))
+        prefill = self._policy.choose(candidates.prefill, "prefill")
+        decode = self._policy.choose(candidates.decode, "decode")
+        apart_s = prefill.cost.score + decode.cost.score
+        if both is not None and both.cost.score <= apart_s:
+            others = _others(candidates.both, both)
+            return _route(demand, both, both, [*others, (apart_s, prefill)])
+        others = [(s + decode.cost.score, c) for s, c in _others(candidates.prefill, prefill)]
+        if both is not None:
+            others.append((both.cost.score, both))
+        return _route(demand, prefill, decode, others)
+
+
+class _Costing:
+    """Costs of the candidates of one request."""
+
+    def __init__(
+        self, demand: Demand, cluster: Cluster, num_prompt_pages: int, nodes: Collection[LiveNode]
+    ) -> None:
+        layout = next(iter(nodes)).info.layout
+        self._demand = demand
+        self._cluster = cluster
+        self._num_prompt_pages = num_prompt_pages
+        self._page_size = layout.page_size
+        self._page_bytes = layout.page_bytes
+        # All pages that a prompt may hit: never the one of its last token, whose logits are needed.
+        self._num_reusable = (demand.num_tokens - 1) // layout.page_size
+        rates = [n.load.link_bytes_per_s for n in nodes if n.load.link_bytes_per_s]
+        self._link_bytes_per_s = (
+            sum(rates) / len(rates) if rates else costs.DEFAULT_LINK_BYTES_PER_S
+        )
+        self._source, self._source_pages = self._best_source(nodes)
+
+    def computing(self, live: LiveNode) -> Candidate:
+        """`live` computes the prompt from what it has itself."""
+        demand, name = self._demand, live.node.name
+        owned = min(demand.expected_pages.get(live.node, 0), self._num_reusable)
+        backlog = self._cluster.backlogs.get(name)
+        queue_s = self._cluster.planned_s.get(name, 0.0)
+        if backlog is not None:
+            queue_s += backlog.seconds(self._cluster.now)
+        cost = Cost(
+            queue_s=queue_s,
+            compute_s=costs.compute_s(live, demand.num_tokens - owned * self._page_size),
+            evict_s=costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share),
+        )
+        return self._candidate(live, cost, owned, backlog)
+
+    def with_fetch(self, alone: Candidate) -> Iterator[Candidate]:
+        """The candidate, and itself with the longest prefix that another node could send it."""
+        yield alone
+        source = self._source
+        num_pages = min(self._source_pages, self._num_reusable)
+        if source is None or num_pages <= alone.owned_pages or source.node == alone.live.node:
+            return
+        num_bytes = (num_pages - alone.owned_pages) * self._page_bytes
+        link_bytes_per_s = source.load.link_bytes_per_s or self._link_bytes_per_s
+        num_uncached = self._demand.num_tokens - num_pages * self._page_size
+        cost = msgspec.structs.replace(
+            alone.cost,
+            fetch_s=costs.fetch_s(num_bytes, link_bytes_per_s),
+            compute_s=costs.compute_s(alone.live, num_uncached),
+        )
+        yield msgspec.structs.replace(
+            alone, cost=cost, fetch_from=source, fetch_pages=num_pages
         )
 
-    def _candidates(
-        self,
-        demand: Demand,
-        prefills: list[LiveNode],
-        decodes: list[LiveNode],
-        assigned: Mapping[str, Assigned],
-    ) -> Iterator[tuple[Cost, LiveNode | None, LiveNode]]:
-        for decode in decodes:
-            mine = assigned.get(decode.node.name, NOTHING_ASSIGNED)
-            owned = demand.owned_pages.get(decode.node, 0)
-            wait = wait_s(decode, mine, demand.num_pages - owned)
-            uncached = _uncached_tokens(demand, decode)
-            if not prefills or uncached <= self._local_prefill_max_tokens:
-                # Its chunks also slow down the answers that run beside it.
-                compute = compute_s(decode, uncached) * (1 + decode.load.num_running)
-                yield Cost(queue_s(decode, mine), compute, 0.0, wait), None, decode
-            layout = decode.info.layout
-            missing = _pages_of_prompt(demand, decode) - min(owned, _reusable(demand, decode))
-            for prefill in prefills:
-                cost = Cost(
-                    queue_s(prefill, assigned.get(prefill.node.name, NOTHING_ASSIGNED)),
-                    compute_s(prefill, _uncached_tokens(demand, prefill)),
-                    transfer_s(missing * layout.page_bytes, prefill),
-                    wait,
-                )
-                yield cost, prefill, decode
+    def answering(self, live: LiveNode) -> Candidate:
+        """`live` answers; pages of the prompt come from elsewhere."""
+        demand = self._demand
+        owned = min(demand.expected_pages.get(live.node, 0), self._num_reusable)
+        backlog = self._cluster.backlogs.get(live.node.name)
+        num_requests = backlog.num_requests if backlog is not None else 0
+        num_new_pages = demand.num_pages - owned
+        cost = Cost(
+            transfer_s=costs.transfer_s(
+                (self._num_prompt_pages - owned) * self._page_bytes, self._link_bytes_per_s
+            ),
+            wait_s=costs.wait_s(live, num_requests, num_new_pages),
+            evict_s=costs.evict_s(live, num_new_pages, self._cluster.hit_share),
+        )
+        return self._candidate(live, cost, owned, backlog)
+
+    def both(self, computing: Candidate, answering: Candidate) -> Candidate:
+        """One decode node does both: nothing is sent, but the chunks of the prompt slow down the
+        answers beside it."""
+        slowed = 1 + computing.live.load.num_running
+        cost = msgspec.structs.replace(
+            computing.cost,
+            compute_s=computing.cost.compute_s * slowed,
+            wait_s=answering.cost.wait_s,
+            evict_s=answering.cost.evict_s,
+        )
+        return msgspec.structs.replace(computing, cost=cost)
+
+    def uncached_tokens(self, candidate: Candidate) -> int:
+        return self._demand.num_tokens - candidate.cached_pages * self._page_size
+
+    def _candidate(
+        self, live: LiveNode, cost: Cost, owned_pages: int, backlog: Backlog | None
+    ) -> Candidate:
+        load = live.load
+        known = load.num_running + load.num_waiting
+        if backlog is None:
+            return Candidate(live, cost, owned_pages, known, 0.0)
+        num_requests = max(known, backlog.num_requests)
+        return Candidate(live, cost, owned_pages, num_requests, backlog.total_s)
+
+    def _best_source(self, nodes: Iterable[LiveNode]) -> tuple[LiveNode | None, int]:
+        """The node that owns most of the prompt now; among equals the one that does least."""
+        best, best_pages, best_load = None, 0, 0
+        owned = self._demand.owned_pages
+        for live in nodes if owned else ():
+            pages = owned.get(live.node, 0)
+            load = live.load.num_running + live.load.num_waiting
+            if pages > best_pages or (pages and pages == best_pages and load < best_load):
+                best, best_pages, best_load = live, pages, load
+        return best, best_pages
 
 
-def _pages_of_prompt(demand: Demand, live: LiveNode) -> int:
-    return live.info.layout.num_pages(demand.num_tokens)
-
-
-def _reusable(demand: Demand, live: LiveNode) -> int:
-    """Pages that a prompt may hit: all but the one of its last token."""
-    return (demand.num_tokens - 1) // live.info.layout.page_size
-
-
-def _uncached_tokens(demand: Demand, live: LiveNode) -> int:
-    owned = min(demand.owned_pages.get(live.node, 0), _reusable(demand, live))
-    return demand.num_tokens - owned * live.info.layout.page_size
-
-
-def _load(live: LiveNode | None, assigned: Mapping[str, Assigned]) -> float:
-    if live is None:
-        return 0.0
-    mine = assigned.get(live.node.name, NOTHING_ASSIGNED)
-    return live.load.num_running + live.load.num_waiting + mine.requests
-
-
-def _reason(
-    demand: Demand, prefill: LiveNode | None, decode: LiveNode, cost: Cost, num_candidates: int
-) -> str:
-    owner = prefill or decode
-    pages = _pages_of_prompt(demand, owner)
-    owned = min(demand.owned_pages.get(owner.node, 0), _reusable(demand, owner))
-    where = (
-        f"prefill on {prefill.node.name}" if prefill else f"{decode.node.name} prefills for itself"
+def _route(
+    demand: Demand,
+    computing: Candidate,
+    answering: Candidate,
+    others: list[tuple[float, Candidate]],
+) -> Route:
+    """`computing` and `answering` are one and the same when a decode node does both."""
+    is_apart = computing is not answering
+    cost = computing.cost + answering.cost if is_apart else computing.cost
+    source = computing.fetch_from
+    return Route(
+        prefill=computing.live.node if is_apart else None,
+        decode=answering.live.node,
+        prefill_address=computing.live.info.control_address if is_apart else "",
+        decode_address=answering.live.info.control_address,
+        fetch_from=source.node if source else None,
+        fetch_address=source.info.control_address if source else "",
+        fetch_pages=computing.fetch_pages,
+        cached_pages=computing.cached_pages,
+        busy_s=max(0.0, cost.fetch_s - cost.queue_s) + computing.cost.compute_s,
+        queue_s=computing.cost.queue_s,
+        cost=cost,
+        reason=_reason(demand, computing, answering, cost),
+        runner_up=_runner_up(cost.score, others),
     )
+
+
+def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Cost) -> str:
+    name, layout = computing.live.node.name, computing.live.info.layout
+    where = f"prefill on {name}" if computing is not answering else f"{name} prefills for itself"
+    fetched = ""
+    if computing.fetch_from is not None:
+        num_pages = computing.fetch_pages - computing.owned_pages
+        fetched = (
+            f", {num_pages} fetched from {computing.fetch_from.node.name} "
+            f"in {cost.fetch_s * 1e3:.0f} ms"
+        )
     return (
-        f"{where}: {owned} of {pages} pages cached there, queue {cost.queue_s * 1e3:.0f} ms, "
-        f"compute {cost.compute_s * 1e3:.0f} ms; decode on {decode.node.name}: transfer "
-        f"{cost.transfer_s * 1e3:.0f} ms, wait {cost.wait_s * 1e3:.0f} ms; "
-        f"least of {num_candidates} candidates"
+        f"{where}: {computing.owned_pages} of {layout.num_pages(demand.num_tokens)} pages cached "
+        f"there{fetched}, queue {cost.queue_s * 1e3:.0f} ms, compute {cost.compute_s * 1e3:.0f} "
+        f"ms; decode on {answering.live.node.name}: transfer {cost.transfer_s * 1e3:.0f} ms, "
+        f"wait {cost.wait_s * 1e3:.0f} ms"
+    )
+
+
+def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:
+    """Scores of the candidates on other nodes."""
+    return [(c.cost.score, c) for c in candidates if c.live is not chosen.live]
+
+
+def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
+    """The best alternative, and how much more it would have cost."""
+    if not others:
+        return "no other node"
+    least, best = min(others, key=lambda other: other[0])
+    more_s = least - score
+    return (
+        f"{best.live.node.name}: {best.cached_pages} pages cached, "
+        f"{abs(more_s) * 1e3:.0f} ms {'more' if more_s >= 0 else 'less'}"
     )

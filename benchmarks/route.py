@@ -1,0 +1,170 @@
+"""Replays a trace through the router and compares policies: `make bench-route`.
+
+The physics is in `benchmarks.replay`. What limits the figures: no policy hits more than the share
+of blocks that were asked for before (`bound`, an infinite cache shared by all), and no time to the
+first token is shorter than the prompt's own uncached tokens take. `hit` counts blocks found on the
+node that computed, `fetched` those that another node sent instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.machine import machine
+from benchmarks.replay import Outcome, Replay, Settings
+from benchmarks.trace import TraceRequest, bound, read_trace
+from coordinator.policies import POLICIES
+from protocol.errors import UserError
+
+TRACE = Path(__file__).parent / "data" / "conversation_trace.jsonl.gz"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        run(options)
+    except UserError as error:
+        print(f"bench-route: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(options: argparse.Namespace) -> None:
+    policies = options.policies.split(",")
+    if unknown := set(policies) - set(POLICIES):
+        raise UserError(f"unknown policies {sorted(unknown)}; there are {', '.join(POLICIES)}")
+    trace = read_trace(options.trace, options.speedup)[: options.requests or None]
+    if options.live:
+        from benchmarks.live import replay_live
+
+        replay_live(trace, options)
+        return
+    outcomes = _replay_all(trace, policies, options)
+    most_hits = bound(trace)
+    _print_table(outcomes, most_hits)
+    if options.plot:
+        plot(outcomes, options.plot)
+    report = {
+        "bench": "route",
+        "trace": options.trace.name,
+        "nodes": options.nodes,
+        "pages_per_node": options.pages_per_node,
+        "speedup": options.speedup,
+        "event_lag_s": options.event_lag,
+        "coordinators": options.coordinators,
+        "requests": len(trace),
+        "bound": round(most_hits, 4),
+        "policies": {name: _figures(outcome) for name, outcome in outcomes.items()},
+        "machine": machine(),
+    }
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+def plot(outcomes: dict[str, Outcome], path: Path) -> None:
+    """Writes the distributions of time to first token as a picture. Raises UserError."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, outcome in outcomes.items():
+        times = sorted(outcome.first_token_s)
+        axes.plot(times, [(i + 1) / len(times) for i in range(len(times))], label=name)
+    axes.set(
+        xscale="log",
+        xlabel="time to first token, seconds",
+        ylabel="share of requests",
+        ylim=(0, 1),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _replay_all(
+    trace: list[TraceRequest], policies: list[str], options: argparse.Namespace
+) -> dict[str, Outcome]:
+    outcomes = {}
+    columns = (TextColumn("{task.description:>15}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        for name in policies:
+            task = progress.add_task(name, total=len(trace))
+            settings = Settings(
+                options.nodes,
+                options.pages_per_node,
+                name,
+                options.event_lag,
+                options.coordinators,
+                options.seed,
+            )
+            replay = Replay(trace, settings)
+            outcomes[name] = replay.run(lambda done, t=task: progress.update(t, completed=done))
+    return outcomes
+
+
+def _figures(outcome: Outcome) -> dict[str, float]:
+    return {
+        "hit": round(outcome.hit, 4),
+        "hit_fetched": round(outcome.hit_fetched, 4),
+        "ttft_mean_s": round(outcome.mean_s, 4),
+        "ttft_p50_s": round(outcome.quantile_s(0.5), 4),
+        "ttft_p90_s": round(outcome.quantile_s(0.9), 4),
+        "ttft_p99_s": round(outcome.quantile_s(0.99), 4),
+        "imbalance": round(outcome.imbalance, 4),
+        "utilisation": round(outcome.utilisation, 4),
+        "us_per_decision": round(outcome.us_per_decision, 1),
+    }
+
+
+def _print_table(outcomes: dict[str, Outcome], most_hits: float) -> None:
+    table = Table(title=f"bound {most_hits:.1%} of blocks", box=box.SIMPLE)
+    table.add_column("policy")
+    headings = ("hit", "+ fetched", "of bound", "mean s", "p50", "p90", "p99", "max ÷ mean", "µs")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, outcome in outcomes.items():
+        table.add_row(
+            name,
+            f"{outcome.hit:.1%}",
+            f"{outcome.hit_fetched:.1%}",
+            f"{outcome.hit_fetched / most_hits:.0%}" if most_hits else "-",
+            f"{outcome.mean_s:.3f}",
+            *(f"{outcome.quantile_s(share):.3f}" for share in (0.5, 0.9, 0.99)),
+            f"{outcome.imbalance:.3f}",
+            f"{outcome.us_per_decision:.0f}",
+        )
+    Console(width=100).print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench-route", description=__doc__.splitlines()[0])
+    add: Any = parser.add_argument
+    add("--trace", type=Path, default=TRACE, help="a file in Mooncake's format, .gz or not")
+    add("--nodes", type=int, default=8)
+    add("--pages-per-node", type=int, default=5000, help="blocks of 512 tokens; 0: unlimited")
+    add("--speedup", type=float, default=8.71, help="how much faster than it was recorded")
+    add("--event-lag", type=float, default=0.0, help="seconds until a change of ownership is known")
+    add("--policies", default="round-robin,least-loaded,cost", help="of " + ", ".join(POLICIES))
+    add("--coordinators", type=int, default=1, help="that share the requests, side by side")
+    add("--requests", type=int, default=0, help="only the first so many; 0: all")
+    add("--seed", type=int, default=0, help="of ties")
+    add("--plot", type=Path, help="write the distributions to this picture (needs matplotlib)")
+    add("--out", type=Path, help="also write the result to this file")
+    add("--live", action="store_true", help="through a real coordinator, Redis and stub nodes")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

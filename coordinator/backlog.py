@@ -1,0 +1,62 @@
+"""`Backlog`: how long the prompts that a node has will keep it busy. Pure.
+
+Two sources are put together: what this coordinator has sent and knows to be unfinished, and what
+the node's heartbeats say beyond that, which other coordinators have sent. Between heartbeats, time
+passes for both. Without heartbeats the second part runs out, and what is left is the least-loaded
+rule over this coordinator's own requests.
+"""
+
+from __future__ import annotations
+
+SETTLING_S = 0.1
+"""A prompt sent so recently may not be counted in a heartbeat yet."""
+
+
+class Backlog:
+    """Prompts of one node, computed in the order they were sent; seconds of its work."""
+
+    def __init__(self) -> None:
+        self.num_requests = 0
+        """Unfinished requests sent to this node, whatever they wait for."""
+        self.total_s = 0.0
+        """Work ever sent; tells apart nodes that are equally free."""
+        self._ours: dict[str, tuple[float, float]] = {}  # request → seconds of work, sent at
+        self._ours_s = 0.0
+        self._head_began = 0.0
+        self._heard_s = 0.0
+        self._others_s = 0.0
+        self._heard_at = 0.0
+
+    def sent(self, request_id: str, work_s: float, now: float) -> None:
+        """A prompt of `work_s` was sent to the node."""
+        if not self._ours:
+            self._head_began = now
+        self._ours[request_id] = (work_s, now)
+        self._ours_s += work_s
+        self.total_s += work_s
+
+    def computed(self, request_id: str, now: float) -> None:
+        """Its first token is here, or it was given up. Harmless twice."""
+        work = self._ours.pop(request_id, None)
+        if work is not None:
+            self._ours_s = self._ours_s - work[0] if self._ours else 0.0
+            self._head_began = now
+
+    def heard(self, queued_s: float, now: float) -> None:
+        """A heartbeat: the node has prompts of `queued_s` to compute."""
+        known_s = sum(work_s for work_s, at in self._ours.values() if now - at >= SETTLING_S)
+        self._heard_s = queued_s
+        self._others_s = max(0.0, queued_s - known_s)
+        self._heard_at = now
+
+    def seconds(self, now: float) -> float:
+        """Estimated time until a prompt that is sent now would begin to be computed."""
+        elapsed_s = now - self._heard_at
+        others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
+        if not self._ours:
+            return others_s
+        head_s = next(iter(self._ours.values()))[0]
+        ours_s = self._ours_s - min(head_s, now - self._head_began)
+        # A head that takes longer than was thought is still there, says the node.
+        overdue_s = min(self._heard_s - elapsed_s, self._ours_s)
+        return max(ours_s, overdue_s, 0.0) + others_s

@@ -1,0 +1,60 @@
+"""`Claims`: pages that nodes will own soon, because a request was just sent there. Pure.
+
+A policy that waits for ownership events sends the next turn of a conversation, or the tenth copy
+of a prompt, somewhere else, and the same pages are computed twice. So what is dispatched counts at
+once, until the node's own events have told what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from protocol.hashing import PageHash
+from protocol.ids import Node
+
+KEPT_S = 5.0
+"""A claim counts for one to two of these: longer than events are late, shorter than pages live."""
+
+
+class Claims:
+    """Two generations of claims; the older one is dropped as a whole."""
+
+    def __init__(self) -> None:
+        self._newer: dict[Node, set[PageHash]] = {}
+        self._older: dict[Node, set[PageHash]] = {}
+        self._began = 0.0
+
+    def claim(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
+        """`node` is about to own all of `hashes`; the first `num_owned` it owns already."""
+        if now - self._began > KEPT_S:
+            self._older, self._newer = self._newer, {}
+            self._began = now
+        self._newer.setdefault(node, set()).update(hashes[num_owned:])
+
+    def extend(self, hashes: Sequence[PageHash], owned: Mapping[Node, int]) -> dict[Node, int]:
+        """Leading pages that each node owns or will own soon, given those that it owns."""
+        depths = dict(owned)
+        num_pages = len(hashes)
+        for generation in (self._older, self._newer):
+            for node, claimed in generation.items():
+                depth = depths.get(node, 0)
+                if depth < num_pages and hashes[depth] in claimed:
+                    depths[node] = _end(hashes, claimed, depth)
+        return depths
+
+    def forget(self, node: Node) -> None:
+        """A life of a node is over."""
+        self._older.pop(node, None)
+        self._newer.pop(node, None)
+
+
+def _end(hashes: Sequence[PageHash], claimed: set[PageHash], low: int) -> int:
+    """First position behind `low` that is not claimed; claims are whole rests of chains."""
+    high = len(hashes)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if hashes[middle] in claimed:
+            low = middle
+        else:
+            high = middle
+    return high

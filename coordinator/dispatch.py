@@ -1,0 +1,139 @@
+"""`DispatchQueue`: requests wait here, and are bound to a node when one is nearly free. Pure.
+
+A decision is best when it is made late: queues and caches are known then. So nodes are given only
+a little work ahead, just enough never to idle, and the rest waits here, in this order:
+
+  * By response ratio, (waited + work) / work: short requests overtake long ones, but whoever waits
+    gains on everybody (Brinch Hansen's HRRN, 1971). Nobody starves.
+  * While the backlog is short, requests that are about to miss the goal go before all others. The
+    goal is the 99th percentile of the time that recent prompts take alone: no order can have a
+    lower 99th percentile, and few requests are in danger of missing it. With a long backlog most
+    would miss it whatever is done, and trying would cost everybody else.
+
+`work` is the time to compute what no node has of the prompt.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass
+
+from coordinator.placement import Placement, Work
+from coordinator.router import NoRoute, Route
+
+DISPATCH_AHEAD_S = 0.05
+"""A node with less than this to compute gets its next prompt."""
+MIN_WAIT_S = 0.0001
+MAX_WAIT_S = 0.05
+LOOK_AHEAD = 32
+"""So many requests are considered when a node becomes free: the first in order may go elsewhere."""
+GOAL_QUANTILE = 0.99
+GOAL_WINDOW = 1_000
+"""Recent requests that the goal is taken from."""
+DANGER_SHARE = 0.3
+"""In the last 30 % of the goal a request is about to miss it."""
+CALM_SHARE = 0.5
+"""The backlog is short while the nodes could compute it within half of the goal."""
+
+
+@dataclass(eq=False)
+class _Waiting:
+    request_id: str
+    work: Work
+    arrived: float
+    work_s: float
+
+
+
+class DispatchQueue:
+    """`binds_late` False: every request is sent at once, in the order they came."""
+
+    def __init__(self, placement: Placement, binds_late: bool) -> None:
+        self._placement = placement
+        self._binds_late = binds_late
+        self._waiting: dict[str, _Waiting] = {}
+        self._goal = _Goal()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, request_id: str, work: Work, arrived: float) -> None:
+        """`arrived`: when the client asked; a second attempt keeps the time of the first."""
+        work_s = self._placement.least_compute_s(work)
+        self._goal.observe(work_s)
+        self._waiting[request_id] = _Waiting(request_id, work, arrived, work_s)
+
+    def remove(self, request_id: str) -> None:
+        """The client left. Harmless for a request that does not wait."""
+        self._waiting.pop(request_id, None)
+
+    def dispatch(self, now: float) -> list[tuple[str, Route]]:
+        """Routes, and books, what is to be sent now."""
+        sent: list[tuple[str, Route]] = []
+        ahead_s = DISPATCH_AHEAD_S if self._binds_late else float("inf")
+        if not self._waiting:
+            return sent
+        busy_s = self._placement.busy_s(now)
+        if min(busy_s, default=0.0) > ahead_s:
+            return sent
+        planned_s: dict[str, float] = {}
+        for waiting in self._first(now, len(busy_s)):
+            try:
+                route = self._placement.route(waiting.work, now, planned_s)
+            except NoRoute:
+                continue  # it waits for a node, as long as the tracker lets it
+            # A fetch that takes as long as the queue had better begin.
+            if route.queue_s <= max(ahead_s, route.cost.fetch_s):
+                del self._waiting[waiting.request_id]
+                self._placement.book(waiting.request_id, waiting.work, route, now)
+                sent.append((waiting.request_id, route))
+            else:  # its turn is not yet; who comes after it must not count on its node
+                name = route.computes.name
+                planned_s[name] = planned_s.get(name, 0.0) + route.busy_s
+        return sent
+
+    def dispatch_in_s(self, now: float) -> float | None:
+        """When to call `dispatch` again if nothing happens before; None: nothing waits."""
+        if not self._waiting:
+            return None
+        waits = [busy_s - DISPATCH_AHEAD_S for busy_s in self._placement.busy_s(now)]
+        return max(MIN_WAIT_S, min((wait for wait in waits if wait > 0), default=MAX_WAIT_S))
+
+    def _first(self, now: float, num_nodes: int) -> list[_Waiting]:
+        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node."""
+        waiting = list(self._waiting.values())
+        if not self._binds_late or len(waiting) == 1:
+            return waiting
+        goal_s = self._goal.seconds
+        backlog_s = sum(one.work_s for one in waiting)
+        is_calm = backlog_s < CALM_SHARE * goal_s * num_nodes
+
+        def order(one: _Waiting) -> tuple[int, float]:
+            response_s = now - one.arrived + one.work_s
+            if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
+                return 0, goal_s - response_s
+            return 1, -response_s / max(one.work_s, 1e-6)
+
+        return heapq.nsmallest(LOOK_AHEAD, waiting, key=order)
+
+
+class _Goal:
+    """A quantile of the last observations."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def observe(self, seconds: float) -> None:
+        insort(self._sorted, seconds)
+        self._recent.append(seconds)
+        if len(self._recent) > GOAL_WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+    @property
+    def seconds(self) -> float:
+        if not self._sorted:
+            return 0.0
+        return self._sorted[int(GOAL_QUANTILE * len(self._sorted))]

@@ -1,0 +1,144 @@
+"""`Placement`: everything a decision needs, and what follows from it. Pure.
+
+Brings together who owns what (index and claims), what every node has to do (backlogs) and the
+router. The replay benchmark drives it with virtual nodes, the tracker with real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from coordinator.backlog import Backlog
+from coordinator.claims import Claims
+from coordinator.cost import compute_s, prefill_tokens_per_s
+from coordinator.index import PrefixIndex
+from coordinator.registry import LiveNode, Registry
+from coordinator.router import Candidates, Cluster, Demand, Route, Router
+from protocol.hashing import PageHash
+from protocol.ids import Node
+
+HIT_SHARE_MEMORY = 0.999
+"""What a share of hits keeps of itself with each further request."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A prompt to be placed: its tokens, the hashes of its full pages, and the pages of prompt and
+    answer together."""
+
+    num_tokens: int
+    num_pages: int
+    hashes: list[PageHash]
+    avoid: Collection[str] = field(default=())
+
+
+class Placement:
+    """Books what it dispatches, so that the next decision knows of it."""
+
+    def __init__(self, registry: Registry, index: PrefixIndex, router: Router) -> None:
+        self.registry = registry
+        self.index = index
+        self.draining: frozenset[str] = frozenset()
+        """Names of nodes that get no new requests."""
+        self.backlogs: dict[str, Backlog] = {}
+        self._router = router
+        self._claims = Claims()
+        self._booked: dict[str, Route] = {}
+        self._hit_pages = 0.0
+        self._asked_pages = 0.0
+
+    def route(self, work: Work, now: float, planned_s: Mapping[str, float]) -> Route:
+        """Where `work` would go now, after work of `planned_s` seconds by node name. Raises
+        NoRoute."""
+        return self._router.route(self._demand(work), self._cluster(now, planned_s))
+
+    def explain(self, work: Work, now: float) -> tuple[Candidates, Route]:
+        """Every candidate with its cost, and the choice; books nothing. Raises NoRoute."""
+        demand = self._demand(work)
+        candidates = self._router.candidates(demand, self._cluster(now, {}))
+        return candidates, self._router.choose(demand, candidates)
+
+    def least_compute_s(self, work: Work) -> float:
+        """Seconds of work that the prompt is, with the longest prefix that any node has."""
+        layout = self.registry.model.layout if self.registry.model else None
+        owned = max(self.index.match(work.hashes).values(), default=0)
+        num_cached = min(owned * layout.page_size, work.num_tokens - 1) if layout else 0
+        nodes = self._computing_nodes()
+        if not nodes:
+            return 0.0
+        return min(compute_s(live, work.num_tokens - num_cached) for live in nodes)
+
+    def book(self, request_id: str, work: Work, route: Route, now: float) -> None:
+        """`work` is sent along `route`."""
+        self._booked[request_id] = route
+        self._backlog(route.computes).sent(request_id, route.busy_s, now)
+        for node in {route.computes, route.decode}:
+            self._backlog(node).num_requests += 1
+            owned = self.index.match(work.hashes).get(node, 0)
+            self._claims.claim(node, work.hashes, owned, now)
+        self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(work.hashes)
+        self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
+
+    def computed(self, request_id: str, now: float) -> None:
+        """The first token is here. Harmless twice."""
+        route = self._booked.get(request_id)
+        if route is not None and route.computes.name in self.backlogs:
+            self.backlogs[route.computes.name].computed(request_id, now)
+
+    def ended(self, request_id: str, now: float) -> None:
+        """The attempt is over, whatever became of it. Harmless twice."""
+        self.computed(request_id, now)
+        route = self._booked.pop(request_id, None)
+        if route is not None:
+            for node in {route.computes, route.decode}:
+                if node.name in self.backlogs:
+                    self.backlogs[node.name].num_requests -= 1
+
+    def heard(self, live: LiveNode, now: float) -> None:
+        """A heartbeat of this node."""
+        queued_s = live.load.queued_tokens / prefill_tokens_per_s(live)
+        self._backlog(live.node).heard(queued_s, now)
+
+    def forget(self, node: Node) -> None:
+        """A life of a node is over; its requests are ended one by one."""
+        self.backlogs.pop(node.name, None)
+        self._claims.forget(node)
+
+    def busy_s(self, now: float) -> list[float]:
+        """How long each node that computes prompts has something to compute."""
+        nodes = self._computing_nodes()
+        backlogs = [self.backlogs.get(live.node.name) for live in nodes]
+        return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
+
+    @property
+    def hit_share(self) -> float:
+        """Of the pages that prompts asked for lately, those that were found."""
+        return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
+
+    def _demand(self, work: Work) -> Demand:
+        owned = self.index.match(work.hashes)
+        expected = self._claims.extend(work.hashes, owned)
+        return Demand(work.num_tokens, work.num_pages, owned, expected, work.avoid)
+
+    def _cluster(self, now: float, planned_s: Mapping[str, float]) -> Cluster:
+        return Cluster(
+            prefill=self._open(self.registry.live("prefill")),
+            decode=self._open(self.registry.live("decode")),
+            backlogs=self.backlogs,
+            hit_share=self.hit_share,
+            planned_s=planned_s,
+            now=now,
+        )
+
+    def _open(self, nodes: list[LiveNode]) -> list[LiveNode]:
+        if not self.draining:
+            return nodes
+        return [live for live in nodes if live.node.name not in self.draining]
+
+    def _computing_nodes(self) -> list[LiveNode]:
+        prefill = self._open(self.registry.live("prefill"))
+        return prefill or self._open(self.registry.live("decode"))
+
+    def _backlog(self, node: Node) -> Backlog:
+        return self.backlogs.setdefault(node.name, Backlog())
