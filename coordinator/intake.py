@@ -72,8 +72,9 @@ def make_request(
 
 
 def _check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer) -> None:
-    wrong = next((t for t in ids if not 0 <= t < tokenizer.vocab_size), None)
-    if wrong is not None:
-        raise BadRequest(
-            f"{name} has the id {wrong}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}"
-        )
+    if not ids or (min(ids) >= 0 and max(ids) < tokenizer.vocab_size):
+        return
+    wrong = next(t for t in ids if not 0 <= t < tokenizer.vocab_size)
+    raise BadRequest(
+        f"{name} has the id {wrong}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}"
+    )

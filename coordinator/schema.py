@@ -6,7 +6,7 @@ What the contract names and this version cannot do is refused with a sentence, n
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
@@ -149,14 +149,14 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
             input_ids=ids[i] if ids else None,
             sampling=params[i],
             rid=rids[i],
-            cache_salt=_namespace(salts[i], extra_keys[i]),
+            cache_salt=tenant(salts[i], extra_keys[i]),
         )
         for i in range(count)
     ]
     return ParsedBody(prompts=prompts, is_batch=is_batch, stream=body.stream)
 
 
-def _namespace(cache_salt: str, extra_key: str) -> str:
+def tenant(cache_salt: str, extra_key: str) -> str:
     """Two tenants share a cache only if they have both in common."""
     return f"{len(cache_salt)}:{cache_salt}{extra_key}" if cache_salt or extra_key else ""
 
@@ -169,13 +169,12 @@ def _inputs(body: GenerateBody) -> tuple[list[str] | None, list[list[int]] | Non
             return [body.text], None, False
         return body.text, None, True
     ids = body.input_ids or []
-    numbers = [one for one in ids if isinstance(one, int)]
-    if len(numbers) == len(ids):
-        return None, [numbers], False
-    lists = [one for one in ids if isinstance(one, list)]
-    if numbers:
+    kinds = set(map(type, ids))
+    if len(kinds) > 1:
         raise BadRequest("input_ids: give either ids or lists of ids")
-    return None, lists, True
+    if kinds == {list}:
+        return None, cast("list[list[int]]", ids), True
+    return None, [cast("list[int]", ids)], False
 
 
 def _rids(body: GenerateBody, count: int, is_batch: bool) -> list[str | None]:
