@@ -28,7 +28,15 @@ def generation_of(*stops: str) -> Generation:
 
 
 def produced(text: str) -> Produced:
-    return Produced("r", [ord(c) for c in text], 1, None, 0, 0)  # type: ignore[arg-type]
+    return Produced(
+        request_id="r",
+        tokens=[ord(c) for c in text],
+        attempt=1,
+        route=None,  # type: ignore[arg-type]
+        cached_tokens=0,
+        fetched_tokens=0,
+        transferred_pages=0,
+    )
 
 
 def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
