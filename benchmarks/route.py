@@ -12,12 +12,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks.machine import machine
@@ -110,8 +111,12 @@ def _replay_all(
                 options.seed,
             )
             replay = Replay(trace, settings)
-            outcomes[name] = replay.run(lambda done, t=task: progress.update(t, completed=done))
+            outcomes[name] = replay.run(partial(_show, progress, task))
     return outcomes
+
+
+def _show(progress: Progress, task: TaskID, done: int) -> None:
+    progress.update(task, completed=done)
 
 
 def _figures(outcome: Outcome) -> dict[str, float]:

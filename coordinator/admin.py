@@ -1,70 +1,175 @@
-"""GET /admin/cache/stats and /admin/nodes: what the cluster holds, in numbers."""
+"""/admin/*: what the cluster holds, why requests go where they go, and what an operator may do."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import secrets
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request, Response
 
+from coordinator import admin_examples as examples
+from coordinator.admin_examples import example
+from coordinator.audit import audit
+from coordinator.intake import tokenize
+from coordinator.policies import Candidate
 from coordinator.registry import LiveNode
-from coordinator.replies import json_reply
+from coordinator.replies import FAULTS, error_reply, fault_status, json_reply
+from coordinator.router import Route
+from coordinator.schema import BadRequest, parse_generate, tenant
 from coordinator.service import Service
+from coordinator.totals import Counts
+from protocol.redis_client import REDIS_ERRORS
 
-router = APIRouter(prefix="/admin")
+FLUSH_TIMEOUT_S = 5.0
+MAX_PREFIXES = 1_000
 
 
-@router.get("/cache/stats", response_model=None)
-async def cache_stats(request: Request) -> Response:
-    """Pages, hits and moved pages, of the cluster and per node."""
+def require_token(request: Request) -> None:
+    """Every /admin/* path asks for the bearer token, when one is set."""
+    expected = _service(request).config.admin_token
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if expected and not secrets.compare_digest(given.encode(), expected.encode()):
+        raise HTTPException(
+            401, "send the admin token as `Authorization: Bearer …`", {"WWW-Authenticate": "Bearer"}
+        )
+
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
+
+
+def _service(request: Request) -> Service:
     service: Service = request.app.state.service
+    return service
+
+
+@router.get("/cache/stats", response_model=None, responses=example(examples.STATS))
+async def cache_stats(request: Request) -> Response:
+    """Pages, hits and moved pages, of the cluster and of each node.
+
+    Counts of requests are this coordinator's, since its start and of the last five minutes; counts
+    of nodes are since the start of the node, whoever asked. Counting looks at no page.
+    """
+    service = _service(request)
     nodes = {live.node.name: _node_stats(live, service) for live in service.registry.live()}
-    totals = service.totals
+    index, follower = service.index, service.follower
+    cluster = {
+        **_counts(service.totals.lifetime),
+        "last_5_minutes": _counts(service.totals.recent(_now())),
+        "pages": {
+            name: sum(node["pages"][name] for node in nodes.values())
+            for name in ("total", "used", "held", "cached", "free")
+        },
+        "tokens_computed": sum(node["tokens_computed"] for node in nodes.values()),
+        "tokens_reused": sum(node["tokens_reused"] for node in nodes.values()),
+        "tokens_fetched": sum(node["tokens_fetched"] for node in nodes.values()),
+        "pages_transferred": sum(node["pages_sent"] for node in nodes.values()),
+        "pages_evicted": sum(node["pages_evicted"] for node in nodes.values()),
+        "running_requests": service.num_running,
+        "waiting_requests": service.num_waiting,
+        "unique_owned_pages": index.num_unique_pages,
+        "duplicate_owned_pages": index.num_owned_pages - index.num_unique_pages,
+        "index_bytes": index.num_bytes,
+        "index_lag_s": round(follower.lag_s, 4),
+        "redis_connected": follower.connected,
+        "policy": service.config.policy,
+    }
+    return json_reply({"cluster": cluster, "nodes": nodes})
+
+
+@router.get("/cache/prefixes", response_model=None, responses=example(examples.PREFIXES))
+async def prefixes(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MAX_PREFIXES, description="how many at most")] = 20,
+) -> Response:
+    """The prefixes that requests through this coordinator had in common most often.
+
+    `first_words` are shown with --show-prompt-words, and never of a tenant with a cache_salt.
+    """
+    service, now = _service(request), _now()
+    shows_words = service.config.show_prompt_words
+    hottest = service.hot_prefixes.hottest(limit)
     return json_reply(
         {
-            "cluster": {
-                "pages": _sum(nodes, "pages"),
-                "requests": totals.requests,
-                "requests_hit": totals.requests_hit,
-                "request_hit_ratio": _ratio(totals.requests_hit, totals.requests),
-                "prompt_tokens": totals.prompt_tokens,
-                "cached_tokens": totals.cached_tokens,
-                "token_hit_ratio": _ratio(totals.cached_tokens, totals.prompt_tokens),
-                "completion_tokens": totals.completion_tokens,
-                "transferred_pages": totals.transferred_pages,
-                "retries": totals.retries,
-                "failed_requests": totals.failed,
-                "running_requests": service.num_running,
-                "unique_owned_pages": service.index.num_unique_pages,
-                "duplicate_owned_pages": service.index.num_owned_pages
-                - service.index.num_unique_pages,
-                "redis_connected": service.redis_connected,
-            },
-            "nodes": nodes,
+            "prefixes": [
+                {
+                    "page_hash": prefix.page_hash.hex(),
+                    "tokens": prefix.num_tokens,
+                    "hits": prefix.hits,
+                    "hits_overcounted_by_at_most": prefix.error,
+                    "last_hit_s_ago": round(now - prefix.last_hit, 3),
+                    "owners": sorted(node.name for node in service.index.owners(prefix.page_hash)),
+                    "salted": prefix.is_salted,
+                    "first_words": service.tokenizer.decode(prefix.first_tokens, True)
+                    if shows_words and not prefix.is_salted
+                    else None,
+                }
+                for prefix in hottest
+            ]
         }
     )
 
 
-@router.get("/nodes", response_model=None)
+@router.post("/cache/flush", response_model=None, responses=example(examples.FLUSHED))
+async def flush(request: Request, body: Annotated[Any, Body()] = None) -> Response:
+    """Forgets the cached pages that no request holds: of one node (`node`), of one tenant
+    (`cache_salt`, "" for those without), of both, or all. Answers the pages by node."""
+    service = _service(request)
+    try:
+        node, cache_salt = _flush_target(body)
+    except BadRequest as error:
+        return error_reply(400, str(error))
+    nodes = [live for live in service.registry.live() if node in (None, live.node.name)]
+    if node is not None and not nodes:
+        return error_reply(404, _unknown(node, service))
+    pages = await service.flush_cache(nodes, cache_salt, FLUSH_TIMEOUT_S)
+    unanswered = sorted({live.node.name for live in nodes} - pages.keys())
+    return json_reply({"pages": pages, "unanswered": unanswered})
+
+
+@router.post("/cache/audit", response_model=None, responses=example(examples.AUDIT))
+async def cache_audit(
+    request: Request, repair: Annotated[bool, Query(description="mend what differs")] = True
+) -> Response:
+    """Compares what every node really holds with its record in Redis and with the mirror here.
+
+    A debugging aid: it reads every page hash. A difference counts if it is still there a second
+    later.
+    """
+    audits = await audit(_service(request), repair)
+    return json_reply(
+        {
+            "clean": all(each.is_clean for each in audits.values()),
+            "nodes": {name: each.report() for name, each in audits.items()},
+        }
+    )
+
+
+@router.get("/nodes", response_model=None, responses=example(examples.NODES))
 async def nodes(request: Request) -> Response:
-    """Every live node with its incarnation, lease, load and rates."""
-    service: Service = request.app.state.service
-    now = asyncio.get_running_loop().time()
+    """Every live node with its incarnation, lease, load, rates and links.
+
+    `backlog_s`: how long its prompts will keep it busy, by this coordinator's estimate.
+    """
+    service, now = _service(request), _now()
     return json_reply(
         [
             {
                 "name": live.node.name,
                 "incarnation": live.node.incarnation,
                 "role": live.info.role,
+                "draining": live.node.name in service.placement.draining,
                 "control_address": live.info.control_address,
                 "data_address": live.info.data_address,
                 "device": live.info.device,
                 "layout": msgspec.structs.asdict(live.info.layout),
                 "model_fingerprint": live.info.model_fingerprint,
                 "num_pages": live.info.num_pages,
+                "owned_pages": service.index.num_pages(live.node),
                 "lease_ends_in_s": round(live.lease_ends - now, 3),
                 "last_heartbeat_s_ago": round(now - live.last_heartbeat, 3),
+                "backlog_s": round(service.placement.backlog_s(live.node, now), 4),
                 "load": msgspec.structs.asdict(live.load),
             }
             for live in service.registry.live()
@@ -72,12 +177,126 @@ async def nodes(request: Request) -> Response:
     )
 
 
+@router.post("/nodes/{name}/drain", response_model=None, responses=example(examples.DRAINED))
+async def drain(request: Request, name: str) -> Response:
+    """Gives the node no new requests; those it has run to their end, and its pages can still be
+    fetched. For all coordinators, also when the node restarts, until `undrain`."""
+    return await _set_draining(_service(request), name, True)
+
+
+@router.post("/nodes/{name}/undrain", response_model=None, responses=example(examples.DRAINED))
+async def undrain(request: Request, name: str) -> Response:
+    """Takes a `drain` back."""
+    return await _set_draining(_service(request), name, False)
+
+
+@router.post("/route/explain", response_model=None, responses=example(examples.EXPLANATION))
+async def explain(request: Request, body: Annotated[Any, Body()] = None) -> Response:
+    """Where a prompt (`text` or `input_ids`, and `cache_salt`) would go now and why; runs nothing.
+
+    `candidates`: nodes that would compute the prompt for another (`prefill`), nodes that would
+    answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
+    """
+    service = _service(request)
+    try:
+        if not isinstance(body, dict):
+            raise BadRequest("the body must be a JSON object with text or input_ids")
+        if "messages" in body:
+            raise BadRequest("messages are not supported by this version; give text or input_ids")
+        (prompt,) = parse_generate(body).prompts
+        tokens = await tokenize(prompt, service.tokenizer)
+        candidates, route = service.explain(tokens, prompt.cache_salt)
+    except FAULTS as error:
+        return error_reply(fault_status(error), str(error))
+    except ValueError:
+        return error_reply(400, "give one prompt, not a batch")
+    pages = -(-len(tokens) // candidates.decode[0].live.info.layout.page_size)
+    return json_reply(
+        {
+            "prompt_tokens": len(tokens),
+            "prompt_pages": pages,
+            "policy": service.config.policy,
+            "choice": {
+                "prefill": route.prefill.name if route.prefill else None,
+                "decode": route.decode.name,
+                "fetch_from": route.fetch_from.name if route.fetch_from else None,
+                "first_token_ms": _ms(route.cost.first_token_s),
+            },
+            "reason": route.reason,
+            "runner_up": route.runner_up,
+            "candidates": {
+                "prefill": [_candidate(c, route, "prefill") for c in candidates.prefill],
+                "decode": [_candidate(c, route, "decode") for c in candidates.decode],
+                "both": [_candidate(c, route, "both") for c in candidates.both],
+            },
+        }
+    )
+
+
+async def _set_draining(service: Service, name: str, draining: bool) -> Response:
+    known = {live.node.name for live in service.registry.live()} | service.placement.draining
+    if name not in known:
+        return error_reply(404, _unknown(name, service))
+    try:
+        await service.set_draining(name, draining)
+    except REDIS_ERRORS as error:
+        return error_reply(503, f"Redis is unreachable, nothing was changed: {error}")
+    backlog = service.placement.backlogs.get(name)
+    running = backlog.num_requests if backlog is not None else 0
+    return json_reply({"name": name, "draining": draining, "running_requests": running})
+
+
+def _flush_target(body: Any) -> tuple[str | None, str | None]:
+    """(node, cache_salt) to flush; None: any. Raises BadRequest."""
+    given = body if body is not None else {}
+    allowed = {"node", "cache_salt", "extra_key"}
+    if not isinstance(given, dict) or not given.keys() <= allowed:
+        raise BadRequest("the body may have node, cache_salt and extra_key, and nothing else")
+    if not all(isinstance(value, str) for value in given.values()):
+        raise BadRequest("node, cache_salt and extra_key are strings")
+    if "cache_salt" not in given and "extra_key" not in given:
+        return given.get("node"), None
+    return given.get("node"), tenant(given.get("cache_salt", ""), given.get("extra_key", ""))
+
+
+def _unknown(name: str, service: Service) -> str:
+    names = ", ".join(live.node.name for live in service.registry.live())
+    return f"no node is named {name!r}; there are {names or 'none'}"
+
+
+def _candidate(candidate: Candidate, route: Route, task: str) -> dict[str, Any]:
+    node, cost = candidate.live.node, candidate.cost
+    chosen_node = {
+        "prefill": route.prefill,
+        "decode": route.decode if route.prefill else None,
+        "both": None if route.prefill else route.decode,
+    }[task]
+    is_same_fetch = task == "decode" or candidate.fetch_pages == route.fetch_pages
+    return {
+        "node": node.name,
+        "owned_pages": candidate.owned_pages,
+        "fetch_from": candidate.fetch_from.node.name if candidate.fetch_from else None,
+        "fetch_pages": candidate.fetch_pages,
+        "queue_ms": _ms(cost.queue_s),
+        "fetch_ms": _ms(cost.fetch_s),
+        "compute_ms": _ms(cost.compute_s),
+        "transfer_ms": _ms(cost.transfer_s),
+        "wait_ms": _ms(cost.wait_s),
+        "evict_ms": _ms(cost.evict_s),
+        "first_token_ms": _ms(cost.first_token_s),
+        "score_ms": _ms(cost.score),
+        "chosen": node == chosen_node and is_same_fetch,
+    }
+
+
 def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
     load = live.load
+    found = load.reused_tokens_total + load.fetched_tokens_total
     return {
         "role": live.info.role,
         "pages": {
             "total": live.info.num_pages,
+            "used": load.held_pages + load.cached_pages,
             "held": load.held_pages,
             "cached": load.cached_pages,
             "free": load.free_pages,
@@ -85,23 +304,43 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
         "owned_pages": service.index.num_pages(live.node),
         "tokens_computed": load.computed_tokens_total,
         "tokens_reused": load.reused_tokens_total,
+        "tokens_fetched": load.fetched_tokens_total,
         "tokens_generated": load.generated_tokens_total,
-        "pages_sent": load.pages_sent_total,
-        "pages_received": load.pages_received_total,
-        "pages_evicted": load.pages_evicted_total,
+        "token_hit_ratio": _ratio(found, found + load.computed_tokens_total),
         "requests": load.requests_total,
         "requests_hit": load.requests_hit_total,
+        "request_hit_ratio": _ratio(load.requests_hit_total, load.requests_total),
+        "pages_sent": load.pages_sent_total,
+        "pages_received": load.pages_received_total,
+        "pages_fetched": load.pages_fetched_total,
+        "pages_evicted": load.pages_evicted_total,
         "transfer_failures": load.transfer_failures_total,
     }
 
 
-def _sum(nodes: dict[str, dict[str, Any]], key: str) -> dict[str, int]:
-    total: dict[str, int] = {"total": 0, "held": 0, "cached": 0, "free": 0}
-    for node in nodes.values():
-        for name in total:
-            total[name] += node[key][name]
-    return total
+def _counts(counts: Counts) -> dict[str, Any]:
+    return {
+        "requests": counts.requests,
+        "requests_hit": counts.requests_hit,
+        "request_hit_ratio": counts.request_hit_ratio,
+        "prompt_tokens": counts.prompt_tokens,
+        "cached_tokens": counts.cached_tokens,
+        "fetched_tokens": counts.fetched_tokens,
+        "token_hit_ratio": counts.token_hit_ratio,
+        "completion_tokens": counts.completion_tokens,
+        "transferred_pages": counts.transferred_pages,
+        "retries": counts.retries,
+        "failed_requests": counts.failed,
+    }
 
 
 def _ratio(part: int, whole: int) -> float:
     return round(part / whole, 4) if whole else 0.0
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -35,7 +35,10 @@ def create_app(service: Service) -> FastAPI:
 async def _refused(request: Request, error: Exception) -> Response:
     """An unknown path or method, in the shape of every other error."""
     assert isinstance(error, HTTPException)
-    return error_reply(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    reply = error_reply(error.status_code, message)
+    reply.headers.update(error.headers or {})
+    return reply
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coordinator.policies import POLICIES
 from protocol.config import option, require, require_redis_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -18,6 +19,8 @@ class CoordinatorConfig:
     advertise_host: str = option("", "address that nodes use; empty: the host, or this one's")
     port: int = option(30000, "HTTP port")
     control_port: int = option(0, "port for messages from nodes; 0: any free one")
+    policy: str = option("cost", "how requests are routed", tuple(POLICIES))
+    routing_seed: int = option(0, "of ties in routing; 0: another one in each process")
     local_prefill_max_tokens: int = option(
         64, "uncached prompt tokens that a decode node may compute itself; 0: only without prefill"
     )
@@ -26,6 +29,12 @@ class CoordinatorConfig:
     )
     max_body_bytes: int = option(32 << 20, "largest request body")
     request_timeout_s: float = option(600.0, "a request without an end by then fails")
+    admin_token: str = option(
+        "", "bearer token that /admin/* asks for; empty: none", is_secret=True
+    )
+    show_prompt_words: bool = option(
+        False, "/admin/cache/prefixes shows the first words of prompts without a cache_salt"
+    )
     log_level: str = option("info", "how much to log", LOG_LEVELS)
 
     def __post_init__(self) -> None:

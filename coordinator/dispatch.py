@@ -46,7 +46,6 @@ class _Waiting:
     work_s: float
 
 
-
 class DispatchQueue:
     """`binds_late` False: every request is sent at once, in the order they came."""
 
@@ -58,6 +57,9 @@ class DispatchQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._waiting
 
     def add(self, request_id: str, work: Work, arrived: float) -> None:
         """`arrived`: when the client asked; a second attempt keeps the time of the first."""

@@ -46,6 +46,7 @@ class Generation:
     route: Route | None = None
     attempts: int = 0
     cached_tokens: int = 0
+    fetched_tokens: int = 0
     transferred_pages: int = 0
     first_token_at: float | None = None
     ended_at: float | None = None
@@ -95,6 +96,7 @@ class Generation:
         if self.first_token_at is None:
             self.first_token_at = now
             self.cached_tokens = event.cached_tokens
+            self.fetched_tokens = event.fetched_tokens
         self.route, self.attempts = event.route, event.attempt
         self.transferred_pages = max(self.transferred_pages, event.transferred_pages)
         for token in event.tokens:
@@ -135,15 +137,21 @@ class Generation:
             "weight_version": "default",
             "ttft": self.first_token_at - self.started if self.first_token_at else None,
             "attempts": self.attempts,
+            "fetched_tokens": self.fetched_tokens,
             "transferred_pages": self.transferred_pages,
             "prefill_node": None,
             "decode_node": None,
             "route_reason": None,
+            "route_runner_up": None,
+            "fetched_from": None,
         }
         if self.route is not None:
             meta["prefill_node"] = self.route.prefill.name if self.route.prefill else None
             meta["decode_node"] = self.route.decode.name
             meta["route_reason"] = self.route.reason
+            meta["route_runner_up"] = self.route.runner_up
+            fetched_from = self.route.fetch_from
+            meta["fetched_from"] = fetched_from.name if fetched_from else None
         return {
             "text": self.text,
             "output_ids": list(self.output_ids),

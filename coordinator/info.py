@@ -19,6 +19,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     VERSION = "0"
 
 HEALTH_TIMEOUT_S = 20.0
+FLUSH_TIMEOUT_S = 5.0
 
 router = APIRouter()
 
@@ -93,7 +94,10 @@ async def server_info(request: Request) -> Response:
     """Settings, sizes and the nodes alive now."""
     service = _service(request)
     model = service.registry.model
-    settings = asdict(service.config) | {"redis_url": hide_password(service.config.redis_url)}
+    settings = asdict(service.config) | {
+        "redis_url": hide_password(service.config.redis_url),
+        "admin_token": "***" if service.config.admin_token else "",
+    }
     return json_reply(
         settings
         | {
@@ -116,8 +120,8 @@ async def flush_cache(request: Request) -> Response:
         return error_reply(
             400, f"{service.num_running} requests are running; flush when they have ended"
         )
-    try:
-        flushed = await service.flush_cache()
-    except asyncio.TimeoutError:
+    nodes = service.registry.live()
+    flushed = await service.flush_cache(nodes, None, FLUSH_TIMEOUT_S)
+    if len(flushed) < len(nodes):
         return error_reply(503, "not every node answered in time; try again")
     return json_reply({"message": "cache flushed", "pages": flushed})

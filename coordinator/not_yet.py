@@ -17,13 +17,8 @@ PATHS = (
     "/v1/completions",
     "/v1/chat/completions",
     "/admin/",
-    "/admin/cache/prefixes",
-    "/admin/cache/flush",
-    "/admin/nodes/{name}/drain",
-    "/admin/nodes/{name}/undrain",
     "/admin/requests",
     "/admin/requests/{rid}",
-    "/admin/route/explain",
 )
 
 router = APIRouter(include_in_schema=False)

@@ -14,7 +14,7 @@ from coordinator.claims import Claims
 from coordinator.cost import compute_s, prefill_tokens_per_s
 from coordinator.index import PrefixIndex
 from coordinator.registry import LiveNode, Registry
-from coordinator.router import Candidates, Cluster, Demand, Route, Router
+from coordinator.router import Candidates, Cluster, Demand, Route, Router, no_room
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
@@ -52,6 +52,12 @@ class Placement:
         """Where `work` would go now, after work of `planned_s` seconds by node name. Raises
         NoRoute."""
         return self._router.route(self._demand(work), self._cluster(now, planned_s))
+
+    def require_room(self, work: Work) -> None:
+        """Raises NoRoute when no decode node could ever answer."""
+        nodes = self._open(self.registry.live("decode"))
+        if not any(work.num_pages <= live.info.num_pages for live in nodes):
+            raise no_room(work.num_pages)
 
     def explain(self, work: Work, now: float) -> tuple[Candidates, Route]:
         """Every candidate with its cost, and the choice; books nothing. Raises NoRoute."""
@@ -110,6 +116,11 @@ class Placement:
         nodes = self._computing_nodes()
         backlogs = [self.backlogs.get(live.node.name) for live in nodes]
         return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
+
+    def backlog_s(self, node: Node, now: float) -> float:
+        """How long its prompts will keep a node busy."""
+        backlog = self.backlogs.get(node.name)
+        return backlog.seconds(now) if backlog is not None else 0.0
 
     @property
     def hit_share(self) -> float:

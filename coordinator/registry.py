@@ -84,6 +84,11 @@ class Registry:
             self._drop(info.node.name)
         return gone
 
+    def get(self, node: Node) -> LiveNode | None:
+        """None if this life of the node is not known."""
+        live = self._nodes.get(node.name)
+        return live if live is not None and live.node == node else None
+
     def live(self, role: Role | None = None) -> list[LiveNode]:
         """Live nodes, by name, of one role or of both."""
         if role not in self._by_role:

@@ -16,6 +16,13 @@ FAULTS = (BadRequest, TooBusy, Unavailable)
 """What refusing a request raises."""
 
 
+def fault_status(error: Exception) -> int:
+    """The status code of one of FAULTS."""
+    if isinstance(error, BadRequest):
+        return 400
+    return 429 if isinstance(error, TooBusy) else 503
+
+
 def json_reply(
     body: Any, status_code: int = 200, headers: dict[str, str] | None = None
 ) -> Response:

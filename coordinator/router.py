@@ -95,6 +95,10 @@ class NoRoute(Exception):
     """No decode node is alive or large enough; the message says so to a client."""
 
 
+def no_room(num_pages: int) -> NoRoute:
+    return NoRoute(f"no decode node with room for {num_pages} pages is alive")
+
+
 class Router:
     """Costs every candidate and lets `policy` choose."""
 
@@ -111,7 +115,7 @@ class Router:
         """Raises NoRoute when no decode node could answer."""
         decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
         if not decodes:
-            raise NoRoute(f"no decode node with room for {demand.num_pages} pages is alive")
+            raise no_room(demand.num_pages)
         decodes = [d for d in decodes if d.node.name not in demand.avoid] or decodes
         layout = decodes[0].info.layout
         num_prompt_pages = layout.num_pages(demand.num_tokens)
@@ -124,7 +128,9 @@ class Router:
         answering = [costing.answering(d) for d in decodes]
         if not self._policy.weighs_cost:
             computing = [costing.computing(p) for p in prefills]
-            both = [] if prefills else [costing.both(costing.computing(a.live), a) for a in answering]
+            both = (
+                [] if prefills else [costing.both(costing.computing(a.live), a) for a in answering]
+            )
             return Candidates(computing, answering, both)
         return Candidates(
             prefill=[c for p in prefills for c in costing.with_fetch(costing.computing(p))],
@@ -205,9 +211,7 @@ class _Costing:
             fetch_s=costs.fetch_s(num_bytes, link_bytes_per_s),
             compute_s=costs.compute_s(alone.live, num_uncached),
         )
-        yield msgspec.structs.replace(
-            alone, cost=cost, fetch_from=source, fetch_pages=num_pages
-        )
+        yield msgspec.structs.replace(alone, cost=cost, fetch_from=source, fetch_pages=num_pages)
 
     def answering(self, live: LiveNode) -> Candidate:
         """`live` answers; pages of the prompt come from elsewhere."""

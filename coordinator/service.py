@@ -1,40 +1,48 @@
 """The coordinator's shell: messages in and out, deadlines, and running answers.
 
-Everything runs on one event loop; decisions are the tracker's, the router's and the registry's.
+Everything runs on one event loop; decisions are the tracker's, the placement's and the registry's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import signal
 import uuid
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from typing import Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.cost import Assigned
 from coordinator.detokenizer import Detokenizer, StopStrings
+from coordinator.dispatch import DispatchQueue
 from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
+from coordinator.hot_prefixes import HotPrefixes
 from coordinator.index import PrefixIndex
+from coordinator.inquiry import Inquiries
 from coordinator.intake import make_request
-from coordinator.registry import Registry
-from coordinator.router import Demand, NoRoute, Route, Router
+from coordinator.placement import Placement, Work
+from coordinator.policies import POLICIES
+from coordinator.registry import LiveNode, Model, Registry
+from coordinator.router import Candidates, NoRoute, Route, Router
 from coordinator.schema import BadRequest, Prompt
 from coordinator.tokenizer import Tokenizer
+from coordinator.totals import Counts, Totals
 from coordinator.tracker import Ended, Outcome, Produced, Send, Stray, Tracker
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher
 from protocol.messages import (
     AnyMessage,
+    AuditReply,
     CacheFlushed,
     Cancel,
     Failed,
     FlushCache,
     Goodbye,
     Heartbeat,
+    Message,
     NodeInfo,
     TokensOut,
 )
@@ -42,7 +50,6 @@ from protocol.messages import (
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-FLUSH_TIMEOUT_S = 5.0
 TIMED_OUT = 504
 
 
@@ -61,29 +68,6 @@ def _stop_if_it_failed(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-@dataclass
-class Totals:
-    """Lifetime counts over all requests of this coordinator."""
-
-    requests: int = 0
-    requests_hit: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    transferred_pages: int = 0
-    retries: int = 0
-    failed: int = 0
-
-
-@dataclass
-class _Flush:
-    """A cache flush under way; `answers`: pages forgotten, by node name."""
-
-    expected: set[str]
-    answers: dict[str, int] = field(default_factory=dict)
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Service:
     """Use as: `start()`, then `submit` and wait on the `Generation`; `close()` at the end."""
 
@@ -93,20 +77,28 @@ class Service:
         self.registry = Registry()
         self.index = PrefixIndex()
         self.totals = Totals()
+        self.hot_prefixes = HotPrefixes()
+        policy = POLICIES[config.policy](random.Random(config.routing_seed or None).random)
+        self.placement = Placement(
+            self.registry, self.index, Router(policy, config.local_prefill_max_tokens)
+        )
+        self.follower = OwnershipFollower(config.redis_url, channel.address, self.index)
         self._channel = channel
-        self._router = Router(config.local_prefill_max_tokens)
-        self._tracker = Tracker(self._route, channel.address)
-        self._follower = OwnershipFollower(config.redis_url, channel.address, self.index)
+        queue = DispatchQueue(self.placement, binds_late=policy.weighs_cost)
+        self._tracker = Tracker(self.placement, queue, self._work, channel.address)
+        self._queue = queue
+        self._next_dispatch: asyncio.TimerHandle | None = None
+        self._hashers: dict[Model, PageHasher] = {}
         self._generations: dict[str, Generation] = {}
         self._rids: set[str] = set()
-        self._flushes: dict[str, _Flush] = {}
+        self._inquiries = Inquiries()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._drain)
         self._tasks = [
-            asyncio.create_task(self._follower.run(), name="ownership"),
+            asyncio.create_task(self.follower.run(), name="ownership"),
             asyncio.create_task(self._tick(), name="tick"),
         ]
         for task in self._tasks:
@@ -117,16 +109,17 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._follower.close()
+        await self.follower.close()
         self._channel.close()
 
     @property
-    def redis_connected(self) -> bool:
-        return self._follower.connected
+    def num_running(self) -> int:
+        """Unfinished requests; `num_waiting` of them are not bound to a node yet."""
+        return len(self._tracker)
 
     @property
-    def num_running(self) -> int:
-        return len(self._tracker)
+    def num_waiting(self) -> int:
+        return self._tracker.num_waiting
 
     @property
     def ready(self) -> bool:
@@ -180,6 +173,7 @@ class Service:
         self._rids.add(rid)
         try:
             self._carry_out(self._tracker.submit(request, now))
+            self._plan_dispatch(now)
         except BaseException as error:
             self.cancel(request_id)
             if isinstance(error, NoRoute):
@@ -189,42 +183,74 @@ class Service:
 
     def cancel(self, request_id: str) -> None:
         """The client is gone: frees what its request holds, on every node. Harmless twice."""
-        self._carry_out(self._tracker.cancel(request_id))
+        self._carry_out(self._tracker.cancel(request_id, self._now()))
         self._forget(request_id)
 
-    async def flush_cache(self) -> dict[str, int]:
-        """Tells every node to forget its unheld pages; pages by node name. Raises TimeoutError."""
-        flush_id = uuid.uuid4().hex
-        nodes = self.registry.live()
-        flush = self._flushes[flush_id] = _Flush({live.node.name for live in nodes})
-        try:
-            message = FlushCache(self._channel.address, flush_id)
-            for live in nodes:
-                self._send(Send(live.info.control_address, message))
-            if nodes:
-                await asyncio.wait_for(flush.complete.wait(), FLUSH_TIMEOUT_S)
-            return flush.answers
-        finally:
-            del self._flushes[flush_id]
+    async def flush_cache(
+        self, nodes: list[LiveNode], cache_salt: str | None, timeout_s: float
+    ) -> dict[str, int]:
+        """Tells nodes to forget their unheld pages, of one tenant or (None) of all; pages by name
+        of the nodes that answered in time."""
+        return await self.ask(
+            nodes,
+            lambda inquiry_id, address: FlushCache(address, inquiry_id, cache_salt),
+            timeout_s,
+        )
 
-    def _route(
-        self,
-        tokens: list[int],
-        cache_salt: str,
-        max_new_tokens: int,
-        assigned: Mapping[str, Assigned],
-        avoid: Collection[str],
-    ) -> Route:
+    async def ask(
+        self, nodes: list[LiveNode], question: Callable[[str, str], Message], timeout_s: float
+    ) -> dict[str, Any]:
+        """Sends `question(inquiry id, reply address)` to nodes; the answers, by node name, of
+        those that answered in time."""
+        inquiry_id = self._inquiries.open(live.node.name for live in nodes)
+        for live in nodes:
+            self.send(live, question(inquiry_id, self._channel.address))
+        return await self._inquiries.wait(inquiry_id, timeout_s)
+
+    def send(self, live: LiveNode, message: Message) -> None:
+        """A message that needs no answer."""
+        self._send(Send(live.info.control_address, message))
+
+    async def set_draining(self, name: str, draining: bool) -> None:
+        """For all coordinators. Raises REDIS_ERRORS; then nothing is changed."""
+        await self.follower.set_draining(name, draining)
+        self.placement.draining = self.follower.draining
+
+    def explain(self, tokens: list[int], cache_salt: str) -> tuple[Candidates, Route]:
+        """What routing would do with this prompt now. Raises Unavailable."""
+        try:
+            return self.placement.explain(self._work(tokens, cache_salt, 1, ()), self._now())
+        except NoRoute as error:
+            raise Unavailable(str(error)) from None
+
+    def _work(
+        self, tokens: list[int], cache_salt: str, max_new_tokens: int, avoid: Collection[str]
+    ) -> Work:
+        """Raises NoRoute."""
         model = self.registry.model
         if model is None:
             raise NoRoute("no node is alive")
-        hashes = PageHasher(model.fingerprint, model.layout).hashes(tokens, cache_salt)
-        demand = Demand(
+        if model not in self._hashers:
+            self._hashers = {model: PageHasher(model.fingerprint, model.layout)}
+        return Work(
             num_tokens=len(tokens),
             num_pages=model.layout.num_pages(len(tokens) + max(1, max_new_tokens) - 1),
-            owned_pages=self.index.match(hashes),
+            hashes=self._hashers[model].hashes(tokens, cache_salt),
+            avoid=avoid,
         )
-        return self._router.route(demand, self.registry, assigned, avoid)
+
+    def _dispatch(self) -> None:
+        self._next_dispatch = None
+        now = self._now()
+        self._carry_out(self._tracker.dispatch(now))
+        self._plan_dispatch(now)
+
+    def _plan_dispatch(self, now: float) -> None:
+        """Looks again when a node is expected to become free, if requests wait."""
+        wait_s = self._queue.dispatch_in_s(now)
+        if wait_s is not None and self._next_dispatch is None:
+            loop = asyncio.get_running_loop()
+            self._next_dispatch = loop.call_later(wait_s, self._dispatch)
 
     def _drain(self) -> None:
         """The channel's descriptor is edge-triggered: read until nothing is left."""
@@ -234,24 +260,36 @@ class Service:
                     self._handle(message)
                 except Exception:  # it must not cost the messages behind it
                     log.exception("a %s could not be handled", type(message).__name__)
+        if len(self._queue):
+            self._dispatch()
 
     def _handle(self, message: AnyMessage) -> None:
         if isinstance(message, TokensOut):
             self._carry_out(self._tracker.tokens(message, self._now()))
         elif isinstance(message, Heartbeat):
-            self._lost(self.registry.heartbeat(message, self._now()))
+            self._heard(message)
         elif isinstance(message, Failed):
             log.warning("attempt %s failed: %s", message.attempt, message.reason)
             self._carry_out(self._tracker.failed(message, self._now()))
         elif isinstance(message, Goodbye):
             self._lost(self.registry.remove(message.node))
         elif isinstance(message, CacheFlushed):
-            self._note_flushed(message)
+            self._inquiries.answered(message.flush_id, message.node.name, message.num_pages)
+        elif isinstance(message, AuditReply):
+            self._inquiries.answered(message.audit_id, message.node.name, message.hashes)
+
+    def _heard(self, message: Heartbeat) -> None:
+        now = self._now()
+        self._lost(self.registry.heartbeat(message, now))
+        live = self.registry.get(message.info.node)
+        if live is not None:
+            self.placement.heard(live, now)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             now = self._now()
+            self.placement.draining = self.follower.draining
             self._drain()
             for info in self.registry.expire(now):
                 self._lost(info)
@@ -263,7 +301,7 @@ class Service:
     def _give_up(self, generation: Generation, now: float) -> None:
         seconds = self.config.request_timeout_s
         message = f"the request did not end within {seconds:g} s"
-        self._carry_out(self._tracker.cancel(generation.request_id))
+        self._carry_out(self._tracker.cancel(generation.request_id, now))
         self._ended(Ended(generation.request_id, "error", message, TIMED_OUT))
 
     def _lost(self, info: NodeInfo | None) -> None:
@@ -292,9 +330,24 @@ class Service:
         generation = self._generations.get(outcome.request_id)
         if generation is None or generation.done:
             return
+        if generation.first_token_at is None and outcome.cached_tokens:
+            self._note_hit(outcome)
         if generation.produced(outcome, self._now()):
             self._finished(generation)
             self.cancel(outcome.request_id)
+
+    def _note_hit(self, outcome: Produced) -> None:
+        found = self._tracker.prompt(outcome.request_id)
+        model = self.registry.model
+        if found is None or model is None:
+            return
+        request, work = found
+        last_page = outcome.cached_tokens // model.layout.page_size - 1
+        if 0 <= last_page < len(work.hashes):
+            tokens = request.tokens[: outcome.cached_tokens]
+            self.hot_prefixes.hit(
+                work.hashes[last_page], tokens, bool(request.cache_salt), self._now()
+            )
 
     def _ended(self, outcome: Ended) -> None:
         generation = self._forget(outcome.request_id)
@@ -310,18 +363,21 @@ class Service:
         return generation
 
     def _finished(self, generation: Generation) -> None:
-        totals = self.totals
-        totals.requests += 1
-        totals.requests_hit += generation.cached_tokens > 0
-        totals.prompt_tokens += generation.prompt_tokens
-        totals.cached_tokens += generation.cached_tokens
-        totals.completion_tokens += len(generation.output_ids)
-        totals.transferred_pages += generation.transferred_pages
-        totals.retries += max(0, generation.attempts - 1)
-        totals.failed += generation.error is not None
+        counts = Counts(
+            requests=1,
+            requests_hit=generation.cached_tokens > 0,
+            prompt_tokens=generation.prompt_tokens,
+            cached_tokens=generation.cached_tokens,
+            fetched_tokens=generation.fetched_tokens,
+            completion_tokens=len(generation.output_ids),
+            transferred_pages=generation.transferred_pages,
+            retries=max(0, generation.attempts - 1),
+            failed=generation.error is not None,
+        )
+        self.totals.finished(counts, self._now())
         route = generation.route
         log.info(
-            "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s",
+            "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s; runner-up %s",
             generation.rid,
             generation.error or generation.finish_reason,
             generation.prompt_tokens,
@@ -329,6 +385,7 @@ class Service:
             generation.cached_tokens,
             generation.attempts,
             route.reason if route else "not routed",
+            route.runner_up if route else "none",
         )
 
     def _send(self, work: Send) -> None:
@@ -337,13 +394,6 @@ class Service:
         except PeerUnreachable as error:
             # Its lease ends soon, and then its requests are sent elsewhere.
             log.warning("message dropped: %s", error)
-
-    def _note_flushed(self, message: CacheFlushed) -> None:
-        flush = self._flushes.get(message.flush_id)
-        if flush is not None:
-            flush.answers[message.node.name] = message.num_pages
-            if flush.expected <= flush.answers.keys():
-                flush.complete.set()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -1,16 +1,17 @@
 """`Tracker`: every running request, and the one place that retries. Pure.
 
-A request has attempts; only messages of the newest one count. When a node fails, the next
-attempt sends the prompt plus the tokens answered so far, so the client's stream goes on. Each
-request ends with exactly one `Ended`.
+A request waits in the dispatch queue until it is bound to nodes. It has attempts; only messages of
+the newest one count. When a node fails, the next attempt sends the prompt plus the tokens answered
+so far, so the client's stream goes on. Each request ends with exactly one `Ended`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
-from coordinator.cost import Assigned
+from coordinator.dispatch import DispatchQueue
+from coordinator.placement import Placement, Work
 from coordinator.router import NoRoute, Route
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
@@ -58,6 +59,7 @@ class Produced:
     attempt: int
     route: Route
     cached_tokens: int
+    fetched_tokens: int
     transferred_pages: int
 
 
@@ -85,8 +87,12 @@ Outcome = Send | Produced | Ended | Stray
 @dataclass(eq=False)
 class _Running:
     request: Request
+    arrived: float
+    work: Work
+    """The prompt, with what was answered so far."""
     attempt: int = 0
     route: Route | None = None
+    """None: it waits for a node."""
     answered: list[int] = field(default_factory=list)
     num_answered_before: int = 0
     """Of `answered`, by earlier attempts."""
@@ -99,9 +105,9 @@ class _Running:
     started_at: float = 0.0
     """When the current attempt was sent."""
     retry_at: float = 0.0
-    retry_until: float | None = None
-    """When a request that has no node gives up. Set by a failure, or by the first of several
-    busy replies in a row; cleared by a token."""
+    give_up_at: float | None = None
+    """When a request gives up that no node can take. Set by a failure, by the first of several
+    busy replies in a row, or when there is no node; cleared by a token."""
     answering: bool = False
     """A token of the current attempt has arrived: its prompt is computed."""
 
@@ -110,15 +116,23 @@ class _Running:
         return Attempt(self.request.request_id, self.attempt)
 
 
-RouteFunction = Callable[[list[int], str, int, Mapping[str, Assigned], Collection[str]], Route]
-"""(tokens, cache_salt, max_new_tokens, assigned by node name, nodes to avoid) → Route."""
+WorkFunction = Callable[[list[int], str, int, Collection[str]], Work]
+"""(tokens, cache_salt, max_new_tokens, nodes to avoid) → what is to be placed."""
 
 
 class Tracker:
-    """`route` decides; `reply_address` is where nodes send this coordinator's tokens."""
+    """`make_work` hashes prompts; `reply_address` is where nodes send this coordinator's tokens."""
 
-    def __init__(self, route: RouteFunction, reply_address: str) -> None:
-        self._route = route
+    def __init__(
+        self,
+        placement: Placement,
+        queue: DispatchQueue,
+        make_work: WorkFunction,
+        reply_address: str,
+    ) -> None:
+        self._placement = placement
+        self._queue = queue
+        self._make_work = make_work
         self._reply_address = reply_address
         self._running: dict[str, _Running] = {}
 
@@ -128,13 +142,31 @@ class Tracker:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not bound to a node."""
+        return len(self._queue)
+
     def submit(self, request: Request, now: float) -> list[Outcome]:
         """Starts a request; raises NoRoute (and keeps nothing) when no node can take it."""
         assert request.request_id not in self._running
-        running = _Running(request)
-        outcomes = self._start(running, now)
-        self._running[request.request_id] = running
-        return outcomes
+        work = self._make_work(request.tokens, request.cache_salt, request.max_new_tokens, ())
+        self._placement.require_room(work)
+        self._running[request.request_id] = _Running(request, now, work)
+        self._queue.add(request.request_id, work, now)
+        return self.dispatch(now)
+
+    def dispatch(self, now: float) -> list[Outcome]:
+        """Sends what nodes have room for."""
+        return [
+            self._start(self._running[request_id], route, now)
+            for request_id, route in self._queue.dispatch(now)
+        ]
+
+    def prompt(self, request_id: str) -> tuple[Request, Work] | None:
+        """A running request, and its prompt as it was placed."""
+        running = self._running.get(request_id)
+        return (running.request, running.work) if running is not None else None
 
     def tokens(self, message: TokensOut, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -146,7 +178,7 @@ class Tracker:
                 outcomes.append(Send(running.route.decode_address, Cancel(out.attempt)))
                 outcomes += self._failed(running, message.node, "tokens were lost on the way", now)
             else:
-                outcomes += self._take(running, out)
+                outcomes += self._take(running, out, now)
         return outcomes
 
     def failed(self, message: Failed, now: float) -> list[Outcome]:
@@ -154,13 +186,14 @@ class Tracker:
         if running is None:
             return []
         if message.kind == "request":
-            return [self._end(running, "error", message.reason, BAD_REQUEST)]
+            return [self._end(running, now, "error", message.reason, BAD_REQUEST)]
         if message.kind == "busy":
             return self._busy(running, message.node, message.reason, now)
         return self._failed(running, message.node, message.reason, now)
 
     def node_lost(self, node: Node, now: float) -> list[Outcome]:
         """Every request that needs this node goes elsewhere."""
+        self._placement.forget(node)
         outcomes: list[Outcome] = []
         for running in list(self._running.values()):
             route = running.route
@@ -171,10 +204,13 @@ class Tracker:
             outcomes += self._failed(running, node, f"node {node.name} was lost", now)
         return outcomes
 
-    def cancel(self, request_id: str) -> list[Outcome]:
+    def cancel(self, request_id: str, now: float) -> list[Outcome]:
         """The client does not want it any more (or has enough); no `Ended` follows."""
-        running = self._running.pop(request_id, None)
-        if running is None or running.route is None:
+        running = self._running.get(request_id)
+        if running is None:
+            return []
+        self._drop(running, now)
+        if running.route is None:
             return []
         return [Send(running.route.decode_address, Cancel(running.current))]
 
@@ -182,24 +218,11 @@ class Tracker:
         """Tries again for requests without a node, and gives up on those that waited too long."""
         outcomes: list[Outcome] = []
         for running in [r for r in self._running.values() if r.route is None]:
-            outcomes += self._retry(running, now)
-        return outcomes
+            outcomes += self._wait(running, now)
+        return outcomes + self.dispatch(now)
 
-    def assigned(self) -> dict[str, Assigned]:
-        """Unfinished work by node name."""
-        total: dict[str, Assigned] = {}
-        for running in self._running.values():
-            if running.route is not None:
-                _add(total, running, running.route)
-        return total
-
-    def _start(self, running: _Running, now: float) -> list[Outcome]:
+    def _start(self, running: _Running, route: Route, now: float) -> Outcome:
         request = running.request
-        tokens = request.tokens + running.answered
-        max_new_tokens = request.max_new_tokens - len(running.answered)
-        route = self._route(
-            tokens, request.cache_salt, max_new_tokens, self.assigned(), running.avoid
-        )
         running.attempt += 1
         running.route = route
         running.num_answered_before = len(running.answered)
@@ -207,21 +230,26 @@ class Tracker:
         running.started_at = now
         generate = Generate(
             attempt=running.current,
-            tokens=token_bytes(tokens),
+            tokens=token_bytes(request.tokens + running.answered),
             cache_salt=request.cache_salt,
             sampling=request.sampling,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=request.max_new_tokens - len(running.answered),
             stop_token_ids=request.stop_token_ids,
             prefill_node=route.prefill,
             prefill_address=route.prefill_address,
             reply_address=self._reply_address,
+            fetch_node=route.fetch_from,
+            fetch_address=route.fetch_address,
+            fetch_pages=route.fetch_pages,
         )
-        return [Send(route.decode_address, generate)]
+        return Send(route.decode_address, generate)
 
-    def _take(self, running: _Running, out: TokenOut) -> list[Outcome]:
+    def _take(self, running: _Running, out: TokenOut, now: float) -> list[Outcome]:
         assert running.route is not None  # it is current
+        if not running.answering:
+            self._placement.computed(running.request.request_id, now)
         running.answering = True
-        running.retry_until = None
+        running.give_up_at = None
         running.answered += out.tokens
         outcomes: list[Outcome] = [
             Produced(
@@ -230,11 +258,12 @@ class Tracker:
                 running.attempt,
                 running.route,
                 out.cached_tokens,
+                out.fetched_tokens,
                 out.transferred_pages,
             )
         ]
         if out.finish:
-            outcomes.append(self._end(running, out.finish))
+            outcomes.append(self._end(running, now, out.finish))
         return outcomes
 
     def _failed(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:
@@ -242,9 +271,9 @@ class Tracker:
         running.num_failures += 1
         if running.num_failures == MAX_FAILURES:
             message = f"gave up after {running.attempt} attempts; the last one: {reason}"
-            return [self._end(running, "error", message, NODE_FAILED)]
+            return [self._end(running, now, "error", message, NODE_FAILED)]
         running.status_code = NODE_FAILED
-        running.retry_at, running.retry_until = now, now + RETRY_WITHIN_S
+        running.retry_at, running.give_up_at = now, now + RETRY_WITHIN_S
         return self._lost_its_node(running, node, reason, now)
 
     def _busy(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:
@@ -252,37 +281,56 @@ class Tracker:
         running.status_code = TOO_BUSY
         running.retry_at = now + BUSY_RETRY_S if node.name in running.avoid else now
         was_waiting_for_this_node = now - running.started_at > RETRY_WITHIN_S
-        if running.retry_until is None or was_waiting_for_this_node:
-            running.retry_until = now + RETRY_WITHIN_S
+        if running.give_up_at is None or was_waiting_for_this_node:
+            running.give_up_at = now + RETRY_WITHIN_S
+        elif now >= running.give_up_at:
+            return [self._end(running, now, "error", reason, TOO_BUSY)]
         return self._lost_its_node(running, node, reason, now)
 
     def _lost_its_node(
         self, running: _Running, node: Node, reason: str, now: float
     ) -> list[Outcome]:
+        request = running.request
+        self._placement.ended(request.request_id, now)
         running.avoid.add(node.name)
         running.last_failure = reason
         running.route = None
-        return self._retry(running, now)
+        running.work = self._make_work(
+            request.tokens + running.answered,
+            request.cache_salt,
+            request.max_new_tokens - len(running.answered),
+            frozenset(running.avoid),
+        )
+        return self._wait(running, now) + self.dispatch(now)
 
-    def _retry(self, running: _Running, now: float) -> list[Outcome]:
-        """Starts a request that has no node, if it is time and there is one; else it waits."""
-        assert running.retry_until is not None
-        reason = running.last_failure
-        if now >= running.retry_at:
-            try:
-                return self._start(running, now)
-            except NoRoute as error:
-                reason = f"{reason}, and {error}"
-        if now < running.retry_until:
+    def _wait(self, running: _Running, now: float) -> list[Outcome]:
+        """Queues a request that has no node, if it is time; ends it if there was none too long."""
+        if now < running.retry_at:
             return []
-        return [self._end(running, "error", reason, running.status_code)]
+        try:
+            self._placement.require_room(running.work)
+        except NoRoute as error:
+            if running.give_up_at is None:
+                running.give_up_at = now + RETRY_WITHIN_S
+            if now < running.give_up_at:
+                return []
+            reason = f"{running.last_failure}, and {error}" if running.last_failure else str(error)
+            return [self._end(running, now, "error", reason, running.status_code)]
+        if running.request.request_id not in self._queue:
+            self._queue.add(running.request.request_id, running.work, running.arrived)
+        return []
 
     def _end(
-        self, running: _Running, finish: str, message: str = "", status_code: int = 200
+        self, running: _Running, now: float, finish: str, message: str = "", status_code: int = 200
     ) -> Ended:
+        self._drop(running, now)
+        return Ended(running.request.request_id, finish, message, status_code)
+
+    def _drop(self, running: _Running, now: float) -> None:
         request_id = running.request.request_id
         del self._running[request_id]
-        return Ended(request_id, finish, message, status_code)
+        self._queue.remove(request_id)
+        self._placement.ended(request_id, now)
 
     def _current(self, attempt: Attempt) -> _Running | None:
         """The request this attempt is the newest of; None for anything older, given up or
@@ -296,15 +344,3 @@ class Tracker:
 def _needs(running: _Running, route: Route, node: Node) -> bool:
     """A prefill node is needed until the first token; the decode node until the end."""
     return route.decode == node or (route.prefill == node and not running.answering)
-
-
-def _add(total: dict[str, Assigned], running: _Running, route: Route) -> None:
-    computing = route.uncached_tokens if not running.answering else 0
-    work = [(route.decode.name, 0 if route.prefill else computing)]
-    if route.prefill is not None and not running.answering:
-        work.append((route.prefill.name, computing))
-    for name, tokens in work:
-        old = total.get(name, Assigned())
-        total[name] = replace(
-            old, prompt_tokens=old.prompt_tokens + tokens, requests=old.requests + 1
-        )

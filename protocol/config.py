@@ -24,9 +24,10 @@ class ConfigError(UserError):
     """A setting is missing or wrong; the message says which and what to do."""
 
 
-def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
-    """A dataclass field that is also a flag and an environment variable."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+def option(default: Any, help: str, choices: Sequence[str] = (), is_secret: bool = False) -> Any:
+    """A dataclass field that is also a flag and an environment variable. A secret is never shown."""
+    metadata = {"help": help, "choices": tuple(choices), "is_secret": is_secret}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def add_flags(
@@ -104,8 +105,9 @@ def describe(config: object) -> str:
     """One line with every setting, for the log at start. Passwords in URLs are hidden."""
     parts = []
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
-        parts.append(f"{field.name}={hide_password(str(value))}")
+        value = str(getattr(config, field.name))
+        hidden = "***" if field.metadata["is_secret"] and value else hide_password(value)
+        parts.append(f"{field.name}={hidden}")
     return " ".join(parts)
 
 

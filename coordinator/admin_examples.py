@@ -1,0 +1,141 @@
+"""Examples of what /admin/* answers, for its OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coordinator.policies import POLICIES
+
+Responses = dict[int | str, dict[str, Any]]
+
+COUNTS = {
+    "requests": 1204,
+    "requests_hit": 1011,
+    "request_hit_ratio": 0.8397,
+    "prompt_tokens": 913408,
+    "cached_tokens": 610304,
+    "fetched_tokens": 41984,
+    "token_hit_ratio": 0.6682,
+    "completion_tokens": 154112,
+    "transferred_pages": 19822,
+    "retries": 0,
+    "failed_requests": 0,
+}
+PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
+NODE_STATS = {
+    "role": "prefill",
+    "pages": PAGES,
+    "owned_pages": 15688,
+    "tokens_computed": 303104,
+    "tokens_reused": 568320,
+    "tokens_fetched": 41984,
+    "tokens_generated": 0,
+    "token_hit_ratio": 0.6682,
+    "requests": 1204,
+    "requests_hit": 1011,
+    "request_hit_ratio": 0.8397,
+    "pages_sent": 19822,
+    "pages_received": 0,
+    "pages_fetched": 2624,
+    "pages_evicted": 8112,
+    "transfer_failures": 0,
+}
+STATS = {
+    "cluster": {
+        **COUNTS,
+        "last_5_minutes": COUNTS,
+        "pages": PAGES,
+        "tokens_computed": 303104,
+        "tokens_reused": 568320,
+        "tokens_fetched": 41984,
+        "pages_transferred": 19822,
+        "pages_evicted": 8112,
+        "running_requests": 12,
+        "waiting_requests": 3,
+        "unique_owned_pages": 15688,
+        "duplicate_owned_pages": 402,
+        "index_bytes": 1725680,
+        "index_lag_s": 0.002,
+        "redis_connected": True,
+        "policy": next(iter(POLICIES)),
+    },
+    "nodes": {"p0": NODE_STATS},
+}
+PREFIXES = {
+    "prefixes": [
+        {
+            "page_hash": "5b0f2f3f8d6d0b1c6f8f4f0a8a0f9e11",
+            "tokens": 208,
+            "hits": 311,
+            "hits_overcounted_by_at_most": 0,
+            "last_hit_s_ago": 0.4,
+            "owners": ["d1", "p0"],
+            "salted": False,
+            "first_words": None,
+        }
+    ]
+}
+FLUSHED = {"pages": {"d0": 120, "p0": 480}, "unanswered": []}
+AUDIT = {
+    "clean": True,
+    "nodes": {
+        "p0": {
+            "clean": True,
+            "pages": 15688,
+            "missing_in_redis": 0,
+            "extra_in_redis": 0,
+            "missing_in_mirror": 0,
+            "extra_in_mirror": 0,
+            "problem": "",
+            "repairs": [],
+        }
+    },
+}
+NODES = [
+    {
+        "name": "p0",
+        "incarnation": 1795598400000000000,
+        "role": "prefill",
+        "draining": False,
+        "control_address": "10.0.0.7:41233",
+        "data_address": "10.0.0.7:36021",
+        "device": "cuda:0",
+        "num_pages": 16384,
+        "owned_pages": 15688,
+        "lease_ends_in_s": 2.81,
+        "last_heartbeat_s_ago": 0.19,
+        "backlog_s": 0.034,
+        "load": {"num_running": 2, "queued_tokens": 1320, "prefill_tokens_per_s": 38800.0},
+    }
+]
+DRAINED = {"name": "p0", "draining": True, "running_requests": 2}
+CANDIDATE = {
+    "node": "p0",
+    "owned_pages": 12,
+    "fetch_from": None,
+    "fetch_pages": 0,
+    "queue_ms": 3.1,
+    "fetch_ms": 0.0,
+    "compute_ms": 6.4,
+    "transfer_ms": 0.0,
+    "wait_ms": 0.0,
+    "evict_ms": 0.0,
+    "first_token_ms": 9.5,
+    "score_ms": 22.3,
+    "chosen": True,
+}
+EXPLANATION = {
+    "prompt_tokens": 215,
+    "prompt_pages": 14,
+    "policy": "cost",
+    "choice": {"prefill": "p0", "decode": "d1", "fetch_from": None, "first_token_ms": 15.2},
+    "reason": "prefill on p0: 12 of 14 pages cached there, queue 3 ms, compute 6 ms; "
+    "decode on d1: transfer 2 ms, wait 4 ms",
+    "runner_up": "p1: 0 pages cached, 51 ms more",
+    "candidates": {"prefill": [CANDIDATE], "decode": [CANDIDATE], "both": []},
+}
+
+
+def example(body: Any) -> Responses:
+    """The `responses` of a route that answers like this."""
+    return {200: {"content": {"application/json": {"example": body}}}}

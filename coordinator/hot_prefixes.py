@@ -1,0 +1,59 @@
+"""`HotPrefixes`: which prefixes are hit most, in bounded memory. Pure.
+
+After Space-Saving (Metwally, Agrawal and El Abbadi, 2005): a prefix that is not among those kept
+takes the place of the one with the fewest hits and starts from its count, so counts are never too
+low, and too high by at most `error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.hashing import PageHash
+
+MAX_PREFIXES = 1_000
+FIRST_TOKENS = 16
+
+
+@dataclass
+class HotPrefix:
+    """A prefix that requests had in common with what was cached."""
+
+    page_hash: PageHash
+    """Of its last page."""
+    num_tokens: int
+    first_tokens: list[int]
+    is_salted: bool
+    """It belongs to a tenant with a `cache_salt`."""
+    hits: int
+    error: int
+    """So many of `hits` may be another prefix's."""
+    last_hit: float
+
+
+class HotPrefixes:
+    def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
+        self._max_prefixes = max_prefixes
+        self._prefixes: dict[PageHash, HotPrefix] = {}
+
+    def hit(self, page_hash: PageHash, tokens: Sequence[int], is_salted: bool, now: float) -> None:
+        """A request found `tokens`, whose last page is `page_hash`, in a cache."""
+        known = self._prefixes.get(page_hash)
+        if known is not None:
+            known.hits += 1
+            known.last_hit = now
+            return
+        error = 0
+        if len(self._prefixes) >= self._max_prefixes:
+            coldest = min(self._prefixes.values(), key=lambda p: (p.hits, p.last_hit))
+            del self._prefixes[coldest.page_hash]
+            error = coldest.hits
+        self._prefixes[page_hash] = HotPrefix(
+            page_hash, len(tokens), list(tokens[:FIRST_TOKENS]), is_salted, error + 1, error, now
+        )
+
+    def hottest(self, limit: int) -> list[HotPrefix]:
+        """Most hits first; among equals the one hit last."""
+        ranked = sorted(self._prefixes.values(), key=lambda p: (-p.hits, -p.last_hit))
+        return ranked[:limit]
