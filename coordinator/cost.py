@@ -31,7 +31,7 @@ ANSWER_STEPS = 64
 """Steps after which a place or pages become free on a full node: one answer."""
 
 
-class Cost(msgspec.Struct, frozen=True):
+class Cost(msgspec.Struct, frozen=True, gc=False):
     """Terms of a candidate, seconds; those that are not its business are 0."""
 
     queue_s: float = 0.0
@@ -49,7 +49,15 @@ class Cost(msgspec.Struct, frozen=True):
 
     @property
     def score(self) -> float:
-        return self.first_token_s + (OWN_WORK_WEIGHT - 1) * self.compute_s + self.evict_s
+        """What the least is chosen of. `first_token_s` written out: it is computed very often."""
+        start_s = self.queue_s if self.queue_s > self.fetch_s else self.fetch_s
+        return (
+            start_s
+            + OWN_WORK_WEIGHT * self.compute_s
+            + self.transfer_s
+            + self.wait_s
+            + self.evict_s
+        )
 
     def __add__(self, other: Cost) -> Cost:
         """The terms of the prefill node and of the decode node together."""
@@ -65,7 +73,9 @@ class Cost(msgspec.Struct, frozen=True):
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:
     """`num_tokens` of a prompt, at least one; a step of nothing else takes `step_s` too."""
-    return live.load.step_s + max(1, num_tokens) / prefill_tokens_per_s(live)
+    load = live.load
+    rate = load.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S
+    return load.step_s + (num_tokens if num_tokens > 1 else 1) / rate
 
 
 def fetch_s(num_bytes: int, link_bytes_per_s: float) -> float:

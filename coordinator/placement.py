@@ -33,6 +33,15 @@ class Work:
     avoid: Collection[str] = field(default=())
 
 
+@dataclass
+class _Booking:
+    """The backlogs that a request counts in; they are of one life of a node, as its name is not."""
+
+    computing: Backlog
+    answering: Backlog
+    is_computed: bool = False
+
+
 class Placement:
     """Books what it dispatches, so that the next decision knows of it."""
 
@@ -40,28 +49,27 @@ class Placement:
         self.registry = registry
         self.index = index
         self.draining: frozenset[str] = frozenset()
-        """Names of nodes that get no new requests."""
+        """Names of nodes that get no new requests; others may still fetch their pages."""
         self.backlogs: dict[str, Backlog] = {}
         self._router = router
         self._claims = Claims()
-        self._booked: dict[str, Route] = {}
+        self._booked: dict[str, _Booking] = {}
         self._hit_pages = 0.0
         self._asked_pages = 0.0
 
     def route(self, work: Work, now: float, planned_s: Mapping[str, float]) -> Route:
         """Where `work` would go now, after work of `planned_s` seconds by node name. Raises
         NoRoute."""
-        return self._router.route(self._demand(work), self._cluster(now, planned_s))
+        return self._router.route(self._demand(work, now), self._cluster(now, planned_s))
 
     def require_room(self, work: Work) -> None:
         """Raises NoRoute when no decode node could ever answer."""
-        nodes = self._open(self.registry.live("decode"))
-        if not any(work.num_pages <= live.info.num_pages for live in nodes):
+        if work.num_pages > self.most_pages:
             raise no_room(work.num_pages)
 
     def explain(self, work: Work, now: float) -> tuple[Candidates, Route]:
         """Every candidate with its cost, and the choice; books nothing. Raises NoRoute."""
-        demand = self._demand(work)
+        demand = self._demand(work, now)
         candidates = self._router.candidates(demand, self._cluster(now, {}))
         return candidates, self._router.choose(demand, candidates)
 
@@ -77,29 +85,35 @@ class Placement:
 
     def book(self, request_id: str, work: Work, route: Route, now: float) -> None:
         """`work` is sent along `route`."""
-        self._booked[request_id] = route
-        self._backlog(route.computes).sent(request_id, route.busy_s, now)
+        assert request_id not in self._booked
+        booking = _Booking(self._backlog(route.computes), self._backlog(route.decode))
+        self._booked[request_id] = booking
+        booking.computing.sent(request_id, route.busy_s, now)
+        booking.answering.num_requests += 1
+        if booking.computing is not booking.answering:
+            booking.computing.num_requests += 1
+        owned = self.index.match(work.hashes)
         for node in {route.computes, route.decode}:
-            self._backlog(node).num_requests += 1
-            owned = self.index.match(work.hashes).get(node, 0)
-            self._claims.claim(node, work.hashes, owned, now)
+            self._claims.claim(node, work.hashes, owned.get(node, 0), now)
         self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(work.hashes)
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
 
     def computed(self, request_id: str, now: float) -> None:
-        """The first token is here. Harmless twice."""
-        route = self._booked.get(request_id)
-        if route is not None and route.computes.name in self.backlogs:
-            self.backlogs[route.computes.name].computed(request_id, now)
+        """The first token is here, a prefill node's part is done. Harmless twice."""
+        booking = self._booked.get(request_id)
+        if booking is None or booking.is_computed:
+            return
+        booking.is_computed = True
+        booking.computing.computed(request_id, now)
+        if booking.computing is not booking.answering:
+            booking.computing.num_requests -= 1
 
     def ended(self, request_id: str, now: float) -> None:
         """The attempt is over, whatever became of it. Harmless twice."""
         self.computed(request_id, now)
-        route = self._booked.pop(request_id, None)
-        if route is not None:
-            for node in {route.computes, route.decode}:
-                if node.name in self.backlogs:
-                    self.backlogs[node.name].num_requests -= 1
+        booking = self._booked.pop(request_id, None)
+        if booking is not None:
+            booking.answering.num_requests -= 1
 
     def heard(self, live: LiveNode, now: float) -> None:
         """A heartbeat of this node."""
@@ -123,19 +137,27 @@ class Placement:
         return backlog.seconds(now) if backlog is not None else 0.0
 
     @property
+    def most_pages(self) -> int:
+        """Room of the largest decode node that takes requests; 0 without one."""
+        nodes = self._open(self.registry.live("decode"))
+        return max((live.info.num_pages for live in nodes), default=0)
+
+    @property
     def hit_share(self) -> float:
         """Of the pages that prompts asked for lately, those that were found."""
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
-    def _demand(self, work: Work) -> Demand:
+    def _demand(self, work: Work, now: float) -> Demand:
         owned = self.index.match(work.hashes)
-        expected = self._claims.extend(work.hashes, owned)
+        expected = self._claims.extend(work.hashes, owned, now)
         return Demand(work.num_tokens, work.num_pages, owned, expected, work.avoid)
 
     def _cluster(self, now: float, planned_s: Mapping[str, float]) -> Cluster:
         return Cluster(
             prefill=self._open(self.registry.live("prefill")),
             decode=self._open(self.registry.live("decode")),
+            find=self.registry.get,
+            link_bytes_per_s=self.registry.link_bytes_per_s,
             backlogs=self.backlogs,
             hit_share=self.hit_share,
             planned_s=planned_s,

@@ -19,11 +19,13 @@ TIE_S = 0.001
 """Scores closer than this are equal: estimates are no better."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One node for one of the two tasks, with what it would cost there."""
 
     live: LiveNode
     cost: Cost
+    score: float
+    """`cost.score`, which is asked for many times."""
     owned_pages: int
     """Leading pages of the prompt that it has, or will have when the request gets there."""
     num_requests: int
@@ -60,9 +62,8 @@ class CheapestRoute:
         self._chance = chance
 
     def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
-        scores = [candidate.cost.score for candidate in candidates]
-        limit = min(scores) + TIE_S
-        equals = [c for c, score in zip(candidates, scores, strict=True) if score <= limit]
+        limit = min([candidate.score for candidate in candidates]) + TIE_S
+        equals = [candidate for candidate in candidates if candidate.score <= limit]
         least = min(candidate.work_s for candidate in equals)
         return _any([c for c in equals if c.work_s == least], self._chance)
 

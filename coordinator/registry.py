@@ -40,6 +40,7 @@ class Registry:
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
         self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until something changes
+        self._link_bytes_per_s: float | None = None  # until something changes
         self._refused: dict[str, Node] = {}  # by name, to say it once
 
     @property
@@ -64,7 +65,7 @@ class Registry:
             log.info("%s node %s joins (%s)", info.role, info.node, info.control_address)
         lease_ends = now + message.lease_s
         self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
-        self._by_role.clear()
+        self._changed()
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:
@@ -96,9 +97,22 @@ class Registry:
             self._by_role[role] = [n for n in nodes if role is None or n.info.role == role]
         return self._by_role[role]
 
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Mean of the rates that nodes have measured on their links; 0 when none has."""
+        if self._link_bytes_per_s is None:
+            rates = [live.load.link_bytes_per_s for live in self._nodes.values()]
+            measured = [rate for rate in rates if rate]
+            self._link_bytes_per_s = sum(measured) / len(measured) if measured else 0.0
+        return self._link_bytes_per_s
+
+    def _changed(self) -> None:
+        self._by_role.clear()
+        self._link_bytes_per_s = None
+
     def _drop(self, name: str) -> None:
         del self._nodes[name]
-        self._by_role.clear()
+        self._changed()
 
     def _is_foreign(self, info: NodeInfo) -> bool:
         """True (and one log line) for a node whose model or KV layout is not the cluster's."""

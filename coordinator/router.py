@@ -7,7 +7,7 @@ policy chooses. Costs of the two add up, so they are chosen apart, in time linea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,7 @@ from coordinator.cost import Cost
 from coordinator.policies import Candidate, Policy
 from coordinator.registry import LiveNode
 from protocol.ids import Node
+from protocol.layout import KVLayout
 
 Task = Literal["prefill", "decode", "both"]
 
@@ -45,6 +46,10 @@ class Cluster:
 
     prefill: list[LiveNode]
     decode: list[LiveNode]
+    find: Callable[[Node], LiveNode | None]
+    """Any live node, also one that gets no new requests: it can still be fetched from."""
+    link_bytes_per_s: float
+    """Between any two nodes; 0: not measured yet."""
     backlogs: Mapping[str, Backlog]
     """By node name; a node without one has nothing to do."""
     hit_share: float
@@ -124,24 +129,31 @@ class Router:
             for p in cluster.prefill
             if num_prompt_pages <= p.info.num_pages and p.node.name not in demand.avoid
         ]
-        costing = _Costing(demand, cluster, num_prompt_pages, (*cluster.prefill, *cluster.decode))
-        answering = [costing.answering(d) for d in decodes]
-        if not self._policy.weighs_cost:
-            computing = [costing.computing(p) for p in prefills]
-            both = (
-                [] if prefills else [costing.both(costing.computing(a.live), a) for a in answering]
-            )
-            return Candidates(computing, answering, both)
-        return Candidates(
-            prefill=[c for p in prefills for c in costing.with_fetch(costing.computing(p))],
-            decode=answering,
-            both=[
-                costing.both(c, a)
-                for a in answering
-                for c in costing.with_fetch(costing.computing(a.live))
-                if not prefills or costing.uncached_tokens(c) <= self._local_prefill_max_tokens
-            ],
-        )
+        costing = _Costing(demand, cluster, layout, may_fetch=self._policy.weighs_cost)
+        computing = [costing.computing(live) for live in prefills]
+        answering = [costing.answering(live) for live in decodes]
+        if not prefills:
+            both = [costing.both(costing.computing(a.live), a) for a in answering]
+        elif self._policy.weighs_cost:
+            both = list(self._worth_doing_both(costing, answering))
+        else:
+            both = []
+        return Candidates(computing, answering, both)
+
+    def _worth_doing_both(
+        self, costing: _Costing, answering: list[Candidate]
+    ) -> Iterator[Candidate]:
+        """Decode nodes that have all but a little; one that would have to fetch for that is worth
+        it only if it would answer anyway."""
+        first_to_answer = min(answering, key=_score)
+        for one in answering:
+            if one is first_to_answer or self._is_little(costing, one):
+                both = costing.both(costing.computing(one.live), one)
+                if self._is_little(costing, both):
+                    yield both
+
+    def _is_little(self, costing: _Costing, candidate: Candidate) -> bool:
+        return costing.uncached_tokens(candidate) <= self._local_prefill_max_tokens
 
     def choose(self, demand: Demand, candidates: Candidates) -> Route:
         """The policy's choice, with its reason."""
@@ -151,83 +163,74 @@ class Router:
             return _route(demand, both, both, _others(candidates.both, both))
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
-        apart_s = prefill.cost.score + decode.cost.score
-        if both is not None and both.cost.score <= apart_s:
+        apart_s = prefill.score + decode.score
+        if both is not None and both.score <= apart_s:
             others = _others(candidates.both, both)
             return _route(demand, both, both, [*others, (apart_s, prefill)])
-        others = [(s + decode.cost.score, c) for s, c in _others(candidates.prefill, prefill)]
+        others = [(s + decode.score, c) for s, c in _others(candidates.prefill, prefill)]
         if both is not None:
-            others.append((both.cost.score, both))
+            others.append((both.score, both))
         return _route(demand, prefill, decode, others)
 
 
 class _Costing:
     """Costs of the candidates of one request."""
 
-    def __init__(
-        self, demand: Demand, cluster: Cluster, num_prompt_pages: int, nodes: Collection[LiveNode]
-    ) -> None:
-        layout = next(iter(nodes)).info.layout
+    def __init__(self, demand: Demand, cluster: Cluster, layout: KVLayout, may_fetch: bool) -> None:
         self._demand = demand
         self._cluster = cluster
-        self._num_prompt_pages = num_prompt_pages
+        self._num_prompt_pages = layout.num_pages(demand.num_tokens)
         self._page_size = layout.page_size
         self._page_bytes = layout.page_bytes
         # All pages that a prompt may hit: never the one of its last token, whose logits are needed.
         self._num_reusable = (demand.num_tokens - 1) // layout.page_size
-        rates = [n.load.link_bytes_per_s for n in nodes if n.load.link_bytes_per_s]
-        self._link_bytes_per_s = (
-            sum(rates) / len(rates) if rates else costs.DEFAULT_LINK_BYTES_PER_S
-        )
-        self._source, self._source_pages = self._best_source(nodes)
+        self._link_bytes_per_s = cluster.link_bytes_per_s or costs.DEFAULT_LINK_BYTES_PER_S
+        self._source, source_pages = self._best_source() if may_fetch else (None, 0)
+        self._source_pages = min(source_pages, self._num_reusable)
 
     def computing(self, live: LiveNode) -> Candidate:
-        """`live` computes the prompt from what it has itself."""
-        demand, name = self._demand, live.node.name
-        owned = min(demand.expected_pages.get(live.node, 0), self._num_reusable)
-        backlog = self._cluster.backlogs.get(name)
-        queue_s = self._cluster.planned_s.get(name, 0.0)
+        """`live` computes the prompt: from what it has itself, or after it has fetched the longest
+        prefix that another node could send it, whichever costs less."""
+        demand, cluster, node = self._demand, self._cluster, live.info.node
+        owned = self._owned_pages(node)
+        backlog = cluster.backlogs.get(node.name)
+        queue_s = cluster.planned_s.get(node.name, 0.0) if cluster.planned_s else 0.0
         if backlog is not None:
-            queue_s += backlog.seconds(self._cluster.now)
-        cost = Cost(
-            queue_s=queue_s,
-            compute_s=costs.compute_s(live, demand.num_tokens - owned * self._page_size),
-            evict_s=costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share),
-        )
-        return self._candidate(live, cost, owned, backlog)
+            queue_s += backlog.seconds(cluster.now)
+        compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
+        evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
+        cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
+        score = cost.score
+        if self._source is not None and owned < self._source_pages:
+            fetching = self._after_fetch(live, owned, cost)
+            if fetching.score < score:
+                pages = self._source_pages
+                return _candidate(live, fetching, owned, backlog, self._source, pages)
+        return _candidate(live, cost, owned, backlog)
 
-    def with_fetch(self, alone: Candidate) -> Iterator[Candidate]:
-        """The candidate, and itself with the longest prefix that another node could send it."""
-        yield alone
-        source = self._source
-        num_pages = min(self._source_pages, self._num_reusable)
-        if source is None or num_pages <= alone.owned_pages or source.node == alone.live.node:
-            return
-        num_bytes = (num_pages - alone.owned_pages) * self._page_bytes
-        link_bytes_per_s = source.load.link_bytes_per_s or self._link_bytes_per_s
-        num_uncached = self._demand.num_tokens - num_pages * self._page_size
-        cost = msgspec.structs.replace(
-            alone.cost,
-            fetch_s=costs.fetch_s(num_bytes, link_bytes_per_s),
-            compute_s=costs.compute_s(alone.live, num_uncached),
-        )
-        yield msgspec.structs.replace(alone, cost=cost, fetch_from=source, fetch_pages=num_pages)
+    def _after_fetch(self, live: LiveNode, owned: int, cost: Cost) -> Cost:
+        """The cost if `live`, which has `owned` pages, has the source send it the others."""
+        assert self._source is not None
+        num_bytes = (self._source_pages - owned) * self._page_bytes
+        link_bytes_per_s = self._source.load.link_bytes_per_s or self._link_bytes_per_s
+        num_uncached = self._demand.num_tokens - self._source_pages * self._page_size
+        fetch_s = costs.fetch_s(num_bytes, link_bytes_per_s)
+        compute_s = costs.compute_s(live, num_uncached)
+        return Cost(cost.queue_s, fetch_s, compute_s, 0.0, 0.0, cost.evict_s)
 
     def answering(self, live: LiveNode) -> Candidate:
         """`live` answers; pages of the prompt come from elsewhere."""
-        demand = self._demand
-        owned = min(demand.expected_pages.get(live.node, 0), self._num_reusable)
-        backlog = self._cluster.backlogs.get(live.node.name)
+        demand, node = self._demand, live.info.node
+        owned = self._owned_pages(node)
+        backlog = self._cluster.backlogs.get(node.name)
         num_requests = backlog.num_requests if backlog is not None else 0
         num_new_pages = demand.num_pages - owned
-        cost = Cost(
-            transfer_s=costs.transfer_s(
-                (self._num_prompt_pages - owned) * self._page_bytes, self._link_bytes_per_s
-            ),
-            wait_s=costs.wait_s(live, num_requests, num_new_pages),
-            evict_s=costs.evict_s(live, num_new_pages, self._cluster.hit_share),
-        )
-        return self._candidate(live, cost, owned, backlog)
+        num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
+        transfer_s = costs.transfer_s(num_bytes, self._link_bytes_per_s)
+        wait_s = costs.wait_s(live, num_requests, num_new_pages)
+        evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
+        cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
+        return _candidate(live, cost, owned, backlog)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
         """One decode node does both: nothing is sent, but the chunks of the prompt slow down the
@@ -239,31 +242,50 @@ class _Costing:
             wait_s=answering.cost.wait_s,
             evict_s=answering.cost.evict_s,
         )
-        return msgspec.structs.replace(computing, cost=cost)
+        return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
     def uncached_tokens(self, candidate: Candidate) -> int:
         return self._demand.num_tokens - candidate.cached_pages * self._page_size
 
-    def _candidate(
-        self, live: LiveNode, cost: Cost, owned_pages: int, backlog: Backlog | None
-    ) -> Candidate:
-        load = live.load
-        known = load.num_running + load.num_waiting
-        if backlog is None:
-            return Candidate(live, cost, owned_pages, known, 0.0)
-        num_requests = max(known, backlog.num_requests)
-        return Candidate(live, cost, owned_pages, num_requests, backlog.total_s)
+    def _owned_pages(self, node: Node) -> int:
+        """Leading pages that the node has or will have, and the prompt may hit."""
+        owned = self._demand.expected_pages.get(node, 0)
+        return owned if owned < self._num_reusable else self._num_reusable
 
-    def _best_source(self, nodes: Iterable[LiveNode]) -> tuple[LiveNode | None, int]:
+    def _best_source(self) -> tuple[LiveNode | None, int]:
         """The node that owns most of the prompt now; among equals the one that does least."""
         best, best_pages, best_load = None, 0, 0
-        owned = self._demand.owned_pages
-        for live in nodes if owned else ():
-            pages = owned.get(live.node, 0)
+        for node, pages in self._demand.owned_pages.items():
+            live = self._cluster.find(node)
+            if live is None or pages < best_pages:
+                continue
             load = live.load.num_running + live.load.num_waiting
-            if pages > best_pages or (pages and pages == best_pages and load < best_load):
+            if pages > best_pages or load < best_load:
                 best, best_pages, best_load = live, pages, load
         return best, best_pages
+
+
+def _score(candidate: Candidate) -> float:
+    return candidate.score
+
+
+def _candidate(
+    live: LiveNode,
+    cost: Cost,
+    owned_pages: int,
+    backlog: Backlog | None,
+    fetch_from: LiveNode | None = None,
+    fetch_pages: int = 0,
+) -> Candidate:
+    num_requests = live.load.num_running + live.load.num_waiting
+    work_s = 0.0
+    if backlog is not None:
+        work_s = backlog.total_s
+        if backlog.num_requests > num_requests:
+            num_requests = backlog.num_requests
+    return Candidate(
+        live, cost, cost.score, owned_pages, num_requests, work_s, fetch_from, fetch_pages
+    )
 
 
 def _route(
@@ -313,7 +335,7 @@ def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Co
 
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:
     """Scores of the candidates on other nodes."""
-    return [(c.cost.score, c) for c in candidates if c.live is not chosen.live]
+    return [(c.score, c) for c in candidates if c.live is not chosen.live]
 
 
 def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:

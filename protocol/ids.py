@@ -9,7 +9,7 @@ import msgspec
 Role = Literal["prefill", "decode"]
 
 
-class Node(msgspec.Struct, frozen=True, order=True):
+class Node(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     """One life of one node process. A restarted node is another `Node`.
 
     `incarnation` grows with every start (nanoseconds of the wall clock at start), so the newer of
