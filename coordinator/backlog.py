@@ -37,10 +37,12 @@ class Backlog:
 
     def computed(self, request_id: str, now: float) -> None:
         """Its first token is here, or it was given up. Harmless twice."""
-        work = self._ours.pop(request_id, None)
-        if work is not None:
-            self._ours_s = self._ours_s - work[0] if self._ours else 0.0
+        if request_id not in self._ours:
+            return
+        if request_id == next(iter(self._ours)):
             self._head_began = now
+        work_s, _ = self._ours.pop(request_id)
+        self._ours_s = self._ours_s - work_s if self._ours else 0.0
 
     def heard(self, queued_s: float, now: float) -> None:
         """A heartbeat: the node has prompts of `queued_s` to compute."""

@@ -26,13 +26,14 @@ class Claims:
 
     def claim(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
         """`node` is about to own all of `hashes`; the first `num_owned` it owns already."""
-        if now - self._began > KEPT_S:
-            self._older, self._newer = self._newer, {}
-            self._began = now
+        self._age(now)
         self._newer.setdefault(node, set()).update(hashes[num_owned:])
 
-    def extend(self, hashes: Sequence[PageHash], owned: Mapping[Node, int]) -> dict[Node, int]:
+    def extend(
+        self, hashes: Sequence[PageHash], owned: Mapping[Node, int], now: float
+    ) -> dict[Node, int]:
         """Leading pages that each node owns or will own soon, given those that it owns."""
+        self._age(now)
         depths = dict(owned)
         num_pages = len(hashes)
         for generation in (self._older, self._newer):
@@ -46,6 +47,16 @@ class Claims:
         """A life of a node is over."""
         self._older.pop(node, None)
         self._newer.pop(node, None)
+
+    def _age(self, now: float) -> None:
+        age_s = now - self._began
+        if age_s <= KEPT_S:
+            return
+        self._older, self._newer = self._newer, {}
+        self._began += KEPT_S
+        if age_s > 2 * KEPT_S:
+            self._older = {}
+            self._began = now
 
 
 def _end(hashes: Sequence[PageHash], claimed: set[PageHash], low: int) -> int:

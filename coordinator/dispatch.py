@@ -21,7 +21,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from coordinator.placement import Placement, Work
-from coordinator.router import NoRoute, Route
+from coordinator.router import Route
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
@@ -82,10 +82,7 @@ class DispatchQueue:
             return sent
         planned_s: dict[str, float] = {}
         for waiting in self._first(now, len(busy_s)):
-            try:
-                route = self._placement.route(waiting.work, now, planned_s)
-            except NoRoute:
-                continue  # it waits for a node, as long as the tracker lets it
+            route = self._placement.route(waiting.work, now, planned_s)
             # A fetch that takes as long as the queue had better begin.
             if route.queue_s <= max(ahead_s, route.cost.fetch_s):
                 del self._waiting[waiting.request_id]
@@ -104,8 +101,13 @@ class DispatchQueue:
         return max(MIN_WAIT_S, min((wait for wait in waits if wait > 0), default=MAX_WAIT_S))
 
     def _first(self, now: float, num_nodes: int) -> list[_Waiting]:
-        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node."""
-        waiting = list(self._waiting.values())
+        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node.
+
+        Without those that no decode node has room for: they wait for one to come, as long as the
+        tracker lets them, and must not keep others from being considered.
+        """
+        most_pages = self._placement.most_pages
+        waiting = [one for one in self._waiting.values() if one.work.num_pages <= most_pages]
         if not self._binds_late or len(waiting) == 1:
             return waiting
         goal_s = self._goal.seconds

@@ -7,6 +7,7 @@ low, and too high by at most `error`.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class HotPrefixes:
     def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
         self._max_prefixes = max_prefixes
         self._prefixes: dict[PageHash, HotPrefix] = {}
+        self._coldest: list[tuple[int, float, PageHash]] = []  # repaired when popped
 
     def hit(self, page_hash: PageHash, tokens: Sequence[int], is_salted: bool, now: float) -> None:
         """A request found `tokens`, whose last page is `page_hash`, in a cache."""
@@ -46,14 +48,23 @@ class HotPrefixes:
             return
         error = 0
         if len(self._prefixes) >= self._max_prefixes:
-            coldest = min(self._prefixes.values(), key=lambda p: (p.hits, p.last_hit))
-            del self._prefixes[coldest.page_hash]
-            error = coldest.hits
+            error = self._drop_coldest().hits
         self._prefixes[page_hash] = HotPrefix(
             page_hash, len(tokens), list(tokens[:FIRST_TOKENS]), is_salted, error + 1, error, now
         )
+        heapq.heappush(self._coldest, (error + 1, now, page_hash))
 
     def hottest(self, limit: int) -> list[HotPrefix]:
         """Most hits first; among equals the one hit last."""
         ranked = sorted(self._prefixes.values(), key=lambda p: (-p.hits, -p.last_hit))
         return ranked[:limit]
+
+    def _drop_coldest(self) -> HotPrefix:
+        """Fewest hits first; among equals the one hit longest ago."""
+        while True:
+            hits, last_hit, page_hash = self._coldest[0]
+            prefix = self._prefixes[page_hash]
+            if (prefix.hits, prefix.last_hit) == (hits, last_hit):
+                heapq.heappop(self._coldest)
+                return self._prefixes.pop(page_hash)
+            heapq.heapreplace(self._coldest, (prefix.hits, prefix.last_hit, page_hash))
