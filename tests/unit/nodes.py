@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from coordinator.registry import Registry
+import random
+from collections.abc import Collection
+
+from coordinator.dispatch import DispatchQueue
+from coordinator.index import PrefixIndex
+from coordinator.placement import Placement, Work
+from coordinator.policies import POLICIES
+from coordinator.registry import LiveNode, Registry
+from coordinator.router import Router
+from protocol.hashing import PAGE_HASH_BYTES, PageHash, namespace, page_hashes
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
 from protocol.messages import Heartbeat, Load, NodeInfo
@@ -49,3 +58,79 @@ def registry_of(loads: dict[str, Load], now: float = 0.0) -> Registry:
         role: Role = "prefill" if name.startswith("p") else "decode"
         registry.heartbeat(heartbeat(role, Node(name, 1), load), now)
     return registry
+
+
+class Nodes:
+    """A coordinator's placement and dispatch queue over nodes that come and go by name."""
+
+    def __init__(
+        self,
+        *names: str,
+        policy: str = "cost",
+        seed: int = 0,
+        local_prefill_max_tokens: int = 0,
+    ) -> None:
+        self.registry = Registry()
+        self.index = PrefixIndex()
+        chosen = POLICIES[policy](random.Random(seed).random)
+        router = Router(chosen, local_prefill_max_tokens)
+        self.placement = Placement(self.registry, self.index, router)
+        self.queue = DispatchQueue(self.placement, chosen.weighs_cost)
+        for name in names:
+            self.join(name)
+
+    @property
+    def names(self) -> list[str]:
+        return [live.node.name for live in self.registry.live()]
+
+    def join(
+        self,
+        name: str,
+        load: Load | None = None,
+        now: float = 0.0,
+        incarnation: int = 1,
+        **info: object,
+    ) -> LiveNode:
+        """A heartbeat; the first one of a node lets it join. Names with p: prefill nodes."""
+        role: Role = "prefill" if name.startswith("p") else "decode"
+        node = Node(name, incarnation)
+        self.registry.heartbeat(heartbeat(role, node, load, **info), now)
+        live = self.registry.get(node)
+        assert live is not None
+        return live
+
+    def heard(self, name: str, load: Load, now: float) -> None:
+        """A heartbeat that counts for its backlog too."""
+        self.placement.heard(self.join(name, load, now), now)
+
+    def leave(self, name: str, incarnation: int = 1) -> Node:
+        node = Node(name, incarnation)
+        self.registry.remove(node)
+        return node
+
+    def make_work(
+        self, tokens: list[int], cache_salt: str, max_new_tokens: int, avoid: Collection[str]
+    ) -> Work:
+        hashes = page_hashes(tokens, LAYOUT.page_size, namespace("model", LAYOUT, cache_salt))
+        num_pages = LAYOUT.num_pages(len(tokens) + max(1, max_new_tokens) - 1)
+        return Work(len(tokens), num_pages, hashes, avoid)
+
+
+def work_of(num_tokens: int, chain: str = "", avoid: Collection[str] = ()) -> Work:
+    """A prompt of its own, or of `chain`, and one page for its answer."""
+    hashes = chain_of(chain, num_tokens // LAYOUT.page_size) if chain else []
+    return Work(num_tokens, LAYOUT.num_pages(num_tokens) + 1, hashes, avoid)
+
+
+def chain_of(name: str, num_pages: int) -> list[PageHash]:
+    """Hashes of a prompt that shares no page with those of other names."""
+    return [f"{name}{i}".encode().rjust(PAGE_HASH_BYTES) for i in range(num_pages)]
+
+
+def booked(placement: Placement) -> dict[str, tuple[int, float]]:
+    """By name of nodes with something to do: unfinished requests, and seconds of their prompts."""
+    booked = {
+        name: (backlog.num_requests, backlog._ours_s)
+        for name, backlog in placement.backlogs.items()
+    }
+    return {name: both for name, both in booked.items() if both != (0, 0.0)}

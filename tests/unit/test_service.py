@@ -15,6 +15,7 @@ from coordinator import service as service_module
 from coordinator.config import CoordinatorConfig
 from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
+from coordinator.router import NoRoute
 from coordinator.schema import Prompt, SamplingParams
 from coordinator.service import Service
 from coordinator.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ from infra.models import EMBEDDED
 from infra.ports import free_port
 from protocol.channel import Channel
 from protocol.ids import Attempt, Node
-from protocol.messages import AnyMessage, Cancel, Generate, TokenOut, TokensOut
+from protocol.messages import AnyMessage, Cancel, Generate, Goodbye, TokenOut, TokensOut
 
 D0 = Node("d0", 1)
 DEADLINE_S = 20.0
@@ -86,7 +87,23 @@ def test_a_request_that_takes_too_long_is_504_and_cancelled(decode: Channel) -> 
             await generation.changed(DEADLINE_S)
             assert generation.error is not None and generation.error.status_code == 504
             assert await next_message(decode) == Cancel(generate.attempt)
-            assert service.num_running == 0 and service.totals.failed == 1
+            assert service.num_running == 0 and service.totals.lifetime.failed == 1
+
+    run(test)
+
+
+@pytest.mark.xfail(
+    raises=NoRoute,
+    strict=True,
+    reason="the work of the next attempt cannot be made without a model",
+)
+def test_a_request_outlives_the_last_node_for_a_while(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            submit(service)
+            await next_message(decode)
+            service._handle(Goodbye(D0))
+            assert service.num_running == 1
 
     run(test)
 
