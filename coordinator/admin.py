@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+import time
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from coordinator import admin_examples as examples
-from coordinator.admin_examples import example
+from coordinator.admin_examples import example, takes
 from coordinator.audit import audit
 from coordinator.intake import tokenize
 from coordinator.policies import Candidate
 from coordinator.registry import LiveNode
 from coordinator.replies import FAULTS, error_reply, fault_status, json_reply
 from coordinator.router import Route
-from coordinator.schema import BadRequest, parse_generate, tenant
+from coordinator.schema import BadRequest, Prompt, parse_generate, tenant
 from coordinator.service import Service
 from coordinator.totals import Counts
 from protocol.redis_client import REDIS_ERRORS
@@ -26,11 +27,17 @@ FLUSH_TIMEOUT_S = 5.0
 MAX_PREFIXES = 1_000
 
 
-def require_token(request: Request) -> None:
+bearer = HTTPBearer(auto_error=False, description="needed if the coordinator has an admin token")
+
+
+def require_token(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> None:
     """Every /admin/* path asks for the bearer token, when one is set."""
     expected = _service(request).config.admin_token
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if expected and not secrets.compare_digest(given.encode(), expected.encode()):
+    token = given.credentials if given else ""
+    # A header is read as Latin-1; encoded again it is the bytes that were sent.
+    if expected and not secrets.compare_digest(token.encode("latin-1"), expected.encode()):
         raise HTTPException(
             401, "send the admin token as `Authorization: Bearer …`", {"WWW-Authenticate": "Bearer"}
         )
@@ -64,7 +71,7 @@ async def cache_stats(request: Request) -> Response:
         "tokens_computed": sum(node["tokens_computed"] for node in nodes.values()),
         "tokens_reused": sum(node["tokens_reused"] for node in nodes.values()),
         "tokens_fetched": sum(node["tokens_fetched"] for node in nodes.values()),
-        "pages_transferred": sum(node["pages_sent"] for node in nodes.values()),
+        "pages_sent": sum(node["pages_sent"] for node in nodes.values()),
         "pages_evicted": sum(node["pages_evicted"] for node in nodes.values()),
         "running_requests": service.num_running,
         "waiting_requests": service.num_waiting,
@@ -111,13 +118,18 @@ async def prefixes(
     )
 
 
-@router.post("/cache/flush", response_model=None, responses=example(examples.FLUSHED))
-async def flush(request: Request, body: Annotated[Any, Body()] = None) -> Response:
+@router.post(
+    "/cache/flush",
+    response_model=None,
+    responses=example(examples.FLUSHED),
+    openapi_extra=takes(examples.FLUSH),
+)
+async def flush(request: Request) -> Response:
     """Forgets the cached pages that no request holds: of one node (`node`), of one tenant
     (`cache_salt`, "" for those without), of both, or all. Answers the pages by node."""
     service = _service(request)
     try:
-        node, cache_salt = _flush_target(body)
+        node, cache_salt = _flush_target(await _body(request))
     except BadRequest as error:
         return error_reply(400, str(error))
     nodes = [live for live in service.registry.live() if node in (None, live.node.name)]
@@ -190,31 +202,30 @@ async def undrain(request: Request, name: str) -> Response:
     return await _set_draining(_service(request), name, False)
 
 
-@router.post("/route/explain", response_model=None, responses=example(examples.EXPLANATION))
-async def explain(request: Request, body: Annotated[Any, Body()] = None) -> Response:
-    """Where a prompt (`text` or `input_ids`, and `cache_salt`) would go now and why; runs nothing.
+@router.post(
+    "/route/explain",
+    response_model=None,
+    responses=example(examples.EXPLANATION),
+    openapi_extra=takes(examples.PROMPT, is_required=True),
+)
+async def explain(request: Request) -> Response:
+    """Where a request (a body of /generate with one prompt) would go now and why; runs nothing.
 
     `candidates`: nodes that would compute the prompt for another (`prefill`), nodes that would
     answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
     """
     service = _service(request)
     try:
-        if not isinstance(body, dict):
-            raise BadRequest("the body must be a JSON object with text or input_ids")
-        if "messages" in body:
-            raise BadRequest("messages are not supported by this version; give text or input_ids")
-        (prompt,) = parse_generate(body).prompts
+        prompt = _one_prompt(await _body(request))
         tokens = await tokenize(prompt, service.tokenizer)
-        candidates, route = service.explain(tokens, prompt.cache_salt)
+        candidates, route = service.explain(prompt, tokens)
     except FAULTS as error:
         return error_reply(fault_status(error), str(error))
-    except ValueError:
-        return error_reply(400, "give one prompt, not a batch")
-    pages = -(-len(tokens) // candidates.decode[0].live.info.layout.page_size)
+    layout = candidates.decode[0].live.info.layout
     return json_reply(
         {
             "prompt_tokens": len(tokens),
-            "prompt_pages": pages,
+            "prompt_pages": layout.num_pages(len(tokens)),
             "policy": service.config.policy,
             "choice": {
                 "prefill": route.prefill.name if route.prefill else None,
@@ -246,11 +257,38 @@ async def _set_draining(service: Service, name: str, draining: bool) -> Response
     return json_reply({"name": name, "draining": draining, "running_requests": running})
 
 
-def _flush_target(body: Any) -> tuple[str | None, str | None]:
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object that came, whatever its content type says; {} for none. Raises BadRequest.
+
+    It is read here and not by FastAPI, which would read it before it looks at the token.
+    """
+    raw, max_bytes = bytearray(), _service(request).config.max_body_bytes
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > max_bytes:
+            raise HTTPException(413, f"the body has more than {max_bytes} bytes")
+    try:
+        body = msgspec.json.decode(raw) if raw else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    return body
+
+
+def _one_prompt(body: dict[str, Any]) -> Prompt:
+    """Raises BadRequest."""
+    if "messages" in body:
+        raise BadRequest("messages are not supported by this version; give text or input_ids")
+    prompts = parse_generate(body).prompts
+    if len(prompts) > 1:
+        raise BadRequest("give one prompt, not a batch")
+    return prompts[0]
+
+
+def _flush_target(given: dict[str, Any]) -> tuple[str | None, str | None]:
     """(node, cache_salt) to flush; None: any. Raises BadRequest."""
-    given = body if body is not None else {}
-    allowed = {"node", "cache_salt", "extra_key"}
-    if not isinstance(given, dict) or not given.keys() <= allowed:
+    if not given.keys() <= {"node", "cache_salt", "extra_key"}:
         raise BadRequest("the body may have node, cache_salt and extra_key, and nothing else")
     if not all(isinstance(value, str) for value in given.values()):
         raise BadRequest("node, cache_salt and extra_key are strings")
@@ -294,6 +332,7 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
     found = load.reused_tokens_total + load.fetched_tokens_total
     return {
         "role": live.info.role,
+        "draining": live.node.name in service.placement.draining,
         "pages": {
             "total": live.info.num_pages,
             "used": load.held_pages + load.cached_pages,
@@ -343,4 +382,4 @@ def _ms(seconds: float) -> float:
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    return time.monotonic()

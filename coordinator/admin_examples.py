@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from coordinator.policies import POLICIES
+from protocol.layout import KVLayout
+from protocol.messages import Load
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -24,6 +28,7 @@ COUNTS = {
 PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
 NODE_STATS = {
     "role": "prefill",
+    "draining": False,
     "pages": PAGES,
     "owned_pages": 15688,
     "tokens_computed": 303104,
@@ -48,7 +53,7 @@ STATS = {
         "tokens_computed": 303104,
         "tokens_reused": 568320,
         "tokens_fetched": 41984,
-        "pages_transferred": 19822,
+        "pages_sent": 19822,
         "pages_evicted": 8112,
         "running_requests": 12,
         "waiting_requests": 3,
@@ -75,6 +80,7 @@ PREFIXES = {
         }
     ]
 }
+FLUSH = {"node": "p0", "cache_salt": "tenant-7"}
 FLUSHED = {"pages": {"d0": 120, "p0": 480}, "unanswered": []}
 AUDIT = {
     "clean": True,
@@ -91,24 +97,30 @@ AUDIT = {
         }
     },
 }
+LAYOUT = KVLayout(num_layers=16, page_size=16, num_kv_heads=8, head_dim=64, dtype="bfloat16")
 NODES = [
     {
         "name": "p0",
         "incarnation": 1795598400000000000,
         "role": "prefill",
         "draining": False,
-        "control_address": "10.0.0.7:41233",
+        "control_address": "tcp://10.0.0.7:41233",
         "data_address": "10.0.0.7:36021",
         "device": "cuda:0",
+        "layout": msgspec.structs.asdict(LAYOUT),
+        "model_fingerprint": "8a4f0c5be3d1",
         "num_pages": 16384,
         "owned_pages": 15688,
         "lease_ends_in_s": 2.81,
         "last_heartbeat_s_ago": 0.19,
         "backlog_s": 0.034,
-        "load": {"num_running": 2, "queued_tokens": 1320, "prefill_tokens_per_s": 38800.0},
+        "load": msgspec.structs.asdict(
+            Load(num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0)
+        ),
     }
 ]
 DRAINED = {"name": "p0", "draining": True, "running_requests": 2}
+PROMPT = {"text": "Once upon a time", "cache_salt": "tenant-7"}
 CANDIDATE = {
     "node": "p0",
     "owned_pages": 12,
@@ -136,6 +148,25 @@ EXPLANATION = {
 }
 
 
+REFUSED = {"error": {"message": "GET /admin/nodes: send the admin token as `Authorization: …`"}}
+
+
 def example(body: Any) -> Responses:
     """The `responses` of a route that answers like this."""
-    return {200: {"content": {"application/json": {"example": body}}}}
+    return {
+        200: {"content": _json(body)},
+        "4XX": {
+            "description": "what is wrong, as a sentence; 401: the admin token is missing or wrong",
+            "content": _json(REFUSED),
+        },
+    }
+
+
+def takes(body: Any, is_required: bool = False) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body is an object like this."""
+    content = {"application/json": {"schema": {"type": "object"}, "example": body}}
+    return {"requestBody": {"required": is_required, "content": content}}
+
+
+def _json(body: Any) -> dict[str, Any]:
+    return {"application/json": {"example": body}}

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from coordinator import admin, info, not_yet
@@ -27,6 +28,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(admin.router)
     app.include_router(not_yet.router)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(GenerateEndpoint, service=service)
     return app
@@ -39,6 +41,13 @@ async def _refused(request: Request, error: Exception) -> Response:
     reply = error_reply(error.status_code, message)
     reply.headers.update(error.headers or {})
     return reply
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """A query parameter of the wrong type or out of range."""
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+    return error_reply(400, f"{request.method} {request.url.path}: {'; '.join(problems)}")
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.registry import LiveNode
 from coordinator.service import Service
-from protocol.hashing import PageHash, split_hashes
+from protocol.hashing import PAGE_HASH_BYTES, PageHash, split_hashes
 from protocol.messages import AuditPages, Republish
 from protocol.redis_client import REDIS_ERRORS
 
@@ -88,22 +89,29 @@ async def _compare(service: Service, nodes: list[LiveNode]) -> dict[str, NodeAud
         if blob is None:
             audits[name] = NodeAudit(problem=f"no answer within {ANSWER_TIMEOUT_S:g} s")
             continue
-        tree = set(split_hashes(blob))
         try:
-            record = set(split_hashes(await service.follower.record.pages(live.node)))
+            record = await service.follower.record.pages(live.node)
         except REDIS_ERRORS as error:
-            audits[name] = NodeAudit(len(tree), problem=f"Redis is unreachable: {error}")
+            problem = f"Redis is unreachable: {error}"
+            audits[name] = NodeAudit(len(blob) // PAGE_HASH_BYTES, problem=problem)
             continue
-        mirror = set(service.index.pages(live.node))
-        differences = {
-            "missing_in_redis": tree - record,
-            "extra_in_redis": record - tree,
-            "missing_in_mirror": record - mirror,
-            "extra_in_mirror": mirror - record,
-        }
-        audits[name] = NodeAudit(len(tree), differences)
-        await asyncio.sleep(0)  # a million pages take a while; others have their turn
+        mirror = service.index.pages(live.node)
+        # A million pages take most of a second; requests have their turn meanwhile.
+        audits[name] = await asyncio.to_thread(compare, blob, record, mirror)
     return audits
+
+
+def compare(tree_blob: bytes, record_blob: bytes, mirror_pages: Collection[PageHash]) -> NodeAudit:
+    """What one pass found out about a node."""
+    tree, record = set(split_hashes(tree_blob)), set(split_hashes(record_blob))
+    mirror = set(mirror_pages)
+    differences = {
+        "missing_in_redis": tree - record,
+        "extra_in_redis": record - tree,
+        "missing_in_mirror": record - mirror,
+        "extra_in_mirror": mirror - record,
+    }
+    return NodeAudit(len(tree), differences)
 
 
 async def _repair(service: Service, live: LiveNode, result: NodeAudit) -> None:

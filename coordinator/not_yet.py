@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
+from coordinator.admin import require_token
 from coordinator.replies import error_reply
 
 PATHS = (
@@ -29,4 +30,10 @@ async def not_yet(request: Request) -> Response:
 
 
 for path in PATHS:
-    router.add_api_route(path, not_yet, methods=["GET", "POST"], response_model=None)
+    router.add_api_route(
+        path,
+        not_yet,
+        methods=["GET", "POST"],
+        response_model=None,
+        dependencies=[Depends(require_token)] if path.startswith("/admin") else [],
+    )

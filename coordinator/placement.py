@@ -6,6 +6,7 @@ router. The replay benchmark drives it with virtual nodes, the tracker with real
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -68,10 +69,13 @@ class Placement:
             raise no_room(work.num_pages)
 
     def explain(self, work: Work, now: float) -> tuple[Candidates, Route]:
-        """Every candidate with its cost, and the choice; books nothing. Raises NoRoute."""
+        """Every candidate with its cost, and the choice; books nothing. Raises NoRoute.
+
+        A copy of the router chooses: it takes no turn and no chance from the requests to come.
+        """
         demand = self._demand(work, now)
         candidates = self._router.candidates(demand, self._cluster(now, {}))
-        return candidates, self._router.choose(demand, candidates)
+        return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
     def least_compute_s(self, work: Work) -> float:
         """Seconds of work that the prompt is, with the longest prefix that any node has."""

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 TIMED_OUT = 504
+NO_NODE = "no decode node is alive; start one, or try again in a moment"
 
 
 class Unavailable(Exception):
@@ -78,7 +79,9 @@ class Service:
         self.index = PrefixIndex()
         self.totals = Totals()
         self.hot_prefixes = HotPrefixes()
-        policy = POLICIES[config.policy](random.Random(config.routing_seed or None).random)
+        # Not its bound method: a copy of the policy, which explains, has a copy of the chance too.
+        chance = partial(random.Random.random, random.Random(config.routing_seed or None))
+        policy = POLICIES[config.policy](chance)
         self.placement = Placement(
             self.registry, self.index, Router(policy, config.local_prefill_max_tokens)
         )
@@ -152,7 +155,7 @@ class Service:
         if rid in self._rids:
             raise BadRequest(f"a request with rid {rid!r} is running")
         if not self.ready:
-            raise Unavailable("no decode node is alive; start one, or try again in a moment")
+            raise Unavailable(NO_NODE)
         if len(self._tracker) >= self.max_unfinished:
             raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
         limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
@@ -216,10 +219,15 @@ class Service:
         await self.follower.set_draining(name, draining)
         self.placement.draining = self.follower.draining
 
-    def explain(self, tokens: list[int], cache_salt: str) -> tuple[Candidates, Route]:
-        """What routing would do with this prompt now. Raises Unavailable."""
+    def explain(self, prompt: Prompt, tokens: list[int]) -> tuple[Candidates, Route]:
+        """What routing would do with this request now. Raises BadRequest or Unavailable."""
+        if not self.ready:
+            raise Unavailable(NO_NODE)
+        limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
+        request = make_request("", prompt, tokens, 0, self.tokenizer, limit)
         try:
-            return self.placement.explain(self._work(tokens, cache_salt, 1, ()), self._now())
+            work = self._work(request.tokens, request.cache_salt, request.max_new_tokens, ())
+            return self.placement.explain(work, self._now())
         except NoRoute as error:
             raise Unavailable(str(error)) from None
 

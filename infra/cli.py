@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator.config import CoordinatorConfig
 from infra import models
@@ -17,12 +17,30 @@ from node.config import NodeConfig
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
 
+if TYPE_CHECKING:
+    from kvrelay.client import Client
+
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class ClientConfig:
     """Settings of the commands that talk to a running cluster."""
 
     url: str = option("http://127.0.0.1:30000", "where the coordinator listens")
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatorConfig(ClientConfig):
+    """Settings of those that operators use."""
+
+    admin_token: str = option("", "the cluster's admin token, if it has one", is_secret=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    port: int = option(30000, "HTTP port")
+    admin_token: str = option("", "a token for /admin/*; empty: none", is_secret=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,10 +82,25 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("text")
     generate.add_argument("--max-new-tokens", type=int, default=128)
     generate.add_argument("--temperature", type=float, default=0.0)
-    add("stats", "show nodes and caches of a running cluster", _stats, ClientConfig)
-    demo = add("demo", "start a cluster, show what it does, keep serving", _demo)
+    stats = add("stats", "show nodes and caches of a running cluster", _stats, OperatorConfig)
+    stats.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
+    explain = add(
+        "explain",
+        "tell where a prompt would go and why, without running it",
+        _explain,
+        OperatorConfig,
+    )
+    explain.add_argument("text")
+    explain.add_argument("--cache-salt", default="", help="the tenant whose prompt it is")
+    audit = add(
+        "audit",
+        "compare what nodes hold with the records of it; exit code 1 if they differ",
+        _audit,
+        OperatorConfig,
+    )
+    audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
+    demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
-    demo.add_argument("--port", type=int, default=30000)
     return parser
 
 
@@ -100,7 +133,7 @@ def _node_config(flags: dict[str, Any]) -> NodeConfig:
 def _generate(flags: dict[str, Any]) -> None:
     from kvrelay.client import Client
 
-    with Client(_client(flags).url) as client:
+    with Client(_settings(ClientConfig, flags).url) as client:
         shown = 0
         for update in client.stream(
             flags["text"],
@@ -113,21 +146,50 @@ def _generate(flags: dict[str, Any]) -> None:
 
 
 def _stats(flags: dict[str, Any]) -> None:
-    from infra.stats import show_stats
-    from kvrelay.client import Client
+    from infra.stats import new_console, show_stats, watch_stats
 
-    with Client(_client(flags).url) as client:
-        show_stats(client.cache_stats(), client.nodes())
+    with _operator(flags) as client:
+        if flags["watch"]:
+            watch_stats(client, new_console())
+        else:
+            show_stats(client.cache_stats(), new_console())
+
+
+def _explain(flags: dict[str, Any]) -> None:
+    from infra.stats import new_console, show_explanation
+
+    with _operator(flags) as client:
+        show_explanation(client.explain(flags["text"], flags["cache_salt"]), new_console())
+
+
+def _audit(flags: dict[str, Any]) -> None:
+    from infra.stats import new_console, show_audit
+
+    with _operator(flags) as client:
+        audit = client.audit(repair=not flags["no_repair"])
+    show_audit(audit, new_console())
+    if not audit["clean"]:
+        sys.exit(1)
 
 
 def _demo(flags: dict[str, Any]) -> None:
     from infra.demo import demo
 
-    demo(port=flags["port"], once=flags["once"])
+    config = _settings(DemoConfig, flags)
+    demo(config.port, config.admin_token, flags["once"])
 
 
-def _client(flags: dict[str, Any]) -> ClientConfig:
-    return resolve(ClientConfig, {k: v for k, v in flags.items() if k == "url"}, os.environ)
+def _operator(flags: dict[str, Any]) -> Client:
+    from kvrelay.client import Client
+
+    config = _settings(OperatorConfig, flags)
+    return Client(config.url, config.admin_token)
+
+
+def _settings(config: type[T], flags: dict[str, Any]) -> T:
+    """Of a command that has arguments besides."""
+    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return resolve(config, {k: v for k, v in flags.items() if k in names}, os.environ)
 
 
 def _start_logging(level: str) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-
 from infra.ports import require_free
 from infra.process import Child
 from infra.redis_server import check_reachable, server_command
+from kvrelay.client import Client, ClientError
 from protocol.errors import UserError
 
 POLL_S = 0.05
+ASK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class LocalCluster:
     def url(self) -> str:
         host = "127.0.0.1" if self.plan.host in ("0.0.0.0", "::") else self.plan.host
         return f"http://{host}:{self.plan.port}"
+
+    @property
+    def admin_token(self) -> str:
+        """That /admin/* of the coordinator asks for; "": none."""
+        given = self.plan.coordinator_flags.get("admin_token")
+        return os.environ.get("KVRELAY_ADMIN_TOKEN", "") if given is None else given
 
     def __enter__(self) -> LocalCluster:
         self.start()
@@ -121,17 +127,18 @@ class LocalCluster:
         return child
 
     def wait_for_nodes(self) -> None:
-        """Until the coordinator sees every node that was started. Raises StartError."""
+        """Until the first coordinator sees every node that was started. Raises StartError."""
         deadline = time.monotonic() + self.plan.start_timeout_s
-        expected = set(self.children) - {"coordinator", "redis"}
-        with httpx.Client(base_url=self.url, timeout=2.0) as client:
+        expected = {
+            name for name in self.children if name != "redis" and not name.startswith("coordinator")
+        }
+        with Client(self.url, self.admin_token, ASK_TIMEOUT_S) as client:
             while True:
                 self.raise_if_dead()
                 try:
-                    nodes = client.get("/admin/nodes").json()
-                    if expected <= {node["name"] for node in nodes}:
+                    if expected <= {node["name"] for node in client.nodes()}:
                         return
-                except (httpx.HTTPError, ValueError):
+                except ClientError:
                     pass  # not listening yet
                 if time.monotonic() > deadline:
                     raise StartError(

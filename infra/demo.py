@@ -35,7 +35,7 @@ class StepFailed(UserError):
     """A step of the show did not hold."""
 
 
-def demo(port: int, once: bool) -> None:
+def demo(port: int, admin_token: str, once: bool) -> None:
     """Raises StepFailed, ConfigError or StartError. Serves until Ctrl-C unless `once`."""
     console = Console()
     console.print(
@@ -49,13 +49,13 @@ def demo(port: int, once: bool) -> None:
             host="127.0.0.1",
             port=port,
             redis_url=os.environ.get("KVRELAY_REDIS_URL", ""),
-            coordinator_flags=flags,
+            coordinator_flags=flags | {"admin_token": admin_token},
             node_flags=flags,
         )
     )
     try:
         cluster.start()
-        with Client(cluster.url) as client:
+        with Client(cluster.url, cluster.admin_token) as client:
             show(client, console)
         if not once:
             _keep_serving(cluster, console)
@@ -89,7 +89,7 @@ def show(client: Client, console: Console) -> None:
 
     console.rule("3. the caches")
     _await(lambda: client.cache_stats()["cluster"]["pages"]["held"] == 0, "the end of all work")
-    show_stats(client.cache_stats(), client.nodes(), console)
+    show_stats(client.cache_stats(), console)
     console.print("[green]every step held[/green]")
 
 

@@ -23,7 +23,11 @@ def main(arguments: list[str]) -> int:
             case ["http", url]:
                 problem = check_http(url)
             case ["node"]:
-                problem = check_node(os.environ["KVRELAY_COORDINATOR_URL"], socket.gethostname())
+                problem = check_node(
+                    os.environ["KVRELAY_COORDINATOR_URL"],
+                    os.environ.get("KVRELAY_ADMIN_TOKEN", ""),
+                    socket.gethostname(),
+                )
             case _:
                 problem = "usage: python -m infra.healthcheck http URL | node"
     except httpx.HTTPError as error:
@@ -39,9 +43,12 @@ def check_http(url: str) -> str:
     return "" if response.status_code == 200 else f"{url} answered {response.status_code}"
 
 
-def check_node(coordinator_url: str, host: str) -> str:
+def check_node(coordinator_url: str, admin_token: str, host: str) -> str:
     """What is wrong with the node on `host`; "" when the coordinator hears it."""
-    response = httpx.get(f"{coordinator_url}/admin/nodes", timeout=TIMEOUT_S)
+    headers = [(b"Authorization", f"Bearer {admin_token}".encode())] if admin_token else []
+    response = httpx.get(f"{coordinator_url}/admin/nodes", headers=headers, timeout=TIMEOUT_S)
+    if response.status_code == 401:
+        return "the coordinator wants another admin token than KVRELAY_ADMIN_TOKEN here"
     response.raise_for_status()
     ages = [n["last_heartbeat_s_ago"] for n in response.json() if host in n["name"]]
     if not ages:

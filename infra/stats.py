@@ -1,46 +1,146 @@
-"""Tables for people: nodes and caches of a running cluster."""
+"""Tables for people: caches of a running cluster, a routing decision, an audit."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
+
+from kvrelay.client import Client, ClientError
+
+REFRESH_S = 1.0
+PIPE_WIDTH = 120
+"""Of lines that nobody's terminal wraps."""
+TERMS = ("queue", "fetch", "compute", "transfer", "wait", "evict", "first_token", "score")
+TASKS = {
+    "prefill": "nodes that would compute the prompt",
+    "decode": "nodes that would answer",
+    "both": "decode nodes that would do both",
+}
+DIFFERENCES = ("missing_in_redis", "extra_in_redis", "missing_in_mirror", "extra_in_mirror")
 
 
-def show_stats(
-    stats: dict[str, Any], nodes: list[dict[str, Any]], console: Console | None = None
-) -> None:
-    console = console or Console()
-    console.print(_node_table(stats, nodes))
+def new_console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def show_stats(stats: dict[str, Any], console: Console) -> None:
+    console.print(stats_view(stats))
+
+
+def watch_stats(client: Client, console: Console) -> None:
+    """Until Ctrl-C, also while the coordinator restarts. Raises ClientError if it never answers."""
+    view = stats_view(client.cache_stats())
+    with Live(view, console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(REFRESH_S)
+            problem = ""
+            try:
+                view = stats_view(client.cache_stats())
+            except ClientError as error:
+                problem = str(error)
+            live.update(Group(view, Text(problem, style="red")) if problem else view, refresh=True)
+
+
+def stats_view(stats: dict[str, Any]) -> RenderableType:
     cluster = stats["cluster"]
-    console.print(
-        f"{cluster['requests']} requests, {cluster['prompt_tokens']} prompt tokens, "
-        f"{cluster['cached_tokens']} of them cached ({cluster['token_hit_ratio']:.0%}); "
-        f"{cluster['transferred_pages']} pages transferred; "
-        f"{cluster['unique_owned_pages']} pages owned, "
-        f"{cluster['duplicate_owned_pages']} replicas; "
-        f"Redis {'connected' if cluster['redis_connected'] else 'unreachable'}"
+    recent = cluster["last_5_minutes"]
+    lines = (
+        f"{cluster['requests']} requests ended, {cluster['failed_requests']} of them failed; "
+        f"{cluster['running_requests']} run, {cluster['waiting_requests']} of these wait for a "
+        "node",
+        f"cache hits: {cluster['token_hit_ratio']:.1%} of prompt tokens, "
+        f"{cluster['request_hit_ratio']:.1%} of requests; in the last 5 minutes "
+        f"{recent['token_hit_ratio']:.1%} and {recent['request_hit_ratio']:.1%}",
+        f"owned pages: {cluster['unique_owned_pages']} unique, "
+        f"{cluster['duplicate_owned_pages']} duplicates; index "
+        f"{cluster['index_bytes'] / 1e6:.1f} MB, {cluster['index_lag_s'] * 1e3:.0f} ms behind; "
+        f"Redis {'connected' if cluster['redis_connected'] else 'unreachable'}",
     )
+    return Group(_node_table(stats["nodes"]), *(Text(line) for line in lines))
 
 
-def _node_table(stats: dict[str, Any], nodes: list[dict[str, Any]]) -> Table:
-    table = Table(title="nodes", box=box.SIMPLE, padding=(0, 1, 0, 0))
+def show_explanation(explanation: dict[str, Any], console: Console) -> None:
+    tokens, pages = explanation["prompt_tokens"], explanation["prompt_pages"]
+    console.print(f"{tokens} tokens, {pages} pages; policy {explanation['policy']}; times in ms")
+    for task, title in TASKS.items():
+        if candidates := explanation["candidates"][task]:
+            console.print(_candidate_table(title, candidates))
+    console.print(Text(f"why:       {explanation['reason']}"))
+    console.print(Text(f"runner-up: {explanation['runner_up']}"))
+
+
+def show_audit(audit: dict[str, Any], console: Console) -> None:
+    table = _table("audit: pages by node, and how the records of them differ")
     table.add_column("node")
-    table.add_column("role")
-    for heading in ("held", "cached", "free", "computed", "reused", "made", "out", "in"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.caption = "pages held, cached, free; tokens computed, reused, made; pages sent out, in"
-    for node in nodes:
-        one = stats["nodes"][node["name"]]
-        pages = one["pages"]
+    for heading in ("pages", *DIFFERENCES):
+        table.add_column(heading.replace("_", " "), justify="right")
+    table.add_column("result")
+    for name, node in audit["nodes"].items():
+        result = "clean" if node["clean"] else node["problem"] or "differs"
+        counts = (node[kind] for kind in DIFFERENCES)
         table.add_row(
-            node["name"],
-            node["role"],
-            *(str(pages[key]) for key in ("held", "cached", "free")),
-            *(str(one[f"tokens_{key}"]) for key in ("computed", "reused", "generated")),
-            str(one["pages_sent"]),
-            str(one["pages_received"]),
+            name, *map(str, (node["pages"], *counts)), "; ".join([result, *node["repairs"]])
+        )
+    console.print(table)
+
+
+def _node_table(nodes: dict[str, dict[str, Any]]) -> Table:
+    table = _table("nodes")
+    table.add_column("\nnode")
+    table.add_column("\nrole")
+    for heading in (
+        *("pages\nheld", "\ncached", "\nfree"),
+        *("tokens\nhit", "\ncomputed", "\nreused", "\nfetched"),
+        *("pages\nout", "\nin", "\nevicted"),
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, node in nodes.items():
+        table.add_row(
+            name,
+            node["role"] + (" (draining)" if node["draining"] else ""),
+            *(_short(node["pages"][state]) for state in ("held", "cached", "free")),
+            f"{node['token_hit_ratio']:.0%}",
+            *(_short(node[f"tokens_{how}"]) for how in ("computed", "reused", "fetched")),
+            *(_short(node[f"pages_{what}"]) for what in ("sent", "received", "evicted")),
         )
     return table
+
+
+def _candidate_table(title: str, candidates: list[dict[str, Any]]) -> Table:
+    table = _table(title)
+    table.add_column("")
+    table.add_column("node")
+    table.add_column("pages", justify="right")
+    table.add_column("fetched")
+    for term in TERMS:
+        table.add_column(term.replace("_", " "), justify="right")
+    for one in candidates:
+        source = f"{one['fetch_pages']} from {one['fetch_from']}" if one["fetch_from"] else ""
+        table.add_row(
+            "→" if one["chosen"] else "",
+            one["node"],
+            str(one["owned_pages"]),
+            source,
+            *(f"{one[f'{term}_ms']:.1f}" for term in TERMS),
+            style="bold" if one["chosen"] else "",
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+
+
+def _short(number: int) -> str:
+    """Five digits at most: 99999, 100k, 1234k, 12M."""
+    for unit, size in (("M", 10_000_000), ("k", 100_000)):
+        if number >= size:
+            return f"{number // (1_000_000 if unit == 'M' else 1_000)}{unit}"
+    return str(number)

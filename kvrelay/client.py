@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -19,14 +20,26 @@ class ClientError(UserError):
 
 
 class Client:
-    """Synchronous. Use as a context manager, or call `close`.
+    """Synchronous. Use as a context manager, or call `close`. Every method raises ClientError.
 
-    Answers are the objects of POST /generate: `text`, `output_ids`, `meta_info`.
+    Answers of `generate` and `stream` are the objects of POST /generate: `text`, `output_ids`,
+    `meta_info`. The methods below them are the operators', who need the `admin_token` of a cluster
+    that has one; what they return is what /admin/* answers (see /docs of a coordinator).
     """
 
-    def __init__(self, url: str) -> None:
-        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        self._http = httpx.Client(base_url=url, timeout=timeout)
+    def __init__(self, url: str, admin_token: str = "", timeout_s: float = READ_TIMEOUT_S) -> None:
+        """Raises ClientError for a `url` that is none. `timeout_s`: between two parts of an
+        answer."""
+        if not url.startswith(("http://", "https://")):
+            raise ClientError(
+                f"the URL {url!r} must begin with http:// or https://, as http://127.0.0.1:30000"
+            )
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        try:
+            self._http = httpx.Client(base_url=url, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise ClientError(f"{url!r} is no URL: {error}") from error
+        self._admin_token = admin_token
 
     def __enter__(self) -> Client:
         return self
@@ -38,12 +51,12 @@ class Client:
         self._http.close()
 
     def generate(self, text: str, **sampling_params: Any) -> dict[str, Any]:
-        """The whole answer. Raises ClientError."""
+        """The whole answer."""
         body = {"text": text, "sampling_params": sampling_params}
         return dict(self._json("POST", "/generate", body))
 
     def stream(self, text: str, **sampling_params: Any) -> Iterator[dict[str, Any]]:
-        """The answer as it grows: each object has all text so far. Raises ClientError."""
+        """The answer as it grows: each object has all text so far."""
         body = {"text": text, "sampling_params": sampling_params, "stream": True}
         try:
             with self._http.stream("POST", "/generate", json=body) as response:
@@ -61,24 +74,72 @@ class Client:
         except httpx.HTTPError as error:
             raise ClientError(self._unreachable(error)) from error
 
-    def cache_stats(self) -> dict[str, Any]:
-        return dict(self._json("GET", "/admin/cache/stats"))
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return list(self._json("GET", "/admin/nodes"))
-
     def flush_cache(self) -> dict[str, Any]:
-        """Every node forgets its cached pages. Raises ClientError while requests run."""
+        """Every node forgets its cached pages. Refused while requests run."""
         return dict(self._json("POST", "/flush_cache"))
 
+    def cache_stats(self) -> dict[str, Any]:
+        """Pages, hits and moved pages, of the cluster and of each node."""
+        return dict(self._json("GET", "/admin/cache/stats"))
+
+    def prefixes(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The prefixes with the most hits."""
+        return list(self._json("GET", f"/admin/cache/prefixes?limit={limit}")["prefixes"])
+
+    def flush(self, node: str | None = None, cache_salt: str | None = None) -> dict[str, Any]:
+        """Forgets cached pages that no request holds: of one node, of one tenant ("": those
+        without a cache_salt), or all."""
+        given = {"node": node, "cache_salt": cache_salt}
+        body = {name: value for name, value in given.items() if value is not None}
+        return dict(self._json("POST", "/admin/cache/flush", body))
+
+    def audit(self, repair: bool = True) -> dict[str, Any]:
+        """Compares what nodes hold with Redis and with the coordinator's mirror."""
+        path = f"/admin/cache/audit?repair={'true' if repair else 'false'}"
+        return dict(self._json("POST", path))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Every live node with its load."""
+        return list(self._json("GET", "/admin/nodes"))
+
+    def drain(self, node: str) -> dict[str, Any]:
+        """Gives the node no new requests, until `undrain`."""
+        return dict(self._json("POST", f"/admin/nodes/{quote(node, safe='')}/drain"))
+
+    def undrain(self, node: str) -> dict[str, Any]:
+        return dict(self._json("POST", f"/admin/nodes/{quote(node, safe='')}/undrain"))
+
+    def explain(
+        self, prompt: str | list[int], cache_salt: str = "", **sampling_params: Any
+    ) -> dict[str, Any]:
+        """Where a request with this text (or these ids) would go now and why; runs nothing."""
+        body = {
+            "text" if isinstance(prompt, str) else "input_ids": prompt,
+            "cache_salt": cache_salt,
+            "sampling_params": sampling_params,
+        }
+        return dict(self._json("POST", "/admin/route/explain", body))
+
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        headers = []
+        if self._admin_token and path.startswith("/admin/"):
+            headers = [(b"Authorization", f"Bearer {self._admin_token}".encode())]
         try:
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise ClientError(self._unreachable(error)) from error
+        if response.status_code == 401:
+            raise ClientError(self._no_entry())
         if response.status_code != 200:
             raise ClientError(_message(response))
         return response.json()
+
+    def _no_entry(self) -> str:
+        problem = "refused the admin token" if self._admin_token else "asks for an admin token"
+        return (
+            f"the cluster at {self._http.base_url} {problem}; "
+            "--admin-token or KVRELAY_ADMIN_TOKEN gives it"
+        )
 
     def _unreachable(self, error: httpx.HTTPError) -> str:
         return (

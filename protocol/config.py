@@ -45,7 +45,9 @@ def add_flags(
         flag = "--" + field.name.replace("_", "-")
         shown = "none" if field.default == "" else field.default
         help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
-        kind: dict[str, Any] = {"metavar": field.name.split("_")[-1].upper()}
+        choices = field.metadata["choices"]
+        metavar = f"{{{','.join(choices)}}}" if choices else field.name.split("_")[-1].upper()
+        kind: dict[str, Any] = {"metavar": metavar}
         if isinstance(field.default, bool):
             kind = {"action": "store_const", "const": "true"}
         parser.add_argument(
