@@ -30,6 +30,7 @@ class Counts:
     requests_hit: int = 0
     computed_tokens: int = 0
     reused_tokens: int = 0
+    fetched_tokens: int = 0
 
 
 @dataclass(eq=False)
@@ -43,19 +44,31 @@ class Prompt:
     num_pages: int
     """Held while it is here."""
     arrived: float = 0.0
+    fetch_pages: int = 0
+    """Leading pages that are here at the end of a fetch."""
     lease: Lease | None = None
     cached_tokens: int = 0
-    """Of its tokens, those whose pages were here when its turn came."""
+    """Of its tokens, those that need no computing."""
+    fetched_tokens: int = 0
+    """Of these, those whose pages were fetched."""
 
 
 class StubEngine:
     """Accounts for pages and time of one node."""
 
-    def __init__(self, hasher: PageHasher, num_pages: int, prefill_s: PrefillSeconds) -> None:
+    def __init__(
+        self,
+        hasher: PageHasher,
+        num_pages: int,
+        prefill_s: PrefillSeconds,
+        fetch_s: PrefillSeconds = instant,
+    ) -> None:
+        """`fetch_s`: how long so many tokens' pages take from another node."""
         self.cache = PrefixCache(num_pages)
         self.counts = Counts()
         self._hasher = hasher
         self._prefill_s = prefill_s
+        self._fetch_s = fetch_s
         self._queue: deque[Prompt] = deque()
         self._busy_until = 0.0
         """When the first of the queue is computed, if it has its lease; else when the last one
@@ -65,10 +78,25 @@ class StubEngine:
     def num_queued(self) -> int:
         return len(self._queue)
 
-    @property
-    def queued_tokens(self) -> int:
-        """Not yet computed; of a prompt whose turn has not come nobody knows what is cached."""
-        return sum(len(prompt.tokens) - prompt.cached_tokens for prompt in self._queue)
+    def queued_tokens(self, now: float) -> int:
+        """Not yet computed: of the first prompt what its remaining time stands for; of a prompt
+        whose turn has not come, what is not cached at present."""
+        total = 0.0
+        for prompt in self._queue:
+            uncached: float = len(prompt.tokens) - self._known_cached_tokens(prompt)
+            if prompt.lease is not None:
+                seconds = self._prefill_s(int(uncached))
+                left_s = max(0.0, self._busy_until - now)
+                uncached *= min(1.0, left_s / seconds) if seconds else 0.0
+            total += uncached
+        return int(total)
+
+    def _known_cached_tokens(self, prompt: Prompt) -> int:
+        if prompt.lease is not None:
+            return prompt.cached_tokens
+        reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
+        num_pages = max(prompt.fetch_pages, len(self.cache.find(reusable)))
+        return num_pages * self._hasher.page_size
 
     def prompt(
         self, attempt: Attempt, tokens: list[int], cache_salt: str, max_new_tokens: int
@@ -77,9 +105,15 @@ class StubEngine:
         num_pages = self._hasher.num_pages(len(tokens) + max(0, max_new_tokens - 1))
         return Prompt(attempt, tokens, self._hasher.hashes(tokens, cache_salt), num_pages)
 
-    def compute(self, prompt: Prompt, now: float) -> None:
-        """Queues it; `finished` returns it when its time is over."""
+    def compute(self, prompt: Prompt, now: float, fetch_pages: int = 0) -> None:
+        """Queues it, with a fetch of its leading `fetch_pages` pages under way; `finished` returns
+        it when its time is over."""
+        reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
+        num_missing = min(fetch_pages, len(reusable)) - len(self.cache.find(reusable))
         prompt.arrived = now
+        if num_missing > 0:
+            prompt.fetch_pages = min(fetch_pages, len(reusable))
+            prompt.arrived += self._fetch_s(num_missing * self._hasher.page_size)
         self._queue.append(prompt)
 
     def finished(self, now: float) -> list[Prompt]:
@@ -101,10 +135,13 @@ class StubEngine:
         prompt.lease = self.cache.acquire(reusable, prompt.num_pages, now)
         if prompt.lease is None:
             return False
-        prompt.cached_tokens = prompt.lease.num_cached_pages * self._hasher.page_size
+        page_size, num_here = self._hasher.page_size, prompt.lease.num_cached_pages
+        prompt.cached_tokens = max(num_here, prompt.fetch_pages) * page_size
+        prompt.fetched_tokens = prompt.cached_tokens - num_here * page_size
         self.counts.requests += 1
         self.counts.requests_hit += prompt.cached_tokens > 0
-        self.counts.reused_tokens += prompt.cached_tokens
+        self.counts.reused_tokens += num_here * page_size
+        self.counts.fetched_tokens += prompt.fetched_tokens
         return True
 
     def keep(self, prompt: Prompt, now: float) -> None:

@@ -5,7 +5,8 @@ a real `PrefixCache` in Redis; computing is `StubEngine`'s. No KV moves and no t
 
 A decode stub answers every `Generate` at once, all tokens in one message. With `simulate` it
 first asks the prefill node of the route, or is busy itself when there is none, and keeps the
-pages as a real node does. The answer is always the token ANSWER, so nobody should read it.
+pages as a real node does. A fetch from another node succeeds after its modelled time, without
+asking that node. The answer is always the token ANSWER, so nobody should read it.
 
     .venv/bin/python -m benchmarks.stub_nodes decode --name d0 --redis-url redis://127.0.0.1:6379/0
 """
@@ -19,7 +20,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 
-from benchmarks.stub_engine import PrefillSeconds, Prompt, StubEngine, instant
+from benchmarks.stub_engine import Prompt, StubEngine
 from node.heartbeat import HEARTBEATS_PER_LEASE, Heartbeats
 from node.publisher import OwnershipPublisher
 from protocol.channel import Channel, PeerUnreachable
@@ -62,12 +63,25 @@ class StubSettings:
     max_running_requests: int = 256
     max_queued_requests: int = 4096
     prefill_tokens_per_s: float = 0.0
+    prefill_base_s: float = 0.0
+    """A prompt takes this and its uncached tokens at the rate above."""
+    fetch_tokens_per_s: float = 0.0
+    fetch_base_s: float = 0.0
+
+    def prefill_s(self, uncached_tokens: int) -> float:
+        return self._seconds(self.prefill_base_s, uncached_tokens, self.prefill_tokens_per_s)
+
+    def fetch_s(self, num_tokens: int) -> float:
+        return self._seconds(self.fetch_base_s, num_tokens, self.fetch_tokens_per_s)
+
+    def _seconds(self, base_s: float, num_tokens: int, tokens_per_s: float) -> float:
+        return base_s + num_tokens / tokens_per_s if tokens_per_s else 0.0
 
 
 class StubNode:
     """What both roles share: `run()` until `stop()`, which a signal handler may call."""
 
-    def __init__(self, role: Role, settings: StubSettings, prefill_s: PrefillSeconds) -> None:
+    def __init__(self, role: Role, settings: StubSettings) -> None:
         self.channel = Channel(HOST)
         layout = KVLayout(
             num_layers=2,
@@ -89,7 +103,7 @@ class StubNode:
             device="none",
         )
         hasher = PageHasher(self.info.model_fingerprint, layout)
-        self.engine = StubEngine(hasher, settings.num_pages, prefill_s)
+        self.engine = StubEngine(hasher, settings.num_pages, settings.prefill_s, settings.fetch_s)
         self._settings = settings
         self._generated_tokens = 0
         self._next_load = 0.0
@@ -125,13 +139,17 @@ class StubNode:
         return Load(
             num_running=self.num_running(),
             num_waiting=engine.num_queued,
-            queued_tokens=engine.queued_tokens,
+            queued_tokens=engine.queued_tokens(time.monotonic()),
             free_pages=engine.cache.num_free_pages,
             cached_pages=engine.cache.num_cached_pages,
             held_pages=engine.cache.num_held_pages,
             prefill_tokens_per_s=self._settings.prefill_tokens_per_s,
+            step_s=self._settings.prefill_base_s,
+            link_bytes_per_s=self._settings.fetch_tokens_per_s
+            * (self.info.layout.page_bytes / self.info.layout.page_size),
             computed_tokens_total=engine.counts.computed_tokens,
             reused_tokens_total=engine.counts.reused_tokens,
+            fetched_tokens_total=engine.counts.fetched_tokens,
             generated_tokens_total=self._generated_tokens,
             requests_total=engine.counts.requests,
             requests_hit_total=engine.counts.requests_hit,
@@ -184,8 +202,8 @@ class StubNode:
 class StubPrefill(StubNode):
     """Answers `Prefill` with `PrefillDone`."""
 
-    def __init__(self, settings: StubSettings, prefill_s: PrefillSeconds = instant) -> None:
-        super().__init__("prefill", settings, prefill_s)
+    def __init__(self, settings: StubSettings) -> None:
+        super().__init__("prefill", settings)
         self._askers: dict[Attempt, str] = {}
 
     def handle(self, message: AnyMessage, now: float) -> None:
@@ -198,11 +216,13 @@ class StubPrefill(StubNode):
             failed = Failed(message.attempt, reason, "request", self.info.node)
             return self.send(message.reply_address, failed)
         self._askers[message.attempt] = message.reply_address
-        self.engine.compute(prompt, now)
+        self.engine.compute(prompt, now, message.fetch_pages)
 
     def computed(self, prompt: Prompt) -> None:
         asker = self._askers.pop(prompt.attempt)
-        done = PrefillDone(prompt.attempt, ANSWER, prompt.cached_tokens, self.info.node)
+        done = PrefillDone(
+            prompt.attempt, ANSWER, prompt.cached_tokens, self.info.node, prompt.fetched_tokens
+        )
         self.send(asker, done)
 
     def cancel(self, attempt: Attempt, now: float) -> None:
@@ -222,10 +242,8 @@ class _Answer:
 class StubDecode(StubNode):
     """Answers `Generate` with `TokensOut`, one for all that a step has answered."""
 
-    def __init__(
-        self, settings: StubSettings, prefill_s: PrefillSeconds = instant, simulate: bool = False
-    ) -> None:
-        super().__init__("decode", settings, prefill_s)
+    def __init__(self, settings: StubSettings, simulate: bool = False) -> None:
+        super().__init__("decode", settings)
         self._simulate = simulate
         self._answers: dict[Attempt, _Answer] = {}
         self._outs: defaultdict[str, list[TokenOut]] = defaultdict(list)
@@ -238,7 +256,7 @@ class StubDecode(StubNode):
             if self._simulate:
                 self._accept(message, now)
             else:
-                self._answer(message, 0, 0)
+                self._answer(message, 0, 0, 0)
         elif isinstance(message, PrefillDone):
             self._received(message, now)
         elif isinstance(message, Failed):
@@ -248,7 +266,7 @@ class StubDecode(StubNode):
 
     def computed(self, prompt: Prompt) -> None:
         answer = self._answers.pop(prompt.attempt)
-        self._answer(answer.request, prompt.cached_tokens, 0)
+        self._answer(answer.request, prompt.cached_tokens, prompt.fetched_tokens, 0)
 
     def cancel(self, attempt: Attempt, now: float) -> None:
         super().cancel(attempt, now)
@@ -270,7 +288,7 @@ class StubDecode(StubNode):
         prompt = self.engine.prompt(attempt, tokens, request.cache_salt, request.max_new_tokens)
         if request.prefill_node is None:
             self._answers[attempt] = _Answer(request, prompt)
-            return self.engine.compute(prompt, now)
+            return self.engine.compute(prompt, now, request.fetch_pages)
         if not self.engine.acquire(prompt, now):
             failed = Failed(attempt, "no pages are free", "busy", self.info.node)
             return self.send(request.reply_address, failed)
@@ -284,6 +302,9 @@ class StubDecode(StubNode):
             skip_pages=prompt.lease.num_cached_pages,
             reply_address=self.info.control_address,
             data_address=self.info.data_address,
+            fetch_node=request.fetch_node,
+            fetch_address=request.fetch_address,
+            fetch_pages=request.fetch_pages,
         )
         self.send(request.prefill_address, ask)
 
@@ -295,7 +316,7 @@ class StubDecode(StubNode):
         assert lease is not None
         transferred = len(answer.prompt.hashes) - lease.num_cached_pages
         self.engine.keep(answer.prompt, now)
-        self._answer(answer.request, done.cached_tokens, transferred)
+        self._answer(answer.request, done.cached_tokens, done.fetched_tokens, transferred)
 
     def _failed(self, failed: Failed) -> None:
         answer = self._answers.pop(failed.attempt, None)
@@ -303,7 +324,9 @@ class StubDecode(StubNode):
             self.engine.release(answer.prompt)
             self.send(answer.request.reply_address, failed)
 
-    def _answer(self, request: Generate, cached_tokens: int, transferred_pages: int) -> None:
+    def _answer(
+        self, request: Generate, cached_tokens: int, fetched_tokens: int, transferred_pages: int
+    ) -> None:
         self._generated_tokens += request.max_new_tokens
         out = TokenOut(
             attempt=request.attempt,
@@ -312,6 +335,7 @@ class StubDecode(StubNode):
             finish="length",
             cached_tokens=cached_tokens,
             transferred_pages=transferred_pages,
+            fetched_tokens=fetched_tokens,
         )
         self._outs[request.reply_address].append(out)
 
@@ -323,18 +347,23 @@ def main() -> None:
     parser.add_argument("--redis-url", required=True)
     parser.add_argument("--num-pages", type=int, default=100_000)
     parser.add_argument("--prefill-tokens-per-s", type=float, default=0.0, help="0: instant")
+    parser.add_argument("--prefill-base-s", type=float, default=0.0)
+    parser.add_argument("--fetch-tokens-per-s", type=float, default=0.0, help="0: instant")
+    parser.add_argument("--fetch-base-s", type=float, default=0.0)
     parser.add_argument("--simulate", action="store_true", help="decode: ask prefill, keep pages")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    rate = given.prefill_tokens_per_s
     settings = StubSettings(
-        given.name, given.redis_url, num_pages=given.num_pages, prefill_tokens_per_s=rate
+        given.name,
+        given.redis_url,
+        num_pages=given.num_pages,
+        prefill_tokens_per_s=given.prefill_tokens_per_s,
+        prefill_base_s=given.prefill_base_s,
+        fetch_tokens_per_s=given.fetch_tokens_per_s,
+        fetch_base_s=given.fetch_base_s,
     )
-    prefill_s: PrefillSeconds = (lambda tokens: tokens / rate) if rate else instant
     node = (
-        StubPrefill(settings, prefill_s)
-        if given.role == "prefill"
-        else StubDecode(settings, prefill_s, given.simulate)
+        StubPrefill(settings) if given.role == "prefill" else StubDecode(settings, given.simulate)
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: node.stop())

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import signal
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
@@ -404,4 +405,4 @@ class Service:
             log.warning("message dropped: %s", error)
 
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return time.monotonic()  # uvloop's own clock counts whole milliseconds
