@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from nodes import Nodes, booked, load_of
 
 from coordinator.router import NoRoute
@@ -291,6 +291,7 @@ class TrackerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.count = 0
         self.sent: list[Generate] = []
+        self.asked: dict[str, tuple[Attempt, Node, int]] = {}  # newest attempt, tokens so far
         self.produced: dict[str, int] = {}
         self.ends: dict[str, int] = {}
 
@@ -304,6 +305,9 @@ class TrackerMachine(RuleBasedStateMachine):
             elif isinstance(outcome, Send) and isinstance(outcome.message, Generate):
                 assert outcome.message.attempt.request_id not in self.ends, "sent after the end"
                 self.sent.append(outcome.message)
+                name = outcome.address.removeprefix("tcp://").partition(":")[0]
+                attempt = outcome.message.attempt
+                self.asked[attempt.request_id] = attempt, self.lives[name][-1], 0
 
     @rule(num_tokens=st.sampled_from([3, 40, LONG]))
     def submit(self, num_tokens: int) -> None:
@@ -314,6 +318,21 @@ class TrackerMachine(RuleBasedStateMachine):
             self.take(self.tracker.submit(request(name, num_tokens=num_tokens), self.now))
         except NoRoute:
             self.ends[name] = 1
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), finish=st.sampled_from(["", "", "stop"]))
+    def answer(self, data: st.DataObject, finish: str) -> None:
+        """What the node that was asked last says next, in order."""
+        name = data.draw(st.sampled_from(list(self.asked)))
+        attempt, node, start = self.asked[name]
+        self.asked[name] = attempt, node, start + 1
+        self.take(
+            self.tracker.tokens(
+                tokens_of(attempt, 7, finish=finish, start=start, node=node), self.now
+            )
+        )
+        if name in self.ends:
+            del self.asked[name]
 
     @rule(data=st.data(), finish=st.sampled_from(["", "", "", "stop"]), start=st.integers(0, 3))
     def token(self, data: st.DataObject, finish: str, start: int) -> None:
@@ -369,7 +388,7 @@ class TrackerMachine(RuleBasedStateMachine):
             live = self.nodes.join(name, load, self.now, incarnation)
             self.nodes.placement.heard(live, self.now)
 
-    @rule(seconds=st.floats(0.0, RETRY_WITHIN_S))
+    @rule(seconds=st.sampled_from([0.1, 1.0, RETRY_WITHIN_S]))
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.take(self.tracker.tick(self.now))
@@ -406,4 +425,4 @@ class TrackerMachine(RuleBasedStateMachine):
 
 
 TestTrackerMachine = TrackerMachine.TestCase
-TestTrackerMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestTrackerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
