@@ -1,4 +1,4 @@
-"""Examples of what /admin/* answers, for its OpenAPI description."""
+"""Examples of what /admin/* answers, for its OpenAPI description (which drops what is None)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ PREFIXES = {
             "last_hit_s_ago": 0.4,
             "owners": ["d1", "p0"],
             "salted": False,
-            "first_words": None,
+            "first_words": "You are a helpful assistant of",
         }
     ]
 }
@@ -123,11 +123,11 @@ DRAINED = {"name": "p0", "draining": True, "running_requests": 2}
 PROMPT = {"text": "Once upon a time", "cache_salt": "tenant-7"}
 CANDIDATE = {
     "node": "p0",
-    "owned_pages": 12,
-    "fetch_from": None,
-    "fetch_pages": 0,
+    "owned_pages": 2,
+    "fetch_from": "d0",
+    "fetch_pages": 12,
     "queue_ms": 3.1,
-    "fetch_ms": 0.0,
+    "fetch_ms": 2.4,
     "compute_ms": 6.4,
     "transfer_ms": 0.0,
     "wait_ms": 0.0,
@@ -140,9 +140,9 @@ EXPLANATION = {
     "prompt_tokens": 215,
     "prompt_pages": 14,
     "policy": "cost",
-    "choice": {"prefill": "p0", "decode": "d1", "fetch_from": None, "first_token_ms": 15.2},
-    "reason": "prefill on p0: 12 of 14 pages cached there, queue 3 ms, compute 6 ms; "
-    "decode on d1: transfer 2 ms, wait 4 ms",
+    "choice": {"prefill": "p0", "decode": "d1", "fetch_from": "d0", "first_token_ms": 15.2},
+    "reason": "prefill on p0: 2 of 14 pages cached there, 10 fetched from d0 in 2 ms, queue 3 ms, "
+    "compute 6 ms; decode on d1: transfer 2 ms, wait 4 ms",
     "runner_up": "p1: 0 pages cached, 51 ms more",
     "candidates": {"prefill": [CANDIDATE], "decode": [CANDIDATE], "both": []},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
+from kvrelay.client import Client
 
 DEADLINE_S = 30.0
 ALWAYS_DISAGGREGATE = {"local_prefill_max_tokens": "0"}
@@ -32,19 +33,36 @@ def wait_until(condition: Callable[[], object], what: str) -> Any:
         time.sleep(0.02)
 
 
+def body_of(prompt: str | list[int], cache_salt: str = "", **sampling: Any) -> dict[str, Any]:
+    """Of POST /generate."""
+    params = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 8} | sampling
+    key = "text" if isinstance(prompt, str) else "input_ids"
+    return {key: prompt, "cache_salt": cache_salt, "sampling_params": params}
+
+
+def http_client(url: str, admin_token: str = "") -> httpx.Client:
+    headers = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
+    return httpx.Client(base_url=url, timeout=120.0, headers=headers)
+
+
 class Cluster:
     """A running cluster and shorthands for tests."""
 
     def __init__(self, local: LocalCluster) -> None:
         self.local = local
-        self.http = httpx.Client(base_url=local.url, timeout=120.0)
+        self.http = http_client(local.url, local.admin_token)
+        self.admin = Client(local.url, local.admin_token)
 
-    def generate(self, prompt: str | list[int], **sampling: Any) -> dict[str, Any]:
-        key = "text" if isinstance(prompt, str) else "input_ids"
-        params = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 8} | sampling
-        response = self.http.post("/generate", json={key: prompt, "sampling_params": params})
+    def generate(
+        self, prompt: str | list[int], cache_salt: str = "", **sampling: Any
+    ) -> dict[str, Any]:
+        response = self.http.post("/generate", json=body_of(prompt, cache_salt, **sampling))
         assert response.status_code == 200, response.text
         return dict(response.json())
+
+    def stats(self) -> dict[str, Any]:
+        """Of the cluster as a whole."""
+        return dict(self.admin.cache_stats()["cluster"])
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         return {node["name"]: node for node in self.http.get("/admin/nodes").json()}
@@ -88,12 +106,7 @@ class Cluster:
         self.settle()
         response = self.http.post("/flush_cache")
         assert response.status_code == 200, response.text
-        wait_until(
-            lambda: (
-                self.http.get("/admin/cache/stats").json()["cluster"]["unique_owned_pages"] == 0
-            ),
-            "an empty index",
-        )
+        wait_until(lambda: self.stats()["unique_owned_pages"] == 0, "an empty index")
 
 
 def save_servable_model(family: str, path: Path) -> PreTrainedModel:
@@ -117,6 +130,7 @@ def start_cluster(
     model_path: Path,
     num_prefill: int,
     num_decode: int,
+    coordinator_flags: Mapping[str, str] | None = None,
     **node_flags: str,
 ) -> Cluster:
     torch.set_num_threads(1)
@@ -126,7 +140,11 @@ def start_cluster(
             num_decode,
             "127.0.0.1",
             free_port(),
-            coordinator_flags={"model_path": str(model_path)} | ALWAYS_DISAGGREGATE,
+            coordinator_flags={
+                "model_path": str(model_path),
+                **ALWAYS_DISAGGREGATE,
+                **(coordinator_flags or {}),
+            },
             node_flags={"model_path": str(model_path), "kv_checksum": "true"} | node_flags,
             start_timeout_s=120.0,
         ),
