@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.index import PrefixIndex
-from coordinator.redis_index import RedisIndex
+from coordinator.redis_index import HASHES_PER_SCAN, RedisIndex
 from protocol import ownership
 from protocol.hashing import PageHash, split_hashes
 from protocol.ids import Node
@@ -66,6 +66,7 @@ class OwnershipFollower:
         self._redis_ahead_s = 0.0
         """Clock of Redis minus clock of the event loop."""
         self._warned = False
+        self._stopping = False
         self._lock = asyncio.Lock()
         self.record = RedisIndex(self._redis)
         self.connected = False
@@ -74,10 +75,24 @@ class OwnershipFollower:
         self.draining: frozenset[str] = frozenset()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled.
+
+        The work is a task of its own with a flag, because its cancellation may get lost: before
+        Python 3.12 `asyncio.wait_for`, which the client uses, drops one that comes as it ends.
+        """
+        following = asyncio.create_task(self._follow(), name="ownership-streams")
+        try:
+            await asyncio.wait({following})
+            following.result()
+        finally:
+            self._stopping = True
+            following.cancel()
+            await asyncio.wait({following})
+
+    async def _follow(self) -> None:
         next_look = 0.0
         clock = asyncio.get_running_loop().time
-        while True:
+        while not self._stopping:
             try:
                 async with self._lock:
                     if clock() >= next_look:
@@ -124,10 +139,10 @@ class OwnershipFollower:
         clock = asyncio.get_running_loop().time
         asked = clock()
         lease_ms = int(ANNOUNCE_LEASE_S * 1000)
-        redis_ms = await self._announce(
+        redis_us = await self._announce(
             keys=[ownership.COORDINATORS_KEY], args=[self._address, lease_ms]
         )
-        self._redis_ahead_s = redis_ms / 1000 - (asked + clock()) / 2
+        self._redis_ahead_s = redis_us / 1e6 - (asked + clock()) / 2
         names = await self._redis.smembers(ownership.DRAINING_KEY)
         self.draining = frozenset(name.decode() for name in names)
         live = await self.record.sequences()
@@ -169,9 +184,11 @@ class OwnershipFollower:
             if node not in self._positions:
                 self._index.forget(node)  # nobody follows it yet, so nobody would forget it
             raise
-        if is_known:
-            stale = [page for page in self._index.pages(node) if page not in found]
-            self._index.removed(node, stale)
+        owned = self._index.pages(node) if is_known else []
+        for start in range(0, len(owned), HASHES_PER_SCAN):
+            part = owned[start : start + HASHES_PER_SCAN]
+            self._index.removed(node, [page for page in part if page not in found])
+            await asyncio.sleep(0)
         if node in self._positions:
             self.num_reloads += 1
         sequence = ownership.Change.from_entry(fields).sequence

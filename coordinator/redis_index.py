@@ -29,6 +29,7 @@ class RedisIndex:
     def __init__(self, redis: Any) -> None:
         """`redis`: a client as made by `connect_async`; it stays the caller's to close."""
         self._redis = redis
+        self._list = redis.register_script(ownership.LIST_NODES)
         self._scan = redis.register_script(ownership.SCAN)
         self._match = redis.register_script(ownership.MATCH)
         self._unreadable: set[str] = set()
@@ -38,25 +39,11 @@ class RedisIndex:
         return list(await self.sequences())
 
     async def sequences(self) -> dict[Node, int | None]:
-        """Number of the last change per node with a lease; None: its set is being rewritten.
-
-        A name whose info is gone too is taken off the list of nodes; if it lives after all, its
-        next renewal puts it back.
-        """
-        members = await self._redis.smembers(ownership.NODES_KEY)
-        names = sorted(name.decode() for name in members)
-        if not names:
-            return {}
-        keys = [ownership.NodeKeys.of(Node(name, 0)) for name in names]
-        wanted = [key for of in keys for key in (of.lease, of.info, of.sequence)]
-        values = await self._redis.mget(wanted)  # one command, so each node's three are of one time
+        """Number of the last change per node with a lease; None: its set is being rewritten."""
+        listed = await self._list(keys=[ownership.NODES_KEY], args=[ownership.NODE_PREFIX])
         found: dict[Node, int | None] = {}
-        for name, lease, info, sequence in zip(
-            names, values[::3], values[1::3], values[2::3], strict=True
-        ):
-            if info is None:
-                await self._redis.srem(ownership.NODES_KEY, name)
-            elif lease is not None and (node := self._node_of(name, info)) is not None:
+        for name, lease, info, sequence in zip(*(listed[i::4] for i in range(4)), strict=True):
+            if lease is not None and (node := self._node_of(name.decode(), info)) is not None:
                 found[node] = None if sequence is None else int(sequence)
         return found
 

@@ -155,13 +155,31 @@ end
 return found
 """
 
-# KEYS coordinators; ARGV address lease_ms. Returns the time of Redis in ms.
+# KEYS nodes; ARGV node_prefix. Returns name, lease, info, sequence per node; nil for what is not
+# there. A name without info is of a node that is long gone, and is taken off the set.
+LIST_NODES = """
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local info = redis.call('GET', ARGV[1] .. name .. ':info')
+  if info then
+    found[#found + 1] = name
+    found[#found + 1] = redis.call('GET', ARGV[1] .. name .. ':lease')
+    found[#found + 1] = info
+    found[#found + 1] = redis.call('GET', ARGV[1] .. name .. ':sequence')
+  else
+    redis.call('SREM', KEYS[1], name)
+  end
+end
+return found
+"""
+
+# KEYS coordinators; ARGV address lease_ms. Returns the time of Redis in µs.
 ANNOUNCE = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms)
 redis.call('ZADD', KEYS[1], ms + ARGV[2], ARGV[1])
-return ms
+return now[1] * 1000000 + now[2]
 """
 
 # KEYS coordinators

@@ -156,9 +156,9 @@ class Writer:
 
     def register(self, node: Node) -> None:
         self.sequences.setdefault(node, 0)
-        self.redis.sadd(ownership.NODES_KEY, node.name)
         info = msgspec.json.encode(info_of("prefill", node))
         assert self.call(ownership.REGISTER, node, info) == ownership.APPLIED
+        self.redis.sadd(ownership.NODES_KEY, node.name)
 
     def forget(self, node: Node) -> None:
         assert self.call(ownership.RELEASE, node) == ownership.APPLIED

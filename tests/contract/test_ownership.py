@@ -23,6 +23,8 @@ from owners import (
     wait_until,
 )
 
+from coordinator.follower import OwnershipFollower
+from coordinator.index import PrefixIndex
 from engine.cache import CacheChange
 from infra.ports import free_port
 from protocol import ownership
@@ -272,9 +274,10 @@ def test_a_redis_whose_clock_is_behind_hides_no_change(
     writer.stored(P0, PAGES[:2])
     changes = ownership.NodeKeys.of(P0).changes
     _, last = redis.xrevrange(changes, count=1)[0]
-    redis.xadd(changes, last | {b"n": 3, b"s": PAGES[2]}, id=f"{10**13}-0")
-    redis.set(ownership.NodeKeys.of(P0).sequence, 3)
-    redis.sadd(ownership.NodeKeys.of(P0).pages, PAGES[2])
+    with redis.pipeline() as ahead:
+        ahead.xadd(changes, last | {b"n": 3, b"s": PAGES[2]}, id=f"{10**13}-0")
+        ahead.set(ownership.NodeKeys.of(P0).sequence, 3)
+        ahead.sadd(ownership.NodeKeys.of(P0).pages, PAGES[2]).execute()
     wait_until(lambda: following.knows(P0, PAGES[:3]))
     redis.unlink(changes)
     writer.sequences[P0] = 3
@@ -340,7 +343,7 @@ def test_a_redis_that_hangs_holds_up_nobody(
 ) -> None:
     node = publish(P0)
     node.stored(*PAGES[:4])
-    wait_until(lambda: following.knows(P0, PAGES[:4]))
+    wait_until(lambda: following.knows(P0, PAGES[:4]) and following.follower.connected)
     stalls: list[float] = []
 
     async def beat() -> None:
@@ -378,6 +381,7 @@ def test_a_redis_that_comes_back_empty_is_filled_again(
     for each in publishing:
         each.stored(*PAGES[:4])
     wait_until(lambda: all(following.knows(node, PAGES[:4]) for node in nodes))
+    wait_until(lambda: following.follower.connected)
     server.stop()
     wait_until(lambda: not following.follower.connected)
     publishing[0].stored(PAGES[4])
@@ -464,3 +468,22 @@ def test_two_coordinators_end_equal_whatever_happens(
         assert other.index.num_unique_pages == len(everything)
     finally:
         other.close()
+
+
+def test_a_follower_ends_whenever_it_is_cancelled(redis_url: str) -> None:
+    """`asyncio.wait_for` before Python 3.12 loses a cancellation now and then."""
+
+    async def cancel_after(delay_s: float) -> None:
+        follower = OwnershipFollower(redis_url, COORDINATOR, PrefixIndex())
+        running = asyncio.create_task(follower.run())
+        await asyncio.sleep(delay_s)
+        running.cancel()
+        done, _ = await asyncio.wait({running}, timeout=DEADLINE_S)
+        assert done and running.cancelled()
+        await follower.close()
+
+    async def cancel_many() -> None:
+        for _ in range(5):
+            await asyncio.gather(*(cancel_after(i / 1000) for i in range(40)))
+
+    asyncio.run(cancel_many())
