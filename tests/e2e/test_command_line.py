@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -147,7 +148,7 @@ def test_one_interrupt_stops_every_process() -> None:
 
 
 def test_the_demo_holds_every_step() -> None:
-    shown = kvrelay("demo", "--once", "--port", str(free_port()))
+    shown = kvrelay("demo", "--once", "--port", str(free_port()), "--admin-token", "secret")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     for words in ("4271", "Bramo", "pages moved", "every step held"):
         assert words in shown.stdout
@@ -177,7 +178,33 @@ def test_generate_and_stats(tiny_cluster: Cluster) -> None:
         assert name in stats.stdout
 
 
-@pytest.mark.parametrize("command", [["generate", "hello"], ["stats"]])
+def test_watched_stats_are_shown_again_until_an_interrupt(tiny_cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "infra.cli", "stats", "--watch"]
+    process = subprocess.Popen(
+        [*command, "--url", tiny_cluster.local.url],
+        env=os.environ | {"FORCE_COLOR": "1", "TERM": "xterm", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        shown = (line for line in process.stdout if "Redis" in line)
+        assert all("connected" in next(shown) for _ in range(3))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 130 and errors == ""
+    finally:
+        process.kill()
+
+
+def test_help_names_the_choices() -> None:
+    text = kvrelay("coordinator", "--help").stdout
+    assert "--policy {cost,round-robin,least-loaded,longest-prefix}" in text
+    assert "--log-level {debug,info,warning,error}" in text
+
+
+@pytest.mark.parametrize("command", [["generate", "hello"], ["stats"], ["explain", "x"], ["audit"]])
 def test_no_cluster_there(command: list[str]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     assert_refused(kvrelay(*command, "--url", url), "no answer", "kvrelay up")
