@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from functools import partial
 
 from coordinator.dispatch import DispatchQueue
 from coordinator.index import PrefixIndex
@@ -72,7 +73,7 @@ class Nodes:
     ) -> None:
         self.registry = Registry()
         self.index = PrefixIndex()
-        chosen = POLICIES[policy](random.Random(seed).random)
+        chosen = POLICIES[policy](partial(random.Random.random, random.Random(seed)))
         router = Router(chosen, local_prefill_max_tokens)
         self.placement = Placement(self.registry, self.index, router)
         self.queue = DispatchQueue(self.placement, chosen.weighs_cost)

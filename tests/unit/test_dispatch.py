@@ -1,0 +1,282 @@
+"""When waiting requests are bound to a node, and in which order.
+
+A prompt of n tokens takes 10 ms + n ms here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nodes import LAYOUT, Nodes, load_of, work_of
+
+from coordinator import dispatch
+from coordinator.dispatch import DISPATCH_AHEAD_S, LOOK_AHEAD, DispatchQueue
+from protocol.ids import Node
+
+
+def busy(nodes: Nodes, name: str, seconds: float, now: float = 0.0) -> None:
+    nodes.heard(name, load_of(queued_tokens=round(seconds * 1000)), now)
+
+
+def names(nodes: Nodes, now: float) -> list[str]:
+    return [request_id for request_id, _ in nodes.queue.dispatch(now)]
+
+
+def expect(queue: DispatchQueue, work_s: float) -> None:
+    """The goal becomes what recent prompts take."""
+    for i in range(100):
+        queue.add(f"recent{i}", work_of(round(work_s * 1000) - 10), 0.0)
+        queue.remove(f"recent{i}")
+
+
+def simulate(
+    nodes: Nodes, arrivals: Iterator[tuple[float, str, int]], until: Callable[[str], bool]
+) -> dict[str, float]:
+    """When each request was dispatched, until one is for which `until` holds, or to the end.
+
+    Nodes compute one prompt after another, in exactly the time that was estimated.
+    """
+    dispatched: dict[str, float] = {}
+    ends: list[tuple[float, str]] = []
+    free_at: dict[Node, float] = {}
+    arrival = next(arrivals, None)
+    now = look_at = 0.0
+    while arrival or ends or len(nodes.queue):
+        now = min(look_at, arrival[0] if arrival else look_at, ends[0][0] if ends else look_at)
+        assert now < float("inf"), "requests wait, and nobody will look"
+        while ends and ends[0][0] <= now:
+            nodes.placement.ended(heapq.heappop(ends)[1], now)
+        while arrival and arrival[0] <= now:
+            nodes.queue.add(arrival[1], work_of(arrival[2]), arrival[0])
+            arrival = next(arrivals, None)
+        for request_id, route in nodes.queue.dispatch(now):
+            assert request_id not in dispatched
+            dispatched[request_id] = now
+            if until(request_id):
+                return dispatched
+            start = max(now, free_at.get(route.computes, now))
+            free_at[route.computes] = start + route.busy_s
+            heapq.heappush(ends, (start + route.busy_s, request_id))
+        wait_s = nodes.queue.dispatch_in_s(now)
+        look_at = now + wait_s if wait_s is not None else float("inf")
+    return dispatched
+
+
+def test_a_node_gets_its_next_prompt_shortly_before_it_is_free() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 2.0)
+    nodes.queue.add("a", work_of(100), 0.0)
+    assert names(nodes, 0.0) == []
+    wait_s = nodes.queue.dispatch_in_s(0.0)
+    assert wait_s == pytest.approx(2.0 - DISPATCH_AHEAD_S)
+    assert names(nodes, wait_s - 0.01) == []
+    ((request_id, route),) = nodes.queue.dispatch(wait_s + 0.001)
+    assert (request_id, route.prefill) == ("a", Node("p0", 1))
+    assert len(nodes.queue) == 0 and nodes.queue.dispatch_in_s(3.0) is None
+
+
+def test_what_is_sent_counts_for_the_next() -> None:
+    nodes = Nodes("p0", "p1", "d0")
+    for name in "abc":
+        nodes.queue.add(name, work_of(1000), 0.0)
+    assert len(names(nodes, 0.0)) == 2
+    assert names(nodes, 0.5) == []
+    assert len(names(nodes, 0.97)) == 1
+
+
+def test_short_requests_overtake_long_ones() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 1.0)
+    nodes.queue.add("long", work_of(4000), 0.0)
+    nodes.queue.add("short", work_of(100), 0.5)
+    assert names(nodes, 1.0) == ["short"]
+
+
+def test_who_has_waited_long_enough_is_not_overtaken() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 10.0)
+    nodes.queue.add("long", work_of(2000), 0.0)
+    nodes.queue.add("short", work_of(100), 9.9)
+    assert names(nodes, 10.0) == ["long"], "5 times its work, against twice"
+
+
+def test_a_request_about_to_miss_the_goal_goes_first_while_calm() -> None:
+    """The goal is 1 s. In danger: 0.5 s waited and 0.3 s of work; the other one's ratio is 9."""
+    for name, is_first in (("calm", "danger"), ("not calm", "tiny")):
+        nodes = Nodes("p0", "d0")
+        expect(nodes.queue, 1.0)
+        nodes.queue.add("danger", work_of(290), 0.0)
+        nodes.queue.add("tiny", work_of(40), 0.1)
+        if name == "not calm":
+            nodes.queue.add("much", work_of(400), 0.5)
+        assert names(nodes, 0.5)[0] == is_first
+
+
+def test_a_request_that_missed_the_goal_has_no_precedence() -> None:
+    nodes = Nodes("p0", "d0")
+    expect(nodes.queue, 1.0)
+    nodes.queue.add("missed", work_of(290), -0.5)
+    nodes.queue.add("tiny", work_of(40), 0.1)
+    assert names(nodes, 0.5)[0] == "tiny"
+
+
+def test_a_first_one_that_waits_for_its_owner_does_not_keep_others_from_idle_nodes() -> None:
+    """What p0 has is worth its queue, and too slow to fetch."""
+    nodes = Nodes("p0", "d0")
+    for name, queued_tokens in (("p0", 1000), ("p1", 0), ("d0", 0)):
+        load = load_of(queued_tokens)
+        slow = msgspec.structs.replace(load, link_bytes_per_s=LAYOUT.page_bytes / 0.1)
+        nodes.heard(name, slow, 0.0)
+    owned = work_of(4000, "a")
+    nodes.index.stored(Node("p0", 1), owned.hashes)
+    nodes.queue.add("first", owned, -100.0)
+    nodes.queue.add("second", work_of(500), 0.0)
+    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    assert (request_id, route.prefill) == ("second", Node("p1", 1))
+    assert "first" in nodes.queue and "second" not in nodes.queue
+    assert names(nodes, 0.96) == ["first"]
+
+
+@pytest.mark.parametrize(("pages_per_s", "is_sent"), [(200, True), (2000, False)])
+def test_a_fetch_as_long_as_the_queue_begins_at_once(pages_per_s: int, is_sent: bool) -> None:
+    """249 pages for a node with 0.6 s to compute. A node that is free but too small lets the queue
+    look at it."""
+    nodes = Nodes("p0")
+    link = pages_per_s * LAYOUT.page_bytes
+    nodes.join("d0", msgspec.structs.replace(load_of(), link_bytes_per_s=link))
+    nodes.join("p1", num_pages=10)
+    busy(nodes, "p0", 0.6)
+    work = work_of(4000, "a")
+    nodes.index.stored(Node("d0", 1), work.hashes)
+    nodes.queue.add("a", work, 0.0)
+    assert names(nodes, 0.0) == (["a"] if is_sent else [])
+
+
+def test_what_has_no_room_holds_nobody_up() -> None:
+    nodes = Nodes("p0", "d0")
+    nodes.join("d1", num_pages=5000)
+    for i in range(2 * LOOK_AHEAD):
+        nodes.queue.add(f"large{i}", work_of(32_000), -1000.0)
+    nodes.leave("d1")
+    nodes.queue.add("small", work_of(100), 0.0)
+    assert names(nodes, 0.0) == ["small"]
+    assert len(nodes.queue) == 2 * LOOK_AHEAD
+    nodes.join("d1", now=1.0, num_pages=5000)
+    assert len(names(nodes, 1.0)) == 1
+
+
+def test_without_nodes_it_waits() -> None:
+    nodes = Nodes("d0")
+    nodes.queue.add("a", work_of(100), 0.0)
+    nodes.leave("d0")
+    assert names(nodes, 0.0) == []
+    assert nodes.queue.dispatch_in_s(0.0) is not None
+    nodes.join("d1")
+    assert names(nodes, 0.1) == ["a"]
+
+
+def test_at_most_so_many_are_looked_at() -> None:
+    nodes = Nodes(*(f"p{i}" for i in range(LOOK_AHEAD + 5)), "d0")
+    for i in range(LOOK_AHEAD + 5):
+        nodes.queue.add(str(i), work_of(1000), 0.0)
+    assert len(names(nodes, 0.0)) == LOOK_AHEAD
+    assert len(names(nodes, 0.0)) == 5
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "least-loaded", "longest-prefix"])
+def test_policies_that_do_not_weigh_costs_send_all_at_once_in_order(policy: str) -> None:
+    nodes = Nodes("p0", "p1", "d0", policy=policy)
+    for name in ("p0", "p1"):
+        busy(nodes, name, 100.0)
+    ids = [str(i) for i in range(3 * LOOK_AHEAD)]
+    for i, request_id in enumerate(ids):
+        nodes.queue.add(request_id, work_of(1000 + 37 * i % 90), 0.0)
+    assert names(nodes, 0.0) == ids
+    assert nodes.queue.dispatch_in_s(0.0) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_tokens=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
+    num_nodes=st.integers(1, 4),
+    removed=st.sets(st.integers(0, 59)),
+    seed=st.integers(0, 1000),
+)
+def test_each_is_dispatched_once_unless_it_is_removed(
+    num_tokens: list[int], num_nodes: int, removed: set[int], seed: int
+) -> None:
+    nodes = Nodes(*(f"p{i}" for i in range(num_nodes)), "d0", seed=seed)
+    for i, count in enumerate(num_tokens):
+        nodes.queue.add(str(i), work_of(count), 0.0)
+    for i in removed:
+        nodes.queue.remove(str(i))
+    wanted = {str(i) for i in range(len(num_tokens)) if i not in removed}
+    assert {str(i) for i in range(60) if str(i) in nodes.queue} == wanted
+    dispatched = simulate(nodes, iter([]), lambda _: False) if wanted else {}
+    assert dispatched.keys() == wanted
+    assert nodes.queue.dispatch_in_s(0.0) is None and names(nodes, 1e9) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.floats(0.0, 20.0), st.integers(1, 4000)), min_size=1, max_size=60
+    ),
+    num_nodes=st.integers(0, 3),
+)
+def test_everything_is_dispatched_by_the_time_that_the_work_takes(
+    arrivals: list[tuple[float, int]], num_nodes: int
+) -> None:
+    nodes = Nodes(*(f"p{i}" for i in range(num_nodes)), "d0")
+    arrivals.sort()
+    named = [(at, str(i), num_tokens) for i, (at, num_tokens) in enumerate(arrivals)]
+    dispatched = simulate(nodes, iter(named), lambda _: False)
+    assert len(dispatched) == len(arrivals)
+    work_s = sum(0.01 + num_tokens / 1000 for _, num_tokens in arrivals)
+    assert max(dispatched.values()) <= arrivals[-1][0] + work_s + 0.1
+    for at, name, _ in named:
+        assert dispatched[name] >= at
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_short=st.integers(1, 20), short_tokens=st.integers(20, 400), seed=st.integers(0, 99))
+def test_a_long_request_is_dispatched_however_many_short_ones_come(
+    num_short: int, short_tokens: int, seed: int
+) -> None:
+    """For each that is dispatched another one comes: `num_short` always wait, for ever. By its
+    turn each of them has waited for all the others, so the long one is first when it has waited
+    about `num_short` times its own work."""
+    nodes, chance = Nodes("p0", "d0"), random.Random(seed)
+    short_s = 0.01 + short_tokens / 1000
+    long_s = 2.0
+
+    def arrivals() -> Iterator[tuple[float, str, int]]:
+        """As many as are waiting, and then one for each that the node can compute."""
+        for i in range(num_short):
+            yield 0.0, f"first{i}", short_tokens
+        yield 0.0, "long", round(1000 * long_s) - 10
+        i = 0
+        while True:
+            i += 1
+            yield short_s * (i + chance.random()), str(i), short_tokens
+
+    dispatched = simulate(nodes, arrivals(), lambda name: name == "long")
+    assert dispatched["long"] <= (num_short + 3) * long_s
+
+
+@given(observed=st.lists(st.floats(0.0, 100.0), max_size=60), window=st.integers(1, 20))
+def test_the_goal_is_a_quantile_of_the_last_prompts(observed: list[float], window: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "GOAL_WINDOW", window)
+        goal = dispatch._Goal()
+        assert goal.seconds == 0.0
+        for i, seconds in enumerate(observed):
+            goal.observe(seconds)
+            last = sorted(observed[max(0, i + 1 - window) : i + 1])
+            assert goal.seconds == last[int(0.99 * len(last))]
