@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from collections.abc import Sequence
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -10,65 +12,178 @@ from coordinator.index import PrefixIndex
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
-paths = st.lists(st.sampled_from("ab"), max_size=5).map("".join)
-nodes = st.sampled_from([Node(name, life) for name in ("p0", "p1", "d0") for life in (1, 2)])
+MAX_PAGES = 40
+paths = st.one_of(
+    st.lists(st.sampled_from("ab"), max_size=5).map("".join),
+    st.builds(
+        lambda head, tail, length: (head + tail * MAX_PAGES)[:length],
+        st.sampled_from(["", "a", "bb"]),
+        st.sampled_from(["a", "ab", "b"]),
+        st.integers(0, MAX_PAGES),
+    ),
+)
+names = st.integers(0, 19).map("n{}".format)
 
 
 def chain(path: str) -> list[PageHash]:
-    return [path[: i + 1].encode().rjust(16) for i in range(len(path))]
+    return [path[: i + 1].encode().rjust(MAX_PAGES) for i in range(len(path))]
+
+
+def leading(hashes: Sequence[PageHash], pages: set[PageHash]) -> int:
+    """Pages of the chain up to the first that is missing."""
+    return next((i for i, page in enumerate(hashes) if page not in pages), len(hashes))
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Nodes store whole chains and remove from the end of them, as real ones do."""
+    """Nodes store whole chains and remove from the end of them, as real ones do. Of what they
+    tell, some comes twice; after something was lost, the whole set of that node is loaded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.index = PrefixIndex()
         self.shadow: dict[Node, set[PageHash]] = {}
+        self.told: dict[Node, list[tuple[bool, list[PageHash]]]] = {}
+        self.lives: dict[str, int] = {}
 
-    @rule(node=nodes, path=paths)
-    def stored(self, node: Node, path: str) -> None:
-        self.index.stored(node, chain(path))
-        self.shadow.setdefault(node, set()).update(chain(path))
+    def node(self, name: str) -> Node:
+        return Node(name, self.lives.setdefault(name, 1))
 
-    @rule(node=nodes, path=paths.filter(bool))
-    def removed(self, node: Node, path: str) -> None:
+    def tell(self, node: Node, is_stored: bool, pages: list[PageHash]) -> None:
+        (self.index.stored if is_stored else self.index.removed)(node, pages)
+
+    def change(self, name: str, is_stored: bool, pages: list[PageHash], is_lost: bool) -> None:
+        node = self.node(name)
+        owned = self.shadow.setdefault(node, set())
+        if is_stored:
+            owned.update(pages)
+        else:
+            owned.difference_update(pages)
+        if is_lost:  # the next change shows the gap
+            self.index.reload(node, list(owned))
+        else:
+            self.tell(node, is_stored, pages)
+        self.told[node] = [(is_stored, pages)]
+
+    @rule(name=names, path=paths, is_lost=st.booleans())
+    def stored(self, name: str, path: str, is_lost: bool) -> None:
+        self.change(name, True, chain(path), is_lost)
+
+    @rule(name=names, path=paths.filter(bool), is_lost=st.booleans())
+    def removed(self, name: str, path: str, is_lost: bool) -> None:
         """A page goes with everything below it."""
         top = path.encode()
-        gone = [h for h in self.shadow.get(node, ()) if h.lstrip().startswith(top)]
-        self.index.removed(node, gone)
-        self.shadow.get(node, set()).difference_update(gone)
+        owned = self.shadow.get(self.node(name), set())
+        self.change(name, False, [h for h in owned if h.lstrip().startswith(top)], is_lost)
 
-    @rule(node=nodes, kept=st.lists(paths, max_size=3))
-    def reload(self, node: Node, kept: list[str]) -> None:
-        pages = {page for path in kept for page in chain(path)}
+    @rule(name=names)
+    def last_change_comes_again(self, name: str) -> None:
+        node = self.node(name)
+        for is_stored, pages in self.told.get(node, []):
+            self.tell(node, is_stored, pages + pages)
+
+    @rule(name=names, kept=st.lists(paths, max_size=3))
+    def reload(self, name: str, kept: list[str]) -> None:
+        """Twice the same pages in what is loaded do not count twice."""
+        node = self.node(name)
+        pages = [page for path in kept for page in chain(path)]
         self.index.reload(node, pages)
-        self.shadow[node] = pages
+        self.shadow[node] = set(pages)
+        self.told.pop(node, None)
 
-    @rule(node=nodes)
-    def forget(self, node: Node) -> None:
-        self.index.forget(node)
-        self.shadow.pop(node, None)
+    @rule(name=names)
+    def forget(self, name: str) -> None:
+        self.index.forget(self.node(name))
+        self.shadow.pop(self.node(name), None)
+        self.told.pop(self.node(name), None)
 
-    @rule(path=paths)
-    def match(self, path: str) -> None:
-        expected = {}
-        for node, pages in self.shadow.items():
-            depth = 0
-            while depth < len(path) and chain(path)[depth] in pages:
-                depth += 1
-            if depth:
-                expected[node] = depth
-        assert self.index.match(chain(path)) == expected
+    @rule(name=names, path=paths, forgets_first=st.booleans())
+    def restart(self, name: str, path: str, forgets_first: bool) -> None:
+        """The new life stores before or after the end of the older one is noticed."""
+        older = self.node(name)
+        self.lives[name] += 1
+        if forgets_first:
+            self.index.forget(older)
+        self.stored(name, path, is_lost=False)
+        self.index.forget(older)
+        self.shadow.pop(older, None)
+
+    @rule(path=paths, beyond=st.integers(0, 3))
+    def match(self, path: str, beyond: int) -> None:
+        hashes = chain(path) + [bytes([i]) * MAX_PAGES for i in range(beyond)]
+        depths = {node: leading(hashes, pages) for node, pages in self.shadow.items()}
+        assert self.index.match(hashes) == {node: depth for node, depth in depths.items() if depth}
+
+    @rule(path=paths.filter(bool))
+    def owners(self, path: str) -> None:
+        page = chain(path)[-1]
+        owners = self.index.owners(page)
+        assert len(owners) == len(set(owners))
+        assert set(owners) == {node for node, pages in self.shadow.items() if page in pages}
 
     @invariant()
     def counts(self) -> None:
         owned = [page for pages in self.shadow.values() for page in pages]
         assert self.index.num_owned_pages == len(owned)
         assert self.index.num_unique_pages == len(set(owned))
+
+    @invariant()
+    def pages(self) -> None:
         for node, pages in self.shadow.items():
-            assert self.index.num_pages(node) == len(pages)
+            found = self.index.pages(node)
+            assert len(found) == self.index.num_pages(node) == len(pages)
+            assert set(found) == pages
+
+    def teardown(self) -> None:
+        for node in self.shadow:
+            self.index.forget(node)
+        assert self.index.num_unique_pages == self.index.num_owned_pages == 0
+        assert self.index.match(chain("ab")) == {} and not self.index._nodes
 
 
 TestIndex = IndexMachine.TestCase
 TestIndex.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+@given(
+    owned=st.dictionaries(
+        st.integers(0, 7).map(lambda i: Node(f"n{i}", 1)),
+        st.sets(st.integers(0, MAX_PAGES - 1)),
+    ),
+    num_asked=st.integers(0, MAX_PAGES),
+)
+def test_after_lost_events_a_depth_ends_with_a_page_that_is_owned(
+    owned: dict[Node, set[int]], num_asked: int
+) -> None:
+    """Whatever is missing in between: nobody is found who does not own the first page, and the
+    last page of every depth is there."""
+    index, hashes = PrefixIndex(), chain("a" * MAX_PAGES)
+    for node, positions in owned.items():
+        index.stored(node, [hashes[i] for i in positions])
+    depths = index.match(hashes[:num_asked])
+    for node, depth in depths.items():
+        assert 0 in owned[node] and depth - 1 in owned[node]
+        assert 1 <= depth <= num_asked
+    for node, positions in owned.items():
+        if 0 in positions and num_asked:
+            assert node in depths
+
+
+@given(
+    depths=st.lists(st.integers(0, MAX_PAGES), min_size=1, max_size=300),
+    num_asked=st.integers(0, MAX_PAGES),
+)
+def test_many_nodes(depths: list[int], num_asked: int) -> None:
+    index, hashes = PrefixIndex(), chain("a" * MAX_PAGES)
+    nodes = [Node(f"n{i}", 1) for i in range(len(depths))]
+    for node, depth in zip(nodes, depths, strict=True):
+        index.stored(node, hashes[:depth])
+    expected = {
+        node: min(depth, num_asked)
+        for node, depth in zip(nodes, depths, strict=True)
+        if min(depth, num_asked)
+    }
+    assert index.match(hashes[:num_asked]) == expected
+    for node in nodes[::2]:
+        index.forget(node)
+    left = {node: depth for node, depth in expected.items() if node in nodes[1::2]}
+    assert index.match(hashes[:num_asked]) == left

@@ -143,6 +143,23 @@ def test_a_first_one_that_waits_for_its_owner_does_not_keep_others_from_idle_nod
     assert names(nodes, 0.96) == ["first"]
 
 
+def test_who_comes_after_does_not_count_on_a_node_that_is_promised() -> None:
+    """The prefix on p0 is worth 0.5 s of queue to the second one, but not the first one's work."""
+    nodes = Nodes()
+    for name, queued_tokens in (("p0", 500), ("p1", 0), ("d0", 0)):
+        slow = msgspec.structs.replace(
+            load_of(queued_tokens), link_bytes_per_s=LAYOUT.page_bytes / 0.1
+        )
+        nodes.heard(name, slow, 0.0)
+    first, second = work_of(4000, "a"), work_of(1000, "b")
+    nodes.index.stored(Node("p0", 1), first.hashes[:100] + second.hashes[:20])
+    nodes.queue.add("second", second, 0.0)
+    assert names(nodes, 0.0) == []
+    nodes.queue.add("first", first, -100.0)
+    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    assert (request_id, route.prefill) == ("second", Node("p1", 1))
+
+
 @pytest.mark.parametrize(("pages_per_s", "is_sent"), [(200, True), (2000, False)])
 def test_a_fetch_as_long_as_the_queue_begins_at_once(pages_per_s: int, is_sent: bool) -> None:
     """249 pages for a node with 0.6 s to compute. A node that is free but too small lets the queue
