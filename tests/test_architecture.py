@@ -20,6 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decode": {"protocol", "engine", "kvtransfer", "node"},
     "infra": {"protocol", "coordinator", "prefill", "decode", "node", "kvrelay"},
 }
+MAY_IMPORT["benchmarks"] = set(MAY_IMPORT)
+"""They measure everything; nothing but tests imports them."""
 PURE = (
     "protocol/ids.py",
     "protocol/errors.py",
@@ -43,8 +45,15 @@ PURE = (
     "coordinator/registry.py",
     "coordinator/index.py",
     "coordinator/cost.py",
+    "coordinator/backlog.py",
+    "coordinator/claims.py",
+    "coordinator/policies.py",
     "coordinator/router.py",
+    "coordinator/placement.py",
+    "coordinator/dispatch.py",
     "coordinator/tracker.py",
+    "coordinator/totals.py",
+    "coordinator/hot_prefixes.py",
 )
 IMPURE = {"torch", "zmq", "redis", "asyncio", "time", "random", "socket", "threading", "secrets"}
 
@@ -57,7 +66,11 @@ def imports_of(path: Path) -> set[str]:
             names.update(alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom):
             assert statement.level == 0, f"{path}: imports are absolute"
-            names.add(statement.module or "")
+            module = statement.module or ""
+            for alias in statement.names:  # `from package import file` names a file
+                file = f"{module}.{alias.name}"
+                is_file = (ROOT / file.replace(".", "/")).with_suffix(".py").exists()
+                names.add(file if is_file else module)
     return names
 
 
