@@ -121,12 +121,13 @@ class OwnershipFollower:
 
     async def set_draining(self, name: str, draining: bool) -> None:
         """For all coordinators, until it is taken back. Raises REDIS_ERRORS."""
-        if draining:
-            await self._redis.sadd(ownership.DRAINING_KEY, name)
-            self.draining |= {name}
-        else:
-            await self._redis.srem(ownership.DRAINING_KEY, name)
-            self.draining -= {name}
+        async with self._lock:  # a look for nodes that read before must not write after this
+            if draining:
+                await self._redis.sadd(ownership.DRAINING_KEY, name)
+                self.draining |= {name}
+            else:
+                await self._redis.srem(ownership.DRAINING_KEY, name)
+                self.draining -= {name}
 
     async def close(self) -> None:
         try:

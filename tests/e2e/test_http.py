@@ -73,13 +73,10 @@ def test_a_seed_repeats_and_n_differ(pair_cluster: Cluster) -> None:
 def test_stop_strings_and_stop_ids(pair_cluster: Cluster) -> None:
     prompt = prompt_of(33, 199, seed=23)
     whole = pair_cluster.generate(prompt, max_new_tokens=20)
-    params = GREEDY | {"max_new_tokens": 20}
-    updates = events(pair_cluster, {"input_ids": prompt, "sampling_params": params})
-    stop_id = next(  # of a token with a text of its own; a slow reader gets several in one update
-        later["output_ids"][-1]
-        for earlier, later in itertools.pairwise(updates)
-        if len(later["output_ids"]) == len(earlier["output_ids"]) + 1 > 4
-        and later["text"] != earlier["text"]
+    ids = whole["output_ids"]
+    texts = [pair_cluster.generate(prompt, max_new_tokens=n)["text"] for n in range(1, 21)]
+    stop_id = next(  # of a token with a text of its own
+        ids[n] for n in range(4, 20) if texts[n] != texts[n - 1] and ids[n] not in ids[:n]
     )
     cut = pair_cluster.generate(prompt, max_new_tokens=20, stop_token_ids=[stop_id])
     first = whole["output_ids"].index(stop_id)
