@@ -5,7 +5,8 @@ The model, fixed so that figures compare: a node computes one prompt at a time, 
 served, in 5 ms + uncached tokens / 40,000 per second (at least one token); it caches blocks of 512
 tokens, evicting the least recently used leaf; a fetch takes 2 ms + tokens / 200,000 per second
 while the node computes others; blocks stored and evicted become known when the prefill ends, or
-`event_lag_s` later. Answers cost nothing. Nodes send a heartbeat every 0.25 s.
+`event_lag_s` later. Answers cost nothing. Nodes send a heartbeat every 0.05 s, as real ones do
+while work comes and goes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PREFILL_BASE_S = 0.005
 PREFILL_TOKENS_PER_S = 40_000.0
 FETCH_BASE_S = 0.002
 FETCH_TOKENS_PER_S = 200_000.0
-HEARTBEAT_S = 0.25
+HEARTBEAT_S = 0.05
 LEASE_S = 1e9
 LAYOUT = KVLayout(
     page_size=BLOCK_TOKENS, num_layers=1, num_kv_heads=1, head_dim=1, dtype="bfloat16"

@@ -10,10 +10,13 @@ from protocol.channel import Outgoing, PeerUnreachable
 from protocol.messages import Goodbye, Heartbeat, Load, NodeInfo
 
 HEARTBEATS_PER_LEASE = 12
+NEWS_INTERVAL_S = 0.05
+"""Work that comes or goes is told at once, but no more often than this: several coordinators know
+of each other's requests by heartbeats only."""
 
 
 class Heartbeats:
-    """Sends the newest `load` several times per lease.
+    """Sends the newest `load` several times per lease, and soon after work came or went.
 
     `stall_s`: a main loop that has not called `update` for so long is taken for hung, and the
     heartbeats stop, so that the cluster routes around this node.
@@ -35,25 +38,33 @@ class Heartbeats:
         self._load = Load()
         self._updated = time.monotonic()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def update(self, load: Load) -> None:
+        """The state after a step of the main loop."""
+        if _work_changed(self._load, load):
+            self._wake.set()
         self._load = load
         self._updated = time.monotonic()
 
     def close(self) -> None:
         """Says goodbye to every coordinator."""
         self._stop.set()
+        self._wake.set()
         self._thread.join()
         for address in self._coordinators():
             self._send(address, Goodbye(self._info.node))
         self._outgoing.close()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._lease_s / HEARTBEATS_PER_LEASE):
+        interval_s = self._lease_s / HEARTBEATS_PER_LEASE
+        while not self._stop.wait(min(NEWS_INTERVAL_S, interval_s)):
+            self._wake.wait(max(0.0, interval_s - NEWS_INTERVAL_S))
+            self._wake.clear()
             if time.monotonic() - self._updated > self._stall_s:
                 continue
             addresses = self._coordinators()
@@ -66,3 +77,12 @@ class Heartbeats:
             self._outgoing.send(address, message)
         except PeerUnreachable:
             self._outgoing.forget(address)
+
+
+def _work_changed(before: Load, after: Load) -> bool:
+    """Requests came or went; progress within one is what everybody expects."""
+    return (
+        before.num_running != after.num_running
+        or before.num_waiting != after.num_waiting
+        or before.queued_tokens < after.queued_tokens
+    )
