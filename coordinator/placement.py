@@ -65,7 +65,8 @@ class Placement:
 
     def require_room(self, work: Work) -> None:
         """Raises NoRoute when no decode node could ever answer."""
-        if work.num_pages > self.most_pages:
+        nodes = self._open(self.registry.live("decode"))
+        if not any(work.num_pages <= live.info.num_pages for live in nodes):
             raise no_room(work.num_pages)
 
     def explain(self, work: Work, now: float) -> tuple[Candidates, Route]:
