@@ -190,3 +190,12 @@ def test_the_record_refuses_a_change_that_does_not_follow(record: RecordIndex) -
     assert record.match(chain(2)) == {P0: 2}
     assert record.call(ownership.RENEW, P0, 3) == ownership.APPLIED
     assert record.call(ownership.RENEW, P0, 4) == ownership.LOST
+
+
+def test_a_change_removes_first_and_then_stores(record: RecordIndex) -> None:
+    record.stored(P0, chain(3))
+    record.sequences[P0] += 1
+    removed, stored = join_hashes(chain(3)[::-1]), join_hashes(chain(2))
+    change = ownership.Change(record.sequences[P0], False, stored, removed)
+    assert record.call(ownership.APPLY, P0, *change.args()) == ownership.APPLIED
+    assert record.match(chain(3)) == {P0: 2}
