@@ -37,6 +37,14 @@ def test_the_next_turn_follows_the_first_before_any_event() -> None:
     assert second.fetch_from is None
 
 
+def test_the_node_that_answers_is_expected_to_own_the_prompt_too() -> None:
+    nodes = Nodes("p0", "d0", "d1")
+    first = place(nodes, "a", "chat")
+    candidates, _ = nodes.placement.explain(work_of(LONG, "chat"), 0.0)
+    owned = {c.live.node: c.owned_pages for c in candidates.decode}
+    assert owned == {D0: 0, Node("d1", 1): 0} | {first.decode: 99}
+
+
 def test_an_expected_prefix_is_forgotten_unless_an_event_confirms_it() -> None:
     nodes = Nodes("p0", "d0")
     place(nodes, "a", "chat")

@@ -25,7 +25,8 @@ def test_counts_add_in_every_field() -> None:
 
 
 @given(
-    gaps=st.lists(st.floats(0.0, 2 * WINDOW_S), max_size=30), silence_s=st.floats(0.0, 2 * WINDOW_S)
+    gaps=st.lists(st.floats(0.0, 2 * BUCKET_S) | st.just(WINDOW_S), max_size=50),
+    silence_s=st.floats(0.0, 1.5 * WINDOW_S),
 )
 def test_the_window_forgets_and_the_lifetime_does_not(gaps: list[float], silence_s: float) -> None:
     totals = Totals()

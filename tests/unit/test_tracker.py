@@ -171,9 +171,10 @@ def test_requests_that_wait_while_all_nodes_die_end_too() -> None:
 def test_a_retry_that_waits_keeps_its_place() -> None:
     """It is sent before a request of the same size that came later."""
     tracker, nodes, _ = start("d0", "d1")
-    nodes.heard("d1", load_of(queued_tokens=LONG), 0.0)
-    assert lose(tracker, nodes, "d0", 0.1) == []
+    for name in ("d0", "d1"):
+        nodes.heard(name, load_of(queued_tokens=LONG), 0.1)
     assert tracker.submit(request("later"), 0.2) == []
+    assert lose(tracker, nodes, "d0", 0.3) == []
     nodes.heard("d1", load_of(), 3.0)
     attempts = [o.message.attempt for o in tracker.dispatch(3.0) if isinstance(o, Send)]  # type: ignore[union-attr]
     assert attempts == [Attempt("r", 2), Attempt("later", 1)]
