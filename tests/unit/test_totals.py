@@ -44,6 +44,13 @@ def test_the_window_forgets_and_the_lifetime_does_not(gaps: list[float], silence
     assert len(totals._buckets) <= WINDOW_S / BUCKET_S + 2
 
 
+def test_the_window_ends_with_a_whole_bucket() -> None:
+    totals = Totals()
+    totals.finished(Counts(requests=1), BUCKET_S - 1)
+    assert totals.recent(WINDOW_S + BUCKET_S - 2).requests == 1, "of less than a window ago"
+    assert totals.recent(WINDOW_S + BUCKET_S).requests == 0
+
+
 def test_recent_counts_are_a_copy() -> None:
     totals = Totals()
     totals.finished(Counts(requests=1), 0.0)
