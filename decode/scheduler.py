@@ -32,6 +32,7 @@ from node.instructions import (
     ReceiveFailed,
     Send,
 )
+from node.shared_prefix import next_page_is_coming
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -187,28 +188,38 @@ class DecodeScheduler:
         return instructions
 
     def _admit(self, now: float) -> list[Instruction]:
+        """In order of arrival, but a prompt that this node computes waits for pages that it
+        computes for another one now."""
         instructions: list[Instruction] = []
-        while self._waiting and self._num_admitted() < self._limits.max_running:
-            answer = self._waiting[0]
+        for answer in list(self._waiting):
+            if self._num_admitted() == self._limits.max_running:
+                break
             reusable = self._hasher.reusable(answer.hashes, len(answer.prompt))
+            computes_here = not answer.request.prefill_address
+            if computes_here and next_page_is_coming(self._cache, reusable, self._computing()):
+                continue
             lease = self._cache.acquire(
                 reusable, self._pages_needed(answer), now, answer.request.cache_salt
             )
             if lease is None:
                 break
-            self._waiting.popleft()
+            self._waiting.remove(answer)
             num_cached = lease.num_cached_pages * self._hasher.page_size
             answer.sequence = Sequence(
                 list(answer.prompt), lease, answer.request.sampling, num_cached
             )
             self._counters.started(num_cached)
-            if answer.request.prefill_address:
-                instructions += self._ask_for_prefill(answer, now)
-            else:
+            if computes_here:
                 answer.cached_tokens = num_cached
                 self._running.append(answer)
                 instructions += self._fetching.begin(answer.request, answer.sequence, reusable, now)
+            else:
+                instructions += self._ask_for_prefill(answer, now)
         return instructions
+
+    def _computing(self) -> list[list[PageHash]]:
+        """Pages of the prompts that this node computes now."""
+        return [answer.hashes for answer in self._running if not answer.generated]
 
     def _ask_for_prefill(self, answer: Answer, now: float) -> list[Instruction]:
         assert answer.sequence is not None

@@ -26,6 +26,7 @@ from node.instructions import (
     Send,
     SendPages,
 )
+from node.shared_prefix import next_page_is_coming
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -175,15 +176,20 @@ class PrefillScheduler:
         return instructions
 
     def _admit(self, now: float) -> list[Instruction]:
+        """In order of arrival, but a prompt waits for pages that another one computes now."""
         instructions: list[Instruction] = []
-        while self._waiting and len(self._running) < self._limits.max_running:
-            job = self._waiting[0]
-            num_pages = self._hasher.num_pages(len(job.tokens))
+        for job in list(self._waiting):
+            if len(self._running) == self._limits.max_running:
+                break
             reusable = self._hasher.reusable(job.hashes, len(job.tokens))
+            computing = [running.hashes for running in self._running]
+            if next_page_is_coming(self._cache, reusable, computing):
+                continue
+            num_pages = self._hasher.num_pages(len(job.tokens))
             lease = self._cache.acquire(reusable, num_pages, now, job.request.cache_salt)
             if lease is None:
                 break
-            self._waiting.popleft()
+            self._waiting.remove(job)
             num_cached = lease.num_cached_pages * self._hasher.page_size
             job.sequence = Sequence(job.tokens, lease, job.request.sampling, num_cached)
             self._running.append(job)

@@ -37,6 +37,7 @@ PURE = (
     "kvtransfer/transport.py",
     "node/counters.py",
     "node/fetching.py",
+    "node/shared_prefix.py",
     "node/instructions.py",
     "node/rates.py",
     "prefill/scheduler.py",

@@ -339,6 +339,52 @@ def test_prefill_sends_after_each_chunk_and_nothing_twice() -> None:
     assert offsets == list(range(6))  # 7 pages, of which decode has the first
 
 
+def test_prompts_that_begin_alike_compute_their_common_pages_once() -> None:
+    """Three at once on one prefill node; a fourth that shares nothing does not wait for them."""
+    rng = random.Random(1)
+    prefill, decode = prefill_scheduler(chunk=2 * PAGE), decode_scheduler()
+    world = World(rng, {PREFILL: prefill, DECODE: decode})
+    common = list(range(1, 4 * PAGE + 1))
+    prompts = {f"r{i}": [*common, *range(50 + i, 60 + i)] for i in range(3)}
+    prompts["other"] = list(range(7, 7 + PAGE))
+    for name, prompt in prompts.items():
+        world.post(DECODE, generate(name, prompt))
+    world.run()
+    for name, prompt in prompts.items():
+        assert world.tokens[name] == answer_of(prompt, 4)
+    own = sum(len(prompt) - len(common) for name, prompt in prompts.items() if name != "other")
+    computed = prefill.load().computed_tokens_total
+    assert computed == len(common) + own + len(prompts["other"])
+
+
+def test_a_decode_node_computes_common_pages_once() -> None:
+    decode = decode_scheduler()
+    world = World(random.Random(1), {DECODE: decode})
+    prompt = list(range(1, 5 * PAGE + 4))
+    for i in range(3):
+        world.post(DECODE, generate(f"r{i}", prompt, prefill=""))
+    world.run()
+    assert {tuple(tokens) for tokens in world.tokens.values()} == {tuple(answer_of(prompt, 4))}
+    assert decode.load().computed_tokens_total == len(prompt) + 2 * 3, "all, then the last page"
+
+
+def test_a_prompt_that_waited_for_one_that_was_given_up_computes_all() -> None:
+    prefill = prefill_scheduler(chunk=PAGE)
+    prompt = list(range(1, 4 * PAGE + 4))
+    for name in ("first", "second"):
+        request = generate(name, prompt)
+        prefill.handle(
+            Prefill(request.attempt, request.tokens, "", request.sampling, 0, DECODE, DECODE), 0.0
+        )
+    slices, _ = prefill.next_batch(0.0)
+    assert len(slices) == 1, "the second one waits"
+    prefill.finish([None], 0.0)
+    prefill.handle(Cancel(Attempt("first", 1)), 0.0)
+    slices, _ = prefill.next_batch(0.0)
+    assert len(slices) == 1
+    assert slices[0].start == PAGE, "one page was done"
+
+
 def test_what_can_never_fit_is_refused_for_good() -> None:
     decode = decode_scheduler(num_pages=4)
     (send,) = decode.handle(generate("r", [1] * 60, max_new_tokens=10), 0.0)

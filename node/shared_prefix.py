@@ -1,0 +1,22 @@
+"""Prompts that begin alike and are here at once: their common pages are computed once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine.cache import PrefixCache
+from protocol.hashing import PageHash
+
+
+def next_page_is_coming(
+    cache: PrefixCache, reusable: Sequence[PageHash], others: Iterable[Sequence[PageHash]]
+) -> bool:
+    """True if the first page that a prompt lacks is one that a prompt of `others` has as well.
+
+    `reusable`: the hashes that the prompt may hit; `others`: those of prompts being computed. Such
+    a page is found as soon as their chunk is done, so it is worth waiting for.
+    """
+    position = len(cache.find(reusable))
+    if position == len(reusable):
+        return False
+    return any(len(o) > position and o[position] == reusable[position] for o in others)
