@@ -43,7 +43,16 @@ def run(options: argparse.Namespace) -> None:
     policies = options.policies.split(",")
     if unknown := set(policies) - set(POLICIES):
         raise UserError(f"unknown policies {sorted(unknown)}; there are {', '.join(POLICIES)}")
+    for name in ("nodes", "speedup", "coordinators"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name} must be more than 0")
     trace = read_trace(options.trace, options.speedup)[: options.requests or None]
+    longest = max(len(request.hashes) for request in trace)
+    if 0 < options.pages_per_node < longest:
+        raise UserError(
+            f"--pages-per-node is {options.pages_per_node}; the longest prompt of the trace has "
+            f"{longest} blocks"
+        )
     if options.live:
         from benchmarks.live import replay_live
 

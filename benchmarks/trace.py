@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,15 @@ def read_trace(path: Path, speedup: float) -> list[TraceRequest]:
         try:
             row = json.loads(line)
             hashes = [int(block).to_bytes(PAGE_HASH_BYTES, "little") for block in row["hash_ids"]]
-            num_output_tokens = int(row.get("output_length", 1))
-            rows.append((row["timestamp"] / 1000, row["input_length"], num_output_tokens, hashes))
+            num_tokens, num_output_tokens = (
+                int(row["input_length"]),
+                int(row.get("output_length", 1)),
+            )
+            rows.append((row["timestamp"] / 1000, num_tokens, num_output_tokens, hashes))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise BadTrace(f"{path}, line {number}: no request of a trace ({error!r})") from error
-    if not rows:
-        raise BadTrace(f"{path} has no requests")
+    if not any(hashes for *_, hashes in rows):
+        raise BadTrace(f"{path} has no requests with blocks")
     rows.sort(key=lambda row: row[0])
     return [
         TraceRequest(at / speedup, row[1], row[2], row[3])
@@ -68,7 +72,7 @@ def _lines(path: Path) -> list[str]:
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadTrace(f"cannot read the trace {path} ({error}); name one with --trace") from error
 
 

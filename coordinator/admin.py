@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from coordinator import admin_examples as examples
 from coordinator.admin_examples import example, takes
+from coordinator.admin_token import require_token
 from coordinator.audit import audit
 from coordinator.intake import tokenize
 from coordinator.policies import Candidate
@@ -25,23 +24,6 @@ from protocol.redis_client import REDIS_ERRORS
 
 FLUSH_TIMEOUT_S = 5.0
 MAX_PREFIXES = 1_000
-
-
-bearer = HTTPBearer(auto_error=False, description="needed if the coordinator has an admin token")
-
-
-def require_token(
-    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> None:
-    """Every /admin/* path asks for the bearer token, when one is set."""
-    expected = _service(request).config.admin_token
-    token = given.credentials if given else ""
-    # A header is read as Latin-1; encoded again it is the bytes that were sent.
-    if expected and not secrets.compare_digest(token.encode("latin-1"), expected.encode()):
-        raise HTTPException(
-            401, "send the admin token as `Authorization: Bearer …`", {"WWW-Authenticate": "Bearer"}
-        )
-
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
 

@@ -15,11 +15,12 @@ SETTLING_S = 0.1
 class Backlog:
     """Prompts of one node, computed in the order they were sent; seconds of its work."""
 
-    def __init__(self) -> None:
+    def __init__(self, total_s: float = 0.0) -> None:
         self.num_requests = 0
         """Unfinished requests sent to this node, whatever they wait for."""
-        self.total_s = 0.0
-        """Work ever sent; tells apart nodes that are equally free."""
+        self.total_s = total_s
+        """Work ever sent, from where a node that joins later begins; tells apart nodes that are
+        equally free."""
         self._ours: dict[str, tuple[float, float]] = {}  # request → seconds of work, sent at
         self._ours_s = 0.0
         self._head_began = 0.0

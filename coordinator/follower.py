@@ -122,12 +122,8 @@ class OwnershipFollower:
     async def set_draining(self, name: str, draining: bool) -> None:
         """For all coordinators, until it is taken back. Raises REDIS_ERRORS."""
         async with self._lock:  # a look for nodes that read before must not write after this
-            if draining:
-                await self._redis.sadd(ownership.DRAINING_KEY, name)
-                self.draining |= {name}
-            else:
-                await self._redis.srem(ownership.DRAINING_KEY, name)
-                self.draining -= {name}
+            await self._redis.hset(ownership.DRAINING_KEY, name, int(draining))
+            self.draining = self.draining | {name} if draining else self.draining - {name}
 
     async def close(self) -> None:
         try:
@@ -144,8 +140,7 @@ class OwnershipFollower:
             keys=[ownership.COORDINATORS_KEY], args=[self._address, lease_ms]
         )
         self._redis_ahead_s = redis_us / 1e6 - (asked + clock()) / 2
-        names = await self._redis.smembers(ownership.DRAINING_KEY)
-        self.draining = frozenset(name.decode() for name in names)
+        await self._look_for_draining()
         live = await self.record.sequences()
         for node in self._positions.keys() - live.keys():
             del self._positions[node]
@@ -157,6 +152,17 @@ class OwnershipFollower:
             position = self._positions.get(node)
             if position is None or position.has_lost(sequence):
                 self._to_load.add(node)
+
+    async def _look_for_draining(self) -> None:
+        """What was taken back stays in the record as 0, so none at all means that Redis lost it:
+        then this coordinator, and every other, writes what it knows."""
+        record = await self._redis.hgetall(ownership.DRAINING_KEY)
+        if record:
+            names = [name.decode() for name, draining in record.items() if draining == b"1"]
+            self.draining = frozenset(names)
+        elif self.draining:
+            known = dict.fromkeys(self.draining, 1)
+            await self._redis.hset(ownership.DRAINING_KEY, mapping=known)
 
     async def _load(self, node: Node) -> None:
         """Reads the end of the stream, then the set in parts, while both may change.

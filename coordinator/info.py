@@ -6,11 +6,12 @@ import asyncio
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
+from coordinator.admin_token import require_token
 from coordinator.replies import FAULTS, error_reply, json_reply
 from coordinator.schema import Prompt, SamplingParams
-from coordinator.service import Service
+from coordinator.service import NO_NODE, Service
 from protocol.config import hide_password
 
 try:
@@ -40,7 +41,7 @@ async def ready(request: Request) -> Response:
     """200 when a request would find a node."""
     if _service(request).ready:
         return Response(status_code=200)
-    return error_reply(503, "no decode node is alive yet")
+    return error_reply(503, NO_NODE)
 
 
 @router.get("/health_generate", response_model=None)
@@ -112,9 +113,15 @@ async def server_info(request: Request) -> Response:
     )
 
 
-@router.api_route("/flush_cache", methods=["GET", "POST"], response_model=None)
+@router.api_route(
+    "/flush_cache",
+    methods=["GET", "POST"],
+    response_model=None,
+    dependencies=[Depends(require_token)],
+)
 async def flush_cache(request: Request) -> Response:
-    """Every node forgets its cached pages; 400 while requests run."""
+    """Every node forgets its cached pages; 400 while requests run. Asks for the admin token, when
+    one is set."""
     service = _service(request)
     if service.num_running:
         return error_reply(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from coordinator.admin import require_token
+from coordinator.admin_token import require_token
 from coordinator.replies import error_reply
 
 PATHS = (

@@ -17,7 +17,7 @@ from coordinator.index import PrefixIndex
 from coordinator.registry import LiveNode, Registry
 from coordinator.router import Candidates, Cluster, Demand, Route, Router, no_room
 from protocol.hashing import PageHash
-from protocol.ids import Node
+from protocol.ids import Node, Role
 
 HIT_SHARE_MEMORY = 0.999
 """What a share of hits keeps of itself with each further request."""
@@ -65,7 +65,7 @@ class Placement:
 
     def require_room(self, work: Work) -> None:
         """Raises NoRoute when no decode node could ever answer."""
-        nodes = self._open(self.registry.live("decode"))
+        nodes = self.open("decode")
         if not any(work.num_pages <= live.info.num_pages for live in nodes):
             raise no_room(work.num_pages)
 
@@ -144,7 +144,7 @@ class Placement:
     @property
     def most_pages(self) -> int:
         """Room of the largest decode node that takes requests; 0 without one."""
-        nodes = self._open(self.registry.live("decode"))
+        nodes = self.open("decode")
         return max((live.info.num_pages for live in nodes), default=0)
 
     @property
@@ -159,8 +159,8 @@ class Placement:
 
     def _cluster(self, now: float, planned_s: Mapping[str, float]) -> Cluster:
         return Cluster(
-            prefill=self._open(self.registry.live("prefill")),
-            decode=self._open(self.registry.live("decode")),
+            prefill=self.open("prefill"),
+            decode=self.open("decode"),
             find=self.registry.get,
             link_bytes_per_s=self.registry.link_bytes_per_s,
             backlogs=self.backlogs,
@@ -169,14 +169,19 @@ class Placement:
             now=now,
         )
 
-    def _open(self, nodes: list[LiveNode]) -> list[LiveNode]:
+    def open(self, role: Role) -> list[LiveNode]:
+        """Live nodes of a role that get new requests."""
+        nodes = self.registry.live(role)
         if not self.draining:
             return nodes
         return [live for live in nodes if live.node.name not in self.draining]
 
     def _computing_nodes(self) -> list[LiveNode]:
-        prefill = self._open(self.registry.live("prefill"))
-        return prefill or self._open(self.registry.live("decode"))
+        prefill = self.open("prefill")
+        return prefill or self.open("decode")
 
     def _backlog(self, node: Node) -> Backlog:
-        return self.backlogs.setdefault(node.name, Backlog())
+        if node.name not in self.backlogs:
+            least_s = min((b.total_s for b in self.backlogs.values()), default=0.0)
+            self.backlogs[node.name] = Backlog(least_s)
+        return self.backlogs[node.name]

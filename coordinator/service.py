@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 TIMED_OUT = 504
-NO_NODE = "no decode node is alive; start one, or try again in a moment"
+NO_NODE = "no decode node takes requests: none is alive, or all are draining"
 
 
 class Unavailable(Exception):
@@ -128,18 +128,18 @@ class Service:
     @property
     def ready(self) -> bool:
         """A request would find a node."""
-        return bool(self.registry.live("decode"))
+        return bool(self.placement.open("decode"))
 
     @property
     def max_total_tokens(self) -> int:
         """The longest prompt plus answer that a decode node has room for."""
-        nodes = self.registry.live("decode")
+        nodes = self.placement.open("decode")
         return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
 
     @property
     def max_unfinished(self) -> int:
         """Requests that the decode nodes, or this process, keep at once; more get a 429."""
-        infos = [live.info for live in self.registry.live("decode")]
+        infos = [live.info for live in self.placement.open("decode")]
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
         return min(room, self.config.max_queued_requests)
 
@@ -331,9 +331,9 @@ class Service:
                 self._cancel_stray(outcome)
 
     def _cancel_stray(self, stray: Stray) -> None:
-        for live in self.registry.live("decode"):
-            if live.node == stray.node:
-                self._send(Send(live.info.control_address, Cancel(stray.attempt)))
+        live = self.registry.get(stray.node)
+        if live is not None:
+            self.send(live, Cancel(stray.attempt))
 
     def _produced(self, outcome: Produced) -> None:
         generation = self._generations.get(outcome.request_id)

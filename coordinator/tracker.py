@@ -88,8 +88,8 @@ Outcome = Send | Produced | Ended | Stray
 class _Running:
     request: Request
     arrived: float
-    work: Work
-    """The prompt, with what was answered so far."""
+    work: Work | None
+    """The prompt, with what was answered so far; None: to be made when there is a node."""
     attempt: int = 0
     route: Route | None = None
     """None: it waits for a node."""
@@ -166,7 +166,9 @@ class Tracker:
     def prompt(self, request_id: str) -> tuple[Request, Work] | None:
         """A running request, and its prompt as it was placed."""
         running = self._running.get(request_id)
-        return (running.request, running.work) if running is not None else None
+        if running is None or running.work is None:
+            return None
+        return running.request, running.work
 
     def tokens(self, message: TokensOut, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
@@ -223,6 +225,8 @@ class Tracker:
 
     def _start(self, running: _Running, route: Route, now: float) -> Outcome:
         request = running.request
+        if now - running.retry_at > RETRY_WITHIN_S:
+            running.give_up_at = None  # it waited here for its turn, not for a busy node
         running.attempt += 1
         running.route = route
         running.num_answered_before = len(running.answered)
@@ -295,12 +299,7 @@ class Tracker:
         running.avoid.add(node.name)
         running.last_failure = reason
         running.route = None
-        running.work = self._make_work(
-            request.tokens + running.answered,
-            request.cache_salt,
-            request.max_new_tokens - len(running.answered),
-            frozenset(running.avoid),
-        )
+        running.work = None
         return self._wait(running, now) + self.dispatch(now)
 
     def _wait(self, running: _Running, now: float) -> list[Outcome]:
@@ -308,7 +307,8 @@ class Tracker:
         if now < running.retry_at:
             return []
         try:
-            self._placement.require_room(running.work)
+            work = running.work = running.work or self._work(running)
+            self._placement.require_room(work)
         except NoRoute as error:
             if running.give_up_at is None:
                 running.give_up_at = now + RETRY_WITHIN_S
@@ -317,8 +317,20 @@ class Tracker:
             reason = f"{running.last_failure}, and {error}" if running.last_failure else str(error)
             return [self._end(running, now, "error", reason, running.status_code)]
         if running.request.request_id not in self._queue:
-            self._queue.add(running.request.request_id, running.work, running.arrived)
+            self._queue.add(running.request.request_id, work, running.arrived)
+        if running.status_code == NODE_FAILED:
+            running.give_up_at = None  # there is a node
         return []
+
+    def _work(self, running: _Running) -> Work:
+        """Raises NoRoute."""
+        request = running.request
+        return self._make_work(
+            request.tokens + running.answered,
+            request.cache_salt,
+            request.max_new_tokens - len(running.answered),
+            frozenset(running.avoid),
+        )
 
     def _end(
         self, running: _Running, now: float, finish: str, message: str = "", status_code: int = 200

@@ -25,7 +25,7 @@ class ConfigError(UserError):
 
 
 def option(default: Any, help: str, choices: Sequence[str] = (), is_secret: bool = False) -> Any:
-    """A dataclass field that is also a flag and an environment variable. A secret is never shown."""
+    """A dataclass field that is also a flag and an environment variable; a secret is not shown."""
     metadata = {"help": help, "choices": tuple(choices), "is_secret": is_secret}
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -1,7 +1,7 @@
 """The shared record of page ownership in Redis: keys, change entries, and the scripts.
 
     {kvrelay}:nodes                     set of node names
-    {kvrelay}:draining                  set of names of nodes that get no new requests
+    {kvrelay}:draining                  hash: node name → 1 if it gets no new requests, else 0
     {kvrelay}:coordinators              sorted set: control address by the time its lease ends
     {kvrelay}:node:NAME:lease           the incarnation that owns pages now; ends by itself
     {kvrelay}:node:NAME:info            NodeInfo as JSON

@@ -316,7 +316,9 @@ def test_a_mirror_is_read_again_when_asked(publish: Start, following: Following)
     assert following.follower.num_reloads == before + 1
 
 
-def test_draining_is_known_to_every_coordinator(redis_url: str, following: Following) -> None:
+def test_draining_is_known_to_every_coordinator(
+    redis_url: str, server: Server, following: Following
+) -> None:
     other = Following(redis_url, "tcp://other:1")
     try:
         following.call(following.follower.set_draining("p0", True))
@@ -325,6 +327,10 @@ def test_draining_is_known_to_every_coordinator(redis_url: str, following: Follo
         wait_until(lambda: other.follower.draining == {"p0", "p1"})
         other.call(other.follower.set_draining("p0", False))
         wait_until(lambda: following.follower.draining == {"p1"})
+        server.client().flushall()
+        late = Following(redis_url)
+        wait_until(lambda: late.follower.draining == {"p1"})
+        late.close()
     finally:
         other.close()
 

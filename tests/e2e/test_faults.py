@@ -96,7 +96,7 @@ def test_too_many_requests_are_429_and_no_node_is_503(
         assert unavailable.status_code == 503
         assert unavailable.json() == {
             "object": "error",
-            "message": "no decode node is alive; start one, or try again in a moment",
+            "message": "no decode node takes requests: none is alive, or all are draining",
             "type": "ServiceUnavailable",
             "param": None,
             "code": 503,

@@ -15,7 +15,6 @@ from coordinator import service as service_module
 from coordinator.config import CoordinatorConfig
 from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
-from coordinator.router import NoRoute
 from coordinator.schema import Prompt, SamplingParams
 from coordinator.service import Service
 from coordinator.tokenizer import Tokenizer
@@ -92,11 +91,6 @@ def test_a_request_that_takes_too_long_is_504_and_cancelled(decode: Channel) -> 
     run(test)
 
 
-@pytest.mark.xfail(
-    raises=NoRoute,
-    strict=True,
-    reason="the work of the next attempt cannot be made without a model",
-)
 def test_a_request_outlives_the_last_node_for_a_while(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode) as service:

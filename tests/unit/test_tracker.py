@@ -180,7 +180,6 @@ def test_a_retry_that_waits_keeps_its_place() -> None:
     assert attempts == [Attempt("r", 2), Attempt("later", 1)]
 
 
-@pytest.mark.xfail(strict=True, reason="the time of a first lack of nodes is kept for the next one")
 def test_each_lack_of_nodes_is_waited_for_anew() -> None:
     tracker, nodes, _ = start("d0")
     lose(tracker, nodes, "d0", 1.0)
