@@ -35,7 +35,7 @@ class Heartbeats:
         self._lease_s = lease_s
         self._stall_s = stall_s
         self._coordinators = coordinators
-        self._load = Load()
+        self._load: Load | None = None
         self._updated = time.monotonic()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -45,8 +45,8 @@ class Heartbeats:
         self._thread.start()
 
     def update(self, load: Load) -> None:
-        """The state after a step of the main loop."""
-        if _work_changed(self._load, load):
+        """The state after a step of the main loop; before the first one there is no heartbeat."""
+        if self._load is None or _work_changed(self._load, load):
             self._wake.set()
         self._load = load
         self._updated = time.monotonic()
@@ -65,12 +65,13 @@ class Heartbeats:
         while not self._stop.wait(min(NEWS_INTERVAL_S, interval_s)):
             self._wake.wait(max(0.0, interval_s - NEWS_INTERVAL_S))
             self._wake.clear()
-            if time.monotonic() - self._updated > self._stall_s:
+            load = self._load
+            if load is None or time.monotonic() - self._updated > self._stall_s:
                 continue
             addresses = self._coordinators()
             self._outgoing.keep_only(addresses)
             for address in addresses:
-                self._send(address, Heartbeat(self._info, self._load, self._lease_s))
+                self._send(address, Heartbeat(self._info, load, self._lease_s))
 
     def _send(self, address: str, message: Heartbeat | Goodbye) -> None:
         try:

@@ -73,12 +73,20 @@ def test_progress_is_no_news(node_channel: Channel, coordinator: Channel) -> Non
 
 def test_they_come_without_news(node_channel: Channel, coordinator: Channel) -> None:
     heartbeats = start(node_channel, coordinator, 0.1, NEVER_S)
+    heartbeats.update(load_of())
     loads = [next_load(coordinator) for _ in range(3)]
-    assert loads == [Load()] * 3
+    assert loads == [load_of()] * 3
     heartbeats.close()
 
 
 def test_a_loop_that_hangs_has_none(node_channel: Channel, coordinator: Channel) -> None:
     heartbeats = start(node_channel, coordinator, 0.1, stall_s=0.0)
+    heartbeats.update(load_of())
+    heartbeats.close()
+    assert coordinator.drain(DEADLINE_S) == [Goodbye(NODE)]
+
+
+def test_a_loop_that_has_not_begun_has_none(node_channel: Channel, coordinator: Channel) -> None:
+    heartbeats = start(node_channel, coordinator, NEVER_S, NEVER_S)
     heartbeats.close()
     assert coordinator.drain(DEADLINE_S) == [Goodbye(NODE)]
