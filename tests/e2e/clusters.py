@@ -41,8 +41,11 @@ def body_of(prompt: str | list[int], cache_salt: str = "", **sampling: Any) -> d
 
 
 def http_client(url: str, admin_token: str = "") -> httpx.Client:
+    """Threads may share it: it keeps no idle connections, of which httpx can close one that another
+    thread has just chosen."""
     headers = {"Authorization": f"Bearer {admin_token}"} if admin_token else {}
-    return httpx.Client(base_url=url, timeout=120.0, headers=headers)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.Client(base_url=url, timeout=120.0, headers=headers, limits=limits)
 
 
 class Cluster:
