@@ -23,6 +23,8 @@ class Backlog:
         equally free."""
         self._ours: dict[str, tuple[float, float]] = {}  # request → seconds of work, sent at
         self._ours_s = 0.0
+        self._head_s = 0.0
+        """Work of the first of ours, which is computed now; since `_head_began`."""
         self._head_began = 0.0
         self._heard_s = 0.0
         self._others_s = 0.0
@@ -31,7 +33,7 @@ class Backlog:
     def sent(self, request_id: str, work_s: float, now: float) -> None:
         """A prompt of `work_s` was sent to the node."""
         if not self._ours:
-            self._head_began = now
+            self._head_s, self._head_began = work_s, now
         self._ours[request_id] = (work_s, now)
         self._ours_s += work_s
         self.total_s += work_s
@@ -40,10 +42,11 @@ class Backlog:
         """Its first token is here, or it was given up. Harmless twice."""
         if request_id not in self._ours:
             return
-        if request_id == next(iter(self._ours)):
-            self._head_began = now
+        was_head = request_id == next(iter(self._ours))
         work_s, _ = self._ours.pop(request_id)
         self._ours_s = self._ours_s - work_s if self._ours else 0.0
+        if was_head and self._ours:
+            self._head_s, self._head_began = next(iter(self._ours.values()))[0], now
 
     def heard(self, queued_s: float, now: float) -> None:
         """A heartbeat: the node has prompts of `queued_s` to compute."""
@@ -58,8 +61,10 @@ class Backlog:
         others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
         if not self._ours:
             return others_s
-        head_s = next(iter(self._ours.values()))[0]
-        ours_s = self._ours_s - min(head_s, now - self._head_began)
+        done_s = now - self._head_began
+        ours_s = self._ours_s - (done_s if done_s < self._head_s else self._head_s)
         # A head that takes longer than was thought is still there, says the node.
-        overdue_s = min(self._heard_s - elapsed_s, self._ours_s)
-        return max(ours_s, overdue_s, 0.0) + others_s
+        overdue_s = self._heard_s - elapsed_s
+        if overdue_s > ours_s:
+            ours_s = overdue_s if overdue_s < self._ours_s else self._ours_s
+        return ours_s + others_s if ours_s > 0 else others_s

@@ -49,11 +49,9 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def score(self) -> float:
-        """What the least is chosen of. `first_token_s` written out: it is computed very often."""
-        start_s = self.queue_s if self.queue_s > self.fetch_s else self.fetch_s
+        """What the least is chosen of."""
         return (
-            start_s
-            + OWN_WORK_WEIGHT * self.compute_s
+            weigh(self.queue_s, self.fetch_s, self.compute_s)
             + self.transfer_s
             + self.wait_s
             + self.evict_s
@@ -69,6 +67,11 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             self.wait_s + other.wait_s,
             self.evict_s + other.evict_s,
         )
+
+
+def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
+    """The computing node's part of a score, but for evictions."""
+    return (queue_s if queue_s > fetch_s else fetch_s) + OWN_WORK_WEIGHT * compute_s
 
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:

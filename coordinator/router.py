@@ -187,6 +187,9 @@ class _Costing:
         self._link_bytes_per_s = cluster.link_bytes_per_s or costs.DEFAULT_LINK_BYTES_PER_S
         self._source, source_pages = self._best_source() if may_fetch else (None, 0)
         self._source_pages = min(source_pages, self._num_reusable)
+        self._tokens_behind_source = demand.num_tokens - self._source_pages * layout.page_size
+        measured = self._source.load.link_bytes_per_s if self._source is not None else 0.0
+        self._source_bytes_per_s = measured or self._link_bytes_per_s
 
     def computing(self, live: LiveNode) -> Candidate:
         """`live` computes the prompt: from what it has itself, or after it has fetched the longest
@@ -199,24 +202,17 @@ class _Costing:
             queue_s += backlog.seconds(cluster.now)
         compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
-        cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
-        score = cost.score
-        if self._source is not None and owned < self._source_pages:
-            fetching = self._after_fetch(live, owned, cost)
-            if fetching.score < score:
+        if owned < self._source_pages:
+            fetch_s = costs.fetch_s(
+                (self._source_pages - owned) * self._page_bytes, self._source_bytes_per_s
+            )
+            rest_s = costs.compute_s(live, self._tokens_behind_source)
+            if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, compute_s):
+                cost = Cost(queue_s, fetch_s, rest_s, 0.0, 0.0, evict_s)
                 pages = self._source_pages
-                return _candidate(live, fetching, owned, backlog, self._source, pages)
+                return _candidate(live, cost, owned, backlog, self._source, pages)
+        cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
         return _candidate(live, cost, owned, backlog)
-
-    def _after_fetch(self, live: LiveNode, owned: int, cost: Cost) -> Cost:
-        """The cost if `live`, which has `owned` pages, has the source send it the others."""
-        assert self._source is not None
-        num_bytes = (self._source_pages - owned) * self._page_bytes
-        link_bytes_per_s = self._source.load.link_bytes_per_s or self._link_bytes_per_s
-        num_uncached = self._demand.num_tokens - self._source_pages * self._page_size
-        fetch_s = costs.fetch_s(num_bytes, link_bytes_per_s)
-        compute_s = costs.compute_s(live, num_uncached)
-        return Cost(cost.queue_s, fetch_s, compute_s, 0.0, 0.0, cost.evict_s)
 
     def answering(self, live: LiveNode) -> Candidate:
         """`live` answers; pages of the prompt come from elsewhere."""
