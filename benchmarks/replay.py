@@ -16,7 +16,7 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,11 @@ from benchmarks.trace import BLOCK_TOKENS, TraceRequest
 from coordinator.dispatch import DispatchQueue
 from coordinator.index import PrefixIndex
 from coordinator.placement import Placement, Work
-from coordinator.policies import POLICIES
+from coordinator.policies import POLICIES, Candidate, Policy
 from coordinator.registry import Registry
 from coordinator.router import Route, Router
 from protocol.hashing import PageHash
-from protocol.ids import Node
+from protocol.ids import Node, Role
 from protocol.layout import KVLayout
 from protocol.messages import Heartbeat, Load, NodeInfo
 
@@ -45,6 +45,24 @@ LAYOUT = KVLayout(
 UNLIMITED = 1 << 40
 ANSWERING = Node("d", 1)
 """Decode costs nothing in the model, so one node answers everything."""
+
+
+class Greedy:
+    """For comparison: the least estimated time to first token, decided when a request comes, with
+    exact knowledge and fetches. Mooncake's rule (Qin et al., FAST 2025), as sharp as it can be."""
+
+    weighs_cost = True
+    binds_late = False
+
+    def __init__(self, chance: Callable[[], float]) -> None:
+        pass
+
+    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
+        return min(candidates, key=lambda c: (c.cost.first_token_s, c.work_s))
+
+
+REPLAYED: dict[str, Callable[[Callable[[], float]], Policy]] = {**POLICIES, "greedy": Greedy}
+"""The product's policies, and one to compare with."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +165,10 @@ class _Coordinator:
     def __init__(self, policy: str, seed: int) -> None:
         self.registry = Registry()
         self.index = PrefixIndex()
-        chosen = POLICIES[policy](random.Random(seed).random)
+        chosen = REPLAYED[policy](random.Random(seed).random)
         router = Router(chosen, local_prefill_max_tokens=0)
         self.placement = Placement(self.registry, self.index, router)
-        self.queue = DispatchQueue(self.placement, chosen.weighs_cost)
+        self.queue = DispatchQueue(self.placement, chosen.binds_late)
         self.next_dispatch = float("inf")
 
 

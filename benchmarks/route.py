@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from benchmarks.machine import machine
-from benchmarks.replay import Outcome, Replay, Settings
+from benchmarks.replay import REPLAYED, Outcome, Replay, Settings
 from benchmarks.trace import TraceRequest, bound, read_trace
 from coordinator.policies import POLICIES
 from protocol.errors import UserError
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     policies = options.policies.split(",")
-    if unknown := set(policies) - set(POLICIES):
-        raise UserError(f"unknown policies {sorted(unknown)}; there are {', '.join(POLICIES)}")
+    if unknown := set(policies) - set(REPLAYED):
+        raise UserError(f"unknown policies {sorted(unknown)}; there are {', '.join(REPLAYED)}")
     for name in ("nodes", "speedup", "coordinators"):
         if getattr(options, name) <= 0:
             raise UserError(f"--{name} must be more than 0")
@@ -55,6 +55,9 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.live:
         from benchmarks.live import replay_live
+
+        if unknown := set(policies) - set(POLICIES):
+            raise UserError(f"{sorted(unknown)} is only replayed; --live has {', '.join(POLICIES)}")
 
         replay_live(trace, options)
         return
@@ -144,7 +147,7 @@ def _figures(outcome: Outcome) -> dict[str, float]:
 
 def _print_table(outcomes: dict[str, Outcome], most_hits: float) -> None:
     table = Table(title=f"bound {most_hits:.1%} of blocks", box=box.SIMPLE)
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     headings = ("hit", "+ fetched", "of bound", "mean s", "p50", "p90", "p99", "max ÷ mean", "µs")
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -159,7 +162,7 @@ def _print_table(outcomes: dict[str, Outcome], most_hits: float) -> None:
             f"{outcome.imbalance:.3f}",
             f"{outcome.us_per_decision:.0f}",
         )
-    Console(width=100).print(table)
+    Console(width=110).print(table)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--pages-per-node", type=int, default=5000, help="blocks of 512 tokens; 0: unlimited")
     add("--speedup", type=float, default=8.71, help="how much faster than it was recorded")
     add("--event-lag", type=float, default=0.0, help="seconds until a change of ownership is known")
-    add("--policies", default="round-robin,least-loaded,cost", help="of " + ", ".join(POLICIES))
+    add(
+        "--policies",
+        default="round-robin,least-loaded,greedy,cost",
+        help="of " + ", ".join(REPLAYED),
+    )
     add("--coordinators", type=int, default=1, help="that share the requests, side by side")
     add("--requests", type=int, default=0, help="only the first so many; 0: all")
     add("--seed", type=int, default=0, help="of ties")

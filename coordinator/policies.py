@@ -46,8 +46,9 @@ class Policy(Protocol):
     """Chooses among at least one candidate."""
 
     weighs_cost: bool
-    """Compares costs over tasks too: decode nodes may compute prompts, pages may be fetched, and
-    requests wait at the coordinator until a node is nearly free."""
+    """Compares costs over tasks too: decode nodes may compute prompts, pages may be fetched."""
+    binds_late: bool
+    """Requests wait at the coordinator until a node is nearly free."""
 
     def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate: ...
 
@@ -57,6 +58,7 @@ class CheapestRoute:
     several coordinators do not run to the same idle node; then by chance."""
 
     weighs_cost = True
+    binds_late = True
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
@@ -72,6 +74,7 @@ class RoundRobin:
     """Each node in turn, whatever it has or does."""
 
     weighs_cost = False
+    binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._turns: dict[Role, int] = {"prefill": 0, "decode": 0}
@@ -86,6 +89,7 @@ class LeastLoaded:
     """The shortest queue for prompts, the fewest requests for answers; by chance among equals."""
 
     weighs_cost = False
+    binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
@@ -101,6 +105,7 @@ class LongestPrefix:
     """The node that has most of the prompt; among equals the one with the shortest queue."""
 
     weighs_cost = False
+    binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._least_loaded = LeastLoaded(chance)

@@ -88,7 +88,7 @@ class Service:
         )
         self.follower = OwnershipFollower(config.redis_url, channel.address, self.index)
         self._channel = channel
-        queue = DispatchQueue(self.placement, binds_late=policy.weighs_cost)
+        queue = DispatchQueue(self.placement, policy.binds_late)
         self._tracker = Tracker(self.placement, queue, self._work, channel.address)
         self._queue = queue
         self._next_dispatch: asyncio.TimerHandle | None = None

@@ -76,7 +76,7 @@ class Nodes:
         chosen = POLICIES[policy](partial(random.Random.random, random.Random(seed)))
         router = Router(chosen, local_prefill_max_tokens)
         self.placement = Placement(self.registry, self.index, router)
-        self.queue = DispatchQueue(self.placement, chosen.weighs_cost)
+        self.queue = DispatchQueue(self.placement, chosen.binds_late)
         for name in names:
             self.join(name)
 
