@@ -7,7 +7,7 @@ once, until the node's own events have told what became of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from protocol.hashing import PageHash
 from protocol.ids import Node
@@ -42,6 +42,12 @@ class Claims:
                 if depth < num_pages and hashes[depth] in claimed:
                     depths[node] = _end(hashes, claimed, depth)
         return depths
+
+    def drop(self, node: Node, hashes: Collection[PageHash]) -> None:
+        """The node says that it has these pages no more."""
+        for generation in (self._older, self._newer):
+            if node in generation:
+                generation[node].difference_update(hashes)
 
     def forget(self, node: Node) -> None:
         """A life of a node is over."""

@@ -6,7 +6,7 @@ costs its key and one dictionary slot (110 to 170 bytes), however many nodes own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from protocol.hashing import PageHash
@@ -58,6 +58,8 @@ class PrefixIndex:
         self._masks: dict[PageHash, int] = {}
         self._owners: dict[Node, _Owner] = {}
         self._nodes: dict[int, Node] = {}  # by bit
+        self.on_removed: Callable[[Node, Collection[PageHash]], None] | None = None
+        """Told of pages that a node owns no more, even if they were not known here."""
 
     def stored(self, node: Node, hashes: Iterable[PageHash]) -> None:
         """The node owns these pages too; parents come before children. Harmless twice."""
@@ -70,8 +72,10 @@ class PrefixIndex:
                 masks[page_hash] = with_it[mask]
                 owner.num_pages += 1
 
-    def removed(self, node: Node, hashes: Iterable[PageHash]) -> None:
+    def removed(self, node: Node, hashes: Collection[PageHash]) -> None:
         """The node owns these pages no more. Harmless for pages that it does not own."""
+        if self.on_removed is not None:
+            self.on_removed(node, hashes)
         owner = self._owners.get(node)
         if owner is None:
             return

@@ -54,6 +54,7 @@ class Placement:
         self.backlogs: dict[str, Backlog] = {}
         self._router = router
         self._claims = Claims()
+        index.on_removed = self._claims.drop
         self._booked: dict[str, _Booking] = {}
         self._hit_pages = 0.0
         self._asked_pages = 0.0

@@ -72,3 +72,19 @@ def test_tokens_are_those_of_transformers_and_pairs_survive_a_restart(
     assert answer["output_ids"] == reference_tokens(model[1], prompt, 8)
     assert answer["meta_info"]["transferred_pages"] == 13
     cluster.wait_until_idle()
+
+
+def test_pages_are_fetched_back(cluster: Cluster, model: tuple[Path, PreTrainedModel]) -> None:
+    """Both directions of a pair: prefill has forgotten a prompt that decode still has."""
+    prompt = prompt_of(3000, 199, seed=2)
+    first = cluster.generate(prompt)
+    cluster.settle()
+    cluster.admin.flush(node="p0")
+    wait_until(
+        lambda: cluster.admin.cache_stats()["nodes"]["p0"]["owned_pages"] == 0, "an empty node"
+    )
+    again = cluster.generate(prompt)
+    assert again["output_ids"] == first["output_ids"] == reference_tokens(model[1], prompt, 8)
+    assert again["meta_info"]["fetched_from"] == "d0"
+    assert again["meta_info"]["fetched_tokens"] == 2992
+    assert again["meta_info"]["transferred_pages"] == 1

@@ -55,6 +55,16 @@ def test_an_expected_prefix_is_forgotten_unless_an_event_confirms_it() -> None:
     assert nodes.placement.route(work_of(LONG, "chat"), later, {}).cached_pages == 99
 
 
+def test_a_prefix_that_was_removed_is_expected_no_more() -> None:
+    """As by a flush, right after the request that was to bring it."""
+    nodes = Nodes("p0", "d0")
+    place(nodes, "a", "chat")
+    hashes = work_of(LONG, "chat").hashes
+    nodes.index.stored(P0, hashes)
+    nodes.index.removed(P0, hashes[40:])
+    assert nodes.placement.route(work_of(LONG, "chat"), 1.0, {}).cached_pages == 40
+
+
 def test_a_prompt_is_booked_until_its_first_token_and_its_answer_until_the_end() -> None:
     nodes = Nodes("p0", "d0")
     place(nodes, "a")
