@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check lint gpu tiny-model clean
+.PHONY: help demo test check lint gpu bench-route bench-sweep bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -36,6 +36,15 @@ lint: $(READY)
 
 gpu: $(READY) ## the tests that need CUDA devices
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+bench-route: $(READY) ## replay a trace through the router, policies side by side (ARGS="--help")
+	$(BIN)/python -m benchmarks.route $(ARGS)
+
+bench-sweep: $(READY) ## the same over sizes, caches, loads and lags (two minutes)
+	$(BIN)/python -m benchmarks.sweep $(ARGS)
+
+bench: $(READY) ## index and router, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
+	for bench in index http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
