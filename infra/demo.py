@@ -88,7 +88,8 @@ def show(client: Client, console: Console) -> None:
     _check(after["cached_tokens"] > 0, "the second prompt hit no cache")
 
     console.rule("3. the caches")
-    _await(lambda: client.cache_stats()["cluster"]["pages"]["held"] == 0, "the end of all work")
+    answered = time.monotonic()
+    _await(lambda: _all_rest(client, answered), "the end of all work")
     show_stats(client.cache_stats(), console)
     console.print("[green]every step held[/green]")
 
@@ -126,6 +127,16 @@ def _wait_for_ownership(client: Client, answer: dict[str, Any]) -> None:
         return client.cache_stats()["nodes"][name]["owned_pages"] >= num_pages
 
     _await(is_known, "page ownership")
+
+
+def _all_rest(client: Client, since: float) -> bool:
+    """No page is held, as every node has said after `since`."""
+    nodes = client.nodes()
+    elapsed_s = time.monotonic() - since
+    return all(
+        node["last_heartbeat_s_ago"] < elapsed_s and node["load"]["held_pages"] == 0
+        for node in nodes
+    )
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:

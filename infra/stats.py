@@ -17,6 +17,7 @@ REFRESH_S = 1.0
 PIPE_WIDTH = 120
 """Of lines that nobody's terminal wraps."""
 TERMS = ("queue", "fetch", "compute", "transfer", "wait", "evict", "first_token", "score")
+ROLES = {"prefill": "P", "decode": "D"}
 TASKS = {
     "prefill": "nodes that would compute the prompt",
     "decode": "nodes that would answer",
@@ -92,9 +93,9 @@ def show_audit(audit: dict[str, Any], console: Console) -> None:
 
 
 def _node_table(nodes: dict[str, dict[str, Any]]) -> Table:
-    table = _table("nodes")
-    table.add_column("\nnode")
-    table.add_column("\nrole")
+    table = _table("prefill (P) and decode (D) nodes")
+    table.add_column("\nnode", no_wrap=True, min_width=max(map(len, nodes), default=4))
+    table.add_column("\nrole", no_wrap=True)
     for heading in (
         *("pages\nheld", "\ncached", "\nfree"),
         *("tokens\nhit", "\ncomputed", "\nreused", "\nfetched"),
@@ -104,7 +105,7 @@ def _node_table(nodes: dict[str, dict[str, Any]]) -> Table:
     for name, node in nodes.items():
         table.add_row(
             name,
-            node["role"] + (" (draining)" if node["draining"] else ""),
+            ROLES[node["role"]] + (" drains" if node["draining"] else ""),
             *(_short(node["pages"][state]) for state in ("held", "cached", "free")),
             f"{node['token_hit_ratio']:.0%}",
             *(_short(node[f"tokens_{how}"]) for how in ("computed", "reused", "fetched")),
@@ -135,7 +136,7 @@ def _candidate_table(title: str, candidates: list[dict[str, Any]]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=0)
 
 
 def _short(number: int) -> str:

@@ -94,6 +94,8 @@ class NodeShell:
             slices, instructions = self._scheduler.next_batch(time.monotonic())
             self._execute(instructions)
             if slices:
+                if idle:  # others need not wait for the end of this step to know of it
+                    self._heartbeats.update(self._load())
                 self._execute(self._step(slices))
             idle = not slices
             self._report()
