@@ -98,8 +98,8 @@ def measure(num_pages: int, num_nodes: int, num_prompts: int) -> dict[str, float
     works = [Work(CHAIN_PAGES * 16 + 5, CHAIN_PAGES + 9, hashes) for hashes in prompts]
     clock = iter(range(1 << 60))
     for i, work in enumerate(works[:500]):  # backlogs and claims as of a busy cluster
-        placement.book(str(i), work, placement.route(work, 0.0, {}), 0.0)
-    route_us = _microseconds(lambda work: placement.route(work, next(clock) * 1e-4, {}), works)
+        placement.book(str(i), work, placement.route(work, 0.0), 0.0)
+    route_us = _microseconds(lambda work: placement.route(work, next(clock) * 1e-4), works)
 
     started = time.perf_counter()
     index.forget(nodes[0])

@@ -21,6 +21,9 @@ class Backlog:
         self.total_s = total_s
         """Work ever sent, from where a node that joins later begins; tells apart nodes that are
         equally free."""
+        self.promised_pages = 0
+        """Pages that requests were promised which no heartbeat can show as held yet."""
+        self._promised: dict[str, tuple[int, float]] = {}  # request → pages, sent at
         self._ours: dict[str, tuple[float, float]] = {}  # request → seconds of work, sent at
         self._ours_s = 0.0
         self._head_s = 0.0
@@ -38,6 +41,16 @@ class Backlog:
         self._ours_s += work_s
         self.total_s += work_s
 
+    def promise(self, request_id: str, num_pages: int, now: float) -> None:
+        """A request was sent that will take `num_pages` more pages of the node."""
+        self._promised[request_id] = (num_pages, now)
+        self.promised_pages += num_pages
+
+    def ended(self, request_id: str) -> None:
+        """It takes no more. Harmless twice."""
+        num_pages, _ = self._promised.pop(request_id, (0, 0.0))
+        self.promised_pages -= num_pages
+
     def computed(self, request_id: str, now: float) -> None:
         """Its first token is here, or it was given up. Harmless twice."""
         if request_id not in self._ours:
@@ -50,6 +63,9 @@ class Backlog:
 
     def heard(self, queued_s: float, now: float) -> None:
         """A heartbeat: the node has prompts of `queued_s` to compute."""
+        for request_id, (_, at) in list(self._promised.items()):
+            if now - at >= SETTLING_S:
+                self.ended(request_id)
         known_s = sum(work_s for work_s, at in self._ours.values() if now - at >= SETTLING_S)
         self._heard_s = queued_s
         self._others_s = max(0.0, queued_s - known_s)

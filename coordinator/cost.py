@@ -21,6 +21,8 @@ import msgspec
 from coordinator.registry import LiveNode
 
 OWN_WORK_WEIGHT = 3.0
+EVICTED_REUSE = 0.5
+"""How often evicted pages are asked for again, compared with all pages."""
 HOP_S = 0.001
 """One control message between two nodes."""
 DEFAULT_PREFILL_TOKENS_PER_S = 5_000.0
@@ -81,26 +83,24 @@ def compute_s(live: LiveNode, num_tokens: int) -> float:
     return load.step_s + (num_tokens if num_tokens > 1 else 1) / rate
 
 
-def fetch_s(num_bytes: int, link_bytes_per_s: float) -> float:
-    """Pages from their owner to the node that computes the rest."""
-    return 2 * HOP_S + num_bytes / link_bytes_per_s
-
-
-def transfer_s(num_bytes: int, link_bytes_per_s: float) -> float:
-    """Pages that the decode node lacks, from the prefill node."""
+def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
+    """Pages from one node to another, asked for and answered."""
     return 2 * HOP_S + num_bytes / link_bytes_per_s
 
 
 def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
-    """Work that will have to be done again for the pages which `num_new_pages` push out.
+    """Work that will have to be done again for the pages which `num_new_pages` push out, weighed
+    as a request's own work is.
 
     A node without room for all of them counts as full: what is free on a busy node is spoken for.
-    `hit_share`: of the pages that prompts asked for lately, those that were found.
+    `hit_share`: of the pages that prompts asked for lately, those that were found. The pages that
+    go are those used longest ago, so they would be asked for more rarely than the average.
     """
     if num_new_pages <= live.load.free_pages:
         return 0.0
     evicted_tokens = num_new_pages * live.info.layout.page_size
-    return hit_share * evicted_tokens / prefill_tokens_per_s(live)
+    reuse = hit_share * EVICTED_REUSE
+    return OWN_WORK_WEIGHT * reuse * evicted_tokens / prefill_tokens_per_s(live)
 
 
 def wait_s(live: LiveNode, num_requests: int, num_pages: int) -> float:
@@ -111,7 +111,9 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int) -> float:
     """
     load, max_running = live.load, live.info.max_running_requests
     step_s = load.step_s or DEFAULT_STEP_S
-    running = max(load.num_running + load.num_waiting, num_requests)
+    running = load.num_running + load.num_waiting
+    if num_requests > running:
+        running = num_requests
     wait = step_s * (1 + running / max_running)
     if running >= max_running or num_pages > load.free_pages + load.cached_pages:
         wait += step_s * ANSWER_STEPS * (1 + max(0, running - max_running) / max_running)

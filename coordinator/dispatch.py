@@ -4,8 +4,9 @@ A decision is best when it is made late: queues and caches are known then. So no
 a little work ahead, just enough never to idle, and the rest waits here, in this order:
 
   * The largest (waited + half of the goal) / work first: at the beginning the shortest requests go
-    first, which makes the mean least, and whoever waits gains on everybody, so nobody starves
-    (Brinch Hansen's highest response ratio next, 1971, has `work` where half of the goal is).
+    first, which makes the mean least, and whoever waits gains on those who come later (Brinch
+    Hansen's highest response ratio next, 1971, has `work` where half of the goal is). Who has
+    waited for ten goals goes before all others, so nobody starves.
   * While the backlog is short, requests that are about to miss the goal go before all others. The
     goal is the 99th percentile of the time that recent prompts take alone: no order can have a
     lower 99th percentile, and few requests are in danger of missing it. With a long backlog most
@@ -19,20 +20,23 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from coordinator.placement import Placement, Work
-from coordinator.router import Route
+from coordinator.router import Plan, Route
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
 MIN_WAIT_S = 0.0001
 MAX_WAIT_S = 0.05
+VAIN_PAUSE_S = 0.02
 LOOK_AHEAD = 32
 """So many requests are considered when a node becomes free: the first in order may go elsewhere."""
 GOAL_QUANTILE = 0.99
 GOAL_WINDOW = 1_000
 """Recent requests that the goal is taken from."""
+PATIENCE_GOALS = 10
 HEAD_START_SHARE = 0.5
 """Of the goal: waiting less than this changes little about who goes first."""
 DANGER_SHARE = 0.3
@@ -47,6 +51,10 @@ class _Waiting:
     work: Work
     arrived: float
     work_s: float
+    skips_prefill: bool
+    """A decode node would compute it, so busy prefill nodes do not matter."""
+    is_new: bool = True
+    """It was not looked at yet."""
 
 
 class DispatchQueue:
@@ -57,6 +65,9 @@ class DispatchQueue:
         self._binds_late = binds_late
         self._waiting: dict[str, _Waiting] = {}
         self._goal = _Goal()
+        self._looked_in_vain = (0.0, -1)
+        self._plan = Plan()
+        """Of the last look in vain: what those who wait will need."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -68,7 +79,8 @@ class DispatchQueue:
         """`arrived`: when the client asked; a second attempt keeps the time of the first."""
         work_s = self._placement.least_compute_s(work)
         self._goal.observe(work_s)
-        self._waiting[request_id] = _Waiting(request_id, work, arrived, work_s)
+        skips_prefill = self._binds_late and self._placement.skips_prefill(work)
+        self._waiting[request_id] = _Waiting(request_id, work, arrived, work_s, skips_prefill)
 
     def remove(self, request_id: str) -> None:
         """The client left. Harmless for a request that does not wait."""
@@ -81,19 +93,29 @@ class DispatchQueue:
         if not self._waiting:
             return sent
         busy_s = self._placement.busy_s(now)
-        if min(busy_s, default=0.0) > ahead_s:
-            return sent
-        planned_s: dict[str, float] = {}
-        for waiting in self._first(now, len(busy_s)):
-            route = self._placement.route(waiting.work, now, planned_s)
+        eligible = self._eligible(self._waiting.values(), min(busy_s, default=0.0) > ahead_s)
+        is_pause = self._pause_s(now) > 0
+        if is_pause:
+            looked_at, plan = [one for one in eligible if one.is_new], self._plan
+        else:
+            looked_at, plan = self._first(eligible, now, len(busy_s)), Plan()
+        for waiting in looked_at:
+            waiting.is_new = False
+            route = self._placement.route(waiting.work, now, plan)
+            num_pages = waiting.work.num_pages
             # A fetch that takes as long as the queue had better begin.
-            if route.queue_s <= max(ahead_s, route.cost.fetch_s):
+            is_turn = route.queue_s <= max(ahead_s, route.cost.fetch_s)
+            if not self._binds_late or (
+                is_turn and self._placement.has_room(route, num_pages, plan)
+            ):
                 del self._waiting[waiting.request_id]
                 self._placement.book(waiting.request_id, waiting.work, route, now)
                 sent.append((waiting.request_id, route))
-            else:  # its turn is not yet; who comes after it must not count on its node
-                name = route.computes.name
-                planned_s[name] = planned_s.get(name, 0.0) + route.busy_s
+            else:  # its turn is not yet; who comes after it must not count on its nodes
+                plan.add(route, num_pages)
+        if looked_at and not sent and not is_pause:
+            self._plan = plan
+            self._looked_in_vain = (now, self._placement.num_changes)
         return sent
 
     def dispatch_in_s(self, now: float) -> float | None:
@@ -101,17 +123,32 @@ class DispatchQueue:
         if not self._waiting:
             return None
         waits = [busy_s - DISPATCH_AHEAD_S for busy_s in self._placement.busy_s(now)]
-        return max(MIN_WAIT_S, min((wait for wait in waits if wait > 0), default=MAX_WAIT_S))
+        soonest = min((wait for wait in waits if 0 < wait < MAX_WAIT_S), default=MAX_WAIT_S)
+        return max(MIN_WAIT_S, soonest, self._pause_s(now))
 
-    def _first(self, now: float, num_nodes: int) -> list[_Waiting]:
-        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node.
+    def _pause_s(self, now: float) -> float:
+        """After a look that found nothing to send only new requests are looked at, until something
+        became free or a while went by: with long queues a look takes milliseconds, and messages
+        come all the time."""
+        looked_at, num_changes = self._looked_in_vain
+        if num_changes != self._placement.num_changes:
+            return 0.0
+        return max(0.0, looked_at + VAIN_PAUSE_S - now)
 
-        Without those that no decode node has room for: they wait for one to come, as long as the
-        tracker lets them, and must not keep others from being considered.
-        """
+    def _eligible(self, waiting: Iterable[_Waiting], all_busy: bool) -> list[_Waiting]:
+        """Those that could be sent now. Not those that no decode node has room for: they wait for
+        one to come, as long as the tracker lets them, and must not keep others from being looked
+        at. Nor, while all prefill nodes are busy, those that need one."""
         most_pages = self._placement.most_pages
-        waiting = [one for one in self._waiting.values() if one.work.num_pages <= most_pages]
-        if not self._binds_late or len(waiting) == 1:
+        return [
+            one
+            for one in waiting
+            if one.work.num_pages <= most_pages and (one.skips_prefill or not all_busy)
+        ]
+
+    def _first(self, waiting: list[_Waiting], now: float, num_nodes: int) -> list[_Waiting]:
+        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node."""
+        if not self._binds_late or len(waiting) < 2:
             return waiting
         goal_s = self._goal.seconds
         backlog_s = sum(one.work_s for one in waiting)
@@ -122,6 +159,8 @@ class DispatchQueue:
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
                 return 0, goal_s - response_s
             waited_s = now - one.arrived
+            if waited_s > PATIENCE_GOALS * goal_s:
+                return -1, one.arrived
             return 1, -(waited_s + HEAD_START_SHARE * goal_s) / max(one.work_s, 1e-6)
 
         return heapq.nsmallest(LOOK_AHEAD, waiting, key=order)

@@ -111,6 +111,7 @@ class Generation:
 
     def _end(self, event: Ended, now: float) -> None:
         self.ended_at = now
+        self.attempts = max(self.attempts, event.attempts)
         if event.finish == "error":
             self.error = Abort(event.message, event.status_code)
             return

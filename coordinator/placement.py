@@ -7,7 +7,7 @@ router. The replay benchmark drives it with virtual nodes, the tracker with real
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from coordinator.backlog import Backlog
@@ -15,10 +15,21 @@ from coordinator.claims import Claims
 from coordinator.cost import compute_s, prefill_tokens_per_s
 from coordinator.index import PrefixIndex
 from coordinator.registry import LiveNode, Registry
-from coordinator.router import Candidates, Cluster, Demand, Route, Router, no_room
+from coordinator.router import (
+    NOTHING_PLANNED,
+    Candidates,
+    Cluster,
+    Demand,
+    Plan,
+    Route,
+    Router,
+    no_room,
+)
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 
+PLACES_AHEAD = 8
+"""A decode node is given an eighth more requests than it has places for."""
 HIT_SHARE_MEMORY = 0.999
 """What a share of hits keeps of itself with each further request."""
 
@@ -53,16 +64,45 @@ class Placement:
         """Names of nodes that get no new requests; others may still fetch their pages."""
         self.backlogs: dict[str, Backlog] = {}
         self._router = router
+        self._open: dict[Role, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
+        self.num_changes = 0
+        """Grows whenever a node may have become free."""
         self._claims = Claims()
         index.on_removed = self._claims.drop
         self._booked: dict[str, _Booking] = {}
         self._hit_pages = 0.0
         self._asked_pages = 0.0
 
-    def route(self, work: Work, now: float, planned_s: Mapping[str, float]) -> Route:
-        """Where `work` would go now, after work of `planned_s` seconds by node name. Raises
-        NoRoute."""
-        return self._router.route(self._demand(work, now), self._cluster(now, planned_s))
+    def route(self, work: Work, now: float, plan: Plan = NOTHING_PLANNED) -> Route:
+        """Where `work` would go now, after what is planned to be sent before it. Raises NoRoute."""
+        return self._router.route(self._demand(work, now), self._cluster(now, plan))
+
+    def has_room(self, route: Route, num_pages: int, plan: Plan) -> bool:
+        """The decode node of `route` could begin to answer: it has a place and the pages."""
+        live = self.registry.get(route.decode)
+        if live is None:
+            return False
+        load, max_running = live.load, live.info.max_running_requests
+        backlog = self.backlogs.get(route.decode.name)
+        num_running = load.num_running + load.num_waiting
+        promised = plan.pages.get(route.decode.name, 0)
+        if backlog is not None:
+            num_running = max(num_running, backlog.num_requests)
+            promised += backlog.promised_pages
+        # Some wait there for the places that become free; for pages nobody should.
+        has_place = num_running < max_running + max(1, max_running // PLACES_AHEAD)
+        num_new_pages = num_pages - route.decode_pages
+        return has_place and num_new_pages <= load.free_pages + load.cached_pages - promised
+
+    def skips_prefill(self, work: Work) -> bool:
+        """A decode node would compute the prompt itself, whatever prefill nodes do: it has nearly
+        all of it, or no prefill node may take it."""
+        return self._router.skips_prefill(
+            work.num_tokens,
+            self.index.match(work.hashes),
+            [p for p in self.open("prefill") if p.node.name not in work.avoid],
+            self.open("decode"),
+        )
 
     def require_room(self, work: Work) -> None:
         """Raises NoRoute when no decode node could ever answer."""
@@ -76,7 +116,7 @@ class Placement:
         A copy of the router chooses: it takes no turn and no chance from the requests to come.
         """
         demand = self._demand(work, now)
-        candidates = self._router.candidates(demand, self._cluster(now, {}))
+        candidates = self._router.candidates(demand, self._cluster(now, NOTHING_PLANNED))
         return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
     def least_compute_s(self, work: Work) -> float:
@@ -96,6 +136,8 @@ class Placement:
         self._booked[request_id] = booking
         booking.computing.sent(request_id, route.busy_s, now)
         booking.answering.num_requests += 1
+        num_new_pages = work.num_pages - route.decode_pages
+        booking.answering.promise(request_id, num_new_pages, now)
         if booking.computing is not booking.answering:
             booking.computing.num_requests += 1
         owned = self.index.match(work.hashes)
@@ -110,6 +152,7 @@ class Placement:
         if booking is None or booking.is_computed:
             return
         booking.is_computed = True
+        self.num_changes += 1
         booking.computing.computed(request_id, now)
         if booking.computing is not booking.answering:
             booking.computing.num_requests -= 1
@@ -119,7 +162,9 @@ class Placement:
         self.computed(request_id, now)
         booking = self._booked.pop(request_id, None)
         if booking is not None:
+            self.num_changes += 1
             booking.answering.num_requests -= 1
+            booking.answering.ended(request_id)
 
     def heard(self, live: LiveNode, now: float) -> None:
         """A heartbeat of this node."""
@@ -158,7 +203,7 @@ class Placement:
         expected = self._claims.extend(work.hashes, owned, now)
         return Demand(work.num_tokens, work.num_pages, owned, expected, work.avoid)
 
-    def _cluster(self, now: float, planned_s: Mapping[str, float]) -> Cluster:
+    def _cluster(self, now: float, plan: Plan) -> Cluster:
         return Cluster(
             prefill=self.open("prefill"),
             decode=self.open("decode"),
@@ -166,7 +211,7 @@ class Placement:
             link_bytes_per_s=self.registry.link_bytes_per_s,
             backlogs=self.backlogs,
             hit_share=self.hit_share,
-            planned_s=planned_s,
+            plan=plan,
             now=now,
         )
 
@@ -175,7 +220,11 @@ class Placement:
         nodes = self.registry.live(role)
         if not self.draining:
             return nodes
-        return [live for live in nodes if live.node.name not in self.draining]
+        of_nodes, of_draining, opened = self._open.get(role, ([], self.draining, []))
+        if of_nodes is not nodes or of_draining != self.draining:
+            opened = [live for live in nodes if live.node.name not in self.draining]
+            self._open[role] = (nodes, self.draining, opened)
+        return opened
 
     def _computing_nodes(self) -> list[LiveNode]:
         prefill = self.open("prefill")

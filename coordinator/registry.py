@@ -39,8 +39,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
-        self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until something changes
-        self._link_bytes_per_s: float | None = None  # until something changes
+        self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until one joins or leaves
+        self._link_bytes_per_s: float | None = None  # until the next heartbeat
         self._refused: dict[str, Node] = {}  # by name, to say it once
 
     @property
@@ -64,8 +64,14 @@ class Registry:
         if known is None or replaced is not None:
             log.info("%s node %s joins (%s)", info.role, info.node, info.control_address)
         lease_ends = now + message.lease_s
-        self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
-        self._changed()
+        live = self._nodes.get(info.node.name)
+        if live is None:
+            self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
+            self._by_role.clear()
+        else:
+            live.info, live.load = info, message.load
+            live.lease_ends, live.last_heartbeat = lease_ends, now
+        self._link_bytes_per_s = None
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:
@@ -106,13 +112,10 @@ class Registry:
             self._link_bytes_per_s = sum(measured) / len(measured) if measured else 0.0
         return self._link_bytes_per_s
 
-    def _changed(self) -> None:
-        self._by_role.clear()
-        self._link_bytes_per_s = None
-
     def _drop(self, name: str) -> None:
         del self._nodes[name]
-        self._changed()
+        self._by_role.clear()
+        self._link_bytes_per_s = None
 
     def _is_foreign(self, info: NodeInfo) -> bool:
         """True (and one log line) for a node whose model or KV layout is not the cluster's."""

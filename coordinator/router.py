@@ -8,7 +8,7 @@ policy chooses. Costs of the two add up, so they are chosen apart, in time linea
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -41,6 +41,24 @@ class Demand:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What requests that go first will need, by node name: seconds of prompts, and pages of decode
+    nodes."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    pages: dict[str, int] = field(default_factory=dict)
+
+    def add(self, route: Route, num_pages: int) -> None:
+        """A request with `num_pages` of prompt and answer goes along `route` first."""
+        computes, answers = route.computes.name, route.decode.name
+        self.seconds[computes] = self.seconds.get(computes, 0.0) + route.busy_s
+        self.pages[answers] = self.pages.get(answers, 0) + num_pages - route.decode_pages
+
+
+NOTHING_PLANNED = Plan()
+
+
+@dataclass(frozen=True)
 class Cluster:
     """The nodes as a coordinator sees them at one moment."""
 
@@ -54,8 +72,7 @@ class Cluster:
     """By node name; a node without one has nothing to do."""
     hit_share: float
     """Of the pages that prompts asked for lately, those that were found."""
-    planned_s: Mapping[str, float]
-    """Work, by node name, of requests that will be sent before this one."""
+    plan: Plan
     now: float
 
 
@@ -72,6 +89,8 @@ class Route(msgspec.Struct, frozen=True):
     """Leading pages that the computing node is to have after fetching; 0: nothing is fetched."""
     cached_pages: int
     """Leading pages that need no computing there."""
+    decode_pages: int
+    """Of prompt and answer, those that the decode node has."""
     busy_s: float
     """Estimated time that it occupies the computing node: its work, and the end of a fetch that
     its queue does not cover."""
@@ -155,6 +174,23 @@ class Router:
     def _is_little(self, costing: _Costing, candidate: Candidate) -> bool:
         return costing.uncached_tokens(candidate) <= self._local_prefill_max_tokens
 
+    def skips_prefill(
+        self,
+        num_tokens: int,
+        owned_pages: Mapping[Node, int],
+        prefills: list[LiveNode],
+        decodes: list[LiveNode],
+    ) -> bool:
+        """Some decode node would compute such a prompt itself: it owns nearly all of it, or no
+        prefill node is large enough."""
+        if not any(p.info.layout.num_pages(num_tokens) <= p.info.num_pages for p in prefills):
+            return True
+        return self._policy.weighs_cost and any(
+            num_tokens - owned_pages.get(d.node, 0) * d.info.layout.page_size
+            <= self._local_prefill_max_tokens
+            for d in decodes
+        )
+
     def choose(self, demand: Demand, candidates: Candidates) -> Route:
         """The policy's choice, with its reason."""
         both = self._policy.choose(candidates.both, "decode") if candidates.both else None
@@ -197,13 +233,13 @@ class _Costing:
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
         backlog = cluster.backlogs.get(node.name)
-        queue_s = cluster.planned_s.get(node.name, 0.0) if cluster.planned_s else 0.0
+        queue_s = cluster.plan.seconds.get(node.name, 0.0) if cluster.plan.seconds else 0.0
         if backlog is not None:
             queue_s += backlog.seconds(cluster.now)
         compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
         if owned < self._source_pages:
-            fetch_s = costs.fetch_s(
+            fetch_s = costs.move_s(
                 (self._source_pages - owned) * self._page_bytes, self._source_bytes_per_s
             )
             rest_s = costs.compute_s(live, self._tokens_behind_source)
@@ -222,8 +258,11 @@ class _Costing:
         num_requests = backlog.num_requests if backlog is not None else 0
         num_new_pages = demand.num_pages - owned
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
-        transfer_s = costs.transfer_s(num_bytes, self._link_bytes_per_s)
-        wait_s = costs.wait_s(live, num_requests, num_new_pages)
+        transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
+        promised = plan.get(node.name, 0) if (plan := self._cluster.plan.pages) else 0
+        if backlog is not None:
+            promised += backlog.promised_pages
+        wait_s = costs.wait_s(live, num_requests, num_new_pages + promised)
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
         return _candidate(live, cost, owned, backlog)
@@ -303,6 +342,7 @@ def _route(
         fetch_address=source.info.control_address if source else "",
         fetch_pages=computing.fetch_pages,
         cached_pages=computing.cached_pages,
+        decode_pages=answering.owned_pages,
         busy_s=max(0.0, cost.fetch_s - cost.queue_s) + computing.cost.compute_s,
         queue_s=computing.cost.queue_s,
         cost=cost,

@@ -41,6 +41,7 @@ from protocol.messages import (
     Cancel,
     Failed,
     FlushCache,
+    Generate,
     Goodbye,
     Heartbeat,
     Message,
@@ -110,6 +111,8 @@ class Service:
 
     async def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        if self._next_dispatch is not None:
+            self._next_dispatch.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -249,15 +252,17 @@ class Service:
         )
 
     def _dispatch(self) -> None:
-        self._next_dispatch = None
         now = self._now()
         self._carry_out(self._tracker.dispatch(now))
         self._plan_dispatch(now)
 
     def _plan_dispatch(self, now: float) -> None:
         """Looks again when a node is expected to become free, if requests wait."""
+        if self._next_dispatch is not None:  # one timer is enough, whoever called
+            self._next_dispatch.cancel()
+            self._next_dispatch = None
         wait_s = self._queue.dispatch_in_s(now)
-        if wait_s is not None and self._next_dispatch is None:
+        if wait_s is not None:
             loop = asyncio.get_running_loop()
             self._next_dispatch = loop.call_later(wait_s, self._dispatch)
 
@@ -288,8 +293,10 @@ class Service:
             self._inquiries.answered(message.audit_id, message.node.name, message.hashes)
 
     def _heard(self, message: Heartbeat) -> None:
-        now = self._now()
+        now, model = self._now(), self.registry.model
         self._lost(self.registry.heartbeat(message, now))
+        if self.registry.model != model:
+            self._carry_out(self._tracker.remake(now))
         live = self.registry.get(message.info.node)
         if live is not None:
             self.placement.heard(live, now)
@@ -346,16 +353,14 @@ class Service:
             self.cancel(outcome.request_id)
 
     def _note_hit(self, outcome: Produced) -> None:
-        found = self._tracker.prompt(outcome.request_id)
         model = self.registry.model
-        if found is None or model is None:
+        if model is None:
             return
-        request, work = found
-        last_page = outcome.cached_tokens // model.layout.page_size - 1
-        if 0 <= last_page < len(work.hashes):
+        request, last_page = outcome.request, outcome.cached_tokens // model.layout.page_size - 1
+        if 0 <= last_page < len(outcome.hashes):
             tokens = request.tokens[: outcome.cached_tokens]
             self.hot_prefixes.hit(
-                work.hashes[last_page], tokens, bool(request.cache_salt), self._now()
+                outcome.hashes[last_page], tokens, bool(request.cache_salt), self._now()
             )
 
     def _ended(self, outcome: Ended) -> None:
@@ -401,8 +406,9 @@ class Service:
         try:
             self._channel.send(work.address, work.message)
         except PeerUnreachable as error:
-            # Its lease ends soon, and then its requests are sent elsewhere.
             log.warning("message dropped: %s", error)
+            if isinstance(work.message, Generate):
+                self._carry_out(self._tracker.undeliverable(work.message.attempt, self._now()))
 
     def _now(self) -> float:
         return time.monotonic()  # uvloop's own clock counts whole milliseconds

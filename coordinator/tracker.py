@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from coordinator.dispatch import DispatchQueue
 from coordinator.placement import Placement, Work
 from coordinator.router import NoRoute, Route
-from protocol.hashing import token_bytes
+from protocol.hashing import PageHash, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, Message, TokenOut, TokensOut
 from protocol.sampling import Sampling
@@ -55,6 +55,9 @@ class Produced:
     """New tokens of a request."""
 
     request_id: str
+    request: Request
+    hashes: list[PageHash]
+    """Of the full pages of its prompt."""
     tokens: list[int]
     attempt: int
     route: Route
@@ -71,6 +74,7 @@ class Ended:
     finish: str
     message: str = ""
     status_code: int = 200
+    attempts: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Tracker:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that are not bound to a node."""
+        """Requests in the dispatch queue."""
         return len(self._queue)
 
     def submit(self, request: Request, now: float) -> list[Outcome]:
@@ -163,13 +167,6 @@ class Tracker:
             for request_id, route in self._queue.dispatch(now)
         ]
 
-    def prompt(self, request_id: str) -> tuple[Request, Work] | None:
-        """A running request, and its prompt as it was placed."""
-        running = self._running.get(request_id)
-        if running is None or running.work is None:
-            return None
-        return running.request, running.work
-
     def tokens(self, message: TokensOut, now: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for out in message.outs:
@@ -179,6 +176,7 @@ class Tracker:
             elif running.num_answered_before + out.start != len(running.answered):
                 outcomes.append(Send(running.route.decode_address, Cancel(out.attempt)))
                 outcomes += self._failed(running, message.node, "tokens were lost on the way", now)
+                outcomes += self.dispatch(now)
             else:
                 outcomes += self._take(running, out, now)
         return outcomes
@@ -190,8 +188,18 @@ class Tracker:
         if message.kind == "request":
             return [self._end(running, now, "error", message.reason, BAD_REQUEST)]
         if message.kind == "busy":
-            return self._busy(running, message.node, message.reason, now)
-        return self._failed(running, message.node, message.reason, now)
+            outcomes = self._busy(running, message.node, message.reason, now)
+        else:
+            outcomes = self._failed(running, message.node, message.reason, now)
+        return outcomes + self.dispatch(now)
+
+    def undeliverable(self, attempt: Attempt, now: float) -> list[Outcome]:
+        """The decode node could not be told of this attempt."""
+        running = self._current(attempt)
+        if running is None or running.route is None:
+            return []
+        node = running.route.decode
+        return self._failed(running, node, f"node {node.name} cannot be reached", now)
 
     def node_lost(self, node: Node, now: float) -> list[Outcome]:
         """Every request that needs this node goes elsewhere."""
@@ -204,7 +212,7 @@ class Tracker:
             if route.decode != node:
                 outcomes.append(Send(route.decode_address, Cancel(running.current)))
             outcomes += self._failed(running, node, f"node {node.name} was lost", now)
-        return outcomes
+        return outcomes + self.dispatch(now)
 
     def cancel(self, request_id: str, now: float) -> list[Outcome]:
         """The client does not want it any more (or has enough); no `Ended` follows."""
@@ -215,6 +223,15 @@ class Tracker:
         if running.route is None:
             return []
         return [Send(running.route.decode_address, Cancel(running.current))]
+
+    def remake(self, now: float) -> list[Outcome]:
+        """The cluster serves another model or layout now: what waits is hashed again."""
+        outcomes: list[Outcome] = []
+        for running in [r for r in self._running.values() if r.route is None]:
+            self._queue.remove(running.request.request_id)
+            running.work = None
+            outcomes += self._wait(running, now)
+        return outcomes
 
     def tick(self, now: float) -> list[Outcome]:
         """Tries again for requests without a node, and gives up on those that waited too long."""
@@ -258,6 +275,8 @@ class Tracker:
         outcomes: list[Outcome] = [
             Produced(
                 running.request.request_id,
+                running.request,
+                running.work.hashes if running.work is not None else [],
                 out.tokens,
                 running.attempt,
                 running.route,
@@ -300,7 +319,7 @@ class Tracker:
         running.last_failure = reason
         running.route = None
         running.work = None
-        return self._wait(running, now) + self.dispatch(now)
+        return self._wait(running, now)
 
     def _wait(self, running: _Running, now: float) -> list[Outcome]:
         """Queues a request that has no node, if it is time; ends it if there was none too long."""
@@ -318,8 +337,9 @@ class Tracker:
             return [self._end(running, now, "error", reason, running.status_code)]
         if running.request.request_id not in self._queue:
             self._queue.add(running.request.request_id, work, running.arrived)
-        if running.status_code == NODE_FAILED:
-            running.give_up_at = None  # there is a node
+        waits_for_its_turn = now - running.retry_at > RETRY_WITHIN_S
+        if running.status_code == NODE_FAILED or waits_for_its_turn:
+            running.give_up_at, running.status_code = None, NODE_FAILED  # there is a node
         return []
 
     def _work(self, running: _Running) -> Work:
@@ -336,7 +356,8 @@ class Tracker:
         self, running: _Running, now: float, finish: str, message: str = "", status_code: int = 200
     ) -> Ended:
         self._drop(running, now)
-        return Ended(running.request.request_id, finish, message, status_code)
+        request_id = running.request.request_id
+        return Ended(request_id, finish, message, status_code, running.attempt)
 
     def _drop(self, running: _Running, now: float) -> None:
         request_id = running.request.request_id

@@ -21,7 +21,7 @@ every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def route(nodes: Nodes, avoid: tuple[str, ...] = (), now: float = 0.0) -> Route:
-    return nodes.placement.route(work_of(1600, "a", avoid), now, {})
+    return nodes.placement.route(work_of(1600, "a", avoid), now)
 
 
 def run_through(nodes: Nodes, count: int) -> list[Route]:
@@ -29,7 +29,7 @@ def run_through(nodes: Nodes, count: int) -> list[Route]:
     routes = []
     for i in range(count):
         now, work = 10.0 * i, work_of(1600, f"own{i}-")
-        chosen = nodes.placement.route(work, now, {})
+        chosen = nodes.placement.route(work, now)
         nodes.placement.book(str(i), work, chosen, now)
         nodes.placement.ended(str(i), now + 5.0)
         routes.append(chosen)
@@ -120,7 +120,7 @@ def test_a_burst_is_spread(policy: str) -> None:
     chosen = []
     for i in range(9):
         work = work_of(1600, f"own{i}-")
-        one = nodes.placement.route(work, 0.0, {})
+        one = nodes.placement.route(work, 0.0)
         nodes.placement.book(str(i), work, one, 0.0)
         chosen.append(one.computes.name)
     assert sorted(chosen) == ["p0"] * 3 + ["p1"] * 3 + ["p2"] * 3

@@ -57,15 +57,15 @@ def test_computing_takes_a_step_and_at_least_one_token() -> None:
 
 
 def test_moving_pages_takes_two_messages_and_the_link() -> None:
-    for moving_s in (cost.fetch_s, cost.transfer_s):
-        assert moving_s(3_000_000, 1e6) == pytest.approx(3.0 + 2 * HOP_S)
-        assert moving_s(0, 1e6) == 2 * HOP_S
+    assert cost.move_s(3_000_000, 1e6) == pytest.approx(3.0 + 2 * HOP_S)
+    assert cost.move_s(0, 1e6) == 2 * HOP_S
 
 
 def test_eviction_costs_the_share_of_pages_that_would_have_been_hit() -> None:
     node = live(load_of(free_pages=10))
     assert cost.evict_s(node, 10, 0.5) == 0.0
-    assert cost.evict_s(node, 11, 0.5) == pytest.approx(0.5 * 11 * LAYOUT.page_size / 1000)
+    again_s = 0.5 * cost.EVICTED_REUSE * 11 * LAYOUT.page_size / 1000
+    assert cost.evict_s(node, 11, 0.5) == pytest.approx(cost.OWN_WORK_WEIGHT * again_s)
     assert cost.evict_s(node, 11, 0.0) == 0.0
 
 

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from nodes import LAYOUT, Nodes, load_of, work_of
 
 from coordinator import dispatch
-from coordinator.dispatch import DISPATCH_AHEAD_S, HEAD_START_SHARE, LOOK_AHEAD, DispatchQueue
+from coordinator.dispatch import (
+    DISPATCH_AHEAD_S,
+    HEAD_START_SHARE,
+    LOOK_AHEAD,
+    MAX_WAIT_S,
+    PATIENCE_GOALS,
+    VAIN_PAUSE_S,
+    DispatchQueue,
+)
 from protocol.ids import Node
 
 
@@ -73,10 +81,11 @@ def test_a_node_gets_its_next_prompt_shortly_before_it_is_free() -> None:
     busy(nodes, "p0", 2.0)
     nodes.queue.add("a", work_of(100), 0.0)
     assert names(nodes, 0.0) == []
-    wait_s = nodes.queue.dispatch_in_s(0.0)
-    assert wait_s == pytest.approx(2.0 - DISPATCH_AHEAD_S)
-    assert names(nodes, wait_s - 0.01) == []
-    ((request_id, route),) = nodes.queue.dispatch(wait_s + 0.001)
+    assert nodes.queue.dispatch_in_s(0.0) == MAX_WAIT_S
+    now = 2.0 - DISPATCH_AHEAD_S - 0.01
+    assert nodes.queue.dispatch_in_s(now) == pytest.approx(0.01)
+    assert names(nodes, now) == []
+    ((request_id, route),) = nodes.queue.dispatch(now + 0.011)
     assert (request_id, route.prefill) == ("a", Node("p0", 1))
     assert len(nodes.queue) == 0 and nodes.queue.dispatch_in_s(3.0) is None
 
@@ -156,7 +165,7 @@ def test_who_comes_after_does_not_count_on_a_node_that_is_promised() -> None:
     nodes.queue.add("second", second, 0.0)
     assert names(nodes, 0.0) == []
     nodes.queue.add("first", first, -100.0)
-    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S)
     assert (request_id, route.prefill) == ("second", Node("p1", 1))
 
 
@@ -184,7 +193,7 @@ def test_what_has_no_room_holds_nobody_up() -> None:
     nodes.queue.add("small", work_of(100), 0.0)
     assert names(nodes, 0.0) == ["small"]
     assert len(nodes.queue) == 2 * LOOK_AHEAD
-    nodes.join("d1", now=1.0, num_pages=5000)
+    nodes.join("d1", load_of(free_pages=5000), now=1.0, num_pages=5000)
     assert len(names(nodes, 1.0)) == 1
 
 
@@ -199,9 +208,10 @@ def test_without_nodes_it_waits() -> None:
 
 
 def test_at_most_so_many_are_looked_at() -> None:
-    nodes = Nodes(*(f"p{i}" for i in range(LOOK_AHEAD + 5)), "d0")
+    nodes = Nodes(*(f"p{i}" for i in range(LOOK_AHEAD + 5)))
+    nodes.join("d0", max_running_requests=100)
     for i in range(LOOK_AHEAD + 5):
-        nodes.queue.add(str(i), work_of(1000), 0.0)
+        nodes.queue.add(str(i), work_of(300), 0.0)
     assert len(names(nodes, 0.0)) == LOOK_AHEAD
     assert len(names(nodes, 0.0)) == 5
 
@@ -298,3 +308,80 @@ def test_the_goal_is_a_quantile_of_the_last_prompts(observed: list[float], windo
             goal.observe(seconds)
             last = sorted(observed[max(0, i + 1 - window) : i + 1])
             assert goal.seconds == last[int(0.99 * len(last))]
+
+
+def test_after_a_look_in_vain_only_new_requests_are_looked_at() -> None:
+    """The large one waits for pages of d0; a small one that comes right after goes to d1."""
+    nodes = Nodes("p0", "p1")
+    nodes.join("d0", load_of(free_pages=300))
+    nodes.join("d1", load_of(free_pages=100), num_pages=100)
+    nodes.queue.add("large", work_of(8000), 0.0)
+    assert names(nodes, 0.0) == []
+    nodes.join("d0", load_of(free_pages=800))
+    assert names(nodes, VAIN_PAUSE_S / 2) == [], "not at once"
+    nodes.queue.add("small", work_of(100), 0.0)
+    ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S / 2)
+    assert (request_id, route.decode.name) == ("small", "d1"), "pages of d0 are planned"
+    assert names(nodes, VAIN_PAUSE_S) == ["large"]
+
+
+def test_what_became_free_ends_the_pause() -> None:
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=600))
+    nodes.queue.add("first", work_of(8000), 0.0)
+    assert names(nodes, 0.0) == ["first"]
+    nodes.queue.add("second", work_of(8000), 0.0)
+    assert names(nodes, 0.0) == [], "the pages are promised to the first"
+    nodes.placement.ended("first", 0.001)
+    assert names(nodes, 0.001) == ["second"]
+
+
+def test_promised_pages_are_not_promised_twice() -> None:
+    """Two requests of 510 pages, two decode nodes with 1000 each, before any heartbeat."""
+    nodes = Nodes("p0", "d0", "d1")
+    routes = []
+    for i in range(2):
+        work = work_of(8000, f"chain{i}")
+        routes.append(nodes.placement.route(work, 0.0))
+        nodes.placement.book(str(i), work, routes[-1], 0.0)
+    assert {route.decode.name for route in routes} == {"d0", "d1"}
+
+
+def test_a_large_request_is_not_passed_for_ever() -> None:
+    """Small ones come all the time and take pages as they become free; those that come after the
+    large one has waited long enough leave it room."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=500))
+    nodes.queue.add("large", work_of(7900), 0.0)
+    sent: list[str] = []
+    now = 0.0
+    while "large" not in sent:
+        assert now < 2 * PATIENCE_GOALS * 8
+        nodes.queue.add(f"small{now:.2f}", work_of(100), now)
+        new = names(nodes, now)
+        sent += new
+        used = sum(16 for name in new if name != "large")
+        nodes.join("d0", load_of(free_pages=500 - used), now=now)
+        for name in new:
+            if name != "large":
+                nodes.placement.ended(name, now)
+        now += 0.05
+
+
+def test_prompts_that_decode_nodes_have_do_not_wait_for_prefill_nodes() -> None:
+    nodes = Nodes("p0", "d0", local_prefill_max_tokens=64)
+    work = work_of(1000, "a")
+    nodes.index.stored(Node("d0", 1), work.hashes)
+    busy(nodes, "p0", 20.0)
+    nodes.queue.add("cached", work, 0.0)
+    nodes.queue.add("other", work_of(1000, "b"), 0.0)
+    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    assert (request_id, route.prefill) == ("cached", None)
+
+
+def test_a_retry_does_not_wait_for_the_node_that_it_avoids() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 30.0)
+    nodes.queue.add("a", work_of(1000, avoid=("p0",)), 0.0)
+    ((_, route),) = nodes.queue.dispatch(0.0)
+    assert route.prefill is None

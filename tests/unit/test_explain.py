@@ -25,7 +25,7 @@ def test_explaining_takes_no_turn_and_no_chance(policy: str) -> None:
     chosen = set()
     for _ in range(20):  # equal nodes: every policy has to break the tie
         explained = [placement.explain(work, 0.0)[1] for _ in range(3)]
-        route = placement.route(work, 0.0, {})
+        route = placement.route(work, 0.0)
         assert explained == [route] * 3
         chosen.add((route.prefill, route.decode))
     assert len(chosen) > 2

@@ -30,6 +30,8 @@ def generation_of(*stops: str) -> Generation:
 def produced(text: str) -> Produced:
     return Produced(
         request_id="r",
+        request=None,  # type: ignore[arg-type]
+        hashes=[],
         tokens=[ord(c) for c in text],
         attempt=1,
         route=None,  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from nodes import Nodes, booked, load_of, work_of
 
 from coordinator.claims import KEPT_S
 from coordinator.policies import POLICIES
-from coordinator.router import NoRoute, Route
+from coordinator.router import NoRoute, Plan, Route
 from protocol.ids import Node
 
 P0, P1, D0 = Node("p0", 1), Node("p1", 1), Node("d0", 1)
@@ -22,7 +22,7 @@ LONG_S = 1.61
 
 def place(nodes: Nodes, request_id: str, chain: str = "", now: float = 0.0) -> Route:
     work = work_of(LONG, chain)
-    route = nodes.placement.route(work, now, {})
+    route = nodes.placement.route(work, now)
     nodes.placement.book(request_id, work, route, now)
     return route
 
@@ -32,7 +32,7 @@ def test_the_next_turn_follows_the_first_before_any_event() -> None:
     first = place(nodes, "a", "chat")
     nodes.placement.ended("a", 1.0)
     longer = work_of(LONG + 160, "chat")
-    second = nodes.placement.route(longer, 1.0, {})
+    second = nodes.placement.route(longer, 1.0)
     assert second.prefill == first.prefill and second.cached_pages == 100
     assert second.fetch_from is None
 
@@ -50,9 +50,9 @@ def test_an_expected_prefix_is_forgotten_unless_an_event_confirms_it() -> None:
     place(nodes, "a", "chat")
     nodes.placement.ended("a", 1.0)
     later = 2.1 * KEPT_S
-    assert nodes.placement.route(work_of(LONG, "chat"), later, {}).cached_pages == 0
+    assert nodes.placement.route(work_of(LONG, "chat"), later).cached_pages == 0
     nodes.index.stored(P0, work_of(LONG, "chat").hashes)
-    assert nodes.placement.route(work_of(LONG, "chat"), later, {}).cached_pages == 99
+    assert nodes.placement.route(work_of(LONG, "chat"), later).cached_pages == 99
 
 
 def test_a_prefix_that_was_removed_is_expected_no_more() -> None:
@@ -62,7 +62,7 @@ def test_a_prefix_that_was_removed_is_expected_no_more() -> None:
     hashes = work_of(LONG, "chat").hashes
     nodes.index.stored(P0, hashes)
     nodes.index.removed(P0, hashes[40:])
-    assert nodes.placement.route(work_of(LONG, "chat"), 1.0, {}).cached_pages == 40
+    assert nodes.placement.route(work_of(LONG, "chat"), 1.0).cached_pages == 40
 
 
 def test_a_prompt_is_booked_until_its_first_token_and_its_answer_until_the_end() -> None:
@@ -99,14 +99,14 @@ def test_a_new_life_of_a_node_starts_with_nothing() -> None:
     nodes.placement.heard(live, 2.0)
     nodes.placement.ended("a", 3.0)
     assert nodes.placement.backlogs["p0"].num_requests == 0
-    again = nodes.placement.route(work_of(LONG, "chat"), 3.0, {})
+    again = nodes.placement.route(work_of(LONG, "chat"), 3.0)
     assert again.prefill == Node("p0", 2) and again.cached_pages == 0
 
 
 def test_planned_work_counts_where_it_is_planned() -> None:
     nodes = Nodes("p0", "p1", "d0")
     for _ in range(5):
-        assert nodes.placement.route(work_of(LONG), 0.0, {"p0": 1.0}).prefill == P1
+        assert nodes.placement.route(work_of(LONG), 0.0, Plan({"p0": 1.0})).prefill == P1
 
 
 def test_heartbeats_of_other_coordinators_work() -> None:
@@ -115,7 +115,7 @@ def test_heartbeats_of_other_coordinators_work() -> None:
     assert nodes.placement.busy_s(1.0) == [2.0, 0.0]
     assert nodes.placement.backlog_s(P0, 1.0) == 2.0
     assert nodes.placement.backlog_s(P1, 1.0) == 0.0
-    assert nodes.placement.route(work_of(LONG), 1.0, {}).prefill == P1
+    assert nodes.placement.route(work_of(LONG), 1.0).prefill == P1
 
 
 def test_decode_nodes_compute_when_there_is_no_other() -> None:
@@ -159,7 +159,7 @@ def test_explaining_books_nothing_and_agrees_with_routing() -> None:
     candidates, explained = nodes.placement.explain(work_of(LONG, "a"), 0.0)
     assert [c.live.node for c in candidates.prefill] == [P0, P1]
     assert [c.live.node for c in candidates.decode] == [D0]
-    assert explained == nodes.placement.route(work_of(LONG, "a"), 0.0, {})
+    assert explained == nodes.placement.route(work_of(LONG, "a"), 0.0)
     assert booked(nodes.placement) == {}
 
 

@@ -10,12 +10,14 @@ import pytest
 from nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of, work_of
 
 from coordinator.backlog import Backlog
+from coordinator.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
 from coordinator.policies import POLICIES
 from coordinator.registry import Registry
-from coordinator.router import Candidates, Cluster, Demand, NoRoute, Route, Router
+from coordinator.router import Candidates, Cluster, Demand, NoRoute, Plan, Route, Router
 from protocol.ids import Node
 from protocol.messages import Load
 
+EVICTED = EVICTED_REUSE * OWN_WORK_WEIGHT
 IDLE = load_of()
 PAGE_BYTES = LAYOUT.page_bytes
 SLOW_LINK = PAGE_BYTES / 0.1
@@ -33,7 +35,7 @@ def cluster_of(
     registry: Registry,
     queues_s: Mapping[str, float] | None = None,
     hit_share: float = 0.0,
-    planned_s: Mapping[str, float] | None = None,
+    planned_s: dict[str, float] | None = None,
 ) -> Cluster:
     return Cluster(
         prefill=registry.live("prefill"),
@@ -42,7 +44,7 @@ def cluster_of(
         link_bytes_per_s=registry.link_bytes_per_s,
         backlogs={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
         hit_share=hit_share,
-        planned_s=planned_s or {},
+        plan=Plan(planned_s or {}),
         now=0.0,
     )
 
@@ -73,7 +75,7 @@ def route(
     local_prefill_max_tokens: int = 64,
     queues_s: Mapping[str, float] | None = None,
     hit_share: float = 0.0,
-    planned_s: Mapping[str, float] | None = None,
+    planned_s: dict[str, float] | None = None,
 ) -> Route:
     return router_of(local_prefill_max_tokens).route(
         demand_of(owned, expected, num_tokens, avoid),
@@ -243,7 +245,7 @@ def test_replication_is_charged_on_a_full_node_only() -> None:
         {"p0": load_of(free_pages=99), "p1": load_of(free_pages=100), "d0": IDLE}
     )
     candidates = router_of().candidates(demand_of(), cluster_of(registry, hit_share=0.5))
-    assert [c.cost.evict_s for c in candidates.prefill] == [pytest.approx(0.5 * 1.6), 0.0]
+    assert [c.cost.evict_s for c in candidates.prefill] == [pytest.approx(EVICTED * 0.5 * 1.6), 0.0]
     chosen = router_of().choose(demand_of(), candidates)
     assert chosen.prefill == Node("p1", 1)
 
@@ -254,7 +256,7 @@ def test_what_is_fetched_pushes_out_as_much_as_what_is_computed() -> None:
     candidates = router_of(0).candidates(demand, cluster_of(registry, hit_share=0.5))
     (candidate,) = candidates.prefill
     assert candidate.fetch_pages == 80
-    assert candidate.cost.evict_s == pytest.approx(0.5 * 70 * 0.016)
+    assert candidate.cost.evict_s == pytest.approx(EVICTED * 0.5 * 70 * 0.016)
 
 
 # The node that answers
@@ -332,11 +334,11 @@ def test_a_draining_node_gets_nothing_and_can_be_fetched_from() -> None:
     nodes.index.stored(Node("p0", 1), work.hashes[:80])
     nodes.index.stored(Node("d0", 1), work.hashes[:10])
     nodes.placement.draining = frozenset({"p0", "d0"})
-    chosen = nodes.placement.route(work, 0.0, {})
+    chosen = nodes.placement.route(work, 0.0)
     assert names(chosen) == ("p1", "d1") and fetch(chosen) == ("p0", 80)
     nodes.placement.draining = frozenset({"d0", "d1"})
     with pytest.raises(NoRoute):
-        nodes.placement.route(work, 0.0, {})
+        nodes.placement.route(work, 0.0)
 
 
 # What is not known
@@ -354,11 +356,11 @@ def test_of_nodes_that_have_no_heartbeat_left_the_one_with_fewer_of_our_requests
     """Heartbeats said that p0 is idle and p1 is not; that is long ago."""
     nodes = Nodes("p0", "p1", "d0")
     nodes.heard("p1", load_of(queued_tokens=5000), 0.0)
-    assert names(nodes.placement.route(work_of(160), 0.0, {})) == ("p0", "d0")
+    assert names(nodes.placement.route(work_of(160), 0.0)) == ("p0", "d0")
     later = 1000.0
     chosen = []
     for i in range(4):
-        one = nodes.placement.route(work_of(1600), later, {})
+        one = nodes.placement.route(work_of(1600), later)
         nodes.placement.book(str(i), work_of(1600), one, later)
         chosen.append(one.computes.name)
     assert sorted(chosen) == ["p0", "p0", "p1", "p1"]

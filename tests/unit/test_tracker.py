@@ -81,7 +81,7 @@ def test_tokens_until_the_end() -> None:
     (produced,) = tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
     assert isinstance(produced, Produced) and produced.tokens == [7]
     *_, end = tracker.tokens(tokens_of(generate.attempt, 0, finish="stop", start=1), 0.2)
-    assert end == Ended("r", "stop")
+    assert end == Ended("r", "stop", attempts=1)
     assert len(tracker) == 0
     assert tracker.tokens(tokens_of(generate.attempt, 9), 0.3) == [Stray(generate.attempt, D0)]
 
@@ -204,7 +204,7 @@ def test_attempts_are_bounded() -> None:
 def test_what_no_retry_can_mend_ends_at_once() -> None:
     tracker, _, generate = start("d0")
     failed = Failed(generate.attempt, "too long", "request", D0)
-    assert tracker.failed(failed, 0.0) == [Ended("r", "error", "too long", 400)]
+    assert tracker.failed(failed, 0.0) == [Ended("r", "error", "too long", 400, 1)]
 
 
 def test_a_prefill_node_that_failed_is_not_asked_again() -> None:
