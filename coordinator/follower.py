@@ -142,9 +142,10 @@ class OwnershipFollower:
         self._redis_ahead_s = redis_us / 1e6 - (asked + clock()) / 2
         await self._look_for_draining()
         live = await self.record.sequences()
-        for node in self._positions.keys() - live.keys():
+        gone = self._positions.keys() - live.keys()
+        for node in gone:
             del self._positions[node]
-            self._index.forget(node)
+        self._index.forget(*gone)
         self._to_load &= live.keys()
         for node, sequence in live.items():
             if sequence is None:

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.generation import Abort, Generation
 from coordinator.intake import tokenize
-from coordinator.replies import FAULTS, error_reply, json_reply, stream_error
+from coordinator.replies import FAULTS, error_reply, fault_status, json_reply, stream_error
 from coordinator.schema import BadRequest, ParsedBody, parse_generate
-from coordinator.service import Service, TooBusy, Unavailable
+from coordinator.service import Service
 
 LATE_S = 5.0
 """The service ends what takes too long; a handler waits so much longer than that."""
@@ -189,14 +189,7 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:
 
 
 def _status(error: Exception) -> int:
-    if isinstance(error, BadRequest):
-        return 400
-    if isinstance(error, BodyTooLarge):
-        return 413
-    if isinstance(error, TooBusy):
-        return 429
-    assert isinstance(error, Unavailable)
-    return 503
+    return 413 if isinstance(error, BodyTooLarge) else fault_status(error)
 
 
 def _wants_list(body: ParsedBody, generations: Sequence[Generation]) -> bool:

@@ -7,21 +7,12 @@ costs its key and one dictionary slot (110 to 170 bytes), however many nodes own
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
 
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
 MAX_SHARED_MASKS = 65_536
 """Masks that one node's transitions remember; more are owners' sets met once, not worth keeping."""
-
-
-class PrefixOwners(Protocol):
-    """What routing asks of an index, wherever it is kept."""
-
-    def match(self, hashes: Sequence[PageHash]) -> dict[Node, int]:
-        """Number of leading pages of the chain that each node owns; nodes with none are absent."""
-        ...
 
 
 class _Masks(dict[int, int]):
@@ -97,13 +88,24 @@ class PrefixIndex:
             self.removed(node, [page for page in self.pages(node) if page not in wanted])
         self.stored(node, wanted)
 
-    def forget(self, node: Node) -> None:
-        """The node's lease ended: it owns nothing. Looks at every page (30 ms for a million)."""
-        if self.num_pages(node):
-            self.removed(node, self.pages(node))
-        owner = self._owners.pop(node, None)
-        if owner is not None:
+    def forget(self, *nodes: Node) -> None:
+        """The leases of these nodes ended: they own nothing. Looks at every page, once for all
+        (40 ms for a million)."""
+        known = [node for node in nodes if node in self._owners]
+        gone = 0
+        for node in known:
+            owner = self._owners.pop(node)
             del self._nodes[owner.bit]
+            gone |= owner.bit if owner.num_pages else 0
+        if not gone:
+            return
+        masks = self._masks
+        rests = {mask: mask & ~gone for mask in set(masks.values()) if mask & gone}
+        for page_hash in [page_hash for page_hash, mask in masks.items() if mask in rests]:
+            if rest := rests[masks[page_hash]]:
+                masks[page_hash] = rest
+            else:
+                del masks[page_hash]
 
     def match(self, hashes: Sequence[PageHash]) -> dict[Node, int]:
         """Number of leading pages of the chain that each node owns; nodes with none are absent.

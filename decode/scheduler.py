@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import islice
 
 from decode.outbox import Outbox
 from engine.cache import PrefixCache
@@ -32,7 +33,7 @@ from node.instructions import (
     ReceiveFailed,
     Send,
 )
-from node.shared_prefix import next_page_is_coming
+from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -191,7 +192,7 @@ class DecodeScheduler:
         """In order of arrival, but a prompt that this node computes waits for pages that it
         computes for another one now."""
         instructions: list[Instruction] = []
-        for answer in list(self._waiting):
+        for answer in list(islice(self._waiting, MAX_LOOKED_AT)):
             if self._num_admitted() == self._limits.max_running:
                 break
             reusable = self._hasher.reusable(answer.hashes, len(answer.prompt))
@@ -208,7 +209,7 @@ class DecodeScheduler:
             answer.sequence = Sequence(
                 list(answer.prompt), lease, answer.request.sampling, num_cached
             )
-            self._counters.started(num_cached)
+            self._counters.started(num_cached if computes_here else 0)
             if computes_here:
                 answer.cached_tokens = num_cached
                 self._running.append(answer)

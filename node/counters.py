@@ -23,7 +23,8 @@ class Counters:
     pages_fetched_total: int = 0
 
     def started(self, num_cached_tokens: int) -> None:
-        """A request begins to be computed, `num_cached_tokens` of its prompt being cached."""
+        """A request is admitted; `num_cached_tokens` of its prompt need no computing here, as they
+        are cached. Of one whose prompt another node computes, that node counts them."""
         self.requests_total += 1
         self.requests_hit_total += num_cached_tokens > 0
         self.reused_tokens_total += num_cached_tokens

@@ -197,7 +197,7 @@ def _joined(changes: Sequence[CacheChange]) -> Iterator[CacheChange]:
     prefix-closed after each, as it was in the node.
     """
     owned: dict[PageHash, bool] = {}
-    for change in changes:
+    for change in (part for each in changes for part in _parts(each)):
         num_hashes = len(change.removed) + len(change.stored)
         if owned and len(owned) + num_hashes > ownership.HASHES_PER_CHANGE:
             yield _split(owned)
@@ -206,6 +206,16 @@ def _joined(changes: Sequence[CacheChange]) -> Iterator[CacheChange]:
         owned.update(dict.fromkeys(change.stored, True))
     if owned:
         yield _split(owned)
+
+
+def _parts(change: CacheChange) -> Iterator[CacheChange]:
+    """A long change, as a flush, in pieces: it removes children before parents and stores parents
+    before children, so the set is prefix-closed after each."""
+    size = ownership.HASHES_PER_CHANGE
+    for start in range(0, len(change.removed), size):
+        yield CacheChange(change.removed[start : start + size], [])
+    for start in range(0, len(change.stored), size):
+        yield CacheChange([], change.stored[start : start + size])
 
 
 def _split(owned: dict[PageHash, bool]) -> CacheChange:

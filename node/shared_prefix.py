@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from engine.cache import PrefixCache
 from protocol.hashing import PageHash
 
+MAX_LOOKED_AT = 32
+"""Of the prompts that wait, so many are looked at before each step."""
+
 
 def next_page_is_coming(
     cache: PrefixCache, reusable: Sequence[PageHash], others: Iterable[Sequence[PageHash]]

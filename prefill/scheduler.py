@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 
 from engine.cache import PrefixCache
 from engine.request import Sequence, Slice
@@ -26,7 +27,7 @@ from node.instructions import (
     Send,
     SendPages,
 )
-from node.shared_prefix import next_page_is_coming
+from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -178,7 +179,7 @@ class PrefillScheduler:
     def _admit(self, now: float) -> list[Instruction]:
         """In order of arrival, but a prompt waits for pages that another one computes now."""
         instructions: list[Instruction] = []
-        for job in list(self._waiting):
+        for job in list(islice(self._waiting, MAX_LOOKED_AT)):
             if len(self._running) == self._limits.max_running:
                 break
             reusable = self._hasher.reusable(job.hashes, len(job.tokens))

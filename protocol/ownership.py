@@ -35,7 +35,7 @@ DRAINING_KEY = f"{TAG}:draining"
 COORDINATORS_KEY = f"{TAG}:coordinators"
 NODE_PREFIX = f"{TAG}:node:"
 HASHES_PER_CHANGE = 1_000
-"""Changes that wait are joined up to so many hashes; one longer change stays whole."""
+"""Changes that wait are joined up to so many hashes, and longer ones are cut."""
 STREAM_MAX_LENGTH = 4_000
 """Entries kept for coordinators that lag; with HASHES_PER_CHANGE at most 64 MB per node."""
 APPLIED, LOST, FENCED = 1, 0, -1

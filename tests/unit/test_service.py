@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from nodes import heartbeat
+from nodes import heartbeat, load_of
 
 from coordinator import service as service_module
 from coordinator.config import CoordinatorConfig
@@ -119,3 +119,48 @@ def test_a_coordinator_without_its_tasks_ends(
 
     run(test)
     assert raised == [signal.SIGTERM]
+
+
+def test_one_timer_waits_for_the_next_dispatch(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many messages come while requests wait."""
+
+    async def test() -> None:
+        async with running_service(decode) as service:
+            loop = asyncio.get_running_loop()
+            timers: list[asyncio.TimerHandle] = []
+            call_later = loop.call_later
+
+            def recorded(delay: float, callback: Callable[..., object]) -> asyncio.TimerHandle:
+                timers.append(call_later(delay, callback))
+                return timers[-1]
+
+            busy = load_of(queued_tokens=1_000_000)
+            service._handle(heartbeat("decode", D0, busy, control_address=decode.address))
+            monkeypatch.setattr(loop, "call_later", recorded)
+            submit(service)
+            for _ in range(50):
+                service._dispatch()
+            assert service.num_waiting == 1
+            assert len(timers) > 50
+            assert len([timer for timer in timers if not timer.cancelled()]) == 1
+
+    run(test)
+
+
+def test_an_answer_of_one_token_counts_among_the_hottest(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            sampling = SamplingParams(max_new_tokens=1, ignore_eos=True)
+            ids = list(range(1, 40))
+            prompt = Prompt(text=None, input_ids=ids, sampling=sampling, rid=None, cache_salt="")
+            service.submit(prompt, ids, 0, None)
+            generate = await next_message(decode)
+            assert isinstance(generate, Generate)
+            out = TokenOut(generate.attempt, 0, [5], "length", cached_tokens=32)
+            service._handle(TokensOut([out], D0))
+            (hottest,) = service.hot_prefixes.hottest(5)
+            assert hottest.num_tokens == 32
+
+    run(test)

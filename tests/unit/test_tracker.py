@@ -426,3 +426,51 @@ class TrackerMachine(RuleBasedStateMachine):
 
 TestTrackerMachine = TrackerMachine.TestCase
 TestTrackerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_a_node_that_cannot_be_reached_is_one_that_failed() -> None:
+    tracker, _, generate = start("d0", "d1")
+    outcomes = tracker.undeliverable(generate.attempt, 0.0)
+    assert not any(isinstance(outcome, Send) for outcome in outcomes), "it is queued again"
+    again = sent(tracker.dispatch(0.0))
+    assert again.attempt.number == 2
+    assert tracker.undeliverable(generate.attempt, 0.1) == [], "an attempt that is over"
+
+
+def test_an_end_says_how_many_attempts_there_were() -> None:
+    tracker, _, _ = start("d0", "d1")
+    for number in range(1, MAX_FAILURES + 1):
+        outcomes = tracker.failed(Failed(Attempt("r", number), "broken", "node", D0), 0.0)
+    (end,) = outcomes
+    assert isinstance(end, Ended) and end.attempts == MAX_FAILURES
+
+
+def test_requests_of_a_lost_node_go_in_their_order() -> None:
+    """The short one goes first, though it was lost last."""
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    for name, num_tokens in (("long", 30), ("short", 20)):
+        sent(tracker.submit(request(name, num_tokens=num_tokens), 0.0))
+    nodes.join("d1")
+    outcomes = lose(tracker, nodes, "d0", 0.01)
+    sends = [o.message for o in outcomes if isinstance(o, Send)]
+    order = [m.attempt.request_id for m in sends if isinstance(m, Generate)]
+    assert order == ["short", "long"]
+
+
+def test_what_waits_is_hashed_again_when_the_model_changes() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    made = 0
+    make_work = nodes.make_work
+
+    def counting(*arguments: object) -> object:
+        nonlocal made
+        made += 1
+        return make_work(*arguments)  # type: ignore[arg-type]
+
+    tracker = Tracker(nodes.placement, nodes.queue, counting, "me")  # type: ignore[arg-type]
+    nodes.heard("d0", load_of(queued_tokens=100_000), 0.0)
+    assert tracker.submit(request(), 0.0) == []
+    assert tracker.remake(0.1) == []
+    assert made == 2 and tracker.num_waiting == 1
