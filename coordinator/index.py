@@ -90,7 +90,7 @@ class PrefixIndex:
 
     def forget(self, *nodes: Node) -> None:
         """The leases of these nodes ended: they own nothing. Looks at every page, once for all
-        (40 ms for a million)."""
+        (55 ms for a million)."""
         known = [node for node in nodes if node in self._owners]
         gone = 0
         for node in known:
@@ -99,10 +99,9 @@ class PrefixIndex:
             gone |= owner.bit if owner.num_pages else 0
         if not gone:
             return
-        masks = self._masks
-        rests = {mask: mask & ~gone for mask in set(masks.values()) if mask & gone}
-        for page_hash in [page_hash for page_hash, mask in masks.items() if mask in rests]:
-            if rest := rests[masks[page_hash]]:
+        masks, rests = self._masks, _Masks(gone, adds=False)
+        for page_hash, mask in [item for item in masks.items() if item[1] & gone]:
+            if rest := rests[mask]:
                 masks[page_hash] = rest
             else:
                 del masks[page_hash]

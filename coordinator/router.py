@@ -165,14 +165,12 @@ class Router:
         """Decode nodes that have all but a little; one that would have to fetch for that is worth
         it only if it would answer anyway."""
         first_to_answer = min(answering, key=_score)
+        enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
         for one in answering:
-            if one is first_to_answer or self._is_little(costing, one):
+            if one is first_to_answer or one.owned_pages >= enough_pages:
                 both = costing.both(costing.computing(one.live), one)
-                if self._is_little(costing, both):
+                if both.cached_pages >= enough_pages:
                     yield both
-
-    def _is_little(self, costing: _Costing, candidate: Candidate) -> bool:
-        return costing.uncached_tokens(candidate) <= self._local_prefill_max_tokens
 
     def skips_prefill(
         self,
@@ -279,8 +277,9 @@ class _Costing:
         )
         return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
-    def uncached_tokens(self, candidate: Candidate) -> int:
-        return self._demand.num_tokens - candidate.cached_pages * self._page_size
+    def pages_that_leave(self, num_tokens: int) -> int:
+        """Least number of cached pages that leave at most so many tokens to compute."""
+        return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
 
     def _owned_pages(self, node: Node) -> int:
         """Leading pages that the node has or will have, and the prompt may hit."""
