@@ -93,13 +93,16 @@ class DispatchQueue:
         if not self._waiting:
             return sent
         busy_s = self._placement.busy_s(now)
-        eligible = self._eligible(self._waiting.values(), min(busy_s, default=0.0) > ahead_s)
+        all_busy = min(busy_s, default=0.0) > ahead_s
+        eligible = self._eligible(self._waiting.values(), all_busy)
         is_pause = self._pause_s(now) > 0
         if is_pause:
             looked_at, plan = [one for one in eligible if one.is_new], self._plan
         else:
             looked_at, plan = self._first(eligible, now, len(busy_s)), Plan()
         for waiting in looked_at:
+            if all_busy and not waiting.skips_prefill:
+                continue
             waiting.is_new = False
             route = self._placement.route(waiting.work, now, plan)
             num_pages = waiting.work.num_pages
@@ -111,6 +114,7 @@ class DispatchQueue:
                 del self._waiting[waiting.request_id]
                 self._placement.book(waiting.request_id, waiting.work, route, now)
                 sent.append((waiting.request_id, route))
+                all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
             else:  # its turn is not yet; who comes after it must not count on its nodes
                 plan.add(route, num_pages)
         if looked_at and not sent and not is_pause:
