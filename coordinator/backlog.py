@@ -18,6 +18,8 @@ class Backlog:
     def __init__(self, total_s: float = 0.0) -> None:
         self.num_requests = 0
         """Unfinished requests sent to this node, whatever they wait for."""
+        self.num_unheard = 0
+        """Requests to be answered that came, less those that went, since the last heartbeat."""
         self.total_s = total_s
         """Work ever sent, from where a node that joins later begins; tells apart nodes that are
         equally free."""
@@ -63,6 +65,7 @@ class Backlog:
 
     def heard(self, queued_s: float, now: float) -> None:
         """A heartbeat: the node has prompts of `queued_s` to compute."""
+        self.num_unheard = 0
         for request_id, (_, at) in list(self._promised.items()):
             if now - at >= SETTLING_S:
                 self.ended(request_id)

@@ -103,7 +103,7 @@ def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
     return OWN_WORK_WEIGHT * reuse * evicted_tokens / prefill_tokens_per_s(live)
 
 
-def wait_s(live: LiveNode, num_requests: int, num_pages: int) -> float:
+def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float = 0.0) -> float:
     """How long a request waits at a decode node before its tokens flow.
 
     `num_requests` of this coordinator are there already; it needs `num_pages` more. A step for the
@@ -116,7 +116,8 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int) -> float:
         running = num_requests
     wait = step_s * (1 + running / max_running)
     if running >= max_running or num_pages > load.free_pages + load.cached_pages:
-        wait += step_s * ANSWER_STEPS * (1 + max(0, running - max_running) / max_running)
+        num_ahead = max(0, running - max_running) + num_before
+        wait += step_s * ANSWER_STEPS * (1 + num_ahead / max_running)
     return wait
 
 

@@ -109,12 +109,21 @@ class DispatchQueue:
             # A fetch that takes as long as the queue had better begin.
             is_turn = route.queue_s <= max(ahead_s, route.cost.fetch_s)
             if not self._binds_late or (
-                is_turn and self._placement.has_room(route, num_pages, plan)
+                is_turn
+                and (
+                    self._placement.has_room(route, num_pages, plan)
+                    or (
+                        now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
+                        and self._placement.may_wait(route, plan)
+                    )
+                )
             ):
                 del self._waiting[waiting.request_id]
                 self._placement.book(waiting.request_id, waiting.work, route, now)
                 sent.append((waiting.request_id, route))
                 all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
+            elif is_turn:  # those looked at stand for all that wait
+                plan.wait(route, num_pages, max(1.0, len(eligible) / LOOK_AHEAD))
             else:  # its turn is not yet; who comes after it must not count on its nodes
                 plan.add(route, num_pages)
         if looked_at and not sent and not is_pause:

@@ -83,16 +83,34 @@ class Placement:
         if live is None:
             return False
         load, max_running = live.load, live.info.max_running_requests
-        backlog = self.backlogs.get(route.decode.name)
-        num_running = load.num_running + load.num_waiting
-        promised = plan.pages.get(route.decode.name, 0)
-        if backlog is not None:
-            num_running = max(num_running, backlog.num_requests)
-            promised += backlog.promised_pages
         # Some wait there for the places that become free; for pages nobody should.
-        has_place = num_running < max_running + max(1, max_running // PLACES_AHEAD)
+        most = max_running + max(1, max_running // PLACES_AHEAD)
+        promised = plan.pages.get(route.decode.name, 0)
+        backlog = self.backlogs.get(route.decode.name)
+        if backlog is not None:
+            promised += backlog.promised_pages
         num_new_pages = num_pages - route.decode_pages
-        return has_place and num_new_pages <= load.free_pages + load.cached_pages - promised
+        room = load.free_pages + load.cached_pages - promised
+        return self._num_requests(live) < most and num_new_pages <= room
+
+    def may_wait(self, route: Route, plan: Plan) -> bool:
+        """The decode node has a place, and nobody waits for its pages: one that waited for them
+        too long may do so there, where nobody overtakes it, whichever coordinator sent it."""
+        live = self.registry.get(route.decode)
+        return (
+            live is not None
+            and live.load.num_waiting == 0
+            and route.decode.name not in plan.pages
+            and self._num_requests(live) < live.info.max_running_requests
+        )
+
+    def _num_requests(self, live: LiveNode) -> int:
+        """At a decode node, of all coordinators: as it said, and what came and went since."""
+        num_requests = live.load.num_running + live.load.num_waiting
+        backlog = self.backlogs.get(live.node.name)
+        if backlog is None:
+            return num_requests
+        return max(num_requests + backlog.num_unheard, backlog.num_requests)
 
     def skips_prefill(self, work: Work) -> bool:
         """A decode node would compute the prompt itself, whatever prefill nodes do: it has nearly
@@ -136,6 +154,7 @@ class Placement:
         self._booked[request_id] = booking
         booking.computing.sent(request_id, route.busy_s, now)
         booking.answering.num_requests += 1
+        booking.answering.num_unheard += 1
         num_new_pages = work.num_pages - route.decode_pages
         booking.answering.promise(request_id, num_new_pages, now)
         if booking.computing is not booking.answering:
@@ -164,6 +183,7 @@ class Placement:
         if booking is not None:
             self.num_changes += 1
             booking.answering.num_requests -= 1
+            booking.answering.num_unheard -= 1
             booking.answering.ended(request_id)
 
     def heard(self, live: LiveNode, now: float) -> None:

@@ -42,16 +42,28 @@ class Demand:
 
 @dataclass(frozen=True)
 class Plan:
-    """What requests that go first will need, by node name: seconds of prompts, and pages of decode
-    nodes."""
+    """What requests that go first will need, by node name: seconds of prompts; pages of decode
+    nodes, and places of those that have none."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     pages: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, float] = field(default_factory=dict)
 
     def add(self, route: Route, num_pages: int) -> None:
         """A request with `num_pages` of prompt and answer goes along `route` first."""
-        computes, answers = route.computes.name, route.decode.name
+        computes = route.computes.name
         self.seconds[computes] = self.seconds.get(computes, 0.0) + route.busy_s
+        self._add_pages(route, num_pages)
+
+    def wait(self, route: Route, num_pages: int, num_requests: float) -> None:
+        """`num_requests` like this one wait for room at the decode node of `route`; until it is
+        there, the node that computes may compute for others."""
+        answers = route.decode.name
+        self.requests[answers] = self.requests.get(answers, 0.0) + num_requests
+        self._add_pages(route, num_pages)
+
+    def _add_pages(self, route: Route, num_pages: int) -> None:
+        answers = route.decode.name
         self.pages[answers] = self.pages.get(answers, 0) + num_pages - route.decode_pages
 
 
@@ -260,7 +272,8 @@ class _Costing:
         promised = plan.get(node.name, 0) if (plan := self._cluster.plan.pages) else 0
         if backlog is not None:
             promised += backlog.promised_pages
-        wait_s = costs.wait_s(live, num_requests, num_new_pages + promised)
+        waiting = self._cluster.plan.requests.get(node.name, 0.0)
+        wait_s = costs.wait_s(live, num_requests, num_new_pages + promised, waiting)
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
         return _candidate(live, cost, owned, backlog)

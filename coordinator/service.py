@@ -294,9 +294,10 @@ class Service:
 
     def _heard(self, message: Heartbeat) -> None:
         now, model = self._now(), self.registry.model
-        self._lost(self.registry.heartbeat(message, now))
-        if self.registry.model != model:
+        replaced = self.registry.heartbeat(message, now)
+        if self.registry.model != model:  # before anything is sent
             self._carry_out(self._tracker.remake(now))
+        self._lost(replaced)
         live = self.registry.get(message.info.node)
         if live is not None:
             self.placement.heard(live, now)

@@ -199,7 +199,10 @@ class Tracker:
         if running is None or running.route is None:
             return []
         node = running.route.decode
-        return self._failed(running, node, f"node {node.name} cannot be reached", now)
+        # If all were tried, a little later: its queue may be read, or its lease end.
+        retry_in_s = BUSY_RETRY_S if node.name in running.avoid else 0.0
+        reason = f"node {node.name} cannot be reached"
+        return self._failed(running, node, reason, now, retry_in_s)
 
     def node_lost(self, node: Node, now: float) -> list[Outcome]:
         """Every request that needs this node goes elsewhere."""
@@ -289,14 +292,16 @@ class Tracker:
             outcomes.append(self._end(running, now, out.finish))
         return outcomes
 
-    def _failed(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:
+    def _failed(
+        self, running: _Running, node: Node, reason: str, now: float, retry_in_s: float = 0.0
+    ) -> list[Outcome]:
         """A node could not do it: another one is to, at once."""
         running.num_failures += 1
         if running.num_failures == MAX_FAILURES:
             message = f"gave up after {running.attempt} attempts; the last one: {reason}"
             return [self._end(running, now, "error", message, NODE_FAILED)]
         running.status_code = NODE_FAILED
-        running.retry_at, running.give_up_at = now, now + RETRY_WITHIN_S
+        running.retry_at, running.give_up_at = now + retry_in_s, now + RETRY_WITHIN_S
         return self._lost_its_node(running, node, reason, now)
 
     def _busy(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:

@@ -317,7 +317,7 @@ def test_after_a_look_in_vain_only_new_requests_are_looked_at() -> None:
     nodes.join("d1", load_of(free_pages=100), num_pages=100)
     nodes.queue.add("large", work_of(8000), 0.0)
     assert names(nodes, 0.0) == []
-    nodes.join("d0", load_of(free_pages=800))
+    nodes.join("d0", load_of(free_pages=505))
     assert names(nodes, VAIN_PAUSE_S / 2) == [], "not at once"
     nodes.queue.add("small", work_of(100), 0.0)
     ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S / 2)
@@ -385,3 +385,40 @@ def test_a_retry_does_not_wait_for_the_node_that_it_avoids() -> None:
     nodes.queue.add("a", work_of(1000, avoid=("p0",)), 0.0)
     ((_, route),) = nodes.queue.dispatch(0.0)
     assert route.prefill is None
+
+
+def test_who_waits_for_pages_keeps_no_prefill_node_from_others() -> None:
+    """A large old request fits nowhere now; small ones have room beside what is planned for it."""
+    nodes = Nodes("p0")
+    for name in ("d0", "d1"):
+        nodes.join(name, load_of(free_pages=500))
+    nodes.queue.add("large", work_of(14_000), -1.0)
+    for i in range(3):
+        nodes.queue.add(f"small{i}", work_of(20), 0.0)
+    assert names(nodes, 0.0) == ["small0", "small1"], "more than p0 can begin soon"
+
+
+def test_who_waited_too_long_for_pages_waits_at_the_node() -> None:
+    """Requests of another coordinator take every page that becomes free."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(num_running=3, free_pages=300))
+    nodes.queue.add("large", work_of(9000), 0.0)
+    assert names(nodes, 0.0) == []
+    patience_s = PATIENCE_GOALS * 9.1
+    assert names(nodes, patience_s - 10) == []
+    assert names(nodes, patience_s + 1) == ["large"]
+
+
+def test_a_full_node_gets_dearer_with_those_who_wait_for_it() -> None:
+    """d0 has the prefix and no place; 150 requests like it do not all wait for d0."""
+    nodes = Nodes("p0", "p1", "d1")
+    slow = msgspec.structs.replace(load_of(num_running=9), link_bytes_per_s=LAYOUT.page_bytes * 50)
+    nodes.join("d0", slow)
+    prefix = work_of(1600, "a")
+    nodes.index.stored(Node("d0", 1), prefix.hashes)
+    nodes.index.stored(Node("p0", 1), prefix.hashes)
+    nodes.index.stored(Node("p1", 1), prefix.hashes)
+    for i in range(150):
+        nodes.queue.add(f"r{i}", prefix, 0.0)
+    decodes = {route.decode.name for _, route in nodes.queue.dispatch(0.0)}
+    assert "d1" in decodes
