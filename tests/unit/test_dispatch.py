@@ -388,14 +388,14 @@ def test_a_retry_does_not_wait_for_the_node_that_it_avoids() -> None:
 
 
 def test_who_waits_for_pages_keeps_no_prefill_node_from_others() -> None:
-    """A large old request fits nowhere now; small ones have room beside what is planned for it."""
-    nodes = Nodes("p0")
-    for name in ("d0", "d1"):
-        nodes.join(name, load_of(free_pages=500))
-    nodes.queue.add("large", work_of(14_000), -1.0)
-    for i in range(3):
-        nodes.queue.add(f"small{i}", work_of(20), 0.0)
-    assert names(nodes, 0.0) == ["small0", "small1"], "more than p0 can begin soon"
+    """Two large old requests fit nowhere now: one waits at a node, the other one here."""
+    nodes = Nodes("p0", "p1")
+    nodes.join("d0", load_of(num_running=7, free_pages=500))
+    nodes.join("d1", load_of(free_pages=100), num_pages=100)
+    for i in range(2):
+        nodes.queue.add(f"large{i}", work_of(14_000), -1000.0)
+    nodes.queue.add("small", work_of(20), 0.0)
+    assert names(nodes, 0.0) == ["large0", "small"]
 
 
 def test_who_waited_too_long_for_pages_waits_at_the_node() -> None:
@@ -410,15 +410,16 @@ def test_who_waited_too_long_for_pages_waits_at_the_node() -> None:
 
 
 def test_a_full_node_gets_dearer_with_those_who_wait_for_it() -> None:
-    """d0 has the prefix and no place; 150 requests like it do not all wait for d0."""
-    nodes = Nodes("p0", "p1", "d1")
-    slow = msgspec.structs.replace(load_of(num_running=9), link_bytes_per_s=LAYOUT.page_bytes * 50)
-    nodes.join("d0", slow)
+    """d0 has the prefix and no place; to move it takes 2 s. 150 requests do not all wait for d0."""
+    nodes = Nodes()
+    for name, num_running in (("p0", 0), ("p1", 0), ("d0", 9), ("d1", 0)):
+        load = load_of(num_running=num_running)
+        slow = msgspec.structs.replace(load, link_bytes_per_s=LAYOUT.page_bytes * 50)
+        nodes.join(name, slow)
     prefix = work_of(1600, "a")
-    nodes.index.stored(Node("d0", 1), prefix.hashes)
-    nodes.index.stored(Node("p0", 1), prefix.hashes)
-    nodes.index.stored(Node("p1", 1), prefix.hashes)
+    for name in ("p0", "p1", "d0"):
+        nodes.index.stored(Node(name, 1), prefix.hashes)
     for i in range(150):
         nodes.queue.add(f"r{i}", prefix, 0.0)
     decodes = {route.decode.name for _, route in nodes.queue.dispatch(0.0)}
-    assert "d1" in decodes
+    assert decodes == {"d1"}
