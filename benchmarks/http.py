@@ -37,19 +37,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.machine import machine
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
 from infra.process import Child
@@ -128,7 +127,7 @@ def router(python: str, directory: Path) -> Iterator[tuple[int, int]]:
             started("router", command, directory, f"http://{HOST}:{port}/health")
         )
         os.sched_setaffinity(0, {OTHERS})
-        time.sleep(3.0)  # it looks for its workers' health
+        _wait_for_answer(f"http://{HOST}:{port}/generate", process)
         yield process.process.pid, port
 
 
@@ -142,6 +141,16 @@ def _wait_for(url: str, child: Child) -> None:
             pass  # not listening yet
         time.sleep(0.05)
     raise SystemExit(f"{child.name} did not start: " + " | ".join(child.last_lines))
+
+
+def _wait_for_answer(url: str, child: Child) -> None:
+    """Until the router has found its workers to be well."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    body = {"text": "ready?", "sampling_params": {"max_new_tokens": 1}}
+    while httpx.post(url, json=body, timeout=5.0).status_code != 200:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{child.name} has no workers: " + " | ".join(child.last_lines))
+        time.sleep(0.05)
 
 
 def _ignore(name: str, line: str) -> None:
@@ -212,17 +221,6 @@ def summary(rows: list[Row], clients: int) -> Row:
     return result
 
 
-def machine() -> Row:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
-
-
 def version_in(python: str, package: str) -> str:
     """Of a package in another environment."""
     program = f"from importlib.metadata import version; print(version('{package}'))"
@@ -257,7 +255,7 @@ def main() -> None:
         if given.router == "sglang":
             with router(given.router_python, directory) as (pid, port):
                 add("sglang-router", pid, port)
-    versions = machine()
+    versions = machine(*PACKAGES)
     if given.router == "sglang":
         versions["sglang-router"] = version_in(given.router_python, "sglang-router")
     result = {"machine": versions, "summary": summary(rows, given.clients), "rows": rows}

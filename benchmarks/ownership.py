@@ -25,10 +25,8 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -38,10 +36,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import redis
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import machine
 from coordinator.follower import OwnershipFollower
 from coordinator.index import PrefixIndex
 from coordinator.redis_index import RedisIndex
@@ -332,18 +330,6 @@ def measure(pages: int, num_nodes: int, rate: float, seconds: float) -> dict[str
     return result
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "redis_py": redis.__version__,
-        "load_before": os.getloadavg()[0],
-    }
-
-
 def table_of(result: dict[str, Any]) -> Table:
     table = Table("what", "measured", "aim", title="Page ownership through Redis")
     pages, nodes = f"{result['pages']:,} pages", f"{result['nodes']} nodes"
@@ -381,7 +367,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of publishing")
     parser.add_argument("--save", action="store_true", help=f"keep the result in {RESULT.name}")
     options = parser.parse_args()
-    result = machine() | measure(options.pages, options.nodes, options.rate, options.seconds)
+    load = {"load_before": os.getloadavg()[0]}
+    figures = measure(options.pages, options.nodes, options.rate, options.seconds)
+    result = machine("redis") | load | figures
     Console().print(table_of(result))
     line = json.dumps(rounded(result))
     if options.save:

@@ -17,6 +17,7 @@ import argparse
 import logging
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ class StubSettings:
         return base_s + num_tokens / tokens_per_s if tokens_per_s else 0.0
 
 
-class StubNode:
+class StubNode(ABC):
     """What both roles share: `run()` until `stop()`, which a signal handler may call."""
 
     def __init__(self, role: Role, settings: StubSettings) -> None:
@@ -166,15 +167,15 @@ class StubNode:
             reply = CacheFlushed(self.info.node, message.flush_id, self.engine.cache.flush())
             self.send(message.reply_address, reply)
 
+    @abstractmethod
     def computed(self, prompt: Prompt) -> None:
         """A prompt that was given to the engine is done."""
-        raise NotImplementedError
 
     def cancel(self, attempt: Attempt, now: float) -> None:
         self.engine.cancel(attempt, now)
 
-    def flush(self) -> None:
-        """Sends what a step has gathered."""
+    def flush(self) -> None:  # noqa: B027
+        """Sends what a step has gathered; not every node gathers."""
 
     def send(self, address: str, message: Message) -> None:
         try:
