@@ -12,18 +12,18 @@ from coordinator import admin_examples as examples
 from coordinator.admin_examples import example, takes
 from coordinator.admin_token import require_token
 from coordinator.audit import audit
+from coordinator.hot_prefixes import MAX_PREFIXES
 from coordinator.intake import tokenize
 from coordinator.policies import Candidate
 from coordinator.registry import LiveNode
 from coordinator.replies import FAULTS, error_reply, fault_status, json_reply
 from coordinator.router import Route
-from coordinator.schema import BadRequest, Prompt, parse_generate, tenant
+from coordinator.schema import BadRequest, Prompt, parse_generate, parse_object, tenant
 from coordinator.service import Service
-from coordinator.totals import Counts
+from coordinator.totals import Counts, ratio
 from protocol.redis_client import REDIS_ERRORS
 
 FLUSH_TIMEOUT_S = 5.0
-MAX_PREFIXES = 1_000
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
 
@@ -249,13 +249,7 @@ async def _body(request: Request) -> dict[str, Any]:
         raw += chunk
         if len(raw) > max_bytes:
             raise HTTPException(413, f"the body has more than {max_bytes} bytes")
-    try:
-        body = msgspec.json.decode(raw) if raw else {}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is no JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise BadRequest("the body must be a JSON object")
-    return body
+    return parse_object(raw) if raw else {}
 
 
 def _one_prompt(body: dict[str, Any]) -> Prompt:
@@ -327,10 +321,10 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
         "tokens_reused": load.reused_tokens_total,
         "tokens_fetched": load.fetched_tokens_total,
         "tokens_generated": load.generated_tokens_total,
-        "token_hit_ratio": _ratio(found, found + load.computed_tokens_total),
+        "token_hit_ratio": ratio(found, found + load.computed_tokens_total),
         "requests": load.requests_total,
         "requests_hit": load.requests_hit_total,
-        "request_hit_ratio": _ratio(load.requests_hit_total, load.requests_total),
+        "request_hit_ratio": ratio(load.requests_hit_total, load.requests_total),
         "pages_sent": load.pages_sent_total,
         "pages_received": load.pages_received_total,
         "pages_fetched": load.pages_fetched_total,
@@ -353,10 +347,6 @@ def _counts(counts: Counts) -> dict[str, Any]:
         "retries": counts.retries,
         "failed_requests": counts.failed,
     }
-
-
-def _ratio(part: int, whole: int) -> float:
-    return round(part / whole, 4) if whole else 0.0
 
 
 def _ms(seconds: float) -> float:

@@ -28,15 +28,17 @@ from coordinator.router import Plan, Route
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
-MIN_WAIT_S = 0.0001
-MAX_WAIT_S = 0.05
+MIN_WAIT_S, MAX_WAIT_S = 0.0001, 0.05
+"""Between two looks, if nothing happens."""
 VAIN_PAUSE_S = 0.02
+"""After a look in vain; see `_pause_s`."""
 LOOK_AHEAD = 32
 """So many requests are considered when a node becomes free: the first in order may go elsewhere."""
 GOAL_QUANTILE = 0.99
 GOAL_WINDOW = 1_000
 """Recent requests that the goal is taken from."""
 PATIENCE_GOALS = 10
+"""Who has waited so long goes first, and may wait at a decode node for its pages."""
 HEAD_START_SHARE = 0.5
 """Of the goal: waiting less than this changes little about who goes first."""
 DANGER_SHARE = 0.3
@@ -77,9 +79,8 @@ class DispatchQueue:
 
     def add(self, request_id: str, work: Work, arrived: float) -> None:
         """`arrived`: when the client asked; a second attempt keeps the time of the first."""
-        work_s = self._placement.least_compute_s(work)
+        work_s, skips_prefill = self._placement.assess(work)
         self._goal.observe(work_s)
-        skips_prefill = self._binds_late and self._placement.skips_prefill(work)
         self._waiting[request_id] = _Waiting(request_id, work, arrived, work_s, skips_prefill)
 
     def remove(self, request_id: str) -> None:
@@ -108,16 +109,7 @@ class DispatchQueue:
             num_pages = waiting.work.num_pages
             # A fetch that takes as long as the queue had better begin.
             is_turn = route.queue_s <= max(ahead_s, route.cost.fetch_s)
-            if not self._binds_late or (
-                is_turn
-                and (
-                    self._placement.has_room(route, num_pages, plan)
-                    or (
-                        now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
-                        and self._placement.may_wait(route, plan)
-                    )
-                )
-            ):
+            if is_turn and self._may_start(waiting, route, plan, now):
                 del self._waiting[waiting.request_id]
                 self._placement.book(waiting.request_id, waiting.work, route, now)
                 sent.append((waiting.request_id, route))
@@ -130,6 +122,15 @@ class DispatchQueue:
             self._plan = plan
             self._looked_in_vain = (now, self._placement.num_changes)
         return sent
+
+    def _may_start(self, waiting: _Waiting, route: Route, plan: Plan, now: float) -> bool:
+        """The decode node has room, or it was waited for too long here."""
+        if not self._binds_late or self._placement.has_room(route, waiting.work.num_pages, plan):
+            return True
+        return self._is_impatient(waiting, now) and self._placement.may_wait(route, plan)
+
+    def _is_impatient(self, waiting: _Waiting, now: float) -> bool:
+        return now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
 
     def dispatch_in_s(self, now: float) -> float | None:
         """When to call `dispatch` again if nothing happens before; None: nothing waits."""
@@ -172,7 +173,7 @@ class DispatchQueue:
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
                 return 0, goal_s - response_s
             waited_s = now - one.arrived
-            if waited_s > PATIENCE_GOALS * goal_s:
+            if self._is_impatient(one, now):
                 return -1, one.arrived
             return 1, -(waited_s + HEAD_START_SHARE * goal_s) / max(one.work_s, 1e-6)
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.generation import Abort, Generation
 from coordinator.intake import tokenize
 from coordinator.replies import FAULTS, error_reply, fault_status, json_reply, stream_error
-from coordinator.schema import BadRequest, ParsedBody, parse_generate
+from coordinator.schema import BadRequest, ParsedBody, parse_generate, parse_object
 from coordinator.service import Service
 
 LATE_S = 5.0
@@ -54,7 +54,8 @@ class GenerateEndpoint:
         if scope["method"] not in ("POST", "PUT"):
             return await NOT_ALLOWED(scope, receive, send)
         try:
-            body = _parse(await _read(scope, receive, self._service.config.max_body_bytes))
+            raw = await _read(scope, receive, self._service.config.max_body_bytes)
+            body = parse_generate(parse_object(raw))
             generations = await _submit_all(self._service, body)
         except ClientLeft:
             return
@@ -151,17 +152,6 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise BodyTooLarge(max_bytes)
     return bytes(body)
-
-
-def _parse(raw: bytes) -> ParsedBody:
-    """Raises BadRequest."""
-    try:
-        body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is no JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise BadRequest("the body must be a JSON object")
-    return parse_generate(body)
 
 
 async def _submit_all(service: Service, body: ParsedBody) -> list[Generation]:

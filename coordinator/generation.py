@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from coordinator.detokenizer import Detokenizer, StopStrings
 from coordinator.router import Route
-from coordinator.tracker import Ended, Produced
+from coordinator.schema import SamplingParams
+from coordinator.tokenizer import Tokenizer
+from coordinator.totals import Counts
+from coordinator.tracker import Ended, Produced, Request
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,23 @@ class Generation:
     _waits_for_end: bool = False
     _visible: int | None = None
     """Length of the text that is shown, when a stop string or its beginning ends it."""
+
+    @classmethod
+    def of(
+        cls, request: Request, rid: str, sampling: SamplingParams, tokenizer: Tokenizer, now: float
+    ) -> Generation:
+        """The answer to a request that starts now."""
+        decode = partial(tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
+        return cls(
+            request_id=request.request_id,
+            rid=rid,
+            prompt_tokens=len(request.tokens),
+            detokenizer=Detokenizer(decode, request.tokens),
+            stops=StopStrings(sampling.stops),
+            stop_token_ids=frozenset(request.stop_token_ids),
+            no_stop_trim=sampling.no_stop_trim,
+            started=now,
+        )
 
     @property
     def done(self) -> bool:
@@ -123,6 +144,20 @@ class Generation:
             self.finish_reason = {"type": "stop", "matched": self.output_ids[-1]}
         else:
             self.finish_reason = {"type": "length", "length": len(self.output_ids)}
+
+    def counts(self) -> Counts:
+        """What it adds to the totals, when it has ended."""
+        return Counts(
+            requests=1,
+            requests_hit=self.cached_tokens > 0,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            fetched_tokens=self.fetched_tokens,
+            completion_tokens=len(self.output_ids),
+            transferred_pages=self.transferred_pages,
+            retries=max(0, self.attempts - 1),
+            failed=self.error is not None,
+        )
 
     def result(self, now: float) -> dict[str, Any]:
         """The response object of /generate, at any moment of the answer."""

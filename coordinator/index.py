@@ -50,7 +50,7 @@ class PrefixIndex:
         self._owners: dict[Node, _Owner] = {}
         self._nodes: dict[int, Node] = {}  # by bit
         self.on_removed: Callable[[Node, Collection[PageHash]], None] | None = None
-        """Told of pages that a node owns no more, even if they were not known here."""
+        """Told by `removed` of pages that a node owns no more, also of those not known here."""
 
     def stored(self, node: Node, hashes: Iterable[PageHash]) -> None:
         """The node owns these pages too; parents come before children. Harmless twice."""
@@ -80,13 +80,6 @@ class PrefixIndex:
                     del masks[page_hash]
                 else:
                     masks[page_hash] = without_it[mask]
-
-    def reload(self, node: Node, hashes: Iterable[PageHash]) -> None:
-        """Replaces everything known of a node."""
-        wanted = set(hashes)
-        if self.num_pages(node):
-            self.removed(node, [page for page in self.pages(node) if page not in wanted])
-        self.stored(node, wanted)
 
     def forget(self, *nodes: Node) -> None:
         """The leases of these nodes ended: they own nothing. Looks at every page, once for all

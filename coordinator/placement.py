@@ -112,16 +112,6 @@ class Placement:
             return num_requests
         return max(num_requests + backlog.num_unheard, backlog.num_requests)
 
-    def skips_prefill(self, work: Work) -> bool:
-        """A decode node would compute the prompt itself, whatever prefill nodes do: it has nearly
-        all of it, or no prefill node may take it."""
-        return self._router.skips_prefill(
-            work.num_tokens,
-            self.index.match(work.hashes),
-            [p for p in self.open("prefill") if p.node.name not in work.avoid],
-            self.open("decode"),
-        )
-
     def require_room(self, work: Work) -> None:
         """Raises NoRoute when no decode node could ever answer."""
         nodes = self.open("decode")
@@ -137,15 +127,23 @@ class Placement:
         candidates = self._router.candidates(demand, self._cluster(now, NOTHING_PLANNED))
         return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
-    def least_compute_s(self, work: Work) -> float:
-        """Seconds of work that the prompt is, with the longest prefix that any node has."""
-        layout = self.registry.model.layout if self.registry.model else None
-        owned = max(self.index.match(work.hashes).values(), default=0)
-        num_cached = min(owned * layout.page_size, work.num_tokens - 1) if layout else 0
+    def assess(self, work: Work) -> tuple[float, bool]:
+        """Seconds of work that the prompt is with the longest prefix that any node has, and whether
+        a decode node would compute it whatever the prefill nodes do: it has nearly all of it, or
+        none of them may take it."""
         nodes = self._computing_nodes()
         if not nodes:
-            return 0.0
-        return min(compute_s(live, work.num_tokens - num_cached) for live in nodes)
+            return 0.0, False
+        owned = self.index.match(work.hashes)
+        page_size = nodes[0].info.layout.page_size
+        num_cached = min(max(owned.values(), default=0) * page_size, work.num_tokens - 1)
+        work_s = min(compute_s(live, work.num_tokens - num_cached) for live in nodes)
+        prefills = self.open("prefill")
+        if not prefills:
+            return work_s, False
+        allowed = [live for live in prefills if live.node.name not in work.avoid]
+        decodes = self.open("decode")
+        return work_s, self._router.skips_prefill(work.num_tokens, owned, allowed, decodes)
 
     def book(self, request_id: str, work: Work, route: Route, now: float) -> None:
         """`work` is sent along `route`."""

@@ -34,10 +34,6 @@ class RedisIndex:
         self._match = redis.register_script(ownership.MATCH)
         self._unreadable: set[str] = set()
 
-    async def nodes(self) -> list[Node]:
-        """Those with a lease."""
-        return list(await self.sequences())
-
     async def sequences(self) -> dict[Node, int | None]:
         """Number of the last change per node with a lease; None: its set is being rewritten."""
         listed = await self._list(keys=[ownership.NODES_KEY], args=[ownership.NODE_PREFIX])

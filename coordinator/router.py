@@ -132,7 +132,7 @@ class NoRoute(Exception):
 
 
 def no_room(num_pages: int) -> NoRoute:
-    return NoRoute(f"no decode node with room for {num_pages} pages is alive")
+    return NoRoute(f"no decode node with room for {num_pages} pages takes requests")
 
 
 class Router:
@@ -243,7 +243,7 @@ class _Costing:
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
         backlog = cluster.backlogs.get(node.name)
-        queue_s = cluster.plan.seconds.get(node.name, 0.0) if cluster.plan.seconds else 0.0
+        queue_s = cluster.plan.seconds.get(node.name, 0.0)
         if backlog is not None:
             queue_s += backlog.seconds(cluster.now)
         compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
@@ -269,10 +269,11 @@ class _Costing:
         num_new_pages = demand.num_pages - owned
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
-        promised = plan.get(node.name, 0) if (plan := self._cluster.plan.pages) else 0
+        plan = self._cluster.plan
+        promised = plan.pages.get(node.name, 0)
         if backlog is not None:
             promised += backlog.promised_pages
-        waiting = self._cluster.plan.requests.get(node.name, 0.0)
+        waiting = plan.requests.get(node.name, 0.0)
         wait_s = costs.wait_s(live, num_requests, num_new_pages + promised, waiting)
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)

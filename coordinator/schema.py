@@ -129,6 +129,17 @@ class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
 
 
+def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
+    """A body that must be a JSON object; raises BadRequest."""
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    return body
+
+
 def parse_generate(raw: dict[str, Any]) -> ParsedBody:
     """Checks a body and splits it into prompts; raises BadRequest."""
     for key in raw.keys() & NOT_YET_TOP_LEVEL.keys():

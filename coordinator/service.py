@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.detokenizer import Detokenizer, StopStrings
 from coordinator.dispatch import DispatchQueue
 from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
@@ -30,7 +29,7 @@ from coordinator.registry import LiveNode, Model, Registry
 from coordinator.router import Candidates, NoRoute, Route, Router
 from coordinator.schema import BadRequest, Prompt
 from coordinator.tokenizer import Tokenizer
-from coordinator.totals import Counts, Totals
+from coordinator.totals import Totals
 from coordinator.tracker import Ended, Outcome, Produced, Send, Stray, Tracker
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher
@@ -93,7 +92,8 @@ class Service:
         self._tracker = Tracker(self.placement, queue, self._work, channel.address)
         self._queue = queue
         self._next_dispatch: asyncio.TimerHandle | None = None
-        self._hashers: dict[Model, PageHasher] = {}
+        self._hasher: tuple[Model, PageHasher] | None = None
+        """Of the model served last."""
         self._generations: dict[str, Generation] = {}
         self._rids: set[str] = set()
         self._inquiries = Inquiries()
@@ -164,18 +164,7 @@ class Service:
             raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
         limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
         request = make_request(request_id, prompt, tokens, choice, self.tokenizer, limit)
-        sampling = prompt.sampling
-        decode = partial(self.tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
-        generation = Generation(
-            request_id=request_id,
-            rid=rid,
-            prompt_tokens=len(request.tokens),
-            detokenizer=Detokenizer(decode, request.tokens),
-            stops=StopStrings(sampling.stops),
-            stop_token_ids=frozenset(request.stop_token_ids),
-            no_stop_trim=sampling.no_stop_trim,
-            started=now,
-        )
+        generation = Generation.of(request, rid, prompt.sampling, self.tokenizer, now)
         self._generations[request_id] = generation
         self._rids.add(rid)
         try:
@@ -242,14 +231,17 @@ class Service:
         model = self.registry.model
         if model is None:
             raise NoRoute("no node is alive")
-        if model not in self._hashers:
-            self._hashers = {model: PageHasher(model.fingerprint, model.layout)}
         return Work(
             num_tokens=len(tokens),
             num_pages=model.layout.num_pages(len(tokens) + max(1, max_new_tokens) - 1),
-            hashes=self._hashers[model].hashes(tokens, cache_salt),
+            hashes=self._hasher_of(model).hashes(tokens, cache_salt),
             avoid=avoid,
         )
+
+    def _hasher_of(self, model: Model) -> PageHasher:
+        if self._hasher is None or self._hasher[0] != model:
+            self._hasher = model, PageHasher(model.fingerprint, model.layout)
+        return self._hasher[1]
 
     def _dispatch(self) -> None:
         now = self._now()
@@ -293,10 +285,12 @@ class Service:
             self._inquiries.answered(message.audit_id, message.node.name, message.hashes)
 
     def _heard(self, message: Heartbeat) -> None:
-        now, model = self._now(), self.registry.model
+        now = self._now()
         replaced = self.registry.heartbeat(message, now)
-        if self.registry.model != model:  # before anything is sent
-            self._carry_out(self._tracker.remake(now))
+        model = self.registry.model
+        if self._hasher is not None and model is not None and self._hasher[0] != model:
+            self._hasher_of(model)
+            self._carry_out(self._tracker.remake(now))  # before anything is sent
         self._lost(replaced)
         live = self.registry.get(message.info.node)
         if live is not None:
@@ -378,18 +372,7 @@ class Service:
         return generation
 
     def _finished(self, generation: Generation) -> None:
-        counts = Counts(
-            requests=1,
-            requests_hit=generation.cached_tokens > 0,
-            prompt_tokens=generation.prompt_tokens,
-            cached_tokens=generation.cached_tokens,
-            fetched_tokens=generation.fetched_tokens,
-            completion_tokens=len(generation.output_ids),
-            transferred_pages=generation.transferred_pages,
-            retries=max(0, generation.attempts - 1),
-            failed=generation.error is not None,
-        )
-        self.totals.finished(counts, self._now())
+        self.totals.finished(generation.counts(), self._now())
         route = generation.route
         log.info(
             "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s; runner-up %s",

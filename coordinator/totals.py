@@ -30,11 +30,11 @@ class Counts:
 
     @property
     def request_hit_ratio(self) -> float:
-        return _ratio(self.requests_hit, self.requests)
+        return ratio(self.requests_hit, self.requests)
 
     @property
     def token_hit_ratio(self) -> float:
-        return _ratio(self.cached_tokens, self.prompt_tokens)
+        return ratio(self.cached_tokens, self.prompt_tokens)
 
 
 class Totals:
@@ -66,5 +66,5 @@ class Totals:
             self._buckets.popleft()
 
 
-def _ratio(part: int, whole: int) -> float:
+def ratio(part: int, whole: int) -> float:
     return round(part / whole, 4) if whole else 0.0

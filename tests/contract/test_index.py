@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
-from nodes import LAYOUT
+from nodes import LAYOUT, Mirror
 from owners import Server, Writer
 
-from coordinator.index import PrefixIndex
 from coordinator.redis_index import RedisIndex
 from protocol import ownership
 from protocol.hashing import PageHash, join_hashes, namespace, page_hashes, split_hashes
@@ -51,7 +50,7 @@ class RecordIndex(Writer):
         return split_hashes(self._loop.run_until_complete(self._index.pages(node)))
 
     def nodes(self) -> list[Node]:
-        return self._loop.run_until_complete(self._index.nodes())
+        return [*self._loop.run_until_complete(self._index.sequences())]
 
     def close(self) -> None:
         self._loop.run_until_complete(self._client.aclose())
@@ -78,7 +77,7 @@ def record(server: Server) -> Iterator[RecordIndex]:
 @pytest.fixture(params=["memory", "redis"])
 def index(request: pytest.FixtureRequest) -> Index:
     if request.param == "memory":
-        return PrefixIndex()
+        return Mirror()
     record: RecordIndex = request.getfixturevalue("record")
     return record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from coordinator.dispatch import DispatchQueue
@@ -59,6 +59,14 @@ def registry_of(loads: dict[str, Load], now: float = 0.0) -> Registry:
         role: Role = "prefill" if name.startswith("p") else "decode"
         registry.heartbeat(heartbeat(role, Node(name, 1), load), now)
     return registry
+
+
+class Mirror(PrefixIndex):
+    """Reloads a node as the follower does: what was found is stored, what was not is removed."""
+
+    def reload(self, node: Node, hashes: Sequence[PageHash]) -> None:
+        self.stored(node, hashes)
+        self.removed(node, sorted(set(self.pages(node)).difference(hashes)))
 
 
 class Nodes:

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from nodes import load_of, registry_of
+from nodes import Mirror, load_of, registry_of
 
 from coordinator import audit as audit_module
 from coordinator.audit import NodeAudit, audit
-from coordinator.index import PrefixIndex
 from coordinator.inquiry import Inquiries
 from coordinator.registry import LiveNode
 from protocol.hashing import PageHash, join_hashes
@@ -35,7 +34,7 @@ class FakeService:
     ) -> None:
         self._trees, self._records = list(trees), list(records)
         self.registry = registry_of({"p0": load_of()})
-        self.index = PrefixIndex()
+        self.index = Mirror()
         self.index.stored(P0, mirror)
         self.follower = SimpleNamespace(record=self, reload=self.reload)
         self.sent: list[Message] = []

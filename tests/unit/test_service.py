@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
-from nodes import heartbeat, load_of
+from nodes import LAYOUT, heartbeat, load_of
 
 from coordinator import service as service_module
 from coordinator.config import CoordinatorConfig
 from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
+from coordinator.placement import Work
+from coordinator.router import Route
 from coordinator.schema import Prompt, SamplingParams
 from coordinator.service import Service
 from coordinator.tokenizer import Tokenizer
@@ -145,6 +148,33 @@ def test_one_timer_waits_for_the_next_dispatch(
             assert service.num_waiting == 1
             assert len(timers) > 50
             assert len([timer for timer in timers if not timer.cancelled()]) == 1
+
+    run(test)
+
+
+def test_a_restarted_node_with_another_layout_gets_work_of_that_layout(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            busy = load_of(queued_tokens=1_000_000)
+            service._handle(heartbeat("decode", D0, busy, control_address=decode.address))
+            submit(service)
+            placed: list[int] = []
+            book = service.placement.book
+
+            def booked(request_id: str, work: Work, route: Route, now: float) -> None:
+                placed.append(work.num_pages)
+                book(request_id, work, route, now)
+
+            service.placement.book = booked  # type: ignore[method-assign]
+            later = service._now() + 1.0
+            service._now = lambda: later  # type: ignore[method-assign]
+            single = msgspec.structs.replace(LAYOUT, page_size=1)
+            again = heartbeat(
+                "decode", Node("d0", 2), layout=single, control_address=decode.address
+            )
+            service._handle(again)
+            service._dispatch()
+            assert placed == [single.num_pages(1 + 8 - 1)]
 
     run(test)
 
