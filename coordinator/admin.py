@@ -21,6 +21,7 @@ from coordinator.router import Route
 from coordinator.schema import BadRequest, Prompt, parse_generate, parse_object, tenant
 from coordinator.service import Service
 from coordinator.totals import Counts, ratio
+from protocol.messages import LinkLoad, Load
 from protocol.redis_client import REDIS_ERRORS
 
 FLUSH_TIMEOUT_S = 5.0
@@ -145,6 +146,8 @@ async def nodes(request: Request) -> Response:
     """Every live node with its incarnation, lease, load, rates and links.
 
     `backlog_s`: how long its prompts will keep it busy, by this coordinator's estimate.
+    `links`: what it sent to and received from each peer since its start; of `in`, `exposed_s` is
+    how long requests waited for pages while nothing was computed for them.
     """
     service, now = _service(request), _now()
     return json_reply(
@@ -164,7 +167,8 @@ async def nodes(request: Request) -> Response:
                 "lease_ends_in_s": round(live.lease_ends - now, 3),
                 "last_heartbeat_s_ago": round(now - live.last_heartbeat, 3),
                 "backlog_s": round(service.placement.backlog_s(live.node, now), 4),
-                "load": msgspec.structs.asdict(live.load),
+                "load": _load(live.load),
+                "links": [_link(link) for link in live.load.links],
             }
             for live in service.registry.live()
         ]
@@ -330,6 +334,26 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
         "pages_fetched": load.pages_fetched_total,
         "pages_evicted": load.pages_evicted_total,
         "transfer_failures": load.transfer_failures_total,
+    }
+
+
+def _load(load: Load) -> dict[str, Any]:
+    values = msgspec.structs.asdict(load)
+    del values["links"]
+    return values
+
+
+def _link(link: LinkLoad) -> dict[str, Any]:
+    return {
+        "peer": link.peer,
+        "direction": link.direction,
+        "transport": link.transport,
+        "open": link.is_open,
+        "bytes": link.bytes_total,
+        "pages": link.pages_total,
+        "busy_s": round(link.busy_s_total, 4),
+        "exposed_s": round(link.exposed_s_total, 4),
+        "failures": link.failures_total,
     }
 
 

@@ -114,9 +114,26 @@ NODES = [
         "lease_ends_in_s": 2.81,
         "last_heartbeat_s_ago": 0.19,
         "backlog_s": 0.034,
-        "load": msgspec.structs.asdict(
-            Load(num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0)
-        ),
+        "load": {
+            name: value
+            for name, value in msgspec.structs.asdict(
+                Load(num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0)
+            ).items()
+            if name != "links"
+        },
+        "links": [
+            {
+                "peer": "d0",
+                "direction": "out",
+                "transport": "nccl",
+                "open": True,
+                "bytes": 5274927104,
+                "pages": 10061,
+                "busy_s": 0.4312,
+                "exposed_s": 0.0,
+                "failures": 0,
+            }
+        ],
     }
 ]
 DRAINED = {"name": "p0", "draining": True, "running_requests": 2}

@@ -15,19 +15,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
+from decode.answer import Answer
 from decode.outbox import Outbox
+from decode.receiving import Receiving
 from engine.cache import PrefixCache
 from engine.request import Sequence, Slice
 from node.counters import Counters
 from node.fetching import FETCH_TIMEOUT_S, Fetching
 from node.instructions import (
-    AbortTransfer,
     Event,
-    ExpectPages,
     Instruction,
+    PagesArrived,
     PagesReceived,
     PagesSent,
     ReceiveFailed,
@@ -44,7 +45,6 @@ from protocol.messages import (
     FetchRefused,
     Generate,
     Load,
-    Prefill,
     PrefillDone,
 )
 
@@ -60,27 +60,6 @@ class DecodeLimits:
     fetch_timeout_s: float = FETCH_TIMEOUT_S
 
 
-@dataclass(eq=False)
-class Answer:
-    """One request. `sequence` is None while it waits for pages."""
-
-    request: Generate
-    prompt: list[int]
-    hashes: list[PageHash]
-    sequence: Sequence | None = None
-    cached_tokens: int = 0
-    fetched_tokens: int = 0
-    num_expected_pages: int = 0
-    pages_are_here: bool = False
-    first_token: int | None = None
-    receive_deadline: float = 0.0
-    generated: list[int] = field(default_factory=list)
-
-    @property
-    def attempt(self) -> Attempt:
-        return self.request.attempt
-
-
 class DecodeScheduler:
     """Continuous batching: requests join and leave between any two steps."""
 
@@ -94,39 +73,36 @@ class DecodeScheduler:
     ) -> None:
         """`addresses`: this node's own control and data address, told to other nodes."""
         self._node = node
-        self._control_address, self._data_address = addresses
         self._cache = cache
         self._hasher = hasher
         self._limits = limits
         self._waiting: deque[Answer] = deque()
-        self._receiving: dict[Attempt, Answer] = {}
         self._running: list[Answer] = []
         self._batch: list[tuple[Answer, Slice]] = []
         self._outbox = Outbox(node)
         self._counters = Counters()
+        self._receiving = Receiving(
+            addresses, cache, hasher, self._counters, limits.receive_timeout_s
+        )
         self._fetching = Fetching(
             node, addresses, cache, hasher, self._counters, limits.fetch_timeout_s
         )
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         if isinstance(event, Generate):
-            return self._enqueue(event)
+            return self._enqueue(event, now)
         if isinstance(event, Cancel):
-            return self._drop(event.attempt)
+            return self._drop(event.attempt, now)
         if isinstance(event, PrefillDone):
-            return self._prefill_done(event, now)
-        if isinstance(event, PagesReceived):
-            return self._pages_received(event, now)
-        if isinstance(event, ReceiveFailed):
-            if event.transfer in self._fetching:
-                return self._fetching.failed(event.transfer)
-            return self._receive_failed(event.transfer, event.reason)
+            return self._join(self._receiving.prefill_done(event, now), now)
+        if isinstance(event, PagesArrived | PagesReceived | ReceiveFailed):
+            return self._transferred(event, now)
         if isinstance(event, Failed):
-            return self._prefill_failed(event)
+            return self._prefill_failed(event, now)
         if isinstance(event, Fetch):
             return self._fetching.serve(event)
         if isinstance(event, FetchRefused):
-            return self._fetching.give_up(event.attempt)
+            return self._fetching.give_up(event.attempt, now)
         if isinstance(event, PagesSent):
             self._fetching.sent(event)  # it sends nothing else
         return []
@@ -151,7 +127,7 @@ class DecodeScheduler:
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
         for answer in [self._batch[i][0] for i in failed]:
-            instructions += self._drop(answer.attempt)
+            instructions += self._drop(answer.attempt, now)
             instructions.append(self._failure(answer.request, reason, "node"))
         self._batch = [part for i, part in enumerate(self._batch) if i not in failed]
         return instructions
@@ -170,8 +146,8 @@ class DecodeScheduler:
 
     # Admission
 
-    def _enqueue(self, request: Generate) -> list[Instruction]:
-        instructions = self._drop(request.attempt)
+    def _enqueue(self, request: Generate, now: float) -> list[Instruction]:
+        instructions = self._drop(request.attempt, now)
         prompt = tokens_from_bytes(request.tokens)
         answer = Answer(request, prompt, [])
         num_pages = self._pages_needed(answer)
@@ -189,15 +165,15 @@ class DecodeScheduler:
         return instructions
 
     def _admit(self, now: float) -> list[Instruction]:
-        """In order of arrival, but a prompt that this node computes waits for pages that it
-        computes for another one now."""
+        """In order of arrival, but a prompt waits for pages that come for another one, so that
+        none travels twice; one that this node computes waits for those that it computes, too."""
         instructions: list[Instruction] = []
         for answer in list(islice(self._waiting, MAX_LOOKED_AT)):
             if self._num_admitted() == self._limits.max_running:
                 break
             reusable = self._hasher.reusable(answer.hashes, len(answer.prompt))
             computes_here = not answer.request.prefill_address
-            if computes_here and next_page_is_coming(self._cache, reusable, self._computing()):
+            if next_page_is_coming(self._cache, reusable, self._coming(computes_here, now)):
                 continue
             lease = self._cache.acquire(
                 reusable, self._pages_needed(answer), now, answer.request.cache_salt
@@ -215,80 +191,57 @@ class DecodeScheduler:
                 self._running.append(answer)
                 instructions += self._fetching.begin(answer.request, answer.sequence, reusable, now)
             else:
-                instructions += self._ask_for_prefill(answer, now)
+                instructions += self._receiving.begin(answer, now)
         return instructions
 
-    def _computing(self) -> list[list[PageHash]]:
-        """Pages of the prompts that this node computes now."""
-        return [answer.hashes for answer in self._running if not answer.generated]
-
-    def _ask_for_prefill(self, answer: Answer, now: float) -> list[Instruction]:
-        assert answer.sequence is not None
-        lease, request = answer.sequence.lease, answer.request
-        pages = lease.pages[lease.num_cached_pages : self._hasher.num_pages(len(answer.prompt))]
-        answer.num_expected_pages = len(pages)
-        answer.receive_deadline = now + self._limits.receive_timeout_s
-        self._receiving[answer.attempt] = answer
-        prefill = Prefill(
-            attempt=answer.attempt,
-            tokens=request.tokens,
-            cache_salt=request.cache_salt,
-            sampling=request.sampling,
-            skip_pages=lease.num_cached_pages,
-            reply_address=self._control_address,
-            data_address=self._data_address,
-            fetch_node=request.fetch_node,
-            fetch_address=request.fetch_address,
-            fetch_pages=request.fetch_pages,
-        )
-        return [
-            ExpectPages(answer.attempt, pages),
-            Send(request.prefill_address, prefill),
-        ]
+    def _coming(self, computed_ones: bool, now: float) -> Iterator[Seq[PageHash]]:
+        """The prompts whose pages are received or fetched now, and `computed_ones` here."""
+        yield from self._receiving.chains(now)
+        yield from self._fetching.chains()
+        if computed_ones:
+            yield from (answer.hashes for answer in self._running if not answer.generated)
 
     def _expire(self, now: float) -> list[Instruction]:
-        late = [a.attempt for a in self._receiving.values() if now >= a.receive_deadline]
         instructions: list[Instruction] = []
-        for attempt in late:
+        for attempt in self._receiving.late(now):
             reason = f"no prefill within {self._limits.receive_timeout_s:g} s"
-            instructions += self._receive_failed(attempt, reason)
+            instructions += self._receive_failed(attempt, reason, now)
         return instructions
 
     # From prefill to running
 
-    def _prefill_done(self, event: PrefillDone, now: float) -> list[Instruction]:
-        answer = self._receiving.get(event.attempt)
+    def _transferred(
+        self, event: PagesArrived | PagesReceived | ReceiveFailed, now: float
+    ) -> list[Instruction]:
+        """News of pages that this node fetches or receives from a prefill node."""
+        transfer = event.transfer
+        if transfer in self._fetching:
+            if isinstance(event, PagesArrived):
+                return self._fetched(
+                    transfer, self._fetching.arrived(transfer, event.num_pages, now)
+                )
+            if isinstance(event, PagesReceived):
+                return self._fetched(transfer, self._fetching.received(transfer, now))
+            return self._fetching.failed(transfer, now)
+        if isinstance(event, PagesArrived):
+            self._receiving.arrived(transfer, event.num_pages, now)
+            return []
+        if isinstance(event, PagesReceived):
+            return self._join(self._receiving.received(transfer, now), now)
+        return self._receive_failed(transfer, event.reason, now)
+
+    def _fetched(self, transfer: Attempt, num_tokens: int) -> list[Instruction]:
+        if num_tokens > 0:
+            (answer,) = [answer for answer in self._running if answer.attempt == transfer]
+            answer.fetched_tokens += num_tokens
+            answer.cached_tokens += num_tokens
+        return []
+
+    def _join(self, answer: Answer | None, now: float) -> list[Instruction]:
+        """Moves a request to the running batch, its pages and its first token being here."""
         if answer is None:
             return []
-        answer.first_token = event.first_token
-        answer.cached_tokens = event.cached_tokens
-        answer.fetched_tokens = event.fetched_tokens
-        return self._join(answer, now)
-
-    def _pages_received(self, event: PagesReceived, now: float) -> list[Instruction]:
-        if event.transfer in self._fetching:
-            self._pages_fetched(event.transfer, now)
-            return []
-        answer = self._receiving.get(event.transfer)
-        if answer is None:
-            return []
-        answer.pages_are_here = True
-        self._counters.pages_received_total += answer.num_expected_pages
-        return self._join(answer, now)
-
-    def _pages_fetched(self, transfer: Attempt, now: float) -> None:
-        (answer,) = [answer for answer in self._running if answer.attempt == transfer]
-        answer.fetched_tokens = self._fetching.received(transfer, now)
-        answer.cached_tokens += answer.fetched_tokens
-
-    def _join(self, answer: Answer, now: float) -> list[Instruction]:
-        """Moves a request to the running batch once its pages and its first token are here."""
-        if not answer.pages_are_here or answer.first_token is None:
-            return []
-        del self._receiving[answer.attempt]
-        assert answer.sequence is not None
-        answer.sequence.num_computed = len(answer.prompt)
-        self._commit(answer, now)
+        assert answer.first_token is not None
         self._running.append(answer)
         self._produced(answer, answer.first_token, now)
         return self._outbox.flush()
@@ -355,35 +308,29 @@ class DecodeScheduler:
 
     # Ends
 
-    def _receive_failed(self, attempt: Attempt, reason: str) -> list[Instruction]:
+    def _receive_failed(self, attempt: Attempt, reason: str, now: float) -> list[Instruction]:
         """The pages did not come: the prefill node is to be avoided, not this one."""
         answer = self._receiving.get(attempt)
         if answer is None or answer.request.prefill_node is None:
             return []
         self._counters.transfer_failures_total += 1
         failed = Failed(attempt, reason, "node", answer.request.prefill_node)
-        return [*self._drop(attempt), Send(answer.request.reply_address, failed)]
+        return [*self._drop(attempt, now), Send(answer.request.reply_address, failed)]
 
-    def _prefill_failed(self, failed: Failed) -> list[Instruction]:
+    def _prefill_failed(self, failed: Failed, now: float) -> list[Instruction]:
         answer = self._receiving.get(failed.attempt)
         if answer is None:
             return []
-        return [*self._drop(failed.attempt), Send(answer.request.reply_address, failed)]
+        return [*self._drop(failed.attempt, now), Send(answer.request.reply_address, failed)]
 
-    def _drop(self, attempt: Attempt) -> list[Instruction]:
+    def _drop(self, attempt: Attempt, now: float) -> list[Instruction]:
         """Gives up this attempt and every older one of its request; aborts before it releases."""
-        instructions: list[Instruction] = []
+        instructions = self._receiving.give_up(attempt)
         for answer in [a for a in self._waiting if a.attempt.superseded_by(attempt)]:
             self._waiting.remove(answer)
-        for answer in [a for a in self._receiving.values() if a.attempt.superseded_by(attempt)]:
-            assert answer.sequence is not None
-            del self._receiving[answer.attempt]
-            instructions.append(AbortTransfer(answer.attempt))
-            instructions.append(Send(answer.request.prefill_address, Cancel(answer.attempt)))
-            self._cache.release(answer.sequence.lease)
         for answer in [a for a in self._running if a.attempt.superseded_by(attempt)]:
             assert answer.sequence is not None
-            instructions += self._fetching.give_up(answer.attempt)
+            instructions += self._fetching.give_up(answer.attempt, now)
             self._running.remove(answer)
             self._cache.release(answer.sequence.lease)
         return instructions

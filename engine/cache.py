@@ -21,7 +21,7 @@ from protocol.hashing import PageHash
 
 @dataclass(eq=False)
 class Lease:
-    """The pages one request holds, in the order of its tokens. Made by `PrefixCache.acquire`."""
+    """The pages one request holds, in the order of its tokens. Made by a `PrefixCache`."""
 
     pages: list[int]
     num_cached_pages: int
@@ -73,9 +73,16 @@ class PrefixCache:
     def find(self, hashes: Sequence[PageHash]) -> list[int]:
         """Pages of the longest cached prefix; changes nothing, not even the order of eviction.
 
-        Nobody holds them: whoever wants their content copies it before anything is acquired.
+        Nobody holds them: any `acquire` may evict them.
         """
         return self._tree.find(hashes)
+
+    def hold(self, hashes: Sequence[PageHash]) -> Lease:
+        """A lease on the longest cached prefix, which counts as no use of its pages: once it is
+        released they are evicted as early as without it."""
+        pages, node = self._tree.match(hashes, now=None)
+        self._tree.lock(node)
+        return Lease(pages, len(pages), node, private=set(), num_committed_pages=len(pages))
 
     def hashes(self) -> list[PageHash]:
         """Of every page that can be found, held or not."""

@@ -5,7 +5,7 @@ The families differ in data only: biases, a norm on queries and keys, the attent
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.model_config import ModelConfig
 from engine.rope import cos_sin, inverse_frequencies, rotate
+
+OnLayer = Callable[[int], None]
+"""Takes how many layers, from the first on, have their K and V in the pool."""
 
 
 class Attention(nn.Module):
@@ -92,13 +95,20 @@ class DecoderModel(nn.Module):
         batch: Batch,
         cache: KVCache,
         attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
     ) -> Tensor:
-        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`."""
+        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`.
+
+        `on_layer` is called as soon as a layer's are written (on a CUDA device: queued on the
+        current stream), before that layer's feed-forward.
+        """
         hidden = self.embedding(batch.input_ids)  # [tokens, hidden]
         frequencies = inverse_frequencies(self.config, hidden.device)
         rope = cos_sin(frequencies, batch.positions, hidden.dtype)
-        for layer in self.layers:
+        for num_layers, layer in enumerate(self.layers, start=1):
             normed = layer.attention_norm(hidden)
             hidden += layer.attention(normed, rope, batch, cache, attention)
+            if on_layer is not None:
+                on_layer(num_layers)
             hidden += layer.feed_forward(layer.feed_forward_norm(hidden))
         return self.head(self.norm(hidden[batch.sample_rows])).float()

@@ -63,10 +63,11 @@ class RadixTree:
         self._queue: list[tuple[float, int, RadixNode]] = []
         self._serial = itertools.count()  # breaks ties, so that nodes are never compared
 
-    def match(self, hashes: Sequence[PageHash], now: float) -> tuple[list[int], RadixNode]:
+    def match(self, hashes: Sequence[PageHash], now: float | None) -> tuple[list[int], RadixNode]:
         """Pages of the longest cached prefix, and the node where it ends.
 
-        Marks the path as used at `now`; splits a node when the match ends inside its run.
+        Marks the path as used at `now`, if there is one; splits a node when the match ends inside
+        its run.
         """
         node, pages = self.root, list[int]()
         while len(pages) < len(hashes):
@@ -76,7 +77,8 @@ class RadixTree:
             common = _common_length(child.hashes, hashes, len(pages))
             if common < len(child.hashes):
                 child = self._split(child, common)
-            child.last_used = now
+            if now is not None:
+                child.last_used = now
             pages += child.pages
             node = child
         return pages, node

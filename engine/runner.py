@@ -12,7 +12,7 @@ from engine.batch import Batch
 from engine.fingerprint import model_fingerprint
 from engine.kv_cache import KVCache
 from engine.loader import Progress, load_model, resolve_dtype
-from engine.model import DecoderModel
+from engine.model import DecoderModel, OnLayer
 from engine.model_config import ModelConfig
 from engine.request import Slice
 from engine.sampler import sample
@@ -45,10 +45,13 @@ class ModelRunner:
         return self.kv_cache.layout
 
     @torch.inference_mode()
-    def run(self, slices: Sequence[Slice]) -> list[int | None]:
-        """Computes one step; the sampled token of each slice, None where none was wanted."""
+    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
+        """Computes one step; the sampled token of each slice, None where none was wanted.
+
+        `on_layer`: as `DecoderModel.forward` calls it.
+        """
         batch = Batch.build(slices, self.layout.page_size, self.device)
-        logits = self.model(batch, self.kv_cache, self.attention)
+        logits = self.model(batch, self.kv_cache, self.attention, on_layer)
         if not batch.samplings:
             return [None] * len(slices)
         tokens = iter(sample(logits, batch.samplings, batch.sample_positions).tolist())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.distributed import Store
 
@@ -14,16 +16,19 @@ from kvtransfer.transport import PeerLost
 
 @dataclass(frozen=True)
 class Plan:
-    """Faults by the number of a frame, counted from 0 over all pairs of the backend.
+    """Faults by the number of a message, counted from 0 over all pairs of the backend.
 
     `cut_sends` and `cut_receives` lose the peer there; `corrupt` flips a bit on the way out;
-    `hold` waits for `FaultyBackend.released` before it sends.
+    `lose` sends neither it nor anything after, in silence until `FaultyBackend.released`; `hold`
+    waits for `released` before it sends. `no_pairs`: none can be made.
     """
 
     cut_sends: frozenset[int] = frozenset()
     cut_receives: frozenset[int] = frozenset()
     corrupt: frozenset[int] = frozenset()
+    lose: frozenset[int] = frozenset()
     hold: frozenset[int] = frozenset()
+    no_pairs: bool = False
 
 
 class FaultyBackend:
@@ -32,22 +37,33 @@ class FaultyBackend:
         self.plan = plan
         self.name = inner.name
         self.staging_device = inner.staging_device
+        self.message_bytes = inner.message_bytes
+        self.window = inner.window
+        self.min_send_bytes = inner.min_send_bytes
         self.num_sends = 0
         self.num_receives = 0
         self.held = threading.Event()
         """Set when a send waits."""
         self.released = threading.Event()
 
-    def make_pair(self, store: Store, rank: int) -> FaultyPair:
-        return FaultyPair(self._inner.make_pair(store, rank), self)
+    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> FaultyPair:
+        if self.plan.no_pairs:
+            raise PeerLost("the plan allows no pair")
+        return FaultyPair(self._inner.make_pair(store, rank, buffer_bytes), self)
 
 
 class FaultyPair:
     def __init__(self, inner: Pair, backend: FaultyBackend) -> None:
         self._inner = inner
         self._backend = backend
+        self._reserved = torch.empty(0)
+        self._lost = False
 
-    def send(self, staging: Tensor) -> None:
+    def reserve(self, num_bytes: int) -> Tensor:
+        self._reserved = self._inner.reserve(num_bytes)
+        return self._reserved
+
+    def send(self) -> None:
         number, plan = self._backend.num_sends, self._backend.plan
         self._backend.num_sends += 1
         if number in plan.cut_sends:
@@ -56,16 +72,32 @@ class FaultyPair:
             self._backend.held.set()
             self._backend.released.wait(timeout=30.0)
         if number in plan.corrupt:
-            staging = staging.clone()
-            staging[0] ^= 1
-        self._inner.send(staging)
+            self._reserved[0] ^= 1
+        self._lost |= number in plan.lose
+        if not self._lost:
+            self._inner.send()
 
-    def receive(self, staging: Tensor) -> None:
+    def sent(self) -> None:
+        if self._lost:  # the other end runs into its deadline, and closes the link
+            self._backend.released.wait(timeout=30.0)
+            raise PeerLost("the plan lost a message")
+        self._inner.sent()
+
+    def post(self, num_bytes: int) -> None:
+        self._inner.post(num_bytes)
+
+    def received(self) -> Tensor:
         number = self._backend.num_receives
         self._backend.num_receives += 1
         if number in self._backend.plan.cut_receives:
             raise PeerLost("the plan cut this receive")
-        self._inner.receive(staging)
+        return self._inner.received()
+
+    def release(self) -> None:
+        self._inner.release()
+
+    def copying(self) -> AbstractContextManager[None]:
+        return self._inner.copying()
 
     def close(self) -> None:
         self._inner.close()

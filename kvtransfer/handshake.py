@@ -1,37 +1,60 @@
 """What two transports say on the socket of a link: greeting, then a header before each frame.
 
-Length-prefixed msgspec messages. The socket also tells at once when the peer's process ends.
+Length-prefixed msgspec messages. The socket also tells at once when the peer's process ends, and
+pings tell within two seconds when it is cut off.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
+from kvtransfer.layout import FrameShape, Shard
 from kvtransfer.transport import PeerLost
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE_BYTES = 64 << 10
+PING_S = 0.5
+"""A sender that has nothing to send says so this often."""
+SILENCE_S = 1.8
+"""An end of an idle link that hears nothing for so long takes the other one for lost."""
 _LENGTH = struct.Struct("<I")
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a rank runs, which decides how it can be reached."""
+
+    host: str
+    """The same for processes that can share memory."""
+    gpu: str = ""
+    """UUID of its CUDA device; "" without one."""
+
+
 class Hello(msgspec.Struct, frozen=True):
-    """Sender → receiver, first."""
+    """Sender → receiver, first. `to` is the shard that it takes the receiver for."""
 
     version: int
     node: Node
     layout: KVLayout
     fingerprint: str
-    backend: str
+    shard: Shard
+    to: Shard
+    place: Place
+    backends: list[str]
+    """What the sender can use, best first."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Receiver → sender: make the pair."""
+    """Receiver → sender: make the pair, with this backend."""
+
+    node: Node
+    backend: str
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -40,13 +63,25 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-class FrameHeader(msgspec.Struct, frozen=True, array_like=True):
-    """Sender → receiver: the next frame on the pair. `checksum` None: not asked for."""
+class FrameHeader(msgspec.Struct, frozen=True, tag=True):
+    """Sender → receiver: the next frame on the pair."""
 
     transfer: Attempt
-    offset: int
-    num_pages: int
-    checksum: int | None
+    shape: FrameShape
+    has_checksums: bool
+    """Every message ends with `CHECKSUM_BYTES`."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Sender → receiver: the link is idle and alive."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """Receiver → sender: the answer to a `Ping`."""
+
+
+class Bye(msgspec.Struct, frozen=True, tag=True):
+    """Sender → receiver: the link ends as it should."""
 
 
 M = TypeVar("M")
@@ -73,16 +108,46 @@ def receive_message(connection: socket.socket, kind: type[M]) -> M:
 
 
 def refusal(mine: Hello, theirs: Hello) -> str:
-    """Why these two must not exchange pages; "" when they may."""
+    """Why these two must not exchange pages; "" when they may. `mine.shard` is the receiver's."""
     if mine.version != theirs.version:
         return f"kvtransfer version {mine.version} here, {theirs.version} there"
     if mine.layout != theirs.layout:
         return f"KV layouts differ: {mine.layout.differences(theirs.layout)}"
     if mine.fingerprint != theirs.fingerprint:
         return "the nodes serve different weights"
-    if mine.backend != theirs.backend:
-        return f"backend {mine.backend} here, {theirs.backend} there; set --kv-backend alike"
+    if mine.shard != theirs.to:
+        return (
+            f"this is rank {mine.shard.rank} of {mine.shard.num_ranks}, "
+            f"not {theirs.to.rank} of {theirs.to.num_ranks}"
+        )
     return ""
+
+
+def choose_backend(mine: Hello, theirs: Hello) -> str:
+    """The first that the sender wants and both can use between them; "" if there is none."""
+    return next(
+        (b for b in theirs.backends if b in mine.backends and _reaches(b, mine, theirs)), ""
+    )
+
+
+def no_backend(mine: Hello, theirs: Hello) -> str:
+    """Why `choose_backend` found none."""
+    return (
+        f"no common way for pages: {_listed(mine.backends)} here, {_listed(theirs.backends)} "
+        "there; shm needs one host, nccl two GPUs; set --kv-backend auto"
+    )
+
+
+def _reaches(backend: str, mine: Hello, theirs: Hello) -> bool:
+    if backend == "shm":
+        return mine.place.host == theirs.place.host
+    if backend == "nccl":
+        return "" != mine.place.gpu != theirs.place.gpu != ""
+    return True
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(names) or "none"
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes:
@@ -90,6 +155,8 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes:
     while len(parts) < count:
         try:
             part = connection.recv(count - len(parts))
+        except TimeoutError as error:
+            raise PeerLost(f"the peer was silent for {connection.gettimeout():g} s") from error
         except OSError as error:
             raise PeerLost(f"the link broke ({error})") from error
         if not part:

@@ -1,77 +1,62 @@
-"""`Inbox`: the transfers that a node expects, and the only writer into its pool from outside."""
+"""`Inbox`: the transfers that a rank expects."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import Tensor
+import torch
 
-from kvtransfer.pages import scatter
-from kvtransfer.transport import OnDone
+from kvtransfer.arrivals import Arrivals
+from kvtransfer.transport import OnDone, OnProgress
 from protocol.ids import Attempt
 
 
-@dataclass(eq=False)
-class _Expected:
-    pages: Sequence[int]
-    missing: set[int]
-    """Offsets that have not arrived."""
-    on_done: OnDone
-    link: object | None = None
-    """Which link announced the newest frame."""
-
-
 class Inbox:
-    """Thread-safe. A frame is written under the lock that `abort` takes: after an abort, or a
-    failure, no page of that transfer is touched again."""
+    """Thread-safe. Holds what has not ended; see `Arrivals` for what an end means."""
 
-    def __init__(self, pool: Tensor) -> None:
-        self._pool = pool
-        self._expected: dict[Attempt, _Expected] = {}
+    def __init__(self, cells_per_page: int) -> None:
+        """`cells_per_page`: layers times KV heads of this rank's pool."""
+        self._cells_per_page = cells_per_page
+        self._expected: dict[Attempt, Arrivals] = {}
         self._lock = threading.Lock()
 
-    def expect(self, transfer: Attempt, pages: Sequence[int], on_done: OnDone) -> None:
+    def expect(
+        self,
+        transfer: Attempt,
+        pages: Sequence[int],
+        free: torch.cuda.Event | None,
+        on_progress: OnProgress,
+        on_done: OnDone,
+    ) -> None:
+        assert pages, "a transfer has at least one page"
+
+        def ended(error: str) -> None:
+            self._forget(transfer, arrivals)
+            on_done(error)
+
+        arrivals = Arrivals(pages, self._cells_per_page, free, on_progress, ended)
         with self._lock:
-            self._expected[transfer] = _Expected(pages, set(range(len(pages))), on_done)
+            self._expected[transfer] = arrivals
 
     def abort(self, transfer: Attempt) -> None:
         with self._lock:
-            self._expected.pop(transfer, None)
+            arrivals = self._expected.pop(transfer, None)
+        if arrivals is not None:
+            arrivals.abort()
 
-    def announce(self, transfer: Attempt, link: object) -> None:
-        """A frame of this transfer is about to arrive by `link`, and is lost with it."""
+    def find(self, transfer: Attempt) -> Arrivals | None:
         with self._lock:
-            expected = self._expected.get(transfer)
-            if expected is not None:
-                expected.link = link
-
-    def write(self, transfer: Attempt, offset: int, num_pages: int, staging: Tensor) -> bool:
-        """Writes one frame; False if nobody expects it (any more), or not these pages."""
-        callback: Callable[[str], None] | None = None
-        with self._lock:
-            expected = self._expected.get(transfer)
-            if expected is None or not 0 <= offset <= len(expected.pages) - num_pages:
-                return False
-            scatter(self._pool, expected.pages[offset : offset + num_pages], staging)
-            expected.missing.difference_update(range(offset, offset + num_pages))
-            if not expected.missing:
-                del self._expected[transfer]
-                callback = expected.on_done
-        if callback is not None:
-            callback("")
-        return True
-
-    def fail(self, transfer: Attempt, reason: str) -> None:
-        with self._lock:
-            expected = self._expected.pop(transfer, None)
-        if expected is not None:
-            expected.on_done(reason)
+            return self._expected.get(transfer)
 
     def link_lost(self, link: object, reason: str) -> None:
-        """Fails every transfer whose newest frame this link brought or was about to bring."""
+        """Fails every transfer of which this link announced a part."""
         with self._lock:
-            lost = [t for t, expected in self._expected.items() if expected.link is link]
-        for transfer in lost:
-            self.fail(transfer, reason)
+            expected = list(self._expected.values())
+        for arrivals in expected:
+            arrivals.link_lost(link, reason)
+
+    def _forget(self, transfer: Attempt, arrivals: Arrivals) -> None:
+        with self._lock:
+            if self._expected.get(transfer) is arrivals:
+                del self._expected[transfer]

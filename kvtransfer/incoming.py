@@ -1,173 +1,200 @@
-"""`Listener`: accepts links from other nodes; one thread for each receives its frames."""
+"""`IncomingLink`: the receiving end of a link, from greeting to end. One thread."""
 
 from __future__ import annotations
 
 import logging
+import select
 import socket
-import threading
 import time
-import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvtransfer.arrivals import Arrivals, Part
+from kvtransfer.checksum import has_right_checksum
 from kvtransfer.counts import LinkCounts
 from kvtransfer.handshake import (
+    SILENCE_S,
+    Bye,
     FrameHeader,
     Hello,
+    Ping,
+    Pong,
     Refused,
     Welcome,
+    choose_backend,
+    no_backend,
     receive_message,
     refusal,
     send_message,
 )
 from kvtransfer.inbox import Inbox
-from kvtransfer.pages import new_staging
+from kvtransfer.layout import CHECKSUM_BYTES, Cut, FrameShape
+from kvtransfer.pages import PageRows
 from kvtransfer.pair import RECEIVER_RANK, Pair, PairBackend
 from kvtransfer.socket_store import SocketStore
 from kvtransfer.transport import PeerLost
-from protocol.errors import UserError
 
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 2.0
-ACCEPT_RETRY_S = 0.1
-MAX_FRAME_PAGES = 1 << 16
+PAIR_TIMEOUT_S = 4.0
 
 
-class DataPortInUse(UserError):
-    """The data port is taken."""
+@dataclass(frozen=True)
+class ReceivingEnd:
+    """What incoming links need to know of their own side."""
+
+    hello: Hello
+    backends: Mapping[str, PairBackend]
+    rows_of: Callable[[range], PageRows]
+    """The pool, cut to some KV heads (of the whole model)."""
+    max_pages: int
+    inbox: Inbox
+    counts_of: Callable[[str], LinkCounts]
+    """By the peer's name."""
 
 
-class Listener:
-    """`counts_of(peer name)` gives the counters of a peer's incoming links."""
+@dataclass(frozen=True, eq=False)
+class _Message:
+    """The next of a frame; its bytes are received and dropped when nobody wants them."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        hello: Hello,
-        backend: PairBackend,
-        pool: Tensor,
-        inbox: Inbox,
-        counts_of: Callable[[str], LinkCounts],
-    ) -> None:
-        self._hello = hello
-        self._backend = backend
-        self._pool = pool
-        self._inbox = inbox
-        self._counts_of = counts_of
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    rows: range
+    has_checksum: bool
+    arrivals: Arrivals | None
+    part: Part | None
+
+
+class IncomingLink:
+    def __init__(self, connection: socket.socket, end: ReceivingEnd) -> None:
+        self._connection = connection
+        self._end = end
+
+    def run(self) -> None:
+        """Until the peer ends it or is lost; that concerns this link alone."""
         try:
-            self._socket.bind((host, port))
-        except OSError as error:
-            self._socket.close()
-            raise DataPortInUse(
-                f"cannot listen for KV pages on {host}:{port} ({error.strerror}); "
-                "choose another port with --data-port"
-            ) from error
-        self._socket.listen(64)
-        self.port = int(self._socket.getsockname()[1])
-        self._connections: set[socket.socket] = set()
-        self._threads: set[threading.Thread] = set()
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._acceptor = threading.Thread(target=self._accept, name="kv-accept", daemon=True)
-        self._acceptor.start()
-
-    def close(self) -> None:
-        """Harmless twice."""
-        self._closing.set()
-        if self._socket.fileno() >= 0:
-            self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-        self._acceptor.join()
-        with self._lock:
-            threads = list(self._threads)
-            for connection in self._connections:
-                _shut(connection)
-        for thread in threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError as error:
-                if self._closing.is_set():
-                    return
-                log.error("a connection to the data port failed: %s", error)
-                self._closing.wait(ACCEPT_RETRY_S)  # no file left, as a rule
-                continue
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            thread = threading.Thread(
-                target=self._serve, args=(connection,), name="kv-from", daemon=True
-            )
-            with self._lock:
-                self._connections.add(connection)
-                self._threads = {t for t in self._threads if t.is_alive()} | {thread}
-                thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        """One link, from greeting to end; whatever happens concerns this link alone."""
-        try:
-            connection.settimeout(HELLO_TIMEOUT_S)
-            hello = receive_message(connection, Hello)
-            reason = refusal(self._hello, hello)
+            self._connection.settimeout(HELLO_TIMEOUT_S)
+            hello = receive_message(self._connection, Hello)
+            backend = choose_backend(self._end.hello, hello)
+            reason = refusal(self._end.hello, hello)
+            if not reason and not backend:
+                reason = no_backend(self._end.hello, hello)
             if reason:
                 log.error("refused KV pages from %s: %s", hello.node, reason)
-                send_message(connection, Refused(reason))
+                send_message(self._connection, Refused(reason))
                 return
-            self._receive_all(connection, hello)
+            self._serve(hello, self._end.backends[backend])
         except PeerLost as error:
             log.debug("a connection to the data port ended: %s", error)
-        finally:
-            with self._lock:
-                self._connections.discard(connection)
-            connection.close()
 
-    def _receive_all(self, connection: socket.socket, hello: Hello) -> None:
-        link = object()
-        counts = self._counts_of(hello.node.name)
-        send_message(connection, Welcome())
-        store = SocketStore(connection)
-        pair = self._backend.make_pair(store, RECEIVER_RANK)
-        store.finish()
-        connection.settimeout(None)  # idle is fine; the end of the peer ends the stream
-        counts.is_open = True
+    def _serve(self, hello: Hello, backend: PairBackend) -> None:
+        end = self._end
+        heads = hello.shard.heads_for(end.hello.shard, hello.layout.num_kv_heads)
+        cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
+        self._connection.settimeout(PAIR_TIMEOUT_S)
+        send_message(self._connection, Welcome(end.hello.node, backend.name))
+        store = SocketStore(self._connection)
+        pair = backend.make_pair(store, RECEIVER_RANK, cut.buffer_bytes)
+        counts = end.counts_of(hello.node.name)
+        receiver = _Receiver(
+            self._connection, pair, backend.window, cut, end, end.rows_of(heads), len(heads), counts
+        )
         try:
-            while True:
-                self._receive(receive_message(connection, FrameHeader), pair, counts, link)
+            store.finish()
+            self._connection.settimeout(SILENCE_S)
+            counts.transport, counts.is_open = backend.name, True
+            receiver.run()
         except PeerLost as error:
-            self._inbox.link_lost(link, f"{hello.node.name}: {error}")
+            counts.failures += 1
+            log.warning("the link from %s is lost: %s", hello.node, error)
+            end.inbox.link_lost(receiver, f"{hello.node.name}: {error}")
             raise
         finally:
             counts.is_open = False
             pair.close()
 
-    def _receive(self, header: FrameHeader, pair: Pair, counts: LinkCounts, link: object) -> None:
-        if not 0 < header.num_pages <= MAX_FRAME_PAGES:
-            raise PeerLost(f"the peer announced {header.num_pages} pages")
-        self._inbox.announce(header.transfer, link)
-        started = time.monotonic()
-        staging = new_staging(self._pool, header.num_pages, self._backend.staging_device)
-        pair.receive(staging)
-        if header.checksum is not None and checksum(staging) != header.checksum:
-            counts.failures += 1
-            self._inbox.fail(header.transfer, "a page set arrived with a wrong checksum")
-            return
-        self._inbox.write(header.transfer, header.offset, header.num_pages, staging)
-        counts.moved(staging.nbytes, header.num_pages, time.monotonic() - started)
 
+class _Receiver:
+    """Posts receives as far ahead as the window allows, and empties buffers as they fill."""
 
-def checksum(staging: Tensor) -> int:
-    """CRC-32 of the bytes."""
-    return zlib.crc32(staging.cpu().numpy().data)
+    def __init__(
+        self,
+        connection: socket.socket,
+        pair: Pair,
+        window: int,
+        cut: Cut,
+        end: ReceivingEnd,
+        rows: PageRows,
+        num_heads: int,
+        counts: LinkCounts,
+    ) -> None:
+        self._connection = connection
+        self._pair = pair
+        self._window = window
+        self._cut = cut
+        self._end = end
+        self._rows = rows
+        self._num_heads = num_heads
+        self._counts = counts
+        self._announced: deque[_Message] = deque()
+        self._posted: deque[_Message] = deque()
 
+    def run(self) -> None:
+        """Returns at the peer's `Bye`. Raises PeerLost."""
+        while True:
+            if self._announced and len(self._posted) < self._window:
+                self._post(self._announced.popleft())
+            elif self._posted and (self._announced or not self._has_header()):
+                self._receive(self._posted.popleft())
+            elif not self._read_header():
+                return
 
-def _shut(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it was closed by the peer already
+    def _has_header(self) -> bool:
+        return bool(select.select([self._connection], [], [], 0)[0])
+
+    def _read_header(self) -> bool:
+        """Waits for what the peer says next; False: the link ends."""
+        header: FrameHeader | Ping | Bye = receive_message(
+            self._connection,
+            FrameHeader | Ping | Bye,  # type: ignore[arg-type]
+        )
+        if isinstance(header, Ping):
+            send_message(self._connection, Pong())
+        elif isinstance(header, FrameHeader):
+            self._announce(header)
+        return not isinstance(header, Bye)
+
+    def _announce(self, header: FrameHeader) -> None:
+        shape: FrameShape = header.shape
+        if not shape.is_within(self._end.hello.layout, self._end.max_pages):
+            raise PeerLost(f"the peer announced {shape}")
+        if not self._posted:
+            self._counts.began(time.monotonic())
+        arrivals = self._end.inbox.find(header.transfer)
+        part = arrivals.announce(shape, self, self._rows.num_pages) if arrivals else None
+        for rows in self._cut.messages(shape):
+            self._announced.append(_Message(rows, header.has_checksums, arrivals, part))
+
+    def _post(self, message: _Message) -> None:
+        num_bytes = len(message.rows) * self._cut.row_bytes
+        self._pair.post(num_bytes + (CHECKSUM_BYTES if message.has_checksum else 0))
+        self._posted.append(message)
+
+    def _receive(self, message: _Message) -> None:
+        buffer = self._pair.received()
+        num_bytes = len(message.rows) * self._cut.row_bytes
+        with self._pair.copying():
+            if message.has_checksum and not has_right_checksum(buffer):
+                self._counts.failures += 1
+                if message.arrivals is not None:
+                    message.arrivals.fail("a page arrived with a wrong checksum")
+            else:
+                self._write(message, buffer[:num_bytes])
+        self._pair.release()
+        self._counts.moved(num_bytes, time.monotonic())
+
+    def _write(self, message: _Message, staging: Tensor) -> None:
+        if message.arrivals is not None and message.part is not None:
+            message.arrivals.write(message.part, message.rows, self._rows, self._num_heads, staging)

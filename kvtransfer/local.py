@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import uuid
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from kvtransfer.pair import RECEIVER_RANK
 from kvtransfer.transport import PeerLost
 
 
-class _Frame:
+class _Message:
     """Bytes on offer until `taken`."""
 
     def __init__(self, content: Tensor) -> None:
@@ -27,15 +29,18 @@ class LocalBackend:
 
     name = "local"
     staging_device = torch.device("cpu")
+    message_bytes = 1 << 20
+    window = 4
+    min_send_bytes = 1 << 10
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._queues: dict[str, queue.Queue[_Frame]] = {}
+        self._queues: dict[str, queue.Queue[_Message]] = {}
 
-    def make_pair(self, store: Store, rank: int) -> LocalPair:
+    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> LocalPair:
         if rank == RECEIVER_RANK:
             name = uuid.uuid4().hex
-            self._queues[name] = queue.Queue(maxsize=1)
+            self._queues[name] = queue.Queue(maxsize=self.window)
             store.set("queue", name)
         else:
             name = store.get("queue").decode()
@@ -43,23 +48,42 @@ class LocalBackend:
 
 
 class LocalPair:
-    def __init__(self, frames: queue.Queue[_Frame], timeout_s: float) -> None:
-        self._frames = frames
+    def __init__(self, messages: queue.Queue[_Message], timeout_s: float) -> None:
+        self._messages = messages
         self._timeout_s = timeout_s
+        self._reserved = torch.empty(0)
+        self._under_way: deque[_Message] = deque()
+        self._posted: deque[Tensor] = deque()
 
-    def send(self, staging: Tensor) -> None:
-        frame = _Frame(staging)
-        self._frames.put(frame)  # never full: the one before was taken
-        if not frame.taken.wait(self._timeout_s):
+    def reserve(self, num_bytes: int) -> Tensor:
+        self._reserved = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._reserved
+
+    def send(self) -> None:
+        self._under_way.append(_Message(self._reserved))
+        self._messages.put_nowait(self._under_way[-1])  # full only beyond the window
+
+    def sent(self) -> None:
+        if not self._under_way.popleft().taken.wait(self._timeout_s):
             raise PeerLost(f"nobody received for {self._timeout_s:g} s")
 
-    def receive(self, staging: Tensor) -> None:
+    def post(self, num_bytes: int) -> None:
+        self._posted.append(torch.empty(num_bytes, dtype=torch.uint8))
+
+    def received(self) -> Tensor:
         try:
-            frame = self._frames.get(timeout=self._timeout_s)
+            message = self._messages.get(timeout=self._timeout_s)
         except queue.Empty as error:
             raise PeerLost(f"nothing arrived for {self._timeout_s:g} s") from error
-        staging.copy_(frame.content)
-        frame.taken.set()
+        buffer = self._posted.popleft().copy_(message.content)
+        message.taken.set()
+        return buffer
+
+    def release(self) -> None:
+        """Every message has a buffer of its own."""
+
+    def copying(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing is held beside the queue."""

@@ -1,8 +1,8 @@
 """Pairs over NCCL, for two GPUs.
 
-A two-rank group without a default group, no watchdog, our own deadline on a CUDA event, and `abort`
-in a thread, after which CUDA and other pairs go on. `tests/gpu` has run on two H100s (torch 2.11,
-NCCL 2.28.9), a killed and restarted peer included; two nodes cannot share one GPU.
+A two-rank group without a default group, no watchdog, our own deadline on CUDA events, and `abort`
+in a thread, after which CUDA and other pairs go on. Gather and scatter run on one stream of the
+pair, NCCL on another, so that one message is copied while others travel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -19,13 +21,17 @@ from torch import Tensor
 from torch.distributed import Store
 
 from kvtransfer.pair import RECEIVER_RANK, SENDER_RANK
+from kvtransfer.ring import Ring
 from kvtransfer.transport import PeerLost
 
-POLL_S = 0.0002
+POLL_S = 0.0001
 
 
 class NcclBackend:
     name = "nccl"
+    message_bytes = 16 << 20
+    window = 4
+    min_send_bytes = 8 << 20
 
     def __init__(self, device: torch.device, timeout_s: float) -> None:
         # The watchdog would end the process on a peer's death; our deadlines do its work.
@@ -34,7 +40,7 @@ class NcclBackend:
         self.staging_device = device
         self._timeout_s = timeout_s
 
-    def make_pair(self, store: Store, rank: int) -> NcclPair:
+    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> NcclPair:
         from torch.distributed import ProcessGroupNCCL  # absent from CPU builds of torch
 
         options = ProcessGroupNCCL.Options()
@@ -44,33 +50,64 @@ class NcclBackend:
             group.eager_connect_single_device(self.staging_device)
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
-        return NcclPair(group, self.staging_device, self._timeout_s)
+        ring = Ring(self.window, buffer_bytes, self.staging_device)
+        return NcclPair(group, ring, self.staging_device, self._timeout_s)
 
 
 class NcclPair:
-    """Its own CUDA stream; a send or receive returns when the bytes have moved."""
-
-    def __init__(self, group: Any, device: torch.device, timeout_s: float) -> None:
+    def __init__(self, group: Any, ring: Ring, device: torch.device, timeout_s: float) -> None:
         self._group = group
-        self._stream = torch.cuda.Stream(device)
+        self._ring = ring
+        self._copies = torch.cuda.Stream(device)
+        self._moves = torch.cuda.Stream(device)
         self._timeout_s = timeout_s
+        self._reserved: Tensor | None = None
+        self._under_way: deque[tuple[torch.cuda.Event, Tensor]] = deque()
 
-    def send(self, staging: Tensor) -> None:
-        self._move(lambda: self._group.send([staging], RECEIVER_RANK, 0))
+    def reserve(self, num_bytes: int) -> Tensor:
+        self._reserved = self._ring.take(num_bytes)
+        return self._reserved
 
-    def receive(self, staging: Tensor) -> None:
-        self._move(lambda: self._group.recv([staging], SENDER_RANK, 0))
+    def send(self) -> None:
+        buffer = self._reserved
+        assert buffer is not None
+        self._moves.wait_stream(self._copies)
+        self._start(lambda: self._group.send([buffer], RECEIVER_RANK, 0), buffer)
+
+    def sent(self) -> None:
+        self._wait_for_oldest()
+
+    def post(self, num_bytes: int) -> None:
+        buffer = self._ring.take(num_bytes)
+        self._start(lambda: self._group.recv([buffer], SENDER_RANK, 0), buffer)
+
+    def received(self) -> Tensor:
+        return self._wait_for_oldest()
+
+    def release(self) -> None:
+        """Whoever emptied the buffer waited for the end of its copy."""
+
+    def copying(self) -> AbstractContextManager[None]:
+        return torch.cuda.stream(self._copies)
 
     def close(self) -> None:
         threading.Thread(target=self._group.abort, name="nccl-abort", daemon=True).start()
 
-    def _move(self, operation: Callable[[], Any]) -> None:
+    def _start(self, operation: Callable[[], Any], buffer: Tensor) -> None:
         done = torch.cuda.Event()
-        with torch.cuda.stream(self._stream):
-            operation().wait()  # orders streams only
-            done.record(self._stream)
+        try:
+            with torch.cuda.stream(self._moves):
+                operation().wait()  # orders streams only
+                done.record(self._moves)
+        except RuntimeError as error:
+            raise PeerLost(f"NCCL lost the peer ({str(error).splitlines()[0]})") from error
+        self._under_way.append((done, buffer))
+
+    def _wait_for_oldest(self) -> Tensor:
+        done, buffer = self._under_way.popleft()
         deadline = time.monotonic() + self._timeout_s
         while not done.query():
             if time.monotonic() > deadline:
                 raise PeerLost(f"NCCL moved nothing for {self._timeout_s:g} s")
             time.sleep(POLL_S)
+        return buffer

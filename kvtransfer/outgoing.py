@@ -1,134 +1,153 @@
-"""`OutgoingLink`: the sending end to one peer. One thread; connects on first use."""
+"""`OutgoingLink`: the sending end to one rank of a peer. One thread; connects on first use."""
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
 
+from kvtransfer.checksum import append_checksum
 from kvtransfer.counts import LinkCounts
 from kvtransfer.handshake import (
+    PING_S,
+    SILENCE_S,
+    Bye,
     FrameHeader,
     Hello,
+    Ping,
+    Pong,
     Refused,
     Welcome,
     receive_message,
     send_message,
 )
+from kvtransfer.layout import CHECKSUM_BYTES, Cut, row_numbers
+from kvtransfer.pages import PageRows
 from kvtransfer.pair import SENDER_RANK, Pair, PairBackend
+from kvtransfer.sending import Frame
 from kvtransfer.socket_store import SocketStore
-from kvtransfer.transport import LayoutMismatch, OnDone, PeerLost
+from kvtransfer.transport import LayoutMismatch, PeerLost
+from protocol.ids import Attempt
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
-MAX_STAGED_BYTES = 64 << 20
-"""Per peer; a sender that is ahead of the network waits."""
+PAIR_TIMEOUT_S = 4.0
+"""The first NCCL pair of a process takes a second."""
+READY_POLL_S = 0.0001
 
 
 @dataclass(frozen=True)
-class Frame:
-    """`on_done` only with the last frame of a send."""
+class SendingEnd:
+    """What an outgoing link needs to know of its own side."""
 
-    header: FrameHeader
-    staging: Tensor
-    on_done: OnDone | None
+    hello: Hello
+    backends: Mapping[str, PairBackend]
+    rows: PageRows
+    """The pool, cut to the heads that the peer's rank has in common with it."""
+    num_heads: int
+    with_checksums: bool
+    idle_close_s: float
+    counts_of: Callable[[str], LinkCounts]
+    """By the peer's name; by its address while that is not known."""
+    on_backend_failed: Callable[[str], None]
+    """No pair could be made with it."""
 
 
 class OutgoingLink:
     """Sends frames in order. After a failure everything queued fails, and the link is over:
     `closed` is True and its owner makes another one."""
 
-    def __init__(
-        self,
-        peer_address: str,
-        hello: Hello,
-        backend: PairBackend,
-        counts: LinkCounts,
-        idle_close_s: float,
-    ) -> None:
+    def __init__(self, peer_address: str, end: SendingEnd) -> None:
         self._peer_address = peer_address
-        self._hello = hello
-        self._backend = backend
-        self._counts = counts
-        self._idle_close_s = idle_close_s
+        self._end = end
+        self._counts: LinkCounts | None = None
         self._frames: deque[Frame] = deque()
-        self._staged_bytes = 0
+        self._under_way: deque[tuple[int, Frame | None]] = deque()
+        """Bytes of each message, and the frame that ends with it."""
+        self._begun: Frame | None = None
+        """A frame whose last message is not under way yet."""
         self._changed = threading.Condition()
         self.closed = False
+        self._end_reason = f"the link to {peer_address} was closed"
         self._connection: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=f"kv-to-{peer_address}", daemon=True)
         self._thread.start()
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """False once it is over, or its peer has closed its end."""
         with self._changed:
-            return not (self.closed or self._peer_has_closed())
+            return not self.closed and not _is_closed(self._connection)
 
-    def push(self, frame: Frame, timeout_s: float) -> bool:
-        """Queues a frame; False if the link is over or stayed full for `timeout_s`."""
-        size = frame.staging.nbytes
+    def push(self, frame: Frame) -> None:
+        """Queues a frame, which is ended in any case."""
         with self._changed:
-            has_room = self._changed.wait_for(
-                lambda: (
-                    self.closed
-                    or self._staged_bytes == 0
-                    or self._staged_bytes + size <= MAX_STAGED_BYTES
-                ),
-                timeout_s,
-            )
-            if self.closed or not has_room:
-                return False
-            self._frames.append(frame)
-            self._staged_bytes += size
-            self._changed.notify_all()
-            return True
+            if not self.closed:
+                self._frames.append(frame)
+                self._changed.notify_all()
+                return
+        frame.sending.frame_ended(self._end_reason)
+
+    def cancel(self, transfer: Attempt) -> None:
+        """Drops the frames of this transfer that have not begun."""
+        with self._changed:
+            dropped = [f for f in self._frames if f.sending.transfer == transfer]
+            self._frames = deque(f for f in self._frames if f.sending.transfer != transfer)
+        for frame in dropped:
+            frame.sending.frame_ended("it was cancelled")
 
     def close(self) -> None:
         with self._changed:
             self.closed = True
             self._changed.notify_all()
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def join(self) -> None:
         self._thread.join()
 
     def _run(self) -> None:
-        reason = "the link was closed"
         try:
-            if self._wait_for_frame():
-                self._serve()
+            self._serve()
         except (PeerLost, LayoutMismatch) as error:
-            self._counts.failures += 1
-            reason = f"{self._peer_address}: {error}"
+            self._failed(f"{self._peer_address}: {error}")
+        except Exception as error:
+            self._failed(f"{self._peer_address}: {type(error).__name__}: {error}")
+            log.exception("a link failed")
         finally:
-            self._counts.is_open = False
-            self._fail_all(reason)
+            self._end_all()
+
+    def _failed(self, reason: str) -> None:
+        (self._counts or self._end.counts_of(self._peer_address)).failures += 1
+        self._end_reason = reason
+        log.warning("a link for KV pages is lost: %s", reason)
 
     def _serve(self) -> None:
-        connection, pair = self._connect()
+        connection, backend, pair = self._connect()
+        counts = self._counts
+        assert counts is not None
+        counts.transport, counts.is_open = backend.name, True
         try:
-            self._connection = connection
-            self._counts.is_open = True
-            while self._wait_for_frame():
-                self._send(connection, pair, self._frames[0])
-                with self._changed:
-                    frame = self._frames.popleft()
-                    self._staged_bytes -= frame.staging.nbytes
-                    self._changed.notify_all()
-                if frame.on_done is not None:
-                    frame.on_done("")
+            connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
+            self._send_all(connection, pair, backend, counts)
         finally:
+            counts.is_open = False
             with self._changed:
                 self._connection = None
                 connection.close()
             pair.close()
 
-    def _connect(self) -> tuple[socket.socket, Pair]:
+    def _connect(self) -> tuple[socket.socket, PairBackend, Pair]:
         host, _, port = self._peer_address.rpartition(":")
         try:
             connection = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
@@ -136,49 +155,123 @@ class OutgoingLink:
             raise PeerLost(f"nobody listens there ({error})") from error
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            send_message(connection, self._hello)
+            send_message(connection, self._end.hello)
             answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
             if isinstance(answer, Refused):
                 raise LayoutMismatch(answer.reason)
-            store = SocketStore(connection)
-            pair = self._backend.make_pair(store, SENDER_RANK)
-            store.finish()
+            self._counts = self._end.counts_of(answer.node.name)
+            backend = self._end.backends[answer.backend]
+            connection.settimeout(PAIR_TIMEOUT_S)
+            pair = self._make_pair(backend, SocketStore(connection))
+            self._connection = connection
         except BaseException:
             connection.close()
             raise
-        return connection, pair
+        return connection, backend, pair
 
-    def _send(self, connection: socket.socket, pair: Pair, frame: Frame) -> None:
-        started = time.monotonic()
-        send_message(connection, frame.header)
-        pair.send(frame.staging)
-        seconds = time.monotonic() - started
-        self._counts.moved(frame.staging.nbytes, frame.header.num_pages, seconds)
+    def _make_pair(self, backend: PairBackend, store: SocketStore) -> Pair:
+        try:
+            pair = backend.make_pair(store, SENDER_RANK, self._cut(backend).buffer_bytes)
+            store.finish()
+        except PeerLost:
+            self._end.on_backend_failed(backend.name)
+            raise
+        return pair
 
-    def _wait_for_frame(self) -> bool:
-        """False: the link is to end, closed or idle for too long. Raises PeerLost when the peer
-        has closed its end meanwhile."""
-        with self._changed:
-            arrived = self._changed.wait_for(
-                lambda: bool(self._frames) or self.closed, self._idle_close_s
-            )
-            if self.closed or not arrived:
-                self.closed = True
-                return False
-            if self._peer_has_closed():
-                raise PeerLost("the peer closed the link")
-        return True
+    def _cut(self, backend: PairBackend) -> Cut:
+        return Cut.of(self._end.hello.layout, self._end.num_heads, backend.message_bytes)
 
-    def _peer_has_closed(self) -> bool:
-        """The receiving side never writes after its greeting: readable means the end."""
-        connection = self._connection
-        return connection is not None and bool(select.select([connection], [], [], 0)[0])
+    def _send_all(
+        self, connection: socket.socket, pair: Pair, backend: PairBackend, counts: LinkCounts
+    ) -> None:
+        """Returns when the link is to end, closed or idle for too long."""
+        cut = self._cut(backend)
+        while True:
+            frame = self._next_frame(connection)
+            if frame is not None:
+                if not self._under_way:
+                    counts.began(time.monotonic())
+                self._send_frame(connection, pair, frame, cut, backend.window)
+            elif self._under_way:
+                self._oldest_sent(pair)
+            else:
+                send_message(connection, Bye())
+                return
 
-    def _fail_all(self, reason: str) -> None:
+    def _next_frame(self, connection: socket.socket) -> Frame | None:
+        """Waits for one; None: what is under way has to end first, or the link."""
+        idle_since = time.monotonic()
+        next_ping = idle_since + PING_S
+        while True:
+            with self._changed:
+                ready = next((frame for frame in self._frames if frame.is_ready), None)
+                if ready is not None:
+                    self._frames.remove(ready)
+                    self._begun = ready
+                    return ready
+                if self._under_way:
+                    return None
+                idle_s = time.monotonic() - idle_since
+                if not self._frames and (self.closed or idle_s >= self._end.idle_close_s):
+                    self.closed = True
+                    return None
+                self._changed.wait(READY_POLL_S if self._frames else PING_S)
+            if time.monotonic() >= next_ping:
+                send_message(connection, Ping())
+                receive_message(connection, Pong)
+                next_ping = time.monotonic() + PING_S
+
+    def _send_frame(
+        self, connection: socket.socket, pair: Pair, frame: Frame, cut: Cut, window: int
+    ) -> None:
+        end = self._end
+        send_message(
+            connection, FrameHeader(frame.sending.transfer, frame.shape, end.with_checksums)
+        )
+        numbers = row_numbers(frame.shape, frame.pages, end.rows.num_pages)
+        for rows in cut.messages(frame.shape):
+            while len(self._under_way) == window:
+                self._oldest_sent(pair)
+            num_bytes = self._send_rows(pair, numbers[rows.start : rows.stop])
+            is_last = rows.stop == frame.shape.num_rows
+            self._under_way.append((num_bytes, frame if is_last else None))
+        self._begun = None
+
+    def _send_rows(self, pair: Pair, numbers: np.ndarray) -> int:
+        num_bytes = len(numbers) * self._end.rows.row_bytes
+        with_checksums = self._end.with_checksums
+        buffer = pair.reserve(num_bytes + (CHECKSUM_BYTES if with_checksums else 0))
+        with pair.copying():
+            self._end.rows.gather(numbers, buffer[:num_bytes])
+            if with_checksums:
+                append_checksum(buffer)
+        pair.send()
+        return num_bytes
+
+    def _oldest_sent(self, pair: Pair) -> None:
+        pair.sent()
+        num_bytes, frame = self._under_way.popleft()
+        assert self._counts is not None
+        self._counts.moved(num_bytes, time.monotonic())
+        if frame is not None:
+            frame.sending.frame_ended()
+
+    def _end_all(self) -> None:
         with self._changed:
             self.closed = True
-            frames, self._frames = list(self._frames), deque()
-            self._changed.notify_all()
-        callbacks: list[Callable[[str], None]] = [f.on_done for f in frames if f.on_done]
-        for on_done in callbacks:
-            on_done(reason)
+            frames = [frame for _, frame in self._under_way if frame is not None]
+            frames += [self._begun] if self._begun is not None else []
+            frames += self._frames
+            self._frames.clear()
+        for frame in frames:
+            frame.sending.frame_ended(self._end_reason)
+
+
+def _is_closed(connection: socket.socket | None) -> bool:
+    """By its other end. Takes nothing out of it."""
+    if connection is None or not select.select([connection], [], [], 0)[0]:
+        return False
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True

@@ -15,7 +15,9 @@ import torch
 from engine.cache import PrefixCache
 from engine.kv_cache import num_pages_that_fit
 from engine.runner import ModelRunner, load_model_runner
-from kvtransfer.pair_transport import PairTransport, make_backend
+from kvtransfer.backends import make_backends
+from kvtransfer.pair_transport import PairTransport
+from kvtransfer.place import place_of
 from node.config import NodeConfig
 from node.heartbeat import Heartbeats
 from node.instructions import Scheduler
@@ -47,7 +49,7 @@ def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -
     node = _identity(role, config)
     device = _device(config.device)
     if config.kv_backend == "nccl" and device.type != "cuda":
-        raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend gloo on CPUs")
+        raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
     runner = _load(config, device)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
@@ -56,11 +58,13 @@ def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -
         layout=runner.layout,
         node=node,
         fingerprint=runner.fingerprint,
-        backend=make_backend(config.kv_backend, host, device),
+        backends=make_backends(config.kv_backend, host, device),
+        place=place_of(device),
         host=config.host,
         port=config.data_port,
         advertise_host=host,
-        with_checksum=config.kv_checksum,
+        with_checksums=config.kv_checksum,
+        min_send_bytes=config.kv_min_send_bytes,
     )
     info = NodeInfo(
         node=node,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from protocol.config import option, require, require_redis_url
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GPU_CHUNK = 2048
 """Tokens of a step; long enough to keep a GPU busy."""
@@ -40,7 +41,15 @@ class NodeConfig:
     lease_s: float = option(3.0, "a node that is silent for so long owns nothing any more")
     receive_timeout_s: float = option(60.0, "how long a decode node waits for a prefill")
     kv_checksum: bool = option(False, "verify a checksum of every received page set")
-    kv_backend: str = option("auto", "how pages travel; auto: gloo", ("auto", "gloo", "nccl"))
+    kv_min_send_bytes: int = option(
+        0, "layers of a chunk are sent together until they have so many bytes; 0: as pages travel"
+    )
+    kv_backend: str = option(
+        "auto",
+        "how pages travel; auto, between two nodes: nccl if each has a GPU of its own, shm (shared "
+        "memory) on one host, else gloo",
+        KV_BACKENDS,
+    )
     log_level: str = option("info", "how much to log", LOG_LEVELS)
     trust_remote_code: bool = option(False, "refused: kvrelay runs no code from model directories")
 
@@ -63,7 +72,9 @@ class NodeConfig:
             0 < self.memory_share <= 1,
             f"--memory-share is {self.memory_share}; it must be more than 0 and at most 1",
         )
-        require(self.chunked_prefill_size >= 0, "--chunked-prefill-size must be 0 or more")
+        for name in ("chunked_prefill_size", "kv_min_send_bytes"):
+            flag = "--" + name.replace("_", "-")
+            require(getattr(self, name) >= 0, f"{flag} must be 0 or more")
         for name in ("max_running_requests", "max_queued_requests", "cpu_threads"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be at least 1")

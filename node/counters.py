@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.cache import PrefixCache
-from protocol.messages import Load
+from protocol.messages import MAX_LINKS, LinkLoad, Load
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Counters:
     transfer_failures_total: int = 0
     fetched_tokens_total: int = 0
     pages_fetched_total: int = 0
+    exposed_s: dict[str, float] = field(default_factory=dict)
 
     def started(self, num_cached_tokens: int) -> None:
         """A request is admitted; `num_cached_tokens` of its prompt need no computing here, as they
@@ -35,13 +36,26 @@ class Counters:
         self.pages_fetched_total += num_pages
         self.fetched_tokens_total += num_tokens
 
+    def exposed(self, peer: str, seconds: float) -> None:
+        """A request waited for pages of this peer while nothing was computed for it. Of too many
+        peers the one waited for least recently is forgotten."""
+        self.exposed_s[peer] = self.exposed_s.pop(peer, 0.0) + seconds
+        if len(self.exposed_s) > MAX_LINKS:
+            del self.exposed_s[next(iter(self.exposed_s))]
+
     def load(self, cache: PrefixCache, **queues: Any) -> Load:
-        """The scheduler's part of a heartbeat: pages, these counters, and its queues."""
+        """The scheduler's part of a heartbeat: pages, these counters, and its queues; of `links`
+        the waiting for pages."""
+        totals = asdict(self)
+        exposed_s: dict[str, float] = totals.pop("exposed_s")
         return Load(
             free_pages=cache.num_free_pages,
             cached_pages=cache.num_cached_pages,
             held_pages=cache.num_held_pages,
             pages_evicted_total=cache.num_evicted_pages,
             **queues,
-            **asdict(self),
+            **totals,
+            links=tuple(
+                LinkLoad(peer, "in", exposed_s_total=seconds) for peer, seconds in exposed_s.items()
+            ),
         )

@@ -1,9 +1,10 @@
 """Fetching the first pages of a prompt from a node that owns them, in place of computing them.
 Pure; both schedulers have one.
 
-    asker   acquire ──► ExpectPages, Fetch ──► all here: commit them, compute what follows
-                                          └──► refused, broken or late: abort, compute them too
-    owner   Fetch ──► SendPages, or FetchRefused
+    asker   acquire ──► ExpectPages, Fetch ──► pages arrive: commit them
+                                          ├──► all are here: compute what follows
+                                          └──► refused, broken or late: abort, compute the rest too
+    owner   Fetch ──► SendPages, and hold the pages until they are sent; or FetchRefused
 
 A fetch that fails costs time and nothing else. While it travels its request computes nothing;
 other requests do.
@@ -11,10 +12,11 @@ other requests do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from engine.cache import PrefixCache
+from engine.cache import Lease, PrefixCache
 from engine.request import Sequence
 from node.counters import Counters
 from node.instructions import AbortTransfer, ExpectPages, Instruction, PagesSent, Send, SendPages
@@ -25,16 +27,22 @@ from protocol.messages import Fetch, FetchRefused, Generate, Prefill
 FETCH_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _UnderWay:
     sequence: Sequence
     chain: Seq[PageHash]
     """From the first page of the prompt to the last fetched one."""
+    owner: str
+    asked: float
     deadline: float
 
-    @property
-    def num_pages(self) -> int:
-        return len(self.chain) - self.sequence.lease.num_cached_pages
+
+@dataclass(eq=False)
+class _Serving:
+    """All sends of one attempt to whoever asked for it; their ends cannot be told apart."""
+
+    leases: list[Lease] = field(default_factory=list)
+    num_ended: int = 0
 
 
 class Fetching:
@@ -49,7 +57,8 @@ class Fetching:
         counters: Counters,
         timeout_s: float,
     ) -> None:
-        """`addresses`: this node's own control and data address, told to owners."""
+        """`addresses`: this node's own control and data address, told to owners. `timeout_s`: for
+        how long a fetch may make no progress."""
         self._node = node
         self._control_address, self._data_address = addresses
         self._cache = cache
@@ -57,6 +66,7 @@ class Fetching:
         self._counters = counters
         self._timeout_s = timeout_s
         self._under_way: dict[Attempt, _UnderWay] = {}
+        self._serving: dict[Attempt, _Serving] = {}
 
     def __contains__(self, attempt: Attempt) -> bool:
         return attempt in self._under_way
@@ -64,7 +74,14 @@ class Fetching:
     @property
     def num_tokens(self) -> int:
         """Prompt tokens under way to this node."""
-        return sum(fetch.num_pages for fetch in self._under_way.values()) * self._page_size
+        return sum(
+            len(fetch.chain) * self._page_size - fetch.sequence.num_computed
+            for fetch in self._under_way.values()
+        )
+
+    def chains(self) -> Iterator[Seq[PageHash]]:
+        """Pages that are here or under way, from the first page of a prompt on."""
+        return (fetch.chain for fetch in self._under_way.values())
 
     # The asker
 
@@ -74,73 +91,108 @@ class Fetching:
         """Asks the owner that `request` names for what the lease lacks; [] if it lacks nothing.
 
         `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the request
-        is under way (`in`) and its pages belong to the transfer.
+        is under way (`in`) and the pages that it lacks belong to the transfer.
         """
         chain = reusable[: request.fetch_pages]
-        lease = sequence.lease
-        fetch = _UnderWay(sequence, chain, now + self._timeout_s)
-        if not request.fetch_address or request.fetch_node == self._node or fetch.num_pages <= 0:
+        num_cached = sequence.lease.num_cached_pages
+        owner = request.fetch_node
+        if not request.fetch_address or owner is None or owner == self._node:
             return []
-        self._under_way[request.attempt] = fetch
+        if len(chain) <= num_cached:
+            return []
+        self._under_way[request.attempt] = _UnderWay(
+            sequence, chain, owner.name, now, now + self._timeout_s
+        )
         question = Fetch(
             attempt=request.attempt,
             hashes=join_hashes(chain),
-            skip_pages=lease.num_cached_pages,
+            skip_pages=num_cached,
             reply_address=self._control_address,
             data_address=self._data_address,
         )
         return [
-            ExpectPages(request.attempt, lease.pages[lease.num_cached_pages : len(chain)]),
+            ExpectPages(request.attempt, sequence.lease.pages[num_cached : len(chain)]),
             Send(request.fetch_address, question),
         ]
 
-    def received(self, attempt: Attempt, now: float) -> int:
-        """All pages of a fetch are here: they are owned, and the sequence goes on behind them.
+    def arrived(self, attempt: Attempt, num_pages: int, now: float) -> int:
+        """The first `num_pages` that were asked for are here: they are owned, and the sequence
+        goes on behind them, whatever becomes of the rest.
 
-        Returns how many tokens they hold; 0: this was no fetch, or it was given up before.
+        Returns how many tokens are new; 0: none, or the fetch was given up before.
         """
-        fetch = self._under_way.pop(attempt, None)
+        fetch = self._under_way.get(attempt)
         if fetch is None:
             return 0
-        num_tokens = fetch.num_pages * self._page_size
-        self._counters.fetched(fetch.num_pages, num_tokens)
-        fetch.sequence.num_computed += num_tokens
-        self._cache.commit(fetch.sequence.lease, fetch.chain, now)
+        sequence = fetch.sequence
+        num_pages_here = sequence.lease.num_cached_pages + num_pages
+        num_tokens = num_pages_here * self._page_size - sequence.num_computed
+        if num_tokens <= 0:
+            return 0
+        fetch.deadline = now + self._timeout_s
+        sequence.num_computed += num_tokens
+        self._counters.fetched(num_tokens // self._page_size, num_tokens)
+        self._cache.commit(sequence.lease, fetch.chain[:num_pages_here], now)
         return num_tokens
 
-    def give_up(self, attempt: Attempt) -> list[Instruction]:
-        """The pages will be computed here, or released. Harmless if no fetch is under way."""
-        if self._under_way.pop(attempt, None) is None:
+    def received(self, attempt: Attempt, now: float) -> int:
+        """`arrived`, for all pages: the fetch is over."""
+        fetch = self._under_way.get(attempt)
+        if fetch is None:
+            return 0
+        num_pages = len(fetch.chain) - fetch.sequence.lease.num_cached_pages
+        num_tokens = self.arrived(attempt, num_pages, now)
+        self._end(attempt, now)
+        return num_tokens
+
+    def give_up(self, attempt: Attempt, now: float) -> list[Instruction]:
+        """The pages still lacking will be computed here, or all are released. Harmless if no fetch
+        is under way."""
+        if attempt not in self._under_way:
             return []
+        self._end(attempt, now)
         return [AbortTransfer(attempt)]
 
-    def failed(self, attempt: Attempt) -> list[Instruction]:
+    def failed(self, attempt: Attempt, now: float) -> list[Instruction]:
         """`give_up`, as the transfer broke or is late."""
         self._counters.transfer_failures_total += attempt in self._under_way
-        return self.give_up(attempt)
+        return self.give_up(attempt, now)
 
     def expire(self, now: float) -> list[Instruction]:
         late = [attempt for attempt, fetch in self._under_way.items() if now >= fetch.deadline]
-        return [instruction for attempt in late for instruction in self.failed(attempt)]
+        return [instruction for attempt in late for instruction in self.failed(attempt, now)]
+
+    def _end(self, attempt: Attempt, now: float) -> None:
+        fetch = self._under_way.pop(attempt)
+        self._counters.exposed(fetch.owner, now - fetch.asked)
 
     # The owner
 
     def serve(self, fetch: Fetch) -> list[Instruction]:
         """Sends all that is asked for, or refuses.
 
-        Nothing is locked: the transport copies the pages before the next event is handled. Nor
-        does it count as a use: there is another copy of these pages from now on.
+        The pages are held until they are sent. It does not count as a use of them: there is
+        another copy from now on.
         """
         chain = split_hashes(fetch.hashes)
-        pages = self._cache.find(chain)
-        if len(pages) < len(chain):
-            reason = f"{self._node.name} has {len(pages)} of these {len(chain)} pages (any more)"
+        lease = self._cache.hold(chain)
+        if len(lease.pages) < len(chain):
+            self._cache.release(lease)
+            num_pages = len(lease.pages)
+            reason = f"{self._node.name} has {num_pages} of these {len(chain)} pages (any more)"
             refused = FetchRefused(fetch.attempt, reason, self._node)
             return [Send(fetch.reply_address, refused)]
-        pages = pages[fetch.skip_pages :]
+        self._serving.setdefault(fetch.attempt, _Serving()).leases.append(lease)
+        pages = lease.pages[fetch.skip_pages :]
         self._counters.pages_sent_total += len(pages)
         return [SendPages(fetch.data_address, fetch.attempt, pages, 0, is_fetch=True)]
 
     def sent(self, event: PagesSent) -> None:
         """The asker notices by itself when pages do not come."""
         self._counters.transfer_failures_total += bool(event.error)
+        serving = self._serving[event.transfer]
+        serving.num_ended += 1
+        if serving.num_ended == len(serving.leases):
+            del self._serving[event.transfer]
+            for lease in serving.leases:
+                self._cache.release(lease)

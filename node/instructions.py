@@ -25,7 +25,7 @@ class Send:
 
 @dataclass(frozen=True)
 class SendPages:
-    """Copy these pages out of the pool now, and stream them as pages `offset …` of the transfer."""
+    """Send these pages as pages `offset …` of the transfer; they stay held until `PagesSent`."""
 
     data_address: str
     transfer: Attempt
@@ -33,6 +33,24 @@ class SendPages:
     offset: int
     is_fetch: bool = False
     """The answer to another node's `Fetch`: nothing of this node's own work."""
+
+
+@dataclass(frozen=True)
+class StreamPages:
+    """As `SendPages`, for pages that the step about to be computed completes: each layer is sent
+    while the next ones are computed."""
+
+    data_address: str
+    transfer: Attempt
+    pages: list[int]
+    offset: int
+
+
+@dataclass(frozen=True)
+class CancelSends:
+    """What was not yet sent of this transfer need not be; each of its `PagesSent` still comes."""
+
+    transfer: Attempt
 
 
 @dataclass(frozen=True)
@@ -45,12 +63,20 @@ class ExpectPages:
 
 @dataclass(frozen=True)
 class AbortTransfer:
-    """Never again write into the pages of this transfer."""
+    """Never again write into the pages of this transfer, which this node expects."""
 
     transfer: Attempt
 
 
-Instruction = Send | SendPages | ExpectPages | AbortTransfer
+Instruction = Send | SendPages | StreamPages | CancelSends | ExpectPages | AbortTransfer
+
+
+@dataclass(frozen=True)
+class PagesArrived:
+    """The first `num_pages` pages of an expected transfer are in the pool; more are to come."""
+
+    transfer: Attempt
+    num_pages: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,8 @@ class ReceiveFailed:
 
 @dataclass(frozen=True)
 class PagesSent:
-    """One `SendPages` ended; `error` is "" when the peer's transport took every byte."""
+    """One `SendPages` or `StreamPages` ended, and its pages may change: the peer's transport took
+    every byte (`error` is ""), or the rest will not be sent."""
 
     transfer: Attempt
     error: str = ""
@@ -78,7 +105,7 @@ class PagesSent:
     """As in the `SendPages`: one attempt may be sent here and served to others."""
 
 
-Event = AnyMessage | PagesReceived | ReceiveFailed | PagesSent
+Event = AnyMessage | PagesArrived | PagesReceived | ReceiveFailed | PagesSent
 
 
 class Scheduler(Protocol):

@@ -1,4 +1,6 @@
-"""Prompts that begin alike and are here at once: their common pages are computed once. Pure."""
+"""Prompts that begin alike and are here at once: their common pages are computed, or travel, once.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ def next_page_is_coming(
 ) -> bool:
     """True if the first page that a prompt lacks is one that a prompt of `others` has as well.
 
-    `reusable`: the hashes that the prompt may hit; `others`: those of prompts being computed. Such
-    a page is found as soon as their chunk is done, so it is worth waiting for.
+    `reusable`: the hashes that the prompt may hit; `others`: those of prompts being computed or
+    received. Such a page is found as soon as their chunk is done or it has arrived, so it is worth
+    waiting for.
     """
     position = len(cache.find(reusable))
     if position == len(reusable):

@@ -15,22 +15,27 @@ import msgspec
 import torch
 
 from engine.cache import PrefixCache
+from engine.model import OnLayer
 from engine.request import Slice
 from engine.runner import ModelRunner
-from kvtransfer.transport import Transport
+from kvtransfer.transport import PageStream, Transport
 from node.heartbeat import Heartbeats
 from node.instructions import (
     AbortTransfer,
+    CancelSends,
     Event,
     ExpectPages,
     Instruction,
+    PagesArrived,
     PagesReceived,
     PagesSent,
     ReceiveFailed,
     Scheduler,
     Send,
     SendPages,
+    StreamPages,
 )
+from node.links import link_loads
 from node.publisher import OwnershipPublisher
 from node.rates import Rates
 from node.resources import resident_bytes
@@ -76,6 +81,8 @@ class NodeShell:
         self._publisher = publisher
         self._heartbeats = heartbeats
         self._transfer_events: deque[Event] = deque()
+        self._num_arrived: dict[Attempt, int] = {}  # by transfer, until the scheduler knows
+        self._streams: dict[Attempt, PageStream] = {}  # of pages that the step computes
         self._rates = Rates()
         self._busy_s = 0.0
         self._stop = threading.Event()
@@ -105,13 +112,14 @@ class NodeShell:
         else anything."""
         started = time.monotonic()
         try:
-            tokens = self._compute(slices)
+            tokens = self._compute(slices, self._layers_ready)
         except torch.AcceleratorError:
             raise
         except Exception:
             log.exception("a step of %d sequences failed", len(slices))
             return self._step_one_by_one(slices)
         self._rates.observe(slices, time.monotonic() - started)
+        self._finish_streams()
         return self._scheduler.finish(tokens, time.monotonic())
 
     def _step_one_by_one(self, slices: Sequence[Slice]) -> list[Instruction]:
@@ -128,14 +136,27 @@ class NodeShell:
                 failed.add(i)
                 reason = f"a step failed on {self._node.name}: {type(error).__name__}"
         now = time.monotonic()
-        return [*self._scheduler.abandon(failed, reason, now), *self._scheduler.finish(tokens, now)]
+        self._execute(self._scheduler.abandon(failed, reason, now))  # cancels their streams
+        self._finish_streams()
+        return self._scheduler.finish(tokens, now)
 
-    def _compute(self, slices: Sequence[Slice]) -> list[int | None]:
+    def _compute(
+        self, slices: Sequence[Slice], on_layer: OnLayer | None = None
+    ) -> list[int | None]:
         started = time.monotonic()
         try:
-            return self._runner.run(slices)
+            return self._runner.run(slices, on_layer)
         finally:
             self._busy_s += time.monotonic() - started
+
+    def _layers_ready(self, num_layers: int) -> None:
+        for stream in self._streams.values():
+            stream.layers_ready(num_layers)
+
+    def _finish_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.finish()
+        self._streams.clear()
 
     def _events(self, wait: bool) -> Iterable[Event]:
         timeout_s = IDLE_WAIT_S if wait and not self._transfer_events else 0.0
@@ -143,7 +164,13 @@ class NodeShell:
             if not self._operate(message):
                 yield message
         while self._transfer_events:
-            yield self._transfer_events.popleft()
+            event = self._transfer_events.popleft()
+            if isinstance(event, PagesArrived):
+                num_pages = self._num_arrived.pop(event.transfer, 0)
+                if num_pages == 0:
+                    continue  # told with an earlier event, or aborted
+                event = PagesArrived(event.transfer, num_pages)
+            yield event
 
     def _execute(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
@@ -151,10 +178,16 @@ class NodeShell:
                 self._send(instruction)
             elif isinstance(instruction, SendPages):
                 self._send_pages(instruction)
+            elif isinstance(instruction, StreamPages):
+                self._stream_pages(instruction)
+            elif isinstance(instruction, CancelSends):
+                self._streams.pop(instruction.transfer, None)
+                self._transport.cancel(instruction.transfer)
             elif isinstance(instruction, ExpectPages):
                 self._expect(instruction)
             elif isinstance(instruction, AbortTransfer):
                 self._transport.abort(instruction.transfer)
+                self._num_arrived.pop(instruction.transfer, None)
 
     def _send(self, instruction: Send) -> None:
         try:
@@ -168,16 +201,28 @@ class NodeShell:
         def on_done(error: str) -> None:
             self._transfer_event(PagesSent(work.transfer, error, work.is_fetch))
 
-        self._transport.send(work.data_address, work.transfer, work.pages, work.offset, on_done)
+        self._transport.send([work.data_address], work.transfer, work.pages, work.offset, on_done)
+
+    def _stream_pages(self, work: StreamPages) -> None:
+        def on_done(error: str) -> None:
+            self._transfer_event(PagesSent(work.transfer, error))
+
+        self._streams[work.transfer] = self._transport.stream(
+            [work.data_address], work.transfer, work.pages, work.offset, on_done
+        )
 
     def _expect(self, work: ExpectPages) -> None:
+        def on_progress(num_pages: int) -> None:
+            self._num_arrived[work.transfer] = num_pages  # of several only the newest matters
+            self._transfer_event(PagesArrived(work.transfer, num_pages))
+
         def on_done(error: str) -> None:
             transfer: Attempt = work.transfer
             self._transfer_event(
                 ReceiveFailed(transfer, error) if error else PagesReceived(transfer)
             )
 
-        self._transport.expect(work.transfer, work.pages, on_done)
+        self._transport.expect(work.transfer, work.pages, on_progress, on_done)
 
     def _transfer_event(self, event: Event) -> None:
         """Called on transport threads; a deque append is atomic."""
@@ -210,13 +255,14 @@ class NodeShell:
         links = self._transport.links()
         outgoing = [link for link in links if link.direction == "out"]
         rates = [link.bytes_per_s for link in outgoing if link.bytes_per_s]
+        load = self._scheduler.load()
         return msgspec.structs.replace(
-            self._scheduler.load(),
+            load,
             prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
             step_s=self._rates.step_s,
             link_bytes_per_s=sum(rates) / len(rates) if rates else 0.0,
             bytes_sent_total=sum(link.bytes_moved for link in outgoing),
-            open_links=sum(link.is_open for link in links),
+            links=link_loads(links, load.links),
             rss_bytes=resident_bytes(),
             busy_s_total=self._busy_s,
         )

@@ -1,9 +1,9 @@
 """What a prefill node does next. Pure: time comes in, instructions and slices go out.
 
-A job's life:  waiting → fetching → running (chunk by chunk, finished pages sent after each) → gone.
+A job's life:  waiting → fetching → running (chunk by chunk, each sent while it is computed) → gone.
 Only a job that is told of an owner fetches, and only what is not cached here.
-Pages are acquired when a job starts to run and released when its last page is handed to the
-transport, which copies it out of the pool at once.
+Pages are acquired when a job starts to run, and released when it is gone and the last of its sends
+has ended; see `prefill.sending`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from node.fetching import FETCH_TIMEOUT_S, Fetching
 from node.instructions import (
     Event,
     Instruction,
+    PagesArrived,
     PagesReceived,
     PagesSent,
     ReceiveFailed,
     Send,
     SendPages,
+    StreamPages,
 )
 from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
+from prefill.sending import Sending
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -87,7 +90,7 @@ class PrefillScheduler:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._batch: list[tuple[Job, Slice]] = []
-        self._sends: dict[Attempt, tuple[str, int]] = {}  # reply address, sends under way
+        self._sending = Sending(cache)
         self._counters = Counters()
         self._fetching = Fetching(
             node, addresses, cache, hasher, self._counters, limits.fetch_timeout_s
@@ -95,19 +98,22 @@ class PrefillScheduler:
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         if isinstance(event, Prefill):
-            return self._enqueue(event)
+            return self._enqueue(event, now)
         if isinstance(event, Cancel):
-            return self._drop(event.attempt)
+            return self._drop(event.attempt, now)
         if isinstance(event, PagesSent):
-            return self._sent(event)
+            return self._sent(event, now)
         if isinstance(event, Fetch):
             return self._fetching.serve(event)
+        if isinstance(event, PagesArrived):
+            num_tokens = self._fetching.arrived(event.transfer, event.num_pages, now)
+            return self._fetched(event.transfer, num_tokens)
         if isinstance(event, PagesReceived):
-            return self._pages_fetched(event.transfer, now)
+            return self._fetched(event.transfer, self._fetching.received(event.transfer, now))
         if isinstance(event, FetchRefused):
-            return self._fetching.give_up(event.attempt)
+            return self._fetching.give_up(event.attempt, now)
         if isinstance(event, ReceiveFailed):
-            return self._fetching.failed(event.transfer)
+            return self._fetching.failed(event.transfer, now)
         return []
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
@@ -123,6 +129,7 @@ class PrefillScheduler:
             part = job.sequence.next_slice(budget)
             budget -= len(part.token_ids)
             self._batch.append((job, part))
+            instructions += self._stream(job, part)
         return [part for _, part in self._batch], instructions
 
     def finish(self, tokens: Seq[int | None], now: float) -> list[Instruction]:
@@ -131,23 +138,20 @@ class PrefillScheduler:
             assert job.sequence is not None
             job.sequence.num_computed += len(part.token_ids)
             self._counters.computed_tokens_total += len(part.token_ids)
-            num_computed = job.sequence.num_computed
-            full_pages = num_computed // self._hasher.page_size
+            full_pages = job.sequence.num_computed // self._hasher.page_size
             self._cache.commit(job.sequence.lease, job.hashes[:full_pages], now)
             if token is None:
-                instructions += self._hand_over(job, full_pages)
                 continue
-            instructions += self._hand_over(job, len(job.sequence.lease.pages))
             instructions.append(Send(job.request.reply_address, self._done(job, token)))
             self._running.remove(job)
-            self._cache.release(job.sequence.lease)
+            self._sending.leave(job.attempt, job.sequence.lease)
         self._batch = []
         return instructions
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
         for job in [self._batch[i][0] for i in failed]:
-            instructions += self._drop(job.attempt)
+            instructions += self._drop(job.attempt, now)
             instructions.append(self._failure(job.request, reason, "node"))
         self._batch = [part for i, part in enumerate(self._batch) if i not in failed]
         return instructions
@@ -162,8 +166,8 @@ class PrefillScheduler:
             queued_tokens=waiting + running - self._fetching.num_tokens,
         )
 
-    def _enqueue(self, request: Prefill) -> list[Instruction]:
-        instructions = self._drop(request.attempt)
+    def _enqueue(self, request: Prefill, now: float) -> list[Instruction]:
+        instructions = self._drop(request.attempt, now)
         tokens = tokens_from_bytes(request.tokens)
         num_pages = self._hasher.num_pages(len(tokens))
         if num_pages > self._cache.num_pages:
@@ -177,11 +181,14 @@ class PrefillScheduler:
         return instructions
 
     def _admit(self, now: float) -> list[Instruction]:
-        """In order of arrival, but a prompt waits for pages that another one computes now."""
+        """In order of arrival, but a prompt waits for pages that another one computes now, and an
+        attempt that came again for the ends of what it sent before."""
         instructions: list[Instruction] = []
         for job in list(islice(self._waiting, MAX_LOOKED_AT)):
             if len(self._running) == self._limits.max_running:
                 break
+            if job.attempt in self._sending:
+                continue
             reusable = self._hasher.reusable(job.hashes, len(job.tokens))
             computing = [running.hashes for running in self._running]
             if next_page_is_coming(self._cache, reusable, computing):
@@ -195,32 +202,47 @@ class PrefillScheduler:
             job.sequence = Sequence(job.tokens, lease, job.request.sampling, num_cached)
             self._running.append(job)
             self._counters.started(num_cached)
-            instructions += self._hand_over(job, lease.num_cached_pages)
+            instructions += self._send(job, lease.num_cached_pages)
             instructions += self._fetching.begin(job.request, job.sequence, reusable, now)
         return instructions
 
-    def _pages_fetched(self, transfer: Attempt, now: float) -> list[Instruction]:
-        fetched_tokens = self._fetching.received(transfer, now)
-        if fetched_tokens == 0:
+    def _fetched(self, transfer: Attempt, num_tokens: int) -> list[Instruction]:
+        if num_tokens == 0:
             return []
         (job,) = [job for job in self._running if job.attempt == transfer]
         assert job.sequence is not None
-        job.fetched_tokens = fetched_tokens
-        return self._hand_over(job, job.sequence.num_computed // self._hasher.page_size)
+        job.fetched_tokens += num_tokens
+        return self._send(job, job.sequence.num_computed // self._hasher.page_size)
 
-    def _hand_over(self, job: Job, num_pages: int) -> list[Instruction]:
-        """Sends what of the first `num_pages` pages decode neither has nor was sent."""
+    def _send(self, job: Job, num_pages: int) -> list[Instruction]:
+        """The first `num_pages` pages are in the pool."""
+        pages, offset = self._hand_over(job, num_pages)
+        if not pages:
+            return []
+        return [SendPages(job.request.data_address, job.attempt, pages, offset)]
+
+    def _stream(self, job: Job, part: Slice) -> list[Instruction]:
+        """A step will complete the pages that end within `part`; the last one by the last part."""
+        is_last = part.sampling is not None
+        end = part.start + len(part.token_ids)
+        pages, offset = self._hand_over(
+            job, len(part.pages) if is_last else end // self._hasher.page_size
+        )
+        if not pages:
+            return []
+        return [StreamPages(job.request.data_address, job.attempt, pages, offset)]
+
+    def _hand_over(self, job: Job, num_pages: int) -> tuple[list[int], int]:
+        """What of the first `num_pages` pages decode neither has nor was sent, and its offset in
+        the transfer. It counts as sent now; [] if there is no such page."""
         assert job.sequence is not None
         first = job.num_handed_pages
-        if num_pages <= first:
-            return []
-        job.num_handed_pages = num_pages
-        reply_address, under_way = self._sends.get(job.attempt, (job.request.reply_address, 0))
-        self._sends[job.attempt] = (reply_address, under_way + 1)
-        self._counters.pages_sent_total += num_pages - first
         pages = job.sequence.lease.pages[first:num_pages]
-        offset = first - job.request.skip_pages
-        return [SendPages(job.request.data_address, job.attempt, pages, offset)]
+        if pages:
+            job.num_handed_pages = num_pages
+            self._sending.begin(job.attempt, job.request.reply_address)
+            self._counters.pages_sent_total += len(pages)
+        return pages, first - job.request.skip_pages
 
     def _done(self, job: Job, first_token: int) -> PrefillDone:
         assert job.sequence is not None
@@ -233,32 +255,28 @@ class PrefillScheduler:
             fetched_tokens=job.fetched_tokens,
         )
 
-    def _sent(self, event: PagesSent) -> list[Instruction]:
+    def _sent(self, event: PagesSent, now: float) -> list[Instruction]:
         if event.is_fetch:
             self._fetching.sent(event)
             return []
-        reply_address, under_way = self._sends.pop(event.transfer, ("", 0))
-        if not reply_address:
-            return []  # an earlier failure of this transfer was reported already
-        if not event.error:
-            if under_way > 1:
-                self._sends[event.transfer] = (reply_address, under_way - 1)
+        reply_address = self._sending.ended(event.transfer)
+        if not event.error or not reply_address:
             return []
         self._counters.transfer_failures_total += 1
         failed = Failed(event.transfer, event.error, "node", self._node)
-        return [*self._drop(event.transfer), Send(reply_address, failed)]
+        return [*self._drop(event.transfer, now), Send(reply_address, failed)]
 
-    def _drop(self, attempt: Attempt) -> list[Instruction]:
+    def _drop(self, attempt: Attempt, now: float) -> list[Instruction]:
         """Gives up this attempt and every older one of its request; aborts before it releases."""
         instructions: list[Instruction] = []
         for job in [j for j in self._waiting if j.attempt.superseded_by(attempt)]:
             self._waiting.remove(job)
         for job in [j for j in self._running if j.attempt.superseded_by(attempt)]:
             assert job.sequence is not None
-            instructions += self._fetching.give_up(job.attempt)
+            instructions += self._fetching.give_up(job.attempt, now)
             self._running.remove(job)
-            self._cache.release(job.sequence.lease)
-        return instructions
+            self._sending.leave(job.attempt, job.sequence.lease)
+        return instructions + self._sending.cancel(attempt)
 
     def _failure(self, request: Prefill, reason: str, kind: FailureKind) -> Instruction:
         return Send(request.reply_address, Failed(request.attempt, reason, kind, self._node))

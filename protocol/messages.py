@@ -62,8 +62,8 @@ class Prefill(Message, frozen=True):
 class Fetch(Message, frozen=True):
     """Any node → an owner of any role: send the pages of this chain from `skip_pages` on.
 
-    `hashes` (joined) begin at the first page of the prompt. All or nothing: the pages come, as
-    pages 0 … of the transfer `attempt`, or a `FetchRefused`, or (the owner is gone) nothing.
+    `hashes` (joined) begin at the first page of the prompt. The pages come, as pages 0 … of the
+    transfer `attempt`, or a `FetchRefused`, or (the owner is lost) only some of them or nothing.
     """
 
     attempt: Attempt
@@ -187,6 +187,28 @@ class NodeInfo(msgspec.Struct, frozen=True):
     device: str
 
 
+MAX_LINKS = 64
+"""Of a node, in a heartbeat."""
+
+
+class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
+    """What went to or came from one peer, as this end of the link saw it."""
+
+    peer: str
+    """Its node name; its address until it was reached once."""
+    direction: Literal["out", "in"]
+    transport: str = ""
+    """How bytes travelled last: gloo, nccl, shm, …"""
+    is_open: bool = False
+    bytes_total: int = 0
+    pages_total: int = 0
+    busy_s_total: float = 0.0
+    """Time with bytes under way."""
+    exposed_s_total: float = 0.0
+    """Of "in": time for which requests waited for pages while nothing was computed for them."""
+    failures_total: int = 0
+
+
 class Load(msgspec.Struct, frozen=True):
     """State of a node at one moment. Counters (`*_total`) only grow during one life."""
 
@@ -213,7 +235,6 @@ class Load(msgspec.Struct, frozen=True):
     bytes_sent_total: int = 0
     pages_evicted_total: int = 0
     transfer_failures_total: int = 0
-    open_links: int = 0
     rss_bytes: int = 0
     """Resident memory of the node's process."""
     fetched_tokens_total: int = 0
@@ -222,6 +243,8 @@ class Load(msgspec.Struct, frozen=True):
     """Of `pages_received_total`."""
     busy_s_total: float = 0.0
     """Time spent in model steps."""
+    links: tuple[LinkLoad, ...] = ()
+    """At most MAX_LINKS: open ones first, then those that moved most."""
 
 
 class Heartbeat(Message, frozen=True):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -12,10 +14,15 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from kvtransfer.gloo import GlooBackend
+from kvtransfer.handshake import Place
+from kvtransfer.layout import WHOLE, Shard
 from kvtransfer.local import LocalBackend
 from kvtransfer.nccl import NcclBackend
 from kvtransfer.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
+from kvtransfer.place import place_of
+from kvtransfer.shared_memory import SharedMemoryBackend
+from kvtransfer.transport import OnDone, PageStream
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
@@ -30,10 +37,12 @@ def attempt(number: int = 1, name: str = "r") -> Attempt:
 
 
 def new_backend(name: str) -> PairBackend:
-    """`name`: local, gloo, or nccl:N for the backend of GPU N."""
+    """`name`: local, shm, gloo, or nccl:N for the backend of GPU N."""
     torch.set_num_threads(1)
     if name == "local":
         return LocalBackend(TIMEOUT_S)
+    if name == "shm":
+        return SharedMemoryBackend(TIMEOUT_S)
     if name.startswith("nccl"):
         return NcclBackend(torch.device(name.replace("nccl", "cuda")), TIMEOUT_S)
     return GlooBackend("127.0.0.1", TIMEOUT_S)
@@ -50,24 +59,32 @@ class Endpoint:
         fingerprint: str = "model",
         num_pages: int = NUM_PAGES,
         incarnation: int = 1,
+        shard: Shard = WHOLE,
+        others: Sequence[PairBackend] = (),
+        place: Place | None = None,
+        min_send_bytes: int = 0,
+        idle_close_s: float = 300.0,
+        port: int = 0,
     ) -> None:
-        self.pool = torch.randn(
-            layout.num_layers,
-            num_pages,
-            2,
-            layout.page_size,
-            layout.num_kv_heads,
-            layout.head_dim,
-            device=backend.staging_device,
-        )
+        """`others`: backends that it can use as well, less well."""
+        device = backend.staging_device
+        heads = shard.heads(layout.num_kv_heads)
+        shape = (layout.num_layers, num_pages, 2, layout.page_size, len(heads), layout.head_dim)
+        self.pool = torch.randn(shape, device=device).to(getattr(torch, layout.dtype))
         self.transport = PairTransport(
             self.pool,
             layout,
             Node(name, incarnation),
             fingerprint,
-            backend,
-            with_checksum=True,
+            [backend, *others],
+            place or place_of(device),
+            shard,
+            port=port,
+            with_checksums=True,
+            min_send_bytes=min_send_bytes,
+            idle_close_s=idle_close_s,
         )
+        self.progress: queue.Queue[tuple[Attempt, int]] = queue.Queue()
         self.received: queue.Queue[tuple[Attempt, str]] = queue.Queue()
         self.sent: queue.Queue[tuple[Attempt, str]] = queue.Queue()
 
@@ -76,16 +93,42 @@ class Endpoint:
         return self.transport.address
 
     def expect(self, transfer: Attempt, pages: list[int]) -> None:
-        self.transport.expect(transfer, pages, lambda e: self.received.put((transfer, e)))
+        self.transport.expect(
+            transfer,
+            pages,
+            lambda num_pages: self.progress.put((transfer, num_pages)),
+            lambda error: self.received.put((transfer, error)),
+        )
 
-    def send(self, to: str, transfer: Attempt, pages: list[int], offset: int = 0) -> None:
-        self.transport.send(to, transfer, pages, offset, lambda e: self.sent.put((transfer, e)))
+    def send(
+        self, to: str | Sequence[str], transfer: Attempt, pages: list[int], offset: int = 0
+    ) -> None:
+        self.transport.send(_ranks(to), transfer, pages, offset, self._on_sent(transfer))
+
+    def stream(
+        self, to: str | Sequence[str], transfer: Attempt, pages: list[int], offset: int = 0
+    ) -> PageStream:
+        return self.transport.stream(_ranks(to), transfer, pages, offset, self._on_sent(transfer))
+
+    def await_progress(self) -> tuple[Attempt, int]:
+        return self.progress.get(timeout=DEADLINE_S)
 
     def await_received(self) -> tuple[Attempt, str]:
         return self.received.get(timeout=DEADLINE_S)
 
     def await_sent(self) -> tuple[Attempt, str]:
         return self.sent.get(timeout=DEADLINE_S)
+
+    def _on_sent(self, transfer: Attempt) -> OnDone:
+        return lambda error: self.sent.put((transfer, error))
+
+
+def _ranks(to: str | Sequence[str]) -> Sequence[str]:
+    return [to] if isinstance(to, str) else to
+
+
+Make = Callable[..., Endpoint]
+"""By name; the keywords are `Endpoint`'s, and the backend is the fixture's."""
 
 
 class Victim:
@@ -101,17 +144,35 @@ class Victim:
         """Tells it to send."""
         self._pipe.send((to, transfer, pages))
 
+    def await_sent(self) -> str:
+        """The end of its next send that has not been awaited."""
+        self._pipe.send(None)
+        assert self._pipe.poll(DEADLINE_S), "no send ended"
+        return str(self._pipe.recv())
+
+    def stop(self) -> None:
+        """As if it were cut off: its sockets stay open and nothing comes out of them."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
 
 
 @contextmanager
-def victim_process(backend_name: str) -> Iterator[Victim]:
+def victim_process(backend_name: str, port: int = 0, layout: KVLayout = LAYOUT) -> Iterator[Victim]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve_until_killed, args=(there, backend_name), daemon=True)
+    process = context.Process(
+        target=_serve_until_killed, args=(there, backend_name, port, layout), daemon=True
+    )
     process.start()
+    there.close()  # so that the end of the process ends the pipe
     try:
         yield Victim(process, here)
     finally:
@@ -119,9 +180,12 @@ def victim_process(backend_name: str) -> Iterator[Victim]:
         process.join()
 
 
-def _serve_until_killed(report: Connection, backend_name: str) -> None:
-    endpoint = Endpoint("victim", new_backend(backend_name))
+def _serve_until_killed(report: Connection, backend_name: str, port: int, layout: KVLayout) -> None:
+    endpoint = Endpoint("victim", new_backend(backend_name), layout=layout, port=port)
     report.send(endpoint.address)
     while True:
-        to, transfer, pages = report.recv()
-        endpoint.send(to, transfer, pages)
+        order = report.recv()
+        if order is None:
+            report.send(endpoint.await_sent()[1])
+        else:
+            endpoint.send(*order)

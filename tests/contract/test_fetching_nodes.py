@@ -14,9 +14,11 @@ from torch import Tensor
 
 from decode.scheduler import DecodeLimits, DecodeScheduler
 from engine.cache import PrefixCache
+from engine.model import OnLayer
 from engine.request import Slice
 from kvtransfer.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
+from kvtransfer.place import place_of
 from node.shell import NodeShell
 from prefill.scheduler import PrefillLimits, PrefillScheduler
 from protocol.channel import Channel
@@ -47,20 +49,33 @@ class PlayedModel:
         self._everywhere = torch.arange(pool[:, 0, :, 0].numel()).view(pool[:, 0, :, 0].shape)
         self.num_computed = 0
 
-    def run(self, slices: Sequence[Slice]) -> list[int | None]:
-        return [self._run(part) for part in slices]
+    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
+        states = [self._states(part) for part in slices]
+        for layer in range(LAYOUT.num_layers):
+            for part, states_of_part in zip(slices, states, strict=True):
+                self._write(layer, part, states_of_part)
+            if on_layer is not None:
+                on_layer(layer + 1)
+        return [
+            states_of_part[-1] % 40 + 1 if part.sampling else None
+            for part, states_of_part in zip(slices, states, strict=True)
+        ]
 
-    def _run(self, part: Slice) -> int | None:
+    def _states(self, part: Slice) -> list[int]:
         self.num_computed += len(part.token_ids)
-        state = 0
+        state, states = 0, list[int]()
         if part.start:
             page, slot = part.pages[(part.start - 1) // PAGE], (part.start - 1) % PAGE
             state = int(self._pool[:, page, :, slot].flatten()[0])
-        for position, token in enumerate(part.token_ids, part.start):
+        for token in part.token_ids:
             state = next_state(state, token)
+            states.append(state)
+        return states
+
+    def _write(self, layer: int, part: Slice, states: list[int]) -> None:
+        for position, state in enumerate(states, part.start):
             page, slot = part.pages[position // PAGE], position % PAGE
-            self._pool[:, page, :, slot] = (state + self._everywhere).float()
-        return state % 40 + 1 if part.sampling else None
+            self._pool[layer, page, :, slot] = (state + self._everywhere[layer]).float()
 
 
 def answer_of(prompt: list[int], count: int) -> list[int]:
@@ -93,7 +108,13 @@ class LiveNode:
         self.model = PlayedModel(self.pool)
         self._channel = Channel("127.0.0.1")
         self._transport = PairTransport(
-            self.pool, LAYOUT, self.node, "model", backend, with_checksum=True
+            self.pool,
+            LAYOUT,
+            self.node,
+            "model",
+            [backend],
+            place_of(torch.device("cpu")),
+            with_checksums=True,
         )
         self.address = self._channel.address
         addresses = (self.address, self._transport.address)
@@ -198,10 +219,10 @@ def cluster(backend_name: str, **roles: Role) -> Iterator[LiveCluster]:
         yield live
 
 
-both_backends = pytest.mark.parametrize("backend_name", ["local", "gloo"])
+every_backend = pytest.mark.parametrize("backend_name", ["local", "shm", "gloo"])
 
 
-@both_backends
+@every_backend
 def test_prefill_computes_behind_pages_of_the_decode_node_it_computes_for(
     backend_name: str,
 ) -> None:
@@ -218,7 +239,7 @@ def test_prefill_computes_behind_pages_of_the_decode_node_it_computes_for(
         assert prefill.scheduler.load().held_pages == decode.scheduler.load().held_pages == 0
 
 
-@both_backends
+@every_backend
 def test_decode_fetches_for_itself_from_another_decode_node(backend_name: str) -> None:
     with cluster(backend_name, d0="decode", d1="decode") as live:
         owner, asker = live.nodes["d0"], live.nodes["d1"]
@@ -231,7 +252,7 @@ def test_decode_fetches_for_itself_from_another_decode_node(backend_name: str) -
         assert again == (answer_of(longer, 6), 0), "it has them now"
 
 
-@both_backends
+@every_backend
 @pytest.mark.parametrize("owner_is", ["without the pages", "gone"])
 def test_a_fetch_that_fails_is_computed(backend_name: str, owner_is: str) -> None:
     with cluster(backend_name, p0="prefill", p1="prefill", d0="decode") as live:

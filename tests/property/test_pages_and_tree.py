@@ -105,6 +105,13 @@ class TreeMachine(RuleBasedStateMachine):
         assert self.tree.find(hashes) == [self.shadow[h] for h in expected]
 
     @rule(path=paths)
+    def match_without_use(self, path: str) -> None:
+        hashes = hashes_of(path)
+        expected = itertools.takewhile(lambda h: h in self.shadow, hashes)
+        pages, _ = self.tree.match(hashes, None)
+        assert pages == [self.shadow[h] for h in expected]
+
+    @rule(path=paths)
     def insert(self, path: str) -> None:
         hashes = hashes_of(path)
         pages = [next(self.pages) for _ in hashes]
@@ -214,6 +221,16 @@ class CacheMachine(RuleBasedStateMachine):
         self.open[lease] = hashes
         return lease
 
+    @rule(target=leases, path=paths, salt=salts)
+    def hold(self, path: str, salt: str) -> object:
+        hashes = hashes_of(path, salt)
+        pages = self.cache.find(hashes)
+        lease = self.cache.hold(hashes)
+        assert lease.pages == pages
+        assert [self.content[page] for page in pages] == hashes[: len(pages)]
+        self.open[lease] = hashes[: len(pages)]
+        return lease
+
     @rule(lease=leases, length=st.integers(0, 6))
     def commit(self, lease: Lease, length: int) -> None:
         if not lease.released:
@@ -301,6 +318,23 @@ class CountsLookingAsUse(RadixTree):
         return pages
 
 
+class CountsHoldingAsUse(RadixTree):
+    """Planted bug: what was only held for another node is kept longer."""
+
+    def match(self, hashes, now):  # type: ignore[no-untyped-def]
+        return super().match(hashes, 1e9 if now is None else now)
+
+
+class HoldsNothing(PrefixCache):
+    """Planted bug: what is held may be evicted."""
+
+    def hold(self, hashes):  # type: ignore[no-untyped-def]
+        lease = super().hold(hashes)
+        self._tree.unlock(lease.node)
+        lease.node = self._tree.root
+        return lease
+
+
 class FlushesEverybody(PrefixCache):
     """Planted bug: a tenant's flush takes the pages of all."""
 
@@ -349,11 +383,13 @@ class FreesWhatOthersHit(PrefixCache):
         (TreeMachine, "tree_type", MatchesTooMuch),
         (TreeMachine, "tree_type", BelievesTheQueue),
         (TreeMachine, "tree_type", CountsLookingAsUse),
+        (TreeMachine, "tree_type", CountsHoldingAsUse),
         (CacheMachine, "pool_type", ForgetsToFree),
         (CacheMachine, "tree_type", EvictsHeldPages),
         (CacheMachine, "tree_type", MatchesTooMuch),
         (CacheMachine, "cache_type", RefusesEverything),
         (CacheMachine, "cache_type", FreesWhatOthersHit),
+        (CacheMachine, "cache_type", HoldsNothing),
         (CacheMachine, "cache_type", FlushesEverybody),
     ],
 )

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_schedulers import (
+from world import (
     D0,
     DECODE,
     HASHER,
@@ -23,18 +23,19 @@ from test_schedulers import (
     prompts,
 )
 
-from decode.scheduler import DecodeScheduler
 from node.instructions import (
     AbortTransfer,
     Event,
     ExpectPages,
     Instruction,
+    PagesArrived,
     PagesReceived,
     PagesSent,
     ReceiveFailed,
     Scheduler,
     Send,
     SendPages,
+    StreamPages,
 )
 from prefill.scheduler import PrefillScheduler
 from protocol.hashing import join_hashes, split_hashes, token_bytes
@@ -45,6 +46,7 @@ from protocol.messages import (
     Fetch,
     FetchRefused,
     Generate,
+    LinkLoad,
     Message,
     Prefill,
     PrefillDone,
@@ -62,15 +64,18 @@ def owner_scheduler(num_pages: int = 64) -> PrefillScheduler:
     return prefill_scheduler(num_pages, node=P1, address=OWNER)
 
 
-def compute(scheduler: Scheduler) -> list[Instruction]:
-    """Steps until there is nothing to compute; every sampled token is 7."""
+def compute(scheduler: Scheduler, now: float = 0.0) -> list[Instruction]:
+    """Steps until there is nothing to compute; every sampled token is 7, and all is sent."""
     done: list[Instruction] = []
     while True:
-        slices, instructions = scheduler.next_batch(0.0)
+        slices, instructions = scheduler.next_batch(now)
+        sends = [i for i in instructions if isinstance(i, SendPages | StreamPages)]
         done += instructions
         if not slices:
             return done
-        done += scheduler.finish([7 if part.sampling else None for part in slices], 0.0)
+        done += scheduler.finish([7 if part.sampling else None for part in slices], now)
+        for send in sends:
+            done += scheduler.handle(PagesSent(send.transfer), now)
 
 
 def prefill_request(
@@ -103,6 +108,11 @@ def plain(kind: str, prompt: list[int]) -> Event:
     if kind == PREFILL:
         return Prefill(Attempt("s", 1), token_bytes(prompt), "", Sampling(), 0, DECODE, DECODE)
     return generate("s", prompt, 1, prefill="")
+
+
+def fetch_of(num_pages: int, skip_pages: int = 0) -> Fetch:
+    chain = join_hashes(HASHER.hashes(PROMPT)[:num_pages])
+    return Fetch(R1, chain, skip_pages, PREFILL, "data")
 
 
 def messages(instructions: list[Instruction], kind: type[Message]) -> list[Message]:
@@ -177,12 +187,84 @@ def test_a_failed_fetch_is_aborted_and_computed(kind: str, why: str) -> None:
         slices, instructions = asker.next_batch(5.0)
         assert slices, "and computes at once"
         asker.finish([None], 5.0)
-    assert instructions == [AbortTransfer(R1)]
+    assert instructions[0] == AbortTransfer(R1)
+    assert not [i for i in instructions[1:] if not isinstance(i, StreamPages)]
     assert asker.handle(PagesReceived(R1), 5.0) == [], "an event that was on its way"
     done = compute(asker)
     assert messages(done, PrefillDone if kind == PREFILL else TokensOut)
     assert fetched_and_computed(asker) == (0, len(PROMPT))
     assert asker.load().transfer_failures_total == (why != "refused")
+
+
+@both_kinds
+@pytest.mark.parametrize("why", ["refused", "broken", "late"])
+def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
+    asker, request = asker_of(kind)
+    asker.handle(request, 0.0)
+    _, instructions = asker.next_batch(0.0)
+    (expect,) = [i for i in instructions if isinstance(i, ExpectPages)]
+    passed_on = asker.handle(PagesArrived(R1, 1), 3.0)
+    assert asker.handle(PagesArrived(R1, 1), 3.0) == [], "nothing new"
+    passed_on += asker.handle(PagesArrived(R1, 3), 4.0)
+    if kind == PREFILL:
+        assert passed_on == [
+            SendPages(DECODE, R1, expect.pages[:1], 0),
+            SendPages(DECODE, R1, expect.pages[1:3], 1),
+        ]
+    else:
+        assert passed_on == []
+    assert isinstance(asker.handle(fetch_of(3), 4.0)[0], SendPages), "these are owned now"
+    assert asker.load().queued_tokens == len(PROMPT) - 6 * PAGE
+    assert asker.next_batch(8.9) == ([], []), "late is who makes no progress"
+    if why == "refused":
+        asker.handle(FetchRefused(R1, "gone", P1), 8.9)
+    elif why == "broken":
+        asker.handle(ReceiveFailed(R1, "peer lost"), 8.9)
+    (part,), instructions = asker.next_batch(9.0)
+    assert AbortTransfer(R1) in instructions or why != "late"
+    assert (part.start, list(part.token_ids)) == (
+        3 * PAGE,
+        PROMPT[3 * PAGE :][: len(part.token_ids)],
+    )
+    asker.finish([None], 9.0)
+    (part,), _ = asker.next_batch(9.0)
+    (reply,) = asker.finish([7], 9.0)
+    assert isinstance(reply, Send)
+    if kind == PREFILL:
+        assert reply.message == PrefillDone(R1, 7, 3 * PAGE, P0, 3 * PAGE)
+    else:
+        assert isinstance(reply.message, TokensOut)
+        assert reply.message.outs[0].cached_tokens == 3 * PAGE
+        assert reply.message.outs[0].fetched_tokens == 3 * PAGE
+    assert fetched_and_computed(asker) == (3 * PAGE, len(PROMPT) - 3 * PAGE)
+    assert asker.load().pages_received_total == 3
+    (link,) = asker.load().links
+    assert (link.peer, link.direction) == ("p1", "in")
+    assert link.exposed_s_total == pytest.approx(9.0 if why == "late" else 8.9)
+
+
+@both_kinds
+def test_time_spent_on_a_fetch_is_exposed(kind: str) -> None:
+    asker, request = asker_of(kind)
+    asker.handle(request, 1.0)
+    asker.next_batch(2.0)
+    assert asker.load().links == ()
+    asker.handle(PagesReceived(R1), 3.5)
+    assert asker.load().links == (LinkLoad("p1", "in", exposed_s_total=1.5),)
+
+
+def test_a_prompt_for_a_prefill_node_waits_for_pages_that_decode_fetches() -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("here", PROMPT, prefill="", fetch=(P1, OWNER, 4)), 0.0)
+    decode.handle(generate("there", PROMPT), 0.0)
+    _, instructions = decode.next_batch(0.0)
+    assert not messages(instructions, Prefill)
+    decode.handle(PagesArrived(Attempt("here", 1), 2), 0.0)
+    assert not messages(decode.next_batch(0.0)[1], Prefill)
+    decode.handle(PagesReceived(Attempt("here", 1)), 0.0)
+    (prefill,) = messages(decode.next_batch(0.0)[1], Prefill)
+    assert isinstance(prefill, Prefill)
+    assert prefill.skip_pages == 4, "it does not wait for what is computed here"
 
 
 @both_kinds
@@ -214,7 +296,6 @@ def test_a_job_whose_cached_pages_cannot_be_sent_fetches_no_longer() -> None:
     prefill = prefill_scheduler()
     prefill.handle(plain(PREFILL, PROMPT[:40]), 0.0)
     compute(prefill)
-    prefill.handle(PagesSent(Attempt("s", 1)), 0.0)
     prefill.handle(prefill_request(), 0.0)
     _, instructions = prefill.next_batch(0.0)
     assert [type(i) for i in instructions] == [SendPages, ExpectPages, Send]
@@ -255,7 +336,7 @@ def test_a_node_does_not_ask_itself(kind: str) -> None:
         asker = decode_scheduler()
         asker.handle(generate("r", PROMPT, prefill="", fetch=(D0, DECODE, 6)), 0.0)
     slices, instructions = asker.next_batch(0.0)
-    assert slices and not instructions
+    assert slices and not [i for i in instructions if not isinstance(i, StreamPages)]
 
 
 def test_decode_passes_the_owner_on_to_prefill() -> None:
@@ -266,85 +347,6 @@ def test_decode_passes_the_owner_on_to_prefill() -> None:
     (prefill,) = messages(instructions, Prefill)
     assert isinstance(prefill, Prefill)
     assert (prefill.fetch_node, prefill.fetch_address, prefill.fetch_pages) == (P1, OWNER, 5)
-
-
-# The owner
-
-
-def fetch_of(num_pages: int, skip_pages: int = 0) -> Fetch:
-    chain = join_hashes(HASHER.hashes(PROMPT)[:num_pages])
-    return Fetch(R1, chain, skip_pages, PREFILL, "data")
-
-
-def owner_of(kind: str) -> Scheduler:
-    """Has computed PROMPT."""
-    owner: PrefillScheduler | DecodeScheduler
-    if kind == PREFILL:
-        owner = owner_scheduler()
-        owner.handle(Prefill(R1, token_bytes(PROMPT), "", Sampling(), 7, "d", "d"), 0.0)
-    else:
-        owner = decode_scheduler()
-        owner.handle(generate("r", PROMPT, 1, prefill=""), 0.0)
-    compute(owner)
-    return owner
-
-
-@both_kinds
-def test_an_owner_sends_all_or_refuses(kind: str) -> None:
-    owner = owner_of(kind)
-    (send,) = owner.handle(fetch_of(6, skip_pages=2), 0.0)
-    assert isinstance(send, SendPages)
-    assert (send.data_address, send.transfer, send.offset, send.is_fetch) == ("data", R1, 0, True)
-    assert len(send.pages) == 4
-    assert owner.load().pages_sent_total == 4
-    assert owner.load().held_pages == 0
-    longer = Fetch(R1, join_hashes(HASHER.hashes(PROMPT + [5] * 20)), 0, PREFILL, "data")
-    (refused,) = owner.handle(longer, 0.0)
-    assert isinstance(refused, Send) and refused.address == PREFILL
-    assert isinstance(refused.message, FetchRefused)
-    assert "6 of these 7" in refused.message.reason
-
-
-@both_kinds
-def test_a_served_fetch_that_broke_ends_no_work_of_the_same_attempt(kind: str) -> None:
-    """The owner computes (or awaits) pages of the very attempt it serves."""
-    owner = owner_of(kind)
-    request: Event
-    if kind == PREFILL:
-        request = Prefill(R1, token_bytes(PROMPT), "", Sampling(), 0, "d", "d")
-    else:
-        request = generate("r", [3] * 40)
-    owner.handle(request, 0.0)
-    owner.next_batch(0.0)
-    held = owner.load().held_pages
-    owner.handle(fetch_of(6), 0.0)
-    assert owner.handle(PagesSent(R1, "peer lost", is_fetch=True), 0.0) == []
-    assert owner.load().held_pages == held > 0
-    if kind == PREFILL:
-        broken = owner.handle(PagesSent(R1, "peer lost"), 0.0)
-        assert len(broken) == 1, "its own send is still known"
-
-
-def test_serving_is_no_use_of_the_pages() -> None:
-    """Two chains fill the node; the one that was served last is still the first to go."""
-    owner = owner_scheduler(num_pages=7)
-    for name, prompt in (("a", [1] * 48), ("b", [2] * 48)):
-        request = Prefill(Attempt(name, 1), token_bytes(prompt), "", Sampling(), 3, "d", "d")
-        owner.handle(request, 0.0)
-        owner.next_batch(0.0 if name == "a" else 1.0)
-        owner.finish([None], 0.0 if name == "a" else 1.0)
-        owner.next_batch(1.0)
-        owner.finish([7], 0.0 if name == "a" else 1.0)
-
-    def fetch(token: int) -> Fetch:
-        return Fetch(R1, join_hashes(HASHER.hashes([token] * 48)), 0, PREFILL, "data")
-
-    assert all(isinstance(i, SendPages) for t in (2, 1) for i in owner.handle(fetch(t), 2.0))
-    third = Prefill(Attempt("c", 1), token_bytes([3] * 64), "", Sampling(), 4, "d", "d")
-    owner.handle(third, 3.0)
-    owner.next_batch(3.0)
-    assert isinstance(owner.handle(fetch(2), 3.0)[0], SendPages)
-    assert isinstance(owner.handle(fetch(1), 3.0)[0], Send)
 
 
 # All together

@@ -3,257 +3,51 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nodes import LAYOUT
+from world import (
+    COORDINATOR,
+    DECODE,
+    P0,
+    PAGE,
+    PREFILL,
+    STOP,
+    World,
+    answer_of,
+    decode_scheduler,
+    generate,
+    prefill_scheduler,
+    prompts,
+)
 
-from decode.scheduler import DecodeLimits, DecodeScheduler
-from engine.cache import PrefixCache
+from decode.scheduler import DecodeScheduler
 from node.instructions import (
     AbortTransfer,
+    CancelSends,
     Event,
     ExpectPages,
     Instruction,
     PagesReceived,
     PagesSent,
     ReceiveFailed,
-    Scheduler,
     Send,
-    SendPages,
+    StreamPages,
 )
-from prefill.scheduler import PrefillLimits, PrefillScheduler
-from protocol.hashing import PageHasher, token_bytes
+from prefill.scheduler import PrefillScheduler
+from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
     Cancel,
     Failed,
     FailureKind,
-    Fetch,
-    FetchRefused,
-    Generate,
     Prefill,
     PrefillDone,
     TokensOut,
 )
 from protocol.sampling import Sampling
-
-HASHER = PageHasher("model", LAYOUT)
-PAGE = LAYOUT.page_size
-P0, D0 = Node("p0", 1), Node("d0", 1)
-COORDINATOR, PREFILL, DECODE = "coordinator", "prefill", "decode"
-STOP = 0
-
-
-def next_token(tokens: list[int]) -> int:
-    """Stands in for the model: decided by everything before."""
-    return random.Random(str(tokens)).randrange(1, 100)
-
-
-def answer_of(prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-def prefill_scheduler(
-    num_pages: int = 64,
-    chunk: int = 32,
-    waiting: int = 8,
-    node: Node = P0,
-    address: str = PREFILL,
-) -> PrefillScheduler:
-    limits = PrefillLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
-    return PrefillScheduler(node, (address, address), PrefixCache(num_pages), HASHER, limits)
-
-
-def decode_scheduler(
-    num_pages: int = 64, waiting: int = 8, receive_timeout_s: float = 10.0
-) -> DecodeScheduler:
-    """One address for control and data keeps the world simple."""
-    limits = DecodeLimits(
-        chunk_tokens=32,
-        max_running=4,
-        max_waiting=waiting,
-        receive_timeout_s=receive_timeout_s,
-    )
-    cache = PrefixCache(num_pages)
-    return DecodeScheduler(D0, (DECODE, DECODE), cache, HASHER, limits)
-
-
-def generate(
-    name: str,
-    prompt: list[int],
-    max_new_tokens: int = 4,
-    prefill: str = PREFILL,
-    number: int = 1,
-    fetch: tuple[Node, str, int] = (D0, "", 0),
-) -> Generate:
-    """`fetch`: owner, its address, pages."""
-    return Generate(
-        attempt=Attempt(name, number),
-        tokens=token_bytes(prompt),
-        cache_salt="",
-        sampling=Sampling(temperature=0.0),
-        max_new_tokens=max_new_tokens,
-        stop_token_ids=[STOP],
-        prefill_node=P0 if prefill else None,
-        prefill_address=prefill,
-        reply_address=COORDINATOR,
-        fetch_node=fetch[0],
-        fetch_address=fetch[1],
-        fetch_pages=fetch[2],
-    )
-
-
-class World:
-    """Delivers messages and pages, and plays the model; what arrives when is up to `rng`.
-
-    A page is remembered as the tokens whose KV was written to it, so a page that was sent, reused
-    or overwritten wrongly gives a wrong token, as it would with a real model. With `lossy`,
-    questions to owners and their answers get lost, and time passes whenever all are at rest.
-    """
-
-    def __init__(
-        self, rng: random.Random, schedulers: dict[str, Scheduler], lossy: bool = False
-    ) -> None:
-        """`schedulers` by address, control and data being one."""
-        self.rng = rng
-        self.schedulers = schedulers
-        self.lossy = lossy
-        self.now = 0.0
-        self.pools: dict[str, dict[tuple[int, int], int]] = {name: {} for name in schedulers}
-        self.queues: dict[str, deque[Event]] = {name: deque() for name in schedulers}
-        self.expected: dict[tuple[str, Attempt], list[int]] = {}
-        self.arrived: dict[tuple[str, Attempt], int] = {}
-        self.travelling: list[tuple[str, SendPages, list[dict[int, int]]]] = []
-        self.tokens: dict[str, list[int]] = {}
-        self.fetched: dict[str, int] = {}
-        self.ends: dict[str, str] = {}
-        self.resting = dict.fromkeys(schedulers, False)
-        """Had nothing to compute, and has heard nothing since."""
-
-    def post(self, where: str, event: Event) -> None:
-        self.queues[where].append(event)
-
-    def run(self) -> None:
-        """Until nothing is left to do; a world that never rests fails."""
-        time_has_passed = not self.lossy
-        for _ in range(5_000):
-            choices = [name for name, queue in self.queues.items() if queue]
-            busy = [name for name, resting in self.resting.items() if not resting]
-            if self.travelling and self.rng.random() < 0.3:
-                self.deliver(self.rng.randrange(len(self.travelling)))
-            elif not choices and not busy:
-                if self.travelling:
-                    continue
-                if time_has_passed:
-                    return
-                self.now += 6.0
-                time_has_passed = True
-                self.resting = dict.fromkeys(self.schedulers, False)
-            else:
-                name = self.rng.choice(choices + busy)
-                if self.queues[name] and self.rng.random() < 0.6:
-                    event = self.queues[name].popleft()
-                    self.resting[name] = False
-                    self.carry_out(name, self.schedulers[name].handle(event, self.now))
-                else:
-                    self.step(name)
-                    time_has_passed &= self.resting[name] or not self.lossy
-        raise AssertionError("the world does not come to rest")
-
-    def step(self, name: str) -> None:
-        scheduler, pool = self.schedulers[name], self.pools[name]
-        slices, instructions = scheduler.next_batch(self.now)
-        self.carry_out(name, instructions)
-        sampled: list[int | None] = []
-        for part in slices:
-            end = part.start + len(part.token_ids)
-            for position, token in enumerate(part.token_ids, part.start):
-                pool[part.pages[position // PAGE], position % PAGE] = token
-            context = [pool.get((part.pages[i // PAGE], i % PAGE), -1) for i in range(end)]
-            sampled.append(next_token(context) if part.sampling else None)
-        self.resting[name] = not slices
-        if slices:
-            self.carry_out(name, scheduler.finish(sampled, self.now))
-
-    def carry_out(self, name: str, instructions: list[Instruction]) -> None:
-        for instruction in instructions:
-            if isinstance(instruction, ExpectPages):
-                self.expected[name, instruction.transfer] = instruction.pages
-                self.arrived[name, instruction.transfer] = 0
-            elif isinstance(instruction, AbortTransfer):
-                self.expected.pop((name, instruction.transfer), None)
-            elif isinstance(instruction, SendPages):
-                contents = [
-                    {i: t for (p, i), t in self.pools[name].items() if p == page}
-                    for page in instruction.pages
-                ]
-                self.travelling.append((name, instruction, contents))
-            elif instruction.address == COORDINATOR:
-                self.reply(instruction)
-            elif not isinstance(instruction.message, Fetch | FetchRefused) or not self.loses():
-                assert not isinstance(instruction.message, TokensOut)
-                self.post(instruction.address, instruction.message)  # type: ignore[arg-type]
-
-    def loses(self) -> bool:
-        return self.lossy and self.rng.random() < 0.2
-
-    def deliver(self, number: int) -> None:
-        name, work, contents = self.travelling.pop(number)
-        if work.is_fetch and self.loses():
-            self.post(name, PagesSent(work.transfer, "peer lost", is_fetch=True))
-            key = (work.data_address, work.transfer)
-            if self.rng.random() < 0.5 and self.expected.pop(key, None) is not None:
-                self.post(work.data_address, ReceiveFailed(work.transfer, "peer lost"))
-            return
-        self.write(work.data_address, work.transfer, work.offset, contents)
-        self.post(name, PagesSent(work.transfer, is_fetch=work.is_fetch))
-
-    def write(
-        self, name: str, transfer: Attempt, offset: int, contents: list[dict[int, int]]
-    ) -> None:
-        pages = self.expected.get((name, transfer))
-        if pages is None:
-            return
-        for page, content in zip(pages[offset:], contents, strict=False):
-            for slot in range(PAGE):
-                self.pools[name].pop((page, slot), None)
-            for slot, token in content.items():
-                self.pools[name][page, slot] = token
-        self.arrived[name, transfer] += len(contents)
-        if self.arrived[name, transfer] == len(pages):
-            del self.expected[name, transfer]
-            self.post(name, PagesReceived(transfer))
-
-    def reply(self, send: Send) -> None:
-        message = send.message
-        if isinstance(message, Failed):
-            name = message.attempt.request_id
-            assert name not in self.ends
-            self.ends[name] = message.reason
-            return
-        assert isinstance(message, TokensOut)
-        for out in message.outs:
-            name = out.attempt.request_id
-            assert name not in self.ends, "tokens after the end"
-            self.tokens.setdefault(name, []).extend(out.tokens)
-            self.fetched[name] = out.fetched_tokens
-            assert out.fetched_tokens <= out.cached_tokens
-            if out.finish:
-                self.ends[name] = out.finish
-
-
-prompts = st.lists(
-    st.tuples(st.sampled_from("ab"), st.integers(1, 120), st.integers(1, 40)),
-    min_size=1,
-    max_size=8,
-)
 
 
 @settings(max_examples=150, deadline=None)
@@ -304,6 +98,27 @@ def test_cancelled_requests_leave_no_page_and_harm_nobody(
     assert prefill.next_batch(0.0) == decode.next_batch(0.0) == ([], [])
 
 
+@settings(max_examples=100, deadline=None)
+@given(prompts, st.randoms(use_true_random=False))
+def test_requests_whose_links_break_end_once_and_leave_no_page(
+    asked: list[tuple[str, int, int]], rng: random.Random
+) -> None:
+    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
+    prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
+    world = World(rng, {PREFILL: prefill, DECODE: decode}, breaking=True)
+    for number, (text, length, count) in enumerate(asked):
+        world.post(DECODE, generate(f"r{number}", texts[text][:length], count))
+    world.run()
+    for number, (text, length, count) in enumerate(asked):
+        name = f"r{number}"
+        if world.ends[name] == "length":
+            assert world.tokens[name] == answer_of(texts[text][:length], count)
+        else:
+            assert world.ends[name] in ("peer lost", "cancelled") and name not in world.tokens
+    assert prefill.load().held_pages == decode.load().held_pages == 0
+    assert not world.expected
+
+
 def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
     rng = random.Random(1)
     decode = decode_scheduler()
@@ -319,24 +134,28 @@ def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
     assert len(expect.pages) == 2  # of the 8 pages of 120 tokens
 
 
-def test_prefill_sends_after_each_chunk_and_nothing_twice() -> None:
+def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
     scheduler = prefill_scheduler(chunk=32)
     attempt = Attempt("r", 1)
     prompt = list(range(1, 101))
     request = Prefill(attempt, token_bytes(prompt), "", Sampling(), 1, "reply", "data")
     assert scheduler.handle(request, 0.0) == []
-    offsets, token = [], None
-    while slices := scheduler.next_batch(0.0)[0]:
-        assert sum(len(part.token_ids) for part in slices) <= 32
-        token = 7 if slices[0].sampling else None
-        for instruction in scheduler.finish([token], 0.0):
-            if isinstance(instruction, SendPages):
-                offsets += range(instruction.offset, instruction.offset + len(instruction.pages))
-            else:
-                assert isinstance(instruction, Send)
-                assert isinstance(instruction.message, PrefillDone)
-                assert instruction.message.first_token == 7
-    assert offsets == list(range(6))  # 7 pages, of which decode has the first
+    streamed: list[list[int]] = []
+    done: list[Instruction] = []
+    while not done:
+        (part,), (stream,) = scheduler.next_batch(0.0)
+        assert isinstance(stream, StreamPages)
+        assert list(part.pages[stream.offset + 1 :][: len(stream.pages)]) == stream.pages
+        streamed.append(list(range(stream.offset, stream.offset + len(stream.pages))))
+        done = scheduler.finish([7 if part.sampling else None], 0.0)
+    assert streamed == [[0], [1, 2], [3, 4], [5]]  # 7 pages, of which decode has the first
+    assert done == [Send("reply", PrefillDone(attempt, 7, 0, P0))]
+    assert scheduler.next_batch(0.0) == ([], [])
+    assert scheduler.load().num_running == 0
+    for _ in range(4):
+        assert scheduler.load().held_pages == 7, "its pages may not change while they are sent"
+        scheduler.handle(PagesSent(attempt), 0.0)
+    assert scheduler.load().held_pages == 0
 
 
 def test_prompts_that_begin_alike_compute_their_common_pages_once() -> None:
@@ -474,11 +293,15 @@ def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> No
     prefill.handle(Prefill(Attempt("s", 1), token_bytes([1] * 40), "", Sampling(), 0, "d", "x"), 0)
     for scheduler, address, node in ((decode, COORDINATOR, Node("d0", 1)), (prefill, "d", P0)):
         assert scheduler.next_batch(0.0)[0]
-        name = "r" if scheduler is decode else "s"
-        failed = Failed(Attempt(name, 1), "no memory", "node", node)
-        assert scheduler.abandon({0}, "no memory", 0.0) == [Send(address, failed)]
+        attempt = Attempt("r" if scheduler is decode else "s", 1)
+        failed = Send(address, Failed(attempt, "no memory", "node", node))
+        streams = [] if scheduler is decode else [CancelSends(attempt)]
+        assert scheduler.abandon({0}, "no memory", 0.0) == [*streams, failed]
         assert scheduler.finish([], 0.0) == []
         assert scheduler.next_batch(0.0) == ([], [])
+        if scheduler is prefill:
+            assert scheduler.load().held_pages == 3
+            assert scheduler.handle(PagesSent(attempt, "cancelled"), 0.0) == []
         assert scheduler.load().held_pages == 0
 
 
@@ -507,5 +330,8 @@ def test_pages_belong_to_the_tenant_who_asked(kind: str) -> None:
         scheduler.handle(msgspec.structs.replace(request, cache_salt="acme"), 0.0)
     while slices := scheduler.next_batch(0.0)[0]:
         scheduler.finish([7 if part.sampling else None for part in slices], 0.0)
+    if kind == PREFILL:
+        for _ in range(2):
+            scheduler.handle(PagesSent(Attempt("r", 1)), 0.0)
     assert scheduler._cache.flush("") == 0
     assert scheduler._cache.flush("acme") == 2

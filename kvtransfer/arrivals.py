@@ -1,0 +1,110 @@
+"""`Arrivals`: one expected transfer, and the only writer into its pages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvtransfer.layout import FrameShape, row_numbers
+from kvtransfer.pages import PageRows
+from kvtransfer.transport import OnDone, OnProgress
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Where a frame goes, row by row: [rows of the frame] each."""
+
+    numbers: np.ndarray
+    """Rows of the pool."""
+    places: np.ndarray
+    """Pages of the transfer."""
+
+
+class Arrivals:
+    """A lock is held for every write and every callback: after `abort`, and after an end, no page
+    is touched again and nobody is told anything."""
+
+    def __init__(
+        self,
+        pages: Sequence[int],
+        cells_per_page: int,
+        free: torch.cuda.Event | None,
+        on_progress: OnProgress,
+        on_done: OnDone,
+    ) -> None:
+        """`cells_per_page`: layers times KV heads of this rank's pool. `free`: until then the GPU
+        may still be busy with what the pages held before."""
+        self._pages = np.asarray(pages, dtype=np.int64)
+        self._missing = np.full(len(pages), cells_per_page)
+        """Cells of each page that have not arrived."""
+        self._free = free
+        self._num_leading = 0
+        self._on_progress = on_progress
+        self._on_done = on_done
+        self._links: set[object] = set()
+        """Those that announced a part."""
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def announce(self, shape: FrameShape, link: object, num_pool_pages: int) -> Part | None:
+        """`link` is about to bring a frame, and its loss ends this; None: nobody wants the frame
+        (any more)."""
+        with self._lock:
+            if self._ended:
+                return None
+            pages = self._pages[shape.offset : shape.offset + shape.num_pages]
+            if len(pages) < shape.num_pages:
+                self._end("pages came that nobody asked for")
+                return None
+            self._links.add(link)
+        places = np.arange(shape.offset, shape.offset + shape.num_pages)
+        return Part(row_numbers(shape, pages, num_pool_pages), np.tile(places, shape.num_layers))
+
+    def write(
+        self, part: Part, rows: range, pool: PageRows, num_heads: int, staging: Tensor
+    ) -> None:
+        """Writes one message of a frame: `rows` of `part`, each of `num_heads` KV heads."""
+        message = slice(rows.start, rows.stop)
+        with self._lock:
+            if self._ended:
+                return
+            if self._free is not None:
+                torch.cuda.current_stream().wait_event(self._free)
+            pool.scatter(part.numbers[message], staging)
+            np.subtract.at(self._missing, part.places[message], num_heads)
+            if self._missing.min() < 0:
+                self._end("a page came twice")
+            else:
+                self._look_at_leading()
+
+    def fail(self, reason: str) -> None:
+        with self._lock:
+            if not self._ended:
+                self._end(reason)
+
+    def link_lost(self, link: object, reason: str) -> None:
+        with self._lock:
+            if link in self._links and not self._ended:
+                self._end(reason)
+
+    def abort(self) -> None:
+        with self._lock:
+            self._ended = True
+
+    def _look_at_leading(self) -> None:
+        before, total = self._num_leading, len(self._missing)
+        while self._num_leading < total and self._missing[self._num_leading] == 0:
+            self._num_leading += 1
+        if self._num_leading == total:
+            self._end("")
+        elif self._num_leading > before:
+            self._on_progress(self._num_leading)
+
+    def _end(self, error: str) -> None:
+        self._ended = True
+        self._on_done(error)

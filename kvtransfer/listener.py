@@ -1,0 +1,98 @@
+"""`Listener`: accepts links from other nodes, and gives each a thread."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from protocol.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ACCEPT_RETRY_S = 0.1
+MAX_CONNECTIONS = 1024
+
+
+class DataPortInUse(UserError):
+    """The data port is taken."""
+
+
+class Listener:
+    """`serve` is called with each connection, on a thread of its own."""
+
+    def __init__(self, host: str, port: int, serve: Callable[[socket.socket], None]) -> None:
+        self._serve = serve
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise DataPortInUse(
+                f"cannot listen for KV pages on {host}:{port} ({error.strerror}); "
+                "choose another port with --data-port"
+            ) from error
+        self._socket.listen(64)
+        self.port = int(self._socket.getsockname()[1])
+        self._connections: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, name="kv-accept", daemon=True)
+        self._acceptor.start()
+
+    def close(self) -> None:
+        """Ends every connection. Harmless twice."""
+        self._closing.set()
+        if self._socket.fileno() >= 0:
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+        self._acceptor.join()
+        with self._lock:
+            threads = list(self._threads)
+            for connection in self._connections:
+                _shut(connection)
+        for thread in threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError as error:
+                if self._closing.is_set():
+                    return
+                log.error("a connection to the data port failed: %s", error)
+                self._closing.wait(ACCEPT_RETRY_S)  # no file left, as a rule
+                continue
+            thread = threading.Thread(
+                target=self._run, args=(connection,), name="kv-from", daemon=True
+            )
+            with self._lock:
+                self._threads = {t for t in self._threads if t.is_alive()}
+                if len(self._connections) >= MAX_CONNECTIONS:
+                    connection.close()
+                    continue
+                self._connections.add(connection)
+                self._threads.add(thread)
+                thread.start()
+
+    def _run(self, connection: socket.socket) -> None:
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._serve(connection)
+        except Exception:
+            log.exception("a link failed")
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it was closed by the peer already
