@@ -231,7 +231,7 @@ def test_nobody_waits_for_pages_that_do_not_come() -> None:
     """The first prompt's prefill node is hung, or busy with others."""
     decode = decode_scheduler()
     for name in ("first", "second"):
-        decode.handle(generate(name, COMMON + [99]), 0.0)
+        decode.handle(generate(name, [*COMMON, 99]), 0.0)
     assert [type(i) for i in decode.next_batch(0.0)[1]] == [ExpectPages, Send], "one of them"
     assert decode.next_batch(1.0)[1] == []
     decode.handle(PagesArrived(Attempt("first", 1), 1), 1.5)
