@@ -35,7 +35,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 gpu: $(READY) ## the tests that need CUDA devices
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest -m gpu tests/gpu tests/contract
 
 bench-route: $(READY) ## replay a trace through the router, policies side by side (ARGS="--help")
 	$(BIN)/python -m benchmarks.route $(ARGS)

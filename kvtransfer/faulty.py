@@ -16,10 +16,10 @@ from kvtransfer.transport import PeerLost
 
 @dataclass(frozen=True)
 class Plan:
-    """Faults by the number of a message, counted from 0 over all pairs of the backend.
+    """Faults by the number of a message, counted from 0 over all pairs.
 
     `cut_sends` and `cut_receives` lose the peer there; `corrupt` flips a bit on the way out;
-    `lose` sends neither it nor anything after, in silence until `FaultyBackend.released`; `hold`
+    `lose` sends neither it nor anything after, in silence until `Faults.released`; `hold`
     waits for `released` before it sends. `no_pairs`: none can be made.
     """
 
@@ -31,31 +31,38 @@ class Plan:
     no_pairs: bool = False
 
 
-class FaultyBackend:
-    def __init__(self, inner: PairBackend, plan: Plan) -> None:
-        self._inner = inner
+class Faults:
+    """A plan, how far it has come, and its switches; shared by the backends of several nodes."""
+
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.name = inner.name
-        self.staging_device = inner.staging_device
-        self.message_bytes = inner.message_bytes
-        self.window = inner.window
-        self.min_send_bytes = inner.min_send_bytes
         self.num_sends = 0
         self.num_receives = 0
         self.held = threading.Event()
         """Set when a send waits."""
         self.released = threading.Event()
 
+
+class FaultyBackend:
+    def __init__(self, inner: PairBackend, faults: Faults) -> None:
+        self._inner = inner
+        self._faults = faults
+        self.name = inner.name
+        self.staging_device = inner.staging_device
+        self.message_bytes = inner.message_bytes
+        self.window = inner.window
+        self.min_send_bytes = inner.min_send_bytes
+
     def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> FaultyPair:
-        if self.plan.no_pairs:
+        if self._faults.plan.no_pairs:
             raise PeerLost("the plan allows no pair")
-        return FaultyPair(self._inner.make_pair(store, rank, buffer_bytes), self)
+        return FaultyPair(self._inner.make_pair(store, rank, buffer_bytes), self._faults)
 
 
 class FaultyPair:
-    def __init__(self, inner: Pair, backend: FaultyBackend) -> None:
+    def __init__(self, inner: Pair, faults: Faults) -> None:
         self._inner = inner
-        self._backend = backend
+        self._faults = faults
         self._reserved = torch.empty(0)
         self._lost = False
 
@@ -64,13 +71,13 @@ class FaultyPair:
         return self._reserved
 
     def send(self) -> None:
-        number, plan = self._backend.num_sends, self._backend.plan
-        self._backend.num_sends += 1
+        number, plan = self._faults.num_sends, self._faults.plan
+        self._faults.num_sends += 1
         if number in plan.cut_sends:
             raise PeerLost("the plan cut this send")
         if number in plan.hold:
-            self._backend.held.set()
-            self._backend.released.wait(timeout=30.0)
+            self._faults.held.set()
+            self._faults.released.wait(timeout=30.0)
         if number in plan.corrupt:
             self._reserved[0] ^= 1
         self._lost |= number in plan.lose
@@ -79,7 +86,7 @@ class FaultyPair:
 
     def sent(self) -> None:
         if self._lost:  # the other end runs into its deadline, and closes the link
-            self._backend.released.wait(timeout=30.0)
+            self._faults.released.wait(timeout=30.0)
             raise PeerLost("the plan lost a message")
         self._inner.sent()
 
@@ -87,9 +94,9 @@ class FaultyPair:
         self._inner.post(num_bytes)
 
     def received(self) -> Tensor:
-        number = self._backend.num_receives
-        self._backend.num_receives += 1
-        if number in self._backend.plan.cut_receives:
+        number = self._faults.num_receives
+        self._faults.num_receives += 1
+        if number in self._faults.plan.cut_receives:
             raise PeerLost("the plan cut this receive")
         return self._inner.received()
 

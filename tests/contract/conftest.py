@@ -1,4 +1,4 @@
-"""Every backend that needs no GPU, and endpoints that are closed, with nothing left behind."""
+"""Every backend, and endpoints that are closed, with nothing left behind."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from endpoints import Endpoint, Make, new_backend
+from endpoints import NCCL, Endpoint, Make, new_backend
 
+from kvtransfer.faulty import Faults, FaultyBackend
 from kvtransfer.pair import PairBackend
 
 
-@pytest.fixture(params=["local", "shm", "gloo"])
-def backend(request: pytest.FixtureRequest) -> PairBackend:
-    return new_backend(request.param)
+@pytest.fixture(params=["local", "shm", "gloo", NCCL])
+def backend_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def make(backend: PairBackend) -> Iterator[Make]:
+def make(backend_name: str) -> Iterator[Make]:
+    """Over NCCL every second endpoint is on the other GPU, or where `gpu` says."""
     endpoints: list[Endpoint] = []
+    shared = None if backend_name == "nccl" else new_backend(backend_name)
 
-    def factory(name: str, **changes: Any) -> Endpoint:
-        endpoint = Endpoint(name, changes.pop("backend", backend), **changes)
+    def factory(
+        name: str, faults: Faults | None = None, gpu: int | None = None, **changes: Any
+    ) -> Endpoint:
+        gpu = len(endpoints) % 2 if gpu is None else gpu
+        backend: PairBackend = changes.pop("backend", shared or new_backend(f"nccl:{gpu}"))
+        if faults is not None:
+            backend = FaultyBackend(backend, faults)
+        endpoint = Endpoint(name, backend, **changes)
         endpoints.append(endpoint)
         return endpoint
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+import pytest
 import torch
+from torch import Tensor
 
 from kvtransfer.gloo import GlooBackend
 from kvtransfer.handshake import Place
@@ -30,6 +32,15 @@ LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="
 NUM_PAGES = 64
 DEADLINE_S = 20.0
 TIMEOUT_S = 2.0
+
+
+NCCL = pytest.param(
+    "nccl",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices"),
+    ],
+)
 
 
 def attempt(number: int = 1, name: str = "r") -> Attempt:
@@ -127,8 +138,13 @@ def _ranks(to: str | Sequence[str]) -> Sequence[str]:
     return [to] if isinstance(to, str) else to
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Wherever they are."""
+    return torch.equal(a.cpu(), b.cpu())
+
+
 Make = Callable[..., Endpoint]
-"""By name; the keywords are `Endpoint`'s, and the backend is the fixture's."""
+"""By name; the keywords are `Endpoint`'s, `faults`, and `gpu`; the backend is the fixture's."""
 
 
 class Victim:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from endpoints import DEADLINE_S, Endpoint, Victim, attempt, new_backend, victim_process
+from endpoints import DEADLINE_S, NCCL, Endpoint, Victim, attempt, new_backend, same, victim_process
 
 from kvtransfer.transport import LinkStats
 from protocol.layout import KVLayout
@@ -17,16 +17,21 @@ LARGE = KVLayout(page_size=64, num_layers=8, num_kv_heads=8, head_dim=64, dtype=
 """A page of 2 MiB."""
 
 
-@pytest.fixture(params=["shm", "gloo"])
+@pytest.fixture(params=["shm", "gloo", NCCL])
 def backend_name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    """Of the peers; see `here` for the survivor's."""
+    return "nccl:1" if request.param == "nccl" else str(request.param)
+
+
+def here(backend_name: str) -> str:
+    return backend_name.replace("nccl:1", "nccl:0")
 
 
 @pytest.fixture
 def ends(backend_name: str) -> Iterator[tuple[Endpoint, Endpoint]]:
     """A survivor, and another node that goes on exchanging pages with it."""
-    shared = new_backend(backend_name)
-    survivor, other = Endpoint("survivor", shared), Endpoint("other", shared)
+    survivor = Endpoint("survivor", new_backend(here(backend_name)))
+    other = Endpoint("other", new_backend(backend_name))
     yield survivor, other
     survivor.transport.close()
     other.transport.close()
@@ -143,9 +148,10 @@ def test_a_restarted_peer_gets_new_links(
 
 def test_sixteen_peers_at_once_of_which_one_dies(backend_name: str) -> None:
     """Each sends to and receives from the same node."""
+    num_peers = 4 if backend_name.startswith("nccl") else 15  # a pair over NCCL takes a second
+    hub = Endpoint("hub", new_backend(here(backend_name)), num_pages=400)
     shared = new_backend(backend_name)
-    hub = Endpoint("hub", shared, num_pages=400)
-    peers = [Endpoint(f"peer{i}", shared) for i in range(15)]
+    peers = [Endpoint(f"peer{i}", shared) for i in range(num_peers)]
     try:
         with victim_process(backend_name) as victim:
             hub.expect(attempt(99), [399, 398])
@@ -157,12 +163,12 @@ def test_sixteen_peers_at_once_of_which_one_dies(backend_name: str) -> None:
                 peer.send(hub.address, attempt(i), list(range(20)))
                 peer.expect(attempt(i), [40])
                 hub.send(peer.address, attempt(i), [399])
-        ends = dict(hub.await_received() for _ in range(16))
+        ends = dict(hub.await_received() for _ in range(num_peers + 1))
         assert "victim" in ends.pop(attempt(99))
-        assert ends == {attempt(i): "" for i in range(15)}
+        assert ends == {attempt(i): "" for i in range(num_peers)}
         for i, peer in enumerate(peers):
             assert peer.await_received() == (attempt(i), "")
-            assert hub.pool[:, 20 * i : 20 * i + 20].equal(peer.pool[:, :20])
+            assert same(hub.pool[:, 20 * i : 20 * i + 20], peer.pool[:, :20])
     finally:
         for end in (hub, *peers):
             end.transport.close()
@@ -171,7 +177,7 @@ def test_sixteen_peers_at_once_of_which_one_dies(backend_name: str) -> None:
 @pytest.mark.parametrize("victim_is", ["sender", "receiver"])
 def test_a_peer_killed_while_bytes_flow(backend_name: str, victim_is: str) -> None:
     """As a rule in the middle of a message."""
-    survivor = Endpoint("survivor", new_backend(backend_name), layout=LARGE)
+    survivor = Endpoint("survivor", new_backend(here(backend_name)), layout=LARGE)
     try:
         with victim_process(backend_name, layout=LARGE) as victim:
             if victim_is == "sender":

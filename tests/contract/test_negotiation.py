@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from endpoints import Endpoint, Make, attempt, new_backend
 
-from kvtransfer.faulty import FaultyBackend, Plan
+from kvtransfer.faulty import Faults, Plan
 from kvtransfer.handshake import VERSION, Hello, Place, choose_backend
 from kvtransfer.layout import WHOLE
-from kvtransfer.pair import PairBackend
 from protocol.ids import Node
 from protocol.layout import KVLayout
 
@@ -52,12 +51,9 @@ def test_without_a_common_way_the_peer_says_what_to_do(make: Make) -> None:
     assert "gloo here, shm there" in (error := move(a, b)) and "--kv-backend auto" in error
 
 
-def test_a_backend_that_makes_no_pair_is_replaced_by_the_next(
-    backend: PairBackend, make: Make
-) -> None:
-    broken = FaultyBackend(new_backend("shm"), Plan(no_pairs=True))
-    others = [new_backend("gloo")]
-    a, b = (make(name, backend=broken, others=others) for name in "ab")
+def test_a_backend_that_makes_no_pair_is_replaced_by_the_next(make: Make) -> None:
+    broken, shm, gloo = Faults(Plan(no_pairs=True)), new_backend("shm"), new_backend("gloo")
+    a, b = (make(name, backend=shm, faults=broken, others=[gloo]) for name in "ab")
     assert "no pair" in move(a, b)
     assert move(a, b, number=2) == ""
     assert used_by(a) == {"gloo"}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from endpoints import LAYOUT, Make, attempt
+from endpoints import LAYOUT, Make, attempt, same
 
-from kvtransfer.faulty import FaultyBackend, Plan
-from kvtransfer.pair import PairBackend
+from kvtransfer.faulty import Faults, Plan
 
 LAYERS = LAYOUT.num_layers
 
@@ -25,20 +23,20 @@ def test_a_layer_travels_before_the_next_one_is_computed(make: Make) -> None:
         a.pool[layer, source] = content[layer]
         stream.layers_ready(layer + 1)
         if layer < LAYERS - 1:
-            while not torch.equal(b.pool[layer, target], content[layer]):
+            while not same(b.pool[layer, target], content[layer]):
                 assert a.sent.empty() and b.received.empty()
             assert not b.pool[layer + 1 :].any()
     assert b.await_received() == (attempt(), "")
     stream.finish()
     assert a.await_sent() == (attempt(), "")
-    assert torch.equal(b.pool[:, target], content)
+    assert same(b.pool[:, target], content)
 
 
-def test_layers_of_a_short_chunk_are_sent_together(backend: PairBackend, make: Make) -> None:
-    counting = FaultyBackend(backend, Plan())
+def test_layers_of_a_short_chunk_are_sent_together(make: Make) -> None:
+    counting = Faults(Plan())
     two_layers = 2 * 3 * LAYOUT.layer_page_bytes
-    a = make("a", backend=counting, min_send_bytes=two_layers)
-    b = make("b", backend=counting)
+    a = make("a", faults=counting, min_send_bytes=two_layers)
+    b = make("b", faults=counting)
     b.expect(attempt(), [0, 1, 2])
     stream = a.stream(b.address, attempt(), [4, 5, 6])
     for layer in range(LAYERS):
@@ -46,7 +44,7 @@ def test_layers_of_a_short_chunk_are_sent_together(backend: PairBackend, make: M
     stream.finish()
     assert b.await_received() == (attempt(), "")
     assert counting.num_sends == 2, "two layers, then the last one"
-    assert torch.equal(b.pool[:, :3], a.pool[:, 4:7])
+    assert same(b.pool[:, :3], a.pool[:, 4:7])
 
 
 def test_finish_alone_sends_everything(make: Make) -> None:
@@ -55,7 +53,7 @@ def test_finish_alone_sends_everything(make: Make) -> None:
     a.stream(b.address, attempt(), [8, 9]).finish()
     assert b.await_received() == (attempt(), "")
     assert a.await_sent() == (attempt(), "")
-    assert torch.equal(b.pool[:, :2], a.pool[:, 8:10])
+    assert same(b.pool[:, :2], a.pool[:, 8:10])
 
 
 def test_progress_tells_how_many_leading_pages_are_complete(make: Make) -> None:
@@ -72,14 +70,12 @@ def test_progress_tells_how_many_leading_pages_are_complete(make: Make) -> None:
     stream.finish()
     assert b.await_received() == (attempt(), "")
     assert b.progress.empty(), "the last page ends the transfer instead"
-    assert torch.equal(b.pool[:, 10:14], a.pool[:, :4])
+    assert same(b.pool[:, 10:14], a.pool[:, :4])
 
 
-def test_cancelled_frames_are_not_sent_and_every_send_ends(
-    backend: PairBackend, make: Make
-) -> None:
-    slow = FaultyBackend(backend, Plan(hold=frozenset([0])))
-    a, b = make("a", backend=slow), make("b", backend=slow)
+def test_cancelled_frames_are_not_sent_and_every_send_ends(make: Make) -> None:
+    slow = Faults(Plan(hold=frozenset([0])))
+    a, b = make("a", faults=slow), make("b", faults=slow)
     b.expect(attempt(1), [0])
     b.expect(attempt(2), [1])
     a.send(b.address, attempt(1), [0])
@@ -98,9 +94,9 @@ def test_cancelled_frames_are_not_sent_and_every_send_ends(
     assert slow.num_sends == 2, "nothing of the cancelled transfer was sent"
 
 
-def test_an_unfinished_stream_ends_when_its_link_is_lost(backend: PairBackend, make: Make) -> None:
-    broken = FaultyBackend(backend, Plan(cut_sends=frozenset([1])))
-    a, b = make("a", backend=broken, min_send_bytes=1), make("b", backend=broken)
+def test_an_unfinished_stream_ends_when_its_link_is_lost(make: Make) -> None:
+    broken = Faults(Plan(cut_sends=frozenset([1])))
+    a, b = make("a", faults=broken, min_send_bytes=1), make("b", faults=broken)
     b.expect(attempt(), [0])
     stream = a.stream(b.address, attempt(), [0])
     for layer in range(LAYERS):
@@ -121,7 +117,7 @@ def test_pages_that_nobody_asked_for_fail_their_transfer_and_touch_nothing(
     b.expect(attempt(), [0, 1])
     a.send(b.address, attempt(), [5, 6], offset=offset)
     assert "nobody asked for" in b.await_received()[1]
-    assert torch.equal(b.pool, before)
+    assert same(b.pool, before)
 
 
 def test_a_page_that_comes_twice_fails_its_transfer(make: Make) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from endpoints import NUM_PAGES, Endpoint, Make, attempt
+from endpoints import NUM_PAGES, Endpoint, Make, attempt, same
 from torch import Tensor
 
 from kvtransfer.layout import Shard
@@ -20,7 +20,7 @@ HEADS = {4: KVLayout(4, 3, 4, 8, "bfloat16"), 2: KVLayout(4, 3, 2, 8, "float32")
 
 def node(make: Make, name: str, num_ranks: int, layout: KVLayout) -> list[Endpoint]:
     return [
-        make(f"{name}{rank}", layout=layout, shard=Shard(rank, num_ranks))
+        make(f"{name}{rank}", layout=layout, shard=Shard(rank, num_ranks), gpu=int(name == "d"))
         for rank in range(num_ranks)
     ]
 
@@ -58,7 +58,7 @@ def test_every_rank_gets_its_heads_byte_for_byte(
         assert [end.await_sent() for _ in range(2)] == [(attempt(), "")] * 2
     for end, content in zip(decode, wanted, strict=True):
         assert end.await_received() == (attempt(), "")
-        assert torch.equal(end.pool, content)
+        assert same(end.pool, content)
     row_bytes = layout.page_bytes // num_heads
     moved = sum(link.bytes_moved for end in prefill for link in end.transport.links())
     wanted_heads = sum(len(Shard(rank, receivers).heads(num_heads)) for rank in range(receivers))
