@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvtransfer.layout import FrameShape, row_numbers
-from kvtransfer.pages import PageRows
+from kvtransfer.pages import PageRows, RowIndex
 from kvtransfer.transport import OnDone, OnProgress
 
 
@@ -19,7 +19,7 @@ from kvtransfer.transport import OnDone, OnProgress
 class Part:
     """Where a frame goes, row by row: [rows of the frame] each."""
 
-    numbers: np.ndarray
+    index: RowIndex
     """Rows of the pool."""
     places: np.ndarray
     """Pages of the transfer."""
@@ -51,7 +51,7 @@ class Arrivals:
         self._ended = False
         self._lock = threading.Lock()
 
-    def announce(self, shape: FrameShape, link: object, num_pool_pages: int) -> Part | None:
+    def announce(self, shape: FrameShape, link: object, pool: PageRows) -> Part | None:
         """`link` is about to bring a frame, and its loss ends this; None: nobody wants the frame
         (any more)."""
         with self._lock:
@@ -63,7 +63,8 @@ class Arrivals:
                 return None
             self._links.add(link)
         places = np.arange(shape.offset, shape.offset + shape.num_pages)
-        return Part(row_numbers(shape, pages, num_pool_pages), np.tile(places, shape.num_layers))
+        numbers = row_numbers(shape, pages, pool.num_pages)
+        return Part(pool.index(numbers), np.tile(places, shape.num_layers))
 
     def write(
         self, part: Part, rows: range, pool: PageRows, num_heads: int, staging: Tensor
@@ -75,8 +76,9 @@ class Arrivals:
                 return
             if self._free is not None:
                 torch.cuda.current_stream().wait_event(self._free)
-            pool.scatter(part.numbers[message], staging)
-            np.subtract.at(self._missing, part.places[message], num_heads)
+            pool.scatter(part.index[message], staging)
+            num_rows = np.bincount(part.places[message], minlength=len(self._missing))
+            self._missing -= num_rows * num_heads
             if self._missing.min() < 0:
                 self._end("a page came twice")
             else:

@@ -173,7 +173,8 @@ class _Receiver:
         if not self._posted:
             self._counts.began(time.monotonic())
         arrivals = self._end.inbox.find(header.transfer)
-        part = arrivals.announce(shape, self, self._rows.num_pages) if arrivals else None
+        with self._pair.copying():
+            part = arrivals.announce(shape, self, self._rows) if arrivals else None
         for rows in self._cut.messages(shape):
             self._announced.append(_Message(rows, header.has_checksums, arrivals, part))
 

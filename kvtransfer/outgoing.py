@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from kvtransfer.checksum import append_checksum
 from kvtransfer.counts import LinkCounts
 from kvtransfer.handshake import (
@@ -29,7 +27,7 @@ from kvtransfer.handshake import (
     send_message,
 )
 from kvtransfer.layout import CHECKSUM_BYTES, Cut, row_numbers
-from kvtransfer.pages import PageRows
+from kvtransfer.pages import PageRows, RowIndex
 from kvtransfer.pair import SENDER_RANK, Pair, PairBackend
 from kvtransfer.sending import Frame
 from kvtransfer.socket_store import SocketStore
@@ -228,21 +226,22 @@ class OutgoingLink:
         send_message(
             connection, FrameHeader(frame.sending.transfer, frame.shape, end.with_checksums)
         )
-        numbers = row_numbers(frame.shape, frame.pages, end.rows.num_pages)
+        with pair.copying():
+            index = end.rows.index(row_numbers(frame.shape, frame.pages, end.rows.num_pages))
         for rows in cut.messages(frame.shape):
             while len(self._under_way) == window:
                 self._oldest_sent(pair)
-            num_bytes = self._send_rows(pair, numbers[rows.start : rows.stop])
+            num_bytes = self._send_rows(pair, index[rows.start : rows.stop])
             is_last = rows.stop == frame.shape.num_rows
             self._under_way.append((num_bytes, frame if is_last else None))
         self._begun = None
 
-    def _send_rows(self, pair: Pair, numbers: np.ndarray) -> int:
-        num_bytes = len(numbers) * self._end.rows.row_bytes
+    def _send_rows(self, pair: Pair, rows: RowIndex) -> int:
+        num_bytes = len(rows) * self._end.rows.row_bytes
         with_checksums = self._end.with_checksums
         buffer = pair.reserve(num_bytes + (CHECKSUM_BYTES if with_checksums else 0))
         with pair.copying():
-            self._end.rows.gather(numbers, buffer[:num_bytes])
+            self._end.rows.gather(rows, buffer[:num_bytes])
             if with_checksums:
                 append_checksum(buffer)
         pair.send()

@@ -6,12 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+RowIndex = np.ndarray | Tensor
+"""[rows] int64, where the pool wants it; a slice of one is one."""
+
 
 class PageRows:
     """A pool [layers, pages, 2, page_size, kv_heads, head_dim] as rows, one per layer and page,
-    of some of its KV heads. `rows` are their numbers, [n] int64.
+    of some of its KV heads. Staging is [bytes] uint8, row after row, on any device.
 
-    Staging is [bytes] uint8, row after row, on any device."""
+    On CUDA everything is done in the order of the current stream.
+    """
 
     def __init__(self, pool: Tensor, heads: slice) -> None:
         """`heads`: as the pool counts them."""
@@ -26,28 +30,32 @@ class PageRows:
             # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU
             self._plain = rows.flatten(1).view(torch.uint8).numpy()
 
-    def gather(self, rows: np.ndarray, staging: Tensor) -> None:
-        """Fills `staging`; on CUDA in the order of the current stream."""
+    def index(self, numbers: np.ndarray) -> RowIndex:
+        """Of rows by their numbers [n] int64; made once for many copies."""
         if self._plain is not None:
+            return numbers
+        return torch.from_numpy(numbers).to(self._rows.device)
+
+    def gather(self, rows: RowIndex, staging: Tensor) -> None:
+        """Fills `staging`."""
+        if isinstance(rows, np.ndarray):
+            assert self._plain is not None
             out = staging.numpy().reshape(len(rows), self.row_bytes)
             np.take(self._plain, rows, axis=0, out=out, mode="clip")
             return
-        index = self._index(rows)
         target = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
         if target.device == self._rows.device:
-            torch.index_select(self._rows, 0, index, out=target)
+            torch.index_select(self._rows, 0, rows, out=target)
         else:
-            target.copy_(self._rows.index_select(0, index))
+            target.copy_(self._rows.index_select(0, rows))
 
-    def scatter(self, rows: np.ndarray, staging: Tensor) -> None:
+    def scatter(self, rows: RowIndex, staging: Tensor) -> None:
         """Copies `staging` into the pool; complete on return."""
-        if self._plain is not None:
+        if isinstance(rows, np.ndarray):
+            assert self._plain is not None
             self._plain[rows] = staging.numpy().reshape(len(rows), self.row_bytes)
             return
         source = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
-        self._rows.index_copy_(0, self._index(rows), source.to(self._rows.device))
+        self._rows.index_copy_(0, rows, source.to(self._rows.device))
         if self._rows.is_cuda:
             torch.cuda.current_stream(self._rows.device).synchronize()
-
-    def _index(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(self._rows.device)

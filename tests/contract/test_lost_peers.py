@@ -30,8 +30,8 @@ def here(backend_name: str) -> str:
 @pytest.fixture
 def ends(backend_name: str) -> Iterator[tuple[Endpoint, Endpoint]]:
     """A survivor, and another node that goes on exchanging pages with it."""
-    survivor = Endpoint("survivor", new_backend(here(backend_name)))
-    other = Endpoint("other", new_backend(backend_name))
+    survivor = Endpoint("survivor", new_backend(here(backend_name)), layout=LARGE)
+    other = Endpoint("other", new_backend(backend_name), layout=LARGE)
     yield survivor, other
     survivor.transport.close()
     other.transport.close()
@@ -65,7 +65,7 @@ def test_a_peer_killed_in_the_middle_of_a_transfer(
     backend_name: str, ends: tuple[Endpoint, Endpoint]
 ) -> None:
     survivor, other = ends
-    with victim_process(backend_name) as victim:
+    with victim_process(backend_name, layout=LARGE) as victim:
         survivor.expect(attempt(1), [0, 1])
         victim.send(survivor.address, attempt(1), [3])
         assert survivor.await_progress() == (attempt(1), 1)
@@ -83,7 +83,7 @@ def test_idle_links_to_a_lost_peer_end(
 ) -> None:
     """A stopped process keeps its sockets open: only its silence tells."""
     survivor, other = ends
-    with victim_process(backend_name) as victim:
+    with victim_process(backend_name, layout=LARGE) as victim:
         survivor.expect(attempt(1), [0])
         victim.send(survivor.address, attempt(1), [3])
         assert survivor.await_received() == (attempt(1), "")
@@ -98,7 +98,7 @@ def test_a_receiver_that_is_cut_off_fails_what_is_sent_to_it(
     backend_name: str, ends: tuple[Endpoint, Endpoint]
 ) -> None:
     survivor, other = ends
-    with victim_process(backend_name) as victim:
+    with victim_process(backend_name, layout=LARGE) as victim:
         survivor.send(victim.address, attempt(1), [0])
         assert survivor.await_sent() == (attempt(1), "")
         victim.stop()
@@ -114,7 +114,7 @@ def test_a_sender_that_is_cut_off_fails_what_is_expected_of_it(
     backend_name: str, ends: tuple[Endpoint, Endpoint]
 ) -> None:
     survivor, other = ends
-    with victim_process(backend_name) as victim:
+    with victim_process(backend_name, layout=LARGE) as victim:
         survivor.expect(attempt(1), [0, 1])
         victim.send(survivor.address, attempt(1), [3])
         assert survivor.await_progress() == (attempt(1), 1)
@@ -137,7 +137,7 @@ def test_a_restarted_peer_gets_new_links(
     survivor, _ = ends
     port = 0
     for number in range(3):
-        with victim_process(backend_name, port) as victim:
+        with victim_process(backend_name, port, LARGE) as victim:
             survivor.expect(attempt(number), [2])
             victim.send(survivor.address, attempt(number), [3])
             assert survivor.await_received() == (attempt(number), "")
