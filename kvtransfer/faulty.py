@@ -103,8 +103,8 @@ class FaultyPair:
     def release(self) -> None:
         self._inner.release()
 
-    def copying(self) -> AbstractContextManager[None]:
-        return self._inner.copying()
+    def on_stream(self) -> AbstractContextManager[None]:
+        return self._inner.on_stream()
 
     def close(self) -> None:
         self._inner.close()

@@ -78,7 +78,7 @@ class GlooPair:
     def release(self) -> None:
         """The ring's order says it."""
 
-    def copying(self) -> AbstractContextManager[None]:
+    def on_stream(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def close(self) -> None:

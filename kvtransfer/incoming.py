@@ -105,7 +105,8 @@ class IncomingLink:
             store.finish()
             self._connection.settimeout(SILENCE_S)
             counts.transport, counts.is_open = backend.name, True
-            receiver.run()
+            with pair.on_stream():
+                receiver.run()
         except PeerLost as error:
             counts.failures += 1
             log.warning("the link from %s is lost: %s", hello.node, error)
@@ -173,8 +174,7 @@ class _Receiver:
         if not self._posted:
             self._counts.began(time.monotonic())
         arrivals = self._end.inbox.find(header.transfer)
-        with self._pair.copying():
-            part = arrivals.announce(shape, self, self._rows) if arrivals else None
+        part = arrivals.announce(shape, self, self._rows) if arrivals else None
         for rows in self._cut.messages(shape):
             self._announced.append(_Message(rows, header.has_checksums, arrivals, part))
 
@@ -186,13 +186,12 @@ class _Receiver:
     def _receive(self, message: _Message) -> None:
         buffer = self._pair.received()
         num_bytes = len(message.rows) * self._cut.row_bytes
-        with self._pair.copying():
-            if message.has_checksum and not has_right_checksum(buffer):
-                self._counts.failures += 1
-                if message.arrivals is not None:
-                    message.arrivals.fail("a page arrived with a wrong checksum")
-            else:
-                self._write(message, buffer[:num_bytes])
+        if message.has_checksum and not has_right_checksum(buffer):
+            self._counts.failures += 1
+            if message.arrivals is not None:
+                message.arrivals.fail("a page arrived with a wrong checksum")
+        else:
+            self._write(message, buffer[:num_bytes])
         self._pair.release()
         self._counts.moved(num_bytes, time.monotonic())
 

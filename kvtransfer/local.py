@@ -82,7 +82,7 @@ class LocalPair:
     def release(self) -> None:
         """Every message has a buffer of its own."""
 
-    def copying(self) -> AbstractContextManager[None]:
+    def on_stream(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def close(self) -> None:

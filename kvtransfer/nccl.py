@@ -1,8 +1,8 @@
 """Pairs over NCCL, for two GPUs.
 
-A two-rank group without a default group, no watchdog, our own deadline on CUDA events, and `abort`
-in a thread, after which CUDA and other pairs go on. Gather and scatter run on one stream of the
-pair, NCCL on another, so that one message is copied while others travel.
+A two-rank group without a default group, no watchdog, our own deadline while we look whether an
+operation is done, and `abort` in a thread, after which CUDA and other pairs go on. Gather and
+scatter run on a stream of the pair, NCCL on its own, so one message is copied while others travel.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ POLL_S = 0.00005
 
 class NcclBackend:
     name = "nccl"
-    message_bytes = 32 << 20
-    window = 4
+    message_bytes = 64 << 20
+    window = 3
     min_send_bytes = 8 << 20
 
     def __init__(self, device: torch.device, timeout_s: float) -> None:
@@ -63,11 +63,10 @@ class NcclPair:
     def __init__(self, group: Any, ring: Ring, device: torch.device, timeout_s: float) -> None:
         self._group = group
         self._ring = ring
-        self._copies = torch.cuda.Stream(device)
-        self._moves = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)
         self._timeout_s = timeout_s
         self._reserved: Tensor | None = None
-        self._under_way: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._under_way: deque[tuple[Any, Tensor]] = deque()
 
     def reserve(self, num_bytes: int) -> Tensor:
         self._reserved = self._ring.take(num_bytes)
@@ -76,15 +75,13 @@ class NcclPair:
     def send(self) -> None:
         buffer = self._reserved
         assert buffer is not None
-        self._moves.wait_stream(self._copies)
-        self._start(lambda: self._group.send([buffer], RECEIVER_RANK, 0), buffer)
+        self._start(self._group.send, buffer, RECEIVER_RANK)
 
     def sent(self) -> None:
         self._wait_for_oldest()
 
     def post(self, num_bytes: int) -> None:
-        buffer = self._ring.take(num_bytes)
-        self._start(lambda: self._group.recv([buffer], SENDER_RANK, 0), buffer)
+        self._start(self._group.recv, self._ring.take(num_bytes), SENDER_RANK)
 
     def received(self) -> Tensor:
         return self._wait_for_oldest()
@@ -92,27 +89,27 @@ class NcclPair:
     def release(self) -> None:
         """Whoever emptied the buffer waited for the end of its copy."""
 
-    def copying(self) -> AbstractContextManager[None]:
-        return torch.cuda.stream(self._copies)
+    def on_stream(self) -> AbstractContextManager[None]:
+        return torch.cuda.stream(self._stream)
 
     def close(self) -> None:
         threading.Thread(target=self._group.abort, name="nccl-abort", daemon=True).start()
 
-    def _start(self, operation: Callable[[], Any], buffer: Tensor) -> None:
-        done = torch.cuda.Event()
+    def _start(
+        self, operation: Callable[[list[Tensor], int, int], Any], buffer: Tensor, rank: int
+    ) -> None:
+        """NCCL's own stream begins it when the current one has come so far."""
         try:
-            with torch.cuda.stream(self._moves):
-                operation().wait()  # orders streams only
-                done.record(self._moves)
+            self._under_way.append((operation([buffer], rank, 0), buffer))
         except RuntimeError as error:
             raise PeerLost(f"NCCL lost the peer ({str(error).splitlines()[0]})") from error
-        self._under_way.append((done, buffer))
 
     def _wait_for_oldest(self) -> Tensor:
-        done, buffer = self._under_way.popleft()
+        """Never by `wait`: it would make our stream wait, and has no deadline."""
+        work, buffer = self._under_way.popleft()
         deadline = time.monotonic() + self._timeout_s
         for num_looks in itertools.count():
-            if done.query():
+            if work.is_completed():
                 return buffer
             if time.monotonic() > deadline:
                 break

@@ -40,6 +40,8 @@ CONNECT_TIMEOUT_S = 2.0
 PAIR_TIMEOUT_S = 4.0
 """The first NCCL pair of a process takes a second."""
 READY_POLL_S = 0.0001
+ANNOUNCED_WINDOWS = 2
+"""The peer knows of frames ahead, until they fill the window so many times."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class SendingEnd:
     """No pair could be made with it."""
 
 
+@dataclass(eq=False)
+class _Announced:
+    """A frame that the peer knows of."""
+
+    frame: Frame
+    index: RowIndex | None = None
+    """Its rows in the pool, made when its turn comes."""
+    num_sent_rows: int = 0
+
+
 class OutgoingLink:
     """Sends frames in order. After a failure everything queued fails, and the link is over:
     `closed` is True and its owner makes another one."""
@@ -70,8 +82,9 @@ class OutgoingLink:
         self._frames: deque[Frame] = deque()
         self._under_way: deque[tuple[int, Frame | None]] = deque()
         """Bytes of each message, and the frame that ends with it."""
-        self._begun: Frame | None = None
-        """A frame whose last message is not under way yet."""
+        self._announced: deque[_Announced] = deque()
+        self._num_announced_rows = 0
+        """Of these, that are not under way."""
         self._changed = threading.Condition()
         self.closed = False
         self._end_reason = f"the link to {peer_address} was closed"
@@ -95,7 +108,7 @@ class OutgoingLink:
         frame.sending.frame_ended(self._end_reason)
 
     def cancel(self, transfer: Attempt) -> None:
-        """Drops the frames of this transfer that have not begun."""
+        """Drops the frames of this transfer that are not announced."""
         with self._changed:
             dropped = [f for f in self._frames if f.sending.transfer == transfer]
             self._frames = deque(f for f in self._frames if f.sending.transfer != transfer)
@@ -137,7 +150,8 @@ class OutgoingLink:
         counts.transport, counts.is_open = backend.name, True
         try:
             connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
-            self._send_all(connection, pair, backend, counts)
+            with pair.on_stream():
+                self._send_all(connection, pair, backend, counts)
         finally:
             counts.is_open = False
             with self._changed:
@@ -182,76 +196,84 @@ class OutgoingLink:
     def _send_all(
         self, connection: socket.socket, pair: Pair, backend: PairBackend, counts: LinkCounts
     ) -> None:
-        """Returns when the link is to end, closed or idle for too long."""
+        """Returns when the link is to end, closed or idle for too long. Frames are announced ahead
+        of their messages, so that the peer can post its receives."""
         cut = self._cut(backend)
-        while True:
-            frame = self._next_frame(connection)
-            if frame is not None:
-                if not self._under_way:
-                    counts.began(time.monotonic())
-                self._send_frame(connection, pair, frame, cut, backend.window)
-            elif self._under_way:
-                self._oldest_sent(pair)
+        while self._announce(connection, cut, backend):
+            if not self._under_way:
+                counts.began(time.monotonic())
+            if not self._announced or len(self._under_way) == backend.window:
+                self._oldest_sent(pair, counts)
             else:
-                send_message(connection, Bye())
-                return
+                self._send_message(pair, cut)
 
-    def _next_frame(self, connection: socket.socket) -> Frame | None:
-        """Waits for one; None: what is under way has to end first, or the link."""
+    def _announce(self, connection: socket.socket, cut: Cut, backend: PairBackend) -> bool:
+        """Announces what is queued; waits for it if nothing else is to do. False: the link is to
+        end."""
+        if not self._announced and not self._under_way and not self._wait_for_frame(connection):
+            send_message(connection, Bye())
+            return False
+        while (frame := self._next_ready(cut.rows_per_message * backend.window)) is not None:
+            header = FrameHeader(frame.sending.transfer, frame.shape, self._end.with_checksums)
+            send_message(connection, header)
+        return True
+
+    def _next_ready(self, window_rows: int) -> Frame | None:
+        """A frame to be announced; from now on it cannot be cancelled."""
+        if self._num_announced_rows >= ANNOUNCED_WINDOWS * window_rows:
+            return None
+        with self._changed:
+            frame = next((frame for frame in self._frames if frame.is_ready), None)
+            if frame is not None:
+                self._frames.remove(frame)
+                self._announced.append(_Announced(frame))
+                self._num_announced_rows += frame.shape.num_rows
+            return frame
+
+    def _wait_for_frame(self, connection: socket.socket) -> bool:
+        """Pings meanwhile. False: the link is to end."""
         idle_since = time.monotonic()
         next_ping = idle_since + PING_S
         while True:
             with self._changed:
-                ready = next((frame for frame in self._frames if frame.is_ready), None)
-                if ready is not None:
-                    self._frames.remove(ready)
-                    self._begun = ready
-                    return ready
-                if self._under_way:
-                    return None
+                if any(frame.is_ready for frame in self._frames):
+                    return True
                 idle_s = time.monotonic() - idle_since
                 if not self._frames and (self.closed or idle_s >= self._end.idle_close_s):
                     self.closed = True
-                    return None
+                    return False
                 self._changed.wait(READY_POLL_S if self._frames else PING_S)
             if time.monotonic() >= next_ping:
                 send_message(connection, Ping())
                 receive_message(connection, Pong)
                 next_ping = time.monotonic() + PING_S
 
-    def _send_frame(
-        self, connection: socket.socket, pair: Pair, frame: Frame, cut: Cut, window: int
-    ) -> None:
-        end = self._end
-        send_message(
-            connection, FrameHeader(frame.sending.transfer, frame.shape, end.with_checksums)
-        )
-        with pair.copying():
-            index = end.rows.index(row_numbers(frame.shape, frame.pages, end.rows.num_pages))
-        for rows in cut.messages(frame.shape):
-            while len(self._under_way) == window:
-                self._oldest_sent(pair)
-            num_bytes = self._send_rows(pair, index[rows.start : rows.stop])
-            is_last = rows.stop == frame.shape.num_rows
-            self._under_way.append((num_bytes, frame if is_last else None))
-        self._begun = None
-
-    def _send_rows(self, pair: Pair, rows: RowIndex) -> int:
-        num_bytes = len(rows) * self._end.rows.row_bytes
+    def _send_message(self, pair: Pair, cut: Cut) -> None:
+        """The next one of the frame announced first."""
+        announced, pool = self._announced[0], self._end.rows
+        frame = announced.frame
+        if announced.index is None:
+            announced.index = pool.index(row_numbers(frame.shape, frame.pages, pool.num_pages))
+        first = announced.num_sent_rows
+        rows = announced.index[first : first + cut.rows_per_message]
+        num_bytes = len(rows) * pool.row_bytes
         with_checksums = self._end.with_checksums
         buffer = pair.reserve(num_bytes + (CHECKSUM_BYTES if with_checksums else 0))
-        with pair.copying():
-            self._end.rows.gather(rows, buffer[:num_bytes])
-            if with_checksums:
-                append_checksum(buffer)
+        pool.gather(rows, buffer[:num_bytes])
+        if with_checksums:
+            append_checksum(buffer)
         pair.send()
-        return num_bytes
+        announced.num_sent_rows += len(rows)
+        self._num_announced_rows -= len(rows)
+        is_last = announced.num_sent_rows == frame.shape.num_rows
+        if is_last:
+            self._announced.popleft()
+        self._under_way.append((num_bytes, frame if is_last else None))
 
-    def _oldest_sent(self, pair: Pair) -> None:
+    def _oldest_sent(self, pair: Pair, counts: LinkCounts) -> None:
         pair.sent()
         num_bytes, frame = self._under_way.popleft()
-        assert self._counts is not None
-        self._counts.moved(num_bytes, time.monotonic())
+        counts.moved(num_bytes, time.monotonic())
         if frame is not None:
             frame.sending.frame_ended()
 
@@ -259,7 +281,7 @@ class OutgoingLink:
         with self._changed:
             self.closed = True
             frames = [frame for _, frame in self._under_way if frame is not None]
-            frames += [self._begun] if self._begun is not None else []
+            frames += [announced.frame for announced in self._announced]
             frames += self._frames
             self._frames.clear()
         for frame in frames:

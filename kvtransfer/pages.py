@@ -34,7 +34,10 @@ class PageRows:
         """Of rows by their numbers [n] int64; made once for many copies."""
         if self._plain is not None:
             return numbers
-        return torch.from_numpy(numbers).to(self._rows.device)
+        index = torch.from_numpy(numbers)
+        if self._rows.is_cuda:  # pinned, so that nothing waits for the copy
+            return index.pin_memory().to(self._rows.device, non_blocking=True)
+        return index
 
     def gather(self, rows: RowIndex, staging: Tensor) -> None:
         """Fills `staging`."""

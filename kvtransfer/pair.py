@@ -41,8 +41,9 @@ class Pair(Protocol):
     def release(self) -> None:
         """Gives back the buffer that `received` returned last."""
 
-    def copying(self) -> AbstractContextManager[None]:
-        """Around whatever fills or empties a buffer: makes the pair's CUDA stream current."""
+    def on_stream(self) -> AbstractContextManager[None]:
+        """Around all use of the pair but `close`: makes its CUDA stream current. What fills and
+        empties its buffers runs there."""
 
     def close(self) -> None: ...
 

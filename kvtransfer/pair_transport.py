@@ -31,7 +31,9 @@ from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
 IDLE_CLOSE_S = 300.0
-MAX_FRAME_BYTES = 64 << 20
+WINDOWS_PER_FRAME = 2
+"""A frame of complete pages is so long: enough to hide its announcement, short enough for others
+to come between."""
 AVOID_BACKEND_S = 60.0
 """How long a link does without a backend that could make no pair, if there is another."""
 MAX_REMEMBERED_PEERS = 256
@@ -67,6 +69,7 @@ class PairTransport:
         self._heads = heads
         self._shard = shard
         self._backends: Mapping[str, PairBackend] = {b.name: b for b in backends}
+        self._max_frame_bytes = WINDOWS_PER_FRAME * backends[0].window * backends[0].message_bytes
         self._min_send_bytes = min_send_bytes or backends[0].min_send_bytes
         self._with_checksums = with_checksums
         self._idle_close_s = idle_close_s
@@ -115,7 +118,7 @@ class PairTransport:
         sending, ready = Sending(transfer, on_done), event_after(self._pool)
         layout, links = self._layout, self._links_to(peer)
         for shape in frames_of_pages(
-            len(pages), offset, layout.num_layers, layout.page_bytes, MAX_FRAME_BYTES
+            len(pages), offset, layout.num_layers, layout.page_bytes, self._max_frame_bytes
         ):
             first = shape.offset - offset
             some_pages = pages[first : first + shape.num_pages]

@@ -119,7 +119,7 @@ class SharedMemoryPair:
     def release(self) -> None:
         self._tell()
 
-    def copying(self) -> AbstractContextManager[None]:
+    def on_stream(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def close(self) -> None:

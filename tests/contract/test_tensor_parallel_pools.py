@@ -46,7 +46,7 @@ def test_every_rank_gets_its_heads_byte_for_byte(
     source, target = [7, 3, 60, 11], [5, 63, 0, 9]
     for rank, content in enumerate(wanted):
         heads = Shard(rank, receivers).heads(num_heads)
-        content[:, target] = whole[:, source][..., heads.start : heads.stop, :]
+        content[:, target] = whole[:, source][..., heads.start : heads.stop, :].to(content.device)
         decode[rank].expect(attempt(), target)
     addresses = [end.address for end in decode]
     for end in prefill:

@@ -49,6 +49,7 @@ class FakeCluster:
         self.heartbeat_age_s = heartbeat_age_s
         self.num_prompts = 0
         self.num_asked = 0
+        self.incarnation = 1
         self.event: dict[str, Any] = {"meta_info": {"attempts": 1}}
 
     def handle(self, request: httpx.Request) -> httpx.Response:
@@ -66,6 +67,7 @@ class FakeCluster:
         nodes = [
             {
                 "name": name,
+                "incarnation": self.incarnation,
                 "layout": LAYOUT,
                 "last_heartbeat_s_ago": self.heartbeat_age_s,
                 "links": links[name],
@@ -125,12 +127,22 @@ def test_a_stream_knows_when_its_events_came() -> None:
     assert stream.meta == {"attempts": 1}
 
 
-def test_the_sender_is_who_sent_more_since() -> None:
+def test_the_sender_is_who_sent_so_much_since() -> None:
     fake = FakeCluster()
+    before = fake.run(lambda watched: watched.nodes())
     fake.num_prompts = 1
-    sent = 3.0 * PAGE_BYTES
-    for before, sender in (({}, "p0"), ({"p0": 0.0}, "p0"), ({"p0": sent}, None)):
-        assert fake.run(lambda watched, b=before: watched.sender_since(b)) == sender
+    for num_pages, sender in ((0.5, "p0"), (3, "p0"), (3.1, None)):
+        found = fake.run(lambda watched, n=num_pages: watched.sender_of(n * PAGE_BYTES, before))
+        assert found == sender
+
+
+def test_a_node_is_new_by_its_incarnation() -> None:
+    fake = FakeCluster()
+    before = fake.run(lambda watched: watched.nodes())
+    assert not fake.run(lambda watched: watched.is_new("p0", before))
+    fake.incarnation = 2
+    assert fake.run(lambda watched: watched.is_new("p0", before))
+    assert not fake.run(lambda watched: watched.is_new("p1", before))  # not there yet
 
 
 @pytest.mark.parametrize(
@@ -170,8 +182,12 @@ def test_json_has_the_shares_of_each_length_and_transport() -> None:
         for mode, seconds in zip(MODES, (0.02, 0.04, 0.2), strict=True)
     ]
     warm = [Warm(transport, 2, 200, 100 * i) for i, transport in enumerate(TRANSPORTS, 2)]
-    gaps = Gaps(0.1, 0.01, 3.0), Gaps(0.3, 0.01, 6.0)
-    figures = Figures(exposed, [FirstToken(512, (2.0, 3.0, 9.0), (1.0, 2.0, 9.0))], warm, *gaps)
+    first_token = [FirstToken(512, (2.0, 3.0, 9.0), (1.0, 2.0, 9.0))]
+    undisturbed, killed = (
+        [Gaps(share, worst_s, 0.01, 3.0) for share, worst_s in ((0.1, worst), (0.9, worst / 2))]
+        for worst in (0.1, 0.3)
+    )
+    figures = Figures(exposed, first_token, warm, undisturbed, killed)
     report = as_json(figures)
     assert report["exposed_share"] == report["gloo"]["exposed_share"] == {"512": 0.01}
     assert report["exposed_share_at_most"] == {"512": 0.5}
