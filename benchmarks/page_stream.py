@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from rich import box
+from rich.table import Table
 from torch.distributed import PrefixStore, TCPStore
 
 from kvtransfer.backends import OPERATION_TIMEOUT_S
@@ -57,6 +59,8 @@ class Stream:
     shape: str
     num_pages: int
     scattered: bool
+    first_s: float
+    """Of a page over a link that has to be made first; the process's first of all."""
     rate: float
     raw_rate: float
 
@@ -71,14 +75,14 @@ def measure(
     """`transport`: shm, gloo, or nccl (which needs two GPUs)."""
     layout = SHAPES[shape]
     with _Peer(transport, layout) as peer:
-        rows = []
+        rows, first_s = [], peer.stream_s(1)
         for count in num_pages:
             if count * layout.page_bytes > MAX_BYTES:
                 continue
             raw_rate = peer.raw_rate(count * layout.page_bytes, repeats)
             for scattered in (False, True):
                 rate = peer.stream_rate(count, scattered, repeats)
-                rows.append(Stream(transport, shape, count, scattered, rate, raw_rate))
+                rows.append(Stream(transport, shape, count, scattered, first_s, rate, raw_rate))
         return rows
 
 
@@ -114,18 +118,20 @@ class _Peer:
         self._process.kill()
         self._process.join()
 
-    def stream_rate(self, count: int, scattered: bool, repeats: int) -> float:
+    def stream_s(self, count: int, scattered: bool = False) -> float:
+        """From `send` to the news that all is there."""
         pages = pages_of(count, self._side.num_pages, scattered)
-        seconds = []
-        for _ in range(repeats + 1):  # the first one makes the link
-            self._num_sent += 1
-            transfer = Attempt("bench", self._num_sent)
-            self._pipe.send(("expect", transfer, list(reversed(pages))))
-            self._answer()
-            started = time.perf_counter()
-            self._side.send(self._address, transfer, pages)
-            self._answer()
-            seconds.append(time.perf_counter() - started)
+        self._num_sent += 1
+        transfer = Attempt("bench", self._num_sent)
+        self._pipe.send(("expect", transfer, list(reversed(pages))))
+        self._answer()
+        started = time.perf_counter()
+        self._side.send(self._address, transfer, pages)
+        self._answer()
+        return time.perf_counter() - started
+
+    def stream_rate(self, count: int, scattered: bool, repeats: int) -> float:
+        seconds = [self.stream_s(count, scattered) for _ in range(repeats + 1)]
         return count * self._layout.page_bytes / statistics.median(seconds[1:])
 
     def raw_rate(self, num_bytes: int, repeats: int) -> float:
@@ -264,12 +270,19 @@ def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) 
             pipe.send("done")
 
 
-def table(rows: Sequence[Stream]) -> str:
-    lines = [f"{'transport':10}{'shape':26}{'pages':>6}{'':>12}{'GB/s':>8}{'raw':>8}{'ratio':>7}"]
-    for row in rows:
-        kind = "scattered" if row.scattered else "contiguous"
-        lines.append(
-            f"{row.transport:10}{row.shape:26}{row.num_pages:6}{kind:>12}{row.rate / 1e9:8.2f}"
-            f"{row.raw_rate / 1e9:8.2f}{row.vs_raw:7.2f}"
+def table(streams: Sequence[Stream]) -> Table:
+    table = Table(title="pages against raw sends", box=box.SIMPLE)
+    for heading in ("transport", "shape", "pages", "", "GB/s", "raw GB/s", "ratio", "first ms"):
+        table.add_column(heading, justify="right")
+    for row in streams:
+        table.add_row(
+            row.transport,
+            row.shape,
+            str(row.num_pages),
+            "scattered" if row.scattered else "contiguous",
+            f"{row.rate / 1e9:.2f}",
+            f"{row.raw_rate / 1e9:.2f}",
+            f"{row.vs_raw:.2f}",
+            f"{row.first_s * 1e3:.0f}",
         )
-    return "\n".join(lines)
+    return table

@@ -107,10 +107,10 @@ class NodeShell:
             self._execute(instructions)
             if slices:
                 if idle:  # others need not wait for the end of this step to know of it
-                    self._heartbeats.update(self._load())
+                    self._heartbeats.update(self._load(idle))
                 self._execute(self._step(slices))
             idle = not slices
-            self._report()
+            self._report(idle)
 
     def _step(self, slices: Sequence[Slice]) -> list[Instruction]:
         """Computes one step. An error costs the sequence that made it this attempt, and nobody
@@ -251,14 +251,14 @@ class NodeShell:
             return False
         return True
 
-    def _report(self) -> None:
+    def _report(self, idle: bool) -> None:
         if changes := self._cache.take_changes():
             self._publisher.publish(changes)
-        self._heartbeats.update(self._load())
+        self._heartbeats.update(self._load(idle))
 
-    def _load(self) -> Load:
+    def _load(self, idle: bool) -> Load:
         load, now = self._scheduler.load(), time.monotonic()
-        if now >= self._next_look_at_links:
+        if idle or now >= self._next_look_at_links:
             self._next_look_at_links = now + LINKS_INTERVAL_S
             self._links = self._look_at_links(load)
         return msgspec.structs.replace(

@@ -263,7 +263,7 @@ def test_a_broken_device_finishes_no_stream() -> None:
 
 def test_a_heartbeat_tells_of_every_link() -> None:
     scheduler = decode_scheduler()
-    load = shell_of(scheduler, ValueError("poison"))._load()
+    load = shell_of(scheduler, ValueError("poison"))._load(idle=True)
     assert load.bytes_sent_total == 12_007
     assert load.link_bytes_per_s == 3e6, "the mean of those that were measured"
     assert [link.peer for link in load.links] == ["p2", "p1", "p0", "p3"]
