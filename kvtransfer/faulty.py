@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -102,9 +101,6 @@ class FaultyPair:
 
     def release(self) -> None:
         self._inner.release()
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return self._inner.on_stream()
 
     def close(self) -> None:
         self._inner.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -77,9 +76,6 @@ class GlooPair:
 
     def release(self) -> None:
         """The ring's order says it."""
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def close(self) -> None:
         """gloo has no abort; the group is freed with its last reference."""

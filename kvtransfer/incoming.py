@@ -98,14 +98,15 @@ class IncomingLink:
         store = SocketStore(self._connection)
         pair = backend.make_pair(store, RECEIVER_RANK, cut.buffer_bytes)
         counts = end.counts_of(hello.node.name)
+        rows = end.rows_of(heads)
         receiver = _Receiver(
-            self._connection, pair, backend.window, cut, end, end.rows_of(heads), len(heads), counts
+            self._connection, pair, backend.window, cut, end, rows, len(heads), counts
         )
         try:
             store.finish()
             self._connection.settimeout(SILENCE_S)
             counts.transport, counts.is_open = backend.name, True
-            with pair.on_stream():
+            with rows.on_stream():
                 receiver.run()
         except PeerLost as error:
             counts.failures += 1

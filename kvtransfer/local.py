@@ -6,7 +6,6 @@ import queue
 import threading
 import uuid
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -81,9 +80,6 @@ class LocalPair:
 
     def release(self) -> None:
         """Every message has a buffer of its own."""
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def close(self) -> None:
         """Nothing is held beside the queue."""

@@ -2,7 +2,7 @@
 
 A two-rank group without a default group, no watchdog, our own deadline while we look whether an
 operation is done, and `abort` in a thread, after which CUDA and other pairs go on. Gather and
-scatter run on a stream of the pair, NCCL on its own, so one message is copied while others travel.
+scatter run on the link's stream, NCCL on its own, so one message is copied while others travel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -56,14 +55,13 @@ class NcclBackend:
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
         ring = Ring(self.window, buffer_bytes, self.staging_device)
-        return NcclPair(group, ring, self.staging_device, self._timeout_s)
+        return NcclPair(group, ring, self._timeout_s)
 
 
 class NcclPair:
-    def __init__(self, group: Any, ring: Ring, device: torch.device, timeout_s: float) -> None:
+    def __init__(self, group: Any, ring: Ring, timeout_s: float) -> None:
         self._group = group
         self._ring = ring
-        self._stream = torch.cuda.Stream(device)
         self._timeout_s = timeout_s
         self._reserved: Tensor | None = None
         self._under_way: deque[tuple[Any, Tensor]] = deque()
@@ -88,9 +86,6 @@ class NcclPair:
 
     def release(self) -> None:
         """Whoever emptied the buffer waited for the end of its copy."""
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return torch.cuda.stream(self._stream)
 
     def close(self) -> None:
         threading.Thread(target=self._group.abort, name="nccl-abort", daemon=True).start()

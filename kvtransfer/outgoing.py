@@ -150,7 +150,7 @@ class OutgoingLink:
         counts.transport, counts.is_open = backend.name, True
         try:
             connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
-            with pair.on_stream():
+            with self._end.rows.on_stream():
                 self._send_all(connection, pair, backend, counts)
         finally:
             counts.is_open = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ class PageRows:
     """A pool [layers, pages, 2, page_size, kv_heads, head_dim] as rows, one per layer and page,
     of some of its KV heads. Staging is [bytes] uint8, row after row, on any device.
 
-    On CUDA everything is done in the order of the current stream.
+    On CUDA it has a stream of its own, so that no copy waits for what is being computed.
     """
 
     def __init__(self, pool: Tensor, heads: slice) -> None:
@@ -25,10 +27,15 @@ class PageRows:
         # Longer elements are copied faster, and no dtype needs a kernel of its own.
         self._rows = rows.view(torch.int64) if head_bytes % 8 == 0 else rows
         self.row_bytes = rows[0].numel() * rows.element_size()
+        self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
         self._plain: np.ndarray | None = None
         if rows.is_contiguous() and not rows.is_cuda:
             # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU
             self._plain = rows.flatten(1).view(torch.uint8).numpy()
+
+    def on_stream(self) -> AbstractContextManager[None]:
+        """Around all that is done here: makes the stream current."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def index(self, numbers: np.ndarray) -> RowIndex:
         """Of rows by their numbers [n] int64; made once for many copies."""

@@ -3,7 +3,6 @@ makes one."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -20,7 +19,8 @@ class Pair(Protocol):
         receiver   post                ──►  received, empty, release     are under way
 
     A call that waits has the backend's deadline, and raises PeerLost; the pair is then over.
-    Buffers are [bytes] uint8 on the backend's `staging_device`. One thread uses a pair.
+    Buffers are [bytes] uint8 on the backend's `staging_device`. One thread uses a pair; on CUDA its
+    current stream fills and empties them.
     """
 
     def reserve(self, num_bytes: int) -> Tensor:
@@ -40,10 +40,6 @@ class Pair(Protocol):
 
     def release(self) -> None:
         """Gives back the buffer that `received` returned last."""
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        """Around all use of the pair but `close`: makes its CUDA stream current. What fills and
-        empties its buffers runs there."""
 
     def close(self) -> None: ...
 

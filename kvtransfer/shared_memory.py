@@ -15,7 +15,6 @@ import socket
 import struct
 import uuid
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -118,9 +117,6 @@ class SharedMemoryPair:
 
     def release(self) -> None:
         self._tell()
-
-    def on_stream(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def close(self) -> None:
         """The memory ends with its last reference."""
