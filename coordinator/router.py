@@ -301,11 +301,12 @@ class _Costing:
         return owned if owned < self._num_reusable else self._num_reusable
 
     def _best_source(self) -> tuple[LiveNode | None, int]:
-        """The node that owns most of the prompt now; among equals the one that does least."""
+        """The node that owns most of the prompt now; among equals the one that does least. None
+        that an earlier attempt failed at: it may be dead, and its pages still known."""
         best, best_pages, best_load = None, 0, 0
         for node, pages in self._demand.owned_pages.items():
             live = self._cluster.find(node)
-            if live is None or pages < best_pages:
+            if live is None or pages < best_pages or node.name in self._demand.avoid:
                 continue
             load = live.load.num_running + live.load.num_waiting
             if pages > best_pages or load < best_load:

@@ -108,10 +108,11 @@ class IncomingLink:
             counts.transport, counts.is_open = backend.name, True
             with rows.on_stream():
                 receiver.run()
-        except PeerLost as error:
+        except Exception as error:
             counts.failures += 1
-            log.warning("the link from %s is lost: %s", hello.node, error)
-            end.inbox.link_lost(receiver, f"{hello.node.name}: {error}")
+            reason = str(error) or type(error).__name__
+            log.warning("the link from %s is lost: %s", hello.node, reason)
+            end.inbox.link_lost(receiver, f"{hello.node.name}: {reason}")
             raise
         finally:
             counts.is_open = False

@@ -24,7 +24,8 @@ from protocol.hashing import PageHash, PageHasher, join_hashes, split_hashes
 from protocol.ids import Attempt, Node
 from protocol.messages import Fetch, FetchRefused, Generate, Prefill
 
-FETCH_TIMEOUT_S = 5.0
+FETCH_TIMEOUT_S = 3.0
+"""Without progress. A dead owner says nothing, and one in a long step nothing for its length."""
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import threading
 from typing import Any
@@ -12,6 +13,7 @@ from endpoints import DEADLINE_S, LAYOUT, NUM_PAGES, Make, attempt, same
 
 from kvtransfer.counts import LinkCounts
 from kvtransfer.faulty import Faults, Plan
+from kvtransfer.pages import PageRows
 from protocol.layout import KVLayout
 
 
@@ -202,6 +204,31 @@ def test_a_part_that_is_lost_on_its_way_in_fails_its_transfer(make: Make) -> Non
     transfer, error = b.await_received()
     assert transfer == attempt() and "cut this receive" in error
     a.await_sent()
+
+
+@pytest.mark.parametrize("broken", ["gather", "scatter"])
+def test_an_error_of_either_end_fails_the_transfer_and_a_new_link_works(
+    make: Make, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    a, b = make("a"), make("b")
+    with monkeypatch.context() as patch:
+        patch.setattr(PageRows, broken, out_of_memory)
+        b.expect(attempt(), [0])
+        a.send(b.address, attempt(), [1])
+        if broken == "gather":
+            assert "out of memory" in a.await_sent()[1]
+        assert b.await_received()[1] != ""
+    for number in itertools.count(2):
+        b.expect(attempt(number), [0])
+        a.send(b.address, attempt(number), [1])
+        while (sent := a.await_sent())[0] != attempt(number):
+            pass
+        if sent[1] == "":
+            break
+    assert b.await_received() == (attempt(number), "")
 
 
 def test_a_rate_is_of_long_frames_only() -> None:

@@ -23,6 +23,7 @@ from world import (
     prompts,
 )
 
+from node.fetching import FETCH_TIMEOUT_S
 from node.instructions import (
     AbortTransfer,
     Event,
@@ -183,8 +184,8 @@ def test_a_failed_fetch_is_aborted_and_computed(kind: str, why: str) -> None:
     elif why == "broken":
         instructions = asker.handle(ReceiveFailed(R1, "peer lost"), 1.0)
     else:
-        assert asker.next_batch(4.9) == ([], [])
-        slices, instructions = asker.next_batch(5.0)
+        assert asker.next_batch(FETCH_TIMEOUT_S - 0.1) == ([], [])
+        slices, instructions = asker.next_batch(FETCH_TIMEOUT_S)
         assert slices, "and computes at once"
         asker.finish([None], 5.0)
     assert instructions[0] == AbortTransfer(R1)
@@ -203,9 +204,11 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     asker.handle(request, 0.0)
     _, instructions = asker.next_batch(0.0)
     (expect,) = [i for i in instructions if isinstance(i, ExpectPages)]
-    passed_on = asker.handle(PagesArrived(R1, 1), 3.0)
-    assert asker.handle(PagesArrived(R1, 1), 3.0) == [], "nothing new"
-    passed_on += asker.handle(PagesArrived(R1, 3), 4.0)
+    late = 2.0 + FETCH_TIMEOUT_S
+    just_before = late - 0.1
+    passed_on = asker.handle(PagesArrived(R1, 1), 1.0)
+    assert asker.handle(PagesArrived(R1, 1), 1.0) == [], "nothing new"
+    passed_on += asker.handle(PagesArrived(R1, 3), 2.0)
     if kind == PREFILL:
         assert passed_on == [
             SendPages(DECODE, R1, expect.pages[:1], 0),
@@ -213,22 +216,22 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
         ]
     else:
         assert passed_on == []
-    assert isinstance(asker.handle(fetch_of(3), 4.0)[0], SendPages), "these are owned now"
+    assert isinstance(asker.handle(fetch_of(3), 2.0)[0], SendPages), "these are owned now"
     assert asker.load().queued_tokens == len(PROMPT) - 6 * PAGE
-    assert asker.next_batch(8.9) == ([], []), "late is who makes no progress"
+    assert asker.next_batch(just_before) == ([], []), "late is who makes no progress"
     if why == "refused":
-        asker.handle(FetchRefused(R1, "gone", P1), 8.9)
+        asker.handle(FetchRefused(R1, "gone", P1), just_before)
     elif why == "broken":
-        asker.handle(ReceiveFailed(R1, "peer lost"), 8.9)
-    (part,), instructions = asker.next_batch(9.0)
+        asker.handle(ReceiveFailed(R1, "peer lost"), just_before)
+    (part,), instructions = asker.next_batch(late)
     assert AbortTransfer(R1) in instructions or why != "late"
     assert (part.start, list(part.token_ids)) == (
         3 * PAGE,
         PROMPT[3 * PAGE :][: len(part.token_ids)],
     )
-    asker.finish([None], 9.0)
-    (part,), _ = asker.next_batch(9.0)
-    (reply,) = asker.finish([7], 9.0)
+    asker.finish([None], late)
+    (part,), _ = asker.next_batch(late)
+    (reply,) = asker.finish([7], late)
     assert isinstance(reply, Send)
     if kind == PREFILL:
         assert reply.message == PrefillDone(R1, 7, 3 * PAGE, P0, 3 * PAGE)
@@ -240,7 +243,7 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     assert asker.load().pages_received_total == 3
     (link,) = asker.load().links
     assert (link.peer, link.direction) == ("p1", "in")
-    assert link.exposed_s_total == pytest.approx(9.0 if why == "late" else 8.9)
+    assert link.exposed_s_total == pytest.approx(late if why == "late" else just_before)
 
 
 @both_kinds

@@ -192,6 +192,15 @@ def test_only_what_is_missing_is_fetched() -> None:
     assert "30 of 100 pages cached there, 50 fetched from p0" in chosen.reason
 
 
+def test_nothing_is_fetched_from_a_node_that_failed_before() -> None:
+    """It may be dead, and its pages known until its lease ends."""
+    registry = registry_of({"p0": IDLE, "p1": IDLE, "p2": IDLE, "d0": IDLE})
+    owned = {"p0": 80, "p1": 60}
+    assert fetch(route(registry, owned, queues_s={"p0": 5.0, "p1": 5.0})) == ("p0", 80)
+    chosen = route(registry, owned, queues_s={"p0": 5.0, "p1": 5.0}, avoid=("p0",))
+    assert fetch(chosen) == ("p1", 60) and names(chosen) == ("p2", "d0")
+
+
 def test_a_node_never_fetches_from_itself() -> None:
     registry = registry_of({"p0": IDLE, "d0": IDLE})
     assert fetch(route(registry, owned={"p0": 80}, expected={"p0": 90})) is None

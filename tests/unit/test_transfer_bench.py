@@ -16,19 +16,15 @@ from benchmarks.random_model import END, VOCABULARY, Prompts, save_random_model
 from benchmarks.transfer_cluster import (
     MODES,
     TRANSPORTS,
-    Cold,
     Exposed,
     Figures,
     FirstToken,
     Gaps,
-    Stream,
-    Surprise,
     Warm,
-    Watched,
     as_json,
-    gaps_within,
     tables,
 )
+from benchmarks.watched_cluster import Cold, Stream, Surprise, Watched, gaps_within
 from engine.runner import load_model_runner
 from protocol.layout import KVLayout
 
@@ -108,7 +104,7 @@ def test_other_bytes_than_those_of_the_prompt_are_no_measurement(num_pages: int)
 
 
 def test_an_old_heartbeat_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.transfer_cluster.NEWS_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("benchmarks.watched_cluster.NEWS_TIMEOUT_S", 0.3)
     with pytest.raises(Surprise, match="heartbeats"):
         FakeCluster(heartbeat_age_s=1.0).run(lambda watched: watched.news())
 
