@@ -22,7 +22,7 @@ class GlooBackend:
     name = "gloo"
     staging_device = torch.device("cpu")
     message_bytes = 1 << 20
-    window = 8
+    window = 16
     min_send_bytes = 1 << 20
 
     def __init__(self, host: str, timeout_s: float) -> None:
