@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import queue
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -47,8 +49,8 @@ def attempt(number: int = 1, name: str = "r") -> Attempt:
     return Attempt(name, number)
 
 
-def new_backend(name: str) -> PairBackend:
-    """`name`: local, shm, gloo, or nccl:N for the backend of GPU N."""
+def new_backend(name: str, host: str = "127.0.0.1") -> PairBackend:
+    """`name`: local, shm, gloo, or nccl:N for the backend of GPU N. `host`: its own address."""
     torch.set_num_threads(1)
     if name == "local":
         return LocalBackend(TIMEOUT_S)
@@ -56,7 +58,7 @@ def new_backend(name: str) -> PairBackend:
         return SharedMemoryBackend(TIMEOUT_S)
     if name.startswith("nccl"):
         return NcclBackend(torch.device(name.replace("nccl", "cuda")), TIMEOUT_S)
-    return GlooBackend("127.0.0.1", TIMEOUT_S)
+    return GlooBackend(host, TIMEOUT_S)
 
 
 class Endpoint:
@@ -76,6 +78,7 @@ class Endpoint:
         min_send_bytes: int = 0,
         idle_close_s: float = 300.0,
         port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         """`others`: backends that it can use as well, less well."""
         device = backend.staging_device
@@ -90,6 +93,7 @@ class Endpoint:
             [backend, *others],
             place or place_of(device),
             shard,
+            host=host,
             port=port,
             with_checksums=True,
             min_send_bytes=min_send_bytes,
@@ -180,12 +184,27 @@ class Victim:
         self._process.join()
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another network namespace: its file, and the victim's address there."""
+
+    file: str
+    host: str
+
+
 @contextmanager
-def victim_process(backend_name: str, port: int = 0, layout: KVLayout = LAYOUT) -> Iterator[Victim]:
+def victim_process(
+    backend_name: str,
+    port: int = 0,
+    layout: KVLayout = LAYOUT,
+    elsewhere: Elsewhere | None = None,
+) -> Iterator[Victim]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(
-        target=_serve_until_killed, args=(there, backend_name, port, layout), daemon=True
+        target=_serve_until_killed,
+        args=(there, backend_name, port, layout, elsewhere),
+        daemon=True,
     )
     process.start()
     there.close()  # so that the end of the process ends the pipe
@@ -196,8 +215,20 @@ def victim_process(backend_name: str, port: int = 0, layout: KVLayout = LAYOUT) 
         process.join()
 
 
-def _serve_until_killed(report: Connection, backend_name: str, port: int, layout: KVLayout) -> None:
-    endpoint = Endpoint("victim", new_backend(backend_name), layout=layout, port=port)
+def _serve_until_killed(
+    report: Connection,
+    backend_name: str,
+    port: int,
+    layout: KVLayout,
+    elsewhere: Elsewhere | None,
+) -> None:
+    host = "127.0.0.1"
+    if elsewhere is not None:
+        host = elsewhere.host
+        with open(elsewhere.file, encoding="ascii") as namespace:
+            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
+    backend = new_backend(backend_name, host)
+    endpoint = Endpoint("victim", backend, layout=layout, port=port, host=host)
     report.send(endpoint.address)
     while True:
         order = report.recv()
