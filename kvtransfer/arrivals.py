@@ -22,7 +22,7 @@ class Part:
     index: RowIndex
     """Rows of the pool."""
     places: np.ndarray
-    """Pages of the transfer."""
+    """Rows of the transfer, which has [layers, pages] of them."""
 
 
 class Arrivals:
@@ -32,16 +32,20 @@ class Arrivals:
     def __init__(
         self,
         pages: Sequence[int],
-        cells_per_page: int,
+        num_layers: int,
+        num_heads: int,
         free: torch.cuda.Event | None,
         on_progress: OnProgress,
         on_done: OnDone,
     ) -> None:
-        """`cells_per_page`: layers times KV heads of this rank's pool. `free`: until then the GPU
-        may still be busy with what the pages held before."""
+        """`num_heads`: KV heads in this rank's pool, which may come from several ranks. `free`:
+        until then the GPU may still be busy with what the pages held before."""
         self._pages = np.asarray(pages, dtype=np.int64)
-        self._missing = np.full(len(pages), cells_per_page)
-        """Cells of each page that have not arrived."""
+        self._missing = np.full((num_layers, len(pages)), num_heads)
+        """Heads of each row that have not arrived."""
+        self._missing_rows = np.full(len(pages), num_layers)
+        """Rows of each page that are not complete."""
+        self._num_pages = len(pages)
         self._free = free
         self._num_leading = 0
         self._on_progress = on_progress
@@ -62,9 +66,8 @@ class Arrivals:
                 self._end("pages came that nobody asked for")
                 return None
             self._links.add(link)
-        places = np.arange(shape.offset, shape.offset + shape.num_pages)
-        numbers = row_numbers(shape, pages, pool.num_pages)
-        return Part(pool.index(numbers), np.tile(places, shape.num_layers))
+        places = row_numbers(shape, range(shape.offset, shape.offset + len(pages)), self._num_pages)
+        return Part(pool.index(row_numbers(shape, pages, pool.num_pages)), places)
 
     def write(
         self, part: Part, rows: range, pool: PageRows, num_heads: int, staging: Tensor
@@ -77,12 +80,10 @@ class Arrivals:
             if self._free is not None:
                 torch.cuda.current_stream().wait_event(self._free)
             pool.scatter(part.index[message], staging)
-            num_rows = np.bincount(part.places[message], minlength=len(self._missing))
-            self._missing -= num_rows * num_heads
-            if self._missing.min() < 0:
-                self._end("a page came twice")
-            else:
+            if self._count(part.places[message], num_heads):
                 self._look_at_leading()
+            else:
+                self._end("a page came twice")
 
     def fail(self, reason: str) -> None:
         with self._lock:
@@ -98,9 +99,17 @@ class Arrivals:
         with self._lock:
             self._ended = True
 
+    def _count(self, places: np.ndarray, num_heads: int) -> bool:
+        """False: what has just arrived was here before."""
+        left = self._missing.ravel()[places] - num_heads
+        self._missing.ravel()[places] = left
+        complete = places[left == 0] % self._num_pages
+        self._missing_rows -= np.bincount(complete, minlength=self._num_pages)
+        return bool((left >= 0).all())
+
     def _look_at_leading(self) -> None:
-        before, total = self._num_leading, len(self._missing)
-        while self._num_leading < total and self._missing[self._num_leading] == 0:
+        before, total = self._num_leading, self._num_pages
+        while self._num_leading < total and self._missing_rows[self._num_leading] == 0:
             self._num_leading += 1
         if self._num_leading == total:
             self._end("")

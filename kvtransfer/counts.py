@@ -1,8 +1,8 @@
-"""What the links to or from one peer have done so far. Pure."""
+"""What the links to or from one peer have done so far."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
 from typing import Literal
 
 from kvtransfer.transport import LinkStats
@@ -11,20 +11,72 @@ MIN_RATED_BYTES = 1 << 20
 """A shorter burst tells latency, not bandwidth."""
 
 
-@dataclass
 class LinkCounts:
-    """Written by the link's thread, read by others; plain numbers, so a torn read cannot be."""
+    """Of all links in one direction to one peer, at once and one after another. Thread-safe."""
 
-    transport: str = ""
-    is_open: bool = False
-    bytes_moved: int = 0
-    busy_s: float = 0.0
-    failures: int = 0
-    _since: float = 0.0
-    _burst_bytes: int = 0
-    _burst_s: float = 0.0
-    _rated_bytes: int = 0
-    _rated_s: float = 0.0
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._transport = ""
+        self._num_open = 0
+        self._bytes_moved = 0
+        self._busy_s = 0.0
+        self._rated_bytes = 0
+        self._rated_s = 0.0
+        self._failures = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._num_open > 0
+
+    def opened(self, transport: str) -> LinkMeter:
+        with self._lock:
+            self._transport = transport
+            self._num_open += 1
+        return LinkMeter(self)
+
+    def closed(self) -> None:
+        with self._lock:
+            self._num_open -= 1
+
+    def failed(self) -> None:
+        with self._lock:
+            self._failures += 1
+
+    def moved(self, num_bytes: int, seconds: float) -> None:
+        with self._lock:
+            self._bytes_moved += num_bytes
+            self._busy_s += seconds
+
+    def rated(self, num_bytes: int, seconds: float) -> None:
+        """So many bytes moved without a pause."""
+        with self._lock:
+            self._rated_bytes += num_bytes
+            self._rated_s += seconds
+
+    def stats(self, peer: str, direction: Literal["out", "in"], page_bytes: int) -> LinkStats:
+        """`page_bytes`: of a page in this rank's pool."""
+        with self._lock:
+            return LinkStats(
+                peer=peer,
+                direction=direction,
+                transport=self._transport,
+                is_open=self.is_open,
+                bytes_moved=self._bytes_moved,
+                pages_moved=self._bytes_moved // page_bytes,
+                busy_s=self._busy_s,
+                bytes_per_s=self._rated_bytes / self._rated_s if self._rated_s else 0.0,
+                failures=self._failures,
+            )
+
+
+class LinkMeter:
+    """The clock of one link. One thread uses it."""
+
+    def __init__(self, counts: LinkCounts) -> None:
+        self._counts = counts
+        self._since = 0.0
+        self._burst_bytes = 0
+        self._burst_s = 0.0
 
     def began(self, now: float) -> None:
         """After a pause there are bytes under way again."""
@@ -33,25 +85,12 @@ class LinkCounts:
     def moved(self, num_bytes: int, now: float) -> None:
         """One more message of this burst has ended."""
         seconds, self._since = now - self._since, now
-        self.bytes_moved += num_bytes
-        self.busy_s += seconds
+        self._counts.moved(num_bytes, seconds)
         self._burst_bytes += num_bytes
         self._burst_s += seconds
         if self._burst_bytes >= MIN_RATED_BYTES:
-            self._rated_bytes += self._burst_bytes
-            self._rated_s += self._burst_s
+            self._counts.rated(self._burst_bytes, self._burst_s)
             self._burst_bytes, self._burst_s = 0, 0.0
 
-    def stats(self, peer: str, direction: Literal["out", "in"], page_bytes: int) -> LinkStats:
-        """`page_bytes`: of a page in this rank's pool."""
-        return LinkStats(
-            peer=peer,
-            direction=direction,
-            transport=self.transport,
-            is_open=self.is_open,
-            bytes_moved=self.bytes_moved,
-            pages_moved=self.bytes_moved // page_bytes,
-            busy_s=self.busy_s,
-            bytes_per_s=self._rated_bytes / self._rated_s if self._rated_s else 0.0,
-            failures=self.failures,
-        )
+    def close(self) -> None:
+        self._counts.closed()

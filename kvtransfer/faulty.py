@@ -52,10 +52,10 @@ class FaultyBackend:
         self.window = inner.window
         self.min_send_bytes = inner.min_send_bytes
 
-    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> FaultyPair:
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> FaultyPair:
         if self._faults.plan.no_pairs:
             raise PeerLost("the plan allows no pair")
-        return FaultyPair(self._inner.make_pair(store, rank, buffer_bytes), self._faults)
+        return FaultyPair(self._inner.make_pair(store, rank, window, buffer_bytes), self._faults)
 
 
 class FaultyPair:

@@ -30,7 +30,7 @@ class GlooBackend:
         self._device = ProcessGroupGloo.create_device(hostname=host)
         self._timeout = timedelta(seconds=timeout_s)
 
-    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> GlooPair:
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> GlooPair:
         options: Any = ProcessGroupGloo._Options()
         options._devices = [self._device]
         options._timeout = self._timeout
@@ -38,7 +38,7 @@ class GlooBackend:
             group = ProcessGroupGloo(store, rank, 2, options)
         except RuntimeError as error:
             raise PeerLost(f"no gloo pair could be made ({error})") from error
-        return GlooPair(group, self._timeout, Ring(self.window, buffer_bytes, self.staging_device))
+        return GlooPair(group, self._timeout, Ring(window, buffer_bytes, self.staging_device))
 
 
 class GlooPair:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -20,6 +21,10 @@ from protocol.layout import KVLayout
 
 VERSION = 2
 MAX_MESSAGE_BYTES = 64 << 10
+MAX_PAIR_MESSAGE_BYTES = 1 << 30
+MAX_WINDOW = 256
+PAIR_TIMEOUT_S = 4.0
+"""To make a pair. The first NCCL pair of a process takes a second."""
 PING_S = 0.5
 """A sender that has nothing to send says so this often."""
 SILENCE_S = 1.8
@@ -51,10 +56,20 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Receiver → sender: make the pair, with this backend."""
+    """Receiver → sender: make the pair, with this backend.
+
+    Both ends cut frames as the receiver says: a message longer than what is posted for it would
+    end the receiving process over gloo.
+    """
 
     node: Node
     backend: str
+    message_bytes: int
+    window: int
+
+    @property
+    def is_sane(self) -> bool:
+        return 0 < self.message_bytes <= MAX_PAIR_MESSAGE_BYTES and 0 < self.window <= MAX_WINDOW
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -97,7 +112,8 @@ def send_message(connection: socket.socket, message: msgspec.Struct) -> None:
 
 
 def receive_message(connection: socket.socket, kind: type[M]) -> M:
-    """Raises PeerLost on the end of the stream, a timeout of the socket, or garbage."""
+    """Raises PeerLost on the end of the stream, garbage, or a message that takes longer than the
+    socket's timeout; it waits at most twice that time."""
     (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))
     if length > MAX_MESSAGE_BYTES:
         raise PeerLost(f"the peer announced {length} bytes: it is no kvrelay node")
@@ -151,8 +167,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    parts = bytearray()
+    parts, timeout_s = bytearray(), connection.gettimeout()
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while len(parts) < count:
+        if deadline is not None and time.monotonic() > deadline:
+            raise PeerLost(f"the peer did not end a message within {timeout_s:g} s")
         try:
             part = connection.recv(count - len(parts))
         except TimeoutError as error:

@@ -15,9 +15,9 @@ from protocol.ids import Attempt
 class Inbox:
     """Thread-safe. Holds what has not ended; see `Arrivals` for what an end means."""
 
-    def __init__(self, cells_per_page: int) -> None:
-        """`cells_per_page`: layers times KV heads of this rank's pool."""
-        self._cells_per_page = cells_per_page
+    def __init__(self, num_layers: int, num_heads: int) -> None:
+        """Of this rank's pool."""
+        self._num_layers, self._num_heads = num_layers, num_heads
         self._expected: dict[Attempt, Arrivals] = {}
         self._lock = threading.Lock()
 
@@ -35,7 +35,7 @@ class Inbox:
             self._forget(transfer, arrivals)
             on_done(error)
 
-        arrivals = Arrivals(pages, self._cells_per_page, free, on_progress, ended)
+        arrivals = Arrivals(pages, self._num_layers, self._num_heads, free, on_progress, ended)
         with self._lock:
             self._expected[transfer] = arrivals
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kvtransfer.arrivals import Arrivals, Part
 from kvtransfer.checksum import has_right_checksum
-from kvtransfer.counts import LinkCounts
+from kvtransfer.counts import LinkCounts, LinkMeter
 from kvtransfer.handshake import (
+    PAIR_TIMEOUT_S,
     SILENCE_S,
     Bye,
     FrameHeader,
@@ -40,7 +41,6 @@ from kvtransfer.transport import PeerLost
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 2.0
-PAIR_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -78,44 +78,55 @@ class IncomingLink:
             self._connection.settimeout(HELLO_TIMEOUT_S)
             hello = receive_message(self._connection, Hello)
             backend = choose_backend(self._end.hello, hello)
+            heads = hello.shard.heads_for(self._end.hello.shard, hello.layout.num_kv_heads)
             reason = refusal(self._end.hello, hello)
+            if not reason and not heads:
+                reason = "these two ranks have no KV head to exchange"
             if not reason and not backend:
                 reason = no_backend(self._end.hello, hello)
             if reason:
                 log.error("refused KV pages from %s: %s", hello.node, reason)
                 send_message(self._connection, Refused(reason))
                 return
-            self._serve(hello, self._end.backends[backend])
+            self._serve(hello, self._end.backends[backend], heads)
         except PeerLost as error:
             log.debug("a connection to the data port ended: %s", error)
 
-    def _serve(self, hello: Hello, backend: PairBackend) -> None:
-        end = self._end
-        heads = hello.shard.heads_for(end.hello.shard, hello.layout.num_kv_heads)
-        cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
-        self._connection.settimeout(PAIR_TIMEOUT_S)
-        send_message(self._connection, Welcome(end.hello.node, backend.name))
-        store = SocketStore(self._connection)
-        pair = backend.make_pair(store, RECEIVER_RANK, cut.buffer_bytes)
-        counts = end.counts_of(hello.node.name)
+    def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
+        end, counts = self._end, self._end.counts_of(hello.node.name)
         rows = end.rows_of(heads)
-        receiver = _Receiver(
-            self._connection, pair, backend.window, cut, end, rows, len(heads), counts
-        )
+        cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
+        welcome = Welcome(end.hello.node, backend.name, backend.message_bytes, backend.window)
+        send_message(self._connection, welcome)
+        store = SocketStore(self._connection, PAIR_TIMEOUT_S)
+        pair = backend.make_pair(store, RECEIVER_RANK, backend.window, cut.buffer_bytes)
+        link = object()
+        meter = counts.opened(backend.name)
         try:
             store.finish()
             self._connection.settimeout(SILENCE_S)
-            counts.transport, counts.is_open = backend.name, True
             with rows.on_stream():
+                receiver = _Receiver(
+                    self._connection,
+                    link,
+                    pair,
+                    backend.window,
+                    cut,
+                    end,
+                    rows,
+                    len(heads),
+                    counts,
+                    meter,
+                )
                 receiver.run()
         except Exception as error:
-            counts.failures += 1
+            counts.failed()
             reason = str(error) or type(error).__name__
             log.warning("the link from %s is lost: %s", hello.node, reason)
-            end.inbox.link_lost(receiver, f"{hello.node.name}: {reason}")
+            end.inbox.link_lost(link, f"{hello.node.name}: {reason}")
             raise
         finally:
-            counts.is_open = False
+            meter.close()
             pair.close()
 
 
@@ -125,6 +136,7 @@ class _Receiver:
     def __init__(
         self,
         connection: socket.socket,
+        link: object,
         pair: Pair,
         window: int,
         cut: Cut,
@@ -132,8 +144,10 @@ class _Receiver:
         rows: PageRows,
         num_heads: int,
         counts: LinkCounts,
+        meter: LinkMeter,
     ) -> None:
         self._connection = connection
+        self._link = link
         self._pair = pair
         self._window = window
         self._cut = cut
@@ -141,24 +155,30 @@ class _Receiver:
         self._rows = rows
         self._num_heads = num_heads
         self._counts = counts
+        self._meter = meter
+        self._readable = select.poll()  # `select.select` knows no file beyond the 1024th
+        self._readable.register(connection, select.POLLIN)
         self._announced: deque[_Message] = deque()
         self._posted: deque[_Message] = deque()
 
     def run(self) -> None:
-        """Returns at the peer's `Bye`. Raises PeerLost."""
+        """Returns after the peer's `Bye`, when all that it sent is here. Raises PeerLost."""
+        is_over = False
         while True:
             if self._announced and len(self._posted) < self._window:
                 self._post(self._announced.popleft())
-            elif self._posted and (self._announced or not self._has_header()):
+            elif self._posted and (self._announced or is_over or not self._has_header()):
                 self._receive(self._posted.popleft())
-            elif not self._read_header():
+            elif is_over:
                 return
+            else:
+                is_over = not self._read_header()
 
     def _has_header(self) -> bool:
-        return bool(select.select([self._connection], [], [], 0)[0])
+        return bool(self._readable.poll(0))
 
     def _read_header(self) -> bool:
-        """Waits for what the peer says next; False: the link ends."""
+        """Waits for what the peer says next; False: nothing more, the link ends."""
         header: FrameHeader | Ping | Bye = receive_message(
             self._connection,
             FrameHeader | Ping | Bye,  # type: ignore[arg-type]
@@ -174,9 +194,9 @@ class _Receiver:
         if not shape.is_within(self._end.hello.layout, self._end.max_pages):
             raise PeerLost(f"the peer announced {shape}")
         if not self._posted:
-            self._counts.began(time.monotonic())
+            self._meter.began(time.monotonic())
         arrivals = self._end.inbox.find(header.transfer)
-        part = arrivals.announce(shape, self, self._rows) if arrivals else None
+        part = arrivals.announce(shape, self._link, self._rows) if arrivals else None
         for rows in self._cut.messages(shape):
             self._announced.append(_Message(rows, header.has_checksums, arrivals, part))
 
@@ -189,13 +209,13 @@ class _Receiver:
         buffer = self._pair.received()
         num_bytes = len(message.rows) * self._cut.row_bytes
         if message.has_checksum and not has_right_checksum(buffer):
-            self._counts.failures += 1
+            self._counts.failed()
             if message.arrivals is not None:
                 message.arrivals.fail("a page arrived with a wrong checksum")
         else:
             self._write(message, buffer[:num_bytes])
         self._pair.release()
-        self._counts.moved(num_bytes, time.monotonic())
+        self._meter.moved(num_bytes, time.monotonic())
 
     def _write(self, message: _Message, staging: Tensor) -> None:
         if message.arrivals is not None and message.part is not None:

@@ -14,7 +14,8 @@ from protocol.ids import Attempt
 
 
 class LayerStream:
-    """A `PageStream` to one or several ranks of a peer. Not thread-safe.
+    """A `PageStream` to one or several ranks of a peer. Not thread-safe. Its links are held for it,
+    and let go when it ends.
 
     Layers of a few pages are little: at least `min_layers` go together, but for the last ones.
     """
@@ -64,12 +65,18 @@ class LayerStream:
         if not self.ended:
             self.ended = True
             self._sending.complete(error)
+            let_go(self._links)
 
 
 def push_to_all(links: Sequence[OutgoingLink], frame: Frame) -> None:
     for link in links:
         frame.sending.add_frame()
         link.push(frame)
+
+
+def let_go(links: Sequence[OutgoingLink]) -> None:
+    for link in links:
+        link.let_go()
 
 
 def event_after(pool: Tensor) -> torch.cuda.Event | None:

@@ -107,6 +107,9 @@ class Cut:
         """Size of a staging buffer."""
         return self.rows_per_message * self.row_bytes + CHECKSUM_BYTES
 
+    def num_messages(self, frame: FrameShape) -> int:
+        return -(-frame.num_rows // self.rows_per_message)
+
     def messages(self, frame: FrameShape) -> Iterator[range]:
         """The rows of each message, counted within the frame."""
         for start in range(0, frame.num_rows, self.rows_per_message):

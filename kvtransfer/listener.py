@@ -75,9 +75,14 @@ class Listener:
                 if len(self._connections) >= MAX_CONNECTIONS:
                     connection.close()
                     continue
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads
+                    log.error("a connection to the data port failed: %s", error)
+                    connection.close()
+                    continue
                 self._connections.add(connection)
                 self._threads.add(thread)
-                thread.start()
 
     def _run(self, connection: socket.socket) -> None:
         try:

@@ -36,10 +36,10 @@ class LocalBackend:
         self._timeout_s = timeout_s
         self._queues: dict[str, queue.Queue[_Message]] = {}
 
-    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> LocalPair:
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> LocalPair:
         if rank == RECEIVER_RANK:
             name = uuid.uuid4().hex
-            self._queues[name] = queue.Queue(maxsize=self.window)
+            self._queues[name] = queue.Queue(maxsize=window)
             store.set("queue", name)
         else:
             name = store.get("queue").decode()

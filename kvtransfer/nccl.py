@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from kvtransfer.pair import RECEIVER_RANK, SENDER_RANK
 from kvtransfer.ring import Ring
 from kvtransfer.transport import PeerLost
 
+CONNECT_TIMEOUT_S = 4.0
 NUM_SPINS = 50
 POLL_S = 0.00005
 """Between looks at an event, after so many without a pause: a message takes some 100 µs."""
@@ -44,18 +46,39 @@ class NcclBackend:
         self.staging_device = device
         self._timeout_s = timeout_s
 
-    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> NcclPair:
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> NcclPair:
         from torch.distributed import ProcessGroupNCCL  # absent from CPU builds of torch
 
         options = ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=self._timeout_s)
         try:
             group = ProcessGroupNCCL(store, rank, 2, options)
-            group.eager_connect_single_device(self.staging_device)
+            self._connect(group)
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
-        ring = Ring(self.window, buffer_bytes, self.staging_device)
+        ring = Ring(window, buffer_bytes, self.staging_device)
         return NcclPair(group, ring, self._timeout_s)
+
+    def _connect(self, group: Any) -> None:
+        """NCCL waits for the other rank without a deadline: so it does it in a thread that can be
+        left behind. Raises RuntimeError or PeerLost."""
+        ended: queue.SimpleQueue[RuntimeError | None] = queue.SimpleQueue()
+
+        def connect() -> None:
+            try:
+                group.eager_connect_single_device(self.staging_device)
+                ended.put(None)
+            except RuntimeError as error:
+                ended.put(error)
+
+        threading.Thread(target=connect, name="nccl-connect", daemon=True).start()
+        try:
+            error = ended.get(timeout=CONNECT_TIMEOUT_S)
+        except queue.Empty:
+            threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
+            raise PeerLost(f"NCCL made no pair within {CONNECT_TIMEOUT_S:g} s") from None
+        if error is not None:
+            raise error
 
 
 class NcclPair:
@@ -88,7 +111,11 @@ class NcclPair:
         """Whoever emptied the buffer waited for the end of its copy."""
 
     def close(self) -> None:
-        threading.Thread(target=self._group.abort, name="nccl-abort", daemon=True).start()
+        threading.Thread(target=self._abort, name="nccl-abort", daemon=True).start()
+
+    def _abort(self) -> None:
+        """Of this pair, so that its buffers live until nothing can be written into them."""
+        self._group.abort()
 
     def _start(
         self, operation: Callable[[list[Tensor], int, int], Any], buffer: Tensor, rank: int

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtransfer.checksum import append_checksum
-from kvtransfer.counts import LinkCounts
+from kvtransfer.counts import LinkCounts, LinkMeter
 from kvtransfer.handshake import (
+    PAIR_TIMEOUT_S,
     PING_S,
     SILENCE_S,
     Bye,
@@ -37,8 +38,6 @@ from protocol.ids import Attempt
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
-PAIR_TIMEOUT_S = 4.0
-"""The first NCCL pair of a process takes a second."""
 READY_POLL_S = 0.0001
 ANNOUNCED_WINDOWS = 2
 """The peer knows of frames ahead, until they fill the window so many times."""
@@ -79,24 +78,37 @@ class OutgoingLink:
         self._peer_address = peer_address
         self._end = end
         self._counts: LinkCounts | None = None
+        self._num_users = 0
         self._frames: deque[Frame] = deque()
         self._under_way: deque[tuple[int, Frame | None]] = deque()
         """Bytes of each message, and the frame that ends with it."""
         self._announced: deque[_Announced] = deque()
-        self._num_announced_rows = 0
+        self._num_announced_messages = 0
         """Of these, that are not under way."""
         self._changed = threading.Condition()
         self.closed = False
         self._end_reason = f"the link to {peer_address} was closed"
         self._connection: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=f"kv-to-{peer_address}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads
+            self.closed = True
+            self._end_reason = f"no link to {peer_address} could be made ({error})"
 
-    @property
-    def is_usable(self) -> bool:
-        """False once it is over, or its peer has closed its end."""
+    def hold(self) -> bool:
+        """Until `let_go`, it does not end for idleness. False: it is over, or its peer has closed
+        its end."""
         with self._changed:
-            return not self.closed and not _is_closed(self._connection)
+            if self.closed or _is_closed(self._connection):
+                return False
+            self._num_users += 1
+            return True
+
+    def let_go(self) -> None:
+        with self._changed:
+            self._num_users -= 1
+            self._changed.notify_all()
 
     def push(self, frame: Frame) -> None:
         """Queues a frame, which is ended in any case."""
@@ -116,6 +128,7 @@ class OutgoingLink:
             frame.sending.frame_ended("it was cancelled")
 
     def close(self) -> None:
+        """What is not announced fails."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
@@ -125,7 +138,8 @@ class OutgoingLink:
         return self._thread.is_alive()
 
     def join(self) -> None:
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -139,95 +153,103 @@ class OutgoingLink:
             self._end_all()
 
     def _failed(self, reason: str) -> None:
-        (self._counts or self._end.counts_of(self._peer_address)).failures += 1
+        (self._counts or self._end.counts_of(self._peer_address)).failed()
         self._end_reason = reason
         log.warning("a link for KV pages is lost: %s", reason)
 
     def _serve(self) -> None:
-        connection, backend, pair = self._connect()
-        counts = self._counts
-        assert counts is not None
-        counts.transport, counts.is_open = backend.name, True
+        connection = self._connect()
         try:
-            connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
-            with self._end.rows.on_stream():
-                self._send_all(connection, pair, backend, counts)
+            welcome = self._greet(connection)
+            backend = self._end.backends[welcome.backend]
+            cut = Cut.of(self._end.hello.layout, self._end.num_heads, welcome.message_bytes)
+            pair = self._make_pair(connection, backend, welcome.window, cut.buffer_bytes)
+            meter = self._end.counts_of(welcome.node.name).opened(backend.name)
+            try:
+                connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
+                self._connection = connection
+                with self._end.rows.on_stream():
+                    self._send_all(connection, pair, welcome.window, cut, meter)
+            finally:
+                meter.close()
+                pair.close()
         finally:
-            counts.is_open = False
             with self._changed:
                 self._connection = None
                 connection.close()
-            pair.close()
 
-    def _connect(self) -> tuple[socket.socket, PairBackend, Pair]:
+    def _connect(self) -> socket.socket:
         host, _, port = self._peer_address.rpartition(":")
         try:
             connection = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
         except OSError as error:
             raise PeerLost(f"nobody listens there ({error})") from error
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            send_message(connection, self._end.hello)
-            answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
-            if isinstance(answer, Refused):
-                raise LayoutMismatch(answer.reason)
-            self._counts = self._end.counts_of(answer.node.name)
-            backend = self._end.backends[answer.backend]
-            connection.settimeout(PAIR_TIMEOUT_S)
-            pair = self._make_pair(backend, SocketStore(connection))
-            self._connection = connection
-        except BaseException:
-            connection.close()
-            raise
-        return connection, backend, pair
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
-    def _make_pair(self, backend: PairBackend, store: SocketStore) -> Pair:
+    def _greet(self, connection: socket.socket) -> Welcome:
+        send_message(connection, self._end.hello)
+        answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
+        if isinstance(answer, Refused):
+            raise LayoutMismatch(answer.reason)
+        if answer.backend not in self._end.hello.backends or not answer.is_sane:
+            raise PeerLost(f"the peer answered {answer}")
+        self._counts = self._end.counts_of(answer.node.name)
+        return answer
+
+    def _make_pair(
+        self, connection: socket.socket, backend: PairBackend, window: int, buffer_bytes: int
+    ) -> Pair:
+        store = SocketStore(connection, PAIR_TIMEOUT_S)
         try:
-            pair = backend.make_pair(store, SENDER_RANK, self._cut(backend).buffer_bytes)
-            store.finish()
+            pair = backend.make_pair(store, SENDER_RANK, window, buffer_bytes)
+            try:
+                store.finish()
+            except BaseException:
+                pair.close()
+                raise
         except PeerLost:
             self._end.on_backend_failed(backend.name)
             raise
         return pair
 
-    def _cut(self, backend: PairBackend) -> Cut:
-        return Cut.of(self._end.hello.layout, self._end.num_heads, backend.message_bytes)
-
     def _send_all(
-        self, connection: socket.socket, pair: Pair, backend: PairBackend, counts: LinkCounts
+        self, connection: socket.socket, pair: Pair, window: int, cut: Cut, meter: LinkMeter
     ) -> None:
         """Returns when the link is to end, closed or idle for too long. Frames are announced ahead
         of their messages, so that the peer can post its receives."""
-        cut = self._cut(backend)
-        while self._announce(connection, cut, backend):
+        while self._announce(connection, window, cut):
             if not self._under_way:
-                counts.began(time.monotonic())
-            if not self._announced or len(self._under_way) == backend.window:
-                self._oldest_sent(pair, counts)
+                meter.began(time.monotonic())
+            if not self._announced or len(self._under_way) == window:
+                self._oldest_sent(pair, meter)
             else:
                 self._send_message(pair, cut)
 
-    def _announce(self, connection: socket.socket, cut: Cut, backend: PairBackend) -> bool:
+    def _announce(self, connection: socket.socket, window: int, cut: Cut) -> bool:
         """Announces what is queued; waits for it if nothing else is to do. False: the link is to
         end."""
         if not self._announced and not self._under_way and not self._wait_for_frame(connection):
             send_message(connection, Bye())
             return False
-        while (frame := self._next_ready(cut.rows_per_message * backend.window)) is not None:
+        while self._num_announced_messages < ANNOUNCED_WINDOWS * window:
+            frame = self._next_ready(cut)
+            if frame is None:
+                break
             header = FrameHeader(frame.sending.transfer, frame.shape, self._end.with_checksums)
             send_message(connection, header)
         return True
 
-    def _next_ready(self, window_rows: int) -> Frame | None:
+    def _next_ready(self, cut: Cut) -> Frame | None:
         """A frame to be announced; from now on it cannot be cancelled."""
-        if self._num_announced_rows >= ANNOUNCED_WINDOWS * window_rows:
-            return None
         with self._changed:
+            if self.closed:
+                return None
             frame = next((frame for frame in self._frames if frame.is_ready), None)
             if frame is not None:
                 self._frames.remove(frame)
                 self._announced.append(_Announced(frame))
-                self._num_announced_rows += frame.shape.num_rows
+                self._num_announced_messages += cut.num_messages(frame.shape)
             return frame
 
     def _wait_for_frame(self, connection: socket.socket) -> bool:
@@ -236,12 +258,13 @@ class OutgoingLink:
         next_ping = idle_since + PING_S
         while True:
             with self._changed:
-                if any(frame.is_ready for frame in self._frames):
-                    return True
+                is_wanted = bool(self._frames) or self._num_users > 0
                 idle_s = time.monotonic() - idle_since
-                if not self._frames and (self.closed or idle_s >= self._end.idle_close_s):
+                if self.closed or (not is_wanted and idle_s >= self._end.idle_close_s):
                     self.closed = True
                     return False
+                if any(frame.is_ready for frame in self._frames):
+                    return True
                 self._changed.wait(READY_POLL_S if self._frames else PING_S)
             if time.monotonic() >= next_ping:
                 send_message(connection, Ping())
@@ -264,16 +287,16 @@ class OutgoingLink:
             append_checksum(buffer)
         pair.send()
         announced.num_sent_rows += len(rows)
-        self._num_announced_rows -= len(rows)
+        self._num_announced_messages -= 1
         is_last = announced.num_sent_rows == frame.shape.num_rows
         if is_last:
             self._announced.popleft()
         self._under_way.append((num_bytes, frame if is_last else None))
 
-    def _oldest_sent(self, pair: Pair, counts: LinkCounts) -> None:
+    def _oldest_sent(self, pair: Pair, meter: LinkMeter) -> None:
         pair.sent()
         num_bytes, frame = self._under_way.popleft()
-        counts.moved(num_bytes, time.monotonic())
+        meter.moved(num_bytes, time.monotonic())
         if frame is not None:
             frame.sending.frame_ended()
 
@@ -289,10 +312,9 @@ class OutgoingLink:
 
 
 def _is_closed(connection: socket.socket | None) -> bool:
-    """By its other end. Takes nothing out of it."""
-    if connection is None or not select.select([connection], [], [], 0)[0]:
+    """By its other end. Reads nothing: what comes is for the link's thread."""
+    if connection is None:
         return False
-    try:
-        return not connection.recv(1, socket.MSG_PEEK)
-    except OSError:
-        return True
+    hung_up = select.poll()
+    hung_up.register(connection, select.POLLRDHUP)
+    return bool(hung_up.poll(0))

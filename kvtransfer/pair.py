@@ -56,8 +56,8 @@ class PairBackend(Protocol):
     min_send_bytes: int
     """What is worth a send: layers of a short chunk are sent together until they have so much."""
 
-    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> Pair:
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> Pair:
         """Both ranks call it at about the same time, with a store that is theirs alone.
 
-        `buffer_bytes`: of the largest message. Raises PeerLost.
+        At most `window` messages are under way, of `buffer_bytes` or less. Raises PeerLost.
         """

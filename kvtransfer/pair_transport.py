@@ -19,7 +19,7 @@ from kvtransfer.counts import LinkCounts
 from kvtransfer.handshake import VERSION, Hello, Place
 from kvtransfer.inbox import Inbox
 from kvtransfer.incoming import IncomingLink, ReceivingEnd
-from kvtransfer.layer_stream import LayerStream, event_after, push_to_all
+from kvtransfer.layer_stream import LayerStream, event_after, let_go, push_to_all
 from kvtransfer.layout import WHOLE, Shard, divides, frames_of_pages
 from kvtransfer.listener import Listener
 from kvtransfer.outgoing import OutgoingLink, SendingEnd
@@ -76,10 +76,11 @@ class PairTransport:
         self._hello = Hello(
             VERSION, node, layout, fingerprint, shard, shard, place, list(self._backends)
         )
-        self._inbox = Inbox(layout.num_layers * len(heads))
+        self._inbox = Inbox(layout.num_layers, len(heads))
         self._streams: list[LayerStream] = []
         self._lock = threading.Lock()
-        self._counts_lock = threading.Lock()
+        self._side_lock = threading.Lock()
+        """Of what links change: the counts, and the backends to be avoided."""
         self._links: list[OutgoingLink] = []
         """Whose threads have not ended."""
         self._outgoing: dict[str, OutgoingLink] = {}
@@ -116,7 +117,7 @@ class PairTransport:
         on_done: OnDone,
     ) -> None:
         sending, ready = Sending(transfer, on_done), event_after(self._pool)
-        layout, links = self._layout, self._links_to(peer)
+        layout, links = self._layout, self._hold_links_to(peer)
         for shape in frames_of_pages(
             len(pages), offset, layout.num_layers, layout.page_bytes, self._max_frame_bytes
         ):
@@ -124,6 +125,7 @@ class PairTransport:
             some_pages = pages[first : first + shape.num_pages]
             push_to_all(links, Frame(sending, shape, some_pages, ready))
         sending.complete()
+        let_go(links)
 
     def stream(
         self,
@@ -135,7 +137,7 @@ class PairTransport:
     ) -> PageStream:
         row_bytes = self._layout.layer_page_bytes * len(self._heads) // self._layout.num_kv_heads
         stream = LayerStream(
-            links=self._links_to(peer),
+            links=self._hold_links_to(peer),
             sending=Sending(transfer, on_done),
             pool=self._pool,
             pages=pages,
@@ -156,7 +158,7 @@ class PairTransport:
 
     def links(self) -> list[LinkStats]:
         page_bytes = self._layout.page_bytes * len(self._heads) // self._layout.num_kv_heads
-        with self._lock:
+        with self._side_lock:
             sent, received = list(self._sent.items()), list(self._received.items())
         return [counts.stats(peer, "out", page_bytes) for peer, counts in sent] + [
             counts.stats(peer, "in", page_bytes) for peer, counts in received
@@ -171,21 +173,21 @@ class PairTransport:
         for link in links:
             link.join()
 
-    def _links_to(self, peer: Sequence[str]) -> list[OutgoingLink]:
-        """To every rank of the peer that has heads in common with this one and needs them of it."""
+    def _hold_links_to(self, peer: Sequence[str]) -> list[OutgoingLink]:
+        """To every rank of the peer that needs heads of this one; each to be let go."""
         links = []
         for rank, address in enumerate(peer):
             to = Shard(rank, len(peer))
             heads = self._shard.heads_for(to, self._layout.num_kv_heads)
             if heads:
-                links.append(self._link_to(address, to, heads))
+                links.append(self._hold_link_to(address, to, heads))
         return links
 
-    def _link_to(self, address: str, to: Shard, heads: range) -> OutgoingLink:
+    def _hold_link_to(self, address: str, to: Shard, heads: range) -> OutgoingLink:
         """The link in use, or a new one after its end."""
         with self._lock:
             link = self._outgoing.get(address)
-            if link is not None and link.is_usable:
+            if link is not None and link.hold():
                 return link
             if link is not None:
                 link.close()
@@ -204,6 +206,7 @@ class PairTransport:
                 on_backend_failed=lambda backend: self._avoid(address, backend),
             )
             link = OutgoingLink(address, end)
+            link.hold()
             self._links.append(link)
             self._outgoing = {a: o for a, o in self._outgoing.items() if o.is_alive}
             self._outgoing[address] = link
@@ -215,19 +218,20 @@ class PairTransport:
         return PageRows(self._pool, slice(heads.start - first, heads.stop - first))
 
     def _counts(self, counts: dict[str, LinkCounts], peer: str) -> LinkCounts:
-        with self._counts_lock:
+        with self._side_lock:
             if peer not in counts and len(counts) >= MAX_REMEMBERED_PEERS:
                 forgotten = next((p for p, c in counts.items() if not c.is_open), peer)
                 counts.pop(forgotten, None)
             return counts.setdefault(peer, LinkCounts())
 
     def _avoid(self, address: str, backend: str) -> None:
-        self._avoided[address, backend] = time.monotonic() + AVOID_BACKEND_S
+        with self._side_lock:
+            self._avoided[address, backend] = time.monotonic() + AVOID_BACKEND_S
 
     def _backends_for(self, address: str) -> list[str]:
         """Without those that failed lately, unless nothing is left."""
         now = time.monotonic()
-        self._avoided = {key: until for key, until in self._avoided.items() if now < until}
-        return [b for b in self._backends if (address, b) not in self._avoided] or list(
-            self._backends
-        )
+        with self._side_lock:
+            self._avoided = {key: until for key, until in self._avoided.items() if now < until}
+            backends = [b for b in self._backends if (address, b) not in self._avoided]
+        return backends or list(self._backends)

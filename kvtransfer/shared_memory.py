@@ -38,17 +38,19 @@ class SharedMemoryBackend:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
-    def make_pair(self, store: Store, rank: int, buffer_bytes: int) -> SharedMemoryPair:
+    def make_pair(
+        self, store: Store, rank: int, window: int, buffer_bytes: int
+    ) -> SharedMemoryPair:
         try:
             if rank == RECEIVER_RANK:
-                connection, memory = self._offer(store, buffer_bytes)
+                connection, memory = self._offer(store, window * buffer_bytes)
             else:
-                connection, memory = self._accept_offer(store, buffer_bytes)
+                connection, memory = self._accept_offer(store, window * buffer_bytes)
         except (OSError, RuntimeError) as error:
             raise PeerLost(f"no shared memory could be agreed on ({error})") from error
-        return SharedMemoryPair(connection, memory, self.window)
+        return SharedMemoryPair(connection, memory, window)
 
-    def _offer(self, store: Store, buffer_bytes: int) -> tuple[socket.socket, mmap.mmap]:
+    def _offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
         """The receiver's part."""
         with socket.socket(socket.AF_UNIX) as listener:
             name = f"kvrelay-{uuid.uuid4().hex}"
@@ -66,14 +68,14 @@ class SharedMemoryBackend:
             raise PeerLost("another user's process wanted the shared memory")
         file = os.memfd_create("kvrelay")
         try:
-            os.ftruncate(file, self.window * buffer_bytes)
-            memory = mmap.mmap(file, self.window * buffer_bytes)
+            os.ftruncate(file, size)
+            memory = mmap.mmap(file, size)
             socket.send_fds(connection, [_TOKEN], [file])
         finally:
             os.close(file)
         return connection, memory
 
-    def _accept_offer(self, store: Store, buffer_bytes: int) -> tuple[socket.socket, mmap.mmap]:
+    def _accept_offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
         """The sender's part."""
         name = store.get(_KEY).decode()
         connection = socket.socket(socket.AF_UNIX)
@@ -83,13 +85,15 @@ class SharedMemoryBackend:
             _, files, _, _ = socket.recv_fds(connection, 1, 1)
             if not files:
                 raise PeerLost("the peer closed the link")
+            try:
+                if os.fstat(files[0]).st_size != size:
+                    raise PeerLost("the peer offered memory of another size")
+                return connection, mmap.mmap(files[0], size)
+            finally:
+                os.close(files[0])
         except BaseException:
             connection.close()
             raise
-        try:
-            return connection, mmap.mmap(files[0], self.window * buffer_bytes)
-        finally:
-            os.close(files[0])
 
 
 class SharedMemoryPair:

@@ -35,7 +35,6 @@ PURE = (
     "engine/request.py",
     "kvtransfer/layout.py",
     "kvtransfer/transport.py",
-    "kvtransfer/counts.py",
     "node/counters.py",
     "node/fetching.py",
     "node/shared_prefix.py",

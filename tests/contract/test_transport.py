@@ -233,11 +233,12 @@ def test_an_error_of_either_end_fails_the_transfer_and_a_new_link_works(
 
 def test_a_rate_is_of_long_frames_only() -> None:
     counts = LinkCounts()
-    counts.began(now=10.0)
-    counts.moved(64 << 10, now=15.0)
+    meter = counts.opened("gloo")
+    meter.began(now=10.0)
+    meter.moved(64 << 10, now=15.0)
     assert counts.stats("peer", "out", 1024).bytes_per_s == 0
-    counts.began(now=20.0)
-    counts.moved(8 << 20, now=22.0)
+    meter.began(now=20.0)
+    meter.moved(8 << 20, now=22.0)
     stats = counts.stats("peer", "out", page_bytes=1 << 10)
     assert stats.bytes_per_s == 4 << 20
     assert (stats.busy_s, stats.pages_moved) == (7.0, 64 + (8 << 10))
