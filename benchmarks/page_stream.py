@@ -213,14 +213,15 @@ class _RawPair:
     ) -> None:
         self._message_bytes, self._window = RAW_MESSAGES[transport][way]
         self._backend = _backend(transport, device)
-        self._backend.window = self._window
         self._store = PrefixStore(f"raw/{way}", store)
         self._rank = rank
         self._pair: Pair | None = None
 
     def move(self, num_bytes: int) -> None:
         if self._pair is None:
-            self._pair = self._backend.make_pair(self._store, self._rank, self._message_bytes)
+            self._pair = self._backend.make_pair(
+                self._store, self._rank, self._window, self._message_bytes
+            )
         under_way = 0
         for start in range(0, num_bytes, self._message_bytes):
             if under_way == self._window:

@@ -83,7 +83,7 @@ class Receiving:
         pages = lease.pages[lease.num_cached_pages : self._hasher.num_pages(len(answer.prompt))]
         answer.num_expected_pages = len(pages)
         self._under_way[answer.attempt] = _UnderWay(
-            answer, lease, deadline=now + self._timeout_s, progress_at=now
+            answer, lease, now + self._timeout_s, self._progress_of(answer, lease, now)
         )
         prefill = Prefill(
             attempt=answer.attempt,
@@ -140,6 +140,17 @@ class Receiving:
             instructions.append(Send(under_way.answer.request.prefill_address, Cancel(older)))
             self._cache.release(under_way.lease)
         return instructions
+
+    def _progress_of(self, answer: Answer, lease: Lease, now: float) -> float:
+        """That of the others who wait for its next page, if there are any: asking once more does
+        not make it come."""
+        first = lease.num_cached_pages
+        others = [
+            under_way.progress_at
+            for under_way in self._under_way.values()
+            if under_way.answer.hashes[first : first + 1] == answer.hashes[first : first + 1] != []
+        ]
+        return max(others, default=now)
 
     def _arrived(self, under_way: _UnderWay, num_pages: int, now: float) -> None:
         num_new = num_pages - under_way.num_arrived_pages

@@ -165,6 +165,8 @@ class PairTransport:
         ]
 
     def close(self) -> None:
+        for stream in self._streams:
+            stream.give_up("the transport was closed")
         with self._lock:
             links = list(self._links)
         for link in links:

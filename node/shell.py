@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -61,6 +62,16 @@ IDLE_WAIT_S = 0.1
 """How long an idle loop waits for the next event before it looks at its deadlines."""
 
 
+@dataclass(eq=False)
+class _Expected:
+    """One life of an expected transfer: news of an aborted one must not be taken for those of the
+    next one of the same name."""
+
+    transfer: Attempt
+    num_arrived: int = 0
+    num_told: int = 0
+
+
 class NodeShell:
     """Runs one scheduler until `stop`. Owns nothing that it is given; see `node.build`."""
 
@@ -83,8 +94,8 @@ class NodeShell:
         self._transport = transport
         self._publisher = publisher
         self._heartbeats = heartbeats
-        self._transfer_events: deque[Event] = deque()
-        self._num_arrived: dict[Attempt, int] = {}  # by transfer, until the scheduler knows
+        self._transfer_events: deque[tuple[_Expected | None, Event]] = deque()
+        self._expected: dict[Attempt, _Expected] = {}
         self._streams: dict[Attempt, PageStream] = {}  # of pages that the step computes
         self._rates = Rates()
         self._links: dict[str, Any] = {}
@@ -169,13 +180,19 @@ class NodeShell:
             if not self._operate(message):
                 yield message
         while self._transfer_events:
-            event = self._transfer_events.popleft()
-            if isinstance(event, PagesArrived):
-                num_pages = self._num_arrived.pop(event.transfer, 0)
-                if num_pages == 0:
-                    continue  # told with an earlier event, or aborted
-                event = PagesArrived(event.transfer, num_pages)
+            expected, event = self._transfer_events.popleft()
+            if expected is None:
+                yield event
+            elif self._expected.get(expected.transfer) is expected:  # else it was aborted
+                yield from self._news_of(expected, event)
+
+    def _news_of(self, expected: _Expected, event: Event) -> Iterable[Event]:
+        if not isinstance(event, PagesArrived):
+            del self._expected[expected.transfer]
             yield event
+        elif expected.num_told < expected.num_arrived:  # of several the newest is told
+            expected.num_told = expected.num_arrived
+            yield PagesArrived(expected.transfer, expected.num_told)
 
     def _execute(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
@@ -192,7 +209,7 @@ class NodeShell:
                 self._expect(instruction)
             elif isinstance(instruction, AbortTransfer):
                 self._transport.abort(instruction.transfer)
-                self._num_arrived.pop(instruction.transfer, None)
+                self._expected.pop(instruction.transfer, None)
 
     def _send(self, instruction: Send) -> None:
         try:
@@ -217,21 +234,22 @@ class NodeShell:
         )
 
     def _expect(self, work: ExpectPages) -> None:
+        transfer = work.transfer
+        self._expected[transfer] = expected = _Expected(transfer)
+
         def on_progress(num_pages: int) -> None:
-            self._num_arrived[work.transfer] = num_pages  # of several only the newest matters
-            self._transfer_event(PagesArrived(work.transfer, num_pages))
+            expected.num_arrived = num_pages
+            self._transfer_event(PagesArrived(transfer, num_pages), expected)
 
         def on_done(error: str) -> None:
-            transfer: Attempt = work.transfer
-            self._transfer_event(
-                ReceiveFailed(transfer, error) if error else PagesReceived(transfer)
-            )
+            end = ReceiveFailed(transfer, error) if error else PagesReceived(transfer)
+            self._transfer_event(end, expected)
 
         self._transport.expect(work.transfer, work.pages, on_progress, on_done)
 
-    def _transfer_event(self, event: Event) -> None:
+    def _transfer_event(self, event: Event, expected: _Expected | None = None) -> None:
         """Called on transport threads; a deque append is atomic."""
-        self._transfer_events.append(event)
+        self._transfer_events.append((expected, event))
         self._channel.wake()
 
     def _operate(self, message: AnyMessage) -> bool:

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +101,7 @@ class Endpoint:
             min_send_bytes=min_send_bytes,
             idle_close_s=idle_close_s,
         )
+        self.backends = [backend, *others]
         self.progress: queue.Queue[tuple[Attempt, int]] = queue.Queue()
         self.received: queue.Queue[tuple[Attempt, str]] = queue.Queue()
         self.sent: queue.Queue[tuple[Attempt, str]] = queue.Queue()
@@ -145,6 +148,14 @@ def _ranks(to: str | Sequence[str]) -> Sequence[str]:
 def same(a: Tensor, b: Tensor) -> bool:
     """Wherever they are."""
     return torch.equal(a.cpu(), b.cpu())
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Polls until `condition()` is true."""
+    pause, deadline = threading.Event(), time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_S:g} s"
+        pause.wait(0.01)
 
 
 Make = Callable[..., Endpoint]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from endpoints import DEADLINE_S, NCCL, Endpoint, Victim, attempt, new_backend, 
 from kvtransfer.transport import LinkStats
 from protocol.layout import KVLayout
 
+MAX_TRIES = 20
 BIG = list(range(64))
 LARGE = KVLayout(page_size=64, num_layers=8, num_kv_heads=8, head_dim=64, dtype="float32")
 """A page of 2 MiB."""
@@ -198,18 +198,20 @@ def test_a_peer_killed_while_bytes_flow(backend_name: str, victim_is: str) -> No
 
 def _send_until_taken(survivor: Endpoint, victim: Victim) -> None:
     """A link may still have to notice that its other end is gone."""
-    while True:
+    for _ in range(MAX_TRIES):
         survivor.send(victim.address, attempt(8), [0])
         if survivor.await_sent() == (attempt(8), ""):
             return
+    raise AssertionError("the victim takes nothing")
 
 
 def _receive_from(survivor: Endpoint, victim: Victim, pages: list[int]) -> None:
     """The same, the other way round."""
-    for number in itertools.count(10):
+    for number in range(10, 10 + MAX_TRIES):
         survivor.expect(attempt(number), pages)
         victim.send(survivor.address, attempt(number), [3])
         if victim.await_sent() == "":
             assert survivor.await_received() == (attempt(number), "")
             return
         survivor.transport.abort(attempt(number))
+    raise AssertionError("nothing comes from the victim")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from endpoints import Endpoint, Make, attempt, new_backend
+from endpoints import Endpoint, Make, attempt, new_backend, until
 
 from kvtransfer.faulty import Faults, Plan
 from kvtransfer.handshake import VERSION, Hello, Place, choose_backend
@@ -63,6 +63,8 @@ def test_a_link_without_work_is_closed_and_made_anew(make: Make) -> None:
     a, b = make("a", idle_close_s=0.1), make("b")
     for number in range(2):
         assert move(a, b, number) == ""
-        while any(link.is_open for end in (a, b) for link in end.transport.links()):
-            pass
+        until(
+            lambda: not any(link.is_open for end in (a, b) for link in end.transport.links()),
+            "closing of the link",
+        )
     assert sum(link.failures for end in (a, b) for link in end.transport.links()) == 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
+
 import pytest
-from endpoints import LAYOUT, Make, attempt, same
+from endpoints import LAYOUT, Endpoint, Make, attempt, same, until
+from torch import Tensor
 
 from kvtransfer.faulty import Faults, Plan
 
@@ -23,8 +27,9 @@ def test_a_layer_travels_before_the_next_one_is_computed(make: Make) -> None:
         a.pool[layer, source] = content[layer]
         stream.layers_ready(layer + 1)
         if layer < LAYERS - 1:
-            while not same(b.pool[layer, target], content[layer]):
-                assert a.sent.empty() and b.received.empty()
+            arrived = partial(_is_there, b, layer, target, content)
+            until(arrived, "arrival of a layer")
+            assert a.sent.empty() and b.received.empty()
             assert not b.pool[layer + 1 :].any()
     assert b.await_received() == (attempt(), "")
     stream.finish()
@@ -64,8 +69,7 @@ def test_progress_tells_how_many_leading_pages_are_complete(make: Make) -> None:
     stream = a.stream(b.address, attempt(), [1, 2], offset=1)
     stream.layers_ready(LAYERS - 1)
     a.send(b.address, attempt(), [3], offset=3)
-    while a.await_sent() != (attempt(), ""):
-        pass
+    assert [a.await_sent() for _ in range(2)] == [(attempt(), "")] * 2
     assert b.progress.empty(), "page 3 is here, but pages 1 and 2 lack a layer"
     stream.finish()
     assert b.await_received() == (attempt(), "")
@@ -127,3 +131,31 @@ def test_a_page_that_comes_twice_fails_its_transfer(make: Make) -> None:
         a.send(b.address, attempt(), [5])
     assert b.await_progress() == (attempt(), 1)
     assert "twice" in b.await_received()[1]
+
+
+def test_a_layer_that_comes_twice_makes_up_for_no_other(make: Make) -> None:
+    a, b = make("a", min_send_bytes=1), make("b")
+    b.expect(attempt(), [0])
+    a.stream(b.address, attempt(), [5]).layers_ready(1)
+    until(lambda: same(b.pool[0, 0], a.pool[0, 5]), "arrival of a layer")
+    a.transport.cancel(attempt())
+    a.stream(b.address, attempt(), [5]).layers_ready(1)
+    assert "twice" in b.await_received()[1]
+
+
+def test_a_link_does_not_end_for_idleness_before_a_stream(make: Make) -> None:
+    """The first layer of a long chunk is computed for longer than links may be idle."""
+    a, b = make("a", idle_close_s=0.05), make("b")
+    b.expect(attempt(), [0])
+    a.send(b.address, attempt(), [3])
+    assert b.await_received() == (attempt(), "")
+    b.expect(attempt(2), [0])
+    stream = a.stream(b.address, attempt(2), [3])
+    threading.Event().wait(0.8)  # longer than a ping's interval, at which idleness is looked at
+    stream.finish()
+    assert b.await_received() == (attempt(2), "")
+    until(lambda: not any(link.is_open for link in a.transport.links()), "closing of the link")
+
+
+def _is_there(end: Endpoint, layer: int, pages: list[int], content: Tensor) -> bool:
+    return same(end.pool[layer, pages], content[layer])

@@ -10,6 +10,7 @@ import torch
 from endpoints import NUM_PAGES, Endpoint, Make, attempt, same
 from torch import Tensor
 
+from kvtransfer.faulty import Faults, Plan
 from kvtransfer.layout import Shard
 from protocol.layout import KVLayout
 
@@ -65,9 +66,20 @@ def test_every_rank_gets_its_heads_byte_for_byte(
     assert moved == len(source) * row_bytes * wanted_heads, "more than the overlap was sent"
 
 
-def test_one_lost_rank_fails_the_transfer_at_the_ranks_it_sends_to(make: Make) -> None:
-    layout = HEADS[4]
-    prefill, decode = node(make, "p", 4, layout), node(make, "d", 2, layout)
+def test_one_lost_rank_fails_the_transfer_where_it_sends_to(make: Make) -> None:
+    """Its sends are cut; the other ranks' pages arrive."""
+    layout, broken = HEADS[4], Faults(Plan(cut_sends=frozenset([1])))
+    decode = node(make, "d", 2, layout)
+    prefill = [
+        make(
+            f"p{rank}",
+            layout=layout,
+            shard=Shard(rank, 4),
+            gpu=0,
+            faults=broken if rank == 3 else None,
+        )
+        for rank in range(4)
+    ]
     addresses = [end.address for end in decode]
     for end in decode:
         end.expect(attempt(), [0, 1])
@@ -76,12 +88,11 @@ def test_one_lost_rank_fails_the_transfer_at_the_ranks_it_sends_to(make: Make) -
         assert end.await_sent() == (attempt(), "")
     for end in decode:
         assert end.await_progress() == (attempt(), 1)
-    decode[0].transport.abort(attempt(2))  # of no transfer: harmless
-    prefill[3].transport.close()
-    for end in prefill[:3]:
+    for end in prefill:
         end.send(addresses, attempt(), [2], offset=1)
+    assert "cut this send" in prefill[3].await_sent()[1]
     assert decode[0].await_received() == (attempt(), "")
-    decode[1].transport.abort(attempt())
+    assert "p3" in decode[1].await_received()[1]
 
 
 def test_a_rank_that_is_taken_for_another_refuses(make: Make) -> None:

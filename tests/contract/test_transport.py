@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+import resource
 import socket
 import threading
 from typing import Any
 
 import pytest
-from endpoints import DEADLINE_S, LAYOUT, NUM_PAGES, Make, attempt, same
+from endpoints import DEADLINE_S, LAYOUT, NUM_PAGES, Make, attempt, new_backend, same
 
 from kvtransfer.counts import LinkCounts
 from kvtransfer.faulty import Faults, Plan
@@ -188,7 +190,6 @@ def test_a_cut_link_fails_its_transfers_and_a_new_one_works(make: Make, plan: Pl
     transfer, error = b.await_received()
     assert transfer == attempt() and error
     a.await_sent()
-    a.transport.abort(attempt())
     b.expect(attempt(2), [4])
     a.send(b.address, attempt(2), [4])
     while a.await_sent() != (attempt(2), ""):  # the end of a cut link may be noticed here
@@ -254,3 +255,50 @@ def test_counters_tell_what_moved(make: Make) -> None:
     assert (out.direction, out.peer, out.is_open) == ("out", "b", True)
     assert (incoming.direction, incoming.peer) == ("in", "a")
     assert out.pages_moved == 3 and out.bytes_moved == 3 * LAYOUT.page_bytes
+
+
+def test_what_is_sent_arrives_though_the_link_is_closed_next(make: Make) -> None:
+    layout = KVLayout(page_size=64, num_layers=4, num_kv_heads=8, head_dim=64, dtype="float32")
+    for number in range(5):
+        a, b = make(f"a{number}", layout=layout), make(f"b{number}", layout=layout)
+        b.expect(attempt(), list(range(12)))
+        a.send(b.address, attempt(), list(range(12)))
+        sent = a.await_sent()
+        a.transport.close()
+        assert (sent, b.await_received()) == ((attempt(), ""), (attempt(), ""))
+
+
+def test_ends_of_other_message_sizes_understand_each_other(backend_name: str, make: Make) -> None:
+    """As of two versions of the program: the receiver's size counts."""
+    if backend_name == "local":
+        pytest.skip("both ends share the backend")
+    a, b = (
+        make(f"n{i}", backend=new_backend(backend_name.replace("nccl", f"nccl:{i}")))
+        for i in range(2)
+    )
+    for end, num_rows in ((a, 4), (b, 7)):
+        (backend,) = end.backends
+        backend.message_bytes, backend.window = num_rows * LAYOUT.layer_page_bytes, num_rows
+    for sender, receiver in ((a, b), (b, a)):
+        receiver.expect(attempt(), list(range(20)))
+        sender.send(receiver.address, attempt(), list(range(20)))
+        assert receiver.await_received() == (attempt(), "")
+        assert same(receiver.pool[:, :20], sender.pool[:, :20])
+
+
+def test_more_open_files_than_select_knows(make: Make) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 3000:
+        pytest.skip("so many files may not be opened here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 3000), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        a, b = make("a"), make("b")
+        for number in range(3):
+            b.expect(attempt(number), [0])
+            a.send(b.address, attempt(number), [0])
+            assert b.await_received() == (attempt(number), "")
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

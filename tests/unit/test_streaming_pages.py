@@ -240,3 +240,12 @@ def test_nobody_waits_for_pages_that_do_not_come() -> None:
     assert isinstance(expect, ExpectPages)
     assert expect.transfer == Attempt("second", 1)
     assert len(expect.pages) == 6, "all but the one that is here"
+
+
+def test_patience_does_not_add_up() -> None:
+    decode = decode_scheduler()
+    for i in range(4):
+        decode.handle(generate(f"r{i}", [*COMMON, 99 + i]), 0.0)
+    assert len(decode.next_batch(0.0)[1]) == 2, "one asks"
+    assert decode.next_batch(1.9)[1] == []
+    assert len(decode.next_batch(2.0)[1]) == 6, "and the other three together"
