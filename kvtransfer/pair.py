@@ -30,7 +30,8 @@ class Pair(Protocol):
         """Sends the buffer reserved last; returns at once."""
 
     def sent(self) -> None:
-        """Waits for the end of the oldest message under way; its buffer is free again."""
+        """Waits for the end of the oldest message under way; its buffer is free again. The receiver
+        need not have it: NCCL takes a short one whole."""
 
     def post(self, num_bytes: int) -> None:
         """Receives the next message; returns at once."""

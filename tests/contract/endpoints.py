@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -156,6 +156,23 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_S:g} s"
         pause.wait(0.01)
+
+
+def move_until_it_arrives(a: Endpoint, b: Endpoint, pages: list[int], first_number: int) -> None:
+    """From a to b, into the same pages. A link may have to notice first that it is broken; then over
+    NCCL a short send even succeeds."""
+    for number in range(first_number, first_number + 20):
+        transfer = attempt(number)
+        b.expect(transfer, pages)
+        a.send(b.address, transfer, pages)
+        while (sent := a.await_sent())[0] != transfer:
+            pass  # an end of what went before
+        if sent[1] == "":
+            with suppress(queue.Empty):
+                if b.received.get(timeout=3.0) == (transfer, ""):
+                    return
+        b.transport.abort(transfer)
+    raise AssertionError("nothing arrives")
 
 
 Make = Callable[..., Endpoint]
