@@ -53,20 +53,32 @@ class NcclBackend:
         options._timeout = timedelta(seconds=self._timeout_s)
         try:
             group = ProcessGroupNCCL(store, rank, 2, options)
-            self._connect(group)
+            self._connect(group, rank)
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
         ring = Ring(window, buffer_bytes, self.staging_device)
         return NcclPair(group, ring, self._timeout_s)
 
-    def _connect(self, group: Any) -> None:
-        """NCCL waits for the other rank without a deadline: so it does it in a thread that can be
-        left behind. Raises RuntimeError or PeerLost."""
+    def _connect(self, group: Any, rank: int) -> None:
+        """NCCL waits for the other rank without a deadline, when it makes a communicator and again
+        in its first send or receive: so both are done in a thread that can be left behind.
+
+        Raises RuntimeError or PeerLost.
+        """
         ended: queue.SimpleQueue[RuntimeError | None] = queue.SimpleQueue()
 
         def connect() -> None:
             try:
                 group.eager_connect_single_device(self.staging_device)
+                first = [torch.zeros(1, dtype=torch.uint8, device=self.staging_device)]
+                is_sender = rank == SENDER_RANK
+                work = (
+                    group.send(first, RECEIVER_RANK, 0)
+                    if is_sender
+                    else group.recv(first, SENDER_RANK, 0)
+                )
+                while not work.is_completed():
+                    time.sleep(POLL_S)
                 ended.put(None)
             except RuntimeError as error:
                 ended.put(error)

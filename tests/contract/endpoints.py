@@ -159,8 +159,8 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 def move_until_it_arrives(a: Endpoint, b: Endpoint, pages: list[int], first_number: int) -> None:
-    """From a to b, into the same pages. A link may have to notice first that it is broken; then over
-    NCCL a short send even succeeds."""
+    """From a to b, into the same pages. A link may have to notice that it is broken; over NCCL a
+    short send even succeeds until then."""
     for number in range(first_number, first_number + 20):
         transfer = attempt(number)
         b.expect(transfer, pages)
