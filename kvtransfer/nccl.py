@@ -70,15 +70,7 @@ class NcclBackend:
         def connect() -> None:
             try:
                 group.eager_connect_single_device(self.staging_device)
-                first = [torch.zeros(1, dtype=torch.uint8, device=self.staging_device)]
-                is_sender = rank == SENDER_RANK
-                work = (
-                    group.send(first, RECEIVER_RANK, 0)
-                    if is_sender
-                    else group.recv(first, SENDER_RANK, 0)
-                )
-                while not work.is_completed():
-                    time.sleep(POLL_S)
+                self._exchange_a_byte(group, rank)
                 ended.put(None)
             except RuntimeError as error:
                 ended.put(error)
@@ -91,6 +83,18 @@ class NcclBackend:
             raise PeerLost(f"NCCL made no pair within {CONNECT_TIMEOUT_S:g} s") from None
         if error is not None:
             raise error
+
+    def _exchange_a_byte(self, group: Any, rank: int) -> None:
+        """On a stream of its own: the current one may be busy with a long step."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        with torch.cuda.stream(torch.cuda.Stream(self.staging_device)):
+            byte = [torch.zeros(1, dtype=torch.uint8, device=self.staging_device)]
+            if rank == SENDER_RANK:
+                work = group.send(byte, RECEIVER_RANK, 0)
+            else:
+                work = group.recv(byte, SENDER_RANK, 0)
+        while not work.is_completed() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
 
 class NcclPair:
