@@ -96,8 +96,8 @@ class ReceiveFailed:
 
 @dataclass(frozen=True)
 class PagesSent:
-    """One `SendPages` or `StreamPages` ended, and its pages may change: all has left (`error` is ""),
-    or the rest will not be sent. Whether all arrived is for the receiver to say."""
+    """One `SendPages` or `StreamPages` ended, and its pages may change: all has left (no `error`), or
+    the rest will not be sent. Whether all arrived is for the receiver to say."""
 
     transfer: Attempt
     error: str = ""
