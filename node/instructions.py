@@ -96,7 +96,7 @@ class ReceiveFailed:
 
 @dataclass(frozen=True)
 class PagesSent:
-    """One `SendPages` or `StreamPages` ended, and its pages may change: all has left (no `error`), or
+    """One `SendPages` or `StreamPages` ended, and its pages may change: all has left, or (`error`)
     the rest will not be sent. Whether all arrived is for the receiver to say."""
 
     transfer: Attempt
