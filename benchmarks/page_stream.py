@@ -24,13 +24,10 @@ from rich import box
 from rich.table import Table
 from torch.distributed import PrefixStore, TCPStore
 
-from kvtransfer.backends import OPERATION_TIMEOUT_S
-from kvtransfer.gloo import GlooBackend
-from kvtransfer.nccl import NcclBackend
+from kvtransfer.backends import make_backends
 from kvtransfer.pair import RECEIVER_RANK, SENDER_RANK, Pair, PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
-from kvtransfer.shared_memory import SharedMemoryBackend
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
@@ -181,9 +178,9 @@ class _Side:
         self._transport = PairTransport(self.pool, layout, node, "model", [backend], place)
         self.address = self._transport.address
         self._rank = rank
+        raw = "nccl" if transport == "nccl" else "gloo"
         self._raw = [
-            _RawPair("gloo" if transport == "shm" else transport, device, rank, store, way)
-            for way in range(len(RAW_MESSAGES["nccl" if transport == "nccl" else "gloo"]))
+            _RawPair(raw, device, rank, store, way) for way in range(len(RAW_MESSAGES[raw]))
         ]
 
     @property
@@ -247,11 +244,8 @@ class _RawPair:
 
 
 def _backend(transport: str, device: torch.device) -> PairBackend:
-    if transport == "nccl":
-        return NcclBackend(device, OPERATION_TIMEOUT_S)
-    if transport == "shm":
-        return SharedMemoryBackend(OPERATION_TIMEOUT_S)
-    return GlooBackend("127.0.0.1", OPERATION_TIMEOUT_S)
+    (backend,) = make_backends(transport, "127.0.0.1", device)
+    return backend
 
 
 def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) -> None:

@@ -19,29 +19,23 @@ gap          between two events of a stream, at the client, beside a cold prompt
 
 Prompts are new random ids, and of several the median is told. The first request of a cluster, which
 makes links and buffers, is not counted.
-
-    .venv/bin/python -m benchmarks.transfer_cluster [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine
 from benchmarks.random_model import Prompts, save_random_model
 from benchmarks.watched_cluster import (
     Cold,
@@ -369,19 +363,3 @@ def _table(title: str, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right")
     return table
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What moving pages costs requests.")
-    parser.add_argument("--quick", action="store_true", help="short prompts, some two minutes")
-    given = parser.parse_args()
-    figures = measure(QUICK if given.quick else FULL)
-    console = Console(width=100)
-    for table in tables(figures):
-        console.print(table)
-    report = {"bench": "transfer-cluster"} | as_json(figures)
-    print(json.dumps(report | {"figures": asdict(figures), "machine": machine("torch")}))
-
-
-if __name__ == "__main__":
-    main()

@@ -17,8 +17,9 @@ from kvtransfer.transport import OnDone, OnProgress
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Where a frame goes, row by row: [rows of the frame] each."""
+    """Where a frame of these arrivals goes, row by row: [rows of the frame] each."""
 
+    arrivals: Arrivals
     index: RowIndex
     """Rows of the pool."""
     places: np.ndarray
@@ -67,12 +68,10 @@ class Arrivals:
                 return None
             self._links.add(link)
         places = row_numbers(shape, range(shape.offset, shape.offset + len(pages)), self._num_pages)
-        return Part(pool.index(row_numbers(shape, pages, pool.num_pages)), places)
+        return Part(self, pool.index(row_numbers(shape, pages, pool.num_pages)), places)
 
-    def write(
-        self, part: Part, rows: range, pool: PageRows, num_heads: int, staging: Tensor
-    ) -> None:
-        """Writes one message of a frame: `rows` of `part`, each of `num_heads` KV heads."""
+    def write(self, part: Part, rows: range, pool: PageRows, staging: Tensor) -> None:
+        """Writes one message of a frame: `rows` of `part`, each of the pool's KV heads."""
         message = slice(rows.start, rows.stop)
         with self._lock:
             if self._ended:
@@ -80,7 +79,7 @@ class Arrivals:
             if self._free is not None:
                 torch.cuda.current_stream().wait_event(self._free)
             pool.scatter(part.index[message], staging)
-            if self._count(part.places[message], num_heads):
+            if self._count(part.places[message], pool.num_heads):
                 self._look_at_leading()
             else:
                 self._end("a page came twice")

@@ -92,5 +92,8 @@ class LinkMeter:
             self._counts.rated(self._burst_bytes, self._burst_s)
             self._burst_bytes, self._burst_s = 0, 0.0
 
+    def failed(self) -> None:
+        self._counts.failed()
+
     def close(self) -> None:
         self._counts.closed()

@@ -18,14 +18,12 @@ class Plan:
     """Faults by the number of a message, counted from 0 over all pairs.
 
     `cut_sends` and `cut_receives` lose the peer there; `corrupt` flips a bit on the way out;
-    `lose` sends neither it nor anything after, in silence until `Faults.released`; `hold`
-    waits for `released` before it sends. `no_pairs`: none can be made.
+    `hold` waits for `Faults.released` before it sends. `no_pairs`: none can be made.
     """
 
     cut_sends: frozenset[int] = frozenset()
     cut_receives: frozenset[int] = frozenset()
     corrupt: frozenset[int] = frozenset()
-    lose: frozenset[int] = frozenset()
     hold: frozenset[int] = frozenset()
     no_pairs: bool = False
 
@@ -63,7 +61,6 @@ class FaultyPair:
         self._inner = inner
         self._faults = faults
         self._reserved = torch.empty(0)
-        self._lost = False
 
     def reserve(self, num_bytes: int) -> Tensor:
         self._reserved = self._inner.reserve(num_bytes)
@@ -79,14 +76,9 @@ class FaultyPair:
             self._faults.released.wait(timeout=30.0)
         if number in plan.corrupt:
             self._reserved[0] ^= 1
-        self._lost |= number in plan.lose
-        if not self._lost:
-            self._inner.send()
+        self._inner.send()
 
     def sent(self) -> None:
-        if self._lost:  # the other end runs into its deadline, and closes the link
-            self._faults.released.wait(timeout=30.0)
-            raise PeerLost("the plan lost a message")
         self._inner.sent()
 
     def post(self, num_bytes: int) -> None:

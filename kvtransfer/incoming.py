@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from kvtransfer.arrivals import Arrivals, Part
+from kvtransfer.arrivals import Part
 from kvtransfer.checksum import has_right_checksum
 from kvtransfer.counts import LinkCounts, LinkMeter
 from kvtransfer.handshake import (
@@ -63,67 +61,53 @@ class _Message:
 
     rows: range
     has_checksum: bool
-    arrivals: Arrivals | None
     part: Part | None
 
 
 class IncomingLink:
     def __init__(self, connection: socket.socket, end: ReceivingEnd) -> None:
-        self._connection = connection
-        self._end = end
+        self.connection = connection
+        self.end = end
 
     def run(self) -> None:
         """Until the peer ends it or is lost; that concerns this link alone."""
         try:
-            self._connection.settimeout(HELLO_TIMEOUT_S)
-            hello = receive_message(self._connection, Hello)
-            backend = choose_backend(self._end.hello, hello)
-            heads = hello.shard.heads_for(self._end.hello.shard, hello.layout.num_kv_heads)
-            reason = refusal(self._end.hello, hello)
+            self.connection.settimeout(HELLO_TIMEOUT_S)
+            hello = receive_message(self.connection, Hello)
+            backend = choose_backend(self.end.hello, hello)
+            heads = hello.shard.heads_for(self.end.hello.shard, hello.layout.num_kv_heads)
+            reason = refusal(self.end.hello, hello)
             if not reason and not heads:
                 reason = "these two ranks have no KV head to exchange"
             if not reason and not backend:
-                reason = no_backend(self._end.hello, hello)
+                reason = no_backend(self.end.hello, hello)
             if reason:
                 log.error("refused KV pages from %s: %s", hello.node, reason)
-                send_message(self._connection, Refused(reason))
+                send_message(self.connection, Refused(reason))
                 return
-            self._serve(hello, self._end.backends[backend], heads)
+            self._serve(hello, self.end.backends[backend], heads)
         except PeerLost as error:
             log.debug("a connection to the data port ended: %s", error)
 
     def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
-        end, counts = self._end, self._end.counts_of(hello.node.name)
+        end, counts = self.end, self.end.counts_of(hello.node.name)
         rows = end.rows_of(heads)
         cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
         welcome = Welcome(end.hello.node, backend.name, backend.message_bytes, backend.window)
-        send_message(self._connection, welcome)
-        store = SocketStore(self._connection, PAIR_TIMEOUT_S)
+        send_message(self.connection, welcome)
+        store = SocketStore(self.connection, PAIR_TIMEOUT_S)
         pair = backend.make_pair(store, RECEIVER_RANK, backend.window, cut.buffer_bytes)
-        link = object()
         meter = counts.opened(backend.name)
         try:
             store.finish()
-            self._connection.settimeout(SILENCE_S)
+            self.connection.settimeout(SILENCE_S)
             with rows.on_stream():
-                receiver = _Receiver(
-                    self._connection,
-                    link,
-                    pair,
-                    backend.window,
-                    cut,
-                    end,
-                    rows,
-                    len(heads),
-                    counts,
-                    meter,
-                )
-                receiver.run()
+                _Receiver(self, pair, backend.window, cut, rows, meter).run()
         except Exception as error:
-            counts.failed()
+            meter.failed()
             reason = str(error) or type(error).__name__
             log.warning("the link from %s is lost: %s", hello.node, reason)
-            end.inbox.link_lost(link, f"{hello.node.name}: {reason}")
+            end.inbox.link_lost(self, f"{hello.node.name}: {reason}")
             raise
         finally:
             meter.close()
@@ -135,29 +119,22 @@ class _Receiver:
 
     def __init__(
         self,
-        connection: socket.socket,
-        link: object,
+        link: IncomingLink,
         pair: Pair,
         window: int,
         cut: Cut,
-        end: ReceivingEnd,
-        rows: PageRows,
-        num_heads: int,
-        counts: LinkCounts,
+        pool: PageRows,
         meter: LinkMeter,
     ) -> None:
-        self._connection = connection
         self._link = link
+        self._connection, self._end = link.connection, link.end
         self._pair = pair
         self._window = window
         self._cut = cut
-        self._end = end
-        self._rows = rows
-        self._num_heads = num_heads
-        self._counts = counts
+        self._pool = pool
         self._meter = meter
         self._readable = select.poll()  # `select.select` knows no file beyond the 1024th
-        self._readable.register(connection, select.POLLIN)
+        self._readable.register(self._connection, select.POLLIN)
         self._announced: deque[_Message] = deque()
         self._posted: deque[_Message] = deque()
 
@@ -196,9 +173,9 @@ class _Receiver:
         if not self._posted:
             self._meter.began(time.monotonic())
         arrivals = self._end.inbox.find(header.transfer)
-        part = arrivals.announce(shape, self._link, self._rows) if arrivals else None
+        part = arrivals.announce(shape, self._link, self._pool) if arrivals else None
         for rows in self._cut.messages(shape):
-            self._announced.append(_Message(rows, header.has_checksums, arrivals, part))
+            self._announced.append(_Message(rows, header.has_checksums, part))
 
     def _post(self, message: _Message) -> None:
         num_bytes = len(message.rows) * self._cut.row_bytes
@@ -209,14 +186,10 @@ class _Receiver:
         buffer = self._pair.received()
         num_bytes = len(message.rows) * self._cut.row_bytes
         if message.has_checksum and not has_right_checksum(buffer):
-            self._counts.failed()
-            if message.arrivals is not None:
-                message.arrivals.fail("a page arrived with a wrong checksum")
-        else:
-            self._write(message, buffer[:num_bytes])
+            self._meter.failed()
+            if message.part is not None:
+                message.part.arrivals.fail("a page arrived with a wrong checksum")
+        elif message.part is not None:
+            message.part.arrivals.write(message.part, message.rows, self._pool, buffer[:num_bytes])
         self._pair.release()
         self._meter.moved(num_bytes, time.monotonic())
-
-    def _write(self, message: _Message, staging: Tensor) -> None:
-        if message.arrivals is not None and message.part is not None:
-            message.arrivals.write(message.part, message.rows, self._rows, self._num_heads, staging)

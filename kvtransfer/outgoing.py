@@ -51,7 +51,6 @@ class SendingEnd:
     backends: Mapping[str, PairBackend]
     rows: PageRows
     """The pool, cut to the heads that the peer's rank has in common with it."""
-    num_heads: int
     with_checksums: bool
     idle_close_s: float
     counts_of: Callable[[str], LinkCounts]
@@ -161,10 +160,11 @@ class OutgoingLink:
         connection = self._connect()
         try:
             welcome = self._greet(connection)
+            self._counts = counts = self._end.counts_of(welcome.node.name)
             backend = self._end.backends[welcome.backend]
-            cut = Cut.of(self._end.hello.layout, self._end.num_heads, welcome.message_bytes)
+            cut = Cut.of(self._end.hello.layout, self._end.rows.num_heads, welcome.message_bytes)
             pair = self._make_pair(connection, backend, welcome.window, cut.buffer_bytes)
-            meter = self._end.counts_of(welcome.node.name).opened(backend.name)
+            meter = counts.opened(backend.name)
             try:
                 connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
                 self._connection = connection
@@ -194,7 +194,6 @@ class OutgoingLink:
             raise LayoutMismatch(answer.reason)
         if answer.backend not in self._end.hello.backends or not answer.is_sane:
             raise PeerLost(f"the peer answered {answer}")
-        self._counts = self._end.counts_of(answer.node.name)
         return answer
 
     def _make_pair(

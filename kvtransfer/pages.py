@@ -26,6 +26,7 @@ class PageRows:
         head_bytes = rows.shape[-1] * rows.element_size()
         # Longer elements are copied faster, and no dtype needs a kernel of its own.
         self._rows = rows.view(torch.int64) if head_bytes % 8 == 0 else rows
+        self.num_heads = rows.shape[3]
         self.row_bytes = rows[0].numel() * rows.element_size()
         self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
         self._plain: np.ndarray | None = None

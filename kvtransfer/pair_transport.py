@@ -67,6 +67,7 @@ class PairTransport:
         self._pool = pool
         self._layout = layout
         self._heads = heads
+        self._own_layout = msgspec.structs.replace(layout, num_kv_heads=len(heads))
         self._shard = shard
         self._backends: Mapping[str, PairBackend] = {b.name: b for b in backends}
         self._max_frame_bytes = WINDOWS_PER_FRAME * backends[0].window * backends[0].message_bytes
@@ -117,7 +118,7 @@ class PairTransport:
         on_done: OnDone,
     ) -> None:
         sending, ready = Sending(transfer, on_done), event_after(self._pool)
-        layout, links = self._layout, self._hold_links_to(peer)
+        layout, links = self._own_layout, self._hold_links_to(peer)
         for shape in frames_of_pages(
             len(pages), offset, layout.num_layers, layout.page_bytes, self._max_frame_bytes
         ):
@@ -135,14 +136,14 @@ class PairTransport:
         offset: int,
         on_done: OnDone,
     ) -> PageStream:
-        row_bytes = self._layout.layer_page_bytes * len(self._heads) // self._layout.num_kv_heads
+        layer_bytes = self._own_layout.layer_page_bytes * len(pages)
         stream = LayerStream(
             links=self._hold_links_to(peer),
             sending=Sending(transfer, on_done),
             pool=self._pool,
             pages=pages,
             offset=offset,
-            min_layers=max(1, -(-self._min_send_bytes // (row_bytes * len(pages)))),
+            min_layers=max(1, -(-self._min_send_bytes // layer_bytes)),
         )
         self._streams = [s for s in self._streams if not s.ended] + [stream]
         return stream
@@ -157,7 +158,7 @@ class PairTransport:
             link.cancel(transfer)
 
     def links(self) -> list[LinkStats]:
-        page_bytes = self._layout.page_bytes * len(self._heads) // self._layout.num_kv_heads
+        page_bytes = self._own_layout.page_bytes
         with self._side_lock:
             sent, received = list(self._sent.items()), list(self._received.items())
         return [counts.stats(peer, "out", page_bytes) for peer, counts in sent] + [
@@ -201,7 +202,6 @@ class PairTransport:
                 hello=hello,
                 backends=self._backends,
                 rows=self._rows_of(heads),
-                num_heads=len(heads),
                 with_checksums=self._with_checksums,
                 idle_close_s=self._idle_close_s,
                 counts_of=lambda peer: self._counts(self._sent, peer),

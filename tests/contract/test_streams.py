@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 
 import pytest
@@ -144,17 +143,27 @@ def test_a_layer_that_comes_twice_makes_up_for_no_other(make: Make) -> None:
 
 
 def test_a_link_does_not_end_for_idleness_before_a_stream(make: Make) -> None:
-    """The first layer of a long chunk is computed for longer than links may be idle."""
-    a, b = make("a", idle_close_s=0.05), make("b")
+    """The first layer of a long chunk is computed for longer than links may be idle: so long that
+    the link the other way has ended twice."""
+    a, b = (make(name, idle_close_s=0.05) for name in "ab")
     b.expect(attempt(), [0])
     a.send(b.address, attempt(), [3])
     assert b.await_received() == (attempt(), "")
     b.expect(attempt(2), [0])
     stream = a.stream(b.address, attempt(2), [3])
-    threading.Event().wait(0.8)  # longer than a ping's interval, at which idleness is looked at
+    for number in (3, 4):
+        a.expect(attempt(number), [9])
+        b.send(a.address, attempt(number), [9])
+        assert a.await_received() == (attempt(number), "")
+        until(lambda: not is_open(b, "out"), "closing of the link the other way")
+    assert is_open(a, "out")
     stream.finish()
     assert b.await_received() == (attempt(2), "")
-    until(lambda: not any(link.is_open for link in a.transport.links()), "closing of the link")
+    until(lambda: not is_open(a, "out"), "closing of the link")
+
+
+def is_open(end: Endpoint, direction: str) -> bool:
+    return any(link.is_open for link in end.transport.links() if link.direction == direction)
 
 
 def _is_there(end: Endpoint, layer: int, pages: list[int], content: Tensor) -> bool:

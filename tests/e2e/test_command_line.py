@@ -115,6 +115,7 @@ def test_port_taken() -> None:
         (["--dtype", "int8"], ["--dtype", "bfloat16"]),
         (["--mem-fraction-static", "1.5"], ["--mem-fraction-static", "between 0 and 1"]),
         (["--chunked-prefill-size", "-1"], ["--chunked-prefill-size", "0 or more"]),
+        (["--kv-min-send-bytes", "-1"], ["--kv-min-send-bytes", "0 or more"]),
         (["--decode", "0"], ["--decode", "at least 1"]),
         (["--redis-url", "redis://127.0.0.1:1/0"], ["no Redis answers", "--redis-url"]),
         (["--redis-url", "localhost:6379"], ["--redis-url", "redis://"]),
