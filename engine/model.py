@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import AttentionBackend
+from engine.attention import AttentionBackend, AttentionForm
 from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.model_config import ModelConfig
@@ -30,6 +30,7 @@ class Attention(nn.Module):
         q_size = config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
         self.sizes = [q_size, kv_size, kv_size]
+        self.form = AttentionForm(config.head_dim**-0.5, config.sliding_window)
         self.qkv = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
         self.out = nn.Linear(q_size, config.hidden_size, bias=config.o_bias)
         self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         query_key = rotate(query_key, *rope)  # [tokens, heads + kv_heads, head_dim]
         query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
         cache.write(self.layer, key, value, batch.write_slots)
-        output = attention.forward(query, self.layer, cache, batch)
+        output = attention.forward(query, self.layer, cache, batch, self.form)
         return self.out(output.flatten(1))
 
 

@@ -6,7 +6,10 @@ import typing
 from dataclasses import dataclass
 
 from engine.cache import Lease
-from protocol.sampling import Sampling
+from protocol.sampling import Sampling, TokenLogprobs
+
+UNKNOWN = -1
+"""Stands for a token that an earlier step samples and whose id is not known here yet."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,20 @@ class Slice:
     start: int
     pages: typing.Sequence[int]
     sampling: Sampling | None
+    history: typing.Sequence[int] = ()
+    """All tokens up to the end of the slice; given if `sampling.needs_history`."""
+    follows: int | None = None
+    """`token_ids` is [UNKNOWN]: what the step before this one samples for its slice of this
+    position."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a step sampled for one slice."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+    """If the slice's sampling asks for them."""
 
 
 @dataclass(eq=False)

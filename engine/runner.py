@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from engine.attention import AttentionBackend, TorchAttention
+from engine.attention import AttentionBackend
 from engine.batch import Batch
-from engine.fingerprint import model_fingerprint
 from engine.kv_cache import KVCache
-from engine.loader import Progress, load_model, resolve_dtype
 from engine.model import DecoderModel, OnLayer
 from engine.model_config import ModelConfig
-from engine.request import Slice
+from engine.request import Sampled, Slice
 from engine.sampler import sample
 from protocol.layout import KVLayout
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that was given to the device."""
+
+    slices: Sequence[Slice]
+    tokens: Tensor | None
+    """[slices with sampling] int64; None if there are none."""
+
+    def sampled(self) -> list[Sampled | None]:
+        """What was sampled for each slice, None where nothing was wanted; waits for the device."""
+        tokens = iter(self.tokens.tolist() if self.tokens is not None else ())
+        return [Sampled(next(tokens)) if s.sampling is not None else None for s in self.slices]
 
 
 class ModelRunner:
@@ -44,42 +57,32 @@ class ModelRunner:
     def layout(self) -> KVLayout:
         return self.kv_cache.layout
 
+    @property
+    def runs_ahead(self) -> bool:
+        """`start` returns before the device is done, so that the next step may be started before
+        the tokens of this one are known."""
+        return self.device.type == "cuda"
+
     @torch.inference_mode()
-    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
-        """Computes one step; the sampled token of each slice, None where none was wanted.
+    def start(
+        self,
+        slices: Sequence[Slice],
+        on_layer: OnLayer | None = None,
+        after: Step | None = None,
+    ) -> Step:
+        """Gives one step to the device. `after`: the step that `Slice.follows` refers to.
 
         `on_layer`: as `DecoderModel.forward` calls it.
         """
         batch = Batch.build(slices, self.layout.page_size, self.device)
         logits = self.model(batch, self.kv_cache, self.attention, on_layer)
         if not batch.samplings:
-            return [None] * len(slices)
-        tokens = iter(sample(logits, batch.samplings, batch.sample_positions).tolist())
-        return [next(tokens) if s.sampling is not None else None for s in slices]
+            return Step(slices, None)
+        return Step(slices, sample(logits, batch.samplings, batch.sample_positions))
 
-
-def load_model_runner(
-    path: Path,
-    dtype: str,
-    page_size: int,
-    num_pages: Callable[[KVLayout], int],
-    device: torch.device,
-    progress: Progress | None = None,
-) -> ModelRunner:
-    """Loads a model directory, then makes a KV pool of `num_pages(layout)` pages.
-
-    Raises ModelDirectoryError or UnsupportedModel.
-    """
-    config = ModelConfig.from_directory(path)
-    torch_dtype = resolve_dtype(dtype, config, device)
-    model = load_model(path, config, torch_dtype, device, progress)
-    layout = KVLayout(
-        page_size=page_size,
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        dtype=str(torch_dtype).removeprefix("torch."),
-    )
-    kv_cache = KVCache(layout, num_pages(layout), device)
-    attention = TorchAttention(config.sliding_window)
-    return ModelRunner(model, kv_cache, attention, model_fingerprint(path), device)
+    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
+        """`start`, and waits: the sampled token of each slice, None where none was wanted."""
+        return [
+            sampled.token if sampled is not None else None
+            for sampled in self.start(slices, on_layer).sampled()
+        ]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from engine.build import load_model_runner
 from engine.cache import PrefixCache
 from engine.kv_cache import num_pages_that_fit
-from engine.runner import ModelRunner, load_model_runner
+from engine.runner import ModelRunner
 from kvtransfer.backends import make_backends
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of

@@ -17,3 +17,36 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added to its logit)."""
+    prompt_length: int = 0
+    """Tokens that the client sent; those behind them are the answer so far, whoever computed it."""
+    min_new_tokens: int = 0
+    """Until the answer has so many tokens, `stop_token_ids` are not chosen."""
+    stop_token_ids: tuple[int, ...] = ()
+    num_top_logprobs: int = -1
+    """-1: no logprobs are wanted; 0: the chosen token's; n: the n likeliest tokens' as well."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """Tokens whose logprobs are wanted at every position, if any are."""
+
+    @property
+    def needs_history(self) -> bool:
+        """The choice depends on the ids of the tokens before it."""
+        return (
+            self.frequency_penalty != 0
+            or self.presence_penalty != 0
+            or self.repetition_penalty != 1
+        )
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities at one position."""
+
+    chosen: float
+    top: list[tuple[int, float]] = []
+    """(token id, logprob), the likeliest first."""
+    wanted: list[float] = []
+    """Of `Sampling.logprob_token_ids`, in their order."""

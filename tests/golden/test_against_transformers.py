@@ -12,8 +12,9 @@ from families import FAMILIES, save_random_model
 from transformers import PreTrainedModel
 
 from engine.batch import Batch
+from engine.build import load_model_runner
 from engine.request import Slice
-from engine.runner import ModelRunner, load_model_runner
+from engine.runner import ModelRunner
 from protocol.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)

@@ -11,8 +11,9 @@ from test_against_transformers import PAGE_SIZE, Sequences, prompt_of
 from transformers import PreTrainedModel
 
 from engine.batch import Batch
+from engine.build import load_model_runner
 from engine.request import Slice
-from engine.runner import ModelRunner, load_model_runner
+from engine.runner import ModelRunner
 from engine.sampler import sample
 from protocol.sampling import Sampling
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -12,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.attention import AttentionBackend, TorchAttention
+from engine.attention import AttentionBackend, AttentionForm
 from engine.batch import Batch
 from engine.kv_cache import KVCache, num_pages_that_fit
 from engine.request import Slice
+from engine.torch_attention import TorchAttention
 from protocol.layout import KVLayout
 
 CPU = torch.device("cpu")
 HEAD_DIM = 16
 
-BACKENDS: dict[str, Callable[[int | None], AttentionBackend]] = {"torch": TorchAttention}
+BACKENDS: dict[str, Callable[[], AttentionBackend]] = {"torch": TorchAttention}
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +32,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture(params=BACKENDS)
-def make_backend(request: pytest.FixtureRequest) -> Callable[[int | None], AttentionBackend]:
+def make_backend(request: pytest.FixtureRequest) -> Callable[[], AttentionBackend]:
     return BACKENDS[request.param]
+
+
+def form_of(window: int | None) -> AttentionForm:
+    return AttentionForm(HEAD_DIM**-0.5, window)
 
 
 class Case:
@@ -65,7 +71,16 @@ class Case:
             self.slices.append(Slice([0] * new, start, pages, None))
         self.batch = Batch.build(self.slices, page_size, CPU)
         tokens = sum(new for _, new in parts)
+        self.rows = self._rows([new for _, new in parts])
+        self.back = self.rows.argsort()
         self.query = torch.randn(tokens, kv_heads * group, HEAD_DIM, generator=chance)
+
+    def _rows(self, lengths: list[int]) -> Tensor:
+        """Row of the slices, one after another, that each row of the batch is."""
+        ends = list(itertools.accumulate(lengths))
+        spans = [range(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+        ordered = [s for s in spans if len(s) > 1] + [s for s in spans if len(s) == 1]
+        return torch.tensor([row for span in ordered for row in span])
 
     def reference(self, window: int | None) -> Tensor:
         """One softmax per token and head, in float64."""
@@ -83,7 +98,9 @@ class Case:
         return torch.stack(outputs)
 
     def check(self, backend: AttentionBackend, window: int | None) -> None:
-        output = backend.forward(self.query, 1, self.cache, self.batch)
+        output = backend.forward(self.query[self.rows], 1, self.cache, self.batch, form_of(window))[
+            self.back
+        ]
         assert output.shape == self.query.shape
         assert output.dtype == self.query.dtype
         torch.testing.assert_close(output.double(), self.reference(window), atol=2e-6, rtol=1e-5)
@@ -101,23 +118,23 @@ SINGLES = [(0, 1), (3, 1), (4, 1), (21, 1), (60, 1)]
     ids=["prompt", "chunk", "prompts", "chunks", "singles", "mixed"],
 )
 def test_equals_the_reference(
-    make_backend: Callable[[int | None], AttentionBackend],
+    make_backend: Callable[[], AttentionBackend],
     parts: list[tuple[int, int]],
     window: int | None,
 ) -> None:
-    Case(parts).check(make_backend(window), window)
+    Case(parts).check(make_backend(), window)
 
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (1, 6), (4, 1), (2, 4)])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_heads_and_page_sizes(
-    make_backend: Callable[[int | None], AttentionBackend],
+    make_backend: Callable[[], AttentionBackend],
     kv_heads: int,
     group: int,
     page_size: int,
 ) -> None:
     case = Case([(0, 9), (17, 1), (5, 3), (2, 1)], page_size, kv_heads, group)
-    case.check(make_backend(None), None)
+    case.check(make_backend(), None)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -135,17 +152,19 @@ def test_any_batch(
     window: int | None,
     seed: int,
 ) -> None:
-    Case(parts, page_size, seed=seed).check(BACKENDS[backend](window), window)
+    Case(parts, page_size, seed=seed).check(BACKENDS[backend](), window)
 
 
 def test_a_poisoned_sequence_poisons_no_other(
-    make_backend: Callable[[int | None], AttentionBackend],
+    make_backend: Callable[[], AttentionBackend],
 ) -> None:
     """A neighbour whose KV overflowed shares the batch, and its pages were page 0 and stale."""
     case = Case([(9, 1), (30, 1), (0, 6), (2, 1)])
     clean = case.reference(None)
     case.cache.pool[1][list(case.slices[1].pages)] = math.nan
-    output = make_backend(None).forward(case.query, 1, case.cache, case.batch)
+    output = make_backend().forward(
+        case.query[case.rows], 1, case.cache, case.batch, form_of(None)
+    )[case.back]
     others = [0, *range(2, 9)]
     torch.testing.assert_close(output[others].double(), clean[others], atol=2e-6, rtol=1e-5)
     assert output[1].isnan().all()
@@ -153,11 +172,13 @@ def test_a_poisoned_sequence_poisons_no_other(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_its_dtype(
-    make_backend: Callable[[int | None], AttentionBackend], dtype: torch.dtype
+    make_backend: Callable[[], AttentionBackend], dtype: torch.dtype
 ) -> None:
     case = Case([(0, 20), (33, 1), (4, 7)])
     case.cache.pool = case.cache.pool.to(dtype)
-    output = make_backend(None).forward(case.query.to(dtype), 1, case.cache, case.batch)
+    output = make_backend().forward(
+        case.query[case.rows].to(dtype), 1, case.cache, case.batch, form_of(None)
+    )[case.back]
     assert output.dtype is dtype
     torch.testing.assert_close(output.double(), case.reference(None), atol=0.03, rtol=0.03)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_loader import CPU, checkpoint, save
 
+from engine.build import load_model_runner
 from engine.request import Slice
-from engine.runner import ModelRunner, load_model_runner
+from engine.runner import ModelRunner
 from protocol.sampling import Sampling
 
 PAGE_SIZE = 4

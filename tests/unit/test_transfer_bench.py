@@ -25,7 +25,7 @@ from benchmarks.transfer_cluster import (
     tables,
 )
 from benchmarks.watched_cluster import Cold, Stream, Surprise, Watched, gaps_within
-from engine.runner import load_model_runner
+from engine.build import load_model_runner
 from protocol.layout import KVLayout
 
 LAYOUT = {"page_size": 16, "num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": "float32"}
