@@ -12,7 +12,7 @@ import msgspec
 
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
-from protocol.sampling import Sampling
+from protocol.sampling import Sampling, TokenLogprobs
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -92,6 +92,8 @@ class PrefillDone(Message, frozen=True):
     cached_tokens: int
     node: Node
     fetched_tokens: int = 0
+    first_logprobs: TokenLogprobs | None = None
+    """The first token's, if the sampling asks for logprobs."""
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +108,8 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     transferred_pages: int = 0
     fetched_tokens: int = 0
     """Of `cached_tokens`, those whose pages were fetched from another node."""
+    logprobs: list[TokenLogprobs] = []
+    """One for each of `tokens`; empty if none were asked for."""
 
 
 class TokensOut(Message, frozen=True):
