@@ -60,7 +60,7 @@ def heartbeat(number: int) -> Heartbeat:
         node=node_of(number),
         role=role,
         control_address=f"tcp://127.0.0.1:{number + 1}",
-        data_address=f"127.0.0.1:{number + 1}",
+        data_addresses=(f"127.0.0.1:{number + 1}",),
         layout=LAYOUT,
         model_fingerprint=MODEL,
         num_pages=1 << 16,

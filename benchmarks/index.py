@@ -127,7 +127,7 @@ def _placement(nodes: list[Node], index: PrefixIndex) -> Placement:
             node=node,
             role=role,
             control_address=f"{node.name}:1",
-            data_address=f"{node.name}:2",
+            data_addresses=(f"{node.name}:2",),
             layout=LAYOUT,
             model_fingerprint="model",
             num_pages=100_000,

@@ -83,7 +83,7 @@ def info_of(node: Node) -> NodeInfo:
         node=node,
         role="prefill",
         control_address=f"tcp://{node.name}:1",
-        data_address=f"{node.name}:2",
+        data_addresses=(f"{node.name}:2",),
         layout=KVLayout(32, 16, 8, 128, "bfloat16"),
         model_fingerprint="model",
         num_pages=1_000_000,

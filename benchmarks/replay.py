@@ -321,7 +321,7 @@ def _info(node: Node, role: Any, num_pages: int) -> NodeInfo:
         node=node,
         role=role,
         control_address=node.name,
-        data_address=node.name,
+        data_addresses=(node.name,),
         layout=LAYOUT,
         model_fingerprint="trace",
         num_pages=num_pages,

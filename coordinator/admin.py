@@ -158,7 +158,7 @@ async def nodes(request: Request) -> Response:
                 "role": live.info.role,
                 "draining": live.node.name in service.placement.draining,
                 "control_address": live.info.control_address,
-                "data_address": live.info.data_address,
+                "data_addresses": live.info.data_addresses,
                 "device": live.info.device,
                 "layout": msgspec.structs.asdict(live.info.layout),
                 "model_fingerprint": live.info.model_fingerprint,

@@ -105,7 +105,7 @@ NODES = [
         "role": "prefill",
         "draining": False,
         "control_address": "tcp://10.0.0.7:41233",
-        "data_address": "10.0.0.7:36021",
+        "data_addresses": ["10.0.0.7:36021"],
         "device": "cuda:0",
         "layout": msgspec.structs.asdict(LAYOUT),
         "model_fingerprint": "8a4f0c5be3d1",

@@ -7,7 +7,7 @@ from engine.cache import PrefixCache
 from node.build import run_node
 from node.config import NodeConfig
 from protocol.hashing import PageHasher
-from protocol.ids import Node
+from protocol.ids import Addresses, Node
 from protocol.messages import NodeInfo
 
 
@@ -21,7 +21,7 @@ def run(config: NodeConfig) -> None:
             max_waiting=config.max_queued_requests,
             receive_timeout_s=config.receive_timeout_s,
         )
-        addresses = (info.control_address, info.data_address)
+        addresses = Addresses(info.control_address, info.data_addresses)
         return DecodeScheduler(node, addresses, cache, hasher, limits)
 
     run_node("decode", config, make)

@@ -17,7 +17,7 @@ from engine.cache import Lease, PrefixCache
 from node.counters import Counters
 from node.instructions import AbortTransfer, ExpectPages, Instruction, Send
 from protocol.hashing import PageHash, PageHasher
-from protocol.ids import Attempt
+from protocol.ids import Addresses, Attempt
 from protocol.messages import Cancel, Prefill, PrefillDone
 
 PATIENCE_S = 2.0
@@ -45,14 +45,14 @@ class Receiving:
 
     def __init__(
         self,
-        addresses: tuple[str, str],
+        addresses: Addresses,
         cache: PrefixCache,
         hasher: PageHasher,
         counters: Counters,
         timeout_s: float,
     ) -> None:
-        """`addresses`: this node's own control and data address, told to prefill nodes."""
-        self._control_address, self._data_address = addresses
+        """`addresses`: this node's own, told to prefill nodes."""
+        self._addresses = addresses
         self._cache = cache
         self._hasher = hasher
         self._counters = counters
@@ -91,8 +91,8 @@ class Receiving:
             cache_salt=request.cache_salt,
             sampling=request.sampling,
             skip_pages=lease.num_cached_pages,
-            reply_address=self._control_address,
-            data_address=self._data_address,
+            reply_address=self._addresses.control,
+            data_addresses=self._addresses.data,
             fetch_node=request.fetch_node,
             fetch_address=request.fetch_address,
             fetch_pages=request.fetch_pages,

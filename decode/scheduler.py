@@ -36,7 +36,7 @@ from node.instructions import (
 )
 from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
-from protocol.ids import Attempt, Node
+from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import (
     Cancel,
     Failed,
@@ -66,12 +66,12 @@ class DecodeScheduler:
     def __init__(
         self,
         node: Node,
-        addresses: tuple[str, str],
+        addresses: Addresses,
         cache: PrefixCache,
         hasher: PageHasher,
         limits: DecodeLimits,
     ) -> None:
-        """`addresses`: this node's own control and data address, told to other nodes."""
+        """`addresses`: this node's own, told to other nodes."""
         self._node = node
         self._cache = cache
         self._hasher = hasher

@@ -71,7 +71,7 @@ def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -
         node=node,
         role=role,
         control_address=channel.address,
-        data_address=transport.address,
+        data_addresses=(transport.address,),
         layout=runner.layout,
         model_fingerprint=runner.fingerprint,
         num_pages=runner.kv_cache.num_pages,

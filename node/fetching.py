@@ -21,7 +21,7 @@ from engine.request import Sequence
 from node.counters import Counters
 from node.instructions import AbortTransfer, ExpectPages, Instruction, PagesSent, Send, SendPages
 from protocol.hashing import PageHash, PageHasher, join_hashes, split_hashes
-from protocol.ids import Attempt, Node
+from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import Fetch, FetchRefused, Generate, Prefill
 
 FETCH_TIMEOUT_S = 3.0
@@ -52,16 +52,16 @@ class Fetching:
     def __init__(
         self,
         node: Node,
-        addresses: tuple[str, str],
+        addresses: Addresses,
         cache: PrefixCache,
         hasher: PageHasher,
         counters: Counters,
         timeout_s: float,
     ) -> None:
-        """`addresses`: this node's own control and data address, told to owners. `timeout_s`: for
-        how long a fetch may make no progress."""
+        """`addresses`: this node's own, told to owners. `timeout_s`: for how long a fetch may make
+        no progress."""
         self._node = node
-        self._control_address, self._data_address = addresses
+        self._addresses = addresses
         self._cache = cache
         self._page_size = hasher.page_size
         self._counters = counters
@@ -108,8 +108,8 @@ class Fetching:
             attempt=request.attempt,
             hashes=join_hashes(chain),
             skip_pages=num_cached,
-            reply_address=self._control_address,
-            data_address=self._data_address,
+            reply_address=self._addresses.control,
+            data_addresses=self._addresses.data,
         )
         return [
             ExpectPages(request.attempt, sequence.lease.pages[num_cached : len(chain)]),
@@ -186,7 +186,7 @@ class Fetching:
         self._serving.setdefault(fetch.attempt, _Serving()).leases.append(lease)
         pages = lease.pages[fetch.skip_pages :]
         self._counters.pages_sent_total += len(pages)
-        return [SendPages(fetch.data_address, fetch.attempt, pages, 0, is_fetch=True)]
+        return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
 
     def sent(self, event: PagesSent) -> None:
         """The asker notices by itself when pages do not come."""

@@ -27,7 +27,8 @@ class Send:
 class SendPages:
     """Send these pages as pages `offset …` of the transfer; they stay held until `PagesSent`."""
 
-    data_address: str
+    data_addresses: tuple[str, ...]
+    """Of all ranks of the receiving node, in order."""
     transfer: Attempt
     pages: list[int]
     offset: int
@@ -40,7 +41,7 @@ class StreamPages:
     """As `SendPages`, for pages that the step about to be computed completes: each layer is sent
     while the next ones are computed."""
 
-    data_address: str
+    data_addresses: tuple[str, ...]
     transfer: Attempt
     pages: list[int]
     offset: int

@@ -223,14 +223,14 @@ class NodeShell:
         def on_done(error: str) -> None:
             self._transfer_event(PagesSent(work.transfer, error, work.is_fetch))
 
-        self._transport.send([work.data_address], work.transfer, work.pages, work.offset, on_done)
+        self._transport.send(work.data_addresses, work.transfer, work.pages, work.offset, on_done)
 
     def _stream_pages(self, work: StreamPages) -> None:
         def on_done(error: str) -> None:
             self._transfer_event(PagesSent(work.transfer, error))
 
         self._streams[work.transfer] = self._transport.stream(
-            [work.data_address], work.transfer, work.pages, work.offset, on_done
+            work.data_addresses, work.transfer, work.pages, work.offset, on_done
         )
 
     def _expect(self, work: ExpectPages) -> None:

@@ -7,7 +7,7 @@ from node.build import run_node
 from node.config import NodeConfig
 from prefill.scheduler import PrefillLimits, PrefillScheduler
 from protocol.hashing import PageHasher
-from protocol.ids import Node
+from protocol.ids import Addresses, Node
 from protocol.messages import NodeInfo
 
 
@@ -22,7 +22,7 @@ def run(config: NodeConfig) -> None:
             max_running=config.max_running_requests,
             max_waiting=config.max_queued_requests,
         )
-        addresses = (info.control_address, info.data_address)
+        addresses = Addresses(info.control_address, info.data_addresses)
         return PrefillScheduler(node, addresses, cache, hasher, limits)
 
     run_node("prefill", config, make)

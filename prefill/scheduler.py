@@ -32,7 +32,7 @@ from node.instructions import (
 from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from prefill.sending import Sending
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
-from protocol.ids import Attempt, Node
+from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import (
     Cancel,
     Failed,
@@ -77,12 +77,12 @@ class PrefillScheduler:
     def __init__(
         self,
         node: Node,
-        addresses: tuple[str, str],
+        addresses: Addresses,
         cache: PrefixCache,
         hasher: PageHasher,
         limits: PrefillLimits,
     ) -> None:
-        """`addresses`: this node's own control and data address, told to owners of pages."""
+        """`addresses`: this node's own, told to owners of pages."""
         self._node = node
         self._cache = cache
         self._hasher = hasher
@@ -219,7 +219,7 @@ class PrefillScheduler:
         pages, offset = self._hand_over(job, num_pages)
         if not pages:
             return []
-        return [SendPages(job.request.data_address, job.attempt, pages, offset)]
+        return [SendPages(job.request.data_addresses, job.attempt, pages, offset)]
 
     def _stream(self, job: Job, part: Slice) -> list[Instruction]:
         """A step will complete the pages that end within `part`; the last one by the last part."""
@@ -230,7 +230,7 @@ class PrefillScheduler:
         )
         if not pages:
             return []
-        return [StreamPages(job.request.data_address, job.attempt, pages, offset)]
+        return [StreamPages(job.request.data_addresses, job.attempt, pages, offset)]
 
     def _hand_over(self, job: Job, num_pages: int) -> tuple[list[int], int]:
         """What of the first `num_pages` pages decode neither has nor was sent, and its offset in

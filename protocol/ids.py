@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,15 @@ class Node(msgspec.Struct, frozen=True, order=True, cache_hash=True):
 
     def __str__(self) -> str:
         return f"{self.name}@{self.incarnation % 1_000_000:06d}"
+
+
+class Addresses(NamedTuple):
+    """Where a node hears from others."""
+
+    control: str
+    """For messages."""
+    data: tuple[str, ...]
+    """For KV pages: one per rank of the node, in order."""
 
 
 class Attempt(msgspec.Struct, frozen=True, order=True):

@@ -53,7 +53,8 @@ class Prefill(Message, frozen=True):
     sampling: Sampling
     skip_pages: int
     reply_address: str
-    data_address: str
+    data_addresses: tuple[str, ...]
+    """Of all ranks of the decode node, in order."""
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
@@ -70,7 +71,7 @@ class Fetch(Message, frozen=True):
     hashes: bytes
     skip_pages: int
     reply_address: str
-    data_address: str
+    data_addresses: tuple[str, ...]
 
 
 class FetchRefused(Message, frozen=True):
@@ -182,7 +183,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     node: Node
     role: Role
     control_address: str
-    data_address: str
+    data_addresses: tuple[str, ...]
+    """Of all ranks, in order."""
     layout: KVLayout
     model_fingerprint: str
     num_pages: int

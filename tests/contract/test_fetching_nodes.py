@@ -23,7 +23,7 @@ from node.shell import NodeShell
 from prefill.scheduler import PrefillLimits, PrefillScheduler
 from protocol.channel import Channel
 from protocol.hashing import PageHasher, token_bytes
-from protocol.ids import Attempt, Node, Role
+from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Generate, TokensOut
 from protocol.sampling import Sampling
 
@@ -117,7 +117,7 @@ class LiveNode:
             with_checksums=True,
         )
         self.address = self._channel.address
-        addresses = (self.address, self._transport.address)
+        addresses = Addresses(self.address, (self._transport.address,))
         self.scheduler: PrefillScheduler | DecodeScheduler
         if role == "prefill":
             prefill_limits = PrefillLimits(32, 4, 8, FETCH_TIMEOUT_S)

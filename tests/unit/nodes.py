@@ -25,7 +25,7 @@ RATE = 1000.0  # prompt tokens per second of every node
 def info_of(role: Role, node: Node, **other: object) -> NodeInfo:
     values: dict[str, object] = {
         "control_address": f"tcp://{node.name}:1",
-        "data_address": f"{node.name}:2",
+        "data_addresses": (f"{node.name}:2",),
         "layout": LAYOUT,
         "model_fingerprint": "model",
         "num_pages": 1000,

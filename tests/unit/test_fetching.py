@@ -89,7 +89,7 @@ def prefill_request(
         sampling=Sampling(),
         skip_pages=skip_pages,
         reply_address=DECODE,
-        data_address=DECODE,
+        data_addresses=(DECODE,),
         fetch_node=owner,
         fetch_address=OWNER,
         fetch_pages=fetch_pages,
@@ -107,13 +107,13 @@ def asker_of(kind: str, prompt: list[int] = PROMPT, **fetch: int) -> tuple[Sched
 def plain(kind: str, prompt: list[int]) -> Event:
     """Another request, which fetches nothing."""
     if kind == PREFILL:
-        return Prefill(Attempt("s", 1), token_bytes(prompt), "", Sampling(), 0, DECODE, DECODE)
+        return Prefill(Attempt("s", 1), token_bytes(prompt), "", Sampling(), 0, DECODE, (DECODE,))
     return generate("s", prompt, 1, prefill="")
 
 
 def fetch_of(num_pages: int, skip_pages: int = 0) -> Fetch:
     chain = join_hashes(HASHER.hashes(PROMPT)[:num_pages])
-    return Fetch(R1, chain, skip_pages, PREFILL, "data")
+    return Fetch(R1, chain, skip_pages, PREFILL, ("data",))
 
 
 def messages(instructions: list[Instruction], kind: type[Message]) -> list[Message]:
@@ -146,7 +146,7 @@ def test_the_asker_reserves_asks_and_computes_only_the_rest(kind: str) -> None:
     assert (ask.message.skip_pages, ask.message.reply_address) == (0, kind)
     instructions = asker.handle(PagesReceived(R1), 1.0)
     if kind == PREFILL:
-        assert instructions == [SendPages(DECODE, R1, expect.pages, 0)]
+        assert instructions == [SendPages((DECODE,), R1, expect.pages, 0)]
     assert isinstance(asker.handle(fetch_of(6), 1.0)[0], SendPages), "it is an owner now"
     (part,), _ = asker.next_batch(1.0)
     assert (part.start, list(part.token_ids)) == (6 * PAGE, PROMPT[6 * PAGE :])
@@ -211,8 +211,8 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     passed_on += asker.handle(PagesArrived(R1, 3), 2.0)
     if kind == PREFILL:
         assert passed_on == [
-            SendPages(DECODE, R1, expect.pages[:1], 0),
-            SendPages(DECODE, R1, expect.pages[1:3], 1),
+            SendPages((DECODE,), R1, expect.pages[:1], 0),
+            SendPages((DECODE,), R1, expect.pages[1:3], 1),
         ]
     else:
         assert passed_on == []

@@ -138,7 +138,7 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
     scheduler = prefill_scheduler(chunk=32)
     attempt = Attempt("r", 1)
     prompt = list(range(1, 101))
-    request = Prefill(attempt, token_bytes(prompt), "", Sampling(), 1, "reply", "data")
+    request = Prefill(attempt, token_bytes(prompt), "", Sampling(), 1, "reply", ("data",))
     assert scheduler.handle(request, 0.0) == []
     streamed: list[list[int]] = []
     done: list[Instruction] = []
@@ -193,7 +193,8 @@ def test_a_prompt_that_waited_for_one_that_was_given_up_computes_all() -> None:
     for name in ("first", "second"):
         request = generate(name, prompt)
         prefill.handle(
-            Prefill(request.attempt, request.tokens, "", request.sampling, 0, DECODE, DECODE), 0.0
+            Prefill(request.attempt, request.tokens, "", request.sampling, 0, DECODE, (DECODE,)),
+            0.0,
         )
     slices, _ = prefill.next_batch(0.0)
     assert len(slices) == 1, "the second one waits"
@@ -222,7 +223,7 @@ def test_queues_are_bounded(kind: str) -> None:
         if kind == DECODE:
             replies += decode.handle(generate(f"r{number}", [1] * 20), 0.0)
         else:
-            request = Prefill(attempt, token_bytes([1] * 20), "", Sampling(), 0, "me", "data")
+            request = Prefill(attempt, token_bytes([1] * 20), "", Sampling(), 0, "me", ("data",))
             replies += prefill.handle(request, 0.0)
     (send,) = replies
     assert isinstance(send, Send) and isinstance(send.message, Failed)
@@ -290,7 +291,9 @@ def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: i
 def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> None:
     decode, prefill = decode_scheduler(), prefill_scheduler()
     decode.handle(generate("r", [1] * 40, prefill=""), 0.0)
-    prefill.handle(Prefill(Attempt("s", 1), token_bytes([1] * 40), "", Sampling(), 0, "d", "x"), 0)
+    prefill.handle(
+        Prefill(Attempt("s", 1), token_bytes([1] * 40), "", Sampling(), 0, "d", ("x",)), 0
+    )
     for scheduler, address, node in ((decode, COORDINATOR, Node("d0", 1)), (prefill, "d", P0)):
         assert scheduler.next_batch(0.0)[0]
         attempt = Attempt("r" if scheduler is decode else "s", 1)
@@ -322,7 +325,7 @@ def test_pages_belong_to_the_tenant_who_asked(kind: str) -> None:
     if kind == PREFILL:
         scheduler = prefill_scheduler()
         scheduler.handle(
-            Prefill(Attempt("r", 1), token_bytes([1] * 40), "acme", Sampling(), 0, "d", "d"), 0.0
+            Prefill(Attempt("r", 1), token_bytes([1] * 40), "acme", Sampling(), 0, "d", ("d",)), 0.0
         )
     else:
         scheduler = decode_scheduler()

@@ -35,7 +35,7 @@ def owner_of(kind: str) -> Scheduler:
     owner: PrefillScheduler | DecodeScheduler
     if kind == PREFILL:
         owner = owner_scheduler()
-        owner.handle(Prefill(R1, token_bytes(PROMPT), "", Sampling(), 7, "d", "d"), 0.0)
+        owner.handle(Prefill(R1, token_bytes(PROMPT), "", Sampling(), 7, "d", ("d",)), 0.0)
     else:
         owner = decode_scheduler()
         owner.handle(generate("r", PROMPT, 1, prefill=""), 0.0)
@@ -49,13 +49,18 @@ def test_an_owner_sends_all_or_refuses(kind: str) -> None:
     sent_before = owner.load().pages_sent_total
     (send,) = owner.handle(fetch_of(6, skip_pages=2), 0.0)
     assert isinstance(send, SendPages)
-    assert (send.data_address, send.transfer, send.offset, send.is_fetch) == ("data", R1, 0, True)
+    assert (send.data_addresses, send.transfer, send.offset, send.is_fetch) == (
+        ("data",),
+        R1,
+        0,
+        True,
+    )
     assert len(send.pages) == 4
     assert owner.load().pages_sent_total == sent_before + 4
     assert owner.load().held_pages == 6
     owner.handle(PagesSent(R1, is_fetch=True), 0.0)
     assert owner.load().held_pages == 0
-    longer = Fetch(R1, join_hashes(HASHER.hashes(PROMPT + [5] * 20)), 0, PREFILL, "data")
+    longer = Fetch(R1, join_hashes(HASHER.hashes(PROMPT + [5] * 20)), 0, PREFILL, ("data",))
     (refused,) = owner.handle(longer, 0.0)
     assert isinstance(refused, Send) and refused.address == PREFILL
     assert isinstance(refused.message, FetchRefused)
@@ -81,7 +86,7 @@ def test_a_served_fetch_that_broke_ends_no_work_of_the_same_attempt(kind: str) -
     owner = owner_of(kind)
     request: Event
     if kind == PREFILL:
-        request = Prefill(R1, token_bytes(PROMPT), "", Sampling(), 0, "d", "d")
+        request = Prefill(R1, token_bytes(PROMPT), "", Sampling(), 0, "d", ("d",))
     else:
         request = generate("r", [3] * 40)
     owner.handle(request, 0.0)
@@ -99,17 +104,17 @@ def test_serving_is_no_use_of_the_pages() -> None:
     """Two chains fill the node; the one that was served last is still the first to go."""
     owner = owner_scheduler(num_pages=7)
     for name, prompt in (("a", [1] * 48), ("b", [2] * 48)):
-        request = Prefill(Attempt(name, 1), token_bytes(prompt), "", Sampling(), 3, "d", "d")
+        request = Prefill(Attempt(name, 1), token_bytes(prompt), "", Sampling(), 3, "d", ("d",))
         owner.handle(request, 0.0)
         compute(owner, 0.0 if name == "a" else 1.0)
 
     def fetch(token: int) -> Fetch:
-        return Fetch(R1, join_hashes(HASHER.hashes([token] * 48)), 0, PREFILL, "data")
+        return Fetch(R1, join_hashes(HASHER.hashes([token] * 48)), 0, PREFILL, ("data",))
 
     assert all(isinstance(i, SendPages) for t in (2, 1) for i in owner.handle(fetch(t), 2.0))
     for _ in range(2):
         owner.handle(PagesSent(R1, is_fetch=True), 2.0)
-    third = Prefill(Attempt("c", 1), token_bytes([3] * 64), "", Sampling(), 4, "d", "d")
+    third = Prefill(Attempt("c", 1), token_bytes([3] * 64), "", Sampling(), 4, "d", ("d",))
     owner.handle(third, 3.0)
     owner.next_batch(3.0)
     assert isinstance(owner.handle(fetch(2), 3.0)[0], SendPages)

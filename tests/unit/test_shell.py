@@ -112,7 +112,7 @@ class Peers:
         offset: int,
         on_done: OnDone,
     ) -> PageStream:
-        assert peer == [DECODE]
+        assert peer == (DECODE,)
         self.told.append(("stream", transfer.request_id))
         self.on_done[transfer] = on_done
         return Stream(transfer, self.told)

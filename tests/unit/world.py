@@ -28,7 +28,7 @@ from node.instructions import (
 )
 from prefill.scheduler import PrefillLimits, PrefillScheduler
 from protocol.hashing import PageHasher, token_bytes
-from protocol.ids import Attempt, Node
+from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import (
     Failed,
     Fetch,
@@ -66,7 +66,9 @@ def prefill_scheduler(
     address: str = PREFILL,
 ) -> PrefillScheduler:
     limits = PrefillLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
-    return PrefillScheduler(node, (address, address), PrefixCache(num_pages), HASHER, limits)
+    return PrefillScheduler(
+        node, Addresses(address, (address,)), PrefixCache(num_pages), HASHER, limits
+    )
 
 
 def decode_scheduler(
@@ -80,7 +82,7 @@ def decode_scheduler(
         receive_timeout_s=receive_timeout_s,
     )
     cache = PrefixCache(num_pages)
-    return DecodeScheduler(D0, (DECODE, DECODE), cache, HASHER, limits)
+    return DecodeScheduler(D0, Addresses(DECODE, (DECODE,)), cache, HASHER, limits)
 
 
 def generate(
@@ -111,7 +113,7 @@ def generate(
 def asked_prefill(name: str, num_tokens: int, number: int = 1) -> Prefill:
     """A prompt of its own."""
     prompt = token_bytes([ord(name)] * num_tokens)
-    return Prefill(Attempt(name, number), prompt, "", Sampling(), 0, DECODE, DECODE)
+    return Prefill(Attempt(name, number), prompt, "", Sampling(), 0, DECODE, (DECODE,))
 
 
 @dataclass(eq=False)
@@ -254,12 +256,13 @@ class World:
         """A page or more of one send, or its loss."""
         travelling = self.rng.choice(self.travelling)
         work = travelling.work
-        key = (work.data_address, work.transfer)
+        (receiver,) = work.data_addresses
+        key = (receiver, work.transfer)
         breaks = self.breaking and not travelling.is_fetch and self.rng.random() < 0.2
         if breaks or (travelling.is_fetch and self.loses()):
             self.end(travelling, "peer lost")
             if self.rng.random() < 0.5 and self.expected.pop(key, None) is not None:
-                self.post(work.data_address, ReceiveFailed(work.transfer, "peer lost"))
+                self.post(receiver, ReceiveFailed(work.transfer, "peer lost"))
             return
         self.deliver(travelling, self.rng.randint(1, len(work.pages) - travelling.num_delivered))
 
@@ -272,7 +275,8 @@ class World:
             {i: t for (p, i), t in self.pools[travelling.sender].items() if p == page}
             for page in pages
         ]
-        self.write(work.data_address, work.transfer, work.offset + first, contents)
+        (receiver,) = work.data_addresses
+        self.write(receiver, work.transfer, work.offset + first, contents)
         if travelling.num_delivered == len(work.pages):
             self.end(travelling)
 
