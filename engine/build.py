@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,28 +12,45 @@ from engine.fingerprint import model_fingerprint
 from engine.kv_cache import KVCache
 from engine.loader import Progress, load_model, resolve_dtype
 from engine.model_config import ModelConfig
+from engine.parallel import SOLO, TensorParallel
 from engine.runner import ModelRunner
 from engine.torch_attention import TorchAttention
 from protocol.layout import KVLayout
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model is computed; what a node's flags of the same names say."""
+
+    dtype: str = "auto"
+    page_size: int = 16
+    load_format: str = "auto"
+    """auto: the directory's weights; dummy: random ones of the configured shape."""
+    attention_backend: str = "auto"
+    deterministic: bool = False
+    """Logits do not depend on what else is in a batch, on chunks or on cache hits."""
+    context_length: int = 0
+    """Longest sequence that is served; 0: the model's own limit."""
+
+
 def load_model_runner(
     path: Path,
-    dtype: str,
-    page_size: int,
+    options: EngineOptions,
     num_pages: Callable[[KVLayout], int],
     device: torch.device,
+    parallel: TensorParallel = SOLO,
     progress: Progress | None = None,
 ) -> ModelRunner:
-    """Loads a model directory, then makes a KV pool of `num_pages(layout)` pages.
+    """Loads this rank's part of a model directory, then makes a KV pool of `num_pages(layout)`
+    pages; `ModelRunner.layout` is what this rank's pool holds.
 
     Raises ModelDirectoryError or UnsupportedModel.
     """
     config = ModelConfig.from_directory(path)
-    torch_dtype = resolve_dtype(dtype, config, device)
+    torch_dtype = resolve_dtype(options.dtype, config, device)
     model = load_model(path, config, torch_dtype, device, progress)
     layout = KVLayout(
-        page_size=page_size,
+        page_size=options.page_size,
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,

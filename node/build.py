@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine.build import load_model_runner
+from engine.build import EngineOptions, load_model_runner
 from engine.cache import PrefixCache
 from engine.kv_cache import num_pages_that_fit
 from engine.runner import ModelRunner
@@ -139,9 +139,8 @@ def _load(config: NodeConfig, device: torch.device) -> ModelRunner:
     def num_pages(layout: KVLayout) -> int:
         return _pool_pages(config, layout, device)
 
-    return load_model_runner(
-        Path(config.model_path), config.dtype, config.page_size, num_pages, device, progress
-    )
+    options = EngineOptions(dtype=config.dtype, page_size=config.page_size)
+    return load_model_runner(Path(config.model_path), options, num_pages, device, progress=progress)
 
 
 def _pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> int:

@@ -12,7 +12,7 @@ from families import FAMILIES, save_random_model
 from transformers import PreTrainedModel
 
 from engine.batch import Batch
-from engine.build import load_model_runner
+from engine.build import EngineOptions, load_model_runner
 from engine.request import Slice
 from engine.runner import ModelRunner
 from protocol.sampling import Sampling
@@ -34,7 +34,9 @@ def pair(
     torch.set_num_threads(1)
     path: Path = tmp_path_factory.mktemp(family)
     reference = save_random_model(family, path)
-    return reference, load_model_runner(path, "float32", PAGE_SIZE, lambda _: 600, CPU)
+    return reference, load_model_runner(
+        path, EngineOptions("float32", PAGE_SIZE), lambda _: 600, CPU
+    )
 
 
 class Sequences:
@@ -133,7 +135,7 @@ def test_mixed_batches_change_nothing(pair: tuple[PreTrainedModel, ModelRunner])
 @pytest.mark.parametrize("long_family", ["llama2", "mistral"])
 def test_a_prompt_of_3000_tokens(long_family: str, tmp_path: Path) -> None:
     reference = save_random_model(long_family, tmp_path)
-    runner = load_model_runner(tmp_path, "float32", PAGE_SIZE, lambda _: 200, CPU)
+    runner = load_model_runner(tmp_path, EngineOptions("float32", PAGE_SIZE), lambda _: 200, CPU)
     prompt = prompt_of(3000, reference.config.vocab_size)
     expected = reference_tokens(reference, prompt, 8)
     assert Sequences(runner).generate(prompt, 8, chunk=1024) == expected

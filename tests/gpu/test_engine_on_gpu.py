@@ -11,7 +11,7 @@ from test_against_transformers import PAGE_SIZE, Sequences, prompt_of
 from transformers import PreTrainedModel
 
 from engine.batch import Batch
-from engine.build import load_model_runner
+from engine.build import EngineOptions, load_model_runner
 from engine.request import Slice
 from engine.runner import ModelRunner
 from engine.sampler import sample
@@ -32,7 +32,7 @@ def pair(
     torch.backends.cuda.matmul.allow_tf32 = False
     path: Path = tmp_path_factory.mktemp(str(request.param))
     reference = save_random_model(request.param, path)
-    runner = load_model_runner(path, "float32", PAGE_SIZE, lambda _: 600, CUDA)
+    runner = load_model_runner(path, EngineOptions("float32", PAGE_SIZE), lambda _: 600, CUDA)
     return reference.to(CUDA), runner
 
 
@@ -93,8 +93,8 @@ def test_a_mixed_batch_changes_nothing(pair: tuple[PreTrainedModel, ModelRunner]
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_near_float32(dtype: str, tmp_path: Path) -> None:
     save_random_model("llama2", tmp_path)
-    exact = load_model_runner(tmp_path, "float32", PAGE_SIZE, lambda _: 100, CUDA)
-    half = load_model_runner(tmp_path, dtype, PAGE_SIZE, lambda _: 100, CUDA)
+    exact = load_model_runner(tmp_path, EngineOptions("float32", PAGE_SIZE), lambda _: 100, CUDA)
+    half = load_model_runner(tmp_path, EngineOptions(dtype, PAGE_SIZE), lambda _: 100, CUDA)
     prompt = prompt_of(100, exact.config.vocab_size)
     expected, logits = logits_of(exact, prompt), logits_of(half, prompt)
     assert half.layout.dtype == dtype

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_loader import CPU, checkpoint, save
 
-from engine.build import load_model_runner
+from engine.build import EngineOptions, load_model_runner
 from engine.request import Slice
 from engine.runner import ModelRunner
 from protocol.sampling import Sampling
@@ -21,7 +21,7 @@ PAGES = [2, 0]
 def runner(tmp_path: Path) -> ModelRunner:
     torch.set_num_threads(1)
     save(tmp_path, checkpoint())
-    return load_model_runner(tmp_path, "float32", PAGE_SIZE, lambda _: 3, CPU)
+    return load_model_runner(tmp_path, EngineOptions("float32", PAGE_SIZE), lambda _: 3, CPU)
 
 
 def test_layers_are_told_as_they_are_written_before_their_feed_forward(

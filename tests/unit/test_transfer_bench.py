@@ -25,7 +25,7 @@ from benchmarks.transfer_cluster import (
     tables,
 )
 from benchmarks.watched_cluster import Cold, Stream, Surprise, Watched, gaps_within
-from engine.build import load_model_runner
+from engine.build import EngineOptions, load_model_runner
 from protocol.layout import KVLayout
 
 LAYOUT = {"page_size": 16, "num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": "float32"}
@@ -165,7 +165,7 @@ def test_no_two_prompts_share_a_page_or_end_an_answer() -> None:
 
 def test_the_model_is_what_the_physics_say(tmp_path: Path) -> None:
     save_random_model(tmp_path)
-    runner = load_model_runner(tmp_path, "auto", 16, lambda layout: 1, torch.device("cpu"))
+    runner = load_model_runner(tmp_path, EngineOptions(), lambda layout: 1, torch.device("cpu"))
     assert runner.layout.page_bytes == 256 << 10
     num_weights = sum(p.numel() for layer in runner.model.layers for p in layer.parameters())
     assert round(num_weights / 1e6, 1) == 23.6
