@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from engine.attention import AttentionBackend
 from engine.batch import Batch
@@ -14,7 +13,7 @@ from engine.kv_cache import KVCache
 from engine.model import DecoderModel, OnLayer
 from engine.model_config import ModelConfig
 from engine.request import Sampled, Slice
-from engine.sampler import sample
+from engine.sampler import Choices, sample
 from protocol.layout import KVLayout
 
 
@@ -23,13 +22,15 @@ class Step:
     """One step that was given to the device."""
 
     slices: Sequence[Slice]
-    tokens: Tensor | None
-    """[slices with sampling] int64; None if there are none."""
+    choices: Choices | None
+    """For the slices with sampling; None if there are none."""
 
     def sampled(self) -> list[Sampled | None]:
         """What was sampled for each slice, None where nothing was wanted; waits for the device."""
-        tokens = iter(self.tokens.tolist() if self.tokens is not None else ())
-        return [Sampled(next(tokens)) if s.sampling is not None else None for s in self.slices]
+        if self.choices is None:
+            return [None] * len(self.slices)
+        sampled = iter(self.choices.read(self.choices.packed.cpu()))
+        return [next(sampled) if s.sampling is not None else None for s in self.slices]
 
 
 class ModelRunner:
@@ -78,7 +79,12 @@ class ModelRunner:
         logits = self.model(batch, self.kv_cache, self.attention, on_layer)
         if not batch.samplings:
             return Step(slices, None)
-        return Step(slices, sample(logits, batch.samplings, batch.sample_positions))
+        last_tokens = batch.input_ids[batch.sample_rows]
+        histories = [s.history for s in slices if s.sampling is not None]
+        return Step(
+            slices,
+            sample(logits, batch.samplings, batch.sample_positions, histories, last_tokens),
+        )
 
     def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
         """`start`, and waits: the sampled token of each slice, None where none was wanted."""

@@ -1,90 +1,126 @@
-"""Chooses next tokens for a batch, with randomness that has no state.
+"""Chooses the next tokens of a batch.
 
-The random number for (request seed, position, token id) comes from a counter-based hash, so a
-request draws the very same tokens alone, in any batch, or continued on another node. A token is
-drawn by the Gumbel-max trick: argmax(log p + Gumbel noise) is a sample from p.
+A token is a pure function of its own row: of its logits, sampling, position and history. Every
+decision is made by comparing, or by adding whole numbers, which neighbours and devices cannot
+round in another order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.logprobs import LogprobTable, measure, temperatures
+from engine.noise import gumbel
+from engine.penalties import adjust
+from engine.request import Sampled
+from engine.rows import column, on_rows, upload
 from protocol.sampling import Sampling
 
-# Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-# generators", 2014), as signed integers.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
-
-MIN_TEMPERATURE = 1e-6
-"""Colder than this, logits would overflow float32; nothing but the likeliest token is drawn."""
+MASS_OF_ONE = 1 << 40
+"""Probabilities as whole numbers: so many for that of the likeliest token. Even 2^22 of them fit
+in 64 bits."""
 
 
-def sample(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
-    """One token per row: [n] int64 from `logits` [n, vocab] float32.
+@dataclass(frozen=True)
+class Choices:
+    """What `sample` chose; on the device until `read` is given `packed` on the host."""
 
-    `positions[i]` is the position that the token will have in its sequence.
+    tokens: Tensor
+    """[n] int64."""
+    logprobs: LogprobTable | None
+    packed: Tensor
+    """All of it, flat, for one transfer."""
+
+    @classmethod
+    def of(cls, tokens: Tensor, logprobs: LogprobTable | None) -> Choices:
+        if logprobs is None:
+            return cls(tokens, None, tokens)
+        packed = torch.cat([tokens.double(), logprobs.values.flatten()])
+        return cls(tokens, logprobs, packed)
+
+    def read(self, packed: Tensor) -> list[Sampled]:
+        """One per row. `packed` is on the host."""
+        count, host = len(self.tokens), packed.numpy()
+        tokens = [int(token) for token in host[:count].tolist()]
+        if self.logprobs is None:
+            return [Sampled(token) for token in tokens]
+        tables = self.logprobs.read(host[count:].reshape(self.logprobs.values.shape))
+        return [Sampled(token, tables.get(row)) for row, token in enumerate(tokens)]
+
+
+def sample(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    positions: Sequence[int],
+    histories: Sequence[Sequence[int]] = (),
+    last_tokens: Tensor | None = None,
+) -> Choices:
+    """One token per row of `logits` [n, vocab] float32. Never waits for the device.
+
+    `positions[i]` is the position that the token will have in its sequence; `histories[i]`: all
+    tokens before it, if `samplings[i].needs_history`. The last of these may be UNKNOWN; then
+    `last_tokens` [n] has it.
     """
-    greedy = logits.argmax(dim=-1)
-    if all(s.temperature == 0 for s in samplings):
-        return greedy
+    logits = adjust(logits, samplings, positions, histories, last_tokens)
+    tokens = _choose(logits, samplings, positions)
+    return Choices.of(tokens, measure(logits, samplings, tokens))
 
-    def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
 
-    coldness = [max(s.temperature, MIN_TEMPERATURE) for s in samplings]
-    temperature = column(coldness, torch.float32)
-    log_probs = (logits / temperature).log_softmax(dim=-1)
-    if any(s.top_k > 0 or s.top_p < 1 for s in samplings):
-        top_k = column([s.top_k or logits.shape[1] for s in samplings], torch.int64)
-        top_p = column([s.top_p for s in samplings], torch.float32)
-        log_probs = _keep_top(log_probs, top_k, top_p)
+def _choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+    """[n] int64."""
+    drawn = [row for row, s in enumerate(samplings) if s.temperature > 0 and s.top_k != 1]
+    if len(drawn) == len(samplings):
+        return _draw(logits, samplings, positions)
+    tokens = logits.argmax(dim=-1)
+    if not drawn:
+        return tokens
+    index = upload(np.array(drawn, dtype=np.int64), logits.device)
+    some = [samplings[row] for row in drawn], [positions[row] for row in drawn]
+    return tokens.index_copy(0, index, _draw(logits.index_select(0, index), *some))
+
+
+def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+    """[n] int64, of rows that are not greedy."""
+    device, vocab_size = logits.device, logits.shape[1]
+    # Logarithms of probabilities relative to the likeliest token's, which is 0.
+    relative = (logits - logits.amax(-1, keepdim=True)) / temperatures(samplings, device)
+    narrowed = [row for row, s in enumerate(samplings) if 0 < s.top_k < vocab_size or s.top_p < 1]
+    if narrowed:
+        some = [samplings[row] for row in narrowed]
+        relative = on_rows(relative, narrowed, lambda rows: _keep_top(rows, some))
     if any(s.min_p > 0 for s in samplings):
-        min_p = column([s.min_p for s in samplings], torch.float32)
-        floor = log_probs.amax(dim=-1, keepdim=True) + min_p.log()
-        log_probs = log_probs.masked_fill(log_probs < floor, float("-inf"))
-    seeds = column([s.seed for s in samplings], torch.int64)
-    noise = _gumbel(seeds, column(positions, torch.int64), logits.shape[1])
-    drawn = (log_probs + noise).argmax(dim=-1)
-    is_greedy = column([s.temperature == 0 for s in samplings], torch.bool)[:, 0]
-    return torch.where(is_greedy, greedy, drawn)
+        floors = [math.log(s.min_p) if s.min_p > 0 else -math.inf for s in samplings]
+        floor = column(floors, np.float32, device)
+        relative = relative.masked_fill(relative < floor, -torch.inf)
+    counters = upload(np.array([[s.seed for s in samplings], positions], dtype=np.int64), device)
+    noise = gumbel(counters[0, :, None], counters[1, :, None], vocab_size)
+    return (relative + noise).argmax(dim=-1)
 
 
-def _keep_top(log_probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """-inf for all but the `top_k` likeliest tokens, and of those the fewest whose probability
-    (renormalised over them) reaches `top_p`; the likeliest always stays."""
-    ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(log_probs.shape[1], device=log_probs.device)
-    ordered = ordered.masked_fill(ranks >= top_k, float("-inf"))
-    probs = ordered.softmax(dim=-1)
-    before = probs.cumsum(dim=-1) - probs
-    # A row that keeps all must do so whatever its neighbours ask for, rounding included.
-    cut = (before >= top_p) & (ranks > 0) & (top_p < 1)
-    ordered = ordered.masked_fill(cut, float("-inf"))
-    return torch.empty_like(log_probs).scatter_(-1, order, ordered)
+    (renormalised over them) reaches `top_p`; what is equal to the last that stays, stays too.
 
-
-def _gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """[n, vocab] float32 of standard Gumbel noise, a pure function of its arguments."""
-    tokens = torch.arange(vocab_size, dtype=torch.int64, device=seeds.device)
-    key = _mix(_mix(seeds + _GOLDEN) + positions * _GOLDEN)
-    bits = _mix(key + tokens * _GOLDEN)
-    # The top 52 bits and a half: exact in a double, and strictly between 0 and 1.
-    uniform = (_logical_shift(bits, 12).double() + 0.5) * 2.0**-52
-    return (-(-uniform.log()).log()).float()
-
-
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser; int64 arithmetic wraps around."""
-    x = (x ^ _logical_shift(x, 30)) * _MIX_1
-    x = (x ^ _logical_shift(x, 27)) * _MIX_2
-    return x ^ _logical_shift(x, 31)
-
-
-def _logical_shift(x: Tensor, bits: int) -> Tensor:
-    """torch shifts signed integers arithmetically, so the sign is masked away."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    So what stays depends on values alone and not on how a sort orders equals.
+    """
+    vocab_size = relative.shape[1]
+    counts = [min(s.top_k or vocab_size, vocab_size) for s in samplings]
+    top_k = column(counts, np.int64, relative.device)
+    top_p = column([s.top_p for s in samplings], np.float64, relative.device)
+    if max(counts) < vocab_size // 4:
+        ordered = relative.topk(max(counts)).values  # [rows, the largest top_k], descending
+    else:
+        ordered = relative.sort(-1, descending=True).values
+    ranks = torch.arange(ordered.shape[1], device=relative.device)
+    mass = (ordered.double().exp() * MASS_OF_ONE).long().masked_fill(ranks >= top_k, 0)
+    before = mass.cumsum(-1) - mass
+    enough = top_p * mass.sum(-1, keepdim=True)
+    needed = ((before < enough) | (top_p >= 1)).sum(-1, keepdim=True)
+    last = ordered.gather(-1, torch.minimum(needed, top_k) - 1)
+    return relative.masked_fill(relative < last, -torch.inf)

@@ -105,5 +105,5 @@ def test_half_precision_stays_near_float32(dtype: str, tmp_path: Path) -> None:
 def test_a_seed_draws_the_same_on_cpu_and_gpu() -> None:
     logits = 3 * torch.randn(64, 500, generator=torch.Generator().manual_seed(1))
     samplings = [Sampling(temperature=0.8, top_k=50, top_p=0.9, seed=i) for i in range(64)]
-    on_gpu = sample(logits.to(CUDA), samplings, range(64)).cpu()
-    assert torch.equal(on_gpu, sample(logits, samplings, range(64)))
+    on_gpu = sample(logits.to(CUDA), samplings, range(64)).tokens.cpu()
+    assert torch.equal(on_gpu, sample(logits, samplings, range(64)).tokens)

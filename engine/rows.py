@@ -1,0 +1,31 @@
+"""Host values to the device without waiting for it, and work on some rows of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def upload(values: np.ndarray, device: torch.device) -> Tensor:
+    """`values` on the device. From pinned memory: a copy of pageable memory would wait until the
+    device has done all that it was given before."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def column(values: Sequence[float], dtype: type, device: torch.device) -> Tensor:
+    """[n, 1] of a numpy type."""
+    return upload(np.array(values, dtype=dtype)[:, None], device)
+
+
+def on_rows(values: Tensor, rows: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`values` [n, …] with `change` made to these rows, ascending; `values` itself stays."""
+    if len(rows) == len(values):
+        return change(values)
+    index = upload(np.array(rows, dtype=np.int64), values.device)
+    return values.index_copy(0, index, change(values.index_select(0, index)))
