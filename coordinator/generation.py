@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from coordinator.detokenizer import Detokenizer, StopStrings
+from coordinator.logprobs import AnswerLogprobs
 from coordinator.router import Route
-from coordinator.schema import SamplingParams
+from coordinator.schema import Prompt
 from coordinator.tokenizer import Tokenizer
 from coordinator.totals import Counts
 from coordinator.tracker import Ended, Produced, Request
@@ -44,6 +45,8 @@ class Generation:
     stop_token_ids: frozenset[int]
     no_stop_trim: bool
     started: float
+    logprobs: AnswerLogprobs | None = None
+    """If the client asks for them."""
     output_ids: list[int] = field(default_factory=list)
     finish_reason: dict[str, Any] | None = None
     error: Abort | None = None
@@ -62,9 +65,10 @@ class Generation:
 
     @classmethod
     def of(
-        cls, request: Request, rid: str, sampling: SamplingParams, tokenizer: Tokenizer, now: float
+        cls, request: Request, rid: str, prompt: Prompt, tokenizer: Tokenizer, now: float
     ) -> Generation:
         """The answer to a request that starts now."""
+        sampling, asked = prompt.sampling, prompt.logprobs
         decode = partial(tokenizer.decode, skip_special_tokens=sampling.skip_special_tokens)
         return cls(
             request_id=request.request_id,
@@ -75,6 +79,9 @@ class Generation:
             stop_token_ids=frozenset(request.stop_token_ids),
             no_stop_trim=sampling.no_stop_trim,
             started=now,
+            logprobs=None
+            if asked is None
+            else AnswerLogprobs(asked, partial(tokenizer.decode, skip_special_tokens=False)),
         )
 
     @property
@@ -120,8 +127,10 @@ class Generation:
             self.fetched_tokens = event.fetched_tokens
         self.route, self.attempts = event.route, event.attempt
         self.transferred_pages = max(self.transferred_pages, event.transferred_pages)
-        for token in event.tokens:
+        for i, token in enumerate(event.tokens):
             self.output_ids.append(token)
+            if self.logprobs is not None:
+                self.logprobs.push(token, event.logprobs[i])
             if token in self.stop_token_ids and not self.no_stop_trim:
                 continue  # as SGLang: among the ids, not in the text
             self.detokenizer.push(token)
@@ -188,6 +197,8 @@ class Generation:
             meta["route_runner_up"] = self.route.runner_up
             fetched_from = self.route.fetch_from
             meta["fetched_from"] = fetched_from.name if fetched_from else None
+        if self.logprobs is not None:
+            meta |= self.logprobs.meta()
         return {
             "text": self.text,
             "output_ids": list(self.output_ids),

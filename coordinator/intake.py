@@ -50,24 +50,52 @@ def make_request(
             f"the prompt has {len(tokens)} tokens{asked}; at most {max_total_tokens} fit "
             "(prompt and answer together)"
         )
+    max_new_tokens = room if wanted is None else wanted
+    if params.min_new_tokens > max_new_tokens:
+        raise BadRequest(
+            f"min_new_tokens is {params.min_new_tokens}; the answer has at most {max_new_tokens}"
+        )
     stop_token_ids = list(params.stop_token_ids or [])
     _check_ids(stop_token_ids, "stop_token_ids", tokenizer)
     if not params.ignore_eos:
         stop_token_ids += tokenizer.eos_token_ids
-    seed = params.sampling_seed
     return Request(
         request_id=request_id,
         tokens=tokens,
         cache_salt=prompt.cache_salt,
-        sampling=Sampling(
-            temperature=params.temperature,
-            top_k=max(0, params.top_k),
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=secrets.randbits(63) if seed is None else (seed + choice) % (1 << 63),
-        ),
-        max_new_tokens=room if wanted is None else wanted,
+        sampling=_sampling(prompt, len(tokens), choice, stop_token_ids, tokenizer),
+        max_new_tokens=max_new_tokens,
         stop_token_ids=stop_token_ids,
+    )
+
+
+def _sampling(
+    prompt: Prompt,
+    prompt_length: int,
+    choice: int,
+    stop_token_ids: list[int],
+    tokenizer: Tokenizer,
+) -> Sampling:
+    """Raises BadRequest."""
+    params, seed, logprobs = prompt.sampling, prompt.sampling.sampling_seed, prompt.logprobs
+    _check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
+    if logprobs is not None:
+        _check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
+    return Sampling(
+        temperature=params.temperature,
+        top_k=max(0, params.top_k),
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=secrets.randbits(63) if seed is None else (seed + choice) % (1 << 63),
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias=tuple(params.biases),
+        prompt_length=prompt_length,
+        min_new_tokens=params.min_new_tokens,
+        stop_token_ids=tuple(stop_token_ids) if params.min_new_tokens else (),
+        num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
+        logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
     )
 
 

@@ -13,10 +13,17 @@ import msgspec
 MAX_BATCH = 1024
 MAX_STOPS = 32
 MAX_STOP_LENGTH = 1024
+MAX_BIASES = 1024
+MAX_BIAS = 1e30
+"""A larger one, divided by a small temperature, would leave float32."""
+MAX_TOP_LOGPROBS = 128
+MAX_LOGPROB_IDS = 1024
 
 
 Checked = TypeVar("Checked")
 UNKNOWN_KEY = re.compile("unknown field `(.*)`")
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
+"""One way to write each id, so that none comes twice."""
 
 
 class BadRequest(Exception):
@@ -24,16 +31,22 @@ class BadRequest(Exception):
 
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`sampling_params` of one prompt. Only `parse_generate` checks the ranges."""
 
     max_new_tokens: NonNegative | None = 128
+    min_new_tokens: NonNegative = 0
     temperature: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     top_k: Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)] = -1
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] = 1.0
+    logit_bias: dict[str, float] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
@@ -43,13 +56,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stream_interval: Annotated[int, msgspec.Meta(ge=1)] | None = None
     sampling_seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
     # Named by the contract, accepted at their neutral value only:
-    min_new_tokens: int = 0
     stop_regex: str | list[str] | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
     spaces_between_special_tokens: bool = True
-    logit_bias: dict[str, float] | None = None
     regex: str | None = None
     json_schema: str | None = None
     ebnf: str | None = None
@@ -62,16 +70,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
+    @property
+    def biases(self) -> list[tuple[int, float]]:
+        """`logit_bias` as (token id, what is added to its logit)."""
+        return [(int(token), bias) for token, bias in (self.logit_bias or {}).items()]
+
 
 DEFAULT_SAMPLING = SamplingParams()
 NOT_YET_SAMPLING: dict[str, tuple[Any, ...]] = {
-    "min_new_tokens": (0,),
     "stop_regex": (None, "", []),
-    "frequency_penalty": (0.0,),
-    "presence_penalty": (0.0,),
-    "repetition_penalty": (1.0,),
     "spaces_between_special_tokens": (True,),
-    "logit_bias": (None, {}),
     "regex": (None, ""),
     "json_schema": (None, ""),
     "ebnf": (None, ""),
@@ -79,11 +87,6 @@ NOT_YET_SAMPLING: dict[str, tuple[Any, ...]] = {
     "custom_params": (None, {}),
 }
 NOT_YET_TOP_LEVEL: dict[str, tuple[Any, ...]] = {
-    "return_logprob": (False, None),
-    "top_logprobs_num": (0, None),
-    "token_ids_logprob": (None, []),
-    "logprob_start_len": (-1, None),
-    "return_text_in_logprobs": (False, None),
     "priority": (0, None),
     "session_params": (None,),
     "session_id": (None,),
@@ -109,6 +112,22 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | list[str] | None = None
     cache_salt: str | list[str] | None = None
     extra_key: str | list[str] | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None
+    token_ids_logprob: list[int | list[int] | None] | None = None
+    """Ids for all prompts, or a list of ids (or null) for each."""
+    return_text_in_logprobs: bool | None = None
+
+
+class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Logprobs wanted of every token of an answer, besides its own."""
+
+    num_top: int = 0
+    """Of so many likeliest tokens."""
+    token_ids: tuple[int, ...] = ()
+    with_text: bool = False
+    """Ids are to have their texts beside them."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +138,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     rid: str | None
     cache_salt: str
+    logprobs: LogprobParams | None = None
+    """None: not asked for."""
 
 
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +175,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
     rids = _rids(body, count, is_batch)
     salts = _spread(body.cache_salt or "", count, "cache_salt")
     extra_keys = _spread(body.extra_key or "", count, "extra_key")
+    logprobs = _logprobs(body, params, count)
     prompts = [
         Prompt(
             text=texts[i] if texts else None,
@@ -161,6 +183,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
             sampling=params[i],
             rid=rids[i],
             cache_salt=tenant(salts[i], extra_keys[i]),
+            logprobs=logprobs[i],
         )
         for i in range(count)
     ]
@@ -200,6 +223,52 @@ def _rids(body: GenerateBody, count: int, is_batch: bool) -> list[str | None]:
     return spread
 
 
+def _logprobs(
+    body: GenerateBody, params: list[SamplingParams], count: int
+) -> list[LogprobParams | None]:
+    asked = _spread(body.return_logprob or False, count, "return_logprob")
+    starts = _spread(
+        -1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len"
+    )
+    nums = _spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
+    ids = _logprob_ids(body, count)
+    for i in range(count):
+        if asked[i]:
+            _check_logprobs(params[i], starts[i], nums[i], ids[i])
+    with_text = body.return_text_in_logprobs or False
+    return [
+        LogprobParams(num_top=nums[i], token_ids=tuple(ids[i]), with_text=with_text)
+        if asked[i]
+        else None
+        for i in range(count)
+    ]
+
+
+def _logprob_ids(body: GenerateBody, count: int) -> list[list[int]]:
+    """Of each prompt."""
+    given = body.token_ids_logprob or []
+    kinds = set(map(type, given))
+    if int in kinds and len(kinds) > 1:
+        raise BadRequest("token_ids_logprob: give either ids or lists of ids")
+    if int in kinds or not given:
+        return [cast("list[int]", given)] * count
+    lists = _spread(cast("list[list[int] | None]", given), count, "token_ids_logprob")
+    return [ids or [] for ids in lists]
+
+
+def _check_logprobs(params: SamplingParams, start: int, num_top: int, ids: list[int]) -> None:
+    if start != -1 or params.max_new_tokens == 0:
+        asks = f"logprob_start_len is {start}" if start != -1 else "max_new_tokens is 0"
+        raise BadRequest(
+            f"{asks}, which asks for logprobs of the prompt; this version of kvrelay has only "
+            "those of the answer: give logprob_start_len -1 and max_new_tokens of at least 1"
+        )
+    if not 0 <= num_top <= MAX_TOP_LOGPROBS:
+        raise BadRequest(f"top_logprobs_num is {num_top}; it must be 0 to {MAX_TOP_LOGPROBS}")
+    if len(ids) > MAX_LOGPROB_IDS:
+        raise BadRequest(f"token_ids_logprob has {len(ids)} ids; at most {MAX_LOGPROB_IDS} go")
+
+
 def _spread(value: Any, count: int, name: str) -> list[Any]:
     """One value for all prompts, or a list with one for each."""
     if not isinstance(value, list):
@@ -231,7 +300,23 @@ def _sampling(raw: dict[str, Any]) -> SamplingParams:
             f"sampling_params: stop takes at most {MAX_STOPS} strings of at most "
             f"{MAX_STOP_LENGTH} characters"
         )
+    _check_biases(params.logit_bias or {})
     return params
+
+
+def _check_biases(biases: dict[str, float]) -> None:
+    if len(biases) > MAX_BIASES:
+        raise BadRequest(
+            f"sampling_params: logit_bias has {len(biases)} entries; at most {MAX_BIASES} go"
+        )
+    for token, bias in biases.items():
+        if not TOKEN_ID.fullmatch(token):
+            raise BadRequest(f'sampling_params: logit_bias: {token!r} is no token id, as "123" is')
+        if not abs(bias) <= MAX_BIAS:
+            raise BadRequest(
+                f"sampling_params: logit_bias: {bias:g} for id {token} is too much; "
+                f"it must be -{MAX_BIAS:g} to {MAX_BIAS:g}"
+            )
 
 
 def _checked(raw: dict[str, Any], kind: type[Checked], where: str = "") -> Checked:

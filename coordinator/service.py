@@ -164,7 +164,7 @@ class Service:
             raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
         limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
         request = make_request(request_id, prompt, tokens, choice, self.tokenizer, limit)
-        generation = Generation.of(request, rid, prompt.sampling, self.tokenizer, now)
+        generation = Generation.of(request, rid, prompt, self.tokenizer, now)
         self._generations[request_id] = generation
         self._rids.add(rid)
         try:

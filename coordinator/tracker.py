@@ -16,7 +16,7 @@ from coordinator.router import NoRoute, Route
 from protocol.hashing import PageHash, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, Message, TokenOut, TokensOut
-from protocol.sampling import Sampling
+from protocol.sampling import Sampling, TokenLogprobs
 
 MAX_FAILURES = 4
 """Nodes that may fail one request before it fails."""
@@ -64,6 +64,8 @@ class Produced:
     cached_tokens: int
     fetched_tokens: int
     transferred_pages: int
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One for each of `tokens`, if the request asks for them."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,9 @@ class Tracker:
             running = self._current(out.attempt)
             if running is None or running.route is None or running.route.decode != message.node:
                 outcomes.append(Stray(out.attempt, message.node))
-            elif running.num_answered_before + out.start != len(running.answered):
+            elif problem := _problem(running, out):
                 outcomes.append(Send(running.route.decode_address, Cancel(out.attempt)))
-                outcomes += self._failed(running, message.node, "tokens were lost on the way", now)
+                outcomes += self._failed(running, message.node, problem, now)
                 outcomes += self.dispatch(now)
             else:
                 outcomes += self._take(running, out, now)
@@ -286,6 +288,7 @@ class Tracker:
                 out.cached_tokens,
                 out.fetched_tokens,
                 out.transferred_pages,
+                out.logprobs,
             )
         ]
         if out.finish:
@@ -377,6 +380,15 @@ class Tracker:
         if running is None or running.route is None or running.current != attempt:
             return None
         return running
+
+
+def _problem(running: _Running, out: TokenOut) -> str:
+    """Why these tokens cannot be used; "" if they can."""
+    if running.num_answered_before + out.start != len(running.answered):
+        return "tokens were lost on the way"
+    if running.request.sampling.wants_logprobs and len(out.logprobs) != len(out.tokens):
+        return "tokens came without their logprobs"
+    return ""
 
 
 def _needs(running: _Running, route: Route, node: Node) -> bool:

@@ -40,9 +40,9 @@ class LogprobTable:
         first_logprob, first_wanted = 1 + self.num_top, 1 + 2 * self.num_top
         tables = {}
         for row, sampling, values in zip(self.rows, self.samplings, host.tolist(), strict=True):
-            count = sampling.num_top_logprobs
+            count = min(sampling.num_top_logprobs, self.num_top)
             ids = [int(value) for value in values[1 : 1 + count]]
-            logprobs = values[first_logprob : first_logprob + len(ids)]
+            logprobs = values[first_logprob : first_logprob + count]
             wanted = values[first_wanted : first_wanted + len(sampling.logprob_token_ids)]
             tables[row] = TokenLogprobs(values[0], list(zip(ids, logprobs, strict=True)), wanted)
         return tables
@@ -56,7 +56,7 @@ def temperatures(samplings: Sequence[Sampling], device: torch.device) -> Tensor:
 
 def measure(logits: Tensor, samplings: Sequence[Sampling], tokens: Tensor) -> LogprobTable | None:
     """Of `tokens` [n], chosen from `logits` [n, vocab]; None if nobody asks."""
-    rows = [row for row, s in enumerate(samplings) if s.num_top_logprobs >= 0]
+    rows = [row for row, s in enumerate(samplings) if s.wants_logprobs]
     if not rows:
         return None
     device, vocab_size = logits.device, logits.shape[1]

@@ -23,8 +23,9 @@ class Client:
     """Synchronous. Use as a context manager, or call `close`. Every method raises ClientError.
 
     Answers of `generate` and `stream` are the objects of POST /generate: `text`, `output_ids`,
-    `meta_info`. The methods below them are the operators', who need the `admin_token` of a cluster
-    that has one; what they return is what /admin/* answers (see /docs of a coordinator).
+    `meta_info`, which has logprobs if `return_logprob` asks for them. The methods below them are
+    the operators', who need the `admin_token` of a cluster that has one; what they return is what
+    /admin/* answers (see /docs of a coordinator).
     """
 
     def __init__(self, url: str, admin_token: str = "", timeout_s: float = READ_TIMEOUT_S) -> None:
@@ -50,14 +51,29 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def generate(self, text: str, **sampling_params: Any) -> dict[str, Any]:
+    def generate(
+        self,
+        text: str,
+        *,
+        return_logprob: bool = False,
+        top_logprobs_num: int = 0,
+        **sampling_params: Any,
+    ) -> dict[str, Any]:
         """The whole answer."""
-        body = {"text": text, "sampling_params": sampling_params}
+        body = _generate_body(text, return_logprob, top_logprobs_num, sampling_params)
         return dict(self._json("POST", "/generate", body))
 
-    def stream(self, text: str, **sampling_params: Any) -> Iterator[dict[str, Any]]:
+    def stream(
+        self,
+        text: str,
+        *,
+        return_logprob: bool = False,
+        top_logprobs_num: int = 0,
+        **sampling_params: Any,
+    ) -> Iterator[dict[str, Any]]:
         """The answer as it grows: each object has all text so far."""
-        body = {"text": text, "sampling_params": sampling_params, "stream": True}
+        body = _generate_body(text, return_logprob, top_logprobs_num, sampling_params)
+        body["stream"] = True
         try:
             with self._http.stream("POST", "/generate", json=body) as response:
                 if response.status_code != 200:
@@ -146,6 +162,17 @@ class Client:
             f"no answer from {self._http.base_url} ({error}); "
             "is a cluster running there? `kvrelay up` starts one, --url names another"
         )
+
+
+def _generate_body(
+    text: str, return_logprob: bool, top_logprobs_num: int, sampling_params: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "text": text,
+        "return_logprob": return_logprob,
+        "top_logprobs_num": top_logprobs_num,
+        "sampling_params": sampling_params,
+    }
 
 
 def _message(response: httpx.Response) -> str:

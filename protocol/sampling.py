@@ -33,6 +33,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens whose logprobs are wanted at every position, if any are."""
 
     @property
+    def wants_logprobs(self) -> bool:
+        return self.num_top_logprobs >= 0
+
+    @property
     def needs_history(self) -> bool:
         """The choice depends on the ids of the tokens before it."""
         return (

@@ -14,6 +14,7 @@ from coordinator.generate import GenerateEndpoint
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.messages import AnyMessage, Cancel, Generate, TokenOut, TokensOut
+from protocol.sampling import Sampling, TokenLogprobs
 
 BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
 
@@ -107,6 +108,70 @@ def test_a_stream_has_an_event_per_token_and_one_end(decode: Channel) -> None:
             assert [len(json.loads(e[6:])["output_ids"]) for e in events[:2]] == [1, 2]
             assert events[2:] == ["data: [DONE]", ""]
             assert not exchange.sent[-1].get("more_body")
+
+    run(test)
+
+
+def test_parameters_travel_to_the_node_and_logprobs_to_the_client(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            params = {
+                "max_new_tokens": 9,
+                "min_new_tokens": 2,
+                "stop_token_ids": [5],
+                "frequency_penalty": 0.5,
+                "presence_penalty": -0.25,
+                "repetition_penalty": 1.25,
+                "logit_bias": {"3": -4},
+                "sampling_seed": 11,
+            }
+            asked = {"return_logprob": True, "top_logprobs_num": 1, "token_ids_logprob": [8]}
+            body = {"input_ids": [7, 7, 7], "sampling_params": params} | asked
+            exchange = Exchange(service, whole(body))
+            generate = await generate_of(decode)
+            eos = service.tokenizer.eos_token_ids
+            assert generate.sampling == Sampling(
+                seed=11,
+                frequency_penalty=0.5,
+                presence_penalty=-0.25,
+                repetition_penalty=1.25,
+                logit_bias=((3, -4.0),),
+                prompt_length=3,
+                min_new_tokens=2,
+                stop_token_ids=(5, *eos),
+                num_top_logprobs=1,
+                logprob_token_ids=(8,),
+            )
+            logprobs = TokenLogprobs(-0.5, [(4, -0.25)], [-7.0])
+            out = TokenOut(generate.attempt, 0, [100], "length", logprobs=[logprobs])
+            service._handle(TokensOut([out], D0))
+            _, answer = await exchange.ended()
+            meta = json.loads(answer)["meta_info"]
+            assert meta["output_token_logprobs"] == [[-0.5, 100, None]]
+            assert meta["output_top_logprobs"] == [[[-0.25, 4, None]]]
+            assert meta["output_token_ids_logprobs"] == [[[-7.0, 8, None]]]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"logit_bias": {"99999": 1}}, b"logit_bias has the id 99999"),
+        ({"min_new_tokens": 3, "max_new_tokens": 2}, b"min_new_tokens is 3"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(
+    decode: Channel, params: dict[str, Any], words: bytes
+) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            body = {"input_ids": [7], "sampling_params": params}
+            status, answer = await Exchange(service, whole(body)).ended()
+            assert status == 400 and words in answer
+            asked = {"return_logprob": True, "token_ids_logprob": [99999]}
+            status, answer = await Exchange(service, whole({"input_ids": [7]} | asked)).ended()
+            assert status == 400 and b"token_ids_logprob has the id 99999" in answer
 
     run(test)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.schema import BadRequest, parse_generate
+from coordinator.schema import BadRequest, LogprobParams, parse_generate
 
 
 def test_one_text() -> None:
@@ -62,7 +62,17 @@ def test_names_and_tenants() -> None:
         ({"text": "a", "stream": "yes"}, "stream"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "1 entries for 2 prompts"),
         ({"text": ["a", "b"], "rid": ["x", "x"]}, "same request twice"),
-        ({"text": "a", "return_logprob": True}, "return_logprob is not supported"),
+        ({"text": "a", "return_logprob": "yes"}, "return_logprob"),
+        ({"text": ["a", "b"], "return_logprob": [True]}, "return_logprob has 1 entries for 2"),
+        ({"text": "a", "return_logprob": True, "logprob_start_len": 0}, "logprob_start_len is 0"),
+        ({"text": "a", "return_logprob": True, "top_logprobs_num": 129}, "must be 0 to 128"),
+        ({"text": "a", "return_logprob": True, "top_logprobs_num": -1}, "must be 0 to 128"),
+        ({"text": "a", "return_logprob": True, "token_ids_logprob": [1, [2]]}, "either ids or"),
+        ({"text": "a", "return_logprob": True, "token_ids_logprob": [1] * 1025}, "at most 1024"),
+        (
+            {"text": "a", "return_logprob": True, "sampling_params": {"max_new_tokens": 0}},
+            "max_new_tokens is 0, which asks for logprobs of the prompt",
+        ),
         ({"text": "a", "lora_path": "x"}, "lora_path is not supported"),
     ],
 )
@@ -90,8 +100,18 @@ def test_refused_bodies(body: dict[str, Any], words: str) -> None:
         ({"temprature": 1}, "unknown key temprature"),
         ({"regex": "a+"}, "regex is not supported"),
         ({"json_schema": "{}"}, "json_schema is not supported"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty is not supported"),
-        ({"logit_bias": {"1": 2.0}}, "logit_bias is not supported"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 2.1}, "repetition_penalty"),
+        ({"min_new_tokens": -1}, "min_new_tokens"),
+        ({"logit_bias": {"one": 2.0}}, "'one' is no token id"),
+        ({"logit_bias": {"-1": 2.0}}, "'-1' is no token id"),
+        ({"logit_bias": {"01": 2.0}}, "'01' is no token id"),
+        ({"logit_bias": {"1": "2"}}, "logit_bias"),
+        ({"logit_bias": {"1": 1e31}}, "1e.31 for id 1 is too much"),
+        ({"logit_bias": {"1": float("nan")}}, "nan for id 1"),
+        ({"logit_bias": {str(i): 1.0 for i in range(1025)}}, "at most 1024"),
         ({"stop": ["x"] * 33}, "at most 32"),
     ],
 )
@@ -105,6 +125,43 @@ def test_neutral_values_of_what_is_missing_are_welcome() -> None:
         {
             "text": "a",
             "return_logprob": False,
-            "sampling_params": {"regex": None, "frequency_penalty": 0.0, "min_new_tokens": 0},
+            "sampling_params": {"regex": None, "stop_regex": "", "custom_params": {}},
         }
     )
+
+
+def test_penalties_and_biases_at_their_limits() -> None:
+    params = {
+        "frequency_penalty": -2,
+        "presence_penalty": 2,
+        "repetition_penalty": 2,
+        "logit_bias": {"0": -1e30, "17": 3},
+    }
+    sampling = parse_generate({"text": "a", "sampling_params": params}).prompts[0].sampling
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (-2, 2)
+    assert sampling.repetition_penalty == 2
+    assert sampling.biases == [(0, -1e30), (17, 3.0)]
+
+
+def test_logprobs_for_all_or_for_each() -> None:
+    shared = {"text": ["a", "b"], "return_logprob": True, "top_logprobs_num": 2}
+    wanted = LogprobParams(num_top=2, token_ids=(7, 8), with_text=True)
+    body = shared | {"token_ids_logprob": [7, 8], "return_text_in_logprobs": True}
+    assert [p.logprobs for p in parse_generate(body).prompts] == [wanted, wanted]
+    each = {
+        "text": ["a", "b", "c"],
+        "return_logprob": [True, False, True],
+        "top_logprobs_num": [0, 1, 3],
+        "token_ids_logprob": [[5], [6], None],
+        "logprob_start_len": [-1, 0, -1],
+    }
+    assert [p.logprobs for p in parse_generate(each).prompts] == [
+        LogprobParams(token_ids=(5,)),
+        None,
+        LogprobParams(num_top=3),
+    ]
+
+
+def test_what_goes_with_logprobs_is_ignored_without_them() -> None:
+    body = {"text": "a", "top_logprobs_num": 5, "logprob_start_len": 0, "return_logprob": None}
+    assert parse_generate(body).prompts[0].logprobs is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from coordinator.tracker import (
 from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, FailureKind, Generate, TokenOut, TokensOut
-from protocol.sampling import Sampling
+from protocol.sampling import Sampling, TokenLogprobs
 
 D0, D1, P0 = Node("d0", 1), Node("d1", 1), Node("p0", 1)
 
@@ -95,6 +97,21 @@ def test_a_gap_in_the_tokens_is_a_failure_and_what_was_told_stays() -> None:
     assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
     (produced,) = tracker.tokens(tokens_of(again.attempt, 9, node=D1), 0.3)
     assert isinstance(produced, Produced) and produced.tokens == [9]
+
+
+def test_logprobs_come_with_their_tokens_or_the_attempt_has_failed() -> None:
+    nodes = Nodes("d0", "d1")
+    tracker = tracker_of(nodes)
+    nodes.join("d1", load_of(num_running=7, queued_tokens=10))
+    sampling = Sampling(seed=5, prompt_length=3, num_top_logprobs=0)
+    generate = sent(tracker.submit(replace(request(), sampling=sampling), 0.0))
+    logprobs = [TokenLogprobs(-0.25), TokenLogprobs(-1.5)]
+    out = TokenOut(generate.attempt, 0, [7, 8], logprobs=logprobs)
+    (produced,) = tracker.tokens(TokensOut([out], D0), 0.1)
+    assert isinstance(produced, Produced) and produced.logprobs == logprobs
+    again = sent(tracker.tokens(tokens_of(generate.attempt, 9, start=2), 0.2))
+    assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
+    assert again.sampling == sampling, "the prompt became longer, not what the client sent"
 
 
 def test_tokens_count_only_from_the_node_that_was_asked() -> None:
