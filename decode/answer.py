@@ -4,28 +4,79 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.request import Sequence
+from engine.request import Sequence, Slice
 from protocol.hashing import PageHash
 from protocol.ids import Attempt
-from protocol.messages import Generate
+from protocol.messages import Generate, PrefillDone
 
 
 @dataclass(eq=False)
 class Answer:
-    """One request. `sequence` is None while it waits for pages."""
+    """One request. `sequence` is None while it waits for pages, and when it is over."""
 
     request: Generate
     prompt: list[int]
     hashes: list[PageHash]
+    """Of the full pages of the prompt at least."""
+    arrival: int = 0
+    """Grows from request to request: the higher, the younger."""
     sequence: Sequence | None = None
     cached_tokens: int = 0
     fetched_tokens: int = 0
     num_expected_pages: int = 0
     """To be received from a prefill node."""
-    first_token: int | None = None
-    """As that node sampled it."""
+    prefilled: PrefillDone | None = None
+    """What that node said at the end."""
     generated: list[int] = field(default_factory=list)
+    is_preempted: bool = False
+    """It ran before. What it has so far is computed here, whoever computed its prompt at first."""
 
     @property
     def attempt(self) -> Attempt:
         return self.request.attempt
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the prompt and, so far, of the answer."""
+        return self.prompt + self.generated
+
+    @property
+    def max_tokens(self) -> int:
+        """Of prompt and answer whose KV may be needed; nobody needs that of the last token."""
+        return len(self.prompt) + max(1, self.request.max_new_tokens) - 1
+
+    @property
+    def is_computed_here(self) -> bool:
+        """Its next admission begins with tokens that this node computes."""
+        return self.is_preempted or not self.request.prefill_address
+
+    @property
+    def is_ending(self) -> bool:
+        """A step under way samples its last token, whatever that is."""
+        assert self.sequence is not None
+        return self.sequence.is_sampling and self.sequence.num_planned >= self.max_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A part of an answer in a step under way."""
+
+    answer: Answer
+    sequence: Sequence
+    part: Slice
+
+    @property
+    def is_wanted(self) -> bool:
+        """False: the answer ended or gave way meanwhile, and what is sampled is nobody's."""
+        return self.answer.sequence is self.sequence
+
+    @property
+    def needs_ids(self) -> bool:
+        """What it samples has to be known before the next step of the answer is started."""
+        sampling = self.part.sampling
+        return self.is_wanted and sampling is not None and sampling.needs_history
+
+    @property
+    def is_given(self) -> bool:
+        """It computes nothing that this admission of the answer sampled."""
+        return self.part.start < self.sequence.num_given

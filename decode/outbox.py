@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.instructions import Instruction, Send
-from protocol.ids import Attempt, Node
+from protocol.ids import Node
 from protocol.messages import TokenOut, TokensOut
 
 
@@ -12,20 +12,7 @@ class Outbox:
         self._node = node
         self._outs: dict[str, list[TokenOut]] = {}
 
-    def add(
-        self,
-        address: str,
-        attempt: Attempt,
-        start: int,
-        tokens: list[int],
-        finish: str,
-        cached_tokens: int,
-        transferred_pages: int,
-        fetched_tokens: int,
-    ) -> None:
-        out = TokenOut(
-            attempt, start, tokens, finish, cached_tokens, transferred_pages, fetched_tokens
-        )
+    def add(self, address: str, out: TokenOut) -> None:
         self._outs.setdefault(address, []).append(out)
 
     def flush(self) -> list[Instruction]:

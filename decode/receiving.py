@@ -62,6 +62,9 @@ class Receiving:
     def __len__(self) -> int:
         return len(self._under_way)
 
+    def __iter__(self) -> Iterator[Answer]:
+        return (under_way.answer for under_way in self._under_way.values())
+
     def get(self, attempt: Attempt) -> Answer | None:
         under_way = self._under_way.get(attempt)
         return under_way.answer if under_way is not None else None
@@ -126,7 +129,7 @@ class Receiving:
             return None
         under_way.done, under_way.done_at = done, now
         answer = under_way.answer
-        answer.first_token = done.first_token
+        answer.prefilled = done
         answer.cached_tokens = done.cached_tokens
         answer.fetched_tokens = done.fetched_tokens
         return self._take_ready(under_way)

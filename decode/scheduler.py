@@ -3,26 +3,30 @@
 A request's life:
 
     waiting ──admit──► receiving ──pages and first token here──► running ──► gone
-                 └──── (no prefill node: fetches and computes the prompt itself) ──┘
+       ▲         └──── (no prefill node: fetches and computes the prompt itself) ─┘ │
+       └─────────────────────────── preempted: no pages are left ──────────────────┘
 
-Admission reserves every page the answer can need, so a running request never runs out of pages,
-and a request that finds no room costs nobody anything. Prompts that this node computes itself
-share the steps with running answers, chunk by chunk.
+Admission takes the pages of the prompt, if some are left for everybody to grow. A request that
+finds no room costs nobody anything. Prompts that this node computes itself share the steps with
+running answers, chunk by chunk. So does a preempted request: its prompt is then all tokens that it
+has, and its next one is the same as if it had not given way.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from decode.answer import Answer
 from decode.outbox import Outbox
 from decode.receiving import Receiving
+from decode.running import Running
 from engine.cache import PrefixCache
-from engine.request import Sequence, Slice
+from engine.request import Sampled, Sequence, Slice
 from node.counters import Counters
 from node.fetching import FETCH_TIMEOUT_S, Fetching
 from node.instructions import (
@@ -46,7 +50,12 @@ from protocol.messages import (
     Generate,
     Load,
     PrefillDone,
+    TokenOut,
 )
+
+HEADROOM_TOKENS = 64
+"""Nobody is admitted unless it and all that are admitted can grow by so many tokens: else it would
+soon give way again, and compute its prompt for that."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,7 @@ class DecodeScheduler:
         self._hasher = hasher
         self._limits = limits
         self._waiting: deque[Answer] = deque()
-        self._running: list[Answer] = []
-        self._batch: list[tuple[Answer, Slice]] = []
+        self._num_arrived = 0
         self._outbox = Outbox(node)
         self._counters = Counters()
         self._receiving = Receiving(
@@ -87,6 +95,7 @@ class DecodeScheduler:
         self._fetching = Fetching(
             node, addresses, cache, hasher, self._counters, limits.fetch_timeout_s
         )
+        self._running = Running(cache, hasher, self._fetching)
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         if isinstance(event, Generate):
@@ -108,34 +117,39 @@ class DecodeScheduler:
         return []
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        instructions = self._expire(now) + self._fetching.expire(now) + self._admit(now)
-        self._batch = list(self._plan())
-        return [part for _, part in self._batch], instructions
+        instructions = self._expire(now) + self._fetching.expire(now)
+        for answer in self._running.who_gives_way():
+            instructions += self._preempt(answer, now)
+        instructions += self._admit(now)
+        step = self._running.plan(self._limits.chunk_tokens)
+        return [planned.part for planned in step], instructions
 
-    def finish(self, tokens: Seq[int | None], now: float) -> list[Instruction]:
-        for (answer, part), token in zip(self._batch, tokens, strict=True):
-            assert answer.sequence is not None
-            answer.sequence.num_computed += len(part.token_ids)
-            if not answer.generated:
+    def finish(self, sampled: Seq[Sampled | None], now: float) -> list[Instruction]:
+        for planned, new in zip(self._running.take_step(), sampled, strict=True):
+            if not planned.is_wanted:
+                continue
+            answer, part = planned.answer, planned.part
+            planned.sequence.computed(part)
+            if planned.is_given:
                 self._counters.computed_tokens_total += len(part.token_ids)
                 self._commit(answer, now)
-            if token is not None:
-                self._produced(answer, token, now)
-        self._batch = []
+            if new is not None:
+                self._produced(answer, new, now)
         return self._outbox.flush()
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
-        for answer in [self._batch[i][0] for i in failed]:
+        step = self._running.oldest_step
+        for answer in [step[i].answer for i in failed if step[i].is_wanted]:
             instructions += self._drop(answer.attempt, now)
             instructions.append(self._failure(answer.request, reason, "node"))
-        self._batch = [part for i, part in enumerate(self._batch) if i not in failed]
+        step[:] = [planned for i, planned in enumerate(step) if i not in failed]
         return instructions
 
     def load(self) -> Load:
-        waiting = sum(len(a.prompt) for a in self._waiting if not a.request.prefill_address)
+        waiting = sum(len(a.tokens) for a in self._waiting if a.is_computed_here)
         running = sum(
-            a.sequence.num_uncomputed for a in self._running if a.sequence and not a.generated
+            a.sequence.num_uncomputed for a in self._running if a.sequence and a.sequence.is_filling
         )
         return self._counters.load(
             self._cache,
@@ -149,8 +163,9 @@ class DecodeScheduler:
     def _enqueue(self, request: Generate, now: float) -> list[Instruction]:
         instructions = self._drop(request.attempt, now)
         prompt = tokens_from_bytes(request.tokens)
-        answer = Answer(request, prompt, [])
-        num_pages = self._pages_needed(answer)
+        self._num_arrived += 1
+        answer = Answer(request, prompt, [], self._num_arrived)
+        num_pages = self._hasher.num_pages(answer.max_tokens)
         if num_pages > self._cache.num_pages:
             reason = (
                 f"prompt and answer need {num_pages} pages, "
@@ -171,35 +186,59 @@ class DecodeScheduler:
         for answer in list(islice(self._waiting, MAX_LOOKED_AT)):
             if self._num_admitted() == self._limits.max_running:
                 break
-            reusable = self._hasher.reusable(answer.hashes, len(answer.prompt))
-            computes_here = not answer.request.prefill_address
-            if next_page_is_coming(self._cache, reusable, self._coming(computes_here, now)):
+            tokens = answer.tokens
+            reusable = self._hasher.reusable(answer.hashes, len(tokens))
+            if next_page_is_coming(
+                self._cache, reusable, self._coming(answer.is_computed_here, now)
+            ):
                 continue
+            num_pages = self._hasher.num_pages(len(tokens))
             lease = self._cache.acquire(
-                reusable, self._pages_needed(answer), now, answer.request.cache_salt
+                reusable, num_pages, now, answer.request.cache_salt, self._headroom(answer)
             )
             if lease is None:
                 break
             self._waiting.remove(answer)
             num_cached = lease.num_cached_pages * self._hasher.page_size
-            answer.sequence = Sequence(
-                list(answer.prompt), lease, answer.request.sampling, num_cached
-            )
-            self._counters.started(num_cached if computes_here else 0)
-            if computes_here:
-                answer.cached_tokens = num_cached
-                self._running.append(answer)
-                instructions += self._fetching.begin(answer.request, answer.sequence, reusable, now)
-            else:
-                instructions += self._receiving.begin(answer, now)
+            answer.sequence = Sequence(tokens, lease, answer.request.sampling, num_cached)
+            instructions += self._begin(answer, reusable, now)
         return instructions
+
+    def _begin(self, answer: Answer, reusable: Seq[PageHash], now: float) -> list[Instruction]:
+        """It was admitted, for the first time or again."""
+        assert answer.sequence is not None
+        if answer.is_preempted:  # was counted, and fetches nothing: its old fetch may still arrive
+            self._running.add(answer)
+            return []
+        if not answer.is_computed_here:
+            self._counters.started(0)
+            return self._receiving.begin(answer, now)
+        answer.cached_tokens = answer.sequence.num_computed
+        self._counters.started(answer.cached_tokens)
+        self._running.add(answer)
+        return self._fetching.begin(answer.request, answer.sequence, reusable, now)
+
+    def _headroom(self, newcomer: Answer) -> int:
+        """Pages that `newcomer` and all that are admitted should find when they grow."""
+        return self._pages_to_grow(newcomer) + sum(
+            self._pages_to_grow(answer) for answer in chain(self._running, self._receiving)
+        )
+
+    def _pages_to_grow(self, answer: Answer) -> int:
+        """For HEADROOM_TOKENS more tokens, as far as there may be so many."""
+        num_tokens = len(answer.prompt) + len(answer.generated)
+        num_pages = self._hasher.num_pages(num_tokens)
+        if answer.sequence is not None:
+            num_pages = len(answer.sequence.lease.pages)
+        num_then = self._hasher.num_pages(min(num_tokens + HEADROOM_TOKENS, answer.max_tokens))
+        return max(0, num_then - num_pages)
 
     def _coming(self, computed_ones: bool, now: float) -> Iterator[Seq[PageHash]]:
         """The prompts whose pages are received or fetched now, and `computed_ones` here."""
         yield from self._receiving.chains(now)
         yield from self._fetching.chains()
         if computed_ones:
-            yield from (answer.hashes for answer in self._running if not answer.generated)
+            yield from (a.hashes for a in self._running if a.sequence and a.sequence.is_filling)
 
     def _expire(self, now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
@@ -241,35 +280,29 @@ class DecodeScheduler:
         """Moves a request to the running batch, its pages and its first token being here."""
         if answer is None:
             return []
-        assert answer.first_token is not None
-        self._running.append(answer)
-        self._produced(answer, answer.first_token, now)
+        assert answer.prefilled is not None
+        first = Sampled(answer.prefilled.first_token, answer.prefilled.first_logprobs)
+        self._running.add(answer)
+        self._produced(answer, first, now)
         return self._outbox.flush()
 
-    # Steps
+    # Running
 
-    def _plan(self) -> Iterator[tuple[Answer, Slice]]:
-        """One token of every running answer, then prompt chunks within the token budget."""
-        prompts = []
-        for answer in self._running:
-            assert answer.sequence is not None
-            if answer.generated:
-                yield answer, answer.sequence.next_slice(1)
-            elif answer.attempt not in self._fetching:
-                prompts.append(answer)
-        budget = self._limits.chunk_tokens
-        for answer in prompts:
-            assert answer.sequence is not None
-            if budget == 0:
-                break
-            part = answer.sequence.next_slice(budget)
-            budget -= len(part.token_ids)
-            yield answer, part
+    def _preempt(self, answer: Answer, now: float) -> list[Instruction]:
+        """It waits again, and may find what is computed of it when it goes on."""
+        self._counters.preemptions_total += 1
+        instructions = self._fetching.give_up(answer.attempt, now)
+        self._commit(answer, now)
+        self._running.end(answer)
+        answer.is_preempted = True
+        answer.hashes = self._hasher.hashes(answer.tokens, answer.request.cache_salt)
+        insort(self._waiting, answer, key=lambda a: a.arrival)
+        return instructions
 
-    def _produced(self, answer: Answer, token: int, now: float) -> None:
+    def _produced(self, answer: Answer, new: Sampled, now: float) -> None:
         """A new token of a running answer: report it, and end the answer if it is the last."""
         assert answer.sequence is not None
-        request = answer.request
+        request, token = answer.request, new.token
         answer.generated.append(token)
         answer.sequence.tokens.append(token)
         self._counters.generated_tokens_total += 1
@@ -280,20 +313,20 @@ class DecodeScheduler:
             finish = "stop"
         elif len(answer.generated) == request.max_new_tokens:
             finish = "length"
-        self._outbox.add(
-            request.reply_address,
-            answer.attempt,
-            len(answer.generated) - 1,
-            reported,
-            finish,
-            answer.cached_tokens,
-            answer.num_expected_pages,
-            answer.fetched_tokens,
+        out = TokenOut(
+            attempt=answer.attempt,
+            start=len(answer.generated) - 1,
+            tokens=reported,
+            finish=finish,
+            cached_tokens=answer.cached_tokens,
+            transferred_pages=answer.num_expected_pages,
+            fetched_tokens=answer.fetched_tokens,
+            logprobs=[new.logprobs] if reported and new.logprobs is not None else [],
         )
+        self._outbox.add(request.reply_address, out)
         if finish:
-            self._running.remove(answer)
             self._commit(answer, now)
-            self._cache.release(answer.sequence.lease)
+            self._running.end(answer)
 
     def _commit(self, answer: Answer, now: float) -> None:
         """Makes the full pages of what is computed findable; the answer's own at its end."""
@@ -329,10 +362,8 @@ class DecodeScheduler:
         for answer in [a for a in self._waiting if a.attempt.superseded_by(attempt)]:
             self._waiting.remove(answer)
         for answer in [a for a in self._running if a.attempt.superseded_by(attempt)]:
-            assert answer.sequence is not None
             instructions += self._fetching.give_up(answer.attempt, now)
-            self._running.remove(answer)
-            self._cache.release(answer.sequence.lease)
+            self._running.end(answer)
         return instructions
 
     def _failure(self, request: Generate, reason: str, kind: FailureKind) -> Instruction:
@@ -342,9 +373,3 @@ class DecodeScheduler:
 
     def _num_admitted(self) -> int:
         return len(self._running) + len(self._receiving)
-
-    def _pages_needed(self, answer: Answer) -> int:
-        """Pages for prompt and answer, but for the last token, whose KV nobody needs."""
-        return self._hasher.num_pages(
-            len(answer.prompt) + max(1, answer.request.max_new_tokens) - 1
-        )

@@ -89,21 +89,38 @@ class PrefixCache:
         return self._tree.hashes()
 
     def acquire(
-        self, hashes: Sequence[PageHash], num_pages: int, now: float, cache_salt: str = ""
+        self,
+        hashes: Sequence[PageHash],
+        num_pages: int,
+        now: float,
+        cache_salt: str = "",
+        num_spare_pages: int = 0,
     ) -> Lease | None:
         """A lease on `num_pages` pages, the first of them the longest cached prefix of `hashes`.
 
         `cache_salt` names the tenant from whose namespace the hashes are chained. Evicts as much
-        as it needs. None: there is no room until another lease is released.
+        as it needs. None: there is no room until another lease is released, or not so much that
+        `num_spare_pages` more could be given.
         """
         assert num_pages >= len(hashes)
         pages, node = self._tree.match(hashes, now)
         self._tree.lock(node)
-        new_pages = self._allocate(num_pages - len(pages))
+        new_pages = self._allocate(num_pages - len(pages), num_spare_pages)
         if new_pages is None:
             self._tree.unlock(node)
             return None
         return Lease(pages + new_pages, len(pages), node, set(new_pages), cache_salt, len(pages))
+
+    def extend(self, lease: Lease, num_pages: int) -> bool:
+        """Makes the lease so many pages long, evicting as much as that needs. False, and no change:
+        there is no room until another lease is released."""
+        assert not lease.released and num_pages > len(lease.pages)
+        new_pages = self._allocate(num_pages - len(lease.pages))
+        if new_pages is None:
+            return False
+        lease.pages += new_pages
+        lease.private.update(new_pages)
+        return True
 
     def commit(self, lease: Lease, hashes: Sequence[PageHash], now: float) -> None:
         """The first len(hashes) pages of the lease hold what `hashes` say: make them findable.
@@ -149,9 +166,9 @@ class PrefixCache:
         changes, self._changes = self._changes, []
         return changes
 
-    def _allocate(self, count: int) -> list[int] | None:
+    def _allocate(self, count: int, num_spare: int = 0) -> list[int] | None:
         missing = count - self._pool.num_free
-        if missing > self.num_cached_pages:
+        if missing + num_spare > self.num_cached_pages:
             return None
         if missing > 0:
             self.num_evicted_pages += self._removed(*self._tree.evict(missing))

@@ -19,6 +19,7 @@ class Counters:
     pages_sent_total: int = 0
     pages_received_total: int = 0
     transfer_failures_total: int = 0
+    preemptions_total: int = 0
     fetched_tokens_total: int = 0
     pages_fetched_total: int = 0
     exposed_s: dict[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.request import Slice
+from engine.request import Sampled, Slice
 from protocol.ids import Attempt
 from protocol.messages import AnyMessage, Load, Message
 
@@ -115,15 +115,16 @@ class Scheduler(Protocol):
     def handle(self, event: Event, now: float) -> list[Instruction]: ...
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        """The next step, and what to do before it is computed. Without slices there is nothing
-        to compute before the next event or deadline."""
+        """The next step, and what to do before it is started; from now on it is under way, and one
+        more may be planned before it is over. Without slices there is no step: nothing can be
+        computed before the next event, the end of the step under way or a deadline."""
 
-    def finish(self, tokens: Sequence[int | None], now: float) -> list[Instruction]:
-        """Takes the sampled token of each slice of the last `next_batch`."""
+    def finish(self, sampled: Sequence[Sampled | None], now: float) -> list[Instruction]:
+        """The oldest step under way is over. Takes what was sampled for each of its slices."""
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
-        """These slices of the last `next_batch` (by position) could not be computed: their
-        requests fail and their pages come back. `finish` follows, with the tokens of the rest."""
+        """These slices of the oldest step under way (by position) could not be computed: their
+        requests fail and their pages come back. `finish` follows, with the rest."""
 
     def load(self) -> Load:
         """Queues, pages and counters; the shell adds measured rates."""

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import torch
 
 from engine.cache import PrefixCache
-from engine.model import OnLayer
 from engine.request import Slice
-from engine.runner import ModelRunner
 from kvtransfer.transport import PageStream, Transport
 from node.heartbeat import Heartbeats
 from node.instructions import (
@@ -39,8 +36,9 @@ from node.instructions import (
 )
 from node.links import link_loads
 from node.publisher import OwnershipPublisher
-from node.rates import Rates
 from node.resources import resident_bytes
+from node.runner import Runner
+from node.steps import Steps
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import join_hashes
 from protocol.ids import Attempt, Node
@@ -81,7 +79,7 @@ class NodeShell:
         channel: Channel,
         scheduler: Scheduler,
         cache: PrefixCache,
-        runner: ModelRunner,
+        runner: Runner,
         transport: Transport,
         publisher: OwnershipPublisher,
         heartbeats: Heartbeats,
@@ -90,17 +88,15 @@ class NodeShell:
         self._channel = channel
         self._scheduler = scheduler
         self._cache = cache
-        self._runner = runner
         self._transport = transport
         self._publisher = publisher
         self._heartbeats = heartbeats
         self._transfer_events: deque[tuple[_Expected | None, Event]] = deque()
         self._expected: dict[Attempt, _Expected] = {}
-        self._streams: dict[Attempt, PageStream] = {}  # of pages that the step computes
-        self._rates = Rates()
+        self._streams: dict[Attempt, PageStream] = {}  # of pages that the newest step computes
+        self._steps = Steps(runner)
         self._links: dict[str, Any] = {}
         self._next_look_at_links = 0.0
-        self._busy_s = 0.0
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -119,51 +115,27 @@ class NodeShell:
             if slices:
                 if idle:  # others need not wait for the end of this step to know of it
                     self._heartbeats.update(self._load(idle))
-                self._execute(self._step(slices))
-            idle = not slices
+                self._start(slices)
+            idle = not slices and not self._steps
+            while self._steps and not (slices and self._steps.may_stay):
+                self._settle()
             self._report(idle)
+        while self._steps:
+            self._settle()
 
-    def _step(self, slices: Sequence[Slice]) -> list[Instruction]:
-        """Computes one step. An error costs the sequence that made it this attempt, and nobody
-        else anything."""
-        started = time.monotonic()
-        try:
-            tokens = self._compute(slices, self._layers_ready)
-        except torch.AcceleratorError:
-            raise
-        except Exception:
-            log.exception("a step of %d sequences failed", len(slices))
-            return self._step_one_by_one(slices)
-        self._rates.observe(slices, time.monotonic() - started)
-        self._finish_streams()
-        return self._scheduler.finish(tokens, time.monotonic())
+    def _start(self, slices: Sequence[Slice]) -> None:
+        if self._steps.start(slices, self._layers_ready):
+            self._finish_streams()
 
-    def _step_one_by_one(self, slices: Sequence[Slice]) -> list[Instruction]:
-        """The same step, each sequence alone: computing a token's KV twice changes nothing."""
-        tokens: list[int | None] = []
-        failed: set[int] = set()
-        reason = ""
-        for i, part in enumerate(slices):
-            try:
-                tokens += self._compute([part])
-            except torch.AcceleratorError:
-                raise
-            except Exception as error:
-                failed.add(i)
-                reason = f"a step failed on {self._node.name}: {type(error).__name__}"
-        now = time.monotonic()
-        self._execute(self._scheduler.abandon(failed, reason, now))  # cancels their streams
-        self._finish_streams()
-        return self._scheduler.finish(tokens, now)
-
-    def _compute(
-        self, slices: Sequence[Slice], on_layer: OnLayer | None = None
-    ) -> list[int | None]:
-        started = time.monotonic()
-        try:
-            return self._runner.run(slices, on_layer)
-        finally:
-            self._busy_s += time.monotonic() - started
+    def _settle(self) -> None:
+        """Waits for the oldest step."""
+        outcome, now = self._steps.settle(), time.monotonic()
+        if outcome.failed:
+            reason = f"a step failed on {self._node.name}: {outcome.reason}"
+            self._execute(self._scheduler.abandon(outcome.failed, reason, now))
+        if not self._steps:  # those who failed are cancelled; others need not wait any more
+            self._finish_streams()
+        self._execute(self._scheduler.finish(outcome.sampled, now))
 
     def _layers_ready(self, num_layers: int) -> None:
         for stream in self._streams.values():
@@ -281,10 +253,10 @@ class NodeShell:
             self._links = self._look_at_links(load)
         return msgspec.structs.replace(
             load,
-            prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
-            step_s=self._rates.step_s,
+            prefill_tokens_per_s=self._steps.rates.prefill_tokens_per_s,
+            step_s=self._steps.rates.step_s,
             rss_bytes=resident_bytes(),
-            busy_s_total=self._busy_s,
+            busy_s_total=self._steps.busy_s,
             **self._links,
         )
 

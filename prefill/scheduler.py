@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from engine.cache import PrefixCache
-from engine.request import Sequence, Slice
+from engine.request import Sampled, Sequence, Slice
 from node.counters import Counters
 from node.fetching import FETCH_TIMEOUT_S, Fetching
 from node.instructions import (
@@ -64,6 +64,7 @@ class Job:
     hashes: list[PageHash]
     num_handed_pages: int
     sequence: Sequence | None = None
+    """While it runs."""
     fetched_tokens: int = 0
 
     @property
@@ -89,7 +90,8 @@ class PrefillScheduler:
         self._limits = limits
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._batch: list[tuple[Job, Slice]] = []
+        self._steps: deque[list[tuple[Job, Slice]]] = deque()
+        """Under way, the oldest first."""
         self._sending = Sending(cache)
         self._counters = Counters()
         self._fetching = Fetching(
@@ -117,43 +119,45 @@ class PrefillScheduler:
         return []
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+        assert len(self._steps) < 2, "two steps are under way"
         instructions = self._fetching.expire(now) + self._admit(now)
         budget = self._limits.chunk_tokens
-        self._batch = []
+        step: list[tuple[Job, Slice]] = []
         for job in self._running:
             if budget == 0:
                 break
-            if job.attempt in self._fetching:
+            assert job.sequence is not None
+            if job.attempt in self._fetching or not job.sequence.has_chunk:
                 continue
-            assert job.sequence is not None
-            part = job.sequence.next_slice(budget)
+            part = job.sequence.next_slice(budget, position=len(step))
             budget -= len(part.token_ids)
-            self._batch.append((job, part))
+            step.append((job, part))
             instructions += self._stream(job, part)
-        return [part for _, part in self._batch], instructions
+        if step:
+            self._steps.append(step)
+        return [part for _, part in step], instructions
 
-    def finish(self, tokens: Seq[int | None], now: float) -> list[Instruction]:
+    def finish(self, sampled: Seq[Sampled | None], now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
-        for (job, part), token in zip(self._batch, tokens, strict=True):
-            assert job.sequence is not None
-            job.sequence.num_computed += len(part.token_ids)
+        for (job, part), first in zip(self._steps.popleft(), sampled, strict=True):
+            if job.sequence is None:  # it was dropped while the step was under way
+                continue
+            job.sequence.computed(part)
             self._counters.computed_tokens_total += len(part.token_ids)
             full_pages = job.sequence.num_computed // self._hasher.page_size
             self._cache.commit(job.sequence.lease, job.hashes[:full_pages], now)
-            if token is None:
-                continue
-            instructions.append(Send(job.request.reply_address, self._done(job, token)))
-            self._running.remove(job)
-            self._sending.leave(job.attempt, job.sequence.lease)
-        self._batch = []
+            if first is not None:
+                instructions.append(Send(job.request.reply_address, self._done(job, first)))
+                self._leave(job)
         return instructions
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
         instructions: list[Instruction] = []
-        for job in [self._batch[i][0] for i in failed]:
+        step = self._steps[0]
+        for job in [step[i][0] for i in failed if step[i][0].sequence is not None]:
             instructions += self._drop(job.attempt, now)
             instructions.append(self._failure(job.request, reason, "node"))
-        self._batch = [part for i, part in enumerate(self._batch) if i not in failed]
+        step[:] = [part for i, part in enumerate(step) if i not in failed]
         return instructions
 
     def load(self) -> Load:
@@ -244,15 +248,16 @@ class PrefillScheduler:
             self._counters.pages_sent_total += len(pages)
         return pages, first - job.request.skip_pages
 
-    def _done(self, job: Job, first_token: int) -> PrefillDone:
+    def _done(self, job: Job, first: Sampled) -> PrefillDone:
         assert job.sequence is not None
         cached_tokens = job.sequence.lease.num_cached_pages * self._hasher.page_size
         return PrefillDone(
             attempt=job.attempt,
-            first_token=first_token,
+            first_token=first.token,
             cached_tokens=cached_tokens + job.fetched_tokens,
             node=self._node,
             fetched_tokens=job.fetched_tokens,
+            first_logprobs=first.logprobs,
         )
 
     def _sent(self, event: PagesSent, now: float) -> list[Instruction]:
@@ -272,11 +277,16 @@ class PrefillScheduler:
         for job in [j for j in self._waiting if j.attempt.superseded_by(attempt)]:
             self._waiting.remove(job)
         for job in [j for j in self._running if j.attempt.superseded_by(attempt)]:
-            assert job.sequence is not None
             instructions += self._fetching.give_up(job.attempt, now)
-            self._running.remove(job)
-            self._sending.leave(job.attempt, job.sequence.lease)
+            self._leave(job)
         return instructions + self._sending.cancel(attempt)
+
+    def _leave(self, job: Job) -> None:
+        """It is computed, or nobody wants it any more."""
+        assert job.sequence is not None
+        self._running.remove(job)
+        self._sending.leave(job.attempt, job.sequence.lease)
+        job.sequence = None
 
     def _failure(self, request: Prefill, reason: str, kind: FailureKind) -> Instruction:
         return Send(request.reply_address, Failed(request.attempt, reason, kind, self._node))

@@ -249,6 +249,8 @@ class Load(msgspec.Struct, frozen=True):
     """Of `pages_received_total`."""
     busy_s_total: float = 0.0
     """Time spent in model steps."""
+    preemptions_total: int = 0
+    """Answers that gave their pages to older ones, to go on later."""
     links: tuple[LinkLoad, ...] = ()
     """At most MAX_LINKS: open ones first, then those that moved most."""
 

@@ -47,6 +47,7 @@ PURE = (
     "decode/answer.py",
     "decode/outbox.py",
     "decode/receiving.py",
+    "decode/running.py",
     "coordinator/registry.py",
     "coordinator/index.py",
     "coordinator/cost.py",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,6 +15,7 @@ from nodes import LAYOUT
 from world import (
     COORDINATOR,
     DECODE,
+    GREEDY,
     P0,
     asked_prefill,
     decode_scheduler,
@@ -22,25 +25,22 @@ from world import (
 
 from engine.cache import PrefixCache
 from engine.model import OnLayer
-from engine.request import Slice
+from engine.request import Sampled, Slice
 from infra.cluster import ClusterPlan, LocalCluster
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from node import build
-from node import shell as shell_module
 from node.build import CPU_POOL_TOKENS
 from node.config import NodeConfig
 from node.instructions import (
     AbortTransfer,
     Event,
     ExpectPages,
-    Instruction,
     PagesArrived,
     PagesReceived,
     ReceiveFailed,
-    Send,
 )
 from node.shell import NodeShell
-from prefill.scheduler import PrefillScheduler
+from node.steps import Steps
 from protocol.config import ConfigError
 from protocol.hashing import PageHasher, split_hashes, token_bytes
 from protocol.ids import Attempt, Node
@@ -56,26 +56,58 @@ from protocol.messages import (
     Republish,
     TokensOut,
 )
+from protocol.sampling import Sampling
 
 POISON = 777
 GIB = 1 << 30
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Answers 5 to everything. Fails when it is asked, if it has an error."""
+
+    number: int
+    slices: Sequence[Slice]
+    told: list[str]
+    error: Exception | None = None
+
+    def sampled(self) -> list[Sampled | None]:
+        self.told.append(f"wait {self.number}")
+        if self.error is not None:
+            raise self.error
+        return [Sampled(5) if part.sampling else None for part in self.slices]
+
+
 class Runner:
-    """Answers 5 to everything and fails on one token, as a faulty kernel might."""
+    """Fails on one token, as a faulty kernel might."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(
+        self, error: Exception, runs_ahead: bool = False, fails_late: bool = False
+    ) -> None:
+        """`fails_late`: not when a step is started, but when its tokens are asked for."""
+        self.runs_ahead = runs_ahead
+        self.told: list[str] = []
         self._error = error
+        self._fails_late = fails_late
+        self._num_started = 0
 
-    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
+    def start(
+        self, slices: Sequence[Slice], on_layer: OnLayer | None = None, after: Step | None = None
+    ) -> Step:
         """Of two layers; the error comes after the first one."""
+        self._num_started += 1
+        self.told.append(f"start {self._num_started}")
+        fails = any(POISON in part.token_ids for part in slices)
         if on_layer is not None:
             on_layer(1)
-        if any(POISON in part.token_ids for part in slices):
+        if fails and not self._fails_late:
             raise self._error
         if on_layer is not None:
             on_layer(2)
-        return [5 if part.sampling else None for part in slices]
+        for part in slices:
+            if part.follows is not None:
+                assert after is not None and after.slices[part.follows].sampling is not None
+        return Step(self._num_started, slices, self.told, self._error if fails else None)
 
 
 class Peers:
@@ -153,9 +185,20 @@ class Stream:
         self._told.append(("finish", self._name))
 
 
-def shell_of(scheduler: Any, error: Exception, peers: Peers | None = None) -> NodeShell:
-    others: list[Any] = [peers or Peers(), None, None]
-    return NodeShell(Node("d0", 1), peers or Peers(), scheduler, None, Runner(error), *others)  # type: ignore[arg-type]
+def shell_of(
+    scheduler: Any, error: Exception, peers: Peers | None = None, runner: Runner | None = None
+) -> NodeShell:
+    others: list[Any] = [runner or Runner(error), peers or Peers(), None, None]
+    return NodeShell(Node("d0", 1), peers or Peers(), scheduler, None, *others)  # type: ignore[arg-type]
+
+
+def step_of(scheduler: Any, shell: NodeShell) -> int:
+    """Plans a step, starts it and waits for it; returns its number of slices."""
+    slices, instructions = scheduler.next_batch(0.0)
+    shell._execute(instructions)
+    shell._start(slices)
+    shell._settle()
+    return len(slices)
 
 
 class Operator:
@@ -188,19 +231,16 @@ def test_a_request_that_breaks_a_step_harms_nobody_else() -> None:
     shell = shell_of(scheduler, ValueError("poison"), peers)
     for name, token in (("good", 1), ("bad", POISON), ("fine", 2)):
         scheduler.handle(generate(name, [token] * 5, prefill=""), 0.0)
-    slices, _ = scheduler.next_batch(0.0)
-    assert len(slices) == 3
-    (tokens,) = [i.message for i in shell._step(slices) if isinstance(i, Send)]
-    (failed,) = peers.said
+    assert step_of(scheduler, shell) == 3
+    failed, tokens = peers.said
     assert isinstance(failed, Failed) and failed.attempt.request_id == "bad"
     assert "ValueError" in failed.reason
     assert isinstance(tokens, TokensOut)
     assert [out.attempt.request_id for out in tokens.outs] == ["good", "fine"]
     for _ in range(5):  # a request like it, again and again, does not end the node
         scheduler.handle(generate("bad", [POISON] * 5, prefill=""), 0.0)
-        slices, _ = scheduler.next_batch(0.0)
-        shell._step(slices)
-    assert len(peers.said) == 1 + 5
+        step_of(scheduler, shell)
+    assert len([said for said in peers.said if isinstance(said, Failed)]) == 1 + 5
     assert scheduler.load().held_pages == 0
 
 
@@ -208,15 +248,104 @@ def test_a_broken_device_ends_the_node() -> None:
     scheduler = decode_scheduler()
     shell = shell_of(scheduler, torch.AcceleratorError("illegal memory access"))
     scheduler.handle(generate("r", [POISON] * 5, prefill=""), 0.0)
-    slices, _ = scheduler.next_batch(0.0)
     with pytest.raises(torch.AcceleratorError):
-        shell._step(slices)
+        step_of(scheduler, shell)
 
 
-def step_of(scheduler: PrefillScheduler, shell: NodeShell) -> list[Instruction]:
-    slices, instructions = scheduler.next_batch(0.0)
-    shell._execute(instructions)
-    return shell._step(slices)
+class Life:
+    """A whole life of a decode node: it is told `messages`, and stops when it has nothing to do."""
+
+    def __init__(self, runner: Runner, messages: list[AnyMessage]) -> None:
+        self.peers, self._messages = Peers(), messages
+        me, cache = self, PrefixCache(16)
+
+        class Outside(Peers):
+            """Of the loop: its channel, publisher and heartbeats."""
+
+            def send(self, address: str, message: Message) -> None:
+                me.peers.said.append(message)
+
+            def drain(self, timeout_s: float) -> list[AnyMessage]:
+                if timeout_s > 0 and not me._messages:
+                    me._shell.stop()
+                told, me._messages = me._messages, []
+                return told
+
+            def links(self) -> list[LinkStats]:
+                return []
+
+            def publish(self, changes: object) -> None:
+                pass
+
+            def update(self, load: object) -> None:
+                pass
+
+        outside: Any = Outside()
+        scheduler: Any = decode_scheduler(cache=cache)
+        fake: Any = runner
+        self._shell = NodeShell(
+            Node("d0", 1), outside, scheduler, cache, fake, outside, outside, outside
+        )
+        self._shell.run()
+        assert scheduler.load().held_pages == 0
+        self.ends = {
+            out.attempt.request_id: out.finish
+            for said in self.peers.said
+            if isinstance(said, TokensOut)
+            for out in said.outs
+        } | {
+            said.attempt.request_id: said.reason
+            for said in self.peers.said
+            if isinstance(said, Failed)
+        }
+
+
+def started_and_awaited(*numbers: int) -> list[str]:
+    """1: step 1 is started; -1: it is waited for."""
+    return [f"start {n}" if n > 0 else f"wait {-n}" for n in numbers]
+
+
+PENALTY = Sampling(frequency_penalty=0.5)
+
+
+@pytest.mark.parametrize(
+    ("runs_ahead", "sampling", "expected"),
+    [
+        (False, GREEDY, (1, -1, 2, -2, 3, -3)),
+        (True, GREEDY, (1, 2, -1, 3, -2, -3)),
+        (True, PENALTY, (1, -1, 2, -2, 3, -3)),
+    ],
+)
+def test_a_step_is_started_before_the_tokens_of_the_one_before_are_known(
+    runs_ahead: bool, sampling: Sampling, expected: tuple[int, ...]
+) -> None:
+    """Where the device can, and nobody's choice depends on those tokens. None is started whose
+    tokens cannot be wanted."""
+    runner = Runner(ValueError("poison"), runs_ahead)
+    life = Life(runner, [generate("r", [1] * 5, 3, prefill="", sampling=sampling)])
+    assert runner.told == started_and_awaited(*expected)
+    assert life.ends == {"r": "length"}
+
+
+def test_a_stop_token_costs_a_step_that_runs_ahead_and_no_more() -> None:
+    runner = Runner(ValueError("poison"), runs_ahead=True)
+    life = Life(runner, [generate("r", [1] * 5, 9, prefill="", stops=[5])])
+    assert runner.told == started_and_awaited(1, 2, -1, -2)
+    assert life.ends == {"r": "stop"}
+    assert sum(len(said.outs) for said in life.peers.said if isinstance(said, TokensOut)) == 1
+
+
+@pytest.mark.parametrize("fails_late", [False, True])
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_who_breaks_a_step_while_another_is_under_way_harms_nobody_else(
+    runs_ahead: bool, fails_late: bool
+) -> None:
+    """The poisoned prompt is longer than a step: it joins the answers that run ahead."""
+    runner = Runner(ValueError("poison"), runs_ahead, fails_late)
+    good = [generate(name, [1] * 5, 6, prefill="") for name in ("a", "b")]
+    poisoned = generate("bad", [1] * 60 + [POISON] * 5, 6, prefill="")
+    life = Life(runner, [good[0], poisoned, good[1]])
+    assert life.ends == {"a": "length", "b": "length", "bad": "a step failed on d0: ValueError"}
 
 
 def test_pages_stream_while_their_step_runs() -> None:
@@ -224,8 +353,8 @@ def test_pages_stream_while_their_step_runs() -> None:
     shell = shell_of(scheduler, ValueError("poison"), peers)
     for name in "ab":
         scheduler.handle(asked_prefill(name, 40), 0.0)
-    (done,) = step_of(scheduler, shell)
-    assert isinstance(done, Send) and isinstance(done.message, PrefillDone)
+    step_of(scheduler, shell)
+    assert [type(said) for said in peers.said] == [PrefillDone]
     said = ("stream", "layers 1", "layers 2", "finish")
     assert peers.told == [(what, name) for what in said for name in "ab"]
     peers.told.clear()
@@ -239,12 +368,12 @@ def test_a_step_that_failed_ends_the_stream_of_who_failed_it() -> None:
     scheduler.handle(asked_prefill("a", 20), 0.0)
     poisoned = msgspec.structs.replace(asked_prefill("b", 0), tokens=token_bytes([POISON] * 40))
     scheduler.handle(poisoned, 0.0)
-    (done,) = step_of(scheduler, shell)
-    assert isinstance(done, Send) and done.message == PrefillDone(Attempt("a", 1), 5, 0, P0)
+    step_of(scheduler, shell)
+    failed, done = peers.said
+    assert done == PrefillDone(Attempt("a", 1), 5, 0, P0)
     said = ("stream", "layers 1")
     expected = [(what, name) for what in said for name in "ab"]
     assert peers.told == [*expected, ("cancel", "b"), ("finish", "a")]
-    (failed,) = peers.said
     assert isinstance(failed, Failed) and failed.attempt == Attempt("b", 1)
     for event in shell._events(wait=False):
         scheduler.handle(event, 0.0)
@@ -296,12 +425,29 @@ def test_of_pages_that_arrive_only_the_newest_number_is_told() -> None:
 def test_busy_time_is_that_of_steps_failed_ones_included(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = decode_scheduler()
     shell = shell_of(scheduler, ValueError("poison"))
-    clock = itertools.count()
-    monkeypatch.setattr(shell_module.time, "monotonic", lambda: float(next(clock)))
+    now = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
     scheduler.handle(generate("bad", [POISON] * 5, prefill=""), 0.0)
-    slices, _ = scheduler.next_batch(0.0)
-    shell._step(slices)
-    assert shell._busy_s == 2.0, "the step, and the same sequence alone"
+    step_of(scheduler, shell)
+    assert shell._steps.busy_s == 1.0, "from its start to its end, the second try included"
+    assert shell._steps.rates.prefill_tokens_per_s == shell._steps.rates.step_s == 0.0
+
+
+def test_a_step_that_waited_for_the_one_before_took_the_time_since_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner: Any = Runner(ValueError("poison"), runs_ahead=True)
+    steps, clock = Steps(runner), iter([0.0, 1.0, 10.0, 14.0, 20.0, 26.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    parts = [Slice([1], 0, [0], GREEDY)]
+    for _ in range(2):  # started at 0 and 1, over at 10 and 14
+        steps.start(parts, lambda _: None)
+    for expected in (10.0, 0.8 * 10.0 + 0.2 * 4.0):
+        steps.settle()
+        assert steps.rates.step_s == pytest.approx(expected)
+    steps.start(parts, lambda _: None)
+    steps.settle()
+    assert steps.busy_s == 14.0 + 6.0
 
 
 def test_an_operator_audits_flushes_one_tenant_and_has_it_republished() -> None:

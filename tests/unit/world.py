@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from device import Device, next_token
 from hypothesis import strategies as st
 from nodes import LAYOUT
 
@@ -44,17 +46,15 @@ PAGE = LAYOUT.page_size
 P0, D0 = Node("p0", 1), Node("d0", 1)
 COORDINATOR, PREFILL, DECODE = "coordinator", "prefill", "decode"
 STOP = 0
+GREEDY = Sampling(temperature=0.0)
 
 
-def next_token(tokens: list[int]) -> int:
-    """Stands in for the model: decided by everything before."""
-    return random.Random(str(tokens)).randrange(1, 100)
-
-
-def answer_of(prompt: list[int], count: int) -> list[int]:
+def answer_of(prompt: list[int], count: int, stops: Collection[int] = ()) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))
+        if tokens[-1] in stops:
+            break
     return tokens[len(prompt) :]
 
 
@@ -72,16 +72,20 @@ def prefill_scheduler(
 
 
 def decode_scheduler(
-    num_pages: int = 64, waiting: int = 8, receive_timeout_s: float = 10.0
+    num_pages: int = 64,
+    waiting: int = 8,
+    receive_timeout_s: float = 10.0,
+    running: int = 4,
+    cache: PrefixCache | None = None,
 ) -> DecodeScheduler:
     """One address for control and data keeps the world simple."""
     limits = DecodeLimits(
         chunk_tokens=32,
-        max_running=4,
+        max_running=running,
         max_waiting=waiting,
         receive_timeout_s=receive_timeout_s,
     )
-    cache = PrefixCache(num_pages)
+    cache = cache or PrefixCache(num_pages)
     return DecodeScheduler(D0, Addresses(DECODE, (DECODE,)), cache, HASHER, limits)
 
 
@@ -92,15 +96,17 @@ def generate(
     prefill: str = PREFILL,
     number: int = 1,
     fetch: tuple[Node, str, int] = (D0, "", 0),
+    stops: Collection[int] = (STOP,),
+    sampling: Sampling = GREEDY,
 ) -> Generate:
     """`fetch`: owner, its address, pages."""
     return Generate(
         attempt=Attempt(name, number),
         tokens=token_bytes(prompt),
         cache_salt="",
-        sampling=Sampling(temperature=0.0),
+        sampling=sampling,
         max_new_tokens=max_new_tokens,
-        stop_token_ids=[STOP],
+        stop_token_ids=list(stops),
         prefill_node=P0 if prefill else None,
         prefill_address=prefill,
         reply_address=COORDINATOR,
@@ -122,6 +128,8 @@ class Travelling:
 
     sender: str
     work: SendPages | StreamPages
+    num_steps: int
+    """Of the sender's, that have to be done before these pages may be read."""
     num_delivered: int = 0
 
     @property
@@ -136,7 +144,9 @@ class World:
     or overwritten wrongly gives a wrong token, as it would with a real model. What a page holds is
     looked at when it is delivered, page by page; until then it must not change. With `lossy`,
     questions to owners and their answers get lost, and time passes whenever all are at rest. With
-    `breaking`, links break while pages of a prefill node travel, so requests may fail.
+    `breaking`, links break while pages of a prefill node travel, so requests may fail. With
+    `ahead`, a node starts a step before it asks for the tokens of the one before, and its device
+    computes each as late as it may.
     """
 
     def __init__(
@@ -145,22 +155,27 @@ class World:
         schedulers: dict[str, Scheduler],
         lossy: bool = False,
         breaking: bool = False,
+        ahead: bool = False,
     ) -> None:
         """`schedulers` by address, control and data being one."""
         self.rng = rng
         self.schedulers = schedulers
         self.lossy = lossy
         self.breaking = breaking
+        self.ahead = ahead
         self.now = 0.0
-        self.pools: dict[str, dict[tuple[int, int], int]] = {name: {} for name in schedulers}
+        self.devices = {name: Device(PAGE) for name in schedulers}
+        self.num_pages = {name: num_pages_of(s) for name, s in schedulers.items()}
         self.queues: dict[str, deque[Event]] = {name: deque() for name in schedulers}
-        self.expected: dict[tuple[str, Attempt], list[int]] = {}
+        self.expected: dict[tuple[str, Attempt], tuple[list[int], int]] = {}
+        """Pages, and the number of steps that have to be done before anything is written there."""
         self.arrived: dict[tuple[str, Attempt], set[int]] = {}
         self.travelling: list[Travelling] = []
         self.num_delivered = 0
         """Pages that reached somebody who expected them."""
         self.tokens: dict[str, list[int]] = {}
         self.fetched: dict[str, int] = {}
+        self.reused: dict[str, tuple[int, int, int]] = {}
         self.ends: dict[str, str] = {}
         self.resting = dict.fromkeys(schedulers, False)
         """Had nothing to compute, and has heard nothing since."""
@@ -199,23 +214,22 @@ class World:
         self.carry_out(name, self.schedulers[name].handle(event, self.now))
 
     def step(self, name: str) -> None:
-        scheduler, pool = self.schedulers[name], self.pools[name]
+        scheduler, device = self.schedulers[name], self.devices[name]
         under_way = self.pages_under_way(name)
         slices, instructions = scheduler.next_batch(self.now)
         self.carry_out(name, instructions)
-        sampled: list[int | None] = []
-        for part in slices:
-            end = part.start + len(part.token_ids)
-            for position, token in enumerate(part.token_ids, part.start):
-                assert part.pages[position // PAGE] not in under_way, "it is being sent"
-                pool[part.pages[position // PAGE], position % PAGE] = token
-            context = [pool.get((part.pages[i // PAGE], i % PAGE), -1) for i in range(end)]
-            sampled.append(next_token(context) if part.sampling else None)
-        self.resting[name] = not slices
+        self.resting[name] = not slices and not device.num_under_way
+        if slices:
+            for part in slices:
+                end = part.start + len(part.token_ids)
+                written = part.pages[part.start // PAGE : (end - 1) // PAGE + 1]
+                assert under_way.isdisjoint(map(int, written)), "it is being sent"
+            device.start(slices)
         while self.travelling and self.rng.random() < 0.3:  # layers travel during the step
             self.deliver_some()
-        if slices:
-            self.carry_out(name, scheduler.finish(sampled, self.now))
+        while device.num_under_way > (1 if slices and self.ahead else 0):
+            self.carry_out(name, scheduler.finish(device.finish(), self.now))
+        assert num_pages_of(scheduler) == self.num_pages[name], "a page is lost"
 
     def pages_under_way(self, name: str) -> set[int]:
         return {page for t in self.travelling if t.sender == name for page in t.work.pages}
@@ -224,12 +238,15 @@ class World:
         for instruction in instructions:
             if isinstance(instruction, ExpectPages):
                 assert not self.pages_under_way(name).intersection(instruction.pages)
-                self.expected[name, instruction.transfer] = instruction.pages
+                num_steps = self.devices[name].num_started
+                self.expected[name, instruction.transfer] = instruction.pages, num_steps
                 self.arrived[name, instruction.transfer] = set()
             elif isinstance(instruction, AbortTransfer):
                 self.expected.pop((name, instruction.transfer), None)
             elif isinstance(instruction, SendPages | StreamPages):
-                self.travelling.append(Travelling(name, instruction))
+                is_stream = isinstance(instruction, StreamPages)  # of the step about to start
+                num_steps = self.devices[name].num_started + is_stream
+                self.travelling.append(Travelling(name, instruction, num_steps))
             elif isinstance(instruction, CancelSends):
                 self.cancel(name, instruction.transfer)
             elif instruction.address == COORDINATOR:
@@ -271,10 +288,9 @@ class World:
         first = travelling.num_delivered
         travelling.num_delivered += num_pages
         pages = work.pages[first : travelling.num_delivered]
-        contents = [
-            {i: t for (p, i), t in self.pools[travelling.sender].items() if p == page}
-            for page in pages
-        ]
+        device = self.devices[travelling.sender]
+        device.compute_until(travelling.num_steps)
+        contents = [device.contents(page) for page in pages]
         (receiver,) = work.data_addresses
         self.write(receiver, work.transfer, work.offset + first, contents)
         if travelling.num_delivered == len(work.pages):
@@ -283,9 +299,11 @@ class World:
     def write(
         self, name: str, transfer: Attempt, offset: int, contents: list[dict[int, int]]
     ) -> None:
-        pages = self.expected.get((name, transfer))
-        if pages is None:
+        pages, num_steps = self.expected.get((name, transfer), ([], 0))
+        if not pages:
             return
+        device = self.devices[name]
+        device.compute_until(num_steps)
         arrived = self.arrived[name, transfer]
         num_leading = leading(arrived)
         for position, content in enumerate(contents, offset):
@@ -293,10 +311,7 @@ class World:
             assert position not in arrived, "it is sent twice"
             assert page not in self.pages_under_way(name), "it is being sent"
             arrived.add(position)
-            for slot in range(PAGE):
-                self.pools[name].pop((page, slot), None)
-            for slot, token in content.items():
-                self.pools[name][page, slot] = token
+            device.replace(page, content)
         self.num_delivered += len(contents)
         if len(arrived) == len(pages):
             del self.expected[name, transfer]
@@ -315,11 +330,20 @@ class World:
         for out in message.outs:
             name = out.attempt.request_id
             assert name not in self.ends, "tokens after the end"
-            self.tokens.setdefault(name, []).extend(out.tokens)
+            tokens = self.tokens.setdefault(name, [])
+            assert out.start == len(tokens), "tokens are lost, or reported twice"
+            tokens += out.tokens
+            reused = out.cached_tokens, out.transferred_pages, out.fetched_tokens
+            assert self.reused.setdefault(name, reused) == reused
             self.fetched[name] = out.fetched_tokens
             assert out.fetched_tokens <= out.cached_tokens
             if out.finish:
                 self.ends[name] = out.finish
+
+
+def num_pages_of(scheduler: Scheduler) -> int:
+    load = scheduler.load()
+    return load.free_pages + load.cached_pages + load.held_pages
 
 
 def leading(positions: set[int]) -> int:
