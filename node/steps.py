@@ -20,7 +20,6 @@ from engine.request import Sampled, Slice
 from engine.runner import Step
 from node.rates import Rates
 from node.runner import Runner
-from node.runner import Runner
 
 log = logging.getLogger(__name__)
 
