@@ -45,21 +45,21 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
         """Stores `key` and `value` [tokens, kv_heads, head_dim] at `slots` [tokens]."""
-        rows = self._rows(layer)
+        rows = self.pool[layer].flatten(0, 2)  # [pages * 2 * page_size, kv_heads, head_dim]
         rows.index_copy_(0, slots, key)
-        rows.index_copy_(0, slots + self.layout.page_size, value)
+        rows[self.layout.page_size :].index_copy_(0, slots, value)
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of K and V [*slots.shape, kv_heads, head_dim]."""
-        rows, flat = self._rows(layer), slots.flatten()
-        shape = (*slots.shape, *rows.shape[1:])
-        key = rows.index_select(0, flat)
-        value = rows.index_select(0, flat + self.layout.page_size)
-        return key.view(shape), value.view(shape)
+    def heads(self, layer: int) -> tuple[Tensor, Tensor]:
+        """K and V as views of the pool, both [rows, head_dim]; `head_rows` says which to take."""
+        heads = self.pool[layer].flatten(0, 3)
+        return heads, heads[self.layout.page_size * self.layout.num_kv_heads :]
 
-    def _rows(self, layer: int) -> Tensor:
-        """View [pages * 2 * page_size, kv_heads, head_dim]."""
-        return self.pool[layer].flatten(0, 2)
+    def head_rows(self, slots: Tensor) -> Tensor:
+        """[n, tokens] → [n * kv_heads * tokens] rows of `heads`: token after token of one head,
+        head after head, so that what is gathered is a batch of matrices."""
+        num_heads = self.layout.num_kv_heads
+        heads = torch.arange(num_heads, device=slots.device)[:, None]
+        return (slots[:, None] * num_heads + heads).flatten()
 
 
 def num_pages_that_fit(layout: KVLayout, budget_bytes: int) -> int:

@@ -2,62 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.attention import AttentionForm
 from engine.batch import Batch, Part
-from engine.kv_cache import KVCache, slots_of
+from engine.kv_cache import KVCache
+from engine.torch_prompts import PromptsPlan
+from engine.torch_singles import SinglesPlan
+
+
+class Plan(Protocol):
+    """What is known of a part of a batch before its queries are."""
+
+    def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
+        """[rows of the part, heads, head_dim] → the same shape."""
 
 
 class TorchAttention:
-    """`scaled_dot_product_attention`, softmax in float32.
-
-    It knows no pages, so K and V of every context are first copied side by side.
-    """
+    """Softmax in float32. Plans are made once a step and serve all its layers of one window."""
 
     name = "torch"
+
+    def __init__(self) -> None:
+        self._batch: Batch | None = None
+        self._plans: dict[int | None, list[tuple[Part, Plan]]] = {}
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
     ) -> Tensor:
+        if batch is not self._batch:
+            self._batch, self._plans = batch, {}
+        if form.window not in self._plans:
+            self._plans[form.window] = _plans(batch, cache, form.window, query.dtype)
         output = torch.empty_like(query)
-        for part in (batch.prompts, batch.singles):
-            if part is None:
-                continue
-            for i in range(part.num_slices):
-                begin = part.begin + int(part.row_starts_host[i])
-                end = part.begin + int(part.row_starts_host[i + 1])
-                output[begin:end] = self._one(query[begin:end], layer, cache, part, i, form)
+        for part, plan in self._plans[form.window]:
+            output[part.begin : part.end] = plan.forward(
+                query[part.begin : part.end], layer, cache, form
+            )
         return output
 
-    def _one(
-        self, query: Tensor, layer: int, cache: KVCache, part: Part, i: int, form: AttentionForm
-    ) -> Tensor:
-        """`query` [n, heads, head_dim]."""
-        context = int(part.context_lengths_host[i])
-        page_size = cache.layout.page_size
-        offsets = torch.arange(page_size, device=query.device)
-        slots = slots_of(part.page_tables[i][:, None].long(), offsets, page_size)
-        key, value = cache.read(layer, slots.flatten()[:context])
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-        num = query.shape[0]
-        queries = torch.arange(context - num, context, device=query.device)[:, None]
-        keys = torch.arange(context, device=query.device)
-        mask = keys <= queries
-        if form.window is not None:
-            mask &= keys > queries - form.window
-        if form.softcap is None:
-            return F.scaled_dot_product_attention(
-                query.transpose(0, 1)[None],
-                key.transpose(0, 1)[None],
-                value.transpose(0, 1)[None],
-                attn_mask=mask,
-                scale=form.scale,
-            )[0].transpose(0, 1)
-        scores = torch.einsum("qhd,khd->hqk", query.float(), key.float()) * form.scale
-        scores = form.softcap * torch.tanh(scores / form.softcap)
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        return torch.einsum("hqk,khd->qhd", weights, value.float()).to(query.dtype)
+
+def _plans(
+    batch: Batch, cache: KVCache, window: int | None, dtype: torch.dtype
+) -> list[tuple[Part, Plan]]:
+    plans: list[tuple[Part, Plan]] = []
+    if batch.prompts is not None:
+        plans.append((batch.prompts, PromptsPlan(batch.prompts, cache, window, dtype)))
+    if batch.singles is not None:
+        plans.append((batch.singles, SinglesPlan(batch.singles, cache, window)))
+    return plans
