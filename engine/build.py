@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from engine.fingerprint import model_fingerprint
+from engine.kernels import TorchKernels
 from engine.kv_cache import KVCache
-from engine.loader import Progress, load_model, resolve_dtype
+from engine.linear import Build, kv_head_share
+from engine.loader import Progress, dummy_model, load_model, resolve_dtype
 from engine.model_config import ModelConfig
 from engine.parallel import SOLO, TensorParallel
 from engine.runner import ModelRunner
@@ -46,15 +48,27 @@ def load_model_runner(
 
     Raises ModelDirectoryError or UnsupportedModel.
     """
-    config = ModelConfig.from_directory(path)
-    torch_dtype = resolve_dtype(options.dtype, config, device)
-    model = load_model(path, config, torch_dtype, device, progress)
+    config = ModelConfig.from_directory(path, options.context_length)
+    dtype = resolve_dtype(options.dtype, config, device)
+    build = Build(dtype, device, TorchKernels(), parallel)
+    is_dummy = options.load_format == "dummy"
+    if is_dummy:
+        model = dummy_model(config, build, progress)
+    else:
+        model = load_model(path, config, build, progress)
     layout = KVLayout(
         page_size=options.page_size,
         num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
+        num_kv_heads=len(kv_head_share(config.num_kv_heads, parallel)),
         head_dim=config.head_dim,
-        dtype=str(torch_dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
     )
     kv_cache = KVCache(layout, num_pages(layout), device)
-    return ModelRunner(model, kv_cache, TorchAttention(), model_fingerprint(path), device)
+    fingerprint = model_fingerprint(path, _variant(config), is_dummy)
+    return ModelRunner(model, kv_cache, TorchAttention(), fingerprint, device)
+
+
+def _variant(config: ModelConfig) -> str:
+    """What decides about the KV and is in no file: which of its two tables longrope uses."""
+    tables = [layer.rope.divisors for layer in config.layers if layer.rope.kind == "longrope"]
+    return repr(tables[0]) if tables else ""

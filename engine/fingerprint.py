@@ -24,16 +24,21 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def model_fingerprint(path: Path) -> str:
+def model_fingerprint(path: Path, variant: str = "", is_dummy: bool = False) -> str:
     """16 bytes in hex over config.json and samples of every weight file.
 
     Header, size and evenly spread samples of the data are hashed rather than all of it: a node
-    must start in seconds on 100 GB. Two fine-tunes differ in every sample.
+    must start in seconds on 100 GB. Two fine-tunes differ in every sample. `variant` names what
+    else decides about the KV; dummy weights follow from the config.
     """
     digest = blake2b(digest_size=16, person=b"kvrelay-model")
     config = read_config(path)
     kept = {key: value for key, value in config.items() if key not in IGNORED_KEYS}
     digest.update(json.dumps(kept, sort_keys=True).encode())
+    digest.update(variant.encode())
+    if is_dummy:
+        digest.update(b"dummy weights")
+        return digest.hexdigest()
     for file in weight_files(path):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.families import Activation
 from engine.kv_cache import KVCache
-
-Activation = Literal["silu", "gelu_tanh"]
 
 
 class HeadShape(NamedTuple):

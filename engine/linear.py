@@ -8,12 +8,29 @@ Which rows and columns those are is written down here; the loader fills them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from engine.families import UnsupportedModel
 from engine.kernels import Kernels
-from engine.model_config import UnsupportedModel
 from engine.parallel import TensorParallel
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every part of a model is made with."""
+
+    dtype: torch.dtype
+    device: torch.device
+    kernels: Kernels
+    parallel: TensorParallel
+
+    def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """Not filled yet."""
+        values = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return nn.Parameter(values, requires_grad=False)
 
 
 def share(total: int, parallel: TensorParallel, what: str) -> range:
@@ -51,11 +68,11 @@ class Linear(nn.Module):
     """A weight [out, in] and perhaps a bias [out]; whole, or column-parallel if `num_out` is this
     rank's part."""
 
-    def __init__(self, num_in: int, num_out: int, has_bias: bool, kernels: Kernels) -> None:
+    def __init__(self, num_in: int, num_out: int, has_bias: bool, build: Build) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_out, num_in), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(num_out), requires_grad=False) if has_bias else None
-        self.kernels = kernels
+        self.weight = build.parameter(num_out, num_in)
+        self.bias = build.parameter(num_out) if has_bias else None
+        self.kernels, self.parallel = build.kernels, build.parallel
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weight, self.bias)
@@ -63,17 +80,6 @@ class Linear(nn.Module):
 
 class RowParallelLinear(Linear):
     """`num_in` is this rank's part. Rank 0 alone adds the bias."""
-
-    def __init__(
-        self,
-        num_in: int,
-        num_out: int,
-        has_bias: bool,
-        kernels: Kernels,
-        parallel: TensorParallel,
-    ) -> None:
-        super().__init__(num_in, num_out, has_bias, kernels)
-        self.parallel = parallel
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.parallel.rank == 0 else None
@@ -83,11 +89,10 @@ class RowParallelLinear(Linear):
 class VocabularyEmbedding(nn.Module):
     """Rows of this rank's tokens; a token's vector comes from the rank that has it."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, parallel: TensorParallel) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
         super().__init__()
-        rows = vocabulary_rows(vocab_size, parallel)
-        self.weight = nn.Parameter(torch.empty(rows, hidden_size), requires_grad=False)
-        self.parallel = parallel
+        self.weight = build.parameter(vocabulary_rows(vocab_size, build.parallel), hidden_size)
+        self.parallel = build.parallel
 
     def forward(self, ids: Tensor) -> Tensor:
         """[tokens] → [tokens, hidden]."""
@@ -96,21 +101,18 @@ class VocabularyEmbedding(nn.Module):
         num_rows = self.weight.shape[0]
         rows = ids - self.parallel.rank * num_rows
         is_elsewhere = (rows < 0) | (rows >= num_rows)
-        vectors = nn.functional.embedding(rows.clamp(0, num_rows - 1), self.weight)
+        vectors = nn.functional.embedding(rows.clamp_(0, num_rows - 1), self.weight)
         return self.parallel.all_reduce(vectors.masked_fill_(is_elsewhere[:, None], 0.0))
 
 
 class VocabularyHead(nn.Module):
-    """Logits of this rank's tokens, gathered; shares `embedding.weight` if the two are tied."""
+    """Logits of this rank's tokens, gathered."""
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, kernels: Kernels, parallel: TensorParallel
-    ) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        rows = vocabulary_rows(vocab_size, parallel)
-        self.weight = nn.Parameter(torch.empty(rows, hidden_size), requires_grad=False)
-        self.kernels, self.parallel = kernels, parallel
+        self.weight = build.parameter(vocabulary_rows(vocab_size, build.parallel), hidden_size)
+        self.kernels, self.parallel = build.kernels, build.parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] → [rows, vocab]."""

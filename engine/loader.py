@@ -1,17 +1,24 @@
-"""Weights from *.safetensors into `DecoderModel`, tensor by tensor, never two copies of all."""
+"""Weights from *.safetensors into a `DecoderModel`: tensor by tensor onto the device, of each no
+more than this rank's part, never two copies of all."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from engine import dummy_weights
+from engine.families import UnsupportedModel
 from engine.fingerprint import weight_files
+from engine.linear import Build
 from engine.model import DecoderModel
-from engine.model_config import ModelConfig, UnsupportedModel
+from engine.model_config import ModelConfig
+from engine.weights import Piece, Table, pieces_of
 from protocol.layout import DTYPE_BYTES
 from protocol.model_directory import ModelDirectoryError, read_json
 
@@ -34,47 +41,88 @@ def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch
 
 
 def load_model(
-    path: Path,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Progress | None = None,
+    path: Path, config: ModelConfig, build: Build, progress: Progress | None = None
 ) -> DecoderModel:
     """Raises ModelDirectoryError that names what is missing, unknown or of another shape."""
-    with torch.device("meta"):
-        model = DecoderModel(config)
-    model = model.to(dtype).to_empty(device=device)
-    if config.tie_word_embeddings:
-        model.head.weight = model.embedding.weight
-    model.requires_grad_(False)
-    targets = dict(_targets(model))
-    total, done = sum(target.nbytes for target in targets.values()), 0
-    unknown: list[str] = []
-    for name, weight in _tensors(_files_of_model(path)):
-        target = targets.pop(name, None)
-        if target is None:
-            unknown.append(name)
-            continue
-        if weight.shape != target.shape:
+    files = _files_by_name(path)
+    model = DecoderModel(config, build)
+    table = pieces_of(model, files)
+    _check(table, files, path, config)
+    report = _Report(table, progress)
+    names_by_file: dict[Path, list[str]] = defaultdict(list)
+    for name in table:
+        names_by_file[files[name]].append(name)
+    for file, names in names_by_file.items():
+        with _opened(file) as tensors:
+            for name in names:
+                _copy(tensors.get_slice(name), table[name], name, path)
+                report.filled(table[name])
+    return model.eval()
+
+
+def dummy_model(
+    config: ModelConfig, build: Build, progress: Progress | None = None
+) -> DecoderModel:
+    """Random weights, the same for every node with this config."""
+    model = DecoderModel(config, build)
+    table = pieces_of(model, ())
+    report = _Report(table, progress)
+    for name, pieces in table.items():
+        for piece in pieces:
+            dummy_weights.fill(name, piece)
+        report.filled(pieces)
+    return model.eval()
+
+
+class _Report:
+    """Counts the bytes that are filled."""
+
+    def __init__(self, table: Table, progress: Progress | None) -> None:
+        self._progress = progress
+        self._done = 0
+        self._total = sum(piece.target.nbytes for pieces in table.values() for piece in pieces)
+
+    def filled(self, pieces: Iterable[Piece]) -> None:
+        self._done += sum(piece.target.nbytes for piece in pieces)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _copy(tensor: Any, pieces: Iterable[Piece], name: str, path: Path) -> None:
+    """`tensor` is an open file's; of it only the parts that are wanted are read."""
+    shape = tuple(tensor.get_shape())
+    for piece in pieces:
+        if shape != piece.shape:
             raise ModelDirectoryError(
-                f"{name} in {path} is {list(weight.shape)}, config.json asks for "
-                f"{list(target.shape)}; config and weights are of different models"
+                f"{name} in {path} is {list(shape)}, config.json asks for {list(piece.shape)}; "
+                "config and weights are of different models"
             )
-        target.copy_(weight)
-        done += target.nbytes
-        if progress is not None:
-            progress(done, total)
-    if targets:
+        piece.target.copy_(tensor[piece.part or slice(None)])
+        if piece.offset:
+            piece.target.add_(piece.offset)
+
+
+def _check(table: Table, files: dict[str, Path], path: Path, config: ModelConfig) -> None:
+    """The checkpoint has what the model needs, and nothing that the model would ignore."""
+    if missing := [name for name in table if name not in files]:
         raise ModelDirectoryError(
-            f"the *.safetensors in {path} lack {_some(targets)}; fetch the model again"
+            f"the *.safetensors in {path} lack {_some(missing)}; fetch the model again"
         )
-    unknown = [name for name in unknown if not _is_superfluous(name, config)]
+    unknown = [name for name in files if name not in table and not _is_superfluous(name, config)]
     if unknown:
         raise ModelDirectoryError(
             f"the *.safetensors in {path} hold {_some(unknown)}, which a {config.architecture} "
             "with this config.json does not have; config and weights are of different models"
         )
-    return model.eval()
+
+
+def _files_by_name(path: Path) -> dict[str, Path]:
+    """The file that has each tensor."""
+    files: dict[str, Path] = {}
+    for file in _files_of_model(path):
+        with _opened(file) as tensors:
+            files |= dict.fromkeys(tensors.keys(), file)
+    return files
 
 
 def _files_of_model(path: Path) -> list[Path]:
@@ -91,17 +139,16 @@ def _files_of_model(path: Path) -> list[Path]:
     return [single] if single.is_file() else weight_files(path)
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in files:
-        try:
-            with safe_open(file, framework="pt", device="cpu") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
-                    yield name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelDirectoryError(
-                f"{file} cannot be read ({error}); fetch the model again, and if git did it, "
-                "with git lfs pull"
-            ) from error
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise ModelDirectoryError(
+            f"{file} cannot be read ({error}); fetch the model again, and if git did it, "
+            "with git lfs pull"
+        ) from error
 
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
@@ -113,33 +160,3 @@ def _is_superfluous(name: str, config: ModelConfig) -> bool:
 def _some(names: Iterable[str]) -> str:
     first, *others = names
     return f"{first} and {len(others)} more" if others else first
-
-
-def _targets(model: DecoderModel) -> Iterator[tuple[str, Any]]:
-    """Where each tensor of a Hugging Face checkpoint goes: a parameter, or rows of a fused one."""
-    config = model.config
-    yield "model.embed_tokens.weight", model.embedding.weight
-    yield "model.norm.weight", model.norm.weight
-    if not config.tie_word_embeddings:
-        yield "lm_head.weight", model.head.weight
-    for i, layer in enumerate(model.layers):
-        prefix = f"model.layers.{i}"
-        yield f"{prefix}.input_layernorm.weight", layer.attention_norm.weight
-        yield f"{prefix}.post_attention_layernorm.weight", layer.feed_forward_norm.weight
-        attention, feed_forward = layer.attention, layer.feed_forward
-        if config.qk_norm:
-            yield f"{prefix}.self_attn.q_norm.weight", attention.q_norm
-            yield f"{prefix}.self_attn.k_norm.weight", attention.k_norm
-        halves = [config.intermediate_size] * 2
-        for kind in ("weight", "bias"):
-            parts = (
-                ("self_attn", ("q_proj", "k_proj", "v_proj"), attention.qkv, attention.sizes),
-                ("self_attn", ("o_proj",), attention.out, [config.hidden_size]),
-                ("mlp", ("gate_proj", "up_proj"), feed_forward.gate_up, halves),
-                ("mlp", ("down_proj",), feed_forward.down, [config.hidden_size]),
-            )
-            for block, names, linear, sizes in parts:
-                fused = getattr(linear, kind)
-                if fused is not None:
-                    for name, rows in zip(names, fused.split(sizes), strict=True):
-                        yield f"{prefix}.{block}.{name}.{kind}", rows

@@ -1,95 +1,133 @@
-"""`DecoderModel`: one definition for Llama 2/3, Mistral, Qwen2 and Qwen3.
+"""`DecoderModel`: one definition for all supported architectures (`engine/families.py`).
 
-The families differ in data only: biases, a norm on queries and keys, the attention window, rope.
+They differ in data only: biases, a norm on queries and keys, windows, ropes, soft caps, norms on
+outputs, experts in place of a feed-forward. A rank of a tensor-parallel node has a part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.attention import AttentionBackend, AttentionForm
 from engine.batch import Batch
+from engine.feed_forward import Experts, FeedForward
+from engine.kernels import HeadNorms, HeadShape, Rotation
 from engine.kv_cache import KVCache
+from engine.linear import (
+    Build,
+    Linear,
+    RowParallelLinear,
+    VocabularyEmbedding,
+    VocabularyHead,
+    kv_head_share,
+    share,
+)
 from engine.model_config import ModelConfig
-from engine.rope import cos_sin, inverse_frequencies, rotate
+from engine.rope import rotation
 
 OnLayer = Callable[[int], None]
 """Takes how many layers, from the first on, have their K and V in the pool."""
 
 
+class Norm(nn.Module):
+    """Root mean square norm. Weights that count from 1 have it added when they are loaded; they
+    stay float32, because 1 + w has fewer bits of w in half precision."""
+
+    def __init__(self, size: int, config: ModelConfig, build: Build) -> None:
+        super().__init__()
+        dtype = torch.float32 if config.norm_offset else build.dtype
+        self.weight = build.parameter(size, dtype=dtype)
+        self.eps, self.kernels = config.rms_norm_eps, build.kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum); may write into `residual`."""
+        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
+
+
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    """Each rank has some heads: rows of q, k and v, columns of the output's weight."""
+
+    def __init__(self, config: ModelConfig, layer: int, build: Build) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
-        q_size = config.num_heads * config.head_dim
-        kv_size = config.num_kv_heads * config.head_dim
-        self.sizes = [q_size, kv_size, kv_size]
-        self.form = AttentionForm(config.head_dim**-0.5, config.sliding_window)
-        self.qkv = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.qkv_bias)
-        self.out = nn.Linear(q_size, config.hidden_size, bias=config.o_bias)
-        self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
-        self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+        self.heads = share(config.num_heads, build.parallel, "attention heads")
+        self.kv_heads = kv_head_share(config.num_kv_heads, build.parallel)
+        self.shape = HeadShape(len(self.heads), len(self.kv_heads), config.head_dim)
+        self.form = AttentionForm(
+            config.attention_scale, config.layers[layer].window, config.attention_softcap
+        )
+        num_fused = (len(self.heads) + 2 * len(self.kv_heads)) * config.head_dim
+        num_out = len(self.heads) * config.head_dim
+        self.qkv = Linear(config.hidden_size, num_fused, config.qkv_bias, build)
+        self.out = RowParallelLinear(num_out, config.hidden_size, config.o_bias, build)
+        self.q_norm = Norm(config.head_dim, config, build) if config.qk_norm else None
+        self.k_norm = Norm(config.head_dim, config, build) if config.qk_norm else None
+        self.kernels = build.kernels
 
     def forward(
         self,
         hidden: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Rotation,
         batch: Batch,
         cache: KVCache,
         attention: AttentionBackend,
     ) -> Tensor:
-        heads = self.qkv(hidden).unflatten(-1, (-1, self.head_dim))
-        query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), 1)
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
-            query = F.rms_norm(query, (self.head_dim,), self.q_norm, self.eps)
-            key = F.rms_norm(key, (self.head_dim,), self.k_norm, self.eps)
-            query_key = torch.cat((query, key), dim=1)
-        query_key = rotate(query_key, *rope)  # [tokens, heads + kv_heads, head_dim]
-        query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
-        cache.write(self.layer, key, value, batch.write_slots)
+            norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        query = self.kernels.heads(
+            self.qkv(hidden), self.shape, norms, rope, self.layer, cache, batch.write_slots
+        )
         output = attention.forward(query, self.layer, cache, batch, self.form)
         return self.out(output.flatten(1))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(
-            config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias
-        )
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up))
-
-
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    """The outer frame of attention and feed-forward; `rope` counts among the model's."""
+
+    def __init__(self, config: ModelConfig, layer: int, rope: int, build: Build) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, layer)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.feed_forward = FeedForward(config)
+        norm = partial(Norm, config.hidden_size, config, build)
+        has_output_norms = config.has_output_norms
+        self.rope = rope
+        self.attention_norm = norm()
+        self.attention = Attention(config, layer, build)
+        self.attention_out_norm = norm() if has_output_norms else nn.Identity()
+        self.feed_forward_norm = norm()
+        self.feed_forward: FeedForward | Experts
+        if config.experts is not None and config.layers[layer].has_experts:
+            self.feed_forward = Experts(config, config.experts, build)
+        else:
+            self.feed_forward = FeedForward(config, build)
+        self.feed_forward_out_norm = norm() if has_output_norms else nn.Identity()
 
 
 class DecoderModel(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    """Made with parameters that are not filled yet."""
+
+    def __init__(self, config: ModelConfig, build: Build) -> None:
         super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers: Iterable[Layer] = nn.ModuleList(  # type: ignore[assignment]
-            Layer(config, i) for i in range(config.num_layers)
+        self.config, self.parallel, self.dtype = config, build.parallel, build.dtype
+        # The scale has the precision of the weights, as in training.
+        scale = torch.tensor(config.embedding_scale, dtype=build.dtype, device="cpu")
+        self.embedding_scale = scale.item()
+        self.embedding = VocabularyEmbedding(config.vocab_size, config.hidden_size, build)
+        self.ropes = tuple(dict.fromkeys(layer.rope for layer in config.layers))
+        self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
+            Layer(config, i, self.ropes.index(layer.rope), build)
+            for i, layer in enumerate(config.layers)
         )
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = Norm(config.hidden_size, config, build)
+        self.head = VocabularyHead(config.vocab_size, config.hidden_size, build)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embedding.weight
 
     def forward(
         self,
@@ -101,15 +139,28 @@ class DecoderModel(nn.Module):
         """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`.
 
         `on_layer` is called as soon as a layer's are written (on a CUDA device: queued on the
-        current stream), before that layer's feed-forward.
+        current stream), before that layer's feed-forward. The last layer's feed-forward is computed
+        for the sampled rows alone.
         """
-        hidden = self.embedding(batch.input_ids)  # [tokens, hidden]
-        frequencies = inverse_frequencies(self.config, hidden.device)
-        rope = cos_sin(frequencies, batch.positions, hidden.dtype)
-        for num_layers, layer in enumerate(self.layers, start=1):
-            normed = layer.attention_norm(hidden)
-            hidden += layer.attention(normed, rope, batch, cache, attention)
+        residual = self.embedding(batch.input_ids)  # [tokens, hidden]
+        if self.embedding_scale != 1.0:
+            residual *= self.embedding_scale
+        rotations = [rotation(rope, batch.positions, self.dtype) for rope in self.ropes]
+        normed = self.layers[0].attention_norm(residual)
+        for i, layer in enumerate(self.layers, start=1):
+            output = layer.attention(normed, rotations[layer.rope], batch, cache, attention)
             if on_layer is not None:
-                on_layer(num_layers)
-            hidden += layer.feed_forward(layer.feed_forward_norm(hidden))
-        return self.head(self.norm(hidden[batch.sample_rows])).float()
+                on_layer(i)
+            if i == len(self.layers):
+                output, residual = output[batch.sample_rows], residual[batch.sample_rows]
+            output = layer.attention_out_norm(output)
+            normed, residual = layer.feed_forward_norm.of_sum(output, residual)
+            output = layer.feed_forward_out_norm(layer.feed_forward(normed))
+            next_norm = self.norm if i == len(self.layers) else self.layers[i].attention_norm
+            normed, residual = next_norm.of_sum(output, residual)
+        return self._logits(normed)
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        logits = self.head(normed).float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021) with the scalings of `RopeScaling`."""
+"""Rotary position embedding (Su et al., 2021) with the scalings of `RopeConfig`."""
 
 from __future__ import annotations
 
@@ -8,47 +8,60 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from engine.model_config import ModelConfig
+from engine.kernels import Rotation
+from engine.rope_config import RopeConfig
 
 
-@lru_cache(maxsize=8)
-def inverse_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    """[head_dim / 2] float32. Computed on the CPU, so that every device has the same bits."""
-    return _inverse_frequencies(config).to(device)
+def rotation(config: RopeConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
+    """Of `positions` [tokens]; computed in float32."""
+    angles = positions[:, None].float() * inverse_frequencies(config, positions.device)
+    cos = angles.cos().mul_(config.attention_factor)  # [tokens, rotary_dim / 2]
+    sin = angles.sin().mul_(config.attention_factor)
+    return Rotation(
+        torch.cat((cos, cos), dim=-1)[:, None].to(dtype),
+        torch.cat((-sin, sin), dim=-1)[:, None].to(dtype),
+    )
 
 
-def _inverse_frequencies(config: ModelConfig) -> Tensor:
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    if scaling.kind == "llama3":
-        return _llama3(frequencies, config)
-    return frequencies
+@lru_cache(maxsize=16)
+def inverse_frequencies(config: RopeConfig, device: torch.device) -> Tensor:
+    """[rotary_dim / 2] float32. Computed on the CPU, so that every device has the same bits."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64).float() / config.rotary_dim
+    wavelengths = config.theta**exponents  # in tokens per radian
+    if config.kind == "linear":
+        frequencies = 1.0 / wavelengths / config.factor
+    elif config.kind == "llama3":
+        frequencies = _llama3(1.0 / wavelengths, config)
+    elif config.kind == "yarn":
+        frequencies = _yarn(wavelengths, config)
+    elif config.kind == "longrope":
+        frequencies = 1.0 / (torch.tensor(config.divisors) * wavelengths)
+    else:
+        frequencies = 1.0 / wavelengths
+    return frequencies.to(device)
 
 
-def cos_sin(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin for `rotate`, [tokens, 1, head_dim], of `positions` [tokens].
-
-    Computed in float32. The first half of sin is negated, as `rotate` needs it.
-    """
-    angles = (positions[:, None].float() * frequencies)[:, None]  # [tokens, 1, head_dim / 2]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
-
-
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates [tokens, heads, head_dim] in the half-split layout of Hugging Face weights."""
-    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-    return (heads * cos).add_(swapped.mul_(sin))
-
-
-def _llama3(frequencies: Tensor, config: ModelConfig) -> Tensor:
+def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
     """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
-    scaling = config.rope_scaling
-    wavelengths = 2 * math.pi / frequencies
-    turns = scaling.original_max_position / wavelengths
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    turns = config.original_max_position * frequencies / (2 * math.pi)
+    blend = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
-    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+    return (1 - blend) * frequencies / config.factor + blend * frequencies
+
+
+def _yarn(wavelengths: Tensor, config: RopeConfig) -> Tensor:
+    """Yarn (Peng et al., 2023): dimensions that turn more than `beta_fast` times within the trained
+    range are kept, those that turn less than `beta_slow` times stretched, those between blended."""
+
+    def dimension(turns: float) -> float:
+        """Which dimension turns so often within the trained range."""
+        wavelength = config.original_max_position / (turns * 2 * math.pi)
+        return config.rotary_dim * math.log(wavelength) / (2 * math.log(config.theta))
+
+    low, high = dimension(config.beta_fast), dimension(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
+    width = high - low if high != low else 0.001
+    ramp = ((torch.arange(config.rotary_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    return ramp / (config.factor * wavelengths) + (1 - ramp) / wavelengths

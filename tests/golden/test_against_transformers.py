@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, save_random_model
+from families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
 from transformers import PreTrainedModel
 
 from engine.batch import Batch
@@ -34,9 +34,8 @@ def pair(
     torch.set_num_threads(1)
     path: Path = tmp_path_factory.mktemp(family)
     reference = save_random_model(family, path)
-    return reference, load_model_runner(
-        path, EngineOptions("float32", PAGE_SIZE), lambda _: 600, CPU
-    )
+    options = EngineOptions("float32", PAGE_SIZE, context_length=SERVED_LENGTHS.get(family, 0))
+    return reference, load_model_runner(path, options, lambda _: 200, CPU)
 
 
 class Sequences:
@@ -82,33 +81,39 @@ def reference_tokens(model: PreTrainedModel, prompt: Sequence[int], count: int) 
     return output[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100, 700])
-def test_logits_are_transformers(pair: tuple[PreTrainedModel, ModelRunner], length: int) -> None:
+def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, ModelRunner]) -> None:
+    """Within 1e-4, of logits whose largest is about 5."""
     reference, runner = pair
-    prompt = prompt_of(length, reference.config.vocab_size)
-    pages = Sequences(runner).pages(length)
-    with torch.inference_mode():
-        expected = reference(torch.tensor([prompt])).logits[0, -1]
-        batch = Batch.build([Slice(prompt, 0, pages, GREEDY)], PAGE_SIZE, CPU)
-        logits = runner.model(batch, runner.kv_cache, runner.attention)[0]
-    assert (logits - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+    sequences = Sequences(runner)
+    for length in prompt_lengths(family, [1, 2, 16, 17, 100, 400], num_answer_tokens=0):
+        prompt = prompt_of(length, reference.config.vocab_size)
+        pages = sequences.pages(length)
+        with torch.inference_mode():
+            expected = reference(torch.tensor([prompt])).logits[0, -1]
+            batch = Batch.build([Slice(prompt, 0, pages, GREEDY)], PAGE_SIZE, CPU)
+            logits = runner.model(batch, runner.kv_cache, runner.attention)[0]
+        assert (logits - expected).abs().max() <= 1e-4, f"{length} tokens"
 
 
-@pytest.mark.parametrize("length", [1, 16, 17, 100, 700])
-@pytest.mark.parametrize("chunk", [10_000, 37])
 def test_greedy_tokens_are_transformers(
-    pair: tuple[PreTrainedModel, ModelRunner], length: int, chunk: int
+    family: str, pair: tuple[PreTrainedModel, ModelRunner]
 ) -> None:
+    """Whether a prompt is computed at once or in chunks."""
     reference, runner = pair
-    prompt = prompt_of(length, reference.config.vocab_size)
-    expected = reference_tokens(reference, prompt, 24)
-    assert Sequences(runner).generate(prompt, 24, chunk) == expected
+    for length in prompt_lengths(family, [1, 17, 130], num_answer_tokens=12):
+        prompt = prompt_of(length, reference.config.vocab_size)
+        expected = reference_tokens(reference, prompt, 12)
+        for chunk in (10_000, 37):
+            assert Sequences(runner).generate(prompt, 12, chunk) == expected, (length, chunk)
 
 
-def test_mixed_batches_change_nothing(pair: tuple[PreTrainedModel, ModelRunner]) -> None:
+def test_mixed_batches_change_nothing(
+    family: str, pair: tuple[PreTrainedModel, ModelRunner]
+) -> None:
     """Prompts that start, prompts in chunks and answers share every step."""
     reference, runner = pair
-    prompts = [prompt_of(n, reference.config.vocab_size) for n in (1, 5, 33, 64, 150)]
+    lengths = prompt_lengths(family, [1, 5, 33, 66, 150], num_answer_tokens=12)
+    prompts = [prompt_of(n, reference.config.vocab_size) for n in lengths]
     sequences = Sequences(runner)
     pages = [sequences.pages(len(p) + 12) for p in prompts]
     tokens, computed = [list(p) for p in prompts], [0] * len(prompts)
@@ -133,9 +138,10 @@ def test_mixed_batches_change_nothing(pair: tuple[PreTrainedModel, ModelRunner])
 
 
 @pytest.mark.parametrize("long_family", ["llama2", "mistral"])
-def test_a_prompt_of_3000_tokens(long_family: str, tmp_path: Path) -> None:
+def test_a_long_prompt(long_family: str, tmp_path: Path) -> None:
     reference = save_random_model(long_family, tmp_path)
-    runner = load_model_runner(tmp_path, EngineOptions("float32", PAGE_SIZE), lambda _: 200, CPU)
-    prompt = prompt_of(3000, reference.config.vocab_size)
+    options = EngineOptions("float32", PAGE_SIZE)
+    runner = load_model_runner(tmp_path, options, lambda _: 200, CPU)
+    prompt = prompt_of(1500, reference.config.vocab_size)
     expected = reference_tokens(reference, prompt, 8)
-    assert Sequences(runner).generate(prompt, 8, chunk=1024) == expected
+    assert Sequences(runner).generate(prompt, 8, chunk=600) == expected

@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.families import UnsupportedModel
+from engine.kernels import TorchKernels
+from engine.linear import Build
 from engine.loader import load_model, resolve_dtype
 from engine.model import DecoderModel
-from engine.model_config import ModelConfig, UnsupportedModel
+from engine.model_config import ModelConfig
+from engine.parallel import SOLO
 from protocol.model_directory import ModelDirectoryError
 
 CPU = torch.device("cpu")
@@ -60,7 +64,8 @@ def save(path: Path, tensors: dict[str, Tensor], **changes: Any) -> None:
 
 
 def load(path: Path, **kwargs: Any) -> DecoderModel:
-    return load_model(path, ModelConfig.from_directory(path), torch.float32, CPU, **kwargs)
+    build = Build(torch.float32, CPU, TorchKernels(), SOLO)
+    return load_model(path, ModelConfig.from_directory(path), build, **kwargs)
 
 
 def test_parts_are_fused_in_order(tmp_path: Path) -> None:

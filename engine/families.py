@@ -1,0 +1,107 @@
+"""In what the supported architectures differ from Llama, beyond the numbers in config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from protocol.errors import UserError
+
+Activation = Literal["silu", "gelu_tanh"]
+Bias = Literal["never", "always", "attention_bias"]
+Windows = Literal["all", "late", "patterned"]
+
+
+class UnsupportedModel(UserError):
+    """The model is fine, but this engine has no definition of it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """`defaults` are what transformers takes for settings that a config.json leaves out."""
+
+    qkv_bias: Bias = "never"
+    o_bias: Bias = "never"
+    has_mlp_bias: bool = False
+    """If `mlp_bias` is set."""
+    has_qk_norm: bool = False
+    windows: Windows = "all"
+    """Which layers have the `sliding_window`, if config.json has no `layer_types`: all; those from
+    `max_window_layers` on; all but every `sliding_window_pattern`-th."""
+    is_gemma: bool = False
+    """Norm weights count from 1, outputs of attention and feed-forward are normed too, the
+    embedding is scaled by sqrt(hidden size)."""
+    has_fused_projections: bool = False
+    """The checkpoint has qkv_proj and gate_up_proj."""
+    experts: Literal["none", "mixtral", "qwen"] = "none"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+GEMMA = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family("attention_bias", "attention_bias", has_mlp_bias=True),
+    "MistralForCausalLM": Family(defaults={"sliding_window": 4096}),
+    "Qwen2ForCausalLM": Family("always", windows="late", defaults={"max_window_layers": 28}),
+    "Qwen3ForCausalLM": Family(
+        "attention_bias",
+        "attention_bias",
+        has_qk_norm=True,
+        windows="late",
+        defaults={"max_window_layers": 28, "head_dim": 128},
+    ),
+    "Gemma2ForCausalLM": Family(
+        "attention_bias",
+        "attention_bias",
+        windows="patterned",
+        is_gemma=True,
+        defaults={
+            **GEMMA,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "Gemma3ForCausalLM": Family(
+        "attention_bias",
+        "attention_bias",
+        has_qk_norm=True,
+        windows="patterned",
+        is_gemma=True,
+        defaults={
+            **GEMMA,
+            "sliding_window_pattern": 6,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+        },
+    ),
+    "Phi3ForCausalLM": Family(has_fused_projections=True, defaults={"rms_norm_eps": 1e-5}),
+    "MixtralForCausalLM": Family(
+        experts="mixtral",
+        defaults={
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+        },
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "attention_bias",
+        "attention_bias",
+        has_qk_norm=True,
+        experts="qwen",
+        defaults={
+            "decoder_sparse_step": 1,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+    ),
+}
+SUPPORTED = tuple(FAMILIES)
