@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling_reference import gumbel
 from torch import Tensor
 
 from engine.sampler import _keep_top, sample
@@ -153,19 +154,6 @@ def test_seeds_positions_and_tokens_are_independent() -> None:
         assert abs(len(drawn.unique()) - 632) < 60
     assert (by_seed[1:] == by_position[1:]).sum() < 10
     assert (by_seed[1:] == by_seed[:-1]).sum() < 10
-
-
-def splitmix64(x: int) -> int:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
-    return x ^ (x >> 31)
-
-
-def gumbel(seed: int, position: int, token: int) -> float:
-    golden = 0x9E3779B97F4A7C15
-    key = splitmix64((splitmix64((seed + golden) % 2**64) + position * golden) % 2**64)
-    uniform = ((splitmix64((key + token * golden) % 2**64) >> 12) + 0.5) / 2**52
-    return -math.log(-math.log(uniform))
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**31))
