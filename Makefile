@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check lint gpu bench-route bench-sweep bench-transfer bench tiny-model clean
+.PHONY: help demo test check lint gpu bench-route bench-sweep bench-transfer bench-engine bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -45,6 +45,9 @@ bench-sweep: $(READY) ## the same over sizes, caches, loads and lags (two minute
 
 bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, a killed peer (15 minutes, quiet machine)
 	$(BIN)/python -m benchmarks.transfer $(ARGS)
+
+bench-engine: $(READY) ## the engine beside transformers, llama.cpp and the floor (15 minutes, quiet machine)
+	$(BIN)/python -m benchmarks.engine $(ARGS)
 
 bench: $(READY) ## index and router, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
 	for bench in index http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done

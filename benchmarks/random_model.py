@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def save_random_model(path: Path) -> None:
-    """Writes the model, the same one every time, into the directory `path`."""
+def save_random_model(path: Path, config: Mapping[str, Any] = CONFIG) -> None:
+    """Writes the model, the same one every time, into the directory `path`.
+
+    `config` is of a Llama without biases; the weights are float32 whatever it says.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
-    save_file(_weights(), path / "model.safetensors")
-    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, "t0"))
+    (path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file(_weights(config), path / "model.safetensors")
+    words = {f"t{i}": i for i in range(config["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(words, "t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(path / "tokenizer.json"))
 
@@ -59,25 +64,31 @@ class Prompts:
         return [self._chance.randrange(END + 1, VOCABULARY) for _ in range(num_tokens)]
 
 
-def _weights() -> dict[str, Tensor]:
+def _weights(config: Mapping[str, Any]) -> dict[str, Tensor]:
     torch.manual_seed(7)
+    vocabulary, hidden = config["vocab_size"], config["hidden_size"]
+    intermediate, head_dim = config["intermediate_size"], config["head_dim"]
+    query = config["num_attention_heads"] * head_dim
+    key_value = config["num_key_value_heads"] * head_dim
     weights = {
-        "model.embed_tokens.weight": _normal(VOCABULARY, HIDDEN),
-        "model.norm.weight": torch.ones(HIDDEN),
+        "model.embed_tokens.weight": _normal(vocabulary, hidden),
+        "model.norm.weight": torch.ones(hidden),
     }
-    for i in range(NUM_LAYERS):
+    for i in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}.{norm}.weight"] = torch.ones(HIDDEN)
+            weights[f"{prefix}.{norm}.weight"] = torch.ones(hidden)
         weights |= {
-            f"{prefix}.self_attn.q_proj.weight": _normal(NUM_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.k_proj.weight": _normal(NUM_KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.v_proj.weight": _normal(NUM_KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.o_proj.weight": _normal(HIDDEN, NUM_HEADS * HEAD_DIM),
-            f"{prefix}.mlp.gate_proj.weight": _normal(INTERMEDIATE, HIDDEN),
-            f"{prefix}.mlp.up_proj.weight": _normal(INTERMEDIATE, HIDDEN),
-            f"{prefix}.mlp.down_proj.weight": _normal(HIDDEN, INTERMEDIATE),
+            f"{prefix}.self_attn.q_proj.weight": _normal(query, hidden),
+            f"{prefix}.self_attn.k_proj.weight": _normal(key_value, hidden),
+            f"{prefix}.self_attn.v_proj.weight": _normal(key_value, hidden),
+            f"{prefix}.self_attn.o_proj.weight": _normal(hidden, query),
+            f"{prefix}.mlp.gate_proj.weight": _normal(intermediate, hidden),
+            f"{prefix}.mlp.up_proj.weight": _normal(intermediate, hidden),
+            f"{prefix}.mlp.down_proj.weight": _normal(hidden, intermediate),
         }
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = _normal(vocabulary, hidden)
     return weights
 
 

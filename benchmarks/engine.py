@@ -1,0 +1,277 @@
+"""The engine beside `transformers`, llama.cpp and the floor, in one run on the same weights.
+
+    .venv/bin/python -m benchmarks.engine [--shape NAME | --model embedded|PATH] [--threads N]
+    .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b
+
+Physics: `benchmarks.engine_floor` says what a step cannot be faster than. Decoding reads all
+weights for each step, so a batch is nearly free until either the K and V of its contexts outweigh
+the weights or the multiplications outlast the reading; on one CPU core the latter comes early: at
+some 60 GFLOP/s and 12 GB/s a float32 weight is multiplied with 10 rows in the time it takes to read
+it. A prompt is nothing but multiplications. What an engine adds to that: copies of K and V
+(`transformers` grows its cache by copying all of it in every step), one small operation after the
+other, and the time between two steps (`benchmarks.engine_loop`).
+
+Compared is greedy decoding in float32 of sequences of equal length (which spares `transformers` the
+padding that it would need otherwise), after all engines have chosen the same tokens on the same
+text (`benchmarks.engine_check`). On CUDA (`benchmarks.engine_gpu`) there is no other engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.engine_cells import (
+    LLAMA_CPP,
+    PEERS,
+    TRANSFORMERS,
+    Cell,
+    Engine,
+    Timing,
+    cells,
+    measure,
+)
+from benchmarks.engine_check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
+from benchmarks.engine_floor import Rates, decode_work, measure_rates, prefill_work
+from benchmarks.engine_gpu import GpuReport, measure_shape
+from benchmarks.engine_loop import measure_overhead
+from benchmarks.engine_ours import Ours, num_pages_for
+from benchmarks.engine_report import Cost, Report, Row, rounded
+from benchmarks.engine_shapes import SHAPES, save_model
+from benchmarks.machine import machine
+from engine.build import EngineOptions, load_model_runner
+from engine.runner import ModelRunner
+from node.config import CPU_CHUNK, GPU_CHUNK
+
+ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = ROOT / "models" / "tiny"
+GENERATE_TOKENS = 4096
+"""`generate` itself is timed, too, in the largest cell of at most so many."""
+
+
+def main() -> None:
+    parser = _parser()
+    given = parser.parse_args()
+    peers = [name for name in given.peers.split(",") if name]
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f"no engine {', '.join(sorted(unknown))}; choose from {','.join(PEERS)}")
+    if given.device == "cuda" and given.model is not None:
+        parser.error("with --device cuda name a --shape, whose weights are random")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; run it on a machine that has one")
+    if given.model not in (None, "embedded") and not Path(given.model).is_dir():
+        parser.error(f"{given.model} is no directory; name a model's, or embedded")
+    torch.set_num_threads(given.threads)
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as directory:
+        report: Report | GpuReport
+        if given.device == "cuda":
+            report = _measure_cuda(given, console)
+        else:
+            report = _measure_cpu(given, peers, Path(directory), console)
+    for table in report.tables():
+        console.print(table)
+    line = json.dumps(report.as_json())
+    if given.out is not None:
+        given.out.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="The engine beside others and the floor.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--shape", choices=SHAPES, default="smollm2-135m", help="random weights")
+    what.add_argument("--model", help="embedded, or a model directory")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=_positive, default=1, help="of every engine; 1: a node's")
+    parser.add_argument("--peers", default=",".join(PEERS), help="'' for none")
+    parser.add_argument("--batches", type=_positives, default=[1, 8, 32])
+    parser.add_argument("--contexts", type=_positives, default=[128, 512, 2048, 4096])
+    parser.add_argument(
+        "--prefill-tokens",
+        type=int,
+        default=4096,
+        help="prompts are computed in cells of at most so many tokens: more take minutes",
+    )
+    parser.add_argument("--deterministic-cost", action=argparse.BooleanOptionalAction, default=True)
+    on_cuda = parser.add_argument_group("with --device cuda")
+    on_cuda.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    on_cuda.add_argument("--attention-backend", default="auto")
+    on_cuda.add_argument(
+        "--chunk-tokens", type=_positive, default=GPU_CHUNK, help="of a prompt in one step"
+    )
+    on_cuda.add_argument("--quick", action="store_true", help="fewer lengths and steps")
+    parser.add_argument("--out", type=Path, help="write the JSON line here, too")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a number")
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
+def _positives(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
+    options = EngineOptions(
+        dtype=given.dtype, load_format="dummy", attention_backend=given.attention_backend
+    )
+    return measure_shape(given.shape, options, given.chunk_tokens, given.quick, console)
+
+
+def _measure_cpu(
+    given: argparse.Namespace, peers: Sequence[str], directory: Path, console: Console
+) -> Report:
+    model = _model_directory(given, directory)
+    plan = cells(given.batches, given.contexts)
+    runner = _load(model, plan, deterministic=False)
+    ours = Ours(runner, CPU_CHUNK)
+    engines: list[Engine] = [ours, *_peers(peers, model, directory, given.threads, runner, console)]
+    _check(engines, model, runner, console)
+    rates = measure_rates(torch.float32, runner.device)
+    console.print(
+        f"copy {rates.copy_bytes_s / 1e9:.1f} GB/s, matmul {rates.matmul_flop_s / 1e9:.1f} GFLOP/s"
+    )
+    rows = []
+    for cell in plan:
+        console.print(f"batch {cell.batch}, context {cell.context}: {cell.num_steps} steps")
+        with_prefill = cell.num_tokens <= given.prefill_tokens
+        timings = {engine.name: measure(engine, cell, with_prefill) for engine in engines}
+        rows.append(_row(cell, timings, rates, runner))
+    notes = {
+        "machine": machine("torch", *_installed("transformers", "llama-cpp-python")),
+        "model": given.model or given.shape,
+        "threads": given.threads,
+        "copy_bytes_s": round(rates.copy_bytes_s),
+        "matmul_flop_s": round(rates.matmul_flop_s),
+        "attention": runner.attention.name,
+        "prefill_left_out": f"cells of more than {given.prefill_tokens} tokens",
+    }
+    for engine in engines:
+        if engine.name == TRANSFORMERS:
+            notes["generate_vs_by_hand"] = _generate_ratio(engine, plan)
+    costs = _deterministic_costs(model, plan, rows) if given.deterministic_cost else []
+    return Report(rows, costs, notes)
+
+
+def _row(cell: Cell, timings: dict[str, Timing], rates: Rates, runner: ModelRunner) -> Row:
+    config, dtype = runner.config, runner.layout.dtype
+    return Row(
+        cell,
+        timings,
+        decode_work(config, dtype, cell.batch, cell.mean_context).floor_s(rates),
+        prefill_work(config, dtype, cell.batch, cell.context).floor_s(rates),
+        measure_overhead(runner, cell),
+    )
+
+
+def _model_directory(given: argparse.Namespace, directory: Path) -> Path:
+    if given.model is not None:
+        return EMBEDDED if given.model == "embedded" else Path(given.model)
+    model = directory / given.shape
+    save_model(given.shape, model)
+    return model
+
+
+def _load(model: Path, plan: Sequence[Cell], deterministic: bool) -> ModelRunner:
+    options = EngineOptions(dtype="float32", deterministic=deterministic)
+    return load_model_runner(
+        model, options, lambda layout: num_pages_for(plan, layout), torch.device("cpu")
+    )
+
+
+def _peers(
+    names: Sequence[str],
+    model: Path,
+    directory: Path,
+    num_threads: int,
+    runner: ModelRunner,
+    console: Console,
+) -> list[Engine]:
+    def transformers() -> Engine:
+        from benchmarks.engine_transformers import Transformers
+
+        return Transformers(model, torch.float32)
+
+    def llama_cpp() -> Engine:
+        from benchmarks.engine_llamacpp import LlamaCpp
+        from benchmarks.gguf_export import write_gguf
+
+        target = directory / "model.gguf"
+        write_gguf(model, target)
+        return LlamaCpp(target, num_threads, runner.config.vocab_size)
+
+    makers: dict[str, tuple[Callable[[], Engine], Sequence[str]]] = {
+        TRANSFORMERS: (transformers, ("transformers",)),
+        LLAMA_CPP: (llama_cpp, ("llama_cpp", "gguf")),
+    }
+    engines = []
+    for name in names:
+        make, modules = makers[name]
+        if missing := [module for module in modules if find_spec(module) is None]:
+            console.print(
+                f"{name} is left out: {' and '.join(missing)} not installed "
+                "(pip install -e '.[bench]')"
+            )
+        else:
+            engines.append(make())
+    return engines
+
+
+def _check(engines: Sequence[Engine], model: Path, runner: ModelRunner, console: Console) -> None:
+    if len(engines) == 1:
+        return
+    from benchmarks.engine_transformers import Transformers
+
+    tokens = random_tokens(runner.config.vocab_size)
+    reference = Transformers(model, torch.float32).logits(tokens)
+    for engine in engines:
+        found = require_agreement(engine, tokens, reference, NUM_PROMPT_TOKENS)
+        console.print(
+            f"{engine.name}: {found.num_choices} equal choices, {found.num_ties} by a tie"
+        )
+
+
+def _generate_ratio(engine: Any, plan: Sequence[Cell]) -> dict[str, Any]:
+    """Time of a step of `generate` over one called by hand, in one cell of the plan."""
+    cell = [plan[0], *(cell for cell in plan if cell.num_tokens <= GENERATE_TOKENS)][-1]
+    by_hand = measure(engine, cell, with_prefill=False).step_s
+    ratio = engine.generate_step_s(cell) / by_hand
+    return {"batch": cell.batch, "context": cell.context, "step_ratio": rounded(ratio)}
+
+
+def _deterministic_costs(model: Path, plan: Sequence[Cell], rows: Sequence[Row]) -> list[Cost]:
+    engine = Ours(_load(model, plan, deterministic=True), CPU_CHUNK)
+    return [
+        Cost(row.cell, row.ours, measure(engine, row.cell, row.ours.prefill_s is not None))
+        for row in rows
+    ]
+
+
+def _installed(*packages: str) -> list[str]:
+    found = []
+    for package in packages:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            continue
+        found.append(package)
+    return found
+
+
+if __name__ == "__main__":
+    main()
