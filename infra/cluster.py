@@ -22,7 +22,8 @@ ASK_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """What to start. `*_flags` are `name: text` of the settings of each kind of process.
+    """What to start. `*_flags` are `name: text` of the settings of each kind of process; those in
+    `prefill_flags` and `decode_flags` go before `node_flags`.
 
     `redis_url` "": a private Redis is started too.
     """
@@ -34,6 +35,8 @@ class ClusterPlan:
     redis_url: str = ""
     coordinator_flags: Mapping[str, str] = field(default_factory=dict)
     node_flags: Mapping[str, str] = field(default_factory=dict)
+    prefill_flags: Mapping[str, str] = field(default_factory=dict)
+    decode_flags: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 600.0
 
 
@@ -108,8 +111,10 @@ class LocalCluster:
 
     def start_node(self, role: str, name: str, own_flags: Mapping[str, str] | None = None) -> Child:
         """Starts a node, or starts it again. `own_flags` go before those of the plan."""
-        flags = {**self._memory_share(), **self.plan.node_flags, **(own_flags or {}), "name": name}
-        return self.start_process(role, name, flags)
+        plan = self.plan
+        of_role = plan.prefill_flags if role == "prefill" else plan.decode_flags
+        flags = {**self._memory_share(), **plan.node_flags, **of_role, **(own_flags or {})}
+        return self.start_process(role, name, {**flags, "name": name})
 
     def _memory_share(self) -> dict[str, str]:
         """The nodes of a plan share this host's memory, or its one device."""

@@ -24,11 +24,18 @@ NOT_FOR_UP = {"name", "control_port", "data_port"}
 class UpConfig:
     prefill: int = option(1, "number of prefill nodes")
     decode: int = option(1, "number of decode nodes")
+    prefill_tensor_parallel_size: int = option(0, "of prefill nodes; 0: --tensor-parallel-size")
+    decode_tensor_parallel_size: int = option(0, "of decode nodes; 0: --tensor-parallel-size")
     redis_url: str = option("", "a Redis of yours; empty: a private one is started")
 
     def __post_init__(self) -> None:
         require(self.prefill >= 0, "--prefill must be 0 or more")
         require(self.decode >= 1, "--decode must be at least 1")
+        for role in ("prefill", "decode"):
+            require(
+                getattr(self, f"{role}_tensor_parallel_size") >= 0,
+                f"--{role}-tensor-parallel-size must be 0 or more",
+            )
 
 
 def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPlan:
@@ -50,6 +57,8 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
         redis_url=own.redis_url,
         coordinator_flags=_flags_of(CoordinatorConfig, flags) | {"model_path": model},
         node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
+        prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
+        decode_flags=_size_flags(own.decode_tensor_parallel_size),
     )
 
 
@@ -94,6 +103,11 @@ def print_line(name: str, line: str) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _size_flags(tensor_parallel_size: int) -> dict[str, str]:
+    size = tensor_parallel_size
+    return {"tensor_parallel_size": str(size)} if size else {}
 
 
 def _flags_of(config: type, flags: Mapping[str, Any]) -> dict[str, str]:

@@ -8,6 +8,8 @@ from protocol.config import option, require, require_redis_url
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
+ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "torch")
+LOAD_FORMATS = ("auto", "dummy")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GPU_CHUNK = 2048
 """Tokens of a step; long enough to keep a GPU busy."""
@@ -24,8 +26,21 @@ class NodeConfig:
     advertise_host: str = option("", "address that other nodes use; empty: the host, or this one's")
     control_port: int = option(0, "port for control messages; 0: any free one")
     data_port: int = option(0, "port for KV pages; 0: any free one")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; of the first rank")
+    tensor_parallel_size: int = option(
+        1, "processes that compute the model together, each with a part of it; one device each"
+    )
     dtype: str = option("auto", "dtype of weights and KV; auto: float32 on CPUs", DTYPES)
+    load_format: str = option(
+        "auto", "auto: the model's weights; dummy: random ones, for benchmarks", LOAD_FORMATS
+    )
+    attention_backend: str = option(
+        "auto", "how attention is computed; auto: the fastest that is here", ATTENTION_BACKENDS
+    )
+    deterministic: bool = option(
+        False, "logits depend neither on what is computed beside a request nor on cache hits"
+    )
+    context_length: int = option(0, "longest sequence that is served; 0: the model's own limit")
     page_size: int = option(16, "tokens per KV page")
     max_total_tokens: int = option(0, "tokens in the KV pool; 0: from --mem-fraction-static")
     mem_fraction_static: float = option(0.8, "share of memory for weights and KV pool")
@@ -72,10 +87,15 @@ class NodeConfig:
             0 < self.memory_share <= 1,
             f"--memory-share is {self.memory_share}; it must be more than 0 and at most 1",
         )
-        for name in ("chunked_prefill_size", "kv_min_send_bytes"):
+        for name in ("chunked_prefill_size", "kv_min_send_bytes", "context_length"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) >= 0, f"{flag} must be 0 or more")
-        for name in ("max_running_requests", "max_queued_requests", "cpu_threads"):
+        for name in (
+            "max_running_requests",
+            "max_queued_requests",
+            "cpu_threads",
+            "tensor_parallel_size",
+        ):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be at least 1")
         for name in ("lease_s", "receive_timeout_s"):

@@ -28,9 +28,6 @@ from engine.model import OnLayer
 from engine.request import Sampled, Slice
 from infra.cluster import ClusterPlan, LocalCluster
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
-from node import build
-from node.build import CPU_POOL_TOKENS
-from node.config import NodeConfig
 from node.instructions import (
     AbortTransfer,
     Event,
@@ -41,7 +38,6 @@ from node.instructions import (
 )
 from node.shell import NodeShell
 from node.steps import Steps
-from protocol.config import ConfigError
 from protocol.hashing import PageHasher, split_hashes, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -477,26 +473,6 @@ def test_an_operator_audits_flushes_one_tenant_and_has_it_republished() -> None:
     assert operator.num_republished == 1
 
 
-def pool_tokens(
-    monkeypatch: pytest.MonkeyPatch, device: str, available: int, total: int, share: float = 1.0
-) -> int:
-    monkeypatch.setattr(build, "memory_bytes", lambda _: (available, total))
-    config = NodeConfig(memory_share=share)
-    return build._pool_pages(config, LAYOUT, torch.device(device)) * LAYOUT.page_size
-
-
-def test_a_laptop_with_little_free_memory_still_gets_a_pool(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    whole = pool_tokens(monkeypatch, "cpu", GIB // 16, 16 * GIB)
-    quarter = pool_tokens(monkeypatch, "cpu", GIB // 16, 16 * GIB, share=0.25)
-    assert 10_000 < whole < CPU_POOL_TOKENS
-    assert quarter == pytest.approx(whole / 4, abs=LAYOUT.page_size)
-    assert pool_tokens(monkeypatch, "cpu", 16 * GIB, 16 * GIB) == CPU_POOL_TOKENS
-    with pytest.raises(ConfigError, match="--memory-share"):
-        pool_tokens(monkeypatch, "cpu", 100, 16 * GIB)
-
-
 def test_a_local_cluster_shares_its_memory_out(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Mapping[str, str]] = []
     cluster = LocalCluster(ClusterPlan(2, 2, "127.0.0.1", 1))
@@ -506,13 +482,3 @@ def test_a_local_cluster_shares_its_memory_out(monkeypatch: pytest.MonkeyPatch) 
     cluster.start_node("prefill", "p1")
     assert float(started[0]["memory_share"]) == 0.25
     assert "memory_share" not in started[1], "the variable counts"
-
-
-def test_nodes_that_share_a_gpu_all_get_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    available, pools = 79 * GIB, []
-    for _ in range(4):
-        tokens = pool_tokens(monkeypatch, "cuda", available, 80 * GIB, share=0.25)
-        pools.append(tokens)
-        available -= tokens // LAYOUT.page_size * LAYOUT.page_bytes
-    assert min(pools) > 0.9 * max(pools)
-    assert available >= 0.15 * 80 * GIB

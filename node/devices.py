@@ -1,0 +1,39 @@
+"""Which device each rank of a node computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from protocol.config import ConfigError
+
+
+def devices_of(name: str, num_ranks: int) -> list[torch.device]:
+    """`name` is what --device says; rank i gets the device i places behind the first rank's.
+
+    On a CPU all ranks share it. Raises ConfigError.
+    """
+    first = _first_device(name)
+    if first.type != "cuda":
+        return [first] * num_ranks
+    if num_ranks == 1 and first.index is None:
+        return [first]
+    begin, count = first.index or 0, torch.cuda.device_count()
+    if begin + num_ranks > count:
+        raise ConfigError(
+            f"--tensor-parallel-size {num_ranks} with --device {name} needs the devices "
+            f"cuda:{begin} to cuda:{begin + num_ranks - 1}, but torch sees {count}; choose an "
+            "earlier first device or a smaller size"
+        )
+    return [torch.device("cuda", begin + rank) for rank in range(num_ranks)]
+
+
+def _first_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device is {name}, but torch sees no CUDA device; use --device cpu")
+    return device

@@ -1,0 +1,37 @@
+"""How many KV pages a rank has room for."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.kv_cache import num_pages_that_fit
+from node.config import NodeConfig
+from node.resources import memory_bytes
+from protocol.config import ConfigError
+from protocol.layout import KVLayout
+
+CPU_POOL_TOKENS = 131_072
+"""A CPU node shares its memory with others; it takes no larger pool unless it is told to."""
+
+
+def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> int:
+    """Called when the weights are loaded. `layout`: of this rank's pool. Raises ConfigError."""
+    if config.max_total_tokens:
+        return layout.num_pages(config.max_total_tokens)
+    available, total = memory_bytes(device)
+    if device.type == "cpu":  # shared with everything else on this host, the other ranks first
+        share = config.memory_share / config.tensor_parallel_size
+        budget = available * config.mem_fraction_static * share
+        limit = layout.num_pages(CPU_POOL_TOKENS)
+    else:
+        kept_free = total * (1 - config.mem_fraction_static)
+        budget = min(available - kept_free, (total - kept_free) * config.memory_share)
+        limit = int(total) // layout.page_bytes
+    num_pages = min(num_pages_that_fit(layout, int(budget)), limit)
+    if num_pages < 1:
+        raise ConfigError(
+            f"there is no memory for a KV page of {layout.page_bytes} bytes on {device}; "
+            "raise --mem-fraction-static, give nodes that share a device their --memory-share "
+            "(as 0.5), or free some memory"
+        )
+    return num_pages

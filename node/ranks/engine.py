@@ -1,0 +1,111 @@
+"""`Engine`: what computes and moves the pages of one node, be it one rank or several."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from engine.parallel import SOLO, connect
+from kvtransfer.transport import Transport
+from node.config import NodeConfig
+from node.devices import devices_of
+from node.ranks.operations import Operations
+from node.ranks.rank import Rank, build_rank
+from node.ranks.runner import ParallelRunner
+from node.ranks.transport import ParallelTransport
+from node.ranks.worker import MEETING_TIMEOUT_S
+from node.ranks.workers import Workers
+from node.runner import Runner
+from protocol.ids import Node
+from protocol.layout import KVLayout
+
+HOST = "127.0.0.1"
+"""The ranks of a node are processes of one host."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    runner: Runner
+    transport: Transport
+    data_addresses: tuple[str, ...]
+    layout: KVLayout
+    """Of the whole model: nodes of different sizes exchange pages and know the same hashes."""
+    fingerprint: str
+    num_pages: int
+    device: str
+    """Of rank 0."""
+    when_lost: Callable[[Callable[[], None]], None] = lambda _: None
+    """Takes what shall be done when a rank is lost: this node cannot go on then."""
+    raise_if_lost: Callable[[], None] = lambda: None
+    """Raises RankLost."""
+
+
+@contextmanager
+def start_engine(config: NodeConfig, node: Node) -> Iterator[Engine]:
+    """Raises ConfigError, the engine's model errors, and RankLost if a rank does not start."""
+    devices = devices_of(config.device, config.tensor_parallel_size)
+    if len(devices) == 1:
+        rank = build_rank(config, node, devices[0], SOLO, lambda num_pages: num_pages)
+        yield _engine(rank, rank.runner, rank.transport, (rank.transport.address,))
+        return
+    address = f"{HOST}:{_free_port()}"
+    workers = Workers.start(config, node, devices, address)
+    try:
+        yield _parallel_engine(config, node, devices, address, workers)
+    finally:
+        workers.close()
+
+
+def _parallel_engine(
+    config: NodeConfig,
+    node: Node,
+    devices: Sequence[torch.device],
+    address: str,
+    workers: Workers,
+) -> Engine:
+    operations = Operations()
+    parallel = connect(0, len(devices), devices[0], address, MEETING_TIMEOUT_S)
+    rank = build_rank(config, node, devices[0], operations.counted(parallel), workers.agree)
+    addresses = (rank.transport.address, *workers.addresses())
+    transport = ParallelTransport(rank.transport, workers.tell, addresses, rank.layout)
+
+    def when_lost(do: Callable[[], None]) -> None:
+        def lost(reason: str) -> None:
+            transport.lose(reason)
+            do()
+
+        workers.watch(transport.report, lost)
+
+    runner = ParallelRunner(rank.runner, workers, operations)
+    return _engine(rank, runner, transport, addresses, when_lost, workers.raise_if_lost)
+
+
+def _engine(
+    rank: Rank,
+    runner: Runner,
+    transport: Transport,
+    data_addresses: tuple[str, ...],
+    when_lost: Callable[[Callable[[], None]], None] = lambda _: None,
+    raise_if_lost: Callable[[], None] = lambda: None,
+) -> Engine:
+    return Engine(
+        runner=runner,
+        transport=transport,
+        data_addresses=data_addresses,
+        layout=rank.layout,
+        fingerprint=rank.runner.fingerprint,
+        num_pages=rank.runner.kv_cache.num_pages,
+        device=str(rank.runner.device),
+        when_lost=when_lost,
+        raise_if_lost=raise_if_lost,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,82 @@
+"""`RankTransport`: carries out transport commands on one rank's own transport, rank 0's as well as
+a worker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvtransfer.transport import OnDone, PageStream, Transport
+from node.ranks.commands import (
+    Abort,
+    Aborted,
+    Arrived,
+    Cancel,
+    Expect,
+    FinishStream,
+    Links,
+    Received,
+    SendOrStream,
+    Sent,
+    TransportCommand,
+    TransportReport,
+)
+from protocol.ids import Attempt
+
+
+class RankTransport:
+    """`report` is called on threads of the transport as well. One thread calls the methods, but
+    that `Abort` may come from another one."""
+
+    def __init__(self, transport: Transport, report: Callable[[TransportReport], None]) -> None:
+        self._transport = transport
+        self._report = report
+        self._streams: dict[int, tuple[Attempt, PageStream]] = {}
+
+    def do(self, command: TransportCommand) -> None:
+        if isinstance(command, Expect):
+            self._expect(command)
+        elif isinstance(command, Abort):
+            self._transport.abort(command.transfer)
+            self._report(Aborted(command.number))
+        elif isinstance(command, SendOrStream):
+            self._send(command)
+        elif isinstance(command, FinishStream):
+            if command.number in self._streams:
+                self._streams.pop(command.number)[1].finish()
+        elif isinstance(command, Cancel):
+            self._transport.cancel(command.transfer)
+            self._streams = {n: s for n, s in self._streams.items() if s[0] != command.transfer}
+
+    def layers_ready(self, num_layers: int) -> None:
+        """Tells every open stream."""
+        for _, stream in self._streams.values():
+            stream.layers_ready(num_layers)
+
+    def stream_layers_ready(self, number: int, num_layers: int) -> None:
+        if number in self._streams:
+            self._streams[number][1].layers_ready(num_layers)
+
+    def look_at_links(self) -> Links:
+        return Links(self._transport.links())
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _expect(self, command: Expect) -> None:
+        number = command.number
+        self._transport.expect(
+            command.transfer,
+            command.pages,
+            lambda num_pages: self._report(Arrived(number, num_pages)),
+            lambda error: self._report(Received(number, error)),
+        )
+
+    def _send(self, command: SendOrStream) -> None:
+        on_done: OnDone = lambda error: self._report(Sent(command.number, error))  # noqa: E731
+        arguments = (command.peer, command.transfer, command.pages, command.offset, on_done)
+        if command.kind == "send":
+            self._transport.send(*arguments)
+        else:
+            stream = self._transport.stream(*arguments)
+            self._streams[command.number] = (command.transfer, stream)

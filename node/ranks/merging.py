@@ -1,0 +1,99 @@
+"""What the ranks of a node say of one transfer, made into what one transport would say. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from kvtransfer.transport import LinkStats
+
+
+class MergedArrivals:
+    """One life of an expected transfer.
+
+    A page is here when every rank has it, all is over when no rank writes any more.
+    """
+
+    def __init__(self, num_pages: int, num_ranks: int) -> None:
+        self._num_pages = num_pages
+        self._num_arrived = [0] * num_ranks
+        self._num_told = 0
+        self.error = ""
+        self.writing = set(range(num_ranks))
+        """Ranks that may still write."""
+
+    @property
+    def is_over(self) -> bool:
+        return not self.writing
+
+    def arrived(self, rank: int, num_pages: int) -> int:
+        """Returns how many leading pages are news, 0 if nothing is."""
+        self._num_arrived[rank] = num_pages
+        return self._news()
+
+    def ended(self, rank: int, error: str) -> int:
+        """As `arrived`. After a first error the others are of no use."""
+        self.writing.discard(rank)
+        self.error = self.error or error
+        self._num_arrived[rank] = self._num_pages
+        return self._news()
+
+    def aborted(self, rank: int) -> None:
+        self.writing.discard(rank)
+
+    def _news(self) -> int:
+        """The end of all tells of the last pages."""
+        least = min(self._num_arrived)
+        if self.error or self.is_over or least <= self._num_told:
+            return 0
+        self._num_told = least
+        return least
+
+
+class MergedSend:
+    """A send or stream: over when no rank needs its pages any more."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self.sending = set(range(num_ranks))
+        self.error = ""
+
+    @property
+    def is_over(self) -> bool:
+        return not self.sending
+
+    def ended(self, rank: int, error: str) -> None:
+        self.sending.discard(rank)
+        self.error = self.error or error
+
+
+def merge_links(
+    of_ranks: Sequence[Sequence[LinkStats]], page_bytes: int, received_page_bytes: int
+) -> list[LinkStats]:
+    """One link per peer and direction: ranks move their parts side by side.
+
+    `page_bytes`: of a page of the whole model; `received_page_bytes`: of all that the ranks keep of
+    it, which is more if several have the same heads.
+    """
+    groups: dict[tuple[str, str], list[LinkStats]] = defaultdict(list)
+    for stats in of_ranks:
+        for link in stats:
+            groups[link.peer, link.direction].append(link)
+    return [
+        _merge(links, page_bytes if direction == "out" else received_page_bytes)
+        for (_, direction), links in groups.items()
+    ]
+
+
+def _merge(links: Sequence[LinkStats], page_bytes: int) -> LinkStats:
+    bytes_moved = sum(link.bytes_moved for link in links)
+    return LinkStats(
+        peer=links[0].peer,
+        direction=links[0].direction,
+        transport=next((link.transport for link in links if link.transport), ""),
+        is_open=any(link.is_open for link in links),
+        bytes_moved=bytes_moved,
+        pages_moved=bytes_moved // page_bytes,
+        busy_s=max(link.busy_s for link in links),
+        bytes_per_s=sum(link.bytes_per_s for link in links),
+        failures=sum(link.failures for link in links),
+    )

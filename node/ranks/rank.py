@@ -1,0 +1,111 @@
+"""`Rank`: one rank of a node: its part of the model and of the KV pool, its transport."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from engine.build import EngineOptions, load_model_runner
+from engine.parallel import TensorParallel
+from engine.runner import ModelRunner
+from kvtransfer.backends import make_backends
+from kvtransfer.layout import Shard, divides
+from kvtransfer.pair_transport import PairTransport
+from kvtransfer.place import place_of
+from node.config import NodeConfig
+from node.pool_size import pool_pages
+from protocol.config import ConfigError
+from protocol.hosts import advertised_host
+from protocol.ids import Node
+from protocol.layout import KVLayout
+
+log = logging.getLogger(__name__)
+
+PROGRESS_S = 1.0
+
+
+@dataclass(frozen=True)
+class Rank:
+    runner: ModelRunner
+    transport: PairTransport
+    layout: KVLayout
+    """Of the whole model."""
+
+
+def build_rank(
+    config: NodeConfig,
+    node: Node,
+    device: torch.device,
+    parallel: TensorParallel,
+    agree: Callable[[int], int],
+) -> Rank:
+    """`agree`: takes how many KV pages this rank has room for, returns how many all ranks have.
+
+    Raises ConfigError and the engine's model errors.
+    """
+    if config.kv_backend == "nccl" and device.type != "cuda":
+        raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    runner = load_model_runner(
+        Path(config.model_path),
+        engine_options(config),
+        lambda own_layout: agree(pool_pages(config, own_layout, device)),
+        device,
+        parallel,
+        _report_progress() if parallel.rank == 0 else None,
+    )
+    num_kv_heads = runner.config.num_kv_heads
+    if not divides(parallel.size, num_kv_heads):
+        raise ConfigError(
+            f"--tensor-parallel-size is {parallel.size}, but this model has {num_kv_heads} KV "
+            "heads; choose a size that divides them or is a multiple of them"
+        )
+    layout = msgspec.structs.replace(runner.layout, num_kv_heads=num_kv_heads)
+    host = advertised_host(config.host, config.advertise_host, config.redis_url)
+    transport = PairTransport(
+        pool=runner.kv_cache.pool,
+        layout=layout,
+        node=node,
+        fingerprint=runner.fingerprint,
+        backends=make_backends(config.kv_backend, host, device),
+        place=place_of(device),
+        shard=Shard(parallel.rank, parallel.size),
+        host=config.host,
+        port=config.data_port + parallel.rank if config.data_port else 0,
+        advertise_host=host,
+        with_checksums=config.kv_checksum,
+        min_send_bytes=config.kv_min_send_bytes,
+    )
+    return Rank(runner, transport, layout)
+
+
+def engine_options(config: NodeConfig) -> EngineOptions:
+    return EngineOptions(
+        dtype=config.dtype,
+        page_size=config.page_size,
+        load_format=config.load_format,
+        attention_backend=config.attention_backend,
+        deterministic=config.deterministic,
+        context_length=config.context_length,
+    )
+
+
+def _report_progress() -> Callable[[int, int], None]:
+    """Logs how far the weights are, not too often."""
+    next_report = time.monotonic() + PROGRESS_S
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal next_report
+        if time.monotonic() >= next_report or done_bytes == total_bytes:
+            next_report = time.monotonic() + PROGRESS_S
+            percent = 100 * done_bytes // max(1, total_bytes)
+            log.info("loading weights: %d %% of %.1f MB", percent, total_bytes / 1e6)
+
+    return progress

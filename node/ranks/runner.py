@@ -1,0 +1,69 @@
+"""`ParallelRunner`: the model runners of all ranks of a node, which look like one to its shell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.model import OnLayer
+from engine.request import Slice
+from engine.runner import ModelRunner, Step
+from node.ranks import commands
+from node.ranks.history import StepHistory
+from node.ranks.operations import Operations
+from node.ranks.slices import SliceEncoder
+from node.ranks.workers import Workers
+
+
+class ParallelRunner:
+    """Tells the workers of each step, then computes rank 0's share of it.
+
+    A step that fails on every rank, at the same collective operation, fails here with rank 0's own
+    exception, and the next step may go well: as when a request is at fault. If only some ranks
+    fail, or at different operations, nobody knows what the next collective operation would match:
+    the node ends.
+    """
+
+    def __init__(self, own: ModelRunner, workers: Workers, operations: Operations) -> None:
+        """`operations`: those of `own`."""
+        self._own = own
+        self._workers = workers
+        self._operations = operations
+        self._encoder = SliceEncoder()
+        self._history = StepHistory()
+        self._number = 0
+
+    @property
+    def runs_ahead(self) -> bool:
+        return self._own.runs_ahead
+
+    def start(
+        self,
+        slices: Sequence[Slice],
+        on_layer: OnLayer | None = None,
+        after: Step | None = None,
+    ) -> Step:
+        """As `ModelRunner.start`. Raises RankLost when this node is about to end."""
+        self._number += 1
+        follows = self._history.number_of(after)
+        self._history.follow(follows)
+        self._workers.raise_if_lost()
+        self._workers.tell(
+            commands.Step(
+                number=self._number,
+                slices=self._encoder.encode(slices),
+                feeds_streams=on_layer is not None,
+                after=follows,
+            )
+        )
+        try:
+            step = self._own.start(slices, on_layer, after)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._workers.failed_here(self._number, self._operations.num_begun, error)
+            raise
+        self._workers.went_well_here(self._number)
+        self._history.add(self._number, step)
+        return step

@@ -1,0 +1,252 @@
+"""`ParallelTransport`: the transports of all ranks of a node, which look like one to its shell."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kvtransfer.layout import Shard
+from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream, Transport
+from node.ranks.commands import (
+    Abort,
+    Aborted,
+    Arrived,
+    Cancel,
+    Expect,
+    FinishStream,
+    Links,
+    Received,
+    SendOrStream,
+    Sent,
+    TransportCommand,
+    TransportReport,
+)
+from node.ranks.executor import RankTransport
+from node.ranks.merging import MergedArrivals, MergedSend, merge_links
+from node.ranks.pipe import PATIENCE_S, RankLost
+from protocol.ids import Attempt
+from protocol.layout import KVLayout
+
+
+@dataclass(eq=False)
+class _Expected:
+    transfer: Attempt
+    arrivals: MergedArrivals
+    on_progress: OnProgress
+    on_done: OnDone
+    is_unwanted: bool = False
+    """Aborted: nobody is told anything."""
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(eq=False)
+class _Sending:
+    send: MergedSend
+    on_done: OnDone
+
+
+class ParallelTransport:
+    """A `Transport`. Rank 0's own transport is told directly, the others through `tell`, in the
+    same order; what they say goes to `report`, on any thread.
+
+    One lock is held for every command and every callback: so commands have one order, and after
+    `abort` nobody is told anything. What ranks report is merged on a thread of its own.
+    """
+
+    def __init__(
+        self,
+        own: Transport,
+        tell: Callable[[TransportCommand], None],
+        addresses: Sequence[str],
+        layout: KVLayout,
+    ) -> None:
+        """`tell`: tells every other rank. `addresses`: of all ranks; `layout`: of the whole
+        model."""
+        self.address = own.address
+        self._num_ranks = len(addresses)
+        self._layout = layout
+        self._tell_others = tell
+        self._reports: queue.SimpleQueue[tuple[int, TransportReport] | str] = queue.SimpleQueue()
+        """A sentence is the end of all."""
+        self._own = RankTransport(own, lambda report: self.report(0, report))
+        self._number = 0
+        self._is_lost = False
+        self._lock = threading.Lock()
+        self._expected: dict[int, _Expected] = {}
+        self._sending: dict[int, _Sending] = {}
+        self._links: dict[int, list[LinkStats]] = {}
+        self._thread = threading.Thread(target=self._merge, name="rank-reports", daemon=True)
+        self._thread.start()
+
+    def report(self, rank: int, report: TransportReport) -> None:
+        """Takes what a rank says. Never waits."""
+        self._reports.put((rank, report))
+
+    def expect(
+        self, transfer: Attempt, pages: Sequence[int], on_progress: OnProgress, on_done: OnDone
+    ) -> None:
+        with self._lock:
+            arrivals = MergedArrivals(len(pages), self._num_ranks)
+            number = self._next_number()
+            self._expected[number] = _Expected(transfer, arrivals, on_progress, on_done)
+            self._tell(Expect(number, transfer, list(pages)))
+
+    def abort(self, transfer: Attempt) -> None:
+        """Waits for every rank: one in a step answers after it. Raises RankLost."""
+        with self._lock:
+            lives = [(n, e) for n, e in self._expected.items() if e.transfer == transfer]
+            for number, expected in lives:
+                expected.is_unwanted = True
+                self._tell(Abort(number, transfer))
+        for _, expected in lives:
+            if not expected.is_over.wait(PATIENCE_S):
+                raise RankLost(f"a rank did not give up {transfer} within {PATIENCE_S:g} s")
+
+    def send(
+        self,
+        peer: Sequence[str],
+        transfer: Attempt,
+        pages: Sequence[int],
+        offset: int,
+        on_done: OnDone,
+    ) -> None:
+        self._begin("send", peer, transfer, pages, offset, on_done)
+
+    def stream(
+        self,
+        peer: Sequence[str],
+        transfer: Attempt,
+        pages: Sequence[int],
+        offset: int,
+        on_done: OnDone,
+    ) -> PageStream:
+        number = self._begin("stream", peer, transfer, pages, offset, on_done)
+        return _ParallelStream(number, self._own, self._finish)
+
+    def cancel(self, transfer: Attempt) -> None:
+        with self._lock:
+            self._tell(Cancel(transfer))
+
+    def links(self) -> list[LinkStats]:
+        """Those of other ranks as they last told."""
+        self._links[0] = self._own.look_at_links().stats
+        num_heads = self._layout.num_kv_heads
+        kept = sum(len(Shard(r, self._num_ranks).heads(num_heads)) for r in range(self._num_ranks))
+        page_bytes = self._layout.page_bytes
+        return merge_links(
+            [self._links.get(rank, []) for rank in range(self._num_ranks)],
+            page_bytes,
+            page_bytes // num_heads * kept,
+        )
+
+    def lose(self, reason: str) -> None:
+        """A rank is gone, and this node ends: nobody waits for it any more."""
+        self._reports.put(reason)
+
+    def close(self) -> None:
+        """Other ranks close their own transports; nothing is heard of them any more."""
+        self._own.close()
+        self._reports.put("the transport was closed")
+        self._thread.join()
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _begin(
+        self,
+        kind: Literal["send", "stream"],
+        peer: Sequence[str],
+        transfer: Attempt,
+        pages: Sequence[int],
+        offset: int,
+        on_done: OnDone,
+    ) -> int:
+        with self._lock:
+            number = self._next_number()
+            self._sending[number] = _Sending(MergedSend(self._num_ranks), on_done)
+            self._tell(SendOrStream(kind, number, list(peer), transfer, list(pages), offset))
+        return number
+
+    def _finish(self, number: int) -> None:
+        with self._lock:
+            self._tell(FinishStream(number))
+
+    def _tell(self, command: TransportCommand) -> None:
+        if not self._is_lost:
+            self._tell_others(command)  # first: they have the longer way
+            self._own.do(command)
+
+    def _merge(self) -> None:
+        while not isinstance(item := self._reports.get(), str):
+            with self._lock:
+                self._take(*item)
+        with self._lock:
+            self._end_all(item)
+
+    def _end_all(self, reason: str) -> None:
+        self._is_lost = True
+        for sending in self._sending.values():
+            sending.on_done(reason)
+        for expected in self._expected.values():
+            expected.is_over.set()
+            if not expected.is_unwanted:
+                expected.on_done(reason)
+        self._sending.clear()
+        self._expected.clear()
+
+    def _take(self, rank: int, report: TransportReport) -> None:
+        if isinstance(report, Links):
+            self._links[rank] = report.stats
+        elif isinstance(report, Sent):
+            self._sent(rank, report)
+        elif report.number in self._expected:  # else it is over: an end and an abort have crossed
+            expected = self._expected[report.number]
+            self._take_arrival(rank, report, expected)
+            if expected.arrivals.is_over:
+                del self._expected[report.number]
+                expected.is_over.set()
+                if not expected.is_unwanted:
+                    expected.on_done(expected.arrivals.error)
+
+    def _take_arrival(
+        self, rank: int, report: Arrived | Received | Aborted, expected: _Expected
+    ) -> None:
+        arrivals = expected.arrivals
+        if isinstance(report, Aborted):
+            arrivals.aborted(rank)
+            return
+        if isinstance(report, Arrived):
+            news = arrivals.arrived(rank, report.num_pages)
+        else:
+            was_well = not arrivals.error
+            news = arrivals.ended(rank, report.error)
+            if report.error and was_well and not expected.is_unwanted:
+                self._tell(Abort(report.number, expected.transfer))
+        if news and not expected.is_unwanted:
+            expected.on_progress(news)
+
+    def _sent(self, rank: int, report: Sent) -> None:
+        sending = self._sending[report.number]
+        sending.send.ended(rank, report.error)
+        if sending.send.is_over:
+            del self._sending[report.number]
+            sending.on_done(sending.send.error)
+
+
+@dataclass(frozen=True)
+class _ParallelStream:
+    """Other ranks tell their part of it of layers in their own steps."""
+
+    number: int
+    own: RankTransport
+    on_finish: Callable[[int], None]
+
+    def layers_ready(self, num_layers: int) -> None:
+        self.own.stream_layers_ready(self.number, num_layers)
+
+    def finish(self) -> None:
+        self.on_finish(self.number)

@@ -1,0 +1,172 @@
+"""The process of a rank that does not schedule: does what rank 0 tells it, in that order."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+from engine.parallel import connect
+from engine.request import Slice
+from engine.runner import ModelRunner
+from node.config import NodeConfig
+from node.ranks import commands
+from node.ranks.executor import RankTransport
+from node.ranks.history import StepHistory
+from node.ranks.operations import Operations
+from node.ranks.pipe import Pipe, RankLost
+from node.ranks.rank import Rank, build_rank
+from node.ranks.slices import SliceDecoder
+from protocol.errors import UserError
+from protocol.ids import Node
+
+log = logging.getLogger(__name__)
+
+MEETING_TIMEOUT_S = 60.0
+"""For the ranks to meet, and then for each of their collective operations over gloo."""
+LINKS_INTERVAL_S = 0.2
+GRACE_S = 5.0
+"""To end in order when rank 0 has gone. A collective operation on a GPU may wait for it forever."""
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker process is told when it starts."""
+
+    config: NodeConfig
+    node: Node
+    rank: int
+    device: str
+    meeting_address: str
+
+
+def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
+    """The main function of the process: until rank 0 closes the pipe."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # meant for the node: rank 0 ends this process
+    _start_logging(plan)
+    threading.Thread(target=_end_with_rank_0, name="parent", daemon=True).start()
+    torch.set_num_threads(plan.config.cpu_threads)
+    pipe: Pipe[commands.AnyCommand] = Pipe(connection, commands.AnyCommand)
+    operations = Operations()
+    try:
+        rank = _build(plan, pipe, operations)
+    except UserError as error:
+        pipe.send(commands.StartFailed(str(error)))
+        sys.exit(1)
+    transport = RankTransport(rank.transport, lambda report: _tell(pipe, report))
+    pipe.send(commands.Ready(rank.transport.address))
+    _LinkReports(transport, pipe).start()
+    try:
+        Worker(rank.runner, transport, pipe, operations).run()
+    except RankLost:
+        pass  # rank 0 has ended, or is ending, this node
+    finally:
+        transport.close()
+
+
+def _build(plan: WorkerPlan, pipe: Pipe[commands.AnyCommand], operations: Operations) -> Rank:
+    def agree(num_pages: int) -> int:
+        pipe.send(commands.PagesFit(num_pages))
+        answer = pipe.receive()
+        assert isinstance(answer, commands.PoolPages)
+        return answer.num_pages
+
+    device = torch.device(plan.device)
+    size = plan.config.tensor_parallel_size
+    parallel = connect(plan.rank, size, device, plan.meeting_address, MEETING_TIMEOUT_S)
+    return build_rank(plan.config, plan.node, device, operations.counted(parallel), agree)
+
+
+class Worker:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        transport: RankTransport,
+        pipe: Pipe[commands.AnyCommand],
+        operations: Operations,
+    ) -> None:
+        self._runner = runner
+        self._transport = transport
+        self._pipe = pipe
+        self._operations = operations
+        self._decoder = SliceDecoder()
+        self._history = StepHistory()
+
+    def run(self) -> None:
+        """Raises RankLost when rank 0 has closed the pipe, and torch.AcceleratorError."""
+        while True:
+            command = self._pipe.receive()
+            if isinstance(command, commands.Step):
+                self._step(command)
+            else:
+                assert not isinstance(command, commands.PoolPages), "the pool is there"
+                self._transport.do(command)
+
+    def _step(self, command: commands.Step) -> None:
+        slices = self._decoder.decode(command.slices)
+        try:
+            self._start(command, slices)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            log.exception("a step of %d sequences failed", len(slices))
+            reason = f"{type(error).__name__}: {error}"
+            self._pipe.send(commands.StepFailed(command.number, self._operations.num_begun, reason))
+
+    def _start(self, command: commands.Step, slices: list[Slice]) -> None:
+        on_layer = self._transport.layers_ready if command.feeds_streams else None
+        after = self._history.follow(command.after)
+        self._history.add(command.number, self._runner.start(slices, on_layer, after))
+
+
+class _LinkReports:
+    """Tells rank 0 of this rank's links when they have changed, now and then."""
+
+    def __init__(self, transport: RankTransport, pipe: Pipe[commands.AnyCommand]) -> None:
+        self._transport = transport
+        self._pipe = pipe
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="links", daemon=True).start()
+
+    def _run(self) -> None:
+        told = commands.Links([])
+        while True:
+            time.sleep(LINKS_INTERVAL_S)
+            links = self._transport.look_at_links()
+            if links != told:
+                told = links
+                _tell(self._pipe, links)
+
+
+def _tell(pipe: Pipe[commands.AnyCommand], report: commands.TransportReport) -> None:
+    """On threads of the transport, which outlive rank 0 for a moment."""
+    try:
+        pipe.send(report)
+    except RankLost:
+        pass  # the main thread notices it as well
+
+
+def _end_with_rank_0() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    time.sleep(GRACE_S)
+    os._exit(1)
+
+
+def _start_logging(plan: WorkerPlan) -> None:
+    logging.basicConfig(
+        level=plan.config.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s %(name)s: rank {plan.rank}: %(message)s",
+        stream=sys.stdout,
+    )
