@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
 from families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
 from transformers import PreTrainedModel
 
-from engine.batch import Batch
 from engine.build import EngineOptions, load_model_runner
 from engine.request import Slice
 from engine.runner import ModelRunner
-from protocol.sampling import Sampling
-
-GREEDY = Sampling(temperature=0.0)
-PAGE_SIZE = 16
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -36,35 +30,6 @@ def pair(
     reference = save_random_model(family, path)
     options = EngineOptions("float32", PAGE_SIZE, context_length=SERVED_LENGTHS.get(family, 0))
     return reference, load_model_runner(path, options, lambda _: 200, CPU)
-
-
-class Sequences:
-    """Drives a runner as a scheduler would, on scattered pages."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self.runner = runner
-        self.free = list(range(runner.kv_cache.num_pages))
-        random.Random(5).shuffle(self.free)
-
-    def pages(self, num_tokens: int) -> list[int]:
-        return [self.free.pop() for _ in range(-(-num_tokens // PAGE_SIZE))]
-
-    def generate(self, prompt: list[int], count: int, chunk: int = 10_000) -> list[int]:
-        tokens, pages = list(prompt), self.pages(len(prompt) + count)
-        computed = 0
-        while len(tokens) < len(prompt) + count:
-            part = tokens[computed : computed + chunk]
-            is_last = computed + len(part) == len(tokens)
-            [token] = self.runner.run([Slice(part, computed, pages, GREEDY if is_last else None)])
-            computed += len(part)
-            if token is not None:
-                tokens.append(token)
-        return tokens[len(prompt) :]
-
-
-def prompt_of(length: int, vocab_size: int, seed: int = 0) -> list[int]:
-    chance = random.Random(f"{length}/{seed}")
-    return [chance.randrange(3, vocab_size) for _ in range(length)]
 
 
 @torch.inference_mode()
@@ -87,12 +52,9 @@ def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, Model
     sequences = Sequences(runner)
     for length in prompt_lengths(family, [1, 2, 16, 17, 100, 400], num_answer_tokens=0):
         prompt = prompt_of(length, reference.config.vocab_size)
-        pages = sequences.pages(length)
         with torch.inference_mode():
             expected = reference(torch.tensor([prompt])).logits[0, -1]
-            batch = Batch.build([Slice(prompt, 0, pages, GREEDY)], PAGE_SIZE, CPU)
-            logits = runner.model(batch, runner.kv_cache, runner.attention)[0]
-        assert (logits - expected).abs().max() <= 1e-4, f"{length} tokens"
+        assert (sequences.logits(prompt) - expected).abs().max() <= 1e-4, f"{length} tokens"
 
 
 def test_greedy_tokens_are_transformers(
