@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.request import UNKNOWN
 from engine.rows import column, on_rows, upload
 from protocol.sampling import Sampling
 
@@ -25,16 +24,14 @@ def adjust(
     samplings: Sequence[Sampling],
     positions: Sequence[int],
     histories: Sequence[Sequence[int]],
-    last_tokens: Tensor | None,
 ) -> Tensor:
     """`logits` [n, vocab] as changed by the samplings; the very tensor if nothing changes it.
 
-    `histories[i]`: all tokens before the one to choose, if `samplings[i].needs_history`. Its last
-    may be UNKNOWN; then `last_tokens` [n] has it.
+    `histories[i]`: all tokens before the one to choose, if `samplings[i].needs_history`.
     """
     penalised = [row for row, s in enumerate(samplings) if s.needs_history]
     if penalised:
-        seen = _Seen.build(penalised, samplings, histories, last_tokens, logits)
+        seen = _Seen.build(penalised, samplings, histories, logits)
         logits = on_rows(logits, penalised, seen.penalise)
     biases = [(row, token, bias) for row, s in enumerate(samplings) for token, bias in s.logit_bias]
     if biases:
@@ -73,7 +70,6 @@ class _Seen:
         rows: Sequence[int],
         samplings: Sequence[Sampling],
         histories: Sequence[Sequence[int]],
-        last_tokens: Tensor | None,
         logits: Tensor,
     ) -> _Seen:
         """The prompt counts for the repetition penalty alone, so only that looks at it."""
@@ -89,12 +85,8 @@ class _Seen:
             np.arange(length) >= prompt for length, prompt in zip(lengths, prompts, strict=True)
         ]
         owners = np.repeat(np.arange(len(rows)), lengths)
-        packed = np.stack(
-            [np.concatenate(parts), owners, np.array(rows)[owners], np.concatenate(is_answer)]
-        )
-        tokens, owner, row, counted = upload(packed, logits.device)  # [history tokens] each
-        if last_tokens is not None:
-            tokens = torch.where(tokens == UNKNOWN, last_tokens[row], tokens)
+        packed = np.stack([np.concatenate(parts), owners, np.concatenate(is_answer)])
+        tokens, owner, counted = upload(packed, logits.device)  # [history tokens] each
         shape = len(rows), logits.shape[1]
         places = owner * shape[1] + tokens
         seen = torch.zeros(shape, dtype=torch.bool, device=logits.device)

@@ -59,15 +59,13 @@ def sample(
     samplings: Sequence[Sampling],
     positions: Sequence[int],
     histories: Sequence[Sequence[int]] = (),
-    last_tokens: Tensor | None = None,
 ) -> Choices:
     """One token per row of `logits` [n, vocab] float32. Never waits for the device.
 
     `positions[i]` is the position that the token will have in its sequence; `histories[i]`: all
-    tokens before it, if `samplings[i].needs_history`. The last of these may be UNKNOWN; then
-    `last_tokens` [n] has it.
+    tokens before it, if `samplings[i].needs_history`.
     """
-    logits = adjust(logits, samplings, positions, histories, last_tokens)
+    logits = adjust(logits, samplings, positions, histories)
     tokens = _choose(logits, samplings, positions)
     return Choices.of(tokens, measure(logits, samplings, tokens))
 

@@ -14,7 +14,7 @@ from sampling_reference import adjusted, chosen, logprobs_of
 from torch import Tensor
 
 from engine.penalties import adjust
-from engine.request import UNKNOWN, Sampled
+from engine.request import Sampled
 from engine.sampler import sample
 from protocol.sampling import Sampling
 
@@ -113,21 +113,10 @@ def test_a_row_is_the_same_to_the_last_bit_alone_and_in_any_batch(batch: Sequenc
     assert together == run(batch[::-1])[::-1]
 
 
-@settings(deadline=None)
-@given(BATCHES)
-def test_a_last_token_that_only_the_device_knows_counts_as_any_other(batch: Sequence[Row]) -> None:
-    logits = torch.tensor([row.logits for row in batch])
-    samplings, positions = [r.sampling for r in batch], [r.position for r in batch]
-    known = adjust(logits, samplings, positions, [r.history for r in batch], None)
-    last_tokens = torch.tensor([row.history[-1] for row in batch])
-    unknown = [[*row.history[:-1], UNKNOWN] for row in batch]
-    assert torch.equal(adjust(logits, samplings, positions, unknown, last_tokens), known)
-
-
 def test_a_batch_that_needs_no_change_gets_none() -> None:
     logits = torch.randn(3, 8)
     samplings = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.5, top_k=3)]
-    assert adjust(logits, samplings, [5] * 3, [()] * 3, None) is logits
+    assert adjust(logits, samplings, [5] * 3, [()] * 3) is logits
 
 
 def test_logits_stay_as_they_were() -> None:
