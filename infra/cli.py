@@ -109,7 +109,13 @@ def _coordinator(flags: dict[str, Any]) -> None:
 
     config = resolve(CoordinatorConfig, flags, os.environ)
     _start_logging(config.log_level)
-    server.run(dataclasses.replace(config, model_path=models.path(config.model_path)))
+    server.run(
+        dataclasses.replace(
+            config,
+            model_path=models.path(config.model_path, with_weights=False),
+            served_model_name=config.served_model_name or models.served_name(config.model_path),
+        )
+    )
 
 
 def _prefill(flags: dict[str, Any]) -> None:
@@ -127,7 +133,8 @@ def _decode(flags: dict[str, Any]) -> None:
 def _node_config(flags: dict[str, Any]) -> NodeConfig:
     config = resolve(NodeConfig, flags, os.environ)
     _start_logging(config.log_level)
-    return dataclasses.replace(config, model_path=models.path(config.model_path))
+    with_weights = config.load_format != "dummy"
+    return dataclasses.replace(config, model_path=models.path(config.model_path, with_weights))
 
 
 def _generate(flags: dict[str, Any]) -> None:

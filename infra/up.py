@@ -47,15 +47,18 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
             raise ConfigError(f"{given} is for a single process; `kvrelay up` chooses it itself")
     own = resolve(UpConfig, flags, environment)
     coordinator = resolve(CoordinatorConfig, flags, environment)
-    resolve(NodeConfig, flags, environment)
-    model = models.path(coordinator.model_path)
+    node = resolve(NodeConfig, flags, environment)
+    model = models.path(coordinator.model_path, with_weights=node.load_format != "dummy")
+    name = coordinator.served_model_name or models.served_name(coordinator.model_path)
     return ClusterPlan(
         num_prefill=own.prefill,
         num_decode=own.decode,
         host=coordinator.host,
         port=coordinator.port,
         redis_url=own.redis_url,
-        coordinator_flags=_flags_of(CoordinatorConfig, flags) | {"model_path": model},
+        coordinator_flags=_flags_of(CoordinatorConfig, flags)
+        | {"model_path": model}
+        | ({"served_model_name": name} if name else {}),
         node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
         prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
         decode_flags=_size_flags(own.decode_tensor_parallel_size),

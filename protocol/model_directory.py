@@ -18,7 +18,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ModelDirectoryError(
             f"there is no model directory {path}; --model-path must name a directory with "
-            "config.json, *.safetensors and tokenizer.json"
+            "config.json, *.safetensors and tokenizer.json, or a model of the Hugging Face hub as "
+            "org/name"
         )
     config = read_json(path / "config.json")
     if config is None:

@@ -1,0 +1,127 @@
+"""A model named as org/name comes from the Hugging Face hub, or a sentence says why it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from infra import hub, models
+from protocol.model_directory import ModelDirectoryError
+
+
+class FakeHub:
+    """Stands for `snapshot_download`: a directory, or an error of the library's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.error: Exception | None = None
+        self.asked: list[dict[str, Any]] = []
+
+    def __call__(self, repo_id: str, **arguments: Any) -> str:
+        self.asked.append({"repo_id": repo_id, **arguments})
+        if self.error is not None:
+            raise self.error
+        return str(self.directory)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    fake = FakeHub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return fake
+
+
+def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
+    request = httpx.Request("GET", "https://huggingface.co/api/models/org/name")
+    return kind("Client Error", response=httpx.Response(status, request=request))  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("meta-llama/Llama-3.1-8B", True),
+        ("models", False),
+        ("/models/tiny", False),
+        ("./models/tiny", False),
+        ("a/b/c", False),
+        ("", False),
+    ],
+)
+def test_what_is_a_hub_id(name: str, is_one: bool) -> None:
+    assert hub.is_hub_id(name) is is_one
+
+
+def test_a_directory_goes_before_a_hub_id(
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = tmp_path / "org" / "name"
+    local.mkdir(parents=True)
+    (local / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert models.path("org/name", with_weights=True) == "org/name"
+    assert models.served_name("org/name") == ""
+    assert not fake.asked
+
+
+def test_only_the_files_that_are_needed_are_fetched(fake: FakeHub) -> None:
+    assert models.path("org/name", with_weights=True) == str(fake.directory)
+    models.path("org/name", with_weights=False)
+    weights = [("*.safetensors" in asked["allow_patterns"]) for asked in fake.asked]
+    assert weights == [True, False]
+    assert all("*.json" in asked["allow_patterns"] for asked in fake.asked)
+    assert not any("*.bin" in asked["allow_patterns"] for asked in fake.asked)
+    assert models.served_name("org/name") == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            http_error(errors.GatedRepoError, 403),
+            r"org/name is gated: accept its terms at https://huggingface\.co/org/name.*HF_TOKEN",
+        ),
+        (
+            http_error(errors.RepositoryNotFoundError, 401),
+            r"no directory org/name, nor a model.*spelling.*private.*set HF_TOKEN",
+        ),
+        (errors.LocalEntryNotFoundError("no route"), r"cannot be reached \(no route\).*network"),
+        (http_error(errors.HfHubHTTPError, 500), r"could not be fetched.*try again"),
+        (OSError("disk is full"), r"could not be fetched.*\(disk is full\)"),
+        (errors.HFValidationError("a..b"), r"cannot serve org/name \(a\.\.b\); check --model-path"),
+    ],
+)
+def test_every_refusal_says_what_to_do(fake: FakeHub, error: Exception, says: str) -> None:
+    fake.error = error
+    with pytest.raises(ModelDirectoryError, match=says):
+        models.path("org/name", with_weights=True)
+
+
+def test_a_token_that_is_no_use_is_mentioned(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    fake.error = http_error(errors.RepositoryNotFoundError, 404)
+    with pytest.raises(ModelDirectoryError, match="HF_TOKEN's cannot"):
+        models.path("org/name", with_weights=True)
+
+
+def test_offline_for_real(tmp_path: Path) -> None:
+    """The library reads the variable when it is imported, so in a process of its own."""
+    script = "from infra import models; models.path('org/name', with_weights=True)"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert re.search(r"HF_HUB_OFFLINE is set and org/name is not in the cache", ended.stderr)
