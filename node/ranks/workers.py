@@ -79,6 +79,7 @@ class Workers:
             )
             process.start()
             there.close()  # so that the end of the process ends the pipe
+            log.info("rank %d of %s is process %s on %s", rank, node, process.pid, device)
             workers.append(_Worker(rank, process, Pipe(here, commands.AnyReport)))
         return cls(node, workers)
 
