@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.families import UnsupportedModel
 from engine.kernels import TorchKernels
 from engine.linear import Build
-from engine.loader import load_model, resolve_dtype
+from engine.loader import dummy_model, load_model, resolve_dtype
 from engine.model import DecoderModel
 from engine.model_config import ModelConfig
-from engine.parallel import SOLO
+from engine.parallel import SOLO, TensorParallel
 from protocol.model_directory import ModelDirectoryError
 
 CPU = torch.device("cpu")
@@ -161,6 +164,116 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelDirectoryError, match=r"no \*\.safetensors"):
         load(tmp_path)
+
+
+MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+}
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "head_dim": HEAD_DIM,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+
+
+def dummy(
+    path: Path, rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32, **changes: Any
+) -> DecoderModel:
+    (path / "config.json").write_text(json.dumps(CONFIG | {"num_key_value_heads": 2} | changes))
+    build = Build(dtype, CPU, TorchKernels(), TensorParallel(rank, size))
+    return dummy_model(ModelConfig.from_directory(path), build)
+
+
+def test_dummy_weights_need_only_the_config_and_are_always_the_same(tmp_path: Path) -> None:
+    one, other = dummy(tmp_path), dummy(tmp_path)
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+        if parameter.ndim == 1:
+            assert parameter.eq(1.0).all(), "a norm"
+            continue
+        assert abs(parameter.mean()) < 0.1
+        assert parameter.std() == pytest.approx(parameter.shape[1] ** -0.5, rel=0.3)
+    gates = [layer.feed_forward.gate_up.weight for layer in one.layers]
+    assert not torch.equal(*gates), "every tensor has values of its own"
+
+
+@pytest.mark.parametrize("family", [{}, MIXTRAL])
+def test_ranks_have_the_parts_of_the_same_dummy_weights(
+    tmp_path: Path, family: dict[str, Any]
+) -> None:
+    whole = dummy(tmp_path, **family)
+    ranks = [dummy(tmp_path, rank, 2, **family) for rank in range(2)]
+    query, *_ = whole.layers[1].attention.qkv.weight.split(HEAD_DIM)
+    assert torch.equal(ranks[0].layers[1].attention.qkv.weight[:HEAD_DIM], query)
+    columns = [rank.layers[1].attention.out.weight for rank in ranks]
+    assert torch.equal(torch.cat(columns, dim=1), whole.layers[1].attention.out.weight)
+    assert torch.equal(torch.cat([rank.head.weight for rank in ranks]), whole.head.weight)
+    if family:
+        down = [rank.layers[0].feed_forward.get_parameter("down") for rank in ranks]
+        expected = whole.layers[0].feed_forward.get_parameter("down")
+        assert torch.equal(torch.cat(down, dim=2), expected)
+
+
+def test_a_rank_reads_its_part_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, checkpoint())
+    num_read = 0
+
+    class Spy:
+        """An open file that counts the elements read from it."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.name = file, ""
+
+        def keys(self) -> Any:
+            return self.file.keys()
+
+        def get_slice(self, name: str) -> Spy:
+            spy = Spy(self.file)
+            spy.name = name
+            return spy
+
+        def get_shape(self) -> Any:
+            return self.file.get_slice(self.name).get_shape()
+
+        def __getitem__(self, part: Any) -> Tensor:
+            nonlocal num_read
+            tensor: Tensor = self.file.get_slice(self.name)[part]
+            num_read += tensor.numel()
+            return tensor
+
+    @contextmanager
+    def opened(*arguments: Any, **options: Any) -> Iterator[Spy]:
+        with safe_open(*arguments, **options) as file:
+            yield Spy(file)
+
+    monkeypatch.setattr("engine.loader.safe_open", opened)
+    build = Build(torch.float32, CPU, TorchKernels(), TensorParallel(1, 2))
+    model = load_model(tmp_path, ModelConfig.from_directory(tmp_path), build)
+    assert num_read == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_norms_that_count_from_one_stay_exact_in_half_precision(tmp_path: Path) -> None:
+    model = dummy(tmp_path, dtype=torch.bfloat16, **GEMMA)
+    assert model.norm.weight.dtype is torch.float32
+    assert model.layers[0].attention.qkv.weight.dtype is torch.bfloat16
+    tensors = {name: value.bfloat16() for name, value in _of_gemma(checkpoint())}
+    save(tmp_path, tensors, **GEMMA)
+    build = Build(torch.bfloat16, CPU, TorchKernels(), SOLO)
+    loaded = load_model(tmp_path, ModelConfig.from_directory(tmp_path), build)
+    expected = 1.0 + tensors["model.norm.weight"].float()
+    assert torch.equal(loaded.norm.weight, expected)
+
+
+def _of_gemma(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Gemma's checkpoint: a tied head, and two more norms in each layer."""
+    for name, tensor in tensors.items():
+        if name != "lm_head.weight":
+            yield name, tensor
+        if name.endswith("input_layernorm.weight"):
+            for more in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+                yield name.replace("input_layernorm", more), tensor
 
 
 def test_dtypes(tmp_path: Path) -> None:
