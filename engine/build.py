@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
+from engine.attention_backends import captures, has_triton, make_attention
+from engine.cuda_graphs import DecodeGraphs
 from engine.fingerprint import model_fingerprint
-from engine.kernels import TorchKernels
+from engine.kernels import Kernels, TorchKernels
 from engine.kv_cache import KVCache
 from engine.linear import Build, kv_head_share
 from engine.loader import Progress, dummy_model, load_model, resolve_dtype
 from engine.model_config import ModelConfig
 from engine.parallel import SOLO, TensorParallel
 from engine.runner import ModelRunner
-from engine.torch_attention import TorchAttention
 from protocol.layout import KVLayout
 
 
@@ -33,6 +34,8 @@ class EngineOptions:
     """Logits do not depend on what else is in a batch, on chunks or on cache hits."""
     context_length: int = 0
     """Longest sequence that is served; 0: the model's own limit."""
+    max_running_requests: int = 64
+    """Most sequences in one decode step; on CUDA, graphs are recorded up to this size."""
 
 
 def load_model_runner(
@@ -50,7 +53,7 @@ def load_model_runner(
     """
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config, device)
-    build = Build(dtype, device, TorchKernels(), parallel)
+    build = Build(dtype, device, _kernels(device), parallel)
     is_dummy = options.load_format == "dummy"
     if is_dummy:
         model = dummy_model(config, build, progress)
@@ -65,7 +68,29 @@ def load_model_runner(
     )
     kv_cache = KVCache(layout, num_pages(layout), device)
     fingerprint = model_fingerprint(path, _variant(config), is_dummy)
-    return ModelRunner(model, kv_cache, TorchAttention(), fingerprint, device)
+    forms = [layer.attention.form for layer in model.layers]
+    attention = make_attention(options.attention_backend, forms, layout, device)
+    graphs = None
+    if captures(attention):
+        longest = options.context_length or config.max_position_embeddings
+        longest = min(longest, kv_cache.num_pages * options.page_size)
+        graphs = DecodeGraphs(
+            model,
+            kv_cache,
+            attention,
+            device,
+            options.max_running_requests,
+            layout.num_pages(longest),
+        )
+    return ModelRunner(model, kv_cache, attention, fingerprint, device, graphs)
+
+
+def _kernels(device: torch.device) -> Kernels:
+    if not has_triton(device):
+        return TorchKernels()
+    from engine.triton_kernels import TritonKernels  # imports triton, which a CPU machine has not
+
+    return TritonKernels()
 
 
 def _variant(config: ModelConfig) -> str:

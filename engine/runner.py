@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.attention import AttentionBackend
-from engine.batch import Batch
+from engine.batch import Batch, StepArrays
+from engine.cuda_graphs import DecodeGraphs
 from engine.kv_cache import KVCache
 from engine.model import DecoderModel, OnLayer
 from engine.model_config import ModelConfig
@@ -24,12 +26,29 @@ class Step:
     slices: Sequence[Slice]
     choices: Choices | None
     """For the slices with sampling; None if there are none."""
+    packed: Tensor | None
+    """`choices.packed` on the host, once `ready`."""
+    ready: torch.cuda.Event | None
+    """None: it is already."""
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice], choices: Choices | None) -> Step:
+        """Starts the transfer of what was chosen, behind all work that was queued so far."""
+        if choices is None or choices.packed.device.type != "cuda":
+            return cls(slices, choices, choices.packed if choices is not None else None, None)
+        packed = torch.empty_like(choices.packed, device="cpu", pin_memory=True)
+        packed.copy_(choices.packed, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return cls(slices, choices, packed, ready)
 
     def sampled(self) -> list[Sampled | None]:
         """What was sampled for each slice, None where nothing was wanted; waits for the device."""
-        if self.choices is None:
+        if self.choices is None or self.packed is None:
             return [None] * len(self.slices)
-        sampled = iter(self.choices.read(self.choices.packed.cpu()))
+        if self.ready is not None:
+            self.ready.synchronize()
+        sampled = iter(self.choices.read(self.packed))
         return [next(sampled) if s.sampling is not None else None for s in self.slices]
 
 
@@ -43,12 +62,14 @@ class ModelRunner:
         attention: AttentionBackend,
         fingerprint: str,
         device: torch.device,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.attention = attention
         self.fingerprint = fingerprint
         self.device = device
+        self._graphs = graphs
 
     @property
     def config(self) -> ModelConfig:
@@ -75,16 +96,20 @@ class ModelRunner:
 
         `on_layer`: as `DecoderModel.forward` calls it.
         """
-        batch = Batch.build(slices, self.layout.page_size, self.device)
-        logits = self.model(batch, self.kv_cache, self.attention, on_layer)
-        if not batch.samplings:
-            return Step(slices, None)
-        last_tokens = batch.input_ids[batch.sample_rows]
+        arrays = StepArrays.of(slices, self.layout.page_size, after.slices if after else ())
+        previous = after.choices.tokens if after is not None and after.choices is not None else None
+        if self._graphs is not None and self._graphs.takes(arrays, previous):
+            logits = self._graphs.run(arrays, previous)
+            if on_layer is not None:
+                on_layer(self.config.num_layers)
+        else:
+            batch = Batch.of(arrays, self.device, previous)
+            logits = self.model(batch, self.kv_cache, self.attention, on_layer)
+        if not arrays.samplings:
+            return Step.of(slices, None)
         histories = [s.history for s in slices if s.sampling is not None]
-        return Step(
-            slices,
-            sample(logits, batch.samplings, batch.sample_positions, histories, last_tokens),
-        )
+        choices = sample(logits, arrays.samplings, arrays.sample_positions, histories)
+        return Step.of(slices, choices)
 
     def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
         """`start`, and waits: the sampled token of each slice, None where none was wanted."""

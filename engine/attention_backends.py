@@ -1,0 +1,95 @@
+"""Which attention back end a node uses: chosen by what the device and the installed packages can.
+
+CUDA, half precision   flash (if a flash-attn is installed), else triton
+CUDA, float32          triton
+everything else        torch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+
+from engine.attention import AttentionBackend, AttentionForm
+from engine.torch_attention import TorchAttention
+from protocol.errors import UserError
+from protocol.layout import KVLayout
+
+HALF = ("bfloat16", "float16")
+MAX_HEAD_DIM = 128
+"""Of flash-attn, where every version has it on every GPU of the last generations."""
+
+
+class AttentionUnavailable(UserError):
+    """The attention back end that was asked for cannot be used here; the message has the remedy."""
+
+
+def make_attention(
+    name: str,
+    forms: Sequence[AttentionForm],
+    layout: KVLayout,
+    device: torch.device,
+) -> AttentionBackend:
+    """`name`: auto, flash, varlen, triton or torch. `forms`: of the model's layers.
+
+    Raises AttentionUnavailable.
+    """
+    if name == "torch" or (name == "auto" and not has_triton(device)):
+        return TorchAttention()
+    if device.type != "cuda":
+        raise AttentionUnavailable(
+            f"--attention-backend {name} needs a CUDA device; use torch or auto on {device}"
+        )
+    if not has_triton(device):
+        raise AttentionUnavailable(
+            f"--attention-backend {name} needs the package triton, which is not installed"
+        )
+    return _on_cuda(name, forms, layout, device)
+
+
+def captures(attention: AttentionBackend) -> bool:
+    """Single tokens can be recorded in a CUDA graph: no plan on the host depends on lengths."""
+    return not isinstance(attention, TorchAttention)
+
+
+def has_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _on_cuda(
+    name: str, forms: Sequence[AttentionForm], layout: KVLayout, device: torch.device
+) -> AttentionBackend:
+    # Here, as these import triton, which a CPU machine has not.
+    from engine.flash_attention import FlashAttention, flash_attention_kernel, varlen_kernel
+    from engine.triton_attention import TritonAttention
+
+    triton = TritonAttention(device)
+    if name == "triton":
+        return triton
+    refusal = _refusal(name, forms, layout)
+    if not refusal:
+        kernel = varlen_kernel() if name == "varlen" else flash_attention_kernel(layout.page_size)
+        if kernel is not None:
+            return FlashAttention(*kernel, triton)
+        refusal = (
+            "this torch has no varlen_attn with page tables; use torch 2.12 or newer"
+            if name == "varlen"
+            else "no flash-attn is installed that takes these pages; install flash-attn-4, or "
+            "flash-attn 2 and use --page-size 256"
+        )
+    if name == "auto":
+        return triton
+    raise AttentionUnavailable(f"--attention-backend {name}: {refusal}")
+
+
+def _refusal(name: str, forms: Sequence[AttentionForm], layout: KVLayout) -> str:
+    """Why the library kernels cannot serve this model; "" if they can."""
+    if layout.dtype not in HALF:
+        return f"it computes in half precision only; use --dtype {HALF[0]}, or triton"
+    if layout.head_dim > MAX_HEAD_DIM or layout.head_dim % 8:
+        return f"it does not take heads of {layout.head_dim}; use triton"
+    if name == "varlen" and any(form.softcap is not None for form in forms):
+        return "it cannot cap scores, as this model does; use flash or triton"
+    return ""
