@@ -11,16 +11,21 @@ from engine.kv_cache import KVCache, slots_of
 
 
 def key_rows(
-    part: Part, cache: KVCache, slices: np.ndarray, firsts: np.ndarray, counts: np.ndarray
+    part: Part,
+    cache: KVCache,
+    slices: np.ndarray,
+    firsts: np.ndarray,
+    counts: np.ndarray,
+    padded: int,
 ) -> Tensor:
-    """[n * kv_heads * most] rows of `cache.heads`, for `counts` keys from position `firsts` on of
-    each of `slices` [n], padded to the most.
+    """[n * kv_heads * padded] rows of `cache.heads`, for `counts` keys from position `firsts` on
+    of each of `slices` [n].
 
     Padding repeats the last key: a weight of 0 makes nothing of a number, but NaN of the NaN that
     a stranger's page may hold.
     """
     device, page_size = part.page_tables.device, cache.layout.page_size
-    places = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+    places = np.minimum(np.arange(padded), counts[:, None] - 1)
     positions = torch.from_numpy(firsts[:, None] + places).to(device)
     owners = torch.from_numpy(slices).to(device)[:, None]
     pages = part.page_tables[owners, positions // page_size].long()

@@ -56,12 +56,13 @@ class PromptsPlan:
         stops = part.context_lengths_host
         starts = stops - (ends - begins)
         firsts = np.zeros_like(stops) if window is None else np.maximum(starts + 1 - window, 0)
-        groups = _groups(ends - begins, stops - firsts, cache)
+        counts = stops - firsts
+        groups = _groups(ends - begins, counts, cache)
         self._alone = [
             _Alone(
                 begin=int(begins[i]),
                 end=int(ends[i]),
-                key_rows=key_rows(part, cache, group, firsts[group], (stops - firsts)[group]),
+                key_rows=key_rows(part, cache, group, firsts[group], counts[group], int(counts[i])),
                 tiles=_tiles(int(starts[i]), int(stops[i]), int(firsts[i]), window),
             )
             for group in groups
@@ -176,6 +177,6 @@ def _together(
     return _Together(
         num_slices=len(group),
         query_rows=torch.from_numpy((begins[:, None] + rows).flatten()).to(device),
-        key_rows=key_rows(part, cache, group, firsts, counts),
+        key_rows=key_rows(part, cache, group, firsts, counts, int(counts.max())),
         mask=_mask(queries, keys[:, None], window, dtype)[:, None].to(device),
     )

@@ -141,7 +141,7 @@ def _product(
         begin=bounds[0],
         end=bounds[1],
         num_keys=num_keys,
-        key_rows=key_rows(part, cache, owners[its], firsts[its], counts[its]),
+        key_rows=key_rows(part, cache, owners[its], firsts[its], counts[its], num_keys),
         padding=padding.to(part.page_tables.device) if padding.any() else None,
     )
 

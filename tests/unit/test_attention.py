@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.attention import AttentionBackend, AttentionForm
 from engine.batch import Batch
+from engine.deterministic_attention import DeterministicAttention
 from engine.kv_cache import KVCache, num_pages_that_fit
 from engine.request import Slice
 from engine.torch_attention import TorchAttention
@@ -23,7 +24,10 @@ from protocol.layout import KVLayout
 CPU = torch.device("cpu")
 HEAD_DIM = 16
 
-BACKENDS: dict[str, Callable[[], AttentionBackend]] = {"torch": TorchAttention}
+BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
+    "torch": TorchAttention,
+    "deterministic": DeterministicAttention,
+}
 
 
 @pytest.fixture(autouse=True)
