@@ -6,8 +6,8 @@ after another (online softmax, Milakov & Gimelshein 2018), in products of one fi
 that a query sees nothing of changes none of its bits: it weighs exactly 0, and what was summed is
 scaled by exp(0) = 1. So rows that share a product may see different numbers of blocks.
 
-It relies on a matrix product giving a row the same bits wherever in the product it stands; the
-tests hold this for the shapes in use.
+It relies on a matrix product, of one shape, giving a row the same bits wherever in it the row
+stands; tests hold this.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.attention import AttentionForm
 from engine.batch import Batch, Part
-from engine.deterministic_rows import exp_, tanh_
 from engine.kv_cache import KVCache
 from engine.torch_keys import key_rows
 
@@ -81,7 +81,7 @@ class DeterministicAttention:
             tiles = tiles.view(TILES, -1, num_kv_heads, group, query.shape[2]).transpose(1, 2)
             tiles = tiles.flatten(2, 3).flatten(0, 1)
             num_rows = tiles.shape[1]
-            tiles = torch.nn.functional.pad(tiles, (0, 0, 0, _padded(num_rows) - num_rows))
+            tiles = F.pad(tiles, (0, 0, 0, _padded(num_rows) - num_rows))
             result = _attend(tiles, product.blocks, cache, layer, form)[:, :num_rows]
             result = result.view(TILES, num_kv_heads, -1, group, query.shape[2]).transpose(1, 2)
             result = result.reshape(-1, *query.shape[1:]).to(query.dtype)
@@ -102,12 +102,12 @@ def _attend(
         key = keys.index_select(0, block.key_rows).view(shape).float()
         scores = torch.bmm(query, key.transpose(1, 2))
         if form.softcap is not None:
-            scores = tanh_(scores.div_(form.softcap)).mul_(form.softcap)
+            scores.div_(form.softcap).tanh_().mul_(form.softcap)
         if block.hidden is not None:
             scores.unflatten(0, (TILES, -1)).masked_fill_(block.hidden, -torch.inf)
         before, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
-        weights = exp_(scores.sub_(highest))
-        kept = exp_(before.sub_(highest))
+        weights = scores.sub_(highest).exp_()
+        kept = before.sub_(highest).exp_()
         value = values.index_select(0, block.key_rows).view(shape).float()
         summed.mul_(kept).add_(torch.bmm(weights, value))
         total.mul_(kept).add_(weights.sum(-1, keepdim=True))
