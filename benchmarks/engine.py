@@ -128,7 +128,10 @@ def _positives(text: str) -> list[int]:
 
 def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
     options = EngineOptions(
-        dtype=given.dtype, load_format="dummy", attention_backend=given.attention_backend
+        dtype=given.dtype,
+        load_format="dummy",
+        attention_backend=given.attention_backend,
+        max_running_requests=max(batch for batch, _ in DECODES),
     )
     return measure_shape(given.shape, options, given.chunk_tokens, given.quick, console)
 

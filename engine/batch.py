@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.kv_cache import slots_of
 from engine.request import UNKNOWN, Slice
+from engine.rows import upload_all
 from protocol.sampling import Sampling
 
 
@@ -143,7 +144,7 @@ class Batch:
         cls, arrays: StepArrays, device: torch.device, previous_tokens: Tensor | None = None
     ) -> Batch:
         """`previous_tokens`: what the step before sampled, on the device; None: all are known."""
-        ids, sources, positions, write_slots, sample_rows = upload(
+        ids, sources, positions, write_slots, sample_rows = upload_all(
             [
                 arrays.input_ids,
                 arrays.sources,
@@ -173,23 +174,13 @@ def known_ids(input_ids: Tensor, sources: Tensor, previous_tokens: Tensor) -> Te
     return torch.where(sources >= 0, previous_tokens[sources.clamp(min=0)], input_ids)
 
 
-def upload(arrays: Sequence[np.ndarray], dtype: type, device: torch.device) -> list[Tensor]:
-    """The arrays as tensors of their shapes: to a GPU in one copy, not awaited by the host."""
-    flat = np.concatenate([array.ravel() for array in arrays], dtype=dtype)
-    tensor = torch.from_numpy(flat)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
-    parts = tensor.split([array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-
-
 def _part(arrays: StepArrays, first: int, stop: int, device: torch.device) -> Part | None:
     if first == stop:
         return None
     begin, end = int(arrays.row_starts[first]), int(arrays.row_starts[stop])
     row_starts = arrays.row_starts[first : stop + 1] - begin
     contexts = arrays.context_lengths[first:stop]
-    starts, tables, lengths = upload(
+    starts, tables, lengths = upload_all(
         [row_starts, arrays.page_tables[first:stop], contexts], np.int32, device
     )
     return Part(

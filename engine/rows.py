@@ -18,6 +18,13 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def upload_all(arrays: Sequence[np.ndarray], dtype: type, device: torch.device) -> list[Tensor]:
+    """The arrays as tensors of their shapes, in one copy."""
+    tensor = upload(np.concatenate([array.ravel() for array in arrays], dtype=dtype), device)
+    parts = tensor.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
 def column(values: Sequence[float], dtype: type, device: torch.device) -> Tensor:
     """[n, 1] of a numpy type."""
     return upload(np.array(values, dtype=dtype)[:, None], device)

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels import Activation, HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.families import Activation
+from engine.kernels import HeadNorms, HeadShape, Rotation, TorchKernels
 from engine.kv_cache import KVCache
 
 HEADS_PER_PROGRAM = 8

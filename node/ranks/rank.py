@@ -94,6 +94,7 @@ def engine_options(config: NodeConfig) -> EngineOptions:
         attention_backend=config.attention_backend,
         deterministic=config.deterministic,
         context_length=config.context_length,
+        max_running_requests=config.max_running_requests,
     )
 
 
