@@ -42,7 +42,7 @@ from benchmarks.engine_cells import (
 )
 from benchmarks.engine_check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
 from benchmarks.engine_floor import Rates, decode_work, measure_rates, prefill_work
-from benchmarks.engine_gpu import GpuReport, measure_shape
+from benchmarks.engine_gpu import DECODES, GpuReport, measure_shape
 from benchmarks.engine_loop import measure_overhead
 from benchmarks.engine_ours import Ours, num_pages_for
 from benchmarks.engine_report import Cost, Report, Row, rounded
