@@ -8,8 +8,12 @@ from pathlib import Path
 
 import torch
 
+from engine.attention import AttentionBackend
 from engine.attention_backends import captures, has_triton, make_attention
 from engine.cuda_graphs import DecodeGraphs
+from engine.deterministic_attention import DeterministicAttention
+from engine.deterministic_kernels import DeterministicKernels
+from engine.deterministic_kernels import DeterministicKernels
 from engine.fingerprint import model_fingerprint
 from engine.kernels import Kernels, TorchKernels
 from engine.kv_cache import KVCache
@@ -53,7 +57,7 @@ def load_model_runner(
     """
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config, device)
-    build = Build(dtype, device, _kernels(device), parallel)
+    build = Build(dtype, device, _kernels(options, device), parallel)
     is_dummy = options.load_format == "dummy"
     if is_dummy:
         model = dummy_model(config, build, progress)
@@ -69,9 +73,13 @@ def load_model_runner(
     kv_cache = KVCache(layout, num_pages(layout), device)
     fingerprint = model_fingerprint(path, _variant(config), is_dummy)
     forms = [layer.attention.form for layer in model.layers]
-    attention = make_attention(options.attention_backend, forms, layout, device)
+    attention: AttentionBackend = (
+        DeterministicAttention()
+        if options.deterministic
+        else make_attention(options.attention_backend, forms, layout, device, options.deterministic)
+    )
     graphs = None
-    if captures(attention):
+    if not options.deterministic and captures(attention):
         longest = options.context_length or config.max_position_embeddings
         longest = min(longest, kv_cache.num_pages * options.page_size)
         graphs = DecodeGraphs(
@@ -85,7 +93,9 @@ def load_model_runner(
     return ModelRunner(model, kv_cache, attention, fingerprint, device, graphs)
 
 
-def _kernels(device: torch.device) -> Kernels:
+def _kernels(options: EngineOptions, device: torch.device) -> Kernels:
+    if options.deterministic:
+        return DeterministicKernels(TorchKernels())
     if not has_triton(device):
         return TorchKernels()
     from engine.triton_kernels import TritonKernels  # imports triton, which a CPU machine has not
