@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import Cluster, start_cluster, wait_until
@@ -33,18 +34,31 @@ def kill(cluster: Cluster, name: str) -> None:
     child.wait()
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"sampling_seed": 7}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0},
+        {
+            "sampling_seed": 7,
+            "frequency_penalty": 0.3,
+            "presence_penalty": 0.5,
+            "repetition_penalty": 1.2,
+            "min_new_tokens": 190,
+            "stop_token_ids": list(range(3, 100)),
+        },
+    ],
+)
 def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
-    cluster: Cluster, sampling: dict[str, float]
+    cluster: Cluster, sampling: dict[str, Any]
 ) -> None:
-    """With the very tokens that an undisturbed stream has, drawn ones too."""
+    """With the very tokens that an undisturbed stream has, drawn ones and their logprobs too."""
     prompt = prompt_of(60, 199, seed=50)
     params = {"temperature": 1.0, "max_new_tokens": LENGTH, "ignore_eos": True} | sampling
-    undisturbed = cluster.generate(prompt, **params)
-    body = {"input_ids": prompt, "sampling_params": params, "stream": True}
+    body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
+    undisturbed = cluster.http.post("/generate", json=body).json()
     killed = ""
     update = {}
-    with cluster.http.stream("POST", "/generate", json=body) as response:
+    with cluster.http.stream("POST", "/generate", json=body | {"stream": True}) as response:
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -53,6 +67,11 @@ def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
                 killed = update["meta_info"]["decode_node"]
                 kill(cluster, killed)
     assert update["output_ids"] == undisturbed["output_ids"]
+    assert len(update["output_ids"]) > 150
+    entries = [u["meta_info"]["output_token_logprobs"] for u in (update, undisturbed)]
+    assert [entry[1] for entry in entries[0]] == update["output_ids"]
+    for here, there in zip(*entries, strict=True):
+        assert here[0] == pytest.approx(there[0], abs=1e-3)
     assert update["meta_info"]["attempts"] == 2
     assert update["meta_info"]["decode_node"] != killed
 
