@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +19,11 @@ from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
 from node.config import NodeConfig
 from node.pool_size import pool_pages
+from node.progress import weights_progress
 from protocol.config import ConfigError
 from protocol.hosts import advertised_host
 from protocol.ids import Node
 from protocol.layout import KVLayout
-
-log = logging.getLogger(__name__)
-
-PROGRESS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,14 +49,15 @@ def build_rank(
         raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    runner = load_model_runner(
-        Path(config.model_path),
-        engine_options(config),
-        lambda own_layout: agree(pool_pages(config, own_layout, device)),
-        device,
-        parallel,
-        _report_progress() if parallel.rank == 0 else None,
-    )
+    with weights_progress() if parallel.rank == 0 else nullcontext() as progress:
+        runner = load_model_runner(
+            Path(config.model_path),
+            engine_options(config),
+            lambda own_layout: agree(pool_pages(config, own_layout, device)),
+            device,
+            parallel,
+            progress,
+        )
     num_kv_heads = runner.config.num_kv_heads
     if not divides(parallel.size, num_kv_heads):
         raise ConfigError(
@@ -96,17 +93,3 @@ def engine_options(config: NodeConfig) -> EngineOptions:
         context_length=config.context_length,
         max_running_requests=config.max_running_requests,
     )
-
-
-def _report_progress() -> Callable[[int, int], None]:
-    """Logs how far the weights are, not too often."""
-    next_report = time.monotonic() + PROGRESS_S
-
-    def progress(done_bytes: int, total_bytes: int) -> None:
-        nonlocal next_report
-        if time.monotonic() >= next_report or done_bytes == total_bytes:
-            next_report = time.monotonic() + PROGRESS_S
-            percent = 100 * done_bytes // max(1, total_bytes)
-            log.info("loading weights: %d %% of %.1f MB", percent, total_bytes / 1e6)
-
-    return progress
