@@ -78,7 +78,7 @@ def _serve(
         log.error("a newer process registered as %r; this one stops", node.name)
         shell.stop()
 
-    engine.when_lost(shell.stop)
+    engine.when_lost(lambda _: shell.stop())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shell.stop())
     publisher.start()

@@ -7,7 +7,7 @@ be sent in several parts.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -144,4 +144,3 @@ TransportCommand = Expect | Abort | SendOrStream | FinishStream | Cancel
 TransportReport = Arrived | Received | Aborted | Sent | Links
 AnyCommand = Step | TransportCommand | PoolPages
 AnyReport = PagesFit | Ready | StartFailed | StepFailed | TransportReport
-R = TypeVar("R", bound=Report)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +21,13 @@ from node.ranks.operations import Operations
 from node.ranks.rank import Rank, build_rank
 from node.ranks.runner import ParallelRunner
 from node.ranks.transport import ParallelTransport
-from node.ranks.worker import MEETING_TIMEOUT_S
+from node.ranks.worker import GRACE_S, MEETING_TIMEOUT_S
 from node.ranks.workers import Workers
 from node.runner import Runner
 from protocol.ids import Node
 from protocol.layout import KVLayout
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 """The ranks of a node are processes of one host."""
@@ -38,8 +44,8 @@ class Engine:
     num_pages: int
     device: str
     """Of rank 0."""
-    when_lost: Callable[[Callable[[], None]], None] = lambda _: None
-    """Takes what shall be done when a rank is lost: this node cannot go on then."""
+    when_lost: Callable[[Callable[[str], None]], None] = lambda _: None
+    """Takes what shall be done when a rank is lost, and is told why: this node cannot go on."""
     raise_if_lost: Callable[[], None] = lambda: None
     """Raises RankLost."""
 
@@ -54,6 +60,7 @@ def start_engine(config: NodeConfig, node: Node) -> Iterator[Engine]:
         return
     address = f"{HOST}:{_free_port()}"
     workers = Workers.start(config, node, devices, address)
+    workers.when_lost(_exit_after_grace)
     try:
         yield _parallel_engine(config, node, devices, address, workers)
     finally:
@@ -73,15 +80,10 @@ def _parallel_engine(
     addresses = (rank.transport.address, *workers.addresses())
     transport = ParallelTransport(rank.transport, workers.tell, addresses, rank.layout)
 
-    def when_lost(do: Callable[[], None]) -> None:
-        def lost(reason: str) -> None:
-            transport.lose(reason)
-            do()
-
-        workers.watch(transport.report, lost)
-
+    workers.listen(transport.report)
+    workers.when_lost(transport.lose)
     runner = ParallelRunner(rank.runner, workers, operations)
-    return _engine(rank, runner, transport, addresses, when_lost, workers.raise_if_lost)
+    return _engine(rank, runner, transport, addresses, workers.when_lost, workers.raise_if_lost)
 
 
 def _engine(
@@ -89,7 +91,7 @@ def _engine(
     runner: Runner,
     transport: Transport,
     data_addresses: tuple[str, ...],
-    when_lost: Callable[[Callable[[], None]], None] = lambda _: None,
+    when_lost: Callable[[Callable[[str], None]], None] = lambda _: None,
     raise_if_lost: Callable[[], None] = lambda: None,
 ) -> Engine:
     return Engine(
@@ -103,6 +105,17 @@ def _engine(
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,
     )
+
+
+def _exit_after_grace(reason: str) -> None:
+    """A collective operation may wait for a lost rank for long, on a GPU forever."""
+
+    def exit_at_last() -> None:
+        time.sleep(GRACE_S)
+        log.error("the node does not end by itself and is ended")
+        os._exit(1)
+
+    threading.Thread(target=exit_at_last, name="grace", daemon=True).start()
 
 
 def _free_port() -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 import torch
 
 from node.config import NodeConfig
 from node.ranks import commands
 from node.ranks.pipe import Pipe, RankLost
-from node.ranks.worker import GRACE_S, WorkerPlan, run_worker
+from node.ranks.worker import WorkerPlan, run_worker
 from protocol.ids import Node
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,16 @@ LOAD_TIMEOUT_S = 3600.0
 SAME_FAILURE_S = 5.0
 """After a step failed here: the others have met the same error by then, or are stuck in it."""
 EXIT_TIMEOUT_S = 5.0
+R = TypeVar("R", commands.PagesFit, commands.Ready)
 
 
 @dataclass(frozen=True)
-class _Worker:
+class WorkerHandle:
     rank: int
     process: BaseProcess
     pipe: Pipe[commands.AnyReport]
+    started: deque[commands.PagesFit | commands.Ready] = field(default_factory=deque)
+    """What it has said while it starts and nobody has asked for yet."""
 
     def death(self) -> str:
         self.process.join(1.0)
@@ -41,22 +45,31 @@ class _Worker:
 
 
 class Workers:
-    """`start`, then `agree` and `addresses` while all ranks build themselves, then `watch`. One
-    thread calls `tell` and the like, but transport commands may come from a second one."""
+    """`agree` and `addresses` are for the start, while all ranks build themselves. One thread calls
+    `tell` and the like, but transport commands may come from a second one.
 
-    def __init__(self, node: Node, workers: Sequence[_Worker]) -> None:
+    A rank that is lost, whenever that is, ends this node: `when_lost` says how.
+    """
+
+    def __init__(self, node: Node, workers: Sequence[WorkerHandle]) -> None:
         self._node = node
         self._workers = workers
-        self._lost = ""
-        self._on_lost: Callable[[str], None] = lambda _: None
         self._on_report: Callable[[int, commands.TransportReport], None] = lambda *_: None
         self._is_closing = False
         self._changed = threading.Condition()
-        """Of `_lost`, and of what follows."""
+        """Of what workers have said and of what follows."""
+        self._lost = ""
+        self._on_lost: list[Callable[[str], None]] = []
         self._failures: dict[int, dict[int, commands.StepFailed]] = {}
         """Step → rank → what it said."""
         self._last_good_step = 0
-        self._readers: list[threading.Thread] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(worker,), name=f"rank-{worker.rank}")
+            for worker in workers
+        ]
+        for reader in self._readers:
+            reader.daemon = True
+            reader.start()
 
     @classmethod
     def start(
@@ -80,7 +93,7 @@ class Workers:
             process.start()
             there.close()  # so that the end of the process ends the pipe
             log.info("rank %d of %s is process %s on %s", rank, node, process.pid, device)
-            workers.append(_Worker(rank, process, Pipe(here, commands.AnyReport)))
+            workers.append(WorkerHandle(rank, process, Pipe(here, commands.AnyReport)))
         return cls(node, workers)
 
     def agree(self, num_pages: int) -> int:
@@ -97,20 +110,16 @@ class Workers:
         """Data addresses, in order, when every worker is ready."""
         return [self._await(worker, commands.Ready).data_address for worker in self._workers]
 
-    def watch(
-        self,
-        on_report: Callable[[int, commands.TransportReport], None],
-        on_lost: Callable[[str], None],
-    ) -> None:
-        """From now on each report is passed on, on some thread; `on_lost` is told once if this
-        node cannot go on. If the process does not end soon after that, it is ended."""
-        self._on_report, self._on_lost = on_report, on_lost
-        for worker in self._workers:
-            reader = threading.Thread(
-                target=self._read, args=(worker,), name=f"rank-{worker.rank}", daemon=True
-            )
-            self._readers.append(reader)
-            reader.start()
+    def listen(self, on_report: Callable[[int, commands.TransportReport], None]) -> None:
+        """From now on what workers report of transfers is passed on, on some thread."""
+        self._on_report = on_report
+
+    def when_lost(self, do: Callable[[str], None]) -> None:
+        """`do` is told why this node cannot go on, once that is so."""
+        with self._changed:
+            self._on_lost.append(do)
+            if self._lost:
+                do(self._lost)
 
     def tell(self, command: commands.AnyCommand) -> None:
         """Every worker. One that does not take it is lost, and this node with it."""
@@ -118,12 +127,7 @@ class Workers:
             try:
                 worker.pipe.send(command)
             except RankLost as error:
-                self._lose(worker, f"{error}, {worker.death()}")
-
-    @property
-    def lost(self) -> str:
-        """Why this node cannot go on; "" if it can."""
-        return self._lost
+                self._lose(worker, error)
 
     def raise_if_lost(self) -> None:
         """Raises RankLost."""
@@ -146,8 +150,7 @@ class Workers:
             )
             failures = self._failures.pop(number, {})
         stopped_at = {failure.num_operations for failure in failures.values()} | {num_operations}
-        if self._lost:
-            raise RankLost(self._lost) from error
+        self.raise_if_lost()
         if len(failures) < len(self._workers) or stopped_at != {num_operations} or -1 in stopped_at:
             reason = (
                 f"a step failed on rank 0 ({type(error).__name__}: {error}), and not in the same "
@@ -171,37 +174,38 @@ class Workers:
         for reader in self._readers:
             reader.join()
 
-    def _await(self, worker: _Worker, kind: type[commands.R]) -> commands.R:
-        """Its next report."""
-        try:
-            report = worker.pipe.receive(LOAD_TIMEOUT_S)
-        except RankLost as error:
-            raise RankLost(
-                f"rank {worker.rank} of {self._node.name} did not start: {error}, "
-                f"{worker.death()}; its log lines above say more"
-            ) from error
-        if isinstance(report, commands.StartFailed):
-            raise RankLost(f"rank {worker.rank} of {self._node.name}: {report.reason}")
+    def _await(self, worker: WorkerHandle, kind: type[R]) -> R:
+        """What it says next while it starts."""
+        with self._changed:
+            self._changed.wait_for(lambda: worker.started or self._lost, LOAD_TIMEOUT_S)
+            self.raise_if_lost()
+            if not worker.started:
+                raise RankLost(f"rank {worker.rank} did not start within {LOAD_TIMEOUT_S:g} s")
+            report = worker.started.popleft()
         assert isinstance(report, kind)
         return report
 
-    def _read(self, worker: _Worker) -> None:
+    def _read(self, worker: WorkerHandle) -> None:
         while True:
             try:
                 report = worker.pipe.receive()
             except RankLost as error:
-                self._lose(worker, f"{error}, {worker.death()}")
+                self._lose(worker, error)
                 return
-            if isinstance(report, commands.StepFailed):
-                with self._changed:
-                    self._failures.setdefault(report.number, {})[worker.rank] = report
-                    self._changed.notify_all()
-                    self._look_for_lonely_failures()
-            else:
-                assert not isinstance(
-                    report, commands.PagesFit | commands.Ready | commands.StartFailed
-                )
-                self._on_report(worker.rank, report)
+            with self._changed:
+                self._take(worker, report)
+                self._changed.notify_all()
+
+    def _take(self, worker: WorkerHandle, report: commands.AnyReport) -> None:
+        if isinstance(report, commands.StartFailed):
+            self._end_node(f"rank {worker.rank}: {report.reason}")
+        elif isinstance(report, commands.PagesFit | commands.Ready):
+            worker.started.append(report)
+        elif isinstance(report, commands.StepFailed):
+            self._failures.setdefault(report.number, {})[worker.rank] = report
+            self._look_for_lonely_failures()
+        else:
+            self._on_report(worker.rank, report)
 
     def _look_for_lonely_failures(self) -> None:
         for number, failures in self._failures.items():
@@ -210,23 +214,17 @@ class Workers:
                 self._end_node(f"a step failed on rank {rank} alone ({failure.error})")
                 return
 
-    def _lose(self, worker: _Worker, how: str) -> None:
+    def _lose(self, worker: WorkerHandle, error: RankLost) -> None:
         if not self._is_closing:
-            self._end_node(f"rank {worker.rank} of {len(self._workers) + 1} is lost: {how}")
+            which = f"rank {worker.rank} of {len(self._workers) + 1}"
+            self._end_node(f"{which} is lost: {error}, {worker.death()}")
 
     def _end_node(self, reason: str) -> None:
         with self._changed:
             if self._lost:
                 return
             self._lost = f"{self._node.name} cannot go on and ends: {reason}"
+            log.error("%s", self._lost)
             self._changed.notify_all()
-        log.error("%s", self._lost)
-        threading.Thread(target=_exit_after_grace, name="grace", daemon=True).start()
-        self._on_lost(self._lost)
-
-
-def _exit_after_grace() -> None:
-    """A collective operation may wait for a lost rank for long, on a GPU forever."""
-    time.sleep(GRACE_S)
-    log.error("the node does not end by itself; it is ended")
-    os._exit(1)
+            for do in self._on_lost:
+                do(self._lost)
