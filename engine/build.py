@@ -76,7 +76,7 @@ def load_model_runner(
     attention: AttentionBackend = (
         DeterministicAttention()
         if options.deterministic
-        else make_attention(options.attention_backend, forms, layout, device, options.deterministic)
+        else make_attention(options.attention_backend, forms, layout, device)
     )
     graphs = None
     if not options.deterministic and captures(attention):
