@@ -79,7 +79,9 @@ def load_model_runner(
         else make_attention(options.attention_backend, forms, layout, device)
     )
     graphs = None
-    if not options.deterministic and captures(attention):
+    # torch multiplies groups of rows without asking for their sizes in bfloat16 only.
+    has_static_shapes = config.experts is None or dtype == torch.bfloat16
+    if captures(attention) and has_static_shapes and not options.deterministic:
         longest = options.context_length or config.max_position_embeddings
         longest = min(longest, kv_cache.num_pages * options.page_size)
         graphs = DecodeGraphs(

@@ -17,6 +17,7 @@ from engine.attention import AttentionBackend
 from engine.batch import Batch, Part, StepArrays, known_ids
 from engine.kv_cache import KVCache
 from engine.model import DecoderModel
+from engine.request import UNKNOWN
 
 MAX_PREVIOUS = 1024
 """Slices of the step before, whose tokens a recorded step can take."""
@@ -88,7 +89,8 @@ class DecodeGraphs:
         pool = None
         with torch.cuda.stream(stream):
             for size in reversed(self._sizes):  # the largest first: the others fit in its memory
-                self._rows.view(4, -1)[1] = -1
+                rows = self._rows[: 4 * size].view(4, size).zero_()
+                rows[1] = UNKNOWN
                 self._forward(size)  # compiles kernels and fills caches
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=stream):

@@ -1,5 +1,7 @@
 """`FlashAttention`: prompts through a library's FlashAttention kernels over paged KV (CUDA, half
-precision); single tokens through our split-KV kernels, since flash-attn-4 has none on Hopper.
+precision); single tokens through our split-KV kernels, since flash-attn-4 has none on Hopper, and
+short prompts through ours, too: a call of flash-attn-4 costs the host 0.4 ms, more than the device
+needs for a layer of them.
 
     flash-attn 4   flash_attn.cute            any page size
     flash-attn 3   flash_attn_interface       any page size; no GPU has run this adapter yet
@@ -26,31 +28,36 @@ from engine.triton_attention import TritonAttention
 PromptKernel = Callable[[Tensor, Tensor, Tensor, Part, AttentionForm], Tensor]
 """query [rows, heads, head_dim], K and V as [pages, page_size, kv_heads, head_dim] → like query."""
 FLASH2_PAGE_SIZE = 256
+FEW_ROWS = 1024
+"""Of a step. Llama-3-8B's layer takes an H100 0.7 ms for so many; the host is ahead from there."""
+SHORT_CONTEXT = 8192
+"""For few rows on longer ones the time on the device counts again."""
 
 
 class FlashAttention:
-    def __init__(self, name: str, prompts: PromptKernel, singles: TritonAttention) -> None:
+    def __init__(self, name: str, prompts: PromptKernel, ours: TritonAttention) -> None:
         self.name = name
         self._prompts = prompts
-        self._singles = singles
+        self._ours = ours
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
     ) -> Tensor:
-        pool = cache.pool[layer]
         prompts, singles = batch.prompts, batch.singles
-        if prompts is None:
-            output = torch.empty_like(query)
-        else:
-            rows = query[prompts.begin : prompts.end]
-            output = self._prompts(rows, pool[:, 0], pool[:, 1], prompts, form)
+        if prompts is None or _is_short(prompts):
+            return self._ours.forward(query, layer, cache, batch, form)
+        pool = cache.pool[layer]
+        rows = query[: prompts.end]
+        output = self._prompts(rows, pool[:, 0], pool[:, 1], prompts, form)
         if singles is None:
             return output
-        if prompts is not None:
-            output = torch.cat((output, torch.empty_like(query[singles.begin :])))
-        begin, end = singles.begin, singles.end
-        self._singles.singles(query[begin:end], output[begin:end], pool, singles, form)
+        output = torch.cat((output, torch.empty_like(query[singles.begin :])))
+        self._ours.singles(query[singles.begin :], output[singles.begin :], pool, singles, form)
         return output
+
+
+def _is_short(prompts: Part) -> bool:
+    return prompts.end - prompts.begin < FEW_ROWS and prompts.longest_context <= SHORT_CONTEXT
 
 
 def flash_attention_kernel(page_size: int) -> tuple[str, PromptKernel] | None:
