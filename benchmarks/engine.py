@@ -42,7 +42,7 @@ from benchmarks.engine_cells import (
 )
 from benchmarks.engine_check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
 from benchmarks.engine_floor import Rates, decode_work, measure_rates, prefill_work
-from benchmarks.engine_gpu import DECODES, GpuReport, measure_shape
+from benchmarks.engine_gpu import GpuReport, measure_shape
 from benchmarks.engine_loop import measure_overhead
 from benchmarks.engine_ours import Ours, num_pages_for
 from benchmarks.engine_report import Cost, Report, Row, rounded
@@ -131,7 +131,6 @@ def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
         dtype=given.dtype,
         load_format="dummy",
         attention_backend=given.attention_backend,
-        max_running_requests=max(batch for batch, _ in DECODES),
     )
     return measure_shape(given.shape, options, given.chunk_tokens, given.quick, console)
 
@@ -167,7 +166,10 @@ def _measure_cpu(
     for engine in engines:
         if engine.name == TRANSFORMERS:
             notes["generate_vs_by_hand"] = _generate_ratio(engine, plan)
-    costs = _deterministic_costs(model, plan, rows) if given.deterministic_cost else []
+    costs = []
+    if given.deterministic_cost:
+        console.print("once more with --deterministic")
+        costs = _deterministic_costs(model, [row for row in rows if row.ours.prefill_s is not None])
     return Report(rows, costs, notes)
 
 
@@ -257,12 +259,12 @@ def _generate_ratio(engine: Any, plan: Sequence[Cell]) -> dict[str, Any]:
     return {"batch": cell.batch, "context": cell.context, "step_ratio": rounded(ratio)}
 
 
-def _deterministic_costs(model: Path, plan: Sequence[Cell], rows: Sequence[Row]) -> list[Cost]:
-    engine = Ours(_load(model, plan, deterministic=True), CPU_CHUNK)
-    return [
-        Cost(row.cell, row.ours, measure(engine, row.cell, row.ours.prefill_s is not None))
-        for row in rows
-    ]
+def _deterministic_costs(model: Path, rows: Sequence[Row]) -> list[Cost]:
+    """Of cells with a prompt: the others take minutes and teach little more."""
+    if not rows:
+        return []
+    engine = Ours(_load(model, [row.cell for row in rows], deterministic=True), CPU_CHUNK)
+    return [Cost(row.cell, row.ours, measure(engine, row.cell, with_prefill=True)) for row in rows]
 
 
 def _installed(*packages: str) -> list[str]:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,11 @@ def measure_device(
         f"copy {rates.copy_bytes_s / 1e9:.0f} GB/s, matmul {rates.matmul_flop_s / 1e12:.2f} TFLOP/s"
     )
     alone = [Cell(1, num_tokens, 0) for num_tokens in prompts]
+    options = replace(
+        options,
+        max_running_requests=max(cell.batch for cell in decodes),
+        context_length=max(cell.length for cell in [*decodes, *alone]),
+    )
     with _phase("loading and warming up", console):
         runner = load_model_runner(
             model, options, lambda layout: num_pages_for([*decodes, *alone], layout), device

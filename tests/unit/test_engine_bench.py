@@ -354,7 +354,7 @@ def test_a_run_ends_with_one_json_line(
     monkeypatch.setattr(engine, "measure_rates", lambda *_: Rates(1e9, 1e9))
     out = tmp_path / "engine.json"
     arguments = ["--model", str(model), "--batches", "1,2", "--contexts", "16", "--out", str(out)]
-    arguments += ["--peers", "transformers", "--no-deterministic-cost", "--prefill-tokens", "16"]
+    arguments += ["--peers", "transformers", "--prefill-tokens", "16"]
     monkeypatch.setattr(sys, "argv", ["engine", *arguments])
     engine.main()
     line = capsys.readouterr().out.splitlines()[-1]
@@ -363,4 +363,5 @@ def test_a_run_ends_with_one_json_line(
     assert [(row["batch"], row["context"]) for row in told["rows"]] == [(1, 16), (2, 16)]
     assert [row["prefill_tok_s"] is None for row in told["rows"]] == [False, True]
     assert all(row["decode_vs_transformers"] > 0 for row in told["rows"])
+    assert [cost["context"] for cost in told["deterministic"]] == [16]
     assert told["machine"]["transformers"] and told["threads"] == 1
