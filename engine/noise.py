@@ -6,7 +6,6 @@ continued on another node. argmax(log p + Gumbel noise) is a sample from p.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 # Odd 64-bit constants of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
@@ -16,12 +15,8 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """[n, vocab] float32 of standard Gumbel noise, a pure function of its arguments.
-
-    `seeds` and `positions` are [n, 1] int64.
-    """
-    tokens = torch.arange(vocab_size, dtype=torch.int64, device=seeds.device)
+def gumbel(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise in float32, a pure function of its int64 arguments, which broadcast."""
     key = _mix(_mix(seeds + _GOLDEN) + positions * _GOLDEN)
     bits = _mix(key + tokens * _GOLDEN)
     # The top 52 bits and a half: exact in a double, and strictly between 0 and 1.

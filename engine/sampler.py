@@ -23,8 +23,9 @@ from engine.rows import column, on_rows, upload
 from protocol.sampling import Sampling
 
 MASS_OF_ONE = 1 << 40
-"""Probabilities as whole numbers: so many for that of the likeliest token. Even 2^22 of them fit
-in 64 bits."""
+"""Of the likeliest token, when probabilities are whole numbers; 2^22 of them fit into 64 bits."""
+FEW = 1024
+"""The likeliest tokens that a CPU looks at first: they nearly always decide."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,25 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int
     if narrowed:
         some = [samplings[row] for row in narrowed]
         relative = on_rows(relative, narrowed, lambda rows: _keep_top(rows, some))
-    if any(s.min_p > 0 for s in samplings):
+    has_floor = any(s.min_p > 0 for s in samplings)
+    if has_floor:
         floors = [math.log(s.min_p) if s.min_p > 0 else -math.inf for s in samplings]
         floor = column(floors, np.float32, device)
         relative = relative.masked_fill(relative < floor, -torch.inf)
     counters = upload(np.array([[s.seed for s in samplings], positions], dtype=np.int64), device)
-    noise = gumbel(counters[0, :, None], counters[1, :, None], vocab_size)
+    if device.type == "cpu" and (narrowed or has_floor):
+        return _noisy_where_kept(relative, counters).argmax(dim=-1)
+    tokens = torch.arange(vocab_size, device=device)
+    noise = gumbel(counters[0, :, None], counters[1, :, None], tokens)
     return (relative + noise).argmax(dim=-1)
+
+
+def _noisy_where_kept(relative: Tensor, counters: Tensor) -> Tensor:
+    """`relative` [n, vocab] with noise on what is not -inf: most of the time is the noise's. Only a
+    CPU knows their number without waiting. `counters` [2, n]: seeds and positions."""
+    row, token = (relative > -torch.inf).nonzero(as_tuple=True)
+    noise = gumbel(counters[0, row], counters[1, row], token)
+    return relative.index_put((row, token), relative[row, token] + noise)
 
 
 def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
@@ -111,14 +124,41 @@ def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     counts = [min(s.top_k or vocab_size, vocab_size) for s in samplings]
     top_k = column(counts, np.int64, relative.device)
     top_p = column([s.top_p for s in samplings], np.float64, relative.device)
-    if max(counts) < vocab_size // 4:
-        ordered = relative.topk(max(counts)).values  # [rows, the largest top_k], descending
-    else:
-        ordered = relative.sort(-1, descending=True).values
-    ranks = torch.arange(ordered.shape[1], device=relative.device)
-    mass = (ordered.double().exp() * MASS_OF_ONE).long().masked_fill(ranks >= top_k, 0)
+    ordered, total = _largest(relative, counts, top_k, top_p)
+    mass = _mass(ordered)
     before = mass.cumsum(-1) - mass
-    enough = top_p * mass.sum(-1, keepdim=True)
-    needed = ((before < enough) | (top_p >= 1)).sum(-1, keepdim=True)
+    needed = ((before < top_p * total) | (top_p >= 1)).sum(-1, keepdim=True)
     last = ordered.gather(-1, torch.minimum(needed, top_k) - 1)
     return relative.masked_fill(relative < last, -torch.inf)
+
+
+def _largest(
+    relative: Tensor, counts: Sequence[int], top_k: Tensor, top_p: Tensor
+) -> tuple[Tensor, Tensor]:
+    """([rows, …] the largest values of each row, descending, as many as `_keep_top` needs;
+    [rows, 1] mass of the `top_k` largest, which are `counts` on the host)."""
+    vocab_size = relative.shape[1]
+    few = min(FEW, vocab_size)
+    if relative.device.type == "cpu" and all(c <= few or c == vocab_size for c in counts):
+        ordered = relative.topk(few).values
+        total = first = _mass_of_first(ordered, top_k)
+        if max(counts) > few:
+            total = torch.where(top_k <= few, first, _mass(relative).sum(-1, keepdim=True))
+        if (first >= top_p * total).all():
+            return ordered, total
+    if max(counts) < vocab_size // 4:
+        ordered = relative.topk(max(counts)).values
+    else:
+        ordered = relative.sort(-1, descending=True).values
+    return ordered, _mass_of_first(ordered, top_k)
+
+
+def _mass_of_first(ordered: Tensor, count: Tensor) -> Tensor:
+    """[rows, 1] int64, of the first `count` [rows, 1] values."""
+    ranks = torch.arange(ordered.shape[1], device=ordered.device)
+    return _mass(ordered).masked_fill(ranks >= count, 0).sum(-1, keepdim=True)
+
+
+def _mass(relative: Tensor) -> Tensor:
+    """Probabilities as whole numbers, whose sums no order of adding changes."""
+    return (relative.double().exp() * MASS_OF_ONE).long()

@@ -144,6 +144,26 @@ def test_all_logprobs_are_a_distribution_in_order() -> None:
         assert dict(sampled.logprobs.top)[sampled.token] == sampled.logprobs.chosen
 
 
+LARGE = 5000
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 5.0], ids=["flat", "wide", "peaked"])
+def test_filters_of_a_large_vocabulary(spread: float) -> None:
+    """Where a look at the likeliest tokens is enough, and where all of them have to be sorted."""
+    chance = torch.Generator().manual_seed(6)
+    logits = spread * torch.randn(LARGE, generator=chance) + torch.linspace(0, 0.1, LARGE)
+    samplings = [
+        Sampling(seed=seed, top_k=top_k, top_p=top_p)
+        for seed in range(2)
+        for top_k in (0, 50, 3000)
+        for top_p in (1.0, 0.9, 0.3)
+    ]
+    together = sample(logits.expand(len(samplings), -1), samplings, [3] * len(samplings)).tokens
+    for sampling, token in zip(samplings, together.tolist(), strict=True):
+        assert token == chosen(logits.tolist(), sampling, 3)
+        assert token == int(sample(logits[None], [sampling], [3]).tokens)
+
+
 def tied() -> Tensor:
     """Tokens 2, 5, 7 and 11 are the likeliest, and equal."""
     logits = torch.zeros(1, 64)
