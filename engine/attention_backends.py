@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 
 from engine.attention import AttentionBackend, AttentionForm
+from engine.deterministic_attention import DeterministicAttention
 from engine.torch_attention import TorchAttention
 from protocol.errors import UserError
 from protocol.layout import KVLayout
@@ -31,11 +32,18 @@ def make_attention(
     forms: Sequence[AttentionForm],
     layout: KVLayout,
     device: torch.device,
+    deterministic: bool = False,
 ) -> AttentionBackend:
     """`name`: auto, flash, varlen, triton or torch. `forms`: of the model's layers.
 
     Raises AttentionUnavailable.
     """
+    if deterministic:
+        if name not in ("auto", "torch"):
+            raise AttentionUnavailable(
+                f"--deterministic has an attention of its own; leave --attention-backend {name} out"
+            )
+        return DeterministicAttention()
     if name == "torch" or (name == "auto" and not has_triton(device)):
         return TorchAttention()
     if device.type != "cuda":
@@ -51,7 +59,7 @@ def make_attention(
 
 def captures(attention: AttentionBackend) -> bool:
     """Single tokens can be recorded in a CUDA graph: no plan on the host depends on lengths."""
-    return not isinstance(attention, TorchAttention)
+    return not isinstance(attention, TorchAttention | DeterministicAttention)
 
 
 def has_triton(device: torch.device) -> bool:

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import torch
 
-from engine.attention import AttentionBackend
 from engine.attention_backends import captures, has_triton, make_attention
 from engine.cuda_graphs import DecodeGraphs
-from engine.deterministic_attention import DeterministicAttention
-from engine.deterministic_kernels import DeterministicKernels
 from engine.deterministic_kernels import DeterministicKernels
 from engine.fingerprint import model_fingerprint
 from engine.kernels import Kernels, TorchKernels
@@ -73,15 +70,13 @@ def load_model_runner(
     kv_cache = KVCache(layout, num_pages(layout), device)
     fingerprint = model_fingerprint(path, _variant(config), is_dummy)
     forms = [layer.attention.form for layer in model.layers]
-    attention: AttentionBackend = (
-        DeterministicAttention()
-        if options.deterministic
-        else make_attention(options.attention_backend, forms, layout, device)
+    attention = make_attention(
+        options.attention_backend, forms, layout, device, options.deterministic
     )
     graphs = None
     # torch multiplies groups of rows without asking for their sizes in bfloat16 only.
     has_static_shapes = config.experts is None or dtype == torch.bfloat16
-    if captures(attention) and has_static_shapes and not options.deterministic:
+    if captures(attention) and has_static_shapes:
         longest = options.context_length or config.max_position_embeddings
         longest = min(longest, kv_cache.num_pages * options.page_size)
         graphs = DecodeGraphs(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,9 @@ from torch import Tensor
 from engine.attention import AttentionForm
 from engine.batch import Batch, Part
 from engine.kv_cache import KVCache
-from engine.triton_attention import TritonAttention
+
+if TYPE_CHECKING:
+    from engine.triton_attention import TritonAttention
 
 PromptKernel = Callable[[Tensor, Tensor, Tensor, Part, AttentionForm], Tensor]
 """query [rows, heads, head_dim], K and V as [pages, page_size, kv_heads, head_dim] → like query."""
@@ -63,13 +65,13 @@ def _is_short(prompts: Part) -> bool:
 def flash_attention_kernel(page_size: int) -> tuple[str, PromptKernel] | None:
     """The newest flash-attn that is installed and takes such pages, and its name."""
     if (module := _module("flash_attn.cute")) is not None:
-        return "flash-attn 4", _flash4(module)
+        return "flash-attn 4", flash4(module)
     if (module := _module("flash_attn_interface")) is not None:
-        return "flash-attn 3", _flash3(module)
+        return "flash-attn 3", flash3(module)
     module = _module("flash_attn")
     if module is None or page_size % FLASH2_PAGE_SIZE or not hasattr(module, "flash_attn_func"):
         return None
-    return "flash-attn 2", _flash2(module)
+    return "flash-attn 2", flash2(module)
 
 
 def varlen_kernel() -> tuple[str, PromptKernel] | None:
@@ -77,7 +79,7 @@ def varlen_kernel() -> tuple[str, PromptKernel] | None:
     module = _module("torch.nn.attention.varlen")
     if module is None or "block_table" not in inspect.signature(module.varlen_attn).parameters:
         return None
-    return "torch varlen", _varlen(module)
+    return "torch varlen", varlen(module)
 
 
 def _module(name: str) -> Any | None:
@@ -87,7 +89,7 @@ def _module(name: str) -> Any | None:
         return None
 
 
-def _flash4(module: Any) -> PromptKernel:
+def flash4(module: Any) -> PromptKernel:
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
     ) -> Tensor:
@@ -110,7 +112,7 @@ def _flash4(module: Any) -> PromptKernel:
     return prompts
 
 
-def _flash3(module: Any) -> PromptKernel:
+def flash3(module: Any) -> PromptKernel:
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
     ) -> Tensor:
@@ -131,7 +133,7 @@ def _flash3(module: Any) -> PromptKernel:
     return prompts
 
 
-def _flash2(module: Any) -> PromptKernel:
+def flash2(module: Any) -> PromptKernel:
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
     ) -> Tensor:
@@ -153,7 +155,7 @@ def _flash2(module: Any) -> PromptKernel:
     return prompts
 
 
-def _varlen(module: Any) -> PromptKernel:
+def varlen(module: Any) -> PromptKernel:
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
     ) -> Tensor:
