@@ -1,0 +1,98 @@
+"""On CUDA the sampler draws the CPU's tokens, and never waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.request import Sampled
+from engine.sampler import sample
+from protocol.sampling import Sampling
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+VOCAB_SIZE = 128_257
+"""Odd, so that rows begin at every alignment."""
+SAMPLINGS = [
+    Sampling(
+        temperature=0.9,
+        seed=5,
+        top_k=600,
+        top_p=0.95,
+        min_p=0.01,
+        frequency_penalty=0.4,
+        presence_penalty=0.3,
+        repetition_penalty=1.2,
+        logit_bias=((20, 2.0), (21, -2.0)),
+        prompt_length=10,
+        min_new_tokens=70,
+        stop_token_ids=(30, 31, 32),
+        num_top_logprobs=4,
+        logprob_token_ids=(7, 8),
+    ),
+    Sampling(temperature=0.0),
+    Sampling(temperature=1.2, seed=3),
+    Sampling(seed=4, top_p=0.9),
+    Sampling(seed=5, top_k=7, num_top_logprobs=0),
+    Sampling(seed=6, min_p=0.1),
+    Sampling(temperature=0.0, repetition_penalty=1.5, prompt_length=3, num_top_logprobs=20),
+]
+HISTORIES = [list(range(25, 60)) * 2 if s.needs_history else () for s in SAMPLINGS]
+POSITIONS = [70] * len(SAMPLINGS)
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    chance = torch.Generator().manual_seed(2)
+    return 4 * torch.randn(len(SAMPLINGS), VOCAB_SIZE, generator=chance)
+
+
+def run(logits: Tensor, rows: list[int]) -> list[Sampled]:
+    choices = sample(
+        logits[rows],
+        [SAMPLINGS[i] for i in rows],
+        [POSITIONS[i] for i in rows],
+        [HISTORIES[i] for i in rows],
+    )
+    return choices.read(choices.packed.cpu())
+
+
+ALL = list(range(len(SAMPLINGS)))
+
+
+def test_tokens_and_logprobs_are_the_cpus(logits: Tensor) -> None:
+    for here, there in zip(run(logits.cuda(), ALL), run(logits, ALL), strict=True):
+        assert here.token == there.token
+        assert (here.logprobs is None) == (there.logprobs is None)
+        if here.logprobs is not None and there.logprobs is not None:
+            assert here.logprobs.chosen == pytest.approx(there.logprobs.chosen, abs=1e-4)
+            assert here.logprobs.wanted == pytest.approx(there.logprobs.wanted, abs=1e-4)
+            assert [t for t, _ in here.logprobs.top] == [t for t, _ in there.logprobs.top]
+
+
+def test_a_row_draws_the_same_alone_and_in_any_batch(logits: Tensor) -> None:
+    on_gpu = logits.cuda()
+    together = [sampled.token for sampled in run(on_gpu, ALL)]
+    assert [run(on_gpu, [i])[0].token for i in ALL] == together
+    assert [sampled.token for sampled in run(on_gpu, ALL[::-1])] == together[::-1]
+
+
+@pytest.fixture
+def error_at_waiting(logits: Tensor) -> Iterator[Tensor]:
+    """Logits on the device; whatever waits for it raises."""
+    on_gpu = logits.cuda()
+    sample(on_gpu, SAMPLINGS, POSITIONS, HISTORIES)  # kernels are loaded once, which may wait
+    torch.cuda.set_sync_debug_mode("error")
+    yield on_gpu
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nothing_waits_for_the_device(error_at_waiting: Tensor) -> None:
+    sample(error_at_waiting, SAMPLINGS, POSITIONS, HISTORIES)
+    for sampling, history in zip(SAMPLINGS, HISTORIES, strict=True):
+        sample(error_at_waiting[:1], [sampling], [70], [history])
