@@ -18,6 +18,7 @@ from kvtransfer.transport import Transport
 from node.config import NodeConfig
 from node.devices import devices_of
 from node.ranks.operations import Operations
+from node.ranks.pipe import RankLost
 from node.ranks.rank import Rank, build_rank
 from node.ranks.runner import ParallelRunner
 from node.ranks.transport import ParallelTransport
@@ -75,7 +76,14 @@ def _parallel_engine(
     workers: Workers,
 ) -> Engine:
     operations = Operations()
-    parallel = connect(0, len(devices), devices[0], address, MEETING_TIMEOUT_S)
+    try:
+        parallel = connect(0, len(devices), devices[0], address, MEETING_TIMEOUT_S)
+    except RuntimeError as error:
+        workers.raise_if_lost()
+        raise RankLost(
+            f"the {len(devices)} ranks of {node.name} did not meet at {address} within "
+            f"{MEETING_TIMEOUT_S:g} s ({error}); start the node again"
+        ) from error
     rank = build_rank(config, node, devices[0], operations.counted(parallel), workers.agree)
     addresses = (rank.transport.address, *workers.addresses())
     transport = ParallelTransport(rank.transport, workers.tell, addresses, rank.layout)

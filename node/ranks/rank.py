@@ -14,7 +14,7 @@ from engine.build import EngineOptions, load_model_runner
 from engine.parallel import TensorParallel
 from engine.runner import ModelRunner
 from kvtransfer.backends import make_backends
-from kvtransfer.layout import Shard, divides
+from kvtransfer.layout import Shard
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
 from node.config import NodeConfig
@@ -58,13 +58,7 @@ def build_rank(
             parallel,
             progress,
         )
-    num_kv_heads = runner.config.num_kv_heads
-    if not divides(parallel.size, num_kv_heads):
-        raise ConfigError(
-            f"--tensor-parallel-size is {parallel.size}, but this model has {num_kv_heads} KV "
-            "heads; choose a size that divides them or is a multiple of them"
-        )
-    layout = msgspec.structs.replace(runner.layout, num_kv_heads=num_kv_heads)
+    layout = msgspec.structs.replace(runner.layout, num_kv_heads=runner.config.num_kv_heads)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     transport = PairTransport(
         pool=runner.kv_cache.pool,

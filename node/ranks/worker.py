@@ -60,10 +60,10 @@ def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
     try:
         rank = _build(plan, pipe, operations)
     except UserError as error:
-        pipe.send(commands.StartFailed(str(error)))
+        _tell(pipe, commands.StartFailed(str(error)))
         sys.exit(1)
     transport = RankTransport(rank.transport, lambda report: _tell(pipe, report))
-    pipe.send(commands.Ready(rank.transport.address))
+    _tell(pipe, commands.Ready(rank.transport.address))
     _LinkReports(transport, pipe).start()
     try:
         Worker(rank.runner, transport, pipe, operations).run()
@@ -148,12 +148,12 @@ class _LinkReports:
                 _tell(self._pipe, links)
 
 
-def _tell(pipe: Pipe[commands.AnyCommand], report: commands.TransportReport) -> None:
-    """On threads of the transport, which outlive rank 0 for a moment."""
+def _tell(pipe: Pipe[commands.AnyCommand], report: commands.AnyReport) -> None:
+    """Also on threads of the transport, which outlive rank 0 for a moment."""
     try:
         pipe.send(report)
     except RankLost:
-        pass  # the main thread notices it as well
+        pass  # who receives next notices it as well
 
 
 def _end_with_rank_0() -> None:
