@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,8 @@ class Family:
     has_fused_projections: bool = False
     """The checkpoint has qkv_proj and gate_up_proj."""
     experts: Literal["none", "mixtral", "qwen"] = "none"
+    ignored_weights: tuple[str, ...] = ()
+    """Prefixes of tensors of parts that this engine has not: it serves text."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +48,19 @@ GEMMA = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+GEMMA3 = Family(
+    "attention_bias",
+    "attention_bias",
+    has_qk_norm=True,
+    windows="patterned",
+    is_gemma=True,
+    defaults={
+        **GEMMA,
+        "sliding_window_pattern": 6,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+    },
+)
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("attention_bias", "attention_bias", has_mlp_bias=True),
     "MistralForCausalLM": Family(defaults={"sliding_window": 4096}),
@@ -68,17 +84,14 @@ FAMILIES: dict[str, Family] = {
             "final_logit_softcapping": 30.0,
         },
     ),
-    "Gemma3ForCausalLM": Family(
-        "attention_bias",
-        "attention_bias",
-        has_qk_norm=True,
-        windows="patterned",
-        is_gemma=True,
+    "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3ForConditionalGeneration": dataclasses.replace(
+        GEMMA3,
+        ignored_weights=("vision_tower.", "multi_modal_projector."),
         defaults={
-            **GEMMA,
-            "sliding_window_pattern": 6,
-            "rope_theta": 1_000_000.0,
-            "rope_local_base_freq": 10_000.0,
+            **GEMMA3.defaults,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
         },
     ),
     "Phi3ForCausalLM": Family(has_fused_projections=True, defaults={"rms_norm_eps": 1e-5}),

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine import dummy_weights
-from engine.families import UnsupportedModel
+from engine.families import FAMILIES, UnsupportedModel
 from engine.fingerprint import weight_files
 from engine.linear import Build
 from engine.model import DecoderModel
@@ -152,9 +152,11 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Rotary buffers of old checkpoints; a head that is the embedding anyway."""
-    is_tied_head = name == "lm_head.weight" and config.tie_word_embeddings
-    return is_tied_head or name.endswith("rotary_emb.inv_freq")
+    """Rotary buffers of old checkpoints; a head that is the embedding anyway; eyes."""
+    is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
+    ignored = FAMILIES[config.architecture].ignored_weights
+    is_ignored = name.removeprefix("model.").startswith(ignored)
+    return is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -19,6 +19,8 @@ from engine.model_config import ModelConfig
 
 Part = tuple[slice, ...]
 ALL = slice(None)
+STEMS = ("model", "language_model.model", "model.language_model")
+"""The others: of the text part of a model that sees."""
 
 
 class Piece(NamedTuple):
@@ -48,14 +50,15 @@ def pieces_of(model: DecoderModel, names: Collection[str]) -> Table:
     config, table = model.config, Table()
     tokens = vocabulary_share(config.vocab_size, model.parallel)
     shape = (config.vocab_size, config.hidden_size)
-    vocabulary = {"model.embed_tokens": model.embedding.weight}
+    stem = next((one for one in STEMS if f"{one}.embed_tokens.weight" in names), STEMS[0])
+    vocabulary = {f"{stem}.embed_tokens": model.embedding.weight}
     if not config.tie_word_embeddings:
         vocabulary["lm_head"] = model.head.weight
     for name, weight in vocabulary.items():
         table[f"{name}.weight"] = [Piece(weight[: len(tokens)], shape, (_slice(tokens),))]
-    _norm(table, "model.norm", model.norm.weight, config)
+    _norm(table, f"{stem}.norm", model.norm.weight, config)
     for i, layer in enumerate(model.layers):
-        prefix = f"model.layers.{i}"
+        prefix = f"{stem}.layers.{i}"
         _norms(table, prefix, layer, config)
         _attention(table, f"{prefix}.self_attn", layer.attention, config)
         if isinstance(layer.feed_forward, FeedForward):

@@ -8,13 +8,21 @@ from typing import Any
 
 from protocol.errors import UserError
 
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208}
+}
+"""What published models of text and images leave out of their `text_config`."""
+
 
 class ModelDirectoryError(UserError):
     """A model directory lacks something or cannot be read; the message has the remedy."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of the model directory `path`. Raises ModelDirectoryError."""
+    """config.json of the model directory `path`; of a model of text and images, its text part's.
+
+    Raises ModelDirectoryError.
+    """
     if not path.is_dir():
         raise ModelDirectoryError(
             f"there is no model directory {path}; --model-path must name a directory with "
@@ -27,7 +35,11 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} has no config.json; --model-path must name a directory in Hugging Face "
             "format (config.json, *.safetensors, tokenizer.json)"
         )
-    return config
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    outer = {key: value for key, value in config.items() if value is not None}
+    return {**TEXT_DEFAULTS.get(text.get("model_type", ""), {}), **text, **outer}
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

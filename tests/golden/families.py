@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import (
     Gemma2Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
@@ -159,4 +161,24 @@ def save_random_model(family: str, path: Path) -> PreTrainedModel:
             # As long as in training: what Gemma multiplies by sqrt(hidden size) has that inverse.
             torch.nn.init.normal_(parameter, std=config.hidden_size**-0.5)
     model.eval().save_pretrained(path, max_shard_size="150KB")
+    return model
+
+
+def save_model_that_sees(path: Path) -> PreTrainedModel:
+    """Gemma 3 with its eyes, of which the engine serves the text part."""
+    torch.manual_seed(7)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    text = FAMILIES["gemma3"].to_dict()
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=198
+    )
+    model = Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+    model.eval().save_pretrained(path)
     return model

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 from driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from families import save_random_model
+from families import save_model_that_sees, save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.build import EngineOptions, load_model_runner
 
+NORM = "norm.weight"
 
-def logits_of(path: Path) -> Tensor:
+
+def logits_of(path: Path, vocab_size: int = 199) -> Tensor:
     runner = load_model_runner(path, EngineOptions("float32", PAGE_SIZE), lambda _: 10, CPU)
-    return Sequences(runner).logits(prompt_of(100, 199))
+    return Sequences(runner).logits(prompt_of(100, vocab_size))
 
 
 def published(config: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +52,18 @@ def test_published_configs(family: str, tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     file.write_text(json.dumps(published(config)))
     assert torch.equal(logits_of(tmp_path), expected)
+
+
+@pytest.mark.parametrize("stem", ["language_model.model.", "model.language_model."])
+def test_the_text_part_of_a_model_that_sees(stem: str, tmp_path: Path) -> None:
+    reference = save_model_that_sees(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    [saved] = [name[: -len(NORM)] for name in tensors if name.endswith(f"model.{NORM}")]
+    save_file({name.replace(saved, stem): tensor for name, tensor in tensors.items()}, file)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt_of(100, 198)])).logits[0, -1]
+    assert (logits_of(tmp_path, vocab_size=198) - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
