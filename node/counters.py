@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.cache import PrefixCache
@@ -47,7 +47,7 @@ class Counters:
     def load(self, cache: PrefixCache, **queues: Any) -> Load:
         """The scheduler's part of a heartbeat: pages, these counters, and its queues; of `links`
         the waiting for pages."""
-        totals = asdict(self)
+        totals = dict(vars(self))
         exposed_s: dict[str, float] = totals.pop("exposed_s")
         return Load(
             free_pages=cache.num_free_pages,

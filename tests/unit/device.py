@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import random
+import zlib
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ Pool = dict[tuple[int, int], int]
 
 def next_token(tokens: list[int]) -> int:
     """Stands in for the model: decided by everything before."""
-    return random.Random(str(tokens)).randrange(1, 100)
+    return 1 + zlib.crc32(array("i", tokens)) % 99
 
 
 class Device:

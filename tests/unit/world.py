@@ -177,27 +177,39 @@ class World:
         self.fetched: dict[str, int] = {}
         self.reused: dict[str, tuple[int, int, int]] = {}
         self.ends: dict[str, str] = {}
+        self.time_has_passed = not lossy
+        self.in_step: set[str] = set()
+        self.later: list[tuple[int, str, Event]] = []
+        """Turns from the start, where, what."""
         self.resting = dict.fromkeys(schedulers, False)
         """Had nothing to compute, and has heard nothing since."""
 
     def post(self, where: str, event: Event) -> None:
         self.queues[where].append(event)
 
+    def post_later(self, where: str, event: Event) -> None:
+        """After some of what is going to happen."""
+        self.later.append((self.rng.randrange(200), where, event))
+
     def run(self) -> None:
         """Until nothing is left to do; a world that never rests fails."""
-        time_has_passed = not self.lossy
-        for _ in range(10_000):
+        self.time_has_passed = not self.lossy
+        for turn in range(10_000):
+            for at, where, event in list(self.later):
+                if at <= turn:
+                    self.later.remove((at, where, event))
+                    self.post(where, event)
             choices = [name for name, queue in self.queues.items() if queue]
             busy = [name for name, resting in self.resting.items() if not resting]
             if self.travelling and self.rng.random() < 0.3:
                 self.deliver_some()
             elif not choices and not busy:
-                if self.travelling:
+                if self.travelling or self.later:
                     continue
-                if time_has_passed:
+                if self.time_has_passed:
                     return
                 self.now += 6.0
-                time_has_passed = True
+                self.time_has_passed = True
                 self.resting = dict.fromkeys(self.schedulers, False)
             else:
                 name = self.rng.choice(choices + busy)
@@ -205,7 +217,6 @@ class World:
                     self.hear(name)
                 else:
                     self.step(name)
-                    time_has_passed &= self.resting[name] or not self.lossy
         raise AssertionError("the world does not come to rest")
 
     def hear(self, name: str) -> None:
@@ -219,6 +230,7 @@ class World:
         slices, instructions = scheduler.next_batch(self.now)
         self.carry_out(name, instructions)
         self.resting[name] = not slices and not device.num_under_way
+        self.time_has_passed &= self.resting[name] or not self.lossy
         if slices:
             for part in slices:
                 end = part.start + len(part.token_ids)
@@ -227,9 +239,24 @@ class World:
             device.start(slices)
         while self.travelling and self.rng.random() < 0.3:  # layers travel during the step
             self.deliver_some()
+        self.in_step.add(name)
+        while self.ahead and self.rng.random() > 0.6:
+            self.go_on_elsewhere()
+        self.in_step.remove(name)
         while device.num_under_way > (1 if slices and self.ahead else 0):
             self.carry_out(name, scheduler.finish(device.finish(), self.now))
         assert num_pages_of(scheduler) == self.num_pages[name], "a page is lost"
+
+    def go_on_elsewhere(self) -> None:
+        others = [name for name in self.schedulers if name not in self.in_step]
+        if self.travelling and (not others or self.rng.random() < 0.5):
+            self.deliver_some()
+        elif others:
+            name = self.rng.choice(others)
+            if self.queues[name]:
+                self.hear(name)
+            else:
+                self.step(name)
 
     def pages_under_way(self, name: str) -> set[int]:
         return {page for t in self.travelling if t.sender == name for page in t.work.pages}
