@@ -25,13 +25,14 @@ class Report(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
-    """A `Slice`; ids as little-endian int32 bytes."""
+    """A `Slice`; ids as int32 bytes, in the order of this machine."""
 
     token_ids: bytes
     start: int
-    num_kept_pages: int
-    """So many leading pages are those of the slice in this place of the step before."""
+    keeps_pages: bool
+    """The page table begins with that of the slice in this place of the step before."""
     new_pages: bytes
+    """What follows."""
     sampling: Sampling | None
     history: bytes
     follows: int | None

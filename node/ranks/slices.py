@@ -5,7 +5,8 @@ A page table grows by a page now and then, and is long: only what is new of it t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -17,54 +18,60 @@ class SliceEncoder:
     """Remembers the page tables of the step before, by the place of their slice."""
 
     def __init__(self) -> None:
-        self._tables: list[np.ndarray] = []
+        self._tables: list[bytes] = []
 
     def encode(self, slices: Sequence[Slice]) -> list[SliceCommand]:
-        before, self._tables = self._tables, [np.array(s.pages, dtype=np.int32) for s in slices]
-        commands = []
-        for place, (part, table) in enumerate(zip(slices, self._tables, strict=True)):
-            old = before[place] if place < len(before) else table[:0]
-            num_kept_pages = len(old) if np.array_equal(table[: len(old)], old) else 0
-            commands.append(_encode(part, table, num_kept_pages))
-        return commands
+        before = self._tables + [b""] * (len(slices) - len(self._tables))
+        self._tables = [np.asarray(part.pages, dtype=np.int32).tobytes() for part in slices]
+        return [
+            _encode(part, table, old if table.startswith(old) else b"")
+            for part, table, old in zip(slices, self._tables, before, strict=False)
+        ]
 
 
 class SliceDecoder:
     """The other end of one `SliceEncoder`: takes every step, in order."""
 
     def __init__(self) -> None:
-        self._tables: list[np.ndarray] = []
+        self._tables: list[bytes] = []
 
     def decode(self, commands: Sequence[SliceCommand]) -> list[Slice]:
-        before, self._tables = self._tables, []
-        for place, command in enumerate(commands):
-            table = np.frombuffer(command.new_pages, dtype=np.int32)
-            if command.num_kept_pages:
-                table = np.concatenate((before[place][: command.num_kept_pages], table))
-            self._tables.append(table)
+        before = self._tables + [b""] * (len(commands) - len(self._tables))
+        self._tables = [
+            (old if command.keeps_pages else b"") + command.new_pages
+            for command, old in zip(commands, before, strict=False)
+        ]
         return [
             _decode(command, table) for command, table in zip(commands, self._tables, strict=True)
         ]
 
 
-def _encode(part: Slice, table: np.ndarray, num_kept_pages: int) -> SliceCommand:
+def _encode(part: Slice, table: bytes, kept: bytes) -> SliceCommand:
     return SliceCommand(
-        token_ids=np.asarray(part.token_ids, dtype=np.int32).tobytes(),
+        token_ids=_bytes(part.token_ids),
         start=part.start,
-        num_kept_pages=num_kept_pages,
-        new_pages=table[num_kept_pages:].tobytes(),
+        keeps_pages=bool(kept),
+        new_pages=table[len(kept) :],
         sampling=part.sampling,
-        history=np.asarray(part.history, dtype=np.int32).tobytes(),
+        history=_bytes(part.history),
         follows=part.follows,
     )
 
 
-def _decode(command: SliceCommand, table: np.ndarray) -> Slice:
+def _decode(command: SliceCommand, table: bytes) -> Slice:
     return Slice(
-        token_ids=np.frombuffer(command.token_ids, dtype=np.int32).tolist(),
+        token_ids=_ints(command.token_ids),
         start=command.start,
-        pages=table,
+        pages=np.frombuffer(table, dtype=np.int32),
         sampling=command.sampling,
-        history=np.frombuffer(command.history, dtype=np.int32).tolist(),
+        history=_ints(command.history),
         follows=command.follows,
     )
+
+
+def _bytes(ids: Iterable[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def _ints(raw: bytes) -> list[int]:
+    return array("i", raw).tolist()
