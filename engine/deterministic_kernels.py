@@ -17,6 +17,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.families import Activation
@@ -25,6 +26,9 @@ from engine.kv_cache import KVCache
 
 CPU_SIZES = (4, 8, 16, 32, 64, 128)
 """Rows of a product, ascending."""
+ALIGNED = 8
+"""Inputs of a product: where rows do not begin on a vector's bounds, MKL sums some of them in other
+orders than others. No real model has such sizes."""
 GPU_SIZES = (128,)
 """What fewer rows would take is the time to read the weight, too."""
 
@@ -36,6 +40,9 @@ class DeterministicKernels:
         """By what a product's bits may depend on, beside the rows."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        odd = -weight.shape[1] % ALIGNED
+        if odd:
+            x, weight = F.pad(x, (0, odd)), F.pad(weight, (0, odd))
         key = weight.shape, weight.dtype, weight.device
         if key not in self._sizes:
             self._sizes[key] = agreeing_sizes(weight)

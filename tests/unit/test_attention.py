@@ -40,8 +40,8 @@ def make_backend(request: pytest.FixtureRequest) -> Callable[[], AttentionBacken
     return BACKENDS[request.param]
 
 
-def form_of(window: int | None) -> AttentionForm:
-    return AttentionForm(HEAD_DIM**-0.5, window)
+def form_of(window: int | None, softcap: float | None = None) -> AttentionForm:
+    return AttentionForm(HEAD_DIM**-0.5, window, softcap)
 
 
 class Case:
@@ -54,30 +54,39 @@ class Case:
         kv_heads: int = 2,
         group: int = 3,
         seed: int = 0,
+        head_dim: int = HEAD_DIM,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """`parts`: (tokens before, tokens of the slice) per sequence."""
         chance = torch.Generator().manual_seed(seed)
-        layout = KVLayout(page_size, 2, kv_heads, HEAD_DIM, "float32")
+        name = str(dtype).removeprefix("torch.")
+        layout = KVLayout(page_size, 2, kv_heads, head_dim, name)
         contexts = [start + new for start, new in parts]
         free = list(range(sum(layout.num_pages(n) for n in contexts) + 3))
-        self.cache = KVCache(layout, len(free), CPU)
+        self.cache = KVCache(layout, len(free), device)
         self.cache.pool.fill_(math.nan)  # whoever looks where nobody wrote is found out
+
+        def random_tensor(*shape: int) -> Tensor:
+            """On the host, of numbers that `dtype` has."""
+            return torch.randn(*shape, generator=chance).to(dtype)
+
         random.Random(seed).shuffle(free)
-        self.keys = [torch.randn(n, kv_heads, HEAD_DIM, generator=chance) for n in contexts]
-        self.values = [torch.randn(n, kv_heads, HEAD_DIM, generator=chance) for n in contexts]
+        self.keys = [random_tensor(n, kv_heads, head_dim) for n in contexts]
+        self.values = [random_tensor(n, kv_heads, head_dim) for n in contexts]
         self.slices = []
         for (start, new), key, value in zip(parts, self.keys, self.values, strict=True):
             pages = [free.pop() for _ in range(layout.num_pages(start + new))]
-            for token in range(start + new):
-                page, offset = pages[token // page_size], token % page_size
-                self.cache.pool[1][page, 0, offset] = key[token]
-                self.cache.pool[1][page, 1, offset] = value[token]
+            tokens = torch.arange(start + new)
+            places = torch.tensor(pages)[tokens // page_size], tokens % page_size
+            self.cache.pool[1][places[0], 0, places[1]] = key.to(device)
+            self.cache.pool[1][places[0], 1, places[1]] = value.to(device)
             self.slices.append(Slice([0] * new, start, pages, None))
-        self.batch = Batch.build(self.slices, page_size, CPU)
-        tokens = sum(new for _, new in parts)
+        self.batch = Batch.build(self.slices, page_size, device)
+        num_tokens = sum(new for _, new in parts)
         self.rows = self._rows([new for _, new in parts])
         self.back = self.rows.argsort()
-        self.query = torch.randn(tokens, kv_heads * group, HEAD_DIM, generator=chance)
+        self.query = random_tensor(num_tokens, kv_heads * group, head_dim)
 
     def _rows(self, lengths: list[int]) -> Tensor:
         """Row of the slices, one after another, that each row of the batch is."""
@@ -86,28 +95,36 @@ class Case:
         ordered = [s for s in spans if len(s) > 1] + [s for s in spans if len(s) == 1]
         return torch.tensor([row for span in ordered for row in span])
 
-    def reference(self, window: int | None) -> Tensor:
+    def reference(self, form: AttentionForm) -> Tensor:
         """One softmax per token and head, in float64."""
         outputs = []
         queries = iter(self.query.double())
         for part, key, value in zip(self.slices, self.keys, self.values, strict=True):
             for last in range(part.start, part.start + len(part.token_ids)):
-                first = 0 if window is None else max(0, last + 1 - window)
+                first = 0 if form.window is None else max(0, last + 1 - form.window)
                 query = next(queries)
-                group = query.shape[0] // key.shape[1]
-                k = key[first : last + 1].double().repeat_interleave(group, dim=1)
-                v = value[first : last + 1].double().repeat_interleave(group, dim=1)
-                weights = (torch.einsum("hd,thd->ht", query, k) / math.sqrt(HEAD_DIM)).softmax(-1)
-                outputs.append(torch.einsum("ht,thd->hd", weights, v))
+                k, v = key[first : last + 1].double(), value[first : last + 1].double()
+                grouped = query.unflatten(0, (k.shape[1], -1))  # [kv_heads, group, head_dim]
+                scores = torch.einsum("hgd,thd->hgt", grouped, k) * form.scale
+                if form.softcap is not None:
+                    scores = form.softcap * torch.tanh(scores / form.softcap)
+                output = torch.einsum("hgt,thd->hgd", scores.softmax(-1), v)
+                outputs.append(output.flatten(0, 1))
         return torch.stack(outputs)
 
-    def check(self, backend: AttentionBackend, window: int | None) -> None:
-        output = backend.forward(self.query[self.rows], 1, self.cache, self.batch, form_of(window))[
-            self.back
-        ]
-        assert output.shape == self.query.shape
-        assert output.dtype == self.query.dtype
-        torch.testing.assert_close(output.double(), self.reference(window), atol=2e-6, rtol=1e-5)
+    def output(self, backend: AttentionBackend, form: AttentionForm) -> Tensor:
+        """In the order of the slices, on the host."""
+        query = self.query[self.rows].to(self.cache.pool.device)
+        output = backend.forward(query, 1, self.cache, self.batch, form)
+        assert output.shape == query.shape
+        assert output.dtype == query.dtype
+        return output.cpu()[self.back]
+
+    def check(self, backend: AttentionBackend, form: AttentionForm) -> None:
+        bits = {torch.float32: (2e-6, 1e-5), torch.float16: (3e-3, 3e-3)}
+        atol, rtol = bits.get(self.query.dtype, (0.02, 0.02))
+        output, expected = self.output(backend, form).double(), self.reference(form)
+        torch.testing.assert_close(output, expected, atol=atol, rtol=rtol)
 
 
 PROMPTS = [(0, 2), (0, 4), (0, 13), (0, 50)]
@@ -126,7 +143,7 @@ def test_equals_the_reference(
     parts: list[tuple[int, int]],
     window: int | None,
 ) -> None:
-    Case(parts).check(make_backend(), window)
+    Case(parts).check(make_backend(), form_of(window))
 
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (1, 6), (4, 1), (2, 4)])
@@ -138,7 +155,7 @@ def test_heads_and_page_sizes(
     page_size: int,
 ) -> None:
     case = Case([(0, 9), (17, 1), (5, 3), (2, 1)], page_size, kv_heads, group)
-    case.check(make_backend(), None)
+    case.check(make_backend(), form_of(None))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -147,6 +164,8 @@ def test_heads_and_page_sizes(
     parts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=6),
     page_size=st.sampled_from([1, 2, 8]),
     window=st.none() | st.integers(1, 30),
+    softcap=st.none() | st.just(0.7),
+    scale=st.sampled_from([HEAD_DIM**-0.5, 1.0]),
     seed=st.integers(0, 1000),
 )
 def test_any_batch(
@@ -154,9 +173,12 @@ def test_any_batch(
     parts: list[tuple[int, int]],
     page_size: int,
     window: int | None,
+    softcap: float | None,
+    scale: float,
     seed: int,
 ) -> None:
-    Case(parts, page_size, seed=seed).check(BACKENDS[backend](), window)
+    form = AttentionForm(scale, window, softcap)
+    Case(parts, page_size, seed=seed).check(BACKENDS[backend](), form)
 
 
 def test_a_poisoned_sequence_poisons_no_other(
@@ -164,27 +186,56 @@ def test_a_poisoned_sequence_poisons_no_other(
 ) -> None:
     """A neighbour whose KV overflowed shares the batch, and its pages were page 0 and stale."""
     case = Case([(9, 1), (30, 1), (0, 6), (2, 1)])
-    clean = case.reference(None)
+    clean = case.reference(form_of(None))
     case.cache.pool[1][list(case.slices[1].pages)] = math.nan
-    output = make_backend().forward(
-        case.query[case.rows], 1, case.cache, case.batch, form_of(None)
-    )[case.back]
+    output = case.output(make_backend(), form_of(None))
     others = [0, *range(2, 9)]
     torch.testing.assert_close(output[others].double(), clean[others], atol=2e-6, rtol=1e-5)
     assert output[1].isnan().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_its_dtype(
-    make_backend: Callable[[], AttentionBackend], dtype: torch.dtype
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 700])
+def test_extremes_in_one_batch(
+    make_backend: Callable[[], AttentionBackend], window: int | None, softcap: float | None
 ) -> None:
-    case = Case([(0, 20), (33, 1), (4, 7)])
-    case.cache.pool = case.cache.pool.to(dtype)
-    output = make_backend().forward(
-        case.query[case.rows].to(dtype), 1, case.cache, case.batch, form_of(None)
-    )[case.back]
-    assert output.dtype is dtype
-    torch.testing.assert_close(output.double(), case.reference(None), atol=0.03, rtol=0.03)
+    """Beside 3,000 tokens of context: one token alone, and prompts of more than a tile."""
+    parts = [(3000, 1), (0, 1), (2, 1), (900, 1), (0, 300), (500, 140), (0, 2), (0, 3), (1800, 2)]
+    Case(parts, 16).check(make_backend(), form_of(window, softcap))
+
+
+@pytest.mark.parametrize(("kv_heads", "group", "head_dim"), [(8, 4, 128), (1, 20, 64)])
+def test_heads_of_real_models(
+    make_backend: Callable[[], AttentionBackend], kv_heads: int, group: int, head_dim: int
+) -> None:
+    """Contexts of several blocks, whatever their bytes."""
+    case = Case([(600, 1), (70, 1), (290, 20)], 16, kv_heads, group, head_dim=head_dim)
+    case.check(make_backend(), AttentionForm(head_dim**-0.5))
+
+
+def test_layers_of_one_batch_have_windows_of_their_own(
+    make_backend: Callable[[], AttentionBackend],
+) -> None:
+    case, backend = Case([(0, 40), (33, 1), (7, 9)]), make_backend()
+    for window in (None, 5, None, 12, 5):
+        case.check(backend, form_of(window))
+
+
+def test_a_plan_is_forgotten_with_its_batch(
+    make_backend: Callable[[], AttentionBackend],
+) -> None:
+    backend = make_backend()
+    for seed in range(3):
+        Case([(0, 40 + seed), (33, 1)], seed=seed).check(backend, form_of(None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_half_precision(
+    make_backend: Callable[[], AttentionBackend], dtype: torch.dtype, softcap: float | None
+) -> None:
+    case = Case([(0, 20), (33, 1), (4, 7), (5, 8)], dtype=dtype)
+    case.check(make_backend(), form_of(None, softcap))
 
 
 class TestKVCache:

@@ -1,0 +1,136 @@
+"""With `--deterministic`, a token's logits are the same bits whatever else is computed with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
+from families import save_random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.build import EngineOptions, load_model_runner
+from engine.request import Slice
+from engine.runner import ModelRunner
+
+LENGTH = 150
+"""Tokens of the sequence that is looked at: more than a block of keys, a tile, a window."""
+
+MakeRunner = Callable[[str, bool], ModelRunner]
+
+
+@pytest.fixture(scope="module")
+def make_runner(tmp_path_factory: pytest.TempPathFactory) -> MakeRunner:
+    torch.set_num_threads(1)
+    runners: dict[tuple[str, bool], ModelRunner] = {}
+
+    def make(family: str, deterministic: bool) -> ModelRunner:
+        if (family, deterministic) not in runners:
+            path = tmp_path_factory.mktemp(family)
+            save_random_model(family, path)
+            options = EngineOptions("float32", PAGE_SIZE, deterministic=deterministic)
+            runners[family, deterministic] = load_model_runner(path, options, lambda _: 400, CPU)
+        return runners[family, deterministic]
+
+    return make
+
+
+class Steps:
+    """Computes a sequence as it is cut, each piece in a step with whatever else is wanted."""
+
+    def __init__(self, runner: ModelRunner, tokens: list[int]) -> None:
+        self.sequences = Sequences(runner)
+        self.tokens = tokens
+        self.pages = self.sequences.pages(len(tokens))
+
+    @torch.inference_mode()
+    def logits(self, begin: int, end: int, others: Sequence[Slice] = (), place: int = 0) -> Tensor:
+        """[vocab] after tokens [begin, end); `place` of the piece among the `others`."""
+        runner = self.sequences.runner
+        slices = list(others)
+        slices.insert(place, Slice(self.tokens[begin:end], begin, self.pages, GREEDY))
+        batch = Batch.build(slices, PAGE_SIZE, runner.device)
+        return runner.model(batch, runner.kv_cache, runner.attention)[place]
+
+    def after(self, bounds: Sequence[int]) -> Tensor:
+        """[vocab] after all tokens, computed in pieces that begin at `bounds`."""
+        for begin, end in pairwise([*bounds, len(self.tokens)]):
+            logits = self.logits(begin, end)
+        return logits
+
+    def others(self, seed: int) -> list[Slice]:
+        """Slices of other sequences: prompts, chunks and single tokens."""
+        chance = random.Random(seed)
+        slices = []
+        for _ in range(chance.randint(1, 9)):
+            start, count = chance.choice([0, 3, 140]), chance.choice([1, 1, 2, 17, 90])
+            tokens = prompt_of(count, 199, chance.randrange(100))
+            pages = self.sequences.pages(start + count)
+            slices.append(Slice(tokens, start, pages, GREEDY))
+        return slices
+
+
+FAMILIES = ["llama3", "gemma2", "qwen3", "mixtral"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(deadline=None, max_examples=6)
+@given(cuts=st.sets(st.integers(1, LENGTH - 1), max_size=6), seed=st.integers(0, 1000))
+def test_cuts_and_company(make_runner: MakeRunner, family: str, cuts: set[int], seed: int) -> None:
+    """Alone and whole; in chunks of any size; the last chunk in a batch of others."""
+    runner = make_runner(family, True)
+    tokens = prompt_of(LENGTH, 199)
+    expected = Steps(runner, tokens).after([0])
+    assert torch.equal(Steps(runner, tokens).after([0, *sorted(cuts)]), expected)
+    steps, last = Steps(runner, tokens), max(cuts, default=0)
+    if last:
+        steps.logits(0, last)
+    others = steps.others(seed)
+    assert torch.equal(steps.logits(last, LENGTH, others, seed % (len(others) + 1)), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoded_is_prefilled(make_runner: MakeRunner, family: str) -> None:
+    """After every position: as the last row of a prompt, and as a decode step."""
+    runner = make_runner(family, True)
+    tokens = prompt_of(140, 199)
+    decoded = Steps(runner, tokens)
+    decoded.logits(0, 100)
+    for end in range(101, 141):
+        whole = Steps(runner, tokens[:end]).after([0])
+        assert torch.equal(decoded.logits(end - 1, end), whole), end
+
+
+def test_a_prefix_that_another_request_left(make_runner: MakeRunner) -> None:
+    """Pages of the first 128 tokens are those of a request that went on otherwise."""
+    runner = make_runner("llama3", True)
+    tokens = prompt_of(LENGTH, 199)
+    first = Steps(runner, tokens[:128] + prompt_of(20, 199, seed=3))
+    first.after([0, 50, 77])
+    second = Steps(runner, tokens)
+    second.pages = first.pages[: 128 // PAGE_SIZE] + second.pages[128 // PAGE_SIZE :]
+    assert torch.equal(second.logits(128, LENGTH), Steps(runner, tokens).after([0]))
+
+
+def test_without_it_bits_differ(make_runner: MakeRunner) -> None:
+    """What is tested above is no matter of course."""
+    runner = make_runner("llama3", False)
+    tokens = prompt_of(LENGTH, 199)
+    expected = Steps(runner, tokens).after([0])
+    cut = Steps(runner, tokens).after([0, 70, 149])
+    assert not torch.equal(cut, expected)
+    torch.testing.assert_close(cut, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_close_to_what_it_is_without(make_runner: MakeRunner) -> None:
+    tokens = prompt_of(LENGTH, 199)
+    for family in FAMILIES:
+        exact = Steps(make_runner(family, True), tokens).after([0])
+        usual = Steps(make_runner(family, False), tokens).after([0])
+        torch.testing.assert_close(exact, usual, atol=1e-4, rtol=1e-4)
