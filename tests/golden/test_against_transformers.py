@@ -65,7 +65,7 @@ def test_greedy_tokens_are_transformers(
     for length in prompt_lengths(family, [1, 17, 130], num_answer_tokens=12):
         prompt = prompt_of(length, reference.config.vocab_size)
         expected = reference_tokens(reference, prompt, 12)
-        for chunk in (10_000, 37):
+        for chunk in (10_000, 37) if length > 37 else (10_000,):
             assert Sequences(runner).generate(prompt, 12, chunk) == expected, (length, chunk)
 
 

@@ -16,7 +16,7 @@ from families import FAMILIES, save_random_model
 
 from engine.build import load_model_runner
 
-PARALLEL = ["llama-bias", "qwen3", "gemma3", "phi4-mini", "mixtral", "qwen3-moe"]
+PARALLEL = ["llama-bias", "qwen3", "gemma3", "phi4-mini", "mixtral"]
 """199 tokens and, in four ranks, two KV heads: neither can be divided."""
 NUM_TOKENS = 8
 PROMPTS = [prompt_of(length, 199) for length in (70, 100)]
