@@ -68,15 +68,13 @@ def load_model_runner(
         dtype=str(dtype).removeprefix("torch."),
     )
     kv_cache = KVCache(layout, num_pages(layout), device)
-    fingerprint = model_fingerprint(path, _variant(config), is_dummy)
+    fingerprint = model_fingerprint(path, _variant(config, options), is_dummy)
     forms = [layer.attention.form for layer in model.layers]
     attention = make_attention(
         options.attention_backend, forms, layout, device, options.deterministic
     )
     graphs = None
-    # torch multiplies groups of rows without asking for their sizes in bfloat16 only.
-    has_static_shapes = config.experts is None or dtype == torch.bfloat16
-    if captures(attention) and has_static_shapes:
+    if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         longest = options.context_length or config.max_position_embeddings
         longest = min(longest, kv_cache.num_pages * options.page_size)
         graphs = DecodeGraphs(
@@ -100,7 +98,16 @@ def _kernels(options: EngineOptions, device: torch.device) -> Kernels:
     return TritonKernels()
 
 
-def _variant(config: ModelConfig) -> str:
-    """What decides about the KV and is in no file: which of its two tables longrope uses."""
+def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:
+    """torch's grouped_mm asks the device for no sizes: in bfloat16, on Hopper and Blackwell."""
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def _variant(config: ModelConfig, options: EngineOptions) -> str:
+    """What decides about the KV and is in no file: which of its two tables longrope uses, and
+    whether its bits depend on what else was computed."""
     tables = [layer.rope.divisors for layer in config.layers if layer.rope.kind == "longrope"]
-    return repr(tables[0]) if tables else ""
+    variant = [repr(tables[0])] if tables else []
+    if options.deterministic:
+        variant.append("deterministic")
+    return ", ".join(variant)
