@@ -134,3 +134,8 @@ def test_close_to_what_it_is_without(make_runner: MakeRunner) -> None:
         exact = Steps(make_runner(family, True), tokens).after([0])
         usual = Steps(make_runner(family, False), tokens).after([0])
         torch.testing.assert_close(exact, usual, atol=1e-4, rtol=1e-4)
+
+
+def test_such_nodes_share_pages_with_none_of_the_others(make_runner: MakeRunner) -> None:
+    """Whose KV has other bits."""
+    assert make_runner("llama3", True).fingerprint != make_runner("llama3", False).fingerprint
