@@ -334,6 +334,7 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
         "pages_fetched": load.pages_fetched_total,
         "pages_evicted": load.pages_evicted_total,
         "transfer_failures": load.transfer_failures_total,
+        "preemptions": load.preemptions_total,
     }
 
 

@@ -44,6 +44,7 @@ NODE_STATS = {
     "pages_fetched": 2624,
     "pages_evicted": 8112,
     "transfer_failures": 0,
+    "preemptions": 0,
 }
 STATS = {
     "cluster": {

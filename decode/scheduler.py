@@ -295,7 +295,6 @@ class DecodeScheduler:
         self._commit(answer, now)
         self._running.end(answer)
         answer.is_preempted = True
-        answer.hashes = self._hasher.hashes(answer.tokens, answer.request.cache_salt)
         insort(self._waiting, answer, key=lambda a: a.arrival)
         return instructions
 

@@ -160,6 +160,16 @@ def test_the_youngest_gives_way_and_finds_its_pages_again() -> None:
     assert node.decode.load().computed_tokens_total - computed == len(part.token_ids)
 
 
+def test_nobody_is_admitted_who_would_soon_give_way() -> None:
+    """Two pages each are enough to begin; six are for the next 64 tokens."""
+    for num_pages, num_admitted in ((11, 1), (12, 2)):
+        node = Node(decode_scheduler(num_pages))
+        for name in ("a", "b"):
+            node.decode.handle(generate(name, [ord(name)] * 20, 100, prefill=""), 0.0)
+        node.step()
+        assert node.decode.load().num_running == num_admitted
+
+
 def test_a_fetch_ends_before_its_pages_go_to_an_older_answer_and_is_not_asked_for_again() -> None:
     """Late pages of the first one would come in the place of others."""
     node = Node(decode_scheduler(num_pages=14))
