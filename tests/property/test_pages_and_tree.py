@@ -202,15 +202,22 @@ class CacheMachine(RuleBasedStateMachine):
         self.owned: set[bytes] = set()
         self.clock = (tick // 4 for tick in itertools.count())  # ties happen
 
-    @rule(target=leases, path=paths, salt=salts, extra=st.integers(0, 3))
-    def acquire(self, path: str, salt: str, extra: int) -> object:
+    @rule(
+        target=leases,
+        path=paths,
+        salt=salts,
+        extra=st.integers(0, 3),
+        spare=st.sampled_from([0, 0, 1, 4]),
+    )
+    def acquire(self, path: str, salt: str, extra: int, spare: int) -> object:
         hashes = hashes_of(path, salt)
         known = len(self.cache.find(hashes))
         room = self.cache.num_free_pages + self.cache.num_cached_pages
-        lease = self.cache.acquire(hashes, len(hashes) + extra, next(self.clock), salt)
+        lease = self.cache.acquire(hashes, len(hashes) + extra, next(self.clock), salt, spare)
         if lease is None:
-            assert len(hashes) + extra > room, "refused although there was room"
+            assert len(hashes) + extra + spare > room, "refused although there was room"
             return multiple()
+        assert self.cache.num_free_pages + self.cache.num_cached_pages >= spare
         assert lease.num_cached_pages == known
         for page, page_hash in zip(lease.pages[:known], hashes, strict=False):
             assert self.content[page] == page_hash, "a hit is not a true prefix"
@@ -230,6 +237,20 @@ class CacheMachine(RuleBasedStateMachine):
         assert [self.content[page] for page in pages] == hashes[: len(pages)]
         self.open[lease] = hashes[: len(pages)]
         return lease
+
+    @rule(lease=leases, extra=st.integers(1, 3))
+    def extend(self, lease: Lease, extra: int) -> None:
+        if lease.released:
+            return
+        before = list(lease.pages)
+        room = self.cache.num_free_pages + self.cache.num_cached_pages
+        extended = self.cache.extend(lease, len(before) + extra)
+        assert extended == (extra <= room)
+        assert lease.pages[: len(before)] == before
+        added = set(lease.pages[len(before) :])
+        assert len(added) == (extra if extended else 0)
+        for other in self.open.keys() - {lease}:
+            assert not added & set(other.pages), "a held page was given out"
 
     @rule(lease=leases, length=st.integers(0, 6))
     def commit(self, lease: Lease, length: int) -> None:
@@ -363,8 +384,18 @@ class MatchesTooMuch(RadixTree):
 class RefusesEverything(PrefixCache):
     """Planted bug: says that there is no room."""
 
-    def acquire(self, hashes, num_pages, now, cache_salt=""):  # type: ignore[no-untyped-def]
+    def acquire(self, *request, **options):  # type: ignore[no-untyped-def]
         return None
+
+
+class LosesWhatItAdds(PrefixCache):
+    """Planted bug: does not free on release by what a lease was extended."""
+
+    def extend(self, lease: Lease, num_pages: int) -> bool:
+        private = set(lease.private)
+        extended = super().extend(lease, num_pages)
+        lease.private = private
+        return extended
 
 
 class FreesWhatOthersHit(PrefixCache):
@@ -388,6 +419,7 @@ class FreesWhatOthersHit(PrefixCache):
         (CacheMachine, "tree_type", EvictsHeldPages),
         (CacheMachine, "tree_type", MatchesTooMuch),
         (CacheMachine, "cache_type", RefusesEverything),
+        (CacheMachine, "cache_type", LosesWhatItAdds),
         (CacheMachine, "cache_type", FreesWhatOthersHit),
         (CacheMachine, "cache_type", HoldsNothing),
         (CacheMachine, "cache_type", FlushesEverybody),
