@@ -7,12 +7,14 @@ Shorter slices of like length and context go together, padded.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.attention import AttentionForm
 from engine.batch import Part
@@ -21,6 +23,8 @@ from engine.torch_keys import key_rows
 
 TILE = 128
 """Rows. Fewer make small products, more make many that the mask then throws away."""
+CUDA_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""cuDNN's cannot take tiles of a mask, though torch offers them to it."""
 GROUP_BYTES = 8 << 20
 """Of float32 keys that are gathered for slices that go together."""
 
@@ -109,9 +113,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, form: Atten
     """`query` [n, heads, rows, head_dim], `key` and `value` [n, kv_heads, keys, head_dim], `mask`
     [rows, keys] or [n, 1, rows, keys], 0 or -inf → [n, heads, rows, head_dim]."""
     if form.softcap is None:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=form.scale, enable_gqa=True
-        )
+        with sdpa_kernel(CUDA_KERNELS) if query.is_cuda else nullcontext():
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=form.scale, enable_gqa=True
+            )
     output = torch.empty_like(query)
     group = query.shape[1] // key.shape[1]
     for head in range(key.shape[1]):  # one after another, as the scores of all take much memory

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
-import os
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,14 +114,9 @@ def _engine(
 
 
 def _exit_after_grace(reason: str) -> None:
-    """A collective operation may wait for a lost rank for long, on a GPU forever."""
-
-    def exit_at_last() -> None:
-        time.sleep(GRACE_S)
-        log.error("the node does not end by itself and is ended")
-        os._exit(1)
-
-    threading.Thread(target=exit_at_last, name="grace", daemon=True).start()
+    """A collective operation may wait for a lost rank for long, on a GPU forever; so may the end of
+    its group, and without letting any other Python thread run."""
+    faulthandler.dump_traceback_later(GRACE_S, exit=True)
 
 
 def _free_port() -> int:
