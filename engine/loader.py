@@ -27,9 +27,12 @@ Progress = Callable[[int, int], None]
 
 
 def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto`: the checkpoint's on CUDA, float32 on CPUs. Raises UnsupportedModel."""
+    """`auto`: the checkpoint's where the device multiplies it in hardware, else float32: on CUDA, and
+    bfloat16 on CPUs that have it. Raises UnsupportedModel."""
+    checkpoint = config.checkpoint_dtype.removeprefix("torch.")
     if name == "auto":
-        name = config.checkpoint_dtype if device.type == "cuda" else "float32"
+        has_hardware = device.type == "cuda" or (checkpoint == "bfloat16" and _cpu_has_bfloat16())
+        name = checkpoint if has_hardware else "float32"
     name = name.removeprefix("torch.")
     if name not in DTYPE_BYTES:
         raise UnsupportedModel(
@@ -38,6 +41,10 @@ def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch
         )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _cpu_has_bfloat16() -> bool:
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def load_model(

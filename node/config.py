@@ -30,7 +30,11 @@ class NodeConfig:
     tensor_parallel_size: int = option(
         1, "processes that compute the model together, each with a part of it; one device each"
     )
-    dtype: str = option("auto", "dtype of weights and KV; auto: float32 on CPUs", DTYPES)
+    dtype: str = option(
+        "auto",
+        "dtype of weights and KV; auto: the checkpoint's where the device has it, else float32",
+        DTYPES,
+    )
     load_format: str = option(
         "auto", "auto: the model's weights; dummy: random ones, for benchmarks", LOAD_FORMATS
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine import loader
 from engine.families import UnsupportedModel
 from engine.kernels import TorchKernels
 from engine.linear import Build
@@ -276,10 +278,15 @@ def _of_gemma(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
                 yield name.replace("input_layernorm", more), tensor
 
 
-def test_dtypes(tmp_path: Path) -> None:
+def test_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, {})
     config = ModelConfig.from_directory(tmp_path)
+    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: False)
     assert resolve_dtype("auto", config, CPU) is torch.float32
+    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: True)
+    assert resolve_dtype("auto", config, CPU) is torch.bfloat16
+    half = replace(config, checkpoint_dtype="float16")
+    assert resolve_dtype("auto", half, CPU) is torch.float32
     assert resolve_dtype("auto", config, torch.device("cuda")) is torch.bfloat16
     assert resolve_dtype("float16", config, CPU) is torch.float16
     with pytest.raises(UnsupportedModel, match=r"float64; choose one of float32.*--dtype"):
