@@ -27,8 +27,8 @@ Progress = Callable[[int, int], None]
 
 
 def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto`: the checkpoint's where the device multiplies it in hardware, else float32: on CUDA, and
-    bfloat16 on CPUs that have it. Raises UnsupportedModel."""
+    """`auto`: the checkpoint's where the device multiplies it in hardware (CUDA; bfloat16 on CPUs
+    that have it), else float32. Raises UnsupportedModel."""
     checkpoint = config.checkpoint_dtype.removeprefix("torch.")
     if name == "auto":
         has_hardware = device.type == "cuda" or (checkpoint == "bfloat16" and _cpu_has_bfloat16())
