@@ -2,18 +2,21 @@
 
 CUDA, half precision   flash (if a flash-attn is installed), else triton
 CUDA, float32          triton
+CPU, float32           native (if there is a C compiler), else torch
 everything else        torch
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import CDLL
 from importlib.util import find_spec
 
 import torch
 
 from engine.attention import AttentionBackend, AttentionForm
 from engine.deterministic_attention import DeterministicAttention
+from engine.native_attention import NativeAttention
 from engine.torch_attention import TorchAttention
 from protocol.errors import UserError
 from protocol.layout import KVLayout
@@ -33,8 +36,10 @@ def make_attention(
     layout: KVLayout,
     device: torch.device,
     deterministic: bool = False,
+    library: CDLL | None = None,
 ) -> AttentionBackend:
-    """`name`: auto, flash, varlen, triton or torch. `forms`: of the model's layers.
+    """`name`: auto, flash, varlen, triton, native or torch. `forms`: of the model's layers.
+    `library`: of native kernels, where they can be had and are wanted.
 
     Raises AttentionUnavailable.
     """
@@ -44,6 +49,13 @@ def make_attention(
                 f"--deterministic has an attention of its own; leave --attention-backend {name} out"
             )
         return DeterministicAttention()
+    if name == "native" or (name == "auto" and library is not None):
+        if library is None:
+            raise AttentionUnavailable(
+                "--attention-backend native needs a CPU, --dtype float32 and a C compiler; install "
+                "gcc and leave --no-native-kernels out, or use torch or auto"
+            )
+        return NativeAttention(library)
     if name == "torch" or (name == "auto" and not has_triton(device)):
         return TorchAttention()
     if device.type != "cuda":
@@ -59,7 +71,7 @@ def make_attention(
 
 def captures(attention: AttentionBackend) -> bool:
     """Single tokens can be recorded in a CUDA graph: no plan on the host depends on lengths."""
-    return not isinstance(attention, TorchAttention | DeterministicAttention)
+    return not isinstance(attention, NativeAttention | TorchAttention | DeterministicAttention)
 
 
 def has_triton(device: torch.device) -> bool:

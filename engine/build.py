@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from engine.kv_cache import KVCache
 from engine.linear import Build, kv_head_share
 from engine.loader import Progress, dummy_model, load_model, resolve_dtype
 from engine.model_config import ModelConfig
+from engine.native.build import native_library
+from engine.native_kernels import NativeKernels
 from engine.parallel import SOLO, TensorParallel
 from engine.runner import ModelRunner
 from protocol.layout import KVLayout
+
+NATIVE = ("cpu", torch.float32)
+"""What native kernels compute on, and in."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class EngineOptions:
     """Longest sequence that is served; 0: the model's own limit."""
     max_running_requests: int = 64
     """Most sequences in one decode step; on CUDA, graphs are recorded up to this size."""
+    native_kernels: bool = True
+    """On a CPU in float32, where they can be compiled; `deterministic` has its own."""
 
 
 def load_model_runner(
@@ -54,7 +62,8 @@ def load_model_runner(
     """
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config, device)
-    build = Build(dtype, device, _kernels(options, device), parallel)
+    library = _native_library(options, device, dtype)
+    build = Build(dtype, device, _kernels(options, device, library), parallel)
     is_dummy = options.load_format == "dummy"
     if is_dummy:
         model = dummy_model(config, build, progress)
@@ -71,7 +80,7 @@ def load_model_runner(
     fingerprint = model_fingerprint(path, _variant(config, options), is_dummy)
     forms = [layer.attention.form for layer in model.layers]
     attention = make_attention(
-        options.attention_backend, forms, layout, device, options.deterministic
+        options.attention_backend, forms, layout, device, options.deterministic, library
     )
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
@@ -88,9 +97,18 @@ def load_model_runner(
     return ModelRunner(model, kv_cache, attention, fingerprint, device, graphs)
 
 
-def _kernels(options: EngineOptions, device: torch.device) -> Kernels:
+def _native_library(
+    options: EngineOptions, device: torch.device, dtype: torch.dtype
+) -> CDLL | None:
+    is_wanted = options.native_kernels and not options.deterministic
+    return native_library() if is_wanted and (device.type, dtype) == NATIVE else None
+
+
+def _kernels(options: EngineOptions, device: torch.device, library: CDLL | None) -> Kernels:
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
+    if library is not None:
+        return NativeKernels(library)
     if not has_triton(device):
         return TorchKernels()
     from engine.triton_kernels import TritonKernels  # imports triton, which a CPU machine has not

@@ -8,7 +8,7 @@ from protocol.config import option, require, require_redis_url
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
-ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "torch")
+ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
 LOAD_FORMATS = ("auto", "dummy")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GPU_CHUNK = 2048
@@ -40,6 +40,9 @@ class NodeConfig:
     )
     attention_backend: str = option(
         "auto", "how attention is computed; auto: the fastest that is here", ATTENTION_BACKENDS
+    )
+    no_native_kernels: bool = option(
+        False, "compute on a CPU with torch alone; else kernels are compiled at the first start"
     )
     deterministic: bool = option(
         False, "logits depend neither on what is computed beside a request nor on cache hits"

@@ -86,4 +86,5 @@ def engine_options(config: NodeConfig) -> EngineOptions:
         deterministic=config.deterministic,
         context_length=config.context_length,
         max_running_requests=config.max_running_requests,
+        native_kernels=not config.no_native_kernels,
     )

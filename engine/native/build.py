@@ -1,0 +1,123 @@
+"""Compiles `kernels.c` for this CPU, once per user, and loads it.
+
+The library lies in the user's cache directory under a name that says what it was made of: source,
+flags, CPU. It gets there by renaming, so that processes which compile at once do not meet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.c")
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-Wno-psabi", "-Wno-unknown-pragmas"),
+)
+VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+"""Of further flags: the first that a compiler takes."""
+COMPILE_TIMEOUT_S = 120.0
+
+_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
+ARGUMENTS = {
+    "linear": [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
+    "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT],
+    "add_rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT],
+    "activate_and_mul": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
+    "split_heads": [_POINTER] * 8 + [_FLOAT] + [_SIZE] * 6,
+    "attention": [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_INT],
+}
+
+
+class CannotCompile(Exception):
+    """The message says why, and what helps."""
+
+
+@lru_cache(maxsize=1)
+def native_library() -> ctypes.CDLL | None:
+    """The functions of `kernels.c`, which run without the GIL; None, and a line in the log, where
+    they cannot be had."""
+    directory = cache_directory()
+    try:
+        return load_library(directory)
+    except (CannotCompile, subprocess.SubprocessError) as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{error}; make {directory} writable, or name another place in XDG_CACHE_HOME"
+    log.warning("decoding on this CPU will be slower, as its kernels are not there: %s", reason)
+    return None
+
+
+def load_library(directory: Path) -> ctypes.CDLL:
+    """Compiles into `directory` if it is not there yet. Raises CannotCompile, OSError and
+    SubprocessError."""
+    path = directory / f"kernels-{_fingerprint()}.so"
+    if not path.exists():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as private:
+            compiled = Path(private) / path.name
+            _compile(compiled)
+            os.replace(compiled, path)
+    library = ctypes.CDLL(str(path))
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
+
+
+def cache_directory() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(root) / "kvrelay"
+
+
+def _compile(target: Path) -> None:
+    compilers = list(_compilers())
+    if not compilers:
+        raise CannotCompile("no C compiler is installed; install gcc, or name one in CC")
+    complaint = ""
+    for compiler in compilers:
+        for variant in VARIANTS:
+            command = [*compiler, *FLAGS, *variant, str(SOURCE), "-o", str(target), "-lm"]
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
+            )
+            if result.returncode == 0:
+                return
+            complaint = f"{compiler[0]} says {result.stderr.strip()[-300:]!r}"
+    raise CannotCompile(f"{complaint}; install gcc, or name another compiler in CC")
+
+
+def _compilers() -> Iterator[list[str]]:
+    chosen = os.environ.get("CC", "").split()
+    for command in (chosen, *([name] for name in COMPILERS)):
+        if command and shutil.which(command[0]):
+            yield command
+
+
+def _fingerprint() -> str:
+    made_of = (SOURCE.read_text(encoding="utf-8"), FLAGS, VARIANTS, _cpu())
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+
+
+def _cpu() -> tuple[str, ...]:
+    """What instructions are chosen by; a cache directory may be shared by unlike machines."""
+    known = (platform.system(), platform.machine(), platform.processor())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return known
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return (*known, *sorted({line for line in lines if line.startswith(names)}))
