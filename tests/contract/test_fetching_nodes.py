@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from decode.scheduler import DecodeLimits, DecodeScheduler
 from engine.cache import PrefixCache
 from engine.model import OnLayer
-from engine.request import Slice
+from engine.request import Sampled, Slice
 from kvtransfer.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
@@ -40,26 +41,42 @@ def next_state(state: int, token: int) -> int:
     return (state * 31 + token) % 99_991
 
 
+@dataclass(frozen=True)
+class PlayedStep:
+    """Over when it has started."""
+
+    tokens: list[Sampled | None]
+
+    def sampled(self) -> list[Sampled | None]:
+        return self.tokens
+
+
 class PlayedModel:
     """Its KV of a token is a state that depends on the KV of the token before it, in the pool:
     a page that was not fetched right makes everything behind it wrong."""
+
+    runs_ahead = False
 
     def __init__(self, pool: Tensor) -> None:
         self._pool = pool
         self._everywhere = torch.arange(pool[:, 0, :, 0].numel()).view(pool[:, 0, :, 0].shape)
         self.num_computed = 0
 
-    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
+    def start(
+        self, slices: Sequence[Slice], on_layer: OnLayer | None = None, after: object = None
+    ) -> PlayedStep:
         states = [self._states(part) for part in slices]
         for layer in range(LAYOUT.num_layers):
             for part, states_of_part in zip(slices, states, strict=True):
                 self._write(layer, part, states_of_part)
             if on_layer is not None:
                 on_layer(layer + 1)
-        return [
-            states_of_part[-1] % 40 + 1 if part.sampling else None
-            for part, states_of_part in zip(slices, states, strict=True)
-        ]
+        return PlayedStep(
+            [
+                Sampled(states_of_part[-1] % 40 + 1) if part.sampling else None
+                for part, states_of_part in zip(slices, states, strict=True)
+            ]
+        )
 
     def _states(self, part: Slice) -> list[int]:
         self.num_computed += len(part.token_ids)
