@@ -95,7 +95,9 @@ def measure(num_pages: int, num_nodes: int, num_prompts: int) -> dict[str, float
     walk_us = _microseconds(lambda hashes: _walk(walked, hashes), [split_hashes(chains[0])] * 200)
 
     placement = _placement(nodes, index)
-    works = [Work(CHAIN_PAGES * 16 + 5, CHAIN_PAGES + 9, hashes) for hashes in prompts]
+    works = [
+        Work(CHAIN_PAGES * 16 + 5, CHAIN_PAGES + 9, CHAIN_PAGES + 5, hashes) for hashes in prompts
+    ]
     clock = iter(range(1 << 60))
     for i, work in enumerate(works[:500]):  # backlogs and claims as of a busy cluster
         placement.book(str(i), work, placement.route(work, 0.0), 0.0)

@@ -231,7 +231,8 @@ class Replay:
         coordinator = self._coordinators[number % len(self._coordinators)]
         request_id = str(number)
         self._jobs[request_id] = _Job(request, coordinator, request_id)
-        work = Work(request.num_tokens, len(request.hashes), request.hashes)
+        num_pages = len(request.hashes)
+        work = Work(request.num_tokens, num_pages, num_pages, request.hashes)
         started = time.perf_counter()
         coordinator.queue.add(request_id, work, self._now)
         self._outcome.decision_s += time.perf_counter() - started

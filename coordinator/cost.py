@@ -115,7 +115,7 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float 
     if num_requests > running:
         running = num_requests
     wait = step_s * (1 + running / max_running)
-    if running >= max_running or num_pages > load.free_pages + load.cached_pages:
+    if running >= max_running or num_pages > load.room_pages:
         num_ahead = max(0, running - max_running) + num_before
         wait += step_s * ANSWER_STEPS * (1 + num_ahead / max_running)
     return wait

@@ -106,7 +106,7 @@ class DispatchQueue:
                 continue
             waiting.is_new = False
             route = self._placement.route(waiting.work, now, plan)
-            num_pages = waiting.work.num_pages
+            admission_pages = waiting.work.admission_pages
             # A fetch that takes as long as the queue had better begin.
             is_turn = route.queue_s <= max(ahead_s, route.cost.fetch_s)
             if is_turn and self._may_start(waiting, route, plan, now):
@@ -115,9 +115,9 @@ class DispatchQueue:
                 sent.append((waiting.request_id, route))
                 all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
             elif is_turn:  # those looked at stand for all that wait
-                plan.wait(route, num_pages, max(1.0, len(eligible) / LOOK_AHEAD))
+                plan.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))
             else:  # its turn is not yet; who comes after it must not count on its nodes
-                plan.add(route, num_pages)
+                plan.add(route, admission_pages)
         if looked_at and not sent and not is_pause:
             self._plan = plan
             self._looked_in_vain = (now, self._placement.num_changes)
@@ -125,7 +125,9 @@ class DispatchQueue:
 
     def _may_start(self, waiting: _Waiting, route: Route, plan: Plan, now: float) -> bool:
         """The decode node has room, or it was waited for too long here."""
-        if not self._binds_late or self._placement.has_room(route, waiting.work.num_pages, plan):
+        if not self._binds_late:
+            return True
+        if self._placement.has_room(route, waiting.work.admission_pages, plan):
             return True
         return self._is_impatient(waiting, now) and self._placement.may_wait(route, plan)
 

@@ -36,11 +36,13 @@ HIT_SHARE_MEMORY = 0.999
 
 @dataclass(frozen=True)
 class Work:
-    """A prompt to be placed: its tokens, the hashes of its full pages, and the pages of prompt and
-    answer together."""
+    """A prompt to be placed: its tokens, and the hashes of its full pages."""
 
     num_tokens: int
     num_pages: int
+    """Of prompt and answer together: a node with fewer could never answer."""
+    admission_pages: int
+    """Those of them that a decode node needs to begin; it finds the others as the answer grows."""
     hashes: list[PageHash]
     avoid: Collection[str] = field(default=())
 
@@ -77,7 +79,7 @@ class Placement:
         """Where `work` would go now, after what is planned to be sent before it. Raises NoRoute."""
         return self._router.route(self._demand(work, now), self._cluster(now, plan))
 
-    def has_room(self, route: Route, num_pages: int, plan: Plan) -> bool:
+    def has_room(self, route: Route, admission_pages: int, plan: Plan) -> bool:
         """The decode node of `route` could begin to answer: it has a place and the pages."""
         live = self.registry.get(route.decode)
         if live is None:
@@ -85,13 +87,10 @@ class Placement:
         load, max_running = live.load, live.info.max_running_requests
         # Some wait there for the places that become free; for pages nobody should.
         most = max_running + max(1, max_running // PLACES_AHEAD)
-        promised = plan.pages.get(route.decode.name, 0)
-        backlog = self.backlogs.get(route.decode.name)
-        if backlog is not None:
-            promised += backlog.promised_pages
-        num_new_pages = num_pages - route.decode_pages
-        room = load.free_pages + load.cached_pages - promised
-        return self._num_requests(live) < most and num_new_pages <= room
+        promised = plan.pages.get(route.decode.name, 0) + self._promised_pages(route.decode)
+        num_new_pages = admission_pages - route.decode_pages
+        has_pages = num_new_pages <= load.room_pages - promised
+        return self._num_requests(live) < most and has_pages
 
     def may_wait(self, route: Route, plan: Plan) -> bool:
         """The decode node has a place, and nobody waits for its pages: one that waited for them
@@ -100,9 +99,15 @@ class Placement:
         return (
             live is not None
             and live.load.num_waiting == 0
+            and self._promised_pages(route.decode) <= max(0, live.load.room_pages)
             and route.decode.name not in plan.pages
             and self._num_requests(live) < live.info.max_running_requests
         )
+
+    def _promised_pages(self, node: Node) -> int:
+        """To requests of this coordinator, which no heartbeat shows yet."""
+        backlog = self.backlogs.get(node.name)
+        return backlog.promised_pages if backlog is not None else 0
 
     def _num_requests(self, live: LiveNode) -> int:
         """At a decode node, of all coordinators: as it said, and what came and went since."""
@@ -153,8 +158,7 @@ class Placement:
         booking.computing.sent(request_id, route.busy_s, now)
         booking.answering.num_requests += 1
         booking.answering.num_unheard += 1
-        num_new_pages = work.num_pages - route.decode_pages
-        booking.answering.promise(request_id, num_new_pages, now)
+        booking.answering.promise(request_id, work.admission_pages - route.decode_pages, now)
         if booking.computing is not booking.answering:
             booking.computing.num_requests += 1
         owned = self.index.match(work.hashes)
@@ -219,7 +223,9 @@ class Placement:
     def _demand(self, work: Work, now: float) -> Demand:
         owned = self.index.match(work.hashes)
         expected = self._claims.extend(work.hashes, owned, now)
-        return Demand(work.num_tokens, work.num_pages, owned, expected, work.avoid)
+        return Demand(
+            work.num_tokens, work.num_pages, work.admission_pages, owned, expected, work.avoid
+        )
 
     def _cluster(self, now: float, plan: Plan) -> Cluster:
         return Cluster(

@@ -26,11 +26,12 @@ Task = Literal["prefill", "decode", "both"]
 
 @dataclass(frozen=True)
 class Demand:
-    """What routing needs to know of a request: `num_tokens` of prompt, and pages of prompt and
-    answer in `num_pages`."""
+    """What routing needs to know of a request: `num_tokens` of prompt, pages of prompt and answer
+    in `num_pages`, and those that its admission takes."""
 
     num_tokens: int
     num_pages: int
+    admission_pages: int
     owned_pages: Mapping[Node, int]
     """Leading pages of the prompt that a node owns now: it can send them to another."""
     expected_pages: Mapping[Node, int]
@@ -49,22 +50,22 @@ class Plan:
     pages: dict[str, int] = field(default_factory=dict)
     requests: dict[str, float] = field(default_factory=dict)
 
-    def add(self, route: Route, num_pages: int) -> None:
-        """A request with `num_pages` of prompt and answer goes along `route` first."""
+    def add(self, route: Route, admission_pages: int) -> None:
+        """A request whose admission takes so many pages goes along `route` first."""
         computes = route.computes.name
         self.seconds[computes] = self.seconds.get(computes, 0.0) + route.busy_s
-        self._add_pages(route, num_pages)
+        self._add_pages(route, admission_pages)
 
-    def wait(self, route: Route, num_pages: int, num_requests: float) -> None:
+    def wait(self, route: Route, admission_pages: int, num_requests: float) -> None:
         """`num_requests` like this one wait for room at the decode node of `route`; until it is
         there, the node that computes may compute for others."""
         answers = route.decode.name
         self.requests[answers] = self.requests.get(answers, 0.0) + num_requests
-        self._add_pages(route, num_pages)
+        self._add_pages(route, admission_pages)
 
-    def _add_pages(self, route: Route, num_pages: int) -> None:
+    def _add_pages(self, route: Route, admission_pages: int) -> None:
         answers = route.decode.name
-        self.pages[answers] = self.pages.get(answers, 0) + num_pages - route.decode_pages
+        self.pages[answers] = self.pages.get(answers, 0) + admission_pages - route.decode_pages
 
 
 NOTHING_PLANNED = Plan()
@@ -266,7 +267,7 @@ class _Costing:
         owned = self._owned_pages(node)
         backlog = self._cluster.backlogs.get(node.name)
         num_requests = backlog.num_requests if backlog is not None else 0
-        num_new_pages = demand.num_pages - owned
+        num_new_pages = demand.admission_pages - owned
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
         plan = self._cluster.plan

@@ -31,6 +31,7 @@ from coordinator.schema import BadRequest, Prompt
 from coordinator.tokenizer import Tokenizer
 from coordinator.totals import Totals
 from coordinator.tracker import Ended, Outcome, Produced, Send, Stray, Tracker
+from protocol.admission import admission_tokens, most_tokens
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher
 from protocol.messages import (
@@ -231,9 +232,11 @@ class Service:
         model = self.registry.model
         if model is None:
             raise NoRoute("no node is alive")
+        most = most_tokens(len(tokens), max_new_tokens)
         return Work(
             num_tokens=len(tokens),
-            num_pages=model.layout.num_pages(len(tokens) + max(1, max_new_tokens) - 1),
+            num_pages=model.layout.num_pages(most),
+            admission_pages=model.layout.num_pages(admission_tokens(len(tokens), most)),
             hashes=self._hasher_of(model).hashes(tokens, cache_salt),
             avoid=avoid,
         )

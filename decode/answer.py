@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.request import Sequence, Slice
+from protocol.admission import most_tokens
 from protocol.hashing import PageHash
 from protocol.ids import Attempt
 from protocol.messages import Generate, PrefillDone
@@ -42,8 +43,8 @@ class Answer:
 
     @property
     def max_tokens(self) -> int:
-        """Of prompt and answer whose KV may be needed; nobody needs that of the last token."""
-        return len(self.prompt) + max(1, self.request.max_new_tokens) - 1
+        """Of prompt and answer whose KV may be needed."""
+        return most_tokens(len(self.prompt), self.request.max_new_tokens)
 
     @property
     def is_computed_here(self) -> bool:

@@ -39,6 +39,7 @@ from node.instructions import (
     Send,
 )
 from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
+from protocol.admission import admission_tokens
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import (
@@ -52,10 +53,6 @@ from protocol.messages import (
     PrefillDone,
     TokenOut,
 )
-
-HEADROOM_TOKENS = 64
-"""Nobody is admitted unless it and all that are admitted can grow by so many tokens: else it would
-soon give way again, and compute its prompt for that."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +153,7 @@ class DecodeScheduler:
             num_running=len(self._running) + len(self._receiving),
             num_waiting=len(self._waiting),
             queued_tokens=waiting + running - self._fetching.num_tokens,
+            promised_pages=self._headroom() + sum(map(self._admission_pages, self._waiting)),
         )
 
     # Admission
@@ -193,8 +191,9 @@ class DecodeScheduler:
             ):
                 continue
             num_pages = self._hasher.num_pages(len(tokens))
+            num_spare_pages = self._headroom() + self._admission_pages(answer) - num_pages
             lease = self._cache.acquire(
-                reusable, num_pages, now, answer.request.cache_salt, self._headroom(answer)
+                reusable, num_pages, now, answer.request.cache_salt, num_spare_pages
             )
             if lease is None:
                 break
@@ -218,20 +217,19 @@ class DecodeScheduler:
         self._running.add(answer)
         return self._fetching.begin(answer.request, answer.sequence, reusable, now)
 
-    def _headroom(self, newcomer: Answer) -> int:
-        """Pages that `newcomer` and all that are admitted should find when they grow."""
-        return self._pages_to_grow(newcomer) + sum(
-            self._pages_to_grow(answer) for answer in chain(self._running, self._receiving)
-        )
+    def _headroom(self) -> int:
+        """Pages that all that are admitted should find when they grow."""
+        num_pages = 0
+        for answer in chain(self._running, self._receiving):
+            assert answer.sequence is not None
+            num_missing = self._admission_pages(answer) - len(answer.sequence.lease.pages)
+            num_pages += max(0, num_missing)
+        return num_pages
 
-    def _pages_to_grow(self, answer: Answer) -> int:
-        """For HEADROOM_TOKENS more tokens, as far as there may be so many."""
+    def _admission_pages(self, answer: Answer) -> int:
+        """Of the tokens that it has, and of those that it should find room for."""
         num_tokens = len(answer.prompt) + len(answer.generated)
-        num_pages = self._hasher.num_pages(num_tokens)
-        if answer.sequence is not None:
-            num_pages = len(answer.sequence.lease.pages)
-        num_then = self._hasher.num_pages(min(num_tokens + HEADROOM_TOKENS, answer.max_tokens))
-        return max(0, num_then - num_pages)
+        return self._hasher.num_pages(admission_tokens(num_tokens, answer.max_tokens))
 
     def _coming(self, computed_ones: bool, now: float) -> Iterator[Seq[PageHash]]:
         """The prompts whose pages are received or fetched now, and `computed_ones` here."""

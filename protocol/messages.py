@@ -225,6 +225,9 @@ class Load(msgspec.Struct, frozen=True):
     free_pages: int = 0
     cached_pages: int = 0
     held_pages: int = 0
+    promised_pages: int = 0
+    """Of the free and the cached ones, those that answers will take as they grow a little, and
+    requests that wait as they are admitted."""
     prefill_tokens_per_s: float = 0.0
     """Measured; 0 until a prompt was computed."""
     step_s: float = 0.0
@@ -253,6 +256,11 @@ class Load(msgspec.Struct, frozen=True):
     """Answers that gave their pages to older ones, to go on later."""
     links: tuple[LinkLoad, ...] = ()
     """At most MAX_LINKS: open ones first, then those that moved most."""
+
+    @property
+    def room_pages(self) -> int:
+        """For requests to come; negative where more is promised than there is."""
+        return self.free_pages + self.cached_pages - self.promised_pages
 
 
 class Heartbeat(Message, frozen=True):

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["benchmarks"] = set(MAY_IMPORT)
 """They measure everything; nothing but tests imports them."""
 PURE = (
+    "protocol/admission.py",
     "protocol/ids.py",
     "protocol/errors.py",
     "protocol/hashing.py",

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, start_cluster
+from clusters import Cluster, start_cluster, wait_until
 from test_against_transformers import prompt_of
 from transformers import PreTrainedModel
 
 NUM_NEW = 150
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small_cluster(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Cluster]:
@@ -43,4 +43,28 @@ def test_tokens_are_those_of_a_large_pool(pair_cluster: Cluster, small_cluster: 
     small_cluster.settle()
     assert small_cluster.total("preemptions_total") > 0
     assert small_cluster.total("generated_tokens_total") >= len(prompts) * NUM_NEW
+    small_cluster.wait_until_idle()
+
+
+def test_answers_that_may_fill_the_pool_run_side_by_side(small_cluster: Cluster) -> None:
+    """Each may take 31 of the 32 pages, and stops after about a hundred tokens."""
+    prompts = [prompt_of(10, 199, seed=40 + i) for i in range(6)]
+
+    def one(i: int) -> dict[str, object]:
+        return small_cluster.generate(
+            prompts[i],
+            max_new_tokens=480,
+            min_new_tokens=100,
+            stop_token_ids=list(range(100, 199)),
+            temperature=1.0,
+            sampling_seed=i,
+        )
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = pool.map(one, range(len(prompts)))
+        wait_until(lambda: small_cluster.nodes()["d0"]["load"]["num_running"] > 1, "company")
+        for answer in answers:
+            meta = answer["meta_info"]
+            assert meta["finish_reason"]["type"] == "stop"  # type: ignore[index]
+            assert 100 < meta["completion_tokens"] < 150  # type: ignore[index]
     small_cluster.wait_until_idle()

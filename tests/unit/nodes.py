@@ -12,6 +12,7 @@ from coordinator.placement import Placement, Work
 from coordinator.policies import POLICIES
 from coordinator.registry import LiveNode, Registry
 from coordinator.router import Router
+from protocol.admission import admission_tokens, most_tokens
 from protocol.hashing import PAGE_HASH_BYTES, PageHash, namespace, page_hashes
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
@@ -121,14 +122,18 @@ class Nodes:
         self, tokens: list[int], cache_salt: str, max_new_tokens: int, avoid: Collection[str]
     ) -> Work:
         hashes = page_hashes(tokens, LAYOUT.page_size, namespace("model", LAYOUT, cache_salt))
-        num_pages = LAYOUT.num_pages(len(tokens) + max(1, max_new_tokens) - 1)
-        return Work(len(tokens), num_pages, hashes, avoid)
+        most = most_tokens(len(tokens), max_new_tokens)
+        admission_pages = LAYOUT.num_pages(admission_tokens(len(tokens), most))
+        return Work(len(tokens), LAYOUT.num_pages(most), admission_pages, hashes, avoid)
 
 
-def work_of(num_tokens: int, chain: str = "", avoid: Collection[str] = ()) -> Work:
-    """A prompt of its own, or of `chain`, and one page for its answer."""
+def work_of(
+    num_tokens: int, chain: str = "", avoid: Collection[str] = (), answer_pages: int = 1
+) -> Work:
+    """A prompt of its own, or of `chain`; of the pages for its answer it needs one to begin."""
     hashes = chain_of(chain, num_tokens // LAYOUT.page_size) if chain else []
-    return Work(num_tokens, LAYOUT.num_pages(num_tokens) + 1, hashes, avoid)
+    num_pages = LAYOUT.num_pages(num_tokens)
+    return Work(num_tokens, num_pages + answer_pages, num_pages + 1, hashes, avoid)
 
 
 def chain_of(name: str, num_pages: int) -> list[PageHash]:

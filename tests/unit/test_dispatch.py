@@ -347,6 +347,42 @@ def test_promised_pages_are_not_promised_twice() -> None:
     assert {route.decode.name for route in routes} == {"d0", "d1"}
 
 
+def test_long_answers_are_sent_while_they_can_begin() -> None:
+    """Each could fill the pool alone; their plans and promises count what their admissions take,
+    ten pages of 45."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=45), num_pages=45)
+    for i in range(6):
+        nodes.queue.add(str(i), work_of(9 * 16, answer_pages=36), 0.0)
+    sent: list[str] = []
+    for look in range(7):
+        new = names(nodes, now := 0.16 * look)
+        for name in new:
+            nodes.placement.computed(name, now)
+        sent += new
+    assert len(sent) == 4 and len(nodes.queue) == 2
+    nodes.placement.ended(sent[0], 1.12)
+    assert len(names(nodes, 1.12)) == 1
+
+
+def test_a_plan_takes_what_an_admission_takes() -> None:
+    """A long answer waits for its prefill node, whose prefix is worth it; another, with a prefix
+    of its own, may count on all pages but those that the first needs to begin."""
+    nodes = Nodes()
+    for name, queued_tokens in (("p0", 1000), ("p1", 0)):
+        slow = msgspec.structs.replace(
+            load_of(queued_tokens), link_bytes_per_s=LAYOUT.page_bytes / 0.1
+        )
+        nodes.heard(name, slow, 0.0)
+    nodes.join("d0", load_of(free_pages=400), num_pages=400)
+    first, second = work_of(4000, "a", answer_pages=150), work_of(800, "b", answer_pages=300)
+    nodes.index.stored(Node("p0", 1), first.hashes)
+    nodes.queue.add("first", first, -100.0)
+    nodes.queue.add("second", second, 0.0)
+    assert names(nodes, 0.0) == ["second"]
+    assert "first" in nodes.queue
+
+
 def test_a_large_request_is_not_passed_for_ever() -> None:
     """Small ones come all the time and take pages as they become free; those that come after the
     large one has waited long enough leave it room."""
@@ -407,6 +443,17 @@ def test_who_waited_too_long_for_pages_waits_at_the_node() -> None:
     patience_s = PATIENCE_GOALS * 9.1
     assert names(nodes, patience_s - 10) == []
     assert names(nodes, patience_s + 1) == ["large"]
+
+
+def test_one_at_a_time_waits_at_a_node_for_its_pages() -> None:
+    nodes = Nodes("p0", "p1")
+    nodes.heard("d0", load_of(num_running=3, free_pages=30), 0.0)
+    for i in range(2):
+        nodes.queue.add(str(i), work_of(40 * 16), -1000.0)
+    assert names(nodes, 0.0) == ["0"]
+    assert names(nodes, 1.0) == [], "no heartbeat has shown it yet"
+    nodes.heard("d0", load_of(num_running=4, free_pages=0), 2.0)
+    assert names(nodes, 2.0) == ["1"], "the first one was admitted"
 
 
 def test_a_full_node_gets_dearer_with_those_who_wait_for_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -151,6 +152,35 @@ def test_room_is_that_of_the_largest_decode_node_that_takes_requests() -> None:
     placement.draining = frozenset({"d1"})
     with pytest.raises(NoRoute, match="room for 101 pages"):
         placement.require_room(work_of(LONG))
+
+
+def test_long_answers_share_a_pool_until_their_admissions_fill_it() -> None:
+    """Each may take all of the 30 pages, and is booked with the ten that it needs to begin."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=30), num_pages=30)
+    placement, work = nodes.placement, work_of(9 * 16, answer_pages=21)
+    placement.require_room(work)
+    for i in range(3):
+        route = placement.route(work, 0.0)
+        assert placement.has_room(route, work.admission_pages, Plan())
+        placement.book(str(i), work, route, 0.0)
+    assert not placement.has_room(route, work.admission_pages, Plan())
+    placement.ended("1", 0.0)
+    assert placement.has_room(route, work.admission_pages, Plan())
+    with pytest.raises(NoRoute, match="room for 31 pages"):
+        placement.require_room(work_of(9 * 16, answer_pages=22))
+
+
+def test_pages_that_a_node_has_promised_are_no_room() -> None:
+    nodes = Nodes("p0")
+    work = work_of(9 * 16)
+    for free, cached, promised, has_room in ((8, 9, 7, True), (8, 9, 8, False), (5, 5, 11, False)):
+        load = msgspec.structs.replace(
+            load_of(free_pages=free), cached_pages=cached, promised_pages=promised
+        )
+        nodes.join("d0", load)
+        route = nodes.placement.route(work, 0.0)
+        assert nodes.placement.has_room(route, work.admission_pages, Plan()) == has_room
 
 
 def test_explaining_books_nothing_and_agrees_with_routing() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from world import (
     DECODE,
     GREEDY,
+    HASHER,
     P0,
     PAGE,
     PREFILL,
@@ -25,6 +26,7 @@ from world import (
 from decode.scheduler import DecodeScheduler
 from engine.request import Slice
 from node.instructions import AbortTransfer, Instruction, Send
+from protocol.admission import admission_tokens, most_tokens
 from protocol.messages import Cancel, Fetch, TokensOut
 from protocol.sampling import Sampling
 
@@ -168,6 +170,35 @@ def test_nobody_is_admitted_who_would_soon_give_way() -> None:
             node.decode.handle(generate(name, [ord(name)] * 20, 100, prefill=""), 0.0)
         node.step()
         assert node.decode.load().num_running == num_admitted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    running=st.lists(
+        st.tuples(st.integers(1, 60), st.integers(1, 200), st.integers(0, 20)), max_size=5
+    ),
+    length=st.integers(1, 100),
+    count=st.integers(1, 100),
+)
+def test_a_node_admits_what_it_says_that_it_has_room_for(
+    running: list[tuple[int, int, int]], length: int, count: int
+) -> None:
+    """Whatever runs or waits, and has grown: so who counts on the room sends nobody to wait."""
+    node = Node(decode_scheduler(num_pages=40, running=8))
+    for i, (prompt_length, max_new_tokens, num_steps) in enumerate(running):
+        node.decode.handle(generate(str(i), [i] * prompt_length, max_new_tokens, prefill=""), 0.0)
+        for _ in range(num_steps):
+            node.step()
+    before = node.decode.load()
+    num_pages = HASHER.num_pages(admission_tokens(length, most_tokens(length, count)))
+    node.decode.handle(generate("new", [99] * length, count, prefill=""), 0.0)
+    waiting = node.decode.load()
+    assert waiting.room_pages == before.room_pages - num_pages, "those who wait count at once"
+    node.decode.next_batch(0.0)
+    if num_pages <= before.room_pages:
+        assert node.decode.load().num_waiting == 0
+    elif not before.num_waiting:
+        assert node.decode.load().num_waiting == 1
 
 
 def test_a_fetch_ends_before_its_pages_go_to_an_older_answer_and_is_not_asked_for_again() -> None:

@@ -55,11 +55,11 @@ def demand_of(
     num_tokens: int = 1600,
     avoid: tuple[str, ...] = (),
 ) -> Demand:
-    """8 pages for the answer. `expected`: on top of what is owned."""
+    """8 pages for the answer, one to begin. `expected`: on top of what is owned."""
     owned_pages = {Node(name, 1): pages for name, pages in (owned or {}).items()}
     expected_pages = owned_pages | {Node(n, 1): pages for n, pages in (expected or {}).items()}
-    num_pages = LAYOUT.num_pages(num_tokens) + 8
-    return Demand(num_tokens, num_pages, owned_pages, expected_pages, avoid)
+    num_pages = LAYOUT.num_pages(num_tokens)
+    return Demand(num_tokens, num_pages + 8, num_pages + 1, owned_pages, expected_pages, avoid)
 
 
 def router_of(local_prefill_max_tokens: int = 64, policy: str = "cost") -> Router:
@@ -298,6 +298,17 @@ def test_short_remainders_are_computed_where_they_are_answered() -> None:
 def test_a_short_remainder_goes_to_the_prefill_node_when_answers_would_suffer() -> None:
     registry = registry_of({"p0": IDLE, "d0": load_of(num_running=7)})
     assert names(route(registry, owned={"d0": 97})) == ("p0", "d0")
+
+
+def test_pages_are_not_waited_for_that_only_a_whole_answer_could_take() -> None:
+    """d0 lacks room for the 8 pages of the answer; for the one that begins it has it, or not. To
+    move the prefix takes 0.25 s, to wait for an answer there 0.64 s."""
+    link = PAGE_BYTES / 0.005
+    for free_pages, answers in ((51, "d0"), (50, "d1")):
+        full = with_link(link, load_of(free_pages=free_pages))
+        registry = registry_of({"p0": with_link(link), "d0": full, "d1": with_link(link)})
+        chosen = route(registry, owned={"d0": 50}, local_prefill_max_tokens=0)
+        assert names(chosen)[1] == answers
 
 
 def test_without_prefill_nodes_decode_nodes_compute() -> None:
