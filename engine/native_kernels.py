@@ -124,11 +124,12 @@ class NativeKernels(TorchKernels):
 
 def _takes(x: Tensor, *others: Tensor) -> bool:
     """Few rows, float32, and the others lie as the library expects them."""
-    return (
-        x.shape[0] <= MOST_ROWS
-        and x.dtype == torch.float32
-        and all(other.dtype == torch.float32 and other.is_contiguous() for other in others)
-    )
+    if x.shape[0] > MOST_ROWS or x.dtype is not torch.float32:
+        return False
+    for other in others:  # this is called hundreds of times a step: no generator
+        if other.dtype is not torch.float32 or not other.is_contiguous():
+            return False
+    return True
 
 
 def _rows(x: Tensor) -> int:

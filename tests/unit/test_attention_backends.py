@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from native import compiled
 
 from engine import attention_backends
 from engine.attention import AttentionForm
@@ -20,6 +21,19 @@ def test_a_cpu_computes_in_torch(name: str) -> None:
     attention = make_attention(name, FORMS, LAYOUT, CPU)
     assert attention.name == "torch"
     assert not captures(attention)
+
+
+@pytest.mark.parametrize("name", ["auto", "native"])
+def test_a_cpu_with_native_kernels_uses_them(name: str) -> None:
+    attention = make_attention(name, FORMS, LAYOUT, CPU, library=compiled())
+    assert attention.name == "native"
+    assert not captures(attention)
+    assert make_attention("torch", FORMS, LAYOUT, CPU, library=compiled()).name == "torch"
+
+
+def test_native_attention_without_native_kernels_is_a_sentence() -> None:
+    with pytest.raises(AttentionUnavailable, match="native needs a CPU, --dtype float32 and a C"):
+        make_attention("native", FORMS, LAYOUT, CPU)
 
 
 @pytest.mark.parametrize("name", ["flash", "varlen", "triton"])

@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from native import compiled
 from test_attention import SINGLES, Case, form_of
+from test_loader import checkpoint, save
 from torch import Tensor
 
 from engine.batch import Batch
+from engine.build import EngineOptions, load_model_runner
 from engine.kernels import HeadNorms, HeadShape, TorchKernels
 from engine.kv_cache import KVCache
 from engine.native import build
@@ -167,6 +170,21 @@ class TestAttention:
             )
         finally:
             torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"native_kernels": False}, {"dtype": "bfloat16"}, {"deterministic": True}]
+)
+def test_a_model_uses_them_in_float32_unless_told_otherwise(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    compiled()
+    save(tmp_path, checkpoint())
+    options = EngineOptions(**{"dtype": "float32"} | change)
+    runner = load_model_runner(tmp_path, options, lambda _: 3, CPU)
+    kernels = runner.model.layers[0].attention.kernels
+    assert isinstance(kernels, NativeKernels) == (not change)
+    assert (runner.attention.name == "native") == (not change)
 
 
 class TestLibrary:
