@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from protocol.model_directory import ModelDirectoryError
 
@@ -28,6 +29,9 @@ def fetch(hub_id: str, with_weights: bool) -> Path:
     # Here, as it takes a second that only users of the hub should spend.
     from huggingface_hub import errors, snapshot_download
 
+    # What a download that breaks off ends in belongs to the library's HTTP client, httpx in some
+    # versions and httpx2 in others; the library's own errors derive from it.
+    failures: Any = (OSError, *errors.HfHubHTTPError.__bases__)
     patterns = SMALL_FILES + (WEIGHTS if with_weights else [])
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=NOT_WANTED))
@@ -49,7 +53,7 @@ def fetch(hub_id: str, with_weights: bool) -> Path:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelDirectoryError(_not_here(hub_id, error)) from error
-    except OSError as error:
+    except failures as error:
         raise ModelDirectoryError(
             f"{hub_id} could not be fetched from the Hugging Face hub ({_first_line(error)}); try "
             "again, what is complete is kept"

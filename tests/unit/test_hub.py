@@ -17,6 +17,9 @@ from huggingface_hub import errors
 from infra import hub, models
 from protocol.model_directory import ModelDirectoryError
 
+HTTP_CLIENT_ERROR = errors.HfHubHTTPError.__bases__[0]
+"""Of httpx, httpx2 or requests, whichever the library uses."""
+
 
 class FakeHub:
     """Stands for `snapshot_download`: a directory, or an error of the library's."""
@@ -98,6 +101,7 @@ def test_only_the_files_that_are_needed_are_fetched(fake: FakeHub) -> None:
         ),
         (errors.LocalEntryNotFoundError("no route"), r"cannot be reached \(no route\).*network"),
         (http_error(errors.HfHubHTTPError, 500), r"could not be fetched.*try again"),
+        (HTTP_CLIENT_ERROR("reset by peer"), r"could not be fetched.*\(reset by peer\); try again"),
         (OSError("disk is full"), r"could not be fetched.*\(disk is full\)"),
         (errors.HFValidationError("a..b"), r"cannot serve org/name \(a\.\.b\); check --model-path"),
     ],
