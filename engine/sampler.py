@@ -128,7 +128,8 @@ def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     mass = _mass(ordered)
     before = mass.cumsum(-1) - mass
     needed = ((before < top_p * total) | (top_p >= 1)).sum(-1, keepdim=True)
-    last = ordered.gather(-1, torch.minimum(needed, top_k) - 1)
+    # At least one, also of a row of NaN, whose masses are whatever the device makes of them.
+    last = ordered.gather(-1, torch.minimum(needed.clamp(min=1), top_k) - 1)
     return relative.masked_fill(relative < last, -torch.inf)
 
 

@@ -170,3 +170,33 @@ def test_extreme_seeds_and_logits_are_no_trouble() -> None:
     logits[:, 5] = 1e30
     samplings = [Sampling(seed=0), Sampling(seed=2**63 - 1), Sampling(top_p=0.1, min_p=1.0)]
     assert draw(logits, samplings, [0, 2**31, 1]).tolist() == [5, 5, 5]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [slice(None), slice(1, 2)], ids=["all", "one"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 0.0},
+        {"top_k": 2},
+        {"top_p": 0.5},
+        {"top_k": 30, "top_p": 1e-12, "min_p": 0.3},
+    ],
+    ids=str,
+)
+def test_a_row_of_no_numbers_gets_some_token_and_spoils_no_other(
+    fields: dict[str, float], where: slice, broken: float
+) -> None:
+    logits = torch.randn(3, 301, generator=torch.Generator().manual_seed(2))
+    samplings = [Sampling(seed=i, num_top_logprobs=2, **fields) for i in range(3)]  # type: ignore
+    alone = [sample(logits[i : i + 1], samplings[i : i + 1], [4]).tokens for i in (0, 2)]
+    logits[1, where] = broken
+    tokens = sample(logits, samplings, [4] * 3).tokens
+    assert tokens[[0, 2]].tolist() == torch.cat(alone).tolist()
+    assert 0 <= tokens[1] < 301
+
+
+def test_filters_leave_a_token_even_of_rows_without_mass() -> None:
+    """As some devices make the masses of NaN 0."""
+    assert _keep_top(torch.full((1, 8), -torch.inf), [Sampling(top_p=0.5)]).shape == (1, 8)
