@@ -21,7 +21,6 @@ from engine.kv_cache import KVCache
 PROGRAMS_PER_PROCESSOR = 3
 """Of single tokens: enough to hide latency, few enough that partial results cost little."""
 MAX_SPLITS = 64
-LOG2E = 1.4426950408889634
 
 
 class TritonAttention:
@@ -224,7 +223,7 @@ def _prompt_kernel(
         seen = (tokens[None, :] <= positions[:, None]) & (tokens[None, :] < end)
         if HAS_WINDOW:
             seen &= tokens[None, :] > positions[:, None] - window
-        scores = tl.where(seen, scores * 1.4426950408889634, float("-inf"))
+        scores = tl.where(seen, scores * 1.4426950408889634, float("-inf"))  # log2(e): exp2 follows
         now = tl.maximum(greatest, tl.max(scores, 1))
         base = tl.where(now == float("-inf"), 0.0, now)
         weights = tl.exp2(scores - base[:, None])
@@ -297,6 +296,7 @@ def _single_kernel(
         if HAS_SOFTCAP:
             scores = softcap * (1 - 2 / (1 + tl.exp(2 * scores / softcap)))
         seen = (tokens < end) & (tokens >= first)
+        # log2(e): exp2 follows
         scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
         now = tl.maximum(greatest, tl.max(scores, 1))
         base = tl.where(now == float("-inf"), 0.0, now)
