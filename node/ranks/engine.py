@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,13 @@ from engine.parallel import SOLO, connect
 from kvtransfer.transport import Transport
 from node.config import NodeConfig
 from node.devices import devices_of
+from node.ranks.grace import exit_at_last
 from node.ranks.operations import Operations
 from node.ranks.pipe import RankLost
 from node.ranks.rank import Rank, build_rank
 from node.ranks.runner import ParallelRunner
 from node.ranks.transport import ParallelTransport
-from node.ranks.worker import GRACE_S, MEETING_TIMEOUT_S
+from node.ranks.worker import MEETING_TIMEOUT_S
 from node.ranks.workers import Workers
 from node.runner import Runner
 from protocol.ids import Node
@@ -59,7 +59,7 @@ def start_engine(config: NodeConfig, node: Node) -> Iterator[Engine]:
         return
     address = f"{HOST}:{_free_port()}"
     workers = Workers.start(config, node, devices, address)
-    workers.when_lost(_exit_after_grace)
+    workers.when_lost(lambda _: exit_at_last())
     try:
         yield _parallel_engine(config, node, devices, address, workers)
     finally:
@@ -111,12 +111,6 @@ def _engine(
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,
     )
-
-
-def _exit_after_grace(reason: str) -> None:
-    """A collective operation may wait for a lost rank for long, on a GPU forever; so may the end of
-    its group, and without letting any other Python thread run."""
-    faulthandler.dump_traceback_later(GRACE_S, exit=True)
 
 
 def _free_port() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from engine.runner import ModelRunner
 from node.config import NodeConfig
 from node.ranks import commands
 from node.ranks.executor import RankTransport
+from node.ranks.grace import exit_at_last
 from node.ranks.history import StepHistory
 from node.ranks.operations import Operations
 from node.ranks.pipe import Pipe, RankLost
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 MEETING_TIMEOUT_S = 60.0
 """For the ranks to meet, and then for each of their collective operations over gloo."""
 LINKS_INTERVAL_S = 0.2
-GRACE_S = 5.0
-"""To end in order when rank 0 has gone. A collective operation on a GPU may wait for it forever."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
     except RankLost:
         pass  # rank 0 has ended, or is ending, this node
     finally:
+        exit_at_last()
         transport.close()
 
 
@@ -160,8 +159,7 @@ def _end_with_rank_0() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    time.sleep(GRACE_S)
-    os._exit(1)
+    exit_at_last()
 
 
 def _start_logging(plan: WorkerPlan) -> None:
