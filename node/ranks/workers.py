@@ -27,7 +27,9 @@ LOAD_TIMEOUT_S = 3600.0
 """For the weights of a rank. Its death is noticed at once; this is for one that hangs."""
 SAME_FAILURE_S = 5.0
 """After a step failed here: the others have met the same error by then, or are stuck in it."""
-EXIT_TIMEOUT_S = 5.0
+EXIT_TIMEOUT_S = 3.0
+"""For the others, before they are killed: less than `grace.GRACE_S`, in which this process has to
+do that if the node was lost."""
 R = TypeVar("R", commands.PagesFit, commands.Ready)
 
 

@@ -141,6 +141,7 @@ def test_a_lost_rank_ends_its_node_and_the_stream_goes_on_elsewhere(cluster: Clu
 def test_an_idle_node_that_loses_a_rank_ends_too(cluster: Cluster) -> None:
     use(cluster, "p1", "d1")
     ranks = [rank_pid(cluster, "p4", rank) for rank in (1, 2, 3)]
+    os.kill(ranks[0], signal.SIGSTOP)  # does not end by itself
     os.kill(ranks[2], signal.SIGKILL)
     assert wait_until(lambda: exit_code(cluster, "p4"), "the end of the node") == 1
     assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()], "ranks were left behind"
