@@ -83,7 +83,7 @@ async def model_info(request: Request) -> Response:
             "is_generation": True,
             "served_model_name": config.served_model_name,
             "weight_version": "default",
-            "max_model_len": service.tokenizer.max_model_len,
+            "max_model_len": service.max_model_len,
             "vocab_size": service.tokenizer.vocab_size,
         }
     )

@@ -50,6 +50,11 @@ class Registry:
             return Model(live.info.model_fingerprint, live.info.layout)
         return None
 
+    def context_length(self, model_limit: int) -> int:
+        """Tokens of the longest sequence that every live node serves."""
+        limits = [live.info.context_length for live in self._nodes.values()]
+        return min([model_limit, *filter(None, limits)])
+
     def heartbeat(self, message: Heartbeat, now: float) -> NodeInfo | None:
         """Notes a heartbeat; returns the older life that this one replaces, if any."""
         info = message.info

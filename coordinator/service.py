@@ -135,6 +135,11 @@ class Service:
         return bool(self.placement.open("decode"))
 
     @property
+    def max_model_len(self) -> int:
+        """The longest prompt plus answer that model and nodes serve."""
+        return self.registry.context_length(self.tokenizer.max_model_len)
+
+    @property
     def max_total_tokens(self) -> int:
         """The longest prompt plus answer that a decode node has room for."""
         nodes = self.placement.open("decode")
@@ -163,7 +168,7 @@ class Service:
             raise Unavailable(NO_NODE)
         if len(self._tracker) >= self.max_unfinished:
             raise TooBusy(f"{len(self._tracker)} requests are unfinished; try again in a moment")
-        limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
+        limit = min(self.max_model_len, self.max_total_tokens)
         request = make_request(request_id, prompt, tokens, choice, self.tokenizer, limit)
         generation = Generation.of(request, rid, prompt, self.tokenizer, now)
         self._generations[request_id] = generation
@@ -217,7 +222,7 @@ class Service:
         """What routing would do with this request now. Raises BadRequest or Unavailable."""
         if not self.ready:
             raise Unavailable(NO_NODE)
-        limit = min(self.tokenizer.max_model_len, self.max_total_tokens)
+        limit = min(self.max_model_len, self.max_total_tokens)
         request = make_request("", prompt, tokens, 0, self.tokenizer, limit)
         try:
             work = self._work(request.tokens, request.cache_salt, request.max_new_tokens, ())

@@ -59,6 +59,7 @@ def _serve(
         max_running_requests=config.max_running_requests,
         max_queued_requests=config.max_queued_requests,
         device=engine.device,
+        context_length=config.context_length,
     )
     log.info("%s node settings: %s", role, describe(config))
     cache = PrefixCache(info.num_pages)

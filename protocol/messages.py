@@ -191,6 +191,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     max_running_requests: int
     max_queued_requests: int
     device: str
+    context_length: int = 0
+    """Tokens of the longest sequence that it serves; 0: the model's own limit."""
 
 
 MAX_LINKS = 64

@@ -31,6 +31,18 @@ def test_a_restart_replaces_the_older_life_and_never_the_other_way_round() -> No
     assert registry.remove(NEW) is not None
 
 
+def test_sequences_are_as_long_as_every_node_serves() -> None:
+    registry = Registry()
+    assert registry.context_length(100) == 100
+    registry.heartbeat(heartbeat("decode", NEW), 0.0)
+    assert registry.context_length(100) == 100, "0: the model's own limit"
+    registry.heartbeat(heartbeat("prefill", Node("p0", 1), context_length=30), 0.0)
+    registry.heartbeat(heartbeat("prefill", Node("p1", 1), context_length=200), 0.0)
+    assert registry.context_length(100) == 30
+    registry.remove(Node("p0", 1))
+    assert registry.context_length(100) == 100
+
+
 def test_a_node_of_another_model_or_layout_is_ignored() -> None:
     registry = Registry()
     registry.heartbeat(heartbeat("decode", OLD), 0.0)

@@ -18,7 +18,7 @@ from coordinator.follower import OwnershipFollower
 from coordinator.generation import Generation
 from coordinator.placement import Work
 from coordinator.router import Route
-from coordinator.schema import Prompt, SamplingParams
+from coordinator.schema import BadRequest, Prompt, SamplingParams
 from coordinator.service import Service
 from coordinator.tokenizer import Tokenizer
 from infra.models import EMBEDDED
@@ -68,6 +68,19 @@ async def next_message(decode: Channel) -> AnyMessage:
 
 def run(test: Callable[[], object]) -> None:
     asyncio.run(asyncio.wait_for(test(), 3 * DEADLINE_S))  # type: ignore[arg-type]
+
+
+def test_a_request_longer_than_nodes_serve_is_refused(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            p0 = Node("p0", 1)
+            service._handle(heartbeat("prefill", p0, context_length=8))
+            with pytest.raises(BadRequest, match="max_new_tokens 8; at most 8 fit"):
+                submit(service)
+            service._handle(Goodbye(p0))
+            submit(service)
+
+    run(test)
 
 
 def test_work_that_nobody_waits_for_is_cancelled(decode: Channel) -> None:
