@@ -97,6 +97,8 @@ class ParallelTransport:
     def abort(self, transfer: Attempt) -> None:
         """Waits for every rank: one in a step answers after it. Raises RankLost."""
         with self._lock:
+            if self._is_lost:  # what was expected before is over, what came later nobody was told
+                return
             lives = [(n, e) for n, e in self._expected.items() if e.transfer == transfer]
             for number, expected in lives:
                 expected.is_unwanted = True

@@ -190,5 +190,6 @@ def test_the_loss_of_a_rank_ends_all_and_nobody_waits(
         node.transport.lose("rank 1 is lost")
     assert prefill.sent.get(timeout=DEADLINE_S) == "rank 1 is lost"
     assert [decode.received.get(timeout=DEADLINE_S) for _ in range(2)] == ["rank 1 is lost"] * 2
-    for number in (1, 2):
+    decode.expect(attempt(3), [2])
+    for number in (1, 2, 3):
         decode.transport.abort(attempt(number))
