@@ -31,6 +31,11 @@ class Answer:
     generated: list[int] = field(default_factory=list)
     is_preempted: bool = False
     """It ran before. What it has so far is computed here, whoever computed its prompt at first."""
+    max_tokens: int = field(init=False)
+    """Of prompt and answer whose KV may be needed."""
+
+    def __post_init__(self) -> None:
+        self.max_tokens = most_tokens(len(self.prompt), self.request.max_new_tokens)
 
     @property
     def attempt(self) -> Attempt:
@@ -40,11 +45,6 @@ class Answer:
     def tokens(self) -> list[int]:
         """Of the prompt and, so far, of the answer."""
         return self.prompt + self.generated
-
-    @property
-    def max_tokens(self) -> int:
-        """Of prompt and answer whose KV may be needed."""
-        return most_tokens(len(self.prompt), self.request.max_new_tokens)
 
     @property
     def is_computed_here(self) -> bool:

@@ -219,12 +219,11 @@ class DecodeScheduler:
 
     def _headroom(self) -> int:
         """Pages that all that are admitted should find when they grow."""
-        num_pages = 0
-        for answer in chain(self._running, self._receiving):
-            assert answer.sequence is not None
-            num_missing = self._admission_pages(answer) - len(answer.sequence.lease.pages)
-            num_pages += max(0, num_missing)
-        return num_pages
+        return sum(
+            self._admission_pages(answer) - len(answer.sequence.lease.pages)
+            for answer in chain(self._running, self._receiving)
+            if answer.sequence is not None
+        )
 
     def _admission_pages(self, answer: Answer) -> int:
         """Of the tokens that it has, and of those that it should find room for."""
