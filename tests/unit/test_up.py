@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from infra.cluster import LocalCluster
+from infra.cluster import ClusterPlan, LocalCluster
 from infra.up import plan
 
 
@@ -36,3 +36,14 @@ def test_prefill_and_decode_nodes_may_have_sizes_of_their_own(
     assert sizes(monkeypatch, decode, {}) == {"p0": "2", "d0": "4"}
     variable = {"KVRELAY_PREFILL_TENSOR_PARALLEL_SIZE": "4"}
     assert sizes(monkeypatch, both, variable) == {"p0": "4", "d0": "2"}
+
+
+def test_a_local_cluster_shares_its_memory_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Mapping[str, str]] = []
+    cluster = LocalCluster(ClusterPlan(2, 2, "127.0.0.1", 1))
+    monkeypatch.setattr(cluster, "start_process", lambda role, name, flags: started.append(flags))
+    cluster.start_node("prefill", "p0")
+    monkeypatch.setenv("KVRELAY_MEMORY_SHARE", "0.9")
+    cluster.start_node("prefill", "p1")
+    assert float(started[0]["memory_share"]) == 0.25
+    assert "memory_share" not in started[1], "the variable counts"
