@@ -43,7 +43,8 @@ class Answer:
 
 @contextmanager
 def rank_processes(count: int) -> Iterator[list[Connection]]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])  # imported once, not by every rank
     pipes = [context.Pipe() for _ in range(count)]
     processes = [
         context.Process(target=_serve, args=(rank, theirs), daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -110,6 +111,7 @@ def sampling(request: pytest.FixtureRequest) -> Sampling:
     return SAMPLINGS[request.param]
 
 
+@cache
 def alone(runner: ModelRunner, sampling: Sampling) -> Answer:
     answer = begun(sampling, PROMPT)
     run(runner, [answer])
