@@ -58,7 +58,7 @@ def load_model_runner(
     """Loads this rank's part of a model directory, then makes a KV pool of `num_pages(layout)`
     pages; `ModelRunner.layout` is what this rank's pool holds.
 
-    Raises ModelDirectoryError or UnsupportedModel.
+    Raises ModelDirectoryError, UnsupportedModel or AttentionUnavailable.
     """
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config, device)
