@@ -8,13 +8,12 @@ everything else        torch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import CDLL
 from importlib.util import find_spec
 
 import torch
 
-from engine.attention import AttentionBackend, AttentionForm
+from engine.attention import AttentionBackend
 from engine.deterministic_attention import DeterministicAttention
 from engine.native_attention import NativeAttention
 from engine.torch_attention import TorchAttention
@@ -32,13 +31,13 @@ class AttentionUnavailable(UserError):
 
 def make_attention(
     name: str,
-    forms: Sequence[AttentionForm],
+    has_softcap: bool,
     layout: KVLayout,
     device: torch.device,
     deterministic: bool = False,
     library: CDLL | None = None,
 ) -> AttentionBackend:
-    """`name`: auto, flash, varlen, triton, native or torch. `forms`: of the model's layers.
+    """`name`: auto, flash, varlen, triton, native or torch. `has_softcap`: the model caps scores.
     `library`: of native kernels, where they can be had and are wanted.
 
     Raises AttentionUnavailable.
@@ -66,7 +65,7 @@ def make_attention(
         raise AttentionUnavailable(
             f"--attention-backend {name} needs the package triton, which is not installed"
         )
-    return _on_cuda(name, forms, layout, device)
+    return _on_cuda(name, has_softcap, layout, device)
 
 
 def captures(attention: AttentionBackend) -> bool:
@@ -79,7 +78,7 @@ def has_triton(device: torch.device) -> bool:
 
 
 def _on_cuda(
-    name: str, forms: Sequence[AttentionForm], layout: KVLayout, device: torch.device
+    name: str, has_softcap: bool, layout: KVLayout, device: torch.device
 ) -> AttentionBackend:
     # Here, as these import triton, which a CPU machine has not.
     from engine.flash_attention import FlashAttention, flash_attention_kernel, varlen_kernel
@@ -88,9 +87,13 @@ def _on_cuda(
     triton = TritonAttention(device)
     if name == "triton":
         return triton
-    refusal = _refusal(name, forms, layout)
+    refusal = _refusal(name, has_softcap, layout)
     if not refusal:
-        kernel = varlen_kernel() if name == "varlen" else flash_attention_kernel(layout.page_size)
+        kernel = (
+            varlen_kernel()
+            if name == "varlen"
+            else flash_attention_kernel(layout.page_size, device)
+        )
         if kernel is not None:
             return FlashAttention(*kernel, triton)
         refusal = (
@@ -104,12 +107,12 @@ def _on_cuda(
     raise AttentionUnavailable(f"--attention-backend {name}: {refusal}")
 
 
-def _refusal(name: str, forms: Sequence[AttentionForm], layout: KVLayout) -> str:
+def _refusal(name: str, has_softcap: bool, layout: KVLayout) -> str:
     """Why the library kernels cannot serve this model; "" if they can."""
     if layout.dtype not in HALF:
         return f"it computes in half precision only; use --dtype {HALF[0]}, or triton"
     if layout.head_dim > MAX_HEAD_DIM or layout.head_dim % 8:
         return f"it does not take heads of {layout.head_dim}; use triton"
-    if name == "varlen" and any(form.softcap is not None for form in forms):
+    if name == "varlen" and has_softcap:
         return "it cannot cap scores, as this model does; use flash or triton"
     return ""

@@ -62,13 +62,6 @@ def load_model_runner(
     """
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config, device)
-    library = _native_library(options, device, dtype)
-    build = Build(dtype, device, _kernels(options, device, library), parallel)
-    is_dummy = options.load_format == "dummy"
-    if is_dummy:
-        model = dummy_model(config, build, progress)
-    else:
-        model = load_model(path, config, build, progress)
     layout = KVLayout(
         page_size=options.page_size,
         num_layers=config.num_layers,
@@ -76,12 +69,23 @@ def load_model_runner(
         head_dim=config.head_dim,
         dtype=str(dtype).removeprefix("torch."),
     )
+    library = _native_library(options, device, dtype)
+    attention = make_attention(
+        options.attention_backend,
+        config.attention_softcap is not None,
+        layout,
+        device,
+        options.deterministic,
+        library,
+    )
+    build = Build(dtype, device, _kernels(options, device, library), parallel)
+    is_dummy = options.load_format == "dummy"
+    if is_dummy:
+        model = dummy_model(config, build, progress)
+    else:
+        model = load_model(path, config, build, progress)
     kv_cache = KVCache(layout, num_pages(layout), device)
     fingerprint = model_fingerprint(path, _variant(config, options), is_dummy)
-    forms = [layer.attention.form for layer in model.layers]
-    attention = make_attention(
-        options.attention_backend, forms, layout, device, options.deterministic, library
-    )
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         longest = options.context_length or config.max_position_embeddings

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PromptKernel = Callable[[Tensor, Tensor, Tensor, Part, AttentionForm], Tensor]
 """query [rows, heads, head_dim], K and V as [pages, page_size, kv_heads, head_dim] → like query."""
 FLASH2_PAGE_SIZE = 256
+FLASH4_CAPABILITIES = (9, 10, 11)
+"""Hopper and Blackwell: elsewhere it has no paged KV."""
+FLASH3_CAPABILITY = 9
 FEW_ROWS = 1024
 """Of a step. Llama-3-8B's layer takes an H100 0.7 ms for so many; the host is ahead from there."""
 SHORT_CONTEXT = 8192
@@ -62,11 +65,12 @@ def _is_short(prompts: Part) -> bool:
     return prompts.end - prompts.begin < FEW_ROWS and prompts.longest_context <= SHORT_CONTEXT
 
 
-def flash_attention_kernel(page_size: int) -> tuple[str, PromptKernel] | None:
-    """The newest flash-attn that is installed and takes such pages, and its name."""
-    if (module := _module("flash_attn.cute")) is not None:
+def flash_attention_kernel(page_size: int, device: torch.device) -> tuple[str, PromptKernel] | None:
+    """The newest flash-attn that is installed, runs on the device and takes such pages; its name."""
+    major, _ = torch.cuda.get_device_capability(device)
+    if major in FLASH4_CAPABILITIES and (module := _module("flash_attn.cute")) is not None:
         return "flash-attn 4", flash4(module)
-    if (module := _module("flash_attn_interface")) is not None:
+    if major == FLASH3_CAPABILITY and (module := _module("flash_attn_interface")) is not None:
         return "flash-attn 3", flash3(module)
     module = _module("flash_attn")
     if module is None or page_size % FLASH2_PAGE_SIZE or not hasattr(module, "flash_attn_func"):

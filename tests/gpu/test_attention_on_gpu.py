@@ -40,7 +40,7 @@ FORMS = {
 
 
 def triton() -> AttentionBackend:
-    return make_attention("triton", [], HALF_LAYOUT, CUDA)
+    return make_attention("triton", False, HALF_LAYOUT, CUDA)
 
 
 def library(name: str) -> Callable[[], AttentionBackend]:
@@ -51,7 +51,7 @@ def library(name: str) -> Callable[[], AttentionBackend]:
         kernel = (
             flash_attention.varlen_kernel()
             if name == "varlen"
-            else flash_attention.flash_attention_kernel(HALF_LAYOUT.page_size)
+            else flash_attention.flash_attention_kernel(HALF_LAYOUT.page_size, CUDA)
         )
         if kernel is None:
             pytest.skip(f"{name} is not installed")
