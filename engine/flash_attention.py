@@ -66,7 +66,7 @@ def _is_short(prompts: Part) -> bool:
 
 
 def flash_attention_kernel(page_size: int, device: torch.device) -> tuple[str, PromptKernel] | None:
-    """The newest flash-attn that is installed, runs on the device and takes such pages; its name."""
+    """The newest flash-attn that is installed, runs here and takes such pages; its name."""
     major, _ = torch.cuda.get_device_capability(device)
     if major in FLASH4_CAPABILITIES and (module := _module("flash_attn.cute")) is not None:
         return "flash-attn 4", flash4(module)
