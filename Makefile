@@ -46,7 +46,7 @@ bench-sweep: $(READY) ## the same over sizes, caches, loads and lags (two minute
 bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, a killed peer (15 minutes, quiet machine)
 	$(BIN)/python -m benchmarks.transfer $(ARGS)
 
-bench-engine: $(READY) ## the engine beside transformers, llama.cpp and the floor (15 minutes, quiet machine)
+bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS="--peers transformers") and the floor (half an hour, quiet machine)
 	$(BIN)/python -m benchmarks.engine $(ARGS)
 
 bench: $(READY) ## index and router, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
