@@ -30,7 +30,7 @@ def graph_sizes(max_requests: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Recorded when it is made, which takes about a second per ten sizes."""
+    """Recorded when it is made."""
 
     def __init__(
         self,

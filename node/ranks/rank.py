@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from protocol.config import ConfigError
 from protocol.hosts import advertised_host
 from protocol.ids import Node
 from protocol.layout import KVLayout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def build_rank(
             parallel,
             progress,
         )
+    log.info("attention: %s, in %s on %s", runner.attention.name, runner.layout.dtype, device)
     layout = msgspec.structs.replace(runner.layout, num_kv_heads=runner.config.num_kv_heads)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     transport = PairTransport(

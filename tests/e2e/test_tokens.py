@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def test_on_a_prefix_hit_and_when_decode_owns_a_part(
     assert first["meta_info"]["cached_tokens"] == 0
     assert again["meta_info"]["cached_tokens"] == 332 // PAGE_SIZE * PAGE_SIZE
     assert extended["meta_info"]["cached_tokens"] == 333 // PAGE_SIZE * PAGE_SIZE
+
+
+def test_nodes_say_at_start_how_they_attend(pair_cluster: Cluster) -> None:
+    """`auto` is resolved: the log names the back end that was chosen."""
+    for name in ("p0", "d0"):
+        log = (pair_cluster.local.log_dir / f"{name}.log").read_text(encoding="utf-8")
+        assert re.search(r"attention: (native|torch), in float32 on cpu", log)
 
 
 def test_many_prompts_at_once(pair_cluster: Cluster, reference: PreTrainedModel) -> None:
