@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from coordinator.app import create_app
+from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
+from coordinator.http.app import create_app
 from coordinator.service import Service
-from coordinator.tokenizer import Tokenizer
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from protocol.channel import Channel

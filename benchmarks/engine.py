@@ -3,17 +3,17 @@
     .venv/bin/python -m benchmarks.engine [--shape NAME | --model embedded|PATH] [--threads N]
     .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b
 
-Physics: `benchmarks.engine_floor` says what a step cannot be faster than. Decoding reads all
+Physics: `benchmarks.engines.floor` says what a step cannot be faster than. Decoding reads all
 weights for each step, so a batch is nearly free until either the K and V of its contexts outweigh
 the weights or the multiplications outlast the reading; on one CPU core the latter comes early: at
 some 60 GFLOP/s and 12 GB/s a float32 weight is multiplied with 10 rows in the time it takes to read
 it. A prompt is nothing but multiplications. What an engine adds to that: copies of K and V
 (`transformers` grows its cache by copying all of it in every step), one small operation after the
-other, and the time between two steps (`benchmarks.engine_loop`).
+other, and the time between two steps (`benchmarks.engines.loop`).
 
 Compared is greedy decoding in float32 of sequences of equal length (which spares `transformers` the
 padding that it would need otherwise), after all engines have chosen the same tokens on the same
-text (`benchmarks.engine_check`). On CUDA (`benchmarks.engine_gpu`) there is no other engine.
+text (`benchmarks.engines.check`). On CUDA (`benchmarks.engines.gpu`) there is no other engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.engine_cells import (
+from benchmarks.engines.cells import (
     LLAMA_CPP,
     PEERS,
     TRANSFORMERS,
@@ -40,16 +40,16 @@ from benchmarks.engine_cells import (
     cells,
     measure,
 )
-from benchmarks.engine_check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
-from benchmarks.engine_floor import Rates, decode_work, measure_rates, prefill_work
-from benchmarks.engine_gpu import GpuReport, measure_shape
-from benchmarks.engine_loop import measure_overhead
-from benchmarks.engine_ours import Ours, num_pages_for
-from benchmarks.engine_report import Cost, Report, Row, rounded
-from benchmarks.engine_shapes import SHAPES, save_model
+from benchmarks.engines.check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
+from benchmarks.engines.floor import Rates, decode_work, measure_rates, prefill_work
+from benchmarks.engines.gpu import GpuReport, measure_shape
+from benchmarks.engines.loop import measure_overhead
+from benchmarks.engines.ours import Ours, num_pages_for
+from benchmarks.engines.report import Cost, Report, Row, rounded
+from benchmarks.engines.shapes import SHAPES, save_model
 from benchmarks.machine import machine
 from engine.build import EngineOptions, load_model_runner
-from engine.runner import ModelRunner
+from engine.steps.runner import ModelRunner
 from node.config import CPU_CHUNK, GPU_CHUNK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,13 +208,13 @@ def _peers(
     console: Console,
 ) -> list[Engine]:
     def transformers() -> Engine:
-        from benchmarks.engine_transformers import Transformers
+        from benchmarks.engines.transformers import Transformers
 
         return Transformers(model, torch.float32)
 
     def llama_cpp() -> Engine:
-        from benchmarks.engine_llamacpp import LlamaCpp
-        from benchmarks.gguf_export import write_gguf
+        from benchmarks.engines.gguf_export import write_gguf
+        from benchmarks.engines.llamacpp import LlamaCpp
 
         target = directory / "model.gguf"
         write_gguf(model, target)
@@ -240,7 +240,7 @@ def _peers(
 def _check(engines: Sequence[Engine], model: Path, runner: ModelRunner, console: Console) -> None:
     if len(engines) == 1:
         return
-    from benchmarks.engine_transformers import Transformers
+    from benchmarks.engines.transformers import Transformers
 
     tokens = random_tokens(runner.config.vocab_size)
     reference = Transformers(model, torch.float32).logits(tokens)

@@ -71,7 +71,15 @@ def pin(pid: int, core: int) -> None:
 
 def load(under_test: int, port: int, clients: int, seconds: float, case: str) -> Row:
     """One row, by a load generator in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.load", "--port", str(port), "--case", case]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.clusters.load",
+        "--port",
+        str(port),
+        "--case",
+        case,
+    ]
     command += ["--clients", str(clients), "--seconds", str(seconds)]
     command += ["--pid", str(under_test), "--core", str(UNDER_TEST)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -84,7 +92,7 @@ def coordinator(directory: Path) -> Iterator[tuple[int, int]]:
     plan = ClusterPlan(num_prefill=0, num_decode=0, host=HOST, port=free_port())
     with LocalCluster(plan, directory) as cluster:
         for role, name in (("prefill", "p0"), ("decode", "d0")):
-            words = [sys.executable, "-m", "benchmarks.stub_nodes", role, "--name", name]
+            words = [sys.executable, "-m", "benchmarks.clusters.stub_nodes", role, "--name", name]
             words += ["--redis-url", cluster.redis_url]
             cluster.children[name] = Child(name, words, directory / f"{name}.log", _ignore)
         cluster.wait_for_nodes()
@@ -106,7 +114,7 @@ def started(name: str, command: list[str], directory: Path, url: str) -> Iterato
 
 
 def worker(name: str, port: int, directory: Path) -> Any:
-    command = [sys.executable, "-m", "benchmarks.sglang_worker", "--port", str(port)]
+    command = [sys.executable, "-m", "benchmarks.clusters.sglang_worker", "--port", str(port)]
     return started(name, command, directory, f"http://{HOST}:{port}/health")
 
 

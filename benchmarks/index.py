@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from coordinator.index import PrefixIndex
-from coordinator.placement import Placement, Work
-from coordinator.policies import CheapestRoute
-from coordinator.registry import Registry
-from coordinator.router import Router
+from coordinator.core.registry import Registry
+from coordinator.ownership.index import PrefixIndex
+from coordinator.routing.placement import Placement, Work
+from coordinator.routing.policies import CheapestRoute
+from coordinator.routing.router import Router
 from protocol.hashing import PAGE_HASH_BYTES, PageHash, split_hashes
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout

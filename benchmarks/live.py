@@ -1,9 +1,9 @@
 """`bench-route --live`: the trace through a real coordinator over HTTP, beside its replay.
 
-A coordinator process, a real Redis and one process for each stub node (`benchmarks.stub_nodes`:
-real prefix cache, real ownership, modelled time). A block of 512 tokens of the trace becomes a page
-of 16 token ids, and rates are divided by the same 32, so times are those of the replay's model.
-The clock is real: a request takes as long as it would.
+A coordinator process, a real Redis and one process for each stub node
+(`benchmarks.clusters.stub_nodes`: real prefix cache, real ownership, modelled time). A block of
+512 tokens of the trace becomes a page of 16 token ids, and rates are divided by the same 32, so
+times are those of the replay's model. The clock is real: a request takes as long as it would.
 
 What is added to the replay's time to the first token is everything that the replay leaves out:
 HTTP, tokens as JSON, three control messages, ownership over Redis, heartbeats, and processes that
@@ -29,10 +29,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import replay as model
 from benchmarks.machine import machine
-from benchmarks.replay import Replay, Settings
-from benchmarks.trace import BLOCK_TOKENS, TraceRequest
+from benchmarks.replaying import replay as model
+from benchmarks.replaying.replay import Replay, Settings
+from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
 from infra.process import Child
@@ -106,7 +106,7 @@ def stub_cluster(policy: str, num_prefill: int, pages_per_node: int) -> Iterator
     ):
 
         def start(role: str, name: str, num_pages: int, *more: str) -> None:
-            words = [sys.executable, "-m", "benchmarks.stub_nodes", role, "--name", name]
+            words = [sys.executable, "-m", "benchmarks.clusters.stub_nodes", role, "--name", name]
             words += ["--redis-url", cluster.redis_url, "--num-pages", str(num_pages), *more]
             log_file = Path(directory) / f"{name}.log"
             cluster.children[name] = Child(name, words, log_file, lambda name, line: None)

@@ -40,19 +40,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from coordinator.follower import OwnershipFollower
-from coordinator.index import PrefixIndex
-from coordinator.redis_index import RedisIndex
-from engine.cache import CacheChange
+from coordinator.ownership.follower import OwnershipFollower
+from coordinator.ownership.index import PrefixIndex
+from coordinator.ownership.redis_index import RedisIndex
+from engine.cache.prefix_cache import CacheChange
 from infra.process import Child
 from infra.redis_server import server_command
-from node.publisher import OwnershipPublisher
-from protocol import ownership
+from node.shell.publisher import OwnershipPublisher
 from protocol.hashing import PAGE_HASH_BYTES, PageHash, join_hashes, split_hashes
 from protocol.ids import Node
 from protocol.layout import KVLayout
 from protocol.messages import NodeInfo
-from protocol.redis_client import connect, connect_async
+from protocol.redis import ownership
+from protocol.redis.client import connect, connect_async
 
 CHAIN_PAGES = 512
 LEASE_S = 600.0

@@ -1,9 +1,9 @@
 """Replays a trace through the router and compares policies: `make bench-route`.
 
-The physics is in `benchmarks.replay`. What limits the figures: no policy hits more than the share
-of blocks that were asked for before (`bound`, an infinite cache shared by all), and no time to the
-first token is shorter than the prompt's own uncached tokens take. `hit` counts blocks found on the
-node that computed, `fetched` those that another node sent instead.
+The physics is in `benchmarks.replaying.replay`. What limits the figures: no policy hits more than
+the share of blocks that were asked for before (`bound`, an infinite cache shared by all), and no
+time to the first token is shorter than the prompt's own uncached tokens take. `hit` counts blocks
+found on the node that computed, `fetched` those that another node sent instead.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from benchmarks.machine import machine
-from benchmarks.replay import REPLAYED, Outcome, Replay, Settings
-from benchmarks.trace import TraceRequest, bound, read_trace
-from coordinator.policies import POLICIES
+from benchmarks.replaying.replay import REPLAYED, Outcome, Replay, Settings
+from benchmarks.replaying.trace import TraceRequest, bound, read_trace
+from coordinator.routing.policies import POLICIES
 from protocol.errors import UserError
 
 TRACE = Path(__file__).parent / "data" / "conversation_trace.jsonl.gz"

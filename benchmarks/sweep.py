@@ -16,9 +16,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.machine import machine
-from benchmarks.replay import Replay, Settings
+from benchmarks.replaying.replay import Replay, Settings
+from benchmarks.replaying.trace import read_trace
 from benchmarks.route import TRACE
-from benchmarks.trace import read_trace
 
 # nodes, blocks per node (0: unlimited), speed-up of the trace, event lag s, coordinators
 GRID = (

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.transfer [--transports shm,gloo | nccl] [--quick] [--out FILE]
 
-`benchmarks.page_stream` and `benchmarks.transfer_cluster` say what is measured and why it should
-come out as it does. Over nccl, which needs two GPUs, only the pages are measured.
+`benchmarks.clusters.page_stream` and `benchmarks.clusters.transfer_cluster` say what is measured
+and why it should come out as it does. Over nccl, which needs two GPUs, only the pages are measured.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import page_stream, transfer_cluster
+from benchmarks.clusters import page_stream, transfer_cluster
+from benchmarks.clusters.page_stream import SHAPES, Stream
 from benchmarks.machine import machine
-from benchmarks.page_stream import SHAPES, Stream
 
 TRANSPORTS = ("shm", "gloo", "nccl")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.policies import POLICIES
+from coordinator.routing.policies import POLICIES
 from protocol.config import option, require, require_redis_url
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -15,22 +15,22 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
+from coordinator.answers.generation import Generation
+from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
-from coordinator.dispatch import DispatchQueue
-from coordinator.follower import OwnershipFollower
-from coordinator.generation import Generation
-from coordinator.hot_prefixes import HotPrefixes
-from coordinator.index import PrefixIndex
+from coordinator.core.hot_prefixes import HotPrefixes
+from coordinator.core.registry import LiveNode, Model, Registry
+from coordinator.core.totals import Totals
+from coordinator.core.tracker import Ended, Outcome, Produced, Send, Stray, Tracker
+from coordinator.http.intake import make_request
+from coordinator.http.schema import BadRequest, Prompt
 from coordinator.inquiry import Inquiries
-from coordinator.intake import make_request
-from coordinator.placement import Placement, Work
-from coordinator.policies import POLICIES
-from coordinator.registry import LiveNode, Model, Registry
-from coordinator.router import Candidates, NoRoute, Route, Router
-from coordinator.schema import BadRequest, Prompt
-from coordinator.tokenizer import Tokenizer
-from coordinator.totals import Totals
-from coordinator.tracker import Ended, Outcome, Produced, Send, Stray, Tracker
+from coordinator.ownership.follower import OwnershipFollower
+from coordinator.ownership.index import PrefixIndex
+from coordinator.routing.dispatch import DispatchQueue
+from coordinator.routing.placement import Placement, Work
+from coordinator.routing.policies import POLICIES
+from coordinator.routing.router import Candidates, NoRoute, Route, Router
 from protocol.admission import admission_tokens, most_tokens
 from protocol.channel import Channel, PeerUnreachable
 from protocol.hashing import PageHasher

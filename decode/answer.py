@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.request import Sequence, Slice
+from engine.steps.sequence import Sequence, Slice
 from protocol.admission import most_tokens
 from protocol.hashing import PageHash
 from protocol.ids import Attempt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decode.scheduler import DecodeLimits, DecodeScheduler
-from engine.cache import PrefixCache
+from engine.cache.prefix_cache import PrefixCache
 from node.build import run_node
 from node.config import NodeConfig
 from protocol.hashing import PageHasher

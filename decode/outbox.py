@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.instructions import Instruction, Send
+from node.core.instructions import Instruction, Send
 from protocol.ids import Node
 from protocol.messages import TokenOut, TokensOut
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from decode.answer import Answer
-from engine.cache import Lease, PrefixCache
-from node.counters import Counters
-from node.instructions import AbortTransfer, ExpectPages, Instruction, Send
+from engine.cache.prefix_cache import Lease, PrefixCache
+from node.core.counters import Counters
+from node.core.instructions import AbortTransfer, ExpectPages, Instruction, Send
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt
 from protocol.messages import Cancel, Prefill, PrefillDone

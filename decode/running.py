@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from decode.answer import Answer, Planned
-from engine.cache import PrefixCache
-from node.fetching import Fetching
+from engine.cache.prefix_cache import PrefixCache
+from node.core.fetching import Fetching
 from protocol.hashing import PageHasher
 
 

@@ -25,11 +25,11 @@ from decode.answer import Answer
 from decode.outbox import Outbox
 from decode.receiving import Receiving
 from decode.running import Running
-from engine.cache import PrefixCache
-from engine.request import Sampled, Sequence, Slice
-from node.counters import Counters
-from node.fetching import FETCH_TIMEOUT_S, Fetching
-from node.instructions import (
+from engine.cache.prefix_cache import PrefixCache
+from engine.steps.sequence import Sampled, Sequence, Slice
+from node.core.counters import Counters
+from node.core.fetching import FETCH_TIMEOUT_S, Fetching
+from node.core.instructions import (
     Event,
     Instruction,
     PagesArrived,
@@ -38,7 +38,7 @@ from node.instructions import (
     ReceiveFailed,
     Send,
 )
-from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
+from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from protocol.admission import admission_tokens
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Addresses, Attempt, Node

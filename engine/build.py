@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from engine.attention_backends import captures, has_triton, make_attention
-from engine.cuda_graphs import DecodeGraphs
-from engine.deterministic_kernels import DeterministicKernels
-from engine.fingerprint import model_fingerprint
-from engine.kernels import Kernels, TorchKernels
-from engine.kv_cache import KVCache
-from engine.linear import Build, kv_head_share
-from engine.loader import Progress, dummy_model, load_model, resolve_dtype
-from engine.model_config import ModelConfig
-from engine.native.build import native_library
-from engine.native_kernels import NativeKernels
+from engine.attention.attention_backends import captures, has_triton, make_attention
+from engine.cache.kv_cache import KVCache
+from engine.kernels.base import Kernels, TorchKernels
+from engine.kernels.deterministic_kernels import DeterministicKernels
+from engine.kernels.native.build import native_library
+from engine.kernels.native_kernels import NativeKernels
+from engine.model.config import ModelConfig
+from engine.model.linear import Build, kv_head_share
 from engine.parallel import SOLO, TensorParallel
-from engine.runner import ModelRunner
+from engine.steps.cuda_graphs import DecodeGraphs
+from engine.steps.runner import ModelRunner
+from engine.weights.fingerprint import model_fingerprint
+from engine.weights.loader import Progress, dummy_model, load_model, resolve_dtype
 from protocol.layout import KVLayout
 
 NATIVE = ("cpu", torch.float32)
@@ -115,7 +115,9 @@ def _kernels(options: EngineOptions, device: torch.device, library: CDLL | None)
         return NativeKernels(library)
     if not has_triton(device):
         return TorchKernels()
-    from engine.triton_kernels import TritonKernels  # imports triton, which a CPU machine has not
+    from engine.kernels.triton_kernels import (
+        TritonKernels,  # imports triton, which a CPU machine has not
+    )
 
     return TritonKernels()
 

@@ -1,7 +1,7 @@
 """Tensor parallelism: the group of ranks that compute one model together.
 
 Every rank runs the same steps on the same slices, holds its share of each weight and of the KV
-heads, and ends with the same logits. Knows no weights; `engine/linear.py` has what is split.
+heads, and ends with the same logits. Knows no weights; `engine/model/linear.py` has what is split.
 """
 
 from __future__ import annotations

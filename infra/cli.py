@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _coordinator(flags: dict[str, Any]) -> None:
-    from coordinator import server
+    from coordinator.http import server
 
     config = resolve(CoordinatorConfig, flags, os.environ)
     _start_logging(config.log_level)

@@ -9,7 +9,7 @@ from pathlib import Path
 from infra.ports import free_port
 from infra.process import Child
 from protocol.config import ConfigError, hide_password
-from protocol.redis_client import REDIS_ERRORS, connect
+from protocol.redis.client import REDIS_ERRORS, connect
 
 START_TIMEOUT_S = 10.0
 REACH_TIMEOUT_S = 5.0

@@ -15,17 +15,17 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from torch import Tensor
 
-from kvtransfer.counts import LinkCounts
-from kvtransfer.handshake import VERSION, Hello, Place
-from kvtransfer.inbox import Inbox
-from kvtransfer.incoming import IncomingLink, ReceivingEnd
-from kvtransfer.layer_stream import LayerStream, event_after, let_go, push_to_all
-from kvtransfer.layout import WHOLE, Shard, divides, frames_of_pages
-from kvtransfer.listener import Listener
-from kvtransfer.outgoing import OutgoingLink, SendingEnd
-from kvtransfer.pages import PageRows
-from kvtransfer.pair import PairBackend
-from kvtransfer.sending import Frame, Sending
+from kvtransfer.backends.pair import PairBackend
+from kvtransfer.links.counts import LinkCounts
+from kvtransfer.links.handshake import VERSION, Hello, Place
+from kvtransfer.links.inbox import Inbox
+from kvtransfer.links.incoming import IncomingLink, ReceivingEnd
+from kvtransfer.links.listener import Listener
+from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
+from kvtransfer.links.sending import Frame, Sending
+from kvtransfer.pages.layer_stream import LayerStream, event_after, let_go, push_to_all
+from kvtransfer.pages.layout import WHOLE, Shard, divides, frames_of_pages
+from kvtransfer.pages.staging import PageRows
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout

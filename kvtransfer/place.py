@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kvtransfer.handshake import Place
+from kvtransfer.links.handshake import Place
 
 
 def place_of(device: torch.device) -> Place:

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from engine.cache import PrefixCache
+from engine.cache.prefix_cache import PrefixCache
 from node.config import NodeConfig
-from node.heartbeat import Heartbeats
-from node.instructions import Scheduler
-from node.publisher import OwnershipPublisher
+from node.core.instructions import Scheduler
 from node.ranks.engine import Engine, start_engine
-from node.shell import NodeShell
+from node.shell.heartbeat import Heartbeats
+from node.shell.publisher import OwnershipPublisher
+from node.shell.shell import NodeShell
 from protocol.channel import Channel
 from protocol.config import describe
 from protocol.hashing import PageHasher

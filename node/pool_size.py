@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.kv_cache import num_pages_that_fit
+from engine.cache.kv_cache import num_pages_that_fit
 from node.config import NodeConfig
 from node.resources import memory_bytes
 from protocol.config import ConfigError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.cache import PrefixCache
+from engine.cache.prefix_cache import PrefixCache
 from node.build import run_node
 from node.config import NodeConfig
 from prefill.scheduler import PrefillLimits, PrefillScheduler

@@ -14,11 +14,11 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import islice
 
-from engine.cache import PrefixCache
-from engine.request import Sampled, Sequence, Slice
-from node.counters import Counters
-from node.fetching import FETCH_TIMEOUT_S, Fetching
-from node.instructions import (
+from engine.cache.prefix_cache import PrefixCache
+from engine.steps.sequence import Sampled, Sequence, Slice
+from node.core.counters import Counters
+from node.core.fetching import FETCH_TIMEOUT_S, Fetching
+from node.core.instructions import (
     Event,
     Instruction,
     PagesArrived,
@@ -29,7 +29,7 @@ from node.instructions import (
     SendPages,
     StreamPages,
 )
-from node.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
+from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from prefill.sending import Sending
 from protocol.hashing import PageHash, PageHasher, tokens_from_bytes
 from protocol.ids import Addresses, Attempt, Node

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cache import Lease, PrefixCache
-from node.instructions import CancelSends, Instruction
+from engine.cache.prefix_cache import Lease, PrefixCache
+from node.core.instructions import CancelSends, Instruction
 from protocol.ids import Attempt
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from protocol.errors import UserError
-from protocol.redis_url import RedisUrl
+from protocol.redis.url import RedisUrl
 
 T = TypeVar("T")
 PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 from protocol.config import ConfigError
-from protocol.redis_url import RedisUrl
+from protocol.redis.url import RedisUrl
 
 ALL_INTERFACES = ("0.0.0.0", "::", "")
 ANYWHERE = "192.0.2.1"

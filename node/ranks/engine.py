@@ -22,7 +22,7 @@ from node.ranks.runner import ParallelRunner
 from node.ranks.transport import ParallelTransport
 from node.ranks.worker import MEETING_TIMEOUT_S
 from node.ranks.workers import Workers
-from node.runner import Runner
+from node.shell.runner import Runner
 from protocol.ids import Node
 from protocol.layout import KVLayout
 

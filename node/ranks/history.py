@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.runner import Step
+from engine.steps.runner import Step
 
 
 class StepHistory:

@@ -13,9 +13,9 @@ import torch
 
 from engine.build import EngineOptions, load_model_runner
 from engine.parallel import TensorParallel
-from engine.runner import ModelRunner
-from kvtransfer.backends import make_backends
-from kvtransfer.layout import Shard
+from engine.steps.runner import ModelRunner
+from kvtransfer.backends.choice import make_backends
+from kvtransfer.pages.layout import Shard
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
 from node.config import NodeConfig

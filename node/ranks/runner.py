@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.model import OnLayer
-from engine.request import Slice
-from engine.runner import ModelRunner, Step
+from engine.model.decoder import OnLayer
+from engine.steps.runner import ModelRunner, Step
+from engine.steps.sequence import Slice
 from node.ranks import commands
 from node.ranks.history import StepHistory
 from node.ranks.operations import Operations

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kvtransfer.layout import Shard
+from kvtransfer.pages.layout import Shard
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream, Transport
 from node.ranks.commands import (
     Abort,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.parallel import connect
-from engine.request import Slice
-from engine.runner import ModelRunner
+from engine.steps.runner import ModelRunner
+from engine.steps.sequence import Slice
 from node.config import NodeConfig
 from node.ranks import commands
 from node.ranks.executor import RankTransport

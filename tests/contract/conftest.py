@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from endpoints import NCCL, Endpoint, Make, new_backend
 
-from kvtransfer.faulty import Faults, FaultyBackend
-from kvtransfer.pair import PairBackend
+from kvtransfer.backends.faulty import Faults, FaultyBackend
+from kvtransfer.backends.pair import PairBackend
+from tests.support.endpoints import NCCL, Endpoint, Make, new_backend
 
 
 @pytest.fixture(params=["local", "shm", "gloo", NCCL])

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from endpoints import Elsewhere, Endpoint, attempt, new_backend, victim_process
 from test_lost_peers import BIG, LARGE, await_lost_links, exchange
+
+from tests.support.endpoints import Elsewhere, Endpoint, attempt, new_backend, victim_process
 
 NAME = f"kvr{os.getpid()}"
 HERE, THERE = "10.213.77.1", "10.213.77.2"

@@ -10,23 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from endpoints import LAYOUT, NUM_PAGES, new_backend, until
 from torch import Tensor
 
 from decode.scheduler import DecodeLimits, DecodeScheduler
-from engine.cache import PrefixCache
-from engine.model import OnLayer
-from engine.request import Sampled, Slice
-from kvtransfer.pair import PairBackend
+from engine.cache.prefix_cache import PrefixCache
+from engine.model.decoder import OnLayer
+from engine.steps.sequence import Sampled, Slice
+from kvtransfer.backends.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
-from node.shell import NodeShell
+from node.shell.shell import NodeShell
 from prefill.scheduler import PrefillLimits, PrefillScheduler
 from protocol.channel import Channel
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Generate, TokensOut
 from protocol.sampling import Sampling
+from tests.support.endpoints import LAYOUT, NUM_PAGES, new_backend, until
 
 HASHER = PageHasher("model", LAYOUT)
 PAGE = LAYOUT.page_size

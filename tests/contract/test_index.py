@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pytest
-from nodes import LAYOUT, Mirror
-from owners import Server, Writer
 
-from coordinator.redis_index import RedisIndex
-from protocol import ownership
+from coordinator.ownership.redis_index import RedisIndex
 from protocol.hashing import PageHash, join_hashes, namespace, page_hashes, split_hashes
 from protocol.ids import Node
-from protocol.redis_client import connect_async
+from protocol.redis import ownership
+from protocol.redis.client import connect_async
+from tests.support.nodes import LAYOUT, Mirror
+from tests.support.owners import Server, Writer
 
 PAGE_SIZE = 4
 P0, P1, P2 = Node("p0", 1), Node("p1", 1), Node("p2", 1)

@@ -6,10 +6,19 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from endpoints import DEADLINE_S, NCCL, Endpoint, Victim, attempt, new_backend, same, victim_process
 
 from kvtransfer.transport import LinkStats
 from protocol.layout import KVLayout
+from tests.support.endpoints import (
+    DEADLINE_S,
+    NCCL,
+    Endpoint,
+    Victim,
+    attempt,
+    new_backend,
+    same,
+    victim_process,
+)
 
 MAX_TRIES = 20
 BIG = list(range(64))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from endpoints import Endpoint, Make, attempt, new_backend, until
-
-from kvtransfer.faulty import Faults, Plan
-from kvtransfer.handshake import VERSION, Hello, Place, choose_backend
-from kvtransfer.layout import WHOLE
+from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.links.handshake import VERSION, Hello, Place, choose_backend
+from kvtransfer.pages.layout import WHOLE
 from protocol.ids import Node
 from protocol.layout import KVLayout
+from tests.support.endpoints import Endpoint, Make, attempt, new_backend, until
 
 LAYOUT = KVLayout(4, 3, 2, 8, "float32")
 ALL = ["nccl", "shm", "gloo"]

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from owners import (
+
+from coordinator.ownership.follower import OwnershipFollower
+from coordinator.ownership.index import PrefixIndex
+from engine.cache.prefix_cache import CacheChange
+from infra.ports import free_port
+from protocol.hashing import PageHash
+from protocol.ids import Node
+from protocol.redis import ownership
+from protocol.redis.client import REDIS_ERRORS
+from tests.support.owners import (
     COORDINATOR,
     DEADLINE_S,
     Following,
@@ -22,15 +31,6 @@ from owners import (
     Writer,
     wait_until,
 )
-
-from coordinator.follower import OwnershipFollower
-from coordinator.index import PrefixIndex
-from engine.cache import CacheChange
-from infra.ports import free_port
-from protocol import ownership
-from protocol.hashing import PageHash
-from protocol.ids import Node
-from protocol.redis_client import REDIS_ERRORS
 
 PAGES = [bytes([i]) * 16 for i in range(8)]
 P0 = Node("p0", 1)
@@ -186,7 +186,9 @@ def test_a_redis_that_never_answers_is_told_once(caplog: pytest.LogCaptureFixtur
         return [r.name for r in caplog.records if "Redis is unreachable" in r.message]
 
     try:
-        wait_until(lambda: {"node.publisher", "coordinator.follower"} <= set(told()))
+        wait_until(
+            lambda: {"node.shell.publisher", "coordinator.ownership.follower"} <= set(told())
+        )
         node.stored(*PAGES)  # never waits
     finally:
         following.close()

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from endpoints import DEADLINE_S, NUM_PAGES, Endpoint, Make, attempt, same, until
 from torch import Tensor
 
-from kvtransfer.faulty import Faults, Plan
-from kvtransfer.layout import Shard
+from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.pages.layout import Shard
 from node.ranks.commands import TransportCommand, TransportReport
 from node.ranks.executor import RankTransport
 from node.ranks.transport import ParallelTransport
 from protocol.ids import Attempt
 from protocol.layout import KVLayout
+from tests.support.endpoints import DEADLINE_S, NUM_PAGES, Endpoint, Make, attempt, same, until
 
 LAYOUT = KVLayout(4, 3, 2, 8, "float32")
 """Two KV heads; four ranks hold each of them twice."""

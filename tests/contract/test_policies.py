@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nodes import Nodes, load_of, work_of
 
-from coordinator.policies import POLICIES
-from coordinator.router import NoRoute, Route
+from coordinator.routing.policies import POLICIES
+from coordinator.routing.router import NoRoute, Route
 from protocol.ids import Node
+from tests.support.nodes import Nodes, load_of, work_of
 
 WORK = work_of(1600, "a")
 NAMES = ["p0", "p1", "p2", "d0", "d1", "d2"]

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from owners import Following, Publishing, Server, wait_until
 
 from infra.ports import free_port
 from infra.redis_server import check_reachable
 from protocol.config import ConfigError, hide_password, require_redis_url
 from protocol.hosts import advertised_host
 from protocol.ids import Node
-from protocol.redis_client import REDIS_ERRORS, connect, connect_async
-from protocol.redis_url import RedisUrl
+from protocol.redis.client import REDIS_ERRORS, connect, connect_async
+from protocol.redis.url import RedisUrl
+from tests.support.owners import Following, Publishing, Server, wait_until
 
 NODE = Node("p0", 1)
 PAGES = [bytes([i]) * 16 for i in range(8)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from endpoints import LAYOUT, Endpoint, Make, attempt, same, until
 from torch import Tensor
 
-from kvtransfer.faulty import Faults, Plan
+from kvtransfer.backends.faulty import Faults, Plan
+from tests.support.endpoints import LAYOUT, Endpoint, Make, attempt, same, until
 
 LAYERS = LAYOUT.num_layers
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from endpoints import NUM_PAGES, Endpoint, Make, attempt, same
 from torch import Tensor
 
-from kvtransfer.faulty import Faults, Plan
-from kvtransfer.layout import Shard
+from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.pages.layout import Shard
 from protocol.layout import KVLayout
+from tests.support.endpoints import NUM_PAGES, Endpoint, Make, attempt, same
 
 SIZES = [1, 2, 4]
 HEADS = {4: KVLayout(4, 3, 4, 8, "bfloat16"), 2: KVLayout(4, 3, 2, 8, "float32")}

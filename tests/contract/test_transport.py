@@ -10,7 +10,12 @@ import threading
 from typing import Any
 
 import pytest
-from endpoints import (
+
+from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.links.counts import LinkCounts
+from kvtransfer.pages.staging import PageRows
+from protocol.layout import KVLayout
+from tests.support.endpoints import (
     DEADLINE_S,
     LAYOUT,
     NUM_PAGES,
@@ -20,11 +25,6 @@ from endpoints import (
     new_backend,
     same,
 )
-
-from kvtransfer.counts import LinkCounts
-from kvtransfer.faulty import Faults, Plan
-from kvtransfer.pages import PageRows
-from protocol.layout import KVLayout
 
 
 def test_bytes_arrive_at_the_reserved_pages_and_nowhere_else(make: Make) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, save_servable_model, start_cluster
 from transformers import PreTrainedModel
 
 from infra.models import EMBEDDED
+from tests.support.clusters import Cluster, save_servable_model, start_cluster
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,20 @@ from typing import Any
 
 import httpx
 import pytest
-from clusters import Cluster, start_cluster, wait_until
 from test_against_transformers import prompt_of
 from test_command_line import assert_refused, kvrelay
 
-from coordinator.not_yet import PATHS
-from coordinator.schema import tenant
+from coordinator.http.not_yet import PATHS
+from coordinator.http.schema import tenant
 from infra.healthcheck import check_node
 from infra.models import EMBEDDED
 from kvrelay.client import Client, ClientError
-from protocol import ownership
 from protocol.hashing import PageHasher
 from protocol.ids import Node
 from protocol.layout import KVLayout
-from protocol.redis_client import connect
+from protocol.redis import ownership
+from protocol.redis.client import connect
+from tests.support.clusters import Cluster, start_cluster, wait_until
 
 PAGE_SIZE = 16
 TOKEN = "let-me-in-0417"

@@ -15,13 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
-from clusters import Cluster
 from rich.console import Console
 
 from infra.demo import StepFailed, show
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from kvrelay.client import Client
+from tests.support.clusters import Cluster
 
 TIMEOUT_S = 60.0
 

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import ALWAYS_DISAGGREGATE, Cluster, body_of, http_client, start_cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
 from infra.ports import free_port
 from kvrelay.client import Client, ClientError
+from tests.support.clusters import (
+    ALWAYS_DISAGGREGATE,
+    Cluster,
+    body_of,
+    http_client,
+    start_cluster,
+    wait_until,
+)
 
 
 class Coordinator:

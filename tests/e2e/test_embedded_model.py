@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from clusters import Cluster
 from test_against_transformers import prompt_of, reference_tokens
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from infra.models import EMBEDDED
+from tests.support.clusters import Cluster
 
 VOCAB_SIZE = 2048
 CHATTER = (

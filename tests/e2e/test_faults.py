@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Cluster, start_cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
+
+from tests.support.clusters import Cluster, start_cluster, wait_until
 
 LENGTH = 200
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clusters import Cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
+
+from tests.support.clusters import Cluster, wait_until
 
 PAGE_SIZE = 16
 

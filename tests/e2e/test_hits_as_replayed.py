@@ -8,14 +8,14 @@ from typing import Any
 
 import httpx
 import pytest
-from clusters import ALWAYS_DISAGGREGATE, Cluster, http_client, wait_until
 
-from benchmarks.replay import Outcome, Replay, Settings
-from benchmarks.trace import BLOCK_TOKENS, TraceRequest
+from benchmarks.replaying.replay import Outcome, Replay, Settings
+from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from protocol.hashing import PageHasher
 from protocol.layout import KVLayout
+from tests.support.clusters import ALWAYS_DISAGGREGATE, Cluster, http_client, wait_until
 
 PAGE_SIZE = 16
 NUM_CONVERSATIONS = 5

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from clusters import Cluster, wait_until
 from test_against_transformers import prompt_of
+
+from tests.support.clusters import Cluster, wait_until
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from clusters import Cluster
 from test_against_transformers import prompt_of
+
+from tests.support.clusters import Cluster
 
 PAGE_SIZE = 16
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from clusters import Cluster, body_of
-from driving import prompt_of
-from sampling_reference import adjusted, chosen
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from infra.models import EMBEDDED
 from protocol.sampling import Sampling
+from tests.support.clusters import Cluster, body_of
+from tests.support.driving import prompt_of
+from tests.support.sampling_reference import adjusted, chosen
 
 VOCAB_SIZE = 199
 GREEDY = {"temperature": 0.0, "ignore_eos": True}

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, start_cluster, wait_until
 from test_against_transformers import prompt_of
 from transformers import PreTrainedModel
+
+from tests.support.clusters import Cluster, start_cluster, wait_until
 
 NUM_NEW = 150
 

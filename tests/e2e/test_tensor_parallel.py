@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Cluster, body_of, start_cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from test_fetch import forget_prompts
 from transformers import PreTrainedModel
+
+from tests.support.clusters import Cluster, body_of, start_cluster, wait_until
 
 SIZES = (1, 2, 4)
 PAIRS = [(1, 2), (2, 1), (2, 4), (4, 2)]

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, save_servable_model, start_cluster
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
+
+from tests.support.clusters import Cluster, save_servable_model, start_cluster
 
 VOCAB_SIZE = 199
 PAGE_SIZE = 16

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, start_cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
 from protocol.layout import KVLayout
+from tests.support.clusters import Cluster, start_cluster, wait_until
 
 PAGE_SIZE = 16
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
-from families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
 from transformers import PreTrainedModel
 
 from engine.build import EngineOptions, load_model_runner
-from engine.request import Slice
-from engine.runner import ModelRunner
+from engine.steps.runner import ModelRunner
+from engine.steps.sequence import Slice
+from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
+from tests.support.families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

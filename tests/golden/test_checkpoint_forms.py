@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from families import save_model_that_sees, save_random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.build import EngineOptions, load_model_runner
+from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.families import save_model_that_sees, save_random_model
 
 NORM = "norm.weight"
 

@@ -8,16 +8,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
-from families import save_random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.batch import Batch
 from engine.build import EngineOptions, load_model_runner
-from engine.request import Slice
-from engine.runner import ModelRunner
+from engine.steps.batch import Batch
+from engine.steps.runner import ModelRunner
+from engine.steps.sequence import Slice
+from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
+from tests.support.families import save_random_model
 
 LENGTH = 150
 """Tokens of the sequence that is looked at: more than a block of keys, a tile, a window."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from driving import CPU, Sequences, prompt_of
-from families import FAMILIES, save_random_model
 
 from engine.build import load_model_runner
+from tests.support.driving import CPU, Sequences, prompt_of
+from tests.support.families import FAMILIES, save_random_model
 
 PARALLEL = ["llama-bias", "qwen3", "gemma3", "phi4-mini", "mixtral"]
 """199 tokens and, in four ranks, two KV heads: neither can be divided."""

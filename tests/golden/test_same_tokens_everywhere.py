@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from families import save_random_model
 
 from engine.build import EngineOptions, load_model_runner
-from engine.request import Slice
-from engine.runner import ModelRunner
+from engine.steps.runner import ModelRunner
+from engine.steps.sequence import Slice
 from protocol.sampling import Sampling, TokenLogprobs
+from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.families import save_random_model
 
 VOCAB_SIZE = 199
 LENGTH = 32

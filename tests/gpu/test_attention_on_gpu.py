@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_attention import CHUNKS, PROMPTS, SINGLES, Case
 
-from engine import flash_attention
-from engine.attention import AttentionBackend, AttentionForm
-from engine.attention_backends import make_attention
-from engine.deterministic_attention import DeterministicAttention
-from engine.torch_attention import TorchAttention
+from engine.attention import flash_attention
+from engine.attention.attention_backends import make_attention
+from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.attention.deterministic_attention import DeterministicAttention
+from engine.attention.torch_attention import TorchAttention
 from protocol.layout import KVLayout
 
 pytestmark = [
@@ -46,7 +46,7 @@ def triton() -> AttentionBackend:
 def library(name: str) -> Callable[[], AttentionBackend]:
     def make() -> AttentionBackend:
         """Skips where the library is not installed."""
-        from engine.triton_attention import TritonAttention
+        from engine.attention.triton_attention import TritonAttention
 
         kernel = (
             flash_attention.varlen_kernel()

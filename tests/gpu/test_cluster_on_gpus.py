@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from clusters import Cluster, save_servable_model, start_cluster, wait_until
 from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
+
+from tests.support.clusters import Cluster, save_servable_model, start_cluster, wait_until
 
 pytestmark = pytest.mark.gpu
 BACKENDS = {"nccl": {"p0": "cuda:0", "d0": "cuda:1"}, "gloo": {"p0": "cuda:0", "d0": "cuda:0"}}

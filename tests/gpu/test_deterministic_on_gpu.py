@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving import PAGE_SIZE, prompt_of
-from families import save_random_model
 from test_deterministic_logits import LENGTH, Steps
 
 from engine.build import EngineOptions, load_model_runner
+from tests.support.driving import PAGE_SIZE, prompt_of
+from tests.support.families import save_random_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving import PAGE_SIZE, Sequences, prompt_of
-from families import (
+from transformers import PreTrainedModel
+
+from engine.build import EngineOptions, load_model_runner
+from engine.sampling.sampler import sample
+from engine.steps.runner import ModelRunner
+from engine.steps.sequence import UNKNOWN, Slice
+from protocol.sampling import Sampling
+from tests.support.driving import PAGE_SIZE, Sequences, prompt_of
+from tests.support.families import (
     FAMILIES,
     ORIGINAL_RANGE,
     SERVED_LENGTHS,
     prompt_lengths,
     save_random_model,
 )
-from transformers import PreTrainedModel
-
-from engine.build import EngineOptions, load_model_runner
-from engine.request import UNKNOWN, Slice
-from engine.runner import ModelRunner
-from engine.sampler import sample
-from protocol.sampling import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.families import Activation
-from engine.kernels import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
-from engine.kv_cache import KVCache
+from engine.cache.kv_cache import KVCache
+from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
+from engine.model.families import Activation
 from protocol.layout import KVLayout
 
 pytestmark = [
@@ -22,7 +22,7 @@ PLAIN = TorchKernels()
 
 @pytest.fixture(scope="module")
 def fused() -> Kernels:
-    from engine.triton_kernels import TritonKernels
+    from engine.kernels.triton_kernels import TritonKernels
 
     return TritonKernels()
 

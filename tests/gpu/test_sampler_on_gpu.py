@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.request import Sampled
-from engine.sampler import sample
+from engine.sampling.sampler import sample
+from engine.steps.sequence import Sampled
 from protocol.sampling import Sampling
 
 pytestmark = [

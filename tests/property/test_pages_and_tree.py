@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.cache import Lease, PrefixCache
-from engine.pages import PagePool
-from engine.radix import RadixTree
+from engine.cache.page_pool import PagePool
+from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.radix import RadixTree
 from protocol.hashing import PageHash
 
 NUM_PAGES = 12

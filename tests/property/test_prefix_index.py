@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from nodes import Mirror
 
 from protocol.hashing import PageHash
 from protocol.ids import Node
+from tests.support.nodes import Mirror
 
 MAX_PAGES = 40
 paths = st.one_of(

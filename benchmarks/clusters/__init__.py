@@ -1,0 +1,1 @@
+"""Real and stub nodes that benchmarks drive."""

@@ -1,0 +1,283 @@
+"""Pages from one process to another, against raw sends of the same bytes in the same run.
+
+Physics: a page of a transfer is copied out of the sender's pool, moved, and copied into the
+receiver's. Raw moves one contiguous buffer, with the backend's best message size and no copy. So on
+a CPU the two copies share the memory bandwidth and the cores with the move itself; on GPUs they run
+beside it. What is measured is goodput: bytes of pages over the time from `send` to the receiver's
+"all here", hand-over of the news included.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch.distributed import PrefixStore, TCPStore
+
+from kvtransfer.backends.choice import make_backends
+from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK, Pair, PairBackend
+from kvtransfer.pair_transport import PairTransport
+from kvtransfer.place import place_of
+from protocol.ids import Attempt, Node
+from protocol.layout import KVLayout
+
+SHAPES = {
+    "llama-3-8b": KVLayout(16, 32, 8, 128, "bfloat16"),
+    "llama-3-8b, pages of 64": KVLayout(64, 32, 8, 128, "bfloat16"),
+    "embedded model": KVLayout(16, 6, 2, 32, "float32"),
+}
+NUM_PAGES = (1, 8, 64, 512)
+RAW_MESSAGES = {
+    "gloo": ((1 << 20, 8), (16 << 20, 1)),
+    "nccl": ((16 << 20, 4), (64 << 20, 2), (256 << 20, 1)),
+}
+"""(bytes, under way at once) that raw sends may use: the best of them is what counts."""
+POOL_BYTES = 3 << 30
+MAX_BYTES = 1 << 30
+REPEATS = 7
+DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One row of the table. Rates in bytes per second."""
+
+    transport: str
+    shape: str
+    num_pages: int
+    scattered: bool
+    first_s: float
+    """Of a page over a link that has to be made first; the process's first of all."""
+    rate: float
+    raw_rate: float
+
+    @property
+    def vs_raw(self) -> float:
+        return self.rate / self.raw_rate
+
+
+def measure(
+    transport: str, shape: str, num_pages: Sequence[int] = NUM_PAGES, repeats: int = REPEATS
+) -> list[Stream]:
+    """`transport`: shm, gloo, or nccl (which needs two GPUs)."""
+    layout = SHAPES[shape]
+    with _Peer(transport, layout) as peer:
+        rows, first_s = [], peer.stream_s(1)
+        for count in num_pages:
+            if count * layout.page_bytes > MAX_BYTES:
+                continue
+            raw_rate = peer.raw_rate(count * layout.page_bytes, repeats)
+            for scattered in (False, True):
+                rate = peer.stream_rate(count, scattered, repeats)
+                rows.append(Stream(transport, shape, count, scattered, first_s, rate, raw_rate))
+        return rows
+
+
+def pages_of(count: int, num_pool_pages: int, scattered: bool) -> list[int]:
+    pages = list(range(num_pool_pages))
+    if scattered:
+        random.Random(7).shuffle(pages)
+    return pages[:count]
+
+
+class _Peer:
+    """The other process, driven over a pipe; this one sends."""
+
+    def __init__(self, transport: str, layout: KVLayout) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._process = context.Process(
+            target=_serve, args=(there, transport, layout, self._store.port), daemon=True
+        )
+        self._process.start()
+        there.close()
+        self._layout = layout
+        self._side = _Side(transport, layout, SENDER_RANK, self._store)
+        self._address = self._answer()
+        self._num_sent = 0
+
+    def __enter__(self) -> _Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._side.close()
+        self._process.kill()
+        self._process.join()
+
+    def stream_s(self, count: int, scattered: bool = False) -> float:
+        """From `send` to the news that all is there."""
+        pages = pages_of(count, self._side.num_pages, scattered)
+        self._num_sent += 1
+        transfer = Attempt("bench", self._num_sent)
+        self._pipe.send(("expect", transfer, list(reversed(pages))))
+        self._answer()
+        started = time.perf_counter()
+        self._side.send(self._address, transfer, pages)
+        self._answer()
+        return time.perf_counter() - started
+
+    def stream_rate(self, count: int, scattered: bool, repeats: int) -> float:
+        seconds = [self.stream_s(count, scattered) for _ in range(repeats + 1)]
+        return count * self._layout.page_bytes / statistics.median(seconds[1:])
+
+    def raw_rate(self, num_bytes: int, repeats: int) -> float:
+        """In the best of the ways to do it."""
+        return max(
+            self._raw_rate(num_bytes, way, repeats) for way in range(self._side.num_raw_ways)
+        )
+
+    def _raw_rate(self, num_bytes: int, way: int, repeats: int) -> float:
+        seconds = []
+        for _ in range(repeats + 1):
+            self._pipe.send(("raw", num_bytes, way))
+            self._answer()
+            started = time.perf_counter()
+            self._side.raw(num_bytes, way)
+            self._answer()
+            seconds.append(time.perf_counter() - started)
+        return num_bytes / statistics.median(seconds[1:])
+
+    def _answer(self) -> Any:
+        assert self._pipe.poll(DEADLINE_S), "the other process does not answer"
+        return self._pipe.recv()
+
+
+class _Side:
+    """What both processes have: a transport with a pool, and a raw pair beside it."""
+
+    def __init__(self, transport: str, layout: KVLayout, rank: int, store: TCPStore) -> None:
+        torch.set_num_threads(1)
+        device = torch.device(f"cuda:{rank}" if transport == "nccl" else "cpu")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        self.num_pages = min(2048, POOL_BYTES // layout.page_bytes)
+        self.pool = torch.zeros(
+            layout.num_layers,
+            self.num_pages,
+            2,
+            layout.page_size,
+            layout.num_kv_heads,
+            layout.head_dim,
+            dtype=getattr(torch, layout.dtype),
+            device=device,
+        )
+        backend = _backend(transport, device)
+        place = place_of(device)
+        node = Node(f"n{rank}", 1)
+        self._transport = PairTransport(self.pool, layout, node, "model", [backend], place)
+        self.address = self._transport.address
+        self._rank = rank
+        raw = "nccl" if transport == "nccl" else "gloo"
+        self._raw = [
+            _RawPair(raw, device, rank, store, way) for way in range(len(RAW_MESSAGES[raw]))
+        ]
+
+    @property
+    def num_raw_ways(self) -> int:
+        return len(self._raw)
+
+    def send(self, address: str, transfer: Attempt, pages: list[int]) -> None:
+        self._transport.send([address], transfer, pages, 0, lambda error: None)
+
+    def expect(self, transfer: Attempt, pages: list[int]) -> queue.SimpleQueue[str]:
+        done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._transport.expect(transfer, pages, lambda num_pages: None, done.put)
+        return done
+
+    def raw(self, num_bytes: int, way: int) -> None:
+        self._raw[way].move(num_bytes)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+class _RawPair:
+    """Moves bytes without looking at them. Made on first use, which both sides reach together."""
+
+    def __init__(
+        self, transport: str, device: torch.device, rank: int, store: TCPStore, way: int
+    ) -> None:
+        self._message_bytes, self._window = RAW_MESSAGES[transport][way]
+        self._backend = _backend(transport, device)
+        self._store = PrefixStore(f"raw/{way}", store)
+        self._rank = rank
+        self._pair: Pair | None = None
+
+    def move(self, num_bytes: int) -> None:
+        if self._pair is None:
+            self._pair = self._backend.make_pair(
+                self._store, self._rank, self._window, self._message_bytes
+            )
+        under_way = 0
+        for start in range(0, num_bytes, self._message_bytes):
+            if under_way == self._window:
+                self._wait(self._pair)
+                under_way -= 1
+            self._start(self._pair, min(self._message_bytes, num_bytes - start))
+            under_way += 1
+        for _ in range(under_way):
+            self._wait(self._pair)
+
+    def _start(self, pair: Pair, num_bytes: int) -> None:
+        if self._rank == SENDER_RANK:
+            pair.reserve(num_bytes)
+            pair.send()
+        else:
+            pair.post(num_bytes)
+
+    def _wait(self, pair: Pair) -> None:
+        if self._rank == SENDER_RANK:
+            pair.sent()
+        else:
+            pair.received()
+
+
+def _backend(transport: str, device: torch.device) -> PairBackend:
+    (backend,) = make_backends(transport, "127.0.0.1", device)
+    return backend
+
+
+def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) -> None:
+    """The receiving process."""
+    store = TCPStore("127.0.0.1", store_port, is_master=False)
+    side = _Side(transport, layout, RECEIVER_RANK, store)
+    pipe.send(side.address)
+    while True:
+        question, *rest = pipe.recv()
+        if question == "expect":
+            done = side.expect(*rest)
+            pipe.send("ready")
+            pipe.send(done.get(timeout=DEADLINE_S))
+        else:
+            pipe.send("ready")
+            side.raw(*rest)
+            pipe.send("done")
+
+
+def table(streams: Sequence[Stream]) -> Table:
+    table = Table(title="pages against raw sends", box=box.SIMPLE)
+    for heading in ("transport", "shape", "pages", "", "GB/s", "raw GB/s", "ratio", "first ms"):
+        table.add_column(heading, justify="right")
+    for row in streams:
+        table.add_row(
+            row.transport,
+            row.shape,
+            str(row.num_pages),
+            "scattered" if row.scattered else "contiguous",
+            f"{row.rate / 1e9:.2f}",
+            f"{row.raw_rate / 1e9:.2f}",
+            f"{row.vs_raw:.2f}",
+            f"{row.first_s * 1e3:.0f}",
+        )
+    return table

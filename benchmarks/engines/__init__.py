@@ -1,0 +1,1 @@
+"""The engines that `benchmarks.engine` compares, and what it asks of them."""

@@ -1,0 +1,133 @@
+"""What a step costs beside the model: scheduling, batching, sampling, telling.
+
+The scheduler of a decode node runs a real `ModelRunner`, as the shell drives it, without sockets
+and threads. Prompts are taken for computed, since only steps that decode are looked at. What a step
+takes beside the model's own forward pass is overhead: planning it, building its tensors, choosing
+tokens, accounting for them, encoding the message that reports them, and the node's load.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.engines.cells import WARM_UP_STEPS, Cell
+from decode.scheduler import DecodeLimits, DecodeScheduler
+from engine.cache.prefix_cache import PrefixCache
+from engine.steps.runner import ModelRunner
+from engine.steps.sequence import Sampled
+from node.core.instructions import Send
+from protocol.hashing import PageHasher, token_bytes
+from protocol.ids import Addresses, Attempt, Node
+from protocol.messages import Generate, encode
+from protocol.sampling import Sampling
+
+SAMPLED = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=7)
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Shares of a step, medians."""
+
+    share: float
+    """With greedy requests."""
+    sampled_share: float
+    """With requests that draw from the top_p of their top_k tokens."""
+
+
+def measure_overhead(runner: ModelRunner, cell: Cell) -> Overhead:
+    return Overhead(_share(runner, cell, GREEDY), _share(runner, cell, SAMPLED))
+
+
+def _share(runner: ModelRunner, cell: Cell, sampling: Sampling) -> float:
+    loop = _Loop(runner, cell, sampling)
+    with _forward_times(runner) as forward_s:
+        shares = []
+        for _ in range(WARM_UP_STEPS + cell.num_steps):
+            forward_s.clear()
+            started = time.perf_counter()
+            loop.step()
+            step_s = time.perf_counter() - started
+            shares.append(1 - sum(forward_s) / step_s)
+    return statistics.median(shares[WARM_UP_STEPS:])
+
+
+class _Loop:
+    """`batch` running answers of a decode node, their contexts there already."""
+
+    def __init__(self, runner: ModelRunner, cell: Cell, sampling: Sampling) -> None:
+        self._runner = runner
+        hasher = PageHasher("bench", runner.layout)
+        limits = DecodeLimits(
+            chunk_tokens=cell.num_tokens,
+            max_running=cell.batch,
+            max_waiting=cell.batch,
+            receive_timeout_s=60.0,
+        )
+        cache = PrefixCache(runner.kv_cache.num_pages)
+        self._scheduler = DecodeScheduler(
+            Node("d0", 1), Addresses("", ("",)), cache, hasher, limits
+        )
+        chance = random.Random(7)
+        for i in range(cell.batch):
+            prompt = [chance.randrange(3, runner.config.vocab_size) for _ in range(cell.context)]
+            self._scheduler.handle(
+                _request(f"r{i}", prompt, sampling, cell.length - cell.context + 1),
+                time.monotonic(),
+            )
+        slices, _ = self._scheduler.next_batch(time.monotonic())
+        assert len(slices) == cell.batch, "the pool holds all prompts of a cell"
+        self._scheduler.finish([Sampled(prompt[0])] * cell.batch, time.monotonic())
+
+    def step(self) -> None:
+        """As `NodeShell.run` has it."""
+        slices, _ = self._scheduler.next_batch(time.monotonic())
+        sampled = self._runner.start(slices).sampled()
+        for instruction in self._scheduler.finish(sampled, time.monotonic()):
+            if isinstance(instruction, Send):
+                encode(instruction.message)
+        self._scheduler.load()
+
+
+def _request(name: str, prompt: list[int], sampling: Sampling, max_new_tokens: int) -> Generate:
+    return Generate(
+        attempt=Attempt(name, 1),
+        tokens=token_bytes(prompt),
+        cache_salt="",
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        stop_token_ids=[],
+        prefill_node=None,
+        prefill_address="",
+        reply_address="coordinator",
+    )
+
+
+@contextmanager
+def _forward_times(runner: ModelRunner) -> Iterator[list[float]]:
+    """Collects the seconds of every forward pass of the model, which must run on a CPU."""
+    seconds: list[float] = []
+    started = 0.0
+
+    def begin(*_: Any) -> None:
+        nonlocal started
+        started = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        seconds.append(time.perf_counter() - started)
+
+    hooks = [
+        runner.model.register_forward_pre_hook(begin),
+        runner.model.register_forward_hook(end),
+    ]
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""What a coordinator knows and decides about nodes and requests. Pure."""

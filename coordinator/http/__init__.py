@@ -1,0 +1,1 @@
+"""The HTTP edge: endpoints, their bodies, their errors."""

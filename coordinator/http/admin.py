@@ -1,0 +1,382 @@
+"""/admin/*: what the cluster holds, why requests go where they go, and what an operator may do."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+
+from coordinator.core.hot_prefixes import MAX_PREFIXES
+from coordinator.core.registry import LiveNode
+from coordinator.core.totals import Counts, ratio
+from coordinator.http import admin_examples as examples
+from coordinator.http.admin_examples import example, takes
+from coordinator.http.admin_token import require_token
+from coordinator.http.intake import tokenize
+from coordinator.http.replies import FAULTS, error_reply, fault_status, json_reply
+from coordinator.http.schema import BadRequest, Prompt, parse_generate, parse_object, tenant
+from coordinator.ownership.audit import audit
+from coordinator.routing.policies import Candidate
+from coordinator.routing.router import Route
+from coordinator.service import Service
+from protocol.messages import LinkLoad, Load
+from protocol.redis.client import REDIS_ERRORS
+
+FLUSH_TIMEOUT_S = 5.0
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.get("/cache/stats", response_model=None, responses=example(examples.STATS))
+async def cache_stats(request: Request) -> Response:
+    """Pages, hits and moved pages, of the cluster and of each node.
+
+    Counts of requests are this coordinator's, since its start and of the last five minutes; counts
+    of nodes are since the start of the node, whoever asked. Counting looks at no page.
+    """
+    service = _service(request)
+    nodes = {live.node.name: _node_stats(live, service) for live in service.registry.live()}
+    index, follower = service.index, service.follower
+    cluster = {
+        **_counts(service.totals.lifetime),
+        "last_5_minutes": _counts(service.totals.recent(_now())),
+        "pages": {
+            name: sum(node["pages"][name] for node in nodes.values())
+            for name in ("total", "used", "held", "cached", "free")
+        },
+        "tokens_computed": sum(node["tokens_computed"] for node in nodes.values()),
+        "tokens_reused": sum(node["tokens_reused"] for node in nodes.values()),
+        "tokens_fetched": sum(node["tokens_fetched"] for node in nodes.values()),
+        "pages_sent": sum(node["pages_sent"] for node in nodes.values()),
+        "pages_evicted": sum(node["pages_evicted"] for node in nodes.values()),
+        "running_requests": service.num_running,
+        "waiting_requests": service.num_waiting,
+        "unique_owned_pages": index.num_unique_pages,
+        "duplicate_owned_pages": index.num_owned_pages - index.num_unique_pages,
+        "index_bytes": index.num_bytes,
+        "index_lag_s": round(follower.lag_s, 4),
+        "redis_connected": follower.connected,
+        "policy": service.config.policy,
+    }
+    return json_reply({"cluster": cluster, "nodes": nodes})
+
+
+@router.get("/cache/prefixes", response_model=None, responses=example(examples.PREFIXES))
+async def prefixes(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=MAX_PREFIXES, description="how many at most")] = 20,
+) -> Response:
+    """The prefixes that requests through this coordinator had in common most often.
+
+    `first_words` are shown with --show-prompt-words, and never of a tenant with a cache_salt.
+    """
+    service, now = _service(request), _now()
+    shows_words = service.config.show_prompt_words
+    hottest = service.hot_prefixes.hottest(limit)
+    return json_reply(
+        {
+            "prefixes": [
+                {
+                    "page_hash": prefix.page_hash.hex(),
+                    "tokens": prefix.num_tokens,
+                    "hits": prefix.hits,
+                    "hits_overcounted_by_at_most": prefix.error,
+                    "last_hit_s_ago": round(now - prefix.last_hit, 3),
+                    "owners": sorted(node.name for node in service.index.owners(prefix.page_hash)),
+                    "salted": prefix.is_salted,
+                    "first_words": service.tokenizer.decode(prefix.first_tokens, True)
+                    if shows_words and not prefix.is_salted
+                    else None,
+                }
+                for prefix in hottest
+            ]
+        }
+    )
+
+
+@router.post(
+    "/cache/flush",
+    response_model=None,
+    responses=example(examples.FLUSHED),
+    openapi_extra=takes(examples.FLUSH),
+)
+async def flush(request: Request) -> Response:
+    """Forgets the cached pages that no request holds: of one node (`node`), of one tenant
+    (`cache_salt`, "" for those without), of both, or all. Answers the pages by node."""
+    service = _service(request)
+    try:
+        node, cache_salt = _flush_target(await _body(request))
+    except BadRequest as error:
+        return error_reply(400, str(error))
+    nodes = [live for live in service.registry.live() if node in (None, live.node.name)]
+    if node is not None and not nodes:
+        return error_reply(404, _unknown(node, service))
+    pages = await service.flush_cache(nodes, cache_salt, FLUSH_TIMEOUT_S)
+    unanswered = sorted({live.node.name for live in nodes} - pages.keys())
+    return json_reply({"pages": pages, "unanswered": unanswered})
+
+
+@router.post("/cache/audit", response_model=None, responses=example(examples.AUDIT))
+async def cache_audit(
+    request: Request, repair: Annotated[bool, Query(description="mend what differs")] = True
+) -> Response:
+    """Compares what every node really holds with its record in Redis and with the mirror here.
+
+    A debugging aid: it reads every page hash. A difference counts if it is still there a second
+    later.
+    """
+    audits = await audit(_service(request), repair)
+    return json_reply(
+        {
+            "clean": all(each.is_clean for each in audits.values()),
+            "nodes": {name: each.report() for name, each in audits.items()},
+        }
+    )
+
+
+@router.get("/nodes", response_model=None, responses=example(examples.NODES))
+async def nodes(request: Request) -> Response:
+    """Every live node with its incarnation, lease, load, rates and links.
+
+    `backlog_s`: how long its prompts will keep it busy, by this coordinator's estimate.
+    `links`: what it sent to and received from each peer since its start; of `in`, `exposed_s` is
+    how long requests waited for pages while nothing was computed for them.
+    """
+    service, now = _service(request), _now()
+    return json_reply(
+        [
+            {
+                "name": live.node.name,
+                "incarnation": live.node.incarnation,
+                "role": live.info.role,
+                "draining": live.node.name in service.placement.draining,
+                "control_address": live.info.control_address,
+                "data_addresses": live.info.data_addresses,
+                "device": live.info.device,
+                "layout": msgspec.structs.asdict(live.info.layout),
+                "model_fingerprint": live.info.model_fingerprint,
+                "num_pages": live.info.num_pages,
+                "owned_pages": service.index.num_pages(live.node),
+                "lease_ends_in_s": round(live.lease_ends - now, 3),
+                "last_heartbeat_s_ago": round(now - live.last_heartbeat, 3),
+                "backlog_s": round(service.placement.backlog_s(live.node, now), 4),
+                "load": _load(live.load),
+                "links": [_link(link) for link in live.load.links],
+            }
+            for live in service.registry.live()
+        ]
+    )
+
+
+@router.post("/nodes/{name}/drain", response_model=None, responses=example(examples.DRAINED))
+async def drain(request: Request, name: str) -> Response:
+    """Gives the node no new requests; those it has run to their end, and its pages can still be
+    fetched. For all coordinators, also when the node restarts, until `undrain`."""
+    return await _set_draining(_service(request), name, True)
+
+
+@router.post("/nodes/{name}/undrain", response_model=None, responses=example(examples.DRAINED))
+async def undrain(request: Request, name: str) -> Response:
+    """Takes a `drain` back."""
+    return await _set_draining(_service(request), name, False)
+
+
+@router.post(
+    "/route/explain",
+    response_model=None,
+    responses=example(examples.EXPLANATION),
+    openapi_extra=takes(examples.PROMPT, is_required=True),
+)
+async def explain(request: Request) -> Response:
+    """Where a request (a body of /generate with one prompt) would go now and why; runs nothing.
+
+    `candidates`: nodes that would compute the prompt for another (`prefill`), nodes that would
+    answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
+    """
+    service = _service(request)
+    try:
+        prompt = _one_prompt(await _body(request))
+        tokens = await tokenize(prompt, service.tokenizer)
+        candidates, route = service.explain(prompt, tokens)
+    except FAULTS as error:
+        return error_reply(fault_status(error), str(error))
+    layout = candidates.decode[0].live.info.layout
+    return json_reply(
+        {
+            "prompt_tokens": len(tokens),
+            "prompt_pages": layout.num_pages(len(tokens)),
+            "policy": service.config.policy,
+            "choice": {
+                "prefill": route.prefill.name if route.prefill else None,
+                "decode": route.decode.name,
+                "fetch_from": route.fetch_from.name if route.fetch_from else None,
+                "first_token_ms": _ms(route.cost.first_token_s),
+            },
+            "reason": route.reason,
+            "runner_up": route.runner_up,
+            "candidates": {
+                "prefill": [_candidate(c, route, "prefill") for c in candidates.prefill],
+                "decode": [_candidate(c, route, "decode") for c in candidates.decode],
+                "both": [_candidate(c, route, "both") for c in candidates.both],
+            },
+        }
+    )
+
+
+async def _set_draining(service: Service, name: str, draining: bool) -> Response:
+    known = {live.node.name for live in service.registry.live()} | service.placement.draining
+    if name not in known:
+        return error_reply(404, _unknown(name, service))
+    try:
+        await service.set_draining(name, draining)
+    except REDIS_ERRORS as error:
+        return error_reply(503, f"Redis is unreachable, nothing was changed: {error}")
+    backlog = service.placement.backlogs.get(name)
+    running = backlog.num_requests if backlog is not None else 0
+    return json_reply({"name": name, "draining": draining, "running_requests": running})
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object that came, whatever its content type says; {} for none. Raises BadRequest.
+
+    It is read here and not by FastAPI, which would read it before it looks at the token.
+    """
+    raw, max_bytes = bytearray(), _service(request).config.max_body_bytes
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > max_bytes:
+            raise HTTPException(413, f"the body has more than {max_bytes} bytes")
+    return parse_object(raw) if raw else {}
+
+
+def _one_prompt(body: dict[str, Any]) -> Prompt:
+    """Raises BadRequest."""
+    if "messages" in body:
+        raise BadRequest("messages are not supported by this version; give text or input_ids")
+    prompts = parse_generate(body).prompts
+    if len(prompts) > 1:
+        raise BadRequest("give one prompt, not a batch")
+    return prompts[0]
+
+
+def _flush_target(given: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(node, cache_salt) to flush; None: any. Raises BadRequest."""
+    if not given.keys() <= {"node", "cache_salt", "extra_key"}:
+        raise BadRequest("the body may have node, cache_salt and extra_key, and nothing else")
+    if not all(isinstance(value, str) for value in given.values()):
+        raise BadRequest("node, cache_salt and extra_key are strings")
+    if "cache_salt" not in given and "extra_key" not in given:
+        return given.get("node"), None
+    return given.get("node"), tenant(given.get("cache_salt", ""), given.get("extra_key", ""))
+
+
+def _unknown(name: str, service: Service) -> str:
+    names = ", ".join(live.node.name for live in service.registry.live())
+    return f"no node is named {name!r}; there are {names or 'none'}"
+
+
+def _candidate(candidate: Candidate, route: Route, task: str) -> dict[str, Any]:
+    node, cost = candidate.live.node, candidate.cost
+    chosen_node = {
+        "prefill": route.prefill,
+        "decode": route.decode if route.prefill else None,
+        "both": None if route.prefill else route.decode,
+    }[task]
+    is_same_fetch = task == "decode" or candidate.fetch_pages == route.fetch_pages
+    return {
+        "node": node.name,
+        "owned_pages": candidate.owned_pages,
+        "fetch_from": candidate.fetch_from.node.name if candidate.fetch_from else None,
+        "fetch_pages": candidate.fetch_pages,
+        "queue_ms": _ms(cost.queue_s),
+        "fetch_ms": _ms(cost.fetch_s),
+        "compute_ms": _ms(cost.compute_s),
+        "transfer_ms": _ms(cost.transfer_s),
+        "wait_ms": _ms(cost.wait_s),
+        "evict_ms": _ms(cost.evict_s),
+        "first_token_ms": _ms(cost.first_token_s),
+        "score_ms": _ms(candidate.score),
+        "chosen": node == chosen_node and is_same_fetch,
+    }
+
+
+def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
+    load = live.load
+    found = load.reused_tokens_total + load.fetched_tokens_total
+    return {
+        "role": live.info.role,
+        "draining": live.node.name in service.placement.draining,
+        "pages": {
+            "total": live.info.num_pages,
+            "used": load.held_pages + load.cached_pages,
+            "held": load.held_pages,
+            "cached": load.cached_pages,
+            "free": load.free_pages,
+        },
+        "owned_pages": service.index.num_pages(live.node),
+        "tokens_computed": load.computed_tokens_total,
+        "tokens_reused": load.reused_tokens_total,
+        "tokens_fetched": load.fetched_tokens_total,
+        "tokens_generated": load.generated_tokens_total,
+        "token_hit_ratio": ratio(found, found + load.computed_tokens_total),
+        "requests": load.requests_total,
+        "requests_hit": load.requests_hit_total,
+        "request_hit_ratio": ratio(load.requests_hit_total, load.requests_total),
+        "pages_sent": load.pages_sent_total,
+        "pages_received": load.pages_received_total,
+        "pages_fetched": load.pages_fetched_total,
+        "pages_evicted": load.pages_evicted_total,
+        "transfer_failures": load.transfer_failures_total,
+        "preemptions": load.preemptions_total,
+    }
+
+
+def _load(load: Load) -> dict[str, Any]:
+    values = msgspec.structs.asdict(load)
+    del values["links"]
+    return values
+
+
+def _link(link: LinkLoad) -> dict[str, Any]:
+    return {
+        "peer": link.peer,
+        "direction": link.direction,
+        "transport": link.transport,
+        "open": link.is_open,
+        "bytes": link.bytes_total,
+        "pages": link.pages_total,
+        "busy_s": round(link.busy_s_total, 4),
+        "exposed_s": round(link.exposed_s_total, 4),
+        "failures": link.failures_total,
+    }
+
+
+def _counts(counts: Counts) -> dict[str, Any]:
+    return {
+        "requests": counts.requests,
+        "requests_hit": counts.requests_hit,
+        "request_hit_ratio": counts.request_hit_ratio,
+        "prompt_tokens": counts.prompt_tokens,
+        "cached_tokens": counts.cached_tokens,
+        "fetched_tokens": counts.fetched_tokens,
+        "token_hit_ratio": counts.token_hit_ratio,
+        "completion_tokens": counts.completion_tokens,
+        "transferred_pages": counts.transferred_pages,
+        "retries": counts.retries,
+        "failed_requests": counts.failed,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+def _now() -> float:
+    return time.monotonic()

@@ -1,0 +1,190 @@
+"""Examples of what /admin/* answers, for its OpenAPI description (which drops what is None)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from coordinator.routing.policies import POLICIES
+from protocol.layout import KVLayout
+from protocol.messages import Load
+
+Responses = dict[int | str, dict[str, Any]]
+
+COUNTS = {
+    "requests": 1204,
+    "requests_hit": 1011,
+    "request_hit_ratio": 0.8397,
+    "prompt_tokens": 913408,
+    "cached_tokens": 610304,
+    "fetched_tokens": 41984,
+    "token_hit_ratio": 0.6682,
+    "completion_tokens": 154112,
+    "transferred_pages": 19822,
+    "retries": 0,
+    "failed_requests": 0,
+}
+PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
+NODE_STATS = {
+    "role": "prefill",
+    "draining": False,
+    "pages": PAGES,
+    "owned_pages": 15688,
+    "tokens_computed": 303104,
+    "tokens_reused": 568320,
+    "tokens_fetched": 41984,
+    "tokens_generated": 0,
+    "token_hit_ratio": 0.6682,
+    "requests": 1204,
+    "requests_hit": 1011,
+    "request_hit_ratio": 0.8397,
+    "pages_sent": 19822,
+    "pages_received": 0,
+    "pages_fetched": 2624,
+    "pages_evicted": 8112,
+    "transfer_failures": 0,
+    "preemptions": 0,
+}
+STATS = {
+    "cluster": {
+        **COUNTS,
+        "last_5_minutes": COUNTS,
+        "pages": PAGES,
+        "tokens_computed": 303104,
+        "tokens_reused": 568320,
+        "tokens_fetched": 41984,
+        "pages_sent": 19822,
+        "pages_evicted": 8112,
+        "running_requests": 12,
+        "waiting_requests": 3,
+        "unique_owned_pages": 15688,
+        "duplicate_owned_pages": 402,
+        "index_bytes": 1725680,
+        "index_lag_s": 0.002,
+        "redis_connected": True,
+        "policy": next(iter(POLICIES)),
+    },
+    "nodes": {"p0": NODE_STATS},
+}
+PREFIXES = {
+    "prefixes": [
+        {
+            "page_hash": "5b0f2f3f8d6d0b1c6f8f4f0a8a0f9e11",
+            "tokens": 208,
+            "hits": 311,
+            "hits_overcounted_by_at_most": 0,
+            "last_hit_s_ago": 0.4,
+            "owners": ["d1", "p0"],
+            "salted": False,
+            "first_words": "You are a helpful assistant of",
+        }
+    ]
+}
+FLUSH = {"node": "p0", "cache_salt": "tenant-7"}
+FLUSHED = {"pages": {"d0": 120, "p0": 480}, "unanswered": []}
+AUDIT = {
+    "clean": True,
+    "nodes": {
+        "p0": {
+            "clean": True,
+            "pages": 15688,
+            "missing_in_redis": 0,
+            "extra_in_redis": 0,
+            "missing_in_mirror": 0,
+            "extra_in_mirror": 0,
+            "problem": "",
+            "repairs": [],
+        }
+    },
+}
+LAYOUT = KVLayout(num_layers=16, page_size=16, num_kv_heads=8, head_dim=64, dtype="bfloat16")
+NODES = [
+    {
+        "name": "p0",
+        "incarnation": 1795598400000000000,
+        "role": "prefill",
+        "draining": False,
+        "control_address": "tcp://10.0.0.7:41233",
+        "data_addresses": ["10.0.0.7:36021"],
+        "device": "cuda:0",
+        "layout": msgspec.structs.asdict(LAYOUT),
+        "model_fingerprint": "8a4f0c5be3d1",
+        "num_pages": 16384,
+        "owned_pages": 15688,
+        "lease_ends_in_s": 2.81,
+        "last_heartbeat_s_ago": 0.19,
+        "backlog_s": 0.034,
+        "load": {
+            name: value
+            for name, value in msgspec.structs.asdict(
+                Load(num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0)
+            ).items()
+            if name != "links"
+        },
+        "links": [
+            {
+                "peer": "d0",
+                "direction": "out",
+                "transport": "nccl",
+                "open": True,
+                "bytes": 5274927104,
+                "pages": 10061,
+                "busy_s": 0.4312,
+                "exposed_s": 0.0,
+                "failures": 0,
+            }
+        ],
+    }
+]
+DRAINED = {"name": "p0", "draining": True, "running_requests": 2}
+PROMPT = {"text": "Once upon a time", "cache_salt": "tenant-7"}
+CANDIDATE = {
+    "node": "p0",
+    "owned_pages": 2,
+    "fetch_from": "d0",
+    "fetch_pages": 12,
+    "queue_ms": 3.1,
+    "fetch_ms": 2.4,
+    "compute_ms": 6.4,
+    "transfer_ms": 0.0,
+    "wait_ms": 0.0,
+    "evict_ms": 0.0,
+    "first_token_ms": 9.5,
+    "score_ms": 22.3,
+    "chosen": True,
+}
+EXPLANATION = {
+    "prompt_tokens": 215,
+    "prompt_pages": 14,
+    "policy": "cost",
+    "choice": {"prefill": "p0", "decode": "d1", "fetch_from": "d0", "first_token_ms": 15.2},
+    "reason": "prefill on p0: 2 of 14 pages cached there, 10 fetched from d0 in 2 ms, queue 3 ms, "
+    "compute 6 ms; decode on d1: transfer 2 ms, wait 4 ms",
+    "runner_up": "p1: 0 pages cached, 51 ms more",
+    "candidates": {"prefill": [CANDIDATE], "decode": [CANDIDATE], "both": []},
+}
+
+
+REFUSED = {"error": {"message": "GET /admin/nodes: send the admin token as `Authorization: …`"}}
+
+
+def example(body: Any) -> Responses:
+    """The `responses` of a route that answers like this."""
+    return {
+        200: {"content": _json(body)},
+        "4XX": {
+            "description": "what is wrong, as a sentence; 401: the admin token is missing or wrong",
+            "content": _json(REFUSED),
+        },
+    }
+
+
+def takes(body: Any, is_required: bool = False) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body is an object like this."""
+    content = {"application/json": {"schema": {"type": "object"}, "example": body}}
+    return {"requestBody": {"required": is_required, "content": content}}
+
+
+def _json(body: Any) -> dict[str, Any]:
+    return {"application/json": {"example": body}}

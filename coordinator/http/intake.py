@@ -1,0 +1,108 @@
+"""From a checked body to the requests of the cluster: ids, limits, seeds."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from coordinator.answers.tokenizer import Tokenizer
+from coordinator.core.tracker import Request
+from coordinator.http.schema import BadRequest, Prompt
+from protocol.sampling import Sampling
+
+LONG_TEXT = 4096
+"""Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
+
+
+async def tokenize(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's ids; a long text does not hold up the event loop. Raises BadRequest."""
+    if prompt.input_ids is not None:
+        tokens = prompt.input_ids
+    elif len(prompt.text or "") > LONG_TEXT:
+        tokens = await asyncio.to_thread(tokenizer.encode, prompt.text or "")
+    else:
+        tokens = tokenizer.encode(prompt.text or "")
+    if not tokens:
+        raise BadRequest("the prompt is empty")
+    _check_ids(tokens, "input_ids" if prompt.text is None else "text", tokenizer)
+    return tokens
+
+
+def make_request(
+    request_id: str,
+    prompt: Prompt,
+    tokens: list[int],
+    choice: int,
+    tokenizer: Tokenizer,
+    max_total_tokens: int,
+) -> Request:
+    """One of the n answers to `tokens`: `choice` gives each its own seed.
+
+    `max_total_tokens` bounds prompt and answer together. Raises BadRequest.
+    """
+    params = prompt.sampling
+    room = max_total_tokens - len(tokens)
+    wanted = params.max_new_tokens
+    if room < 1 or (wanted is not None and wanted > room):
+        asked = "" if wanted is None else f" plus max_new_tokens {wanted}"
+        raise BadRequest(
+            f"the prompt has {len(tokens)} tokens{asked}; at most {max_total_tokens} fit "
+            "(prompt and answer together)"
+        )
+    max_new_tokens = room if wanted is None else wanted
+    if params.min_new_tokens > max_new_tokens:
+        raise BadRequest(
+            f"min_new_tokens is {params.min_new_tokens}; the answer has at most {max_new_tokens}"
+        )
+    stop_token_ids = list(params.stop_token_ids or [])
+    _check_ids(stop_token_ids, "stop_token_ids", tokenizer)
+    if not params.ignore_eos:
+        stop_token_ids += tokenizer.eos_token_ids
+    return Request(
+        request_id=request_id,
+        tokens=tokens,
+        cache_salt=prompt.cache_salt,
+        sampling=_sampling(prompt, len(tokens), choice, stop_token_ids, tokenizer),
+        max_new_tokens=max_new_tokens,
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def _sampling(
+    prompt: Prompt,
+    prompt_length: int,
+    choice: int,
+    stop_token_ids: list[int],
+    tokenizer: Tokenizer,
+) -> Sampling:
+    """Raises BadRequest."""
+    params, seed, logprobs = prompt.sampling, prompt.sampling.sampling_seed, prompt.logprobs
+    _check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
+    if logprobs is not None:
+        _check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
+    return Sampling(
+        temperature=params.temperature,
+        top_k=max(0, params.top_k),
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=secrets.randbits(63) if seed is None else (seed + choice) % (1 << 63),
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias=tuple(params.biases),
+        prompt_length=prompt_length,
+        min_new_tokens=params.min_new_tokens,
+        stop_token_ids=tuple(stop_token_ids) if params.min_new_tokens else (),
+        num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
+        logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
+    )
+
+
+def _check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer) -> None:
+    if not ids or (min(ids) >= 0 and max(ids) < tokenizer.vocab_size):
+        return
+    wrong = next(t for t in ids if not 0 <= t < tokenizer.vocab_size)
+    raise BadRequest(
+        f"{name} has the id {wrong}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}"
+    )

@@ -1,0 +1,1 @@
+"""Attention over pages: the interface, its implementations, and which one is chosen."""

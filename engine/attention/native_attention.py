@@ -1,0 +1,79 @@
+"""`NativeAttention`: single tokens of float32 on a CPU, by `engine/native/kernels.c`; the rest by
+torch.
+
+K and V are read where they lie, once, block after block with a softmax that goes along (Milakov and
+Gimelshein 2018). A sequence's bits depend on nothing beside it.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionForm
+from engine.attention.torch_attention import TorchAttention
+from engine.cache.kv_cache import KVCache
+from engine.steps.batch import Batch, Part
+
+
+class NativeAttention:
+    name = "native"
+
+    def __init__(self, library: CDLL) -> None:
+        self._library = library
+        self._torch = TorchAttention()
+        self._batch: Batch | None = None
+        self._prompts: Batch | None = None
+        """`_batch` without its singles; the same object for all layers, as plans go by it."""
+
+    def forward(
+        self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
+    ) -> Tensor:
+        if batch.singles is None or not _is_float32(query, cache.pool):
+            return self._torch.forward(query, layer, cache, batch, form)
+        query = query.contiguous()
+        if batch.prompts is None:
+            output = torch.empty_like(query)
+        else:
+            if batch is not self._batch:
+                self._batch, self._prompts = batch, replace(batch, singles=None)
+            assert self._prompts is not None
+            output = self._torch.forward(query, layer, cache, self._prompts, form)
+        self._attend(output, query, layer, cache, batch.singles, form)
+        return output
+
+    def _attend(
+        self,
+        output: Tensor,
+        query: Tensor,
+        layer: int,
+        cache: KVCache,
+        part: Part,
+        form: AttentionForm,
+    ) -> None:
+        """Writes the part's rows of `output`."""
+        layout = cache.layout
+        self._library.attention(
+            output[part.begin :].data_ptr(),
+            query[part.begin :].data_ptr(),
+            cache.pool[layer].data_ptr(),
+            part.page_tables.data_ptr(),
+            part.context_lengths.data_ptr(),
+            part.num_slices,
+            part.page_tables.shape[1],
+            layout.page_size,
+            layout.num_kv_heads,
+            query.shape[1] // layout.num_kv_heads,
+            layout.head_dim,
+            form.window or 0,
+            form.scale,
+            form.softcap or 0.0,
+            torch.get_num_threads(),
+        )
+
+
+def _is_float32(*tensors: Tensor) -> bool:
+    return all(tensor.dtype == torch.float32 for tensor in tensors)

@@ -1,0 +1,56 @@
+"""`TorchAttention`: in plain torch, for any device; what the other back ends are tested against."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.attention.backend import AttentionForm
+from engine.attention.torch_prompts import PromptsPlan
+from engine.attention.torch_singles import SinglesPlan
+from engine.cache.kv_cache import KVCache
+from engine.steps.batch import Batch, Part
+
+
+class Plan(Protocol):
+    """What is known of a part of a batch before its queries are."""
+
+    def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
+        """[rows of the part, heads, head_dim] → the same shape."""
+
+
+class TorchAttention:
+    """Softmax in float32. Plans are made once a step and serve all its layers of one window."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self._batch: Batch | None = None
+        self._plans: dict[int | None, list[tuple[Part, Plan]]] = {}
+
+    def forward(
+        self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
+    ) -> Tensor:
+        if batch is not self._batch:
+            self._batch, self._plans = batch, {}
+        if form.window not in self._plans:
+            self._plans[form.window] = _plans(batch, cache, form.window, query.dtype)
+        output = torch.empty_like(query)
+        for part, plan in self._plans[form.window]:
+            output[part.begin : part.end] = plan.forward(
+                query[part.begin : part.end], layer, cache, form
+            )
+        return output
+
+
+def _plans(
+    batch: Batch, cache: KVCache, window: int | None, dtype: torch.dtype
+) -> list[tuple[Part, Plan]]:
+    plans: list[tuple[Part, Plan]] = []
+    if batch.prompts is not None:
+        plans.append((batch.prompts, PromptsPlan(batch.prompts, cache, window, dtype)))
+    if batch.singles is not None:
+        plans.append((batch.singles, SinglesPlan(batch.singles, cache, window)))
+    return plans

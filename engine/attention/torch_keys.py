@@ -1,0 +1,32 @@
+"""Where the keys of a group of sequences lie in the pool."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.cache.kv_cache import KVCache, slots_of
+from engine.steps.batch import Part
+
+
+def key_rows(
+    part: Part,
+    cache: KVCache,
+    slices: np.ndarray,
+    firsts: np.ndarray,
+    counts: np.ndarray,
+    padded: int,
+) -> Tensor:
+    """[n * kv_heads * padded] rows of `cache.heads`, for `counts` keys from position `firsts` on
+    of each of `slices` [n].
+
+    Padding repeats the last key: a weight of 0 makes nothing of a number, but NaN of the NaN that
+    a stranger's page may hold.
+    """
+    device, page_size = part.page_tables.device, cache.layout.page_size
+    places = np.minimum(np.arange(padded), counts[:, None] - 1)
+    positions = torch.from_numpy(firsts[:, None] + places).to(device)
+    owners = torch.from_numpy(slices).to(device)[:, None]
+    pages = part.page_tables[owners, positions // page_size].long()
+    return cache.head_rows(slots_of(pages, positions % page_size, page_size))

@@ -1,0 +1,187 @@
+"""`PrefixCache`: the pool and the tree together; all that a scheduler sees of pages. Pure.
+
+A page is always in exactly one of three states:
+
+    free     in the pool
+    held     by at least one lease: private to it, or cached and on a lease's path
+    cached   in the tree and held by nobody: the next lease may hit it or evict it
+
+    free + held + cached == total
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.cache.page_pool import PagePool
+from engine.cache.radix import RadixNode, RadixTree
+from protocol.hashing import PageHash
+
+
+@dataclass(eq=False)
+class Lease:
+    """The pages one request holds, in the order of its tokens. Made by a `PrefixCache`."""
+
+    pages: list[int]
+    num_cached_pages: int
+    """Leading pages that were cached when the lease was acquired: their KV needs no computing."""
+    node: RadixNode = field(repr=False)
+    private: set[int] = field(repr=False)
+    """Pages of this lease that are not in the tree; freed on release."""
+    cache_salt: str = ""
+    num_committed_pages: int = 0
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class CacheChange:
+    """Pages that became findable or ceased to be. `removed` goes first, children before parents."""
+
+    removed: list[PageHash]
+    stored: list[PageHash]
+
+
+class PrefixCache:
+    """Lookup and accounting of the KV pages of one node."""
+
+    def __init__(self, num_pages: int) -> None:
+        self._pool = PagePool(num_pages)
+        self._tree = RadixTree()
+        self._num_private_pages = 0
+        self._changes: list[CacheChange] = []
+        self._salts: dict[PageHash, str] = {}
+        """The tenant of every chain in the tree, by its first hash."""
+        self.num_evicted_pages = 0
+
+    @property
+    def num_pages(self) -> int:
+        return self._pool.num_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        return self._pool.num_free
+
+    @property
+    def num_cached_pages(self) -> int:
+        return self._tree.num_pages - self._tree.num_locked_pages
+
+    @property
+    def num_held_pages(self) -> int:
+        return self._num_private_pages + self._tree.num_locked_pages
+
+    def find(self, hashes: Sequence[PageHash]) -> list[int]:
+        """Pages of the longest cached prefix; changes nothing, not even the order of eviction.
+
+        Nobody holds them: any `acquire` may evict them.
+        """
+        return self._tree.find(hashes)
+
+    def hold(self, hashes: Sequence[PageHash]) -> Lease:
+        """A lease on the longest cached prefix, which counts as no use of its pages: once it is
+        released they are evicted as early as without it."""
+        pages, node = self._tree.match(hashes, now=None)
+        self._tree.lock(node)
+        return Lease(pages, len(pages), node, private=set(), num_committed_pages=len(pages))
+
+    def hashes(self) -> list[PageHash]:
+        """Of every page that can be found, held or not."""
+        return self._tree.hashes()
+
+    def acquire(
+        self,
+        hashes: Sequence[PageHash],
+        num_pages: int,
+        now: float,
+        cache_salt: str = "",
+        num_spare_pages: int = 0,
+    ) -> Lease | None:
+        """A lease on `num_pages` pages, the first of them the longest cached prefix of `hashes`.
+
+        `cache_salt` names the tenant from whose namespace the hashes are chained. Evicts as much
+        as it needs. None: there is no room until another lease is released, or not so much that
+        `num_spare_pages` more could be given.
+        """
+        assert num_pages >= len(hashes)
+        pages, node = self._tree.match(hashes, now)
+        self._tree.lock(node)
+        new_pages = self._allocate(num_pages - len(pages), num_spare_pages)
+        if new_pages is None:
+            self._tree.unlock(node)
+            return None
+        return Lease(pages + new_pages, len(pages), node, set(new_pages), cache_salt, len(pages))
+
+    def extend(self, lease: Lease, num_pages: int) -> bool:
+        """Makes the lease so many pages long, evicting as much as that needs. False, and no change:
+        there is no room until another lease is released."""
+        assert not lease.released and num_pages > len(lease.pages)
+        new_pages = self._allocate(num_pages - len(lease.pages))
+        if new_pages is None:
+            return False
+        lease.pages += new_pages
+        lease.private.update(new_pages)
+        return True
+
+    def commit(self, lease: Lease, hashes: Sequence[PageHash], now: float) -> None:
+        """The first len(hashes) pages of the lease hold what `hashes` say: make them findable.
+
+        Where another lease committed the same content first, its page stays and ours remains
+        private to us. Repeating what was committed before changes nothing.
+        """
+        assert not lease.released and len(hashes) <= len(lease.pages)
+        if len(hashes) <= lease.num_committed_pages:
+            return
+        present, node = self._tree.insert(hashes, lease.pages[: len(hashes)], now)
+        taken = lease.pages[present : len(hashes)]
+        assert lease.private.issuperset(taken), "a shared page was committed again"
+        lease.private.difference_update(taken)
+        self._num_private_pages -= len(taken)
+        self._tree.lock(node)
+        self._tree.unlock(lease.node)
+        lease.node = node
+        lease.num_committed_pages = len(hashes)
+        if taken:
+            self._salts[hashes[0]] = lease.cache_salt
+            self._changes.append(CacheChange([], list(hashes[present:])))
+
+    def release(self, lease: Lease) -> None:
+        """Ends the lease: private pages become free, committed ones stay cached."""
+        assert not lease.released, "lease released twice"
+        lease.released = True
+        self._pool.free(lease.private)
+        self._num_private_pages -= len(lease.private)
+        self._tree.unlock(lease.node)
+
+    def flush(self, cache_salt: str | None = None) -> int:
+        """Forgets every cached page that no lease holds; returns how many.
+
+        With a `cache_salt` only the pages of that tenant; "" is the tenant without a salt.
+        """
+        wanted = [h for h, salt in self._salts.items() if cache_salt in (None, salt)]
+        return self._removed(*self._tree.remove(wanted))
+
+    def take_changes(self) -> list[CacheChange]:
+        """What was stored and removed since the last call, in order. Applied in this order the
+        owned set is prefix-closed at every moment."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def _allocate(self, count: int, num_spare: int = 0) -> list[int] | None:
+        missing = count - self._pool.num_free
+        if missing + num_spare > self.num_cached_pages:
+            return None
+        if missing > 0:
+            self.num_evicted_pages += self._removed(*self._tree.evict(missing))
+        pages = self._pool.allocate(count)
+        if pages is not None:
+            self._num_private_pages += count
+        return pages
+
+    def _removed(self, hashes: list[PageHash], pages: list[int]) -> int:
+        """Accounts for pages that the tree gave up; returns how many."""
+        self._pool.free(pages)
+        for page_hash in hashes:
+            self._salts.pop(page_hash, None)
+        if hashes:
+            self._changes.append(CacheChange(hashes, []))
+        return len(pages)

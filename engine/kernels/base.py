@@ -1,0 +1,145 @@
+"""`Kernels`: the device functions that the model is made of, beside attention and communication."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.cache.kv_cache import KVCache
+from engine.model.families import Activation
+
+
+class HeadShape(NamedTuple):
+    """What one rank has of an attention layer."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class HeadNorms(NamedTuple):
+    """Norms over each head of queries and of keys, before they are rotated."""
+
+    query: Tensor
+    """[head_dim], as `key`."""
+    key: Tensor
+    eps: float
+
+
+class Rotation(NamedTuple):
+    """Of one step's rows, [tokens, 1, rotary_dim]; the first half of `sin` is negated."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Kernels(Protocol):
+    """Rows are tokens. None of them waits for the device, and shapes of results depend on shapes
+    of arguments alone, so that a CUDA graph can hold them."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[tokens, in], [out, in], [out] → [tokens, out]."""
+
+    def grouped_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """[rows, in], [groups, out, in] → [rows, out]: rows [ends[g - 1], ends[g]) with weight[g].
+
+        `ends` [groups] int32 rises to the number of rows.
+        """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Over the last dimension, in float32. `weight` may be float32 where `x` is not."""
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum); may write the sum into `residual`."""
+
+    def activate_and_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """[tokens, 2 * inner] → activation(first half) * second half, [tokens, inner]."""
+
+    def heads(
+        self,
+        qkv: Tensor,
+        shape: HeadShape,
+        norms: HeadNorms | None,
+        rope: Rotation,
+        layer: int,
+        cache: KVCache,
+        write_slots: Tensor,
+    ) -> Tensor:
+        """Splits `qkv` [tokens, (heads + 2 * kv_heads) * head_dim] into queries, keys and values,
+        norms and rotates queries and keys, writes K and V into `cache` at `write_slots`; returns
+        the queries [tokens, heads, head_dim]. May write into `qkv`."""
+
+
+class TorchKernels:
+    """Plain torch, on any device."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def grouped_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        if x.device.type == "cuda":
+            return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+        output = x.new_empty(x.shape[0], weight.shape[1])
+        begin = 0
+        for group, end in enumerate(ends.tolist()):
+            if end > begin:
+                torch.mm(x[begin:end], weight[group].t(), out=output[begin:end])
+            begin = end
+        return output
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if weight.dtype == x.dtype:
+            return F.rms_norm(x, weight.shape, weight, eps)
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        residual.add_(x)
+        return self.rms_norm(residual, weight, eps), residual
+
+    def activate_and_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        if activation == "silu":
+            return F.silu(gate).mul_(up)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    def heads(
+        self,
+        qkv: Tensor,
+        shape: HeadShape,
+        norms: HeadNorms | None,
+        rope: Rotation,
+        layer: int,
+        cache: KVCache,
+        write_slots: Tensor,
+    ) -> Tensor:
+        heads = qkv.unflatten(-1, (-1, shape.head_dim))
+        num_rotated = shape.num_heads + shape.num_kv_heads
+        query_key, value = heads.split((num_rotated, shape.num_kv_heads), dim=1)
+        if norms is not None:
+            query, key = query_key.split((shape.num_heads, shape.num_kv_heads), dim=1)
+            query = self.rms_norm(query, norms.query, norms.eps)
+            key = self.rms_norm(key, norms.key, norms.eps)
+            query_key = torch.cat((query, key), dim=1)
+        query_key = _rotate(query_key, rope)
+        query, key = query_key.split((shape.num_heads, shape.num_kv_heads), dim=1)
+        cache.write(layer, key, value, write_slots)
+        return query
+
+
+def _rotate(heads: Tensor, rope: Rotation) -> Tensor:
+    """[tokens, heads, head_dim] in the half-split layout of Hugging Face weights; dimensions past
+    `rotary_dim` stay as they are."""
+    rotary_dim = rope.cos.shape[-1]
+    turned = heads[..., :rotary_dim]
+    swapped = turned.roll(rotary_dim // 2, dims=-1)
+    result = (turned * rope.cos).addcmul_(swapped, rope.sin)
+    if rotary_dim == heads.shape[-1]:
+        return result
+    return torch.cat((result, heads[..., rotary_dim:]), dim=-1)

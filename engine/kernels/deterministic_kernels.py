@@ -1,0 +1,119 @@
+"""`DeterministicKernels`: a row's bits do not depend on how many rows there are, nor on which.
+
+    products     have one of a few numbers of rows, padded with zeros. A library sums a row in an
+                 order that depends on the shape, so other numbers than the largest are used where
+                 they were seen to give its bits
+    activations  are made of functions that torch computes the same wherever a number stands; silu
+                 and gelu as a whole have other bits in what is left over from full vectors
+    norms        see one row each, as they are
+
+With several threads or ranks that sum in an order of their own (all_reduce of more than two), the
+bits depend on how many those are, as with any other numbers of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.cache.kv_cache import KVCache
+from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation
+from engine.model.families import Activation
+
+CPU_SIZES = (4, 8, 16, 32, 64, 128)
+"""Rows of a product, ascending."""
+ALIGNED = 8
+"""Inputs of a product: where rows do not begin on a vector's bounds, MKL sums some of them in other
+orders than others. No real model has such sizes."""
+GPU_SIZES = (128,)
+"""What fewer rows would take is the time to read the weight, too."""
+
+
+class DeterministicKernels:
+    def __init__(self, inner: Kernels) -> None:
+        self._inner = inner
+        self._sizes: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+        """By what a product's bits may depend on, beside the rows."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        odd = -weight.shape[1] % ALIGNED
+        if odd:
+            x, weight = F.pad(x, (0, odd)), F.pad(weight, (0, odd))
+        key = weight.shape, weight.dtype, weight.device
+        if key not in self._sizes:
+            self._sizes[key] = agreeing_sizes(weight)
+        num_rows = len(x)
+        bounds = blocks(num_rows, self._sizes[key])
+        if bounds[-1] > num_rows:
+            x = torch.cat((x, x.new_zeros(bounds[-1] - num_rows, x.shape[1])))
+        output = x.new_empty(len(x), len(weight))
+        for begin, end in pairwise(bounds):
+            torch.mm(x[begin:end], weight.t(), out=output[begin:end])
+        output = output[:num_rows]
+        return output if bias is None else output.add_(bias)
+
+    def grouped_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        output = x.new_empty(x.shape[0], weight.shape[1])
+        begin = 0
+        for group, end in enumerate(ends.tolist()):
+            if end > begin:
+                output[begin:end] = self.linear(x[begin:end], weight[group], None)
+            begin = end
+        return output
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._inner.rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return self._inner.add_rms_norm(x, residual, weight, eps)
+
+    def activate_and_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        x = gate.float()
+        if activation == "silu":
+            activated = x / x.neg().exp_().add_(1.0)
+        else:
+            inner = (x * x).mul_(x).mul_(0.044715).add_(x).mul_(math.sqrt(2 / math.pi))
+            activated = inner.tanh_().add_(1.0).mul_(x).mul_(0.5)
+        return activated.to(up.dtype).mul_(up)
+
+    def heads(
+        self,
+        qkv: Tensor,
+        shape: HeadShape,
+        norms: HeadNorms | None,
+        rope: Rotation,
+        layer: int,
+        cache: KVCache,
+        write_slots: Tensor,
+    ) -> Tensor:
+        return self._inner.heads(qkv, shape, norms, rope, layer, cache, write_slots)
+
+
+def agreeing_sizes(weight: Tensor) -> list[int]:
+    """Ascending numbers of rows whose products with `weight` [out, in] give a row the same bits.
+
+    Which number a kernel adds to which depends on no number, so that one product of random rows,
+    all of whose results agree, speaks for every product of this shape.
+    """
+    sizes = CPU_SIZES if weight.device.type == "cpu" else GPU_SIZES
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(sizes[-1], weight.shape[1], generator=chance).to(weight)
+    expected = torch.mm(x, weight.t())
+    agreeing = [n for n in sizes[:-1] if torch.equal(torch.mm(x[-n:], weight.t()), expected[-n:])]
+    return [*agreeing, sizes[-1]]
+
+
+def blocks(num_rows: int, sizes: list[int]) -> list[int]:
+    """Bounds of blocks of the largest size, and of one of the smallest that holds the rest."""
+    bounds = list(range(0, num_rows + 1, sizes[-1]))
+    rest = num_rows - bounds[-1]
+    if rest:
+        bounds.append(bounds[-1] + next(n for n in sizes if n >= rest))
+    return bounds

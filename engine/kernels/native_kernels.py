@@ -1,0 +1,136 @@
+"""`NativeKernels`: few rows of float32 on a CPU, by `engine/native/kernels.c`.
+
+A library's product of few rows takes several times as long as reading the weight does, and what is
+left of a small model's step are hundreds of calls that compute next to nothing. A row's bits do not
+depend on how many others there are, up to MOST_ROWS.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+
+import torch
+from torch import Tensor
+
+from engine.cache.kv_cache import KVCache
+from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.model.families import Activation
+
+MOST_ROWS = 32
+"""Products of more are as fast in torch, whose libraries arrange the weight for them."""
+
+
+class NativeKernels(TorchKernels):
+    def __init__(self, library: CDLL) -> None:
+        self._library = library
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not _takes(x, weight):
+            return super().linear(x, weight, bias)
+        x = x.contiguous()
+        output = x.new_empty(x.shape[0], weight.shape[0])
+        self._library.linear(
+            output.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            x.shape[0],
+            *weight.shape,
+            torch.get_num_threads(),
+        )
+        return output
+
+    def grouped_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            return super().grouped_linear(x, weight, ends)
+        output = x.new_empty(x.shape[0], weight.shape[1])
+        begin = 0
+        for group, end in enumerate(ends.tolist()):
+            if end > begin:
+                output[begin:end] = self.linear(x[begin:end], weight[group], None)
+            begin = end
+        return output
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if not _takes(x, weight):
+            return super().rms_norm(x, weight, eps)
+        x = x.contiguous()
+        output = torch.empty_like(x)
+        self._library.rms_norm(
+            output.data_ptr(), x.data_ptr(), weight.data_ptr(), _rows(x), x.shape[-1], eps
+        )
+        return output
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if not (_takes(x, weight) and residual.is_contiguous()):
+            return super().add_rms_norm(x, residual, weight, eps)
+        x = x.contiguous()
+        output = torch.empty_like(x)
+        self._library.add_rms_norm(
+            output.data_ptr(),
+            residual.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            _rows(x),
+            x.shape[-1],
+            eps,
+        )
+        return output, residual
+
+    def activate_and_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        if not _takes(gate_up):
+            return super().activate_and_mul(gate_up, activation)
+        gate_up = gate_up.contiguous()
+        num_rows, inner = gate_up.shape[0], gate_up.shape[1] // 2
+        output = gate_up.new_empty(num_rows, inner)
+        self._library.activate_and_mul(
+            output.data_ptr(), gate_up.data_ptr(), num_rows, inner, activation != "silu"
+        )
+        return output
+
+    def heads(
+        self,
+        qkv: Tensor,
+        shape: HeadShape,
+        norms: HeadNorms | None,
+        rope: Rotation,
+        layer: int,
+        cache: KVCache,
+        write_slots: Tensor,
+    ) -> Tensor:
+        if not _takes(qkv, rope.cos, rope.sin, cache.pool):
+            return super().heads(qkv, shape, norms, rope, layer, cache, write_slots)
+        qkv = qkv.contiguous()
+        query = qkv.new_empty(qkv.shape[0], shape.num_heads, shape.head_dim)
+        self._library.split_heads(
+            query.data_ptr(),
+            cache.pool[layer].data_ptr(),
+            qkv.data_ptr(),
+            write_slots.data_ptr(),
+            rope.cos.data_ptr(),
+            rope.sin.data_ptr(),
+            None if norms is None else norms.query.data_ptr(),
+            None if norms is None else norms.key.data_ptr(),
+            0.0 if norms is None else norms.eps,
+            qkv.shape[0],
+            *shape,
+            rope.cos.shape[-1],
+            cache.layout.page_size,
+        )
+        return query
+
+
+def _takes(x: Tensor, *others: Tensor) -> bool:
+    """Few rows, float32, and the others lie as the library expects them."""
+    if x.shape[0] > MOST_ROWS or x.dtype is not torch.float32:
+        return False
+    for other in others:  # this is called hundreds of times a step: no generator
+        if other.dtype is not torch.float32 or not other.is_contiguous():
+            return False
+    return True
+
+
+def _rows(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]

@@ -1,0 +1,1 @@
+"""The model: its configuration, its families, its layers."""

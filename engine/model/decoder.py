@@ -1,0 +1,166 @@
+"""`DecoderModel`: one definition for all supported architectures (`engine/model/families.py`).
+
+They differ in data only: biases, a norm on queries and keys, windows, ropes, soft caps, norms on
+outputs, experts in place of a feed-forward. A rank of a tensor-parallel node has a part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.cache.kv_cache import KVCache
+from engine.kernels.base import HeadNorms, HeadShape, Rotation
+from engine.model.config import ModelConfig
+from engine.model.feed_forward import Experts, FeedForward
+from engine.model.linear import (
+    Build,
+    Linear,
+    RowParallelLinear,
+    VocabularyEmbedding,
+    VocabularyHead,
+    kv_head_share,
+    share,
+)
+from engine.model.rope import rotation
+from engine.steps.batch import Batch
+
+OnLayer = Callable[[int], None]
+"""Takes how many layers, from the first on, have their K and V in the pool."""
+
+
+class Norm(nn.Module):
+    """Root mean square norm. Weights that count from 1 have it added when they are loaded; they
+    stay float32, because 1 + w has fewer bits of w in half precision."""
+
+    def __init__(self, size: int, config: ModelConfig, build: Build) -> None:
+        super().__init__()
+        dtype = torch.float32 if config.norm_offset else build.dtype
+        self.weight = build.parameter(size, dtype=dtype)
+        self.eps, self.kernels = config.rms_norm_eps, build.kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum); may write into `residual`."""
+        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Each rank has some heads: rows of q, k and v, columns of the output's weight."""
+
+    def __init__(self, config: ModelConfig, layer: int, build: Build) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = share(config.num_heads, build.parallel, "attention heads")
+        self.kv_heads = kv_head_share(config.num_kv_heads, build.parallel)
+        self.shape = HeadShape(len(self.heads), len(self.kv_heads), config.head_dim)
+        self.form = AttentionForm(
+            config.attention_scale, config.layers[layer].window, config.attention_softcap
+        )
+        num_fused = (len(self.heads) + 2 * len(self.kv_heads)) * config.head_dim
+        num_out = len(self.heads) * config.head_dim
+        self.qkv = Linear(config.hidden_size, num_fused, config.qkv_bias, build)
+        self.out = RowParallelLinear(num_out, config.hidden_size, config.o_bias, build)
+        self.q_norm = Norm(config.head_dim, config, build) if config.qk_norm else None
+        self.k_norm = Norm(config.head_dim, config, build) if config.qk_norm else None
+        self.kernels = build.kernels
+
+    def forward(
+        self,
+        hidden: Tensor,
+        rope: Rotation,
+        batch: Batch,
+        cache: KVCache,
+        attention: AttentionBackend,
+    ) -> Tensor:
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        query = self.kernels.heads(
+            self.qkv(hidden), self.shape, norms, rope, self.layer, cache, batch.write_slots
+        )
+        output = attention.forward(query, self.layer, cache, batch, self.form)
+        return self.out(output.flatten(1))
+
+
+class Layer(nn.Module):
+    """The outer frame of attention and feed-forward; `rope` counts among the model's."""
+
+    def __init__(self, config: ModelConfig, layer: int, rope: int, build: Build) -> None:
+        super().__init__()
+        norm = partial(Norm, config.hidden_size, config, build)
+        has_output_norms = config.has_output_norms
+        self.rope = rope
+        self.attention_norm = norm()
+        self.attention = Attention(config, layer, build)
+        self.attention_out_norm = norm() if has_output_norms else nn.Identity()
+        self.feed_forward_norm = norm()
+        self.feed_forward: FeedForward | Experts
+        if config.experts is not None and config.layers[layer].has_experts:
+            self.feed_forward = Experts(config, config.experts, build)
+        else:
+            self.feed_forward = FeedForward(config, build)
+        self.feed_forward_out_norm = norm() if has_output_norms else nn.Identity()
+
+
+class DecoderModel(nn.Module):
+    """Made with parameters that are not filled yet."""
+
+    def __init__(self, config: ModelConfig, build: Build) -> None:
+        super().__init__()
+        self.config, self.parallel, self.dtype = config, build.parallel, build.dtype
+        # The scale has the precision of the weights, as in training.
+        scale = torch.tensor(config.embedding_scale, dtype=build.dtype, device="cpu")
+        self.embedding_scale = scale.item()
+        self.embedding = VocabularyEmbedding(config.vocab_size, config.hidden_size, build)
+        self.ropes = tuple(dict.fromkeys(layer.rope for layer in config.layers))
+        self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
+            Layer(config, i, self.ropes.index(layer.rope), build)
+            for i, layer in enumerate(config.layers)
+        )
+        self.norm = Norm(config.hidden_size, config, build)
+        self.head = VocabularyHead(config.vocab_size, config.hidden_size, build)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self,
+        batch: Batch,
+        cache: KVCache,
+        attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
+    ) -> Tensor:
+        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`.
+
+        `on_layer` is called as soon as a layer's are written (on a CUDA device: queued on the
+        current stream), before that layer's feed-forward. The last layer's feed-forward is computed
+        for the sampled rows alone.
+        """
+        residual = self.embedding(batch.input_ids)  # [tokens, hidden]
+        if self.embedding_scale != 1.0:
+            residual *= self.embedding_scale
+        rotations = [rotation(rope, batch.positions, self.dtype) for rope in self.ropes]
+        normed = self.layers[0].attention_norm(residual)
+        for i, layer in enumerate(self.layers, start=1):
+            output = layer.attention(normed, rotations[layer.rope], batch, cache, attention)
+            if on_layer is not None:
+                on_layer(i)
+            if i == len(self.layers):
+                output, residual = output[batch.sample_rows], residual[batch.sample_rows]
+            output = layer.attention_out_norm(output)
+            normed, residual = layer.feed_forward_norm.of_sum(output, residual)
+            output = layer.feed_forward_out_norm(layer.feed_forward(normed))
+            next_norm = self.norm if i == len(self.layers) else self.layers[i].attention_norm
+            normed, residual = next_norm.of_sum(output, residual)
+        return self._logits(normed)
+
+    def _logits(self, normed: Tensor) -> Tensor:
+        logits = self.head(normed).float()
+        cap = self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

@@ -1,0 +1,120 @@
+"""What is split over tensor-parallel ranks: linear layers, the embedding, the head.
+
+    column-parallel   a rank has some output rows of the weight: its heads, its part of gate and up
+    row-parallel      a rank has some input columns; the results of all ranks are summed
+
+Which rows and columns those are is written down here; the loader fills them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels.base import Kernels
+from engine.model.families import UnsupportedModel
+from engine.parallel import TensorParallel
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every part of a model is made with."""
+
+    dtype: torch.dtype
+    device: torch.device
+    kernels: Kernels
+    parallel: TensorParallel
+
+    def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """Not filled yet."""
+        values = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return nn.Parameter(values, requires_grad=False)
+
+
+def share(total: int, parallel: TensorParallel, what: str) -> range:
+    """This rank's part of `total` things. Raises UnsupportedModel if they cannot be split."""
+    if total % parallel.size:
+        raise UnsupportedModel(
+            f"the model's {total} {what} cannot be split over {parallel.size} ranks; choose a "
+            f"--tensor-parallel-size that divides {total}"
+        )
+    each = total // parallel.size
+    return range(parallel.rank * each, (parallel.rank + 1) * each)
+
+
+def kv_head_share(num_kv_heads: int, parallel: TensorParallel) -> range:
+    """This rank's KV heads; with more ranks than heads, several have the same one."""
+    if parallel.size > num_kv_heads and parallel.size % num_kv_heads == 0:
+        first = parallel.rank * num_kv_heads // parallel.size
+        return range(first, first + 1)
+    return share(num_kv_heads, parallel, "KV heads")
+
+
+def vocabulary_share(vocab_size: int, parallel: TensorParallel) -> range:
+    """This rank's tokens. All ranks have equally many rows; the last ones' may end in padding,
+    which the range leaves out."""
+    each = vocabulary_rows(vocab_size, parallel)
+    first = min(parallel.rank * each, vocab_size)
+    return range(first, min(first + each, vocab_size))
+
+
+def vocabulary_rows(vocab_size: int, parallel: TensorParallel) -> int:
+    return -(-vocab_size // parallel.size)
+
+
+class Linear(nn.Module):
+    """A weight [out, in] and perhaps a bias [out]; whole, or column-parallel if `num_out` is this
+    rank's part."""
+
+    def __init__(self, num_in: int, num_out: int, has_bias: bool, build: Build) -> None:
+        super().__init__()
+        self.weight = build.parameter(num_out, num_in)
+        self.bias = build.parameter(num_out) if has_bias else None
+        self.kernels, self.parallel = build.kernels, build.parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.linear(x, self.weight, self.bias)
+
+
+class RowParallelLinear(Linear):
+    """`num_in` is this rank's part. Rank 0 alone adds the bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias if self.parallel.rank == 0 else None
+        return self.parallel.all_reduce(self.kernels.linear(x, self.weight, bias))
+
+
+class VocabularyEmbedding(nn.Module):
+    """Rows of this rank's tokens; a token's vector comes from the rank that has it."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
+        super().__init__()
+        self.weight = build.parameter(vocabulary_rows(vocab_size, build.parallel), hidden_size)
+        self.parallel = build.parallel
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[tokens] → [tokens, hidden]."""
+        if self.parallel.size == 1:
+            return nn.functional.embedding(ids, self.weight)
+        num_rows = self.weight.shape[0]
+        rows = ids - self.parallel.rank * num_rows
+        is_elsewhere = (rows < 0) | (rows >= num_rows)
+        vectors = nn.functional.embedding(rows.clamp_(0, num_rows - 1), self.weight)
+        return self.parallel.all_reduce(vectors.masked_fill_(is_elsewhere[:, None], 0.0))
+
+
+class VocabularyHead(nn.Module):
+    """Logits of this rank's tokens, gathered."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.weight = build.parameter(vocabulary_rows(vocab_size, build.parallel), hidden_size)
+        self.kernels, self.parallel = build.kernels, build.parallel
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] → [rows, vocab]."""
+        logits = self.parallel.all_gather(self.kernels.linear(hidden, self.weight, None))
+        return logits[:, : self.vocab_size]

@@ -1,0 +1,165 @@
+"""Chooses the next tokens of a batch.
+
+A token is a pure function of its own row: of its logits, sampling, position and history. Every
+decision is made by comparing, or by adding whole numbers, which neighbours and devices cannot
+round in another order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.rows import column, on_rows, upload
+from engine.sampling.logprobs import LogprobTable, measure, temperatures
+from engine.sampling.noise import gumbel
+from engine.sampling.penalties import adjust
+from engine.steps.sequence import Sampled
+from protocol.sampling import Sampling
+
+MASS_OF_ONE = 1 << 40
+"""Of the likeliest token, when probabilities are whole numbers; 2^22 of them fit into 64 bits."""
+FEW = 1024
+"""The likeliest tokens that a CPU looks at first: they nearly always decide."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What `sample` chose; on the device until `read` is given `packed` on the host."""
+
+    tokens: Tensor
+    """[n] int64."""
+    logprobs: LogprobTable | None
+    packed: Tensor
+    """All of it, flat, for one transfer."""
+
+    @classmethod
+    def of(cls, tokens: Tensor, logprobs: LogprobTable | None) -> Choices:
+        if logprobs is None:
+            return cls(tokens, None, tokens)
+        packed = torch.cat([tokens.double(), logprobs.values.flatten()])
+        return cls(tokens, logprobs, packed)
+
+    def read(self, packed: Tensor) -> list[Sampled]:
+        """One per row. `packed` is on the host."""
+        count, host = len(self.tokens), packed.numpy()
+        tokens = [int(token) for token in host[:count].tolist()]
+        if self.logprobs is None:
+            return [Sampled(token) for token in tokens]
+        tables = self.logprobs.read(host[count:].reshape(self.logprobs.values.shape))
+        return [Sampled(token, tables.get(row)) for row, token in enumerate(tokens)]
+
+
+def sample(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    positions: Sequence[int],
+    histories: Sequence[Sequence[int]] = (),
+) -> Choices:
+    """One token per row of `logits` [n, vocab] float32. Never waits for the device.
+
+    `positions[i]` is the position that the token will have in its sequence; `histories[i]`: all
+    tokens before it, if `samplings[i].needs_history`.
+    """
+    logits = adjust(logits, samplings, positions, histories)
+    tokens = _choose(logits, samplings, positions)
+    return Choices.of(tokens, measure(logits, samplings, tokens))
+
+
+def _choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+    """[n] int64."""
+    drawn = [row for row, s in enumerate(samplings) if s.temperature > 0 and s.top_k != 1]
+    if len(drawn) == len(samplings):
+        return _draw(logits, samplings, positions)
+    tokens = logits.argmax(dim=-1)
+    if not drawn:
+        return tokens
+    index = upload(np.array(drawn, dtype=np.int64), logits.device)
+    some = [samplings[row] for row in drawn], [positions[row] for row in drawn]
+    return tokens.index_copy(0, index, _draw(logits.index_select(0, index), *some))
+
+
+def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+    """[n] int64, of rows that are not greedy."""
+    device, vocab_size = logits.device, logits.shape[1]
+    # Logarithms of probabilities relative to the likeliest token's, which is 0.
+    relative = (logits - logits.amax(-1, keepdim=True)) / temperatures(samplings, device)
+    narrowed = [row for row, s in enumerate(samplings) if 0 < s.top_k < vocab_size or s.top_p < 1]
+    if narrowed:
+        some = [samplings[row] for row in narrowed]
+        relative = on_rows(relative, narrowed, lambda rows: _keep_top(rows, some))
+    has_floor = any(s.min_p > 0 for s in samplings)
+    if has_floor:
+        floors = [math.log(s.min_p) if s.min_p > 0 else -math.inf for s in samplings]
+        floor = column(floors, np.float32, device)
+        relative = relative.masked_fill(relative < floor, -torch.inf)
+    counters = upload(np.array([[s.seed for s in samplings], positions], dtype=np.int64), device)
+    if device.type == "cpu" and (narrowed or has_floor):
+        return _noisy_where_kept(relative, counters).argmax(dim=-1)
+    tokens = torch.arange(vocab_size, device=device)
+    noise = gumbel(counters[0, :, None], counters[1, :, None], tokens)
+    return (relative + noise).argmax(dim=-1)
+
+
+def _noisy_where_kept(relative: Tensor, counters: Tensor) -> Tensor:
+    """`relative` [n, vocab] with noise on what is not -inf: most of the time is the noise's. Only a
+    CPU knows their number without waiting. `counters` [2, n]: seeds and positions."""
+    row, token = (relative > -torch.inf).nonzero(as_tuple=True)
+    noise = gumbel(counters[0, row], counters[1, row], token)
+    return relative.index_put((row, token), relative[row, token] + noise)
+
+
+def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """-inf for all but the `top_k` likeliest tokens, and of those the fewest whose probability
+    (renormalised over them) reaches `top_p`; what is equal to the last that stays, stays too.
+
+    So what stays depends on values alone and not on how a sort orders equals.
+    """
+    vocab_size = relative.shape[1]
+    counts = [min(s.top_k or vocab_size, vocab_size) for s in samplings]
+    top_k = column(counts, np.int64, relative.device)
+    top_p = column([s.top_p for s in samplings], np.float64, relative.device)
+    ordered, total = _largest(relative, counts, top_k, top_p)
+    mass = _mass(ordered)
+    before = mass.cumsum(-1) - mass
+    needed = ((before < top_p * total) | (top_p >= 1)).sum(-1, keepdim=True)
+    # At least one, also of a row of NaN, whose masses are whatever the device makes of them.
+    last = ordered.gather(-1, torch.minimum(needed.clamp(min=1), top_k) - 1)
+    return relative.masked_fill(relative < last, -torch.inf)
+
+
+def _largest(
+    relative: Tensor, counts: Sequence[int], top_k: Tensor, top_p: Tensor
+) -> tuple[Tensor, Tensor]:
+    """([rows, …] the largest values of each row, descending, as many as `_keep_top` needs;
+    [rows, 1] mass of the `top_k` largest, which are `counts` on the host)."""
+    vocab_size = relative.shape[1]
+    few = min(FEW, vocab_size)
+    if relative.device.type == "cpu" and all(c <= few or c == vocab_size for c in counts):
+        ordered = relative.topk(few).values
+        total = first = _mass_of_first(ordered, top_k)
+        if max(counts) > few:
+            total = torch.where(top_k <= few, first, _mass(relative).sum(-1, keepdim=True))
+        if (first >= top_p * total).all():
+            return ordered, total
+    if max(counts) < vocab_size // 4:
+        ordered = relative.topk(max(counts)).values
+    else:
+        ordered = relative.sort(-1, descending=True).values
+    return ordered, _mass_of_first(ordered, top_k)
+
+
+def _mass_of_first(ordered: Tensor, count: Tensor) -> Tensor:
+    """[rows, 1] int64, of the first `count` [rows, 1] values."""
+    ranks = torch.arange(ordered.shape[1], device=ordered.device)
+    return _mass(ordered).masked_fill(ranks >= count, 0).sum(-1, keepdim=True)
+
+
+def _mass(relative: Tensor) -> Tensor:
+    """Probabilities as whole numbers, whose sums no order of adding changes."""
+    return (relative.double().exp() * MASS_OF_ONE).long()

@@ -1,0 +1,1 @@
+"""One step of the model: sequences and slices, batches, the runner, CUDA graphs."""

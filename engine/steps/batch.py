@@ -1,0 +1,196 @@
+"""`Batch`: the tensors of one step, built from slices.
+
+Rows are grouped by how attention handles them: prompts (slices of several tokens) first, then
+singles (slices of one token), each kind in the order of the slices. `StepArrays` is the same on
+the host; nothing here asks the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.cache.kv_cache import slots_of
+from engine.rows import upload_all
+from engine.steps.sequence import UNKNOWN, Slice
+from protocol.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class StepArrays:
+    """One step on the host: [rows] int64 unless it says otherwise."""
+
+    input_ids: np.ndarray
+    """UNKNOWN where the step before samples the token."""
+    sources: np.ndarray
+    """Where it is UNKNOWN: which of the tokens sampled by the step before it is; else UNKNOWN."""
+    positions: np.ndarray
+    write_slots: np.ndarray
+    num_prompts: int
+    """The first slices; the others have one token each."""
+    row_starts: np.ndarray
+    """[slices + 1]."""
+    context_lengths: np.ndarray
+    """[slices]: tokens of each sequence up to the end of its slice."""
+    page_tables: np.ndarray
+    """[slices, most pages] int32, padded with page 0."""
+    sample_rows: np.ndarray
+    """One per slice with `sampling`, in the order of the slices."""
+    samplings: list[Sampling]
+    sample_positions: list[int]
+    """Position that the sampled token will have in its sequence."""
+
+    @classmethod
+    def of(
+        cls, slices: Sequence[Slice], page_size: int, previous: Sequence[Slice] = ()
+    ) -> StepArrays:
+        """`slices` is not empty, nor is any slice. `previous`: the step that they follow."""
+        lengths = np.array([len(s.token_ids) for s in slices])
+        assert len(slices) > 0 and lengths.all(), "a step computes at least one token per slice"
+        order = np.argsort(lengths == 1, kind="stable")  # slices in the order of their rows
+        ordered = [slices[i] for i in order]
+        lengths = lengths[order]
+        starts = np.array([s.start for s in ordered])
+        contexts = starts + lengths
+        ends = lengths.cumsum()
+        num_pages = -(-contexts // page_size)
+        tables = np.zeros((len(ordered), num_pages.max()), dtype=np.int32)
+        tables[np.arange(tables.shape[1]) < num_pages[:, None]] = np.concatenate(
+            [s.pages[:count] for s, count in zip(ordered, num_pages, strict=True)]
+        )
+        owner = np.repeat(np.arange(len(ordered)), lengths)
+        positions = np.arange(ends[-1]) - (ends - lengths)[owner] + starts[owner]
+        write_pages = tables[owner, positions // page_size].astype(np.int64)
+        sources = np.full(ends[-1], UNKNOWN)
+        if any(s.follows is not None for s in slices):
+            ordinals = np.cumsum([s.sampling is not None for s in previous]) - 1
+            sources[ends - 1] = [
+                UNKNOWN if s.follows is None else ordinals[s.follows] for s in ordered
+            ]
+        place = np.argsort(order)  # of each slice among the ordered ones
+        sampled = [i for i, s in enumerate(slices) if s.sampling is not None]
+        return cls(
+            input_ids=np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in ordered]),
+            sources=sources,
+            positions=positions,
+            write_slots=slots_of(write_pages, positions % page_size, page_size),
+            num_prompts=int((lengths > 1).sum()),
+            row_starts=np.append(0, ends),
+            context_lengths=contexts,
+            page_tables=tables,
+            sample_rows=ends[place[sampled]] - 1,
+            samplings=[s.sampling for s in slices if s.sampling is not None],
+            sample_positions=[int(contexts[place[i]]) for i in sampled],
+        )
+
+    @property
+    def num_slices(self) -> int:
+        return len(self.context_lengths)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The slices of one kind: rows [begin, end) of the batch, slice after slice.
+
+    What is named `_host` is the same as numpy arrays, for plans made without asking the device.
+    """
+
+    begin: int
+    end: int
+    row_starts: Tensor
+    """[slices + 1] int32: where each slice begins, counted from `begin`."""
+    page_tables: Tensor
+    """[slices, most pages] int32; padded with page 0."""
+    context_lengths: Tensor
+    """[slices] int32: tokens of each sequence up to the end of its slice."""
+    row_starts_host: np.ndarray
+    context_lengths_host: np.ndarray
+    longest_slice: int
+    longest_context: int
+
+    @property
+    def num_slices(self) -> int:
+        return len(self.context_lengths_host)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step over [tokens] rows."""
+
+    input_ids: Tensor
+    """[tokens] int64, as positions and write_slots; no UNKNOWN among them."""
+    positions: Tensor
+    write_slots: Tensor
+    """Where the pool takes each row's K and V."""
+    prompts: Part | None
+    singles: Part | None
+    sample_rows: Tensor
+    """Rows whose logits are wanted, one per slice with `sampling`, in the order of the slices."""
+    samplings: list[Sampling]
+    sample_positions: list[int]
+    """Position that the sampled token will have in its sequence."""
+
+    @classmethod
+    def build(cls, slices: Sequence[Slice], page_size: int, device: torch.device) -> Batch:
+        """`slices` as for `StepArrays.of`; all their tokens are known."""
+        return cls.of(StepArrays.of(slices, page_size), device)
+
+    @classmethod
+    def of(
+        cls, arrays: StepArrays, device: torch.device, previous_tokens: Tensor | None = None
+    ) -> Batch:
+        """`previous_tokens`: what the step before sampled, on the device; None: all are known."""
+        ids, sources, positions, write_slots, sample_rows = upload_all(
+            [
+                arrays.input_ids,
+                arrays.sources,
+                arrays.positions,
+                arrays.write_slots,
+                arrays.sample_rows,
+            ],
+            np.int64,
+            device,
+        )
+        if previous_tokens is not None:
+            ids = known_ids(ids, sources, previous_tokens)
+        return cls(
+            input_ids=ids,
+            positions=positions,
+            write_slots=write_slots,
+            prompts=_part(arrays, 0, arrays.num_prompts, device),
+            singles=_part(arrays, arrays.num_prompts, arrays.num_slices, device),
+            sample_rows=sample_rows,
+            samplings=arrays.samplings,
+            sample_positions=arrays.sample_positions,
+        )
+
+
+def known_ids(input_ids: Tensor, sources: Tensor, previous_tokens: Tensor) -> Tensor:
+    """`input_ids` [rows] with the tokens of the step before where `sources` names them."""
+    return torch.where(sources >= 0, previous_tokens[sources.clamp(min=0)], input_ids)
+
+
+def _part(arrays: StepArrays, first: int, stop: int, device: torch.device) -> Part | None:
+    if first == stop:
+        return None
+    begin, end = int(arrays.row_starts[first]), int(arrays.row_starts[stop])
+    row_starts = arrays.row_starts[first : stop + 1] - begin
+    contexts = arrays.context_lengths[first:stop]
+    starts, tables, lengths = upload_all(
+        [row_starts, arrays.page_tables[first:stop], contexts], np.int32, device
+    )
+    return Part(
+        begin=begin,
+        end=end,
+        row_starts=starts,
+        page_tables=tables,
+        context_lengths=lengths,
+        row_starts_host=row_starts,
+        context_lengths_host=contexts,
+        longest_slice=int(np.diff(row_starts).max()),
+        longest_context=int(contexts.max()),
+    )

@@ -1,0 +1,1 @@
+"""Weights: where their bytes come from, and where each tensor goes."""

@@ -1,0 +1,85 @@
+"""Pairs within one process, for tests. As over gloo, a send ends when its receive has the bytes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+from collections import deque
+
+import torch
+from torch import Tensor
+from torch.distributed import Store
+
+from kvtransfer.backends.pair import RECEIVER_RANK
+from kvtransfer.transport import PeerLost
+
+
+class _Message:
+    """Bytes on offer until `taken`."""
+
+    def __init__(self, content: Tensor) -> None:
+        self.content = content
+        self.taken = threading.Event()
+
+
+class LocalBackend:
+    """Share one instance between the transports that shall reach one another."""
+
+    name = "local"
+    staging_device = torch.device("cpu")
+    message_bytes = 1 << 20
+    window = 4
+    min_send_bytes = 1 << 10
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._queues: dict[str, queue.Queue[_Message]] = {}
+
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> LocalPair:
+        if rank == RECEIVER_RANK:
+            name = uuid.uuid4().hex
+            self._queues[name] = queue.Queue(maxsize=window)
+            store.set("queue", name)
+        else:
+            name = store.get("queue").decode()
+        return LocalPair(self._queues[name], self._timeout_s)
+
+
+class LocalPair:
+    def __init__(self, messages: queue.Queue[_Message], timeout_s: float) -> None:
+        self._messages = messages
+        self._timeout_s = timeout_s
+        self._reserved = torch.empty(0)
+        self._under_way: deque[_Message] = deque()
+        self._posted: deque[Tensor] = deque()
+
+    def reserve(self, num_bytes: int) -> Tensor:
+        self._reserved = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._reserved
+
+    def send(self) -> None:
+        self._under_way.append(_Message(self._reserved))
+        self._messages.put_nowait(self._under_way[-1])  # full only beyond the window
+
+    def sent(self) -> None:
+        if not self._under_way.popleft().taken.wait(self._timeout_s):
+            raise PeerLost(f"nobody received for {self._timeout_s:g} s")
+
+    def post(self, num_bytes: int) -> None:
+        self._posted.append(torch.empty(num_bytes, dtype=torch.uint8))
+
+    def received(self) -> Tensor:
+        try:
+            message = self._messages.get(timeout=self._timeout_s)
+        except queue.Empty as error:
+            raise PeerLost(f"nothing arrived for {self._timeout_s:g} s") from error
+        buffer = self._posted.popleft().copy_(message.content)
+        message.taken.set()
+        return buffer
+
+    def release(self) -> None:
+        """Every message has a buffer of its own."""
+
+    def close(self) -> None:
+        """Nothing is held beside the queue."""

@@ -1,0 +1,123 @@
+"""Pairs over NCCL, for two GPUs.
+
+A two-rank group without a default group, no watchdog, our own deadline while we look whether an
+operation is done, and `abort` in a thread, after which CUDA and other pairs go on. Gather and
+scatter run on the link's stream, NCCL on its own, so one message is copied while others travel.
+
+`tests/gpu` and the contract suite have run on two H100s (torch 2.11, NCCL 2.28.9).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import Store
+
+from kvtransfer.backends.group_pair import GroupPair
+from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK
+from kvtransfer.backends.ring import Ring
+from kvtransfer.transport import PeerLost
+
+CONNECT_TIMEOUT_S = 4.0
+NUM_SPINS = 50
+POLL_S = 0.00005
+"""Between looks at an event, after so many without a pause: a message takes some 100 µs."""
+
+
+class NcclBackend:
+    name = "nccl"
+    message_bytes = 64 << 20
+    window = 3
+    min_send_bytes = 8 << 20
+
+    def __init__(self, device: torch.device, timeout_s: float) -> None:
+        # The watchdog would end the process on a peer's death; our deadlines do its work.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
+        os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
+        # One pair moves one message after another, as it is meant to.
+        os.environ["TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING"] = "false"
+        self.staging_device = device
+        self._timeout_s = timeout_s
+
+    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> NcclPair:
+        from torch.distributed import ProcessGroupNCCL  # absent from CPU builds of torch
+
+        options = ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=self._timeout_s)
+        try:
+            group = ProcessGroupNCCL(store, rank, 2, options)
+            self._connect(group, rank)
+        except RuntimeError as error:
+            raise PeerLost(f"no NCCL pair could be made ({error})") from error
+        ring = Ring(window, buffer_bytes, self.staging_device)
+        return NcclPair(group, ring, self._timeout_s)
+
+    def _connect(self, group: Any, rank: int) -> None:
+        """NCCL waits for the other rank without a deadline, when it makes a communicator and again
+        in its first send or receive: so both are done in a thread that can be left behind.
+
+        Raises RuntimeError or PeerLost.
+        """
+        ended: queue.SimpleQueue[RuntimeError | PeerLost | None] = queue.SimpleQueue()
+
+        def connect() -> None:
+            try:
+                group.eager_connect_single_device(self.staging_device)
+                self._exchange_a_byte(group, rank)
+                ended.put(None)
+            except (RuntimeError, PeerLost) as error:
+                ended.put(error)
+
+        threading.Thread(target=connect, name="nccl-connect", daemon=True).start()
+        try:
+            error = ended.get(timeout=CONNECT_TIMEOUT_S)
+        except queue.Empty:
+            threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
+            raise PeerLost(f"NCCL made no pair within {CONNECT_TIMEOUT_S:g} s") from None
+        if error is not None:
+            raise error
+
+    def _exchange_a_byte(self, group: Any, rank: int) -> None:
+        """On a stream of its own: the current one may be busy with a long step."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        with torch.cuda.stream(torch.cuda.Stream(self.staging_device)):
+            byte = [torch.zeros(1, dtype=torch.uint8, device=self.staging_device)]
+            if rank == SENDER_RANK:
+                work = group.send(byte, RECEIVER_RANK, 0)
+            else:
+                work = group.recv(byte, SENDER_RANK, 0)
+        while not work.is_completed() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+
+class NcclPair(GroupPair):
+    """NCCL's own stream begins an operation when the current stream has come so far."""
+
+    def __init__(self, group: Any, ring: Ring, timeout_s: float) -> None:
+        super().__init__(group, ring)
+        self._timeout_s = timeout_s
+
+    def close(self) -> None:
+        threading.Thread(target=self._abort, name="nccl-abort", daemon=True).start()
+
+    def _abort(self) -> None:
+        """Of this pair, so that its buffers live until nothing can be written into them."""
+        self._group.abort()
+
+    def _wait(self, work: Any) -> None:
+        """Not by `work.wait`: it would make our stream wait, and has no deadline."""
+        deadline = time.monotonic() + self._timeout_s
+        for num_looks in itertools.count():
+            if work.is_completed():
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S if num_looks > NUM_SPINS else 0)  # 0: lets other threads run
+        raise PeerLost(f"NCCL moved nothing for {self._timeout_s:g} s")

@@ -1,0 +1,149 @@
+"""Pairs through shared memory, for two processes of one host.
+
+The ring of staging buffers lies in memory that both processes map, so a page is copied once into it
+and once out of it. The receiver makes it (a memfd: it has no name, and ends with the last process
+that maps it, however that ends) and passes it over a Unix socket, on which afterwards one byte says
+"filled" or "emptied". The socket's name is in the abstract namespace, which ends with the network
+namespace: hosts and containers that do not share one never try.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import struct
+import uuid
+from collections import deque
+
+import torch
+from torch import Tensor
+from torch.distributed import Store
+
+from kvtransfer.backends.pair import RECEIVER_RANK
+from kvtransfer.transport import PeerLost
+
+_KEY = "shared_memory"
+_TOKEN = b"."
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+class SharedMemoryBackend:
+    name = "shm"
+    staging_device = torch.device("cpu")
+    message_bytes = 1 << 20
+    window = 8
+    min_send_bytes = 1 << 18
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    def make_pair(
+        self, store: Store, rank: int, window: int, buffer_bytes: int
+    ) -> SharedMemoryPair:
+        try:
+            if rank == RECEIVER_RANK:
+                connection, memory = self._offer(store, window * buffer_bytes)
+            else:
+                connection, memory = self._accept_offer(store, window * buffer_bytes)
+        except (OSError, RuntimeError) as error:
+            raise PeerLost(f"no shared memory could be agreed on ({error})") from error
+        return SharedMemoryPair(connection, memory, window)
+
+    def _offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
+        """The receiver's part."""
+        with socket.socket(socket.AF_UNIX) as listener:
+            name = f"kvrelay-{uuid.uuid4().hex}"
+            listener.bind("\0" + name)
+            listener.listen(1)
+            listener.settimeout(self._timeout_s)
+            store.set(_KEY, name)
+            connection, _ = listener.accept()
+        connection.settimeout(self._timeout_s)
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
+            connection.close()
+            raise PeerLost("another user's process wanted the shared memory")
+        file = os.memfd_create("kvrelay")
+        try:
+            os.ftruncate(file, size)
+            memory = mmap.mmap(file, size)
+            socket.send_fds(connection, [_TOKEN], [file])
+        finally:
+            os.close(file)
+        return connection, memory
+
+    def _accept_offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
+        """The sender's part."""
+        name = store.get(_KEY).decode()
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(self._timeout_s)
+            connection.connect("\0" + name)
+            _, files, _, _ = socket.recv_fds(connection, 1, 1)
+            if not files:
+                raise PeerLost("the peer closed the link")
+            try:
+                if os.fstat(files[0]).st_size != size:
+                    raise PeerLost("the peer offered memory of another size")
+                return connection, mmap.mmap(files[0], size)
+            finally:
+                os.close(files[0])
+        except BaseException:
+            connection.close()
+            raise
+
+
+class SharedMemoryPair:
+    def __init__(self, connection: socket.socket, memory: mmap.mmap, window: int) -> None:
+        self._connection = connection
+        self._memory = torch.frombuffer(memory, dtype=torch.uint8).view(window, -1)
+        self._next = 0
+        self._posted: deque[Tensor] = deque()
+
+    def reserve(self, num_bytes: int) -> Tensor:
+        return self._take(num_bytes)
+
+    def send(self) -> None:
+        self._tell()
+
+    def sent(self) -> None:
+        self._listen()
+
+    def post(self, num_bytes: int) -> None:
+        self._posted.append(self._take(num_bytes))
+
+    def received(self) -> Tensor:
+        self._listen()
+        return self._posted.popleft()
+
+    def release(self) -> None:
+        self._tell()
+
+    def close(self) -> None:
+        """The memory ends with its last reference."""
+        self._connection.close()
+
+    def _take(self, num_bytes: int) -> Tensor:
+        buffer = self._memory[self._next]
+        self._next = (self._next + 1) % len(self._memory)
+        return buffer[:num_bytes]
+
+    def _tell(self) -> None:
+        try:
+            self._connection.sendall(_TOKEN)
+        except OSError as error:
+            raise PeerLost(f"the peer closed the link ({error})") from error
+
+    def _listen(self) -> None:
+        try:
+            token = self._connection.recv(1)
+        except TimeoutError as error:
+            timeout_s = self._connection.gettimeout()
+            raise PeerLost(f"the peer did nothing for {timeout_s:g} s") from error
+        except OSError as error:
+            raise PeerLost(f"the link broke ({error})") from error
+        if not token:
+            raise PeerLost("the peer closed the link")

@@ -1,0 +1,1 @@
+"""A link is one direction of one pair of ranks: its handshake, its frames, its end."""

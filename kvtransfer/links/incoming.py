@@ -1,0 +1,195 @@
+"""`IncomingLink`: the receiving end of a link, from greeting to end. One thread."""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kvtransfer.backends.pair import RECEIVER_RANK, Pair, PairBackend
+from kvtransfer.links.counts import LinkCounts, LinkMeter
+from kvtransfer.links.handshake import (
+    PAIR_TIMEOUT_S,
+    SILENCE_S,
+    Bye,
+    FrameHeader,
+    Hello,
+    Ping,
+    Pong,
+    Refused,
+    Welcome,
+    choose_backend,
+    no_backend,
+    receive_message,
+    refusal,
+    send_message,
+)
+from kvtransfer.links.inbox import Inbox
+from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.pages.arrivals import Part
+from kvtransfer.pages.checksum import has_right_checksum
+from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, FrameShape
+from kvtransfer.pages.staging import PageRows
+from kvtransfer.transport import PeerLost
+
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class ReceivingEnd:
+    """What incoming links need to know of their own side."""
+
+    hello: Hello
+    backends: Mapping[str, PairBackend]
+    rows_of: Callable[[range], PageRows]
+    """The pool, cut to some KV heads (of the whole model)."""
+    max_pages: int
+    inbox: Inbox
+    counts_of: Callable[[str], LinkCounts]
+    """By the peer's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Message:
+    """The next of a frame; its bytes are received and dropped when nobody wants them."""
+
+    rows: range
+    has_checksum: bool
+    part: Part | None
+
+
+class IncomingLink:
+    def __init__(self, connection: socket.socket, end: ReceivingEnd) -> None:
+        self.connection = connection
+        self.end = end
+
+    def run(self) -> None:
+        """Until the peer ends it or is lost; that concerns this link alone."""
+        try:
+            self.connection.settimeout(HELLO_TIMEOUT_S)
+            hello = receive_message(self.connection, Hello)
+            backend = choose_backend(self.end.hello, hello)
+            heads = hello.shard.heads_for(self.end.hello.shard, hello.layout.num_kv_heads)
+            reason = refusal(self.end.hello, hello)
+            if not reason and not heads:
+                reason = "these two ranks have no KV head to exchange"
+            if not reason and not backend:
+                reason = no_backend(self.end.hello, hello)
+            if reason:
+                log.error("refused KV pages from %s: %s", hello.node, reason)
+                send_message(self.connection, Refused(reason))
+                return
+            self._serve(hello, self.end.backends[backend], heads)
+        except PeerLost as error:
+            log.debug("a connection to the data port ended: %s", error)
+
+    def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
+        end, counts = self.end, self.end.counts_of(hello.node.name)
+        rows = end.rows_of(heads)
+        cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
+        welcome = Welcome(end.hello.node, backend.name, backend.message_bytes, backend.window)
+        send_message(self.connection, welcome)
+        store = SocketStore(self.connection, PAIR_TIMEOUT_S)
+        pair = backend.make_pair(store, RECEIVER_RANK, backend.window, cut.buffer_bytes)
+        meter = counts.opened(backend.name)
+        try:
+            store.finish()
+            self.connection.settimeout(SILENCE_S)
+            with rows.on_stream():
+                _Receiver(self, pair, backend.window, cut, rows, meter).run()
+        except Exception as error:
+            meter.failed()
+            reason = str(error) or type(error).__name__
+            log.warning("the link from %s is lost: %s", hello.node, reason)
+            end.inbox.link_lost(self, f"{hello.node.name}: {reason}")
+            raise
+        finally:
+            meter.close()
+            pair.close()
+
+
+class _Receiver:
+    """Posts receives as far ahead as the window allows, and empties buffers as they fill."""
+
+    def __init__(
+        self,
+        link: IncomingLink,
+        pair: Pair,
+        window: int,
+        cut: Cut,
+        pool: PageRows,
+        meter: LinkMeter,
+    ) -> None:
+        self._link = link
+        self._connection, self._end = link.connection, link.end
+        self._pair = pair
+        self._window = window
+        self._cut = cut
+        self._pool = pool
+        self._meter = meter
+        self._readable = select.poll()  # `select.select` knows no file beyond the 1024th
+        self._readable.register(self._connection, select.POLLIN)
+        self._announced: deque[_Message] = deque()
+        self._posted: deque[_Message] = deque()
+
+    def run(self) -> None:
+        """Returns after the peer's `Bye`, when all that it sent is here. Raises PeerLost."""
+        is_over = False
+        while True:
+            if self._announced and len(self._posted) < self._window:
+                self._post(self._announced.popleft())
+            elif self._posted and (self._announced or is_over or not self._has_header()):
+                self._receive(self._posted.popleft())
+            elif is_over:
+                return
+            else:
+                is_over = not self._read_header()
+
+    def _has_header(self) -> bool:
+        return bool(self._readable.poll(0))
+
+    def _read_header(self) -> bool:
+        """Waits for what the peer says next; False: nothing more, the link ends."""
+        header: FrameHeader | Ping | Bye = receive_message(
+            self._connection,
+            FrameHeader | Ping | Bye,  # type: ignore[arg-type]
+        )
+        if isinstance(header, Ping):
+            send_message(self._connection, Pong())
+        elif isinstance(header, FrameHeader):
+            self._announce(header)
+        return not isinstance(header, Bye)
+
+    def _announce(self, header: FrameHeader) -> None:
+        shape: FrameShape = header.shape
+        if not shape.is_within(self._end.hello.layout, self._end.max_pages):
+            raise PeerLost(f"the peer announced {shape}")
+        if not self._posted:
+            self._meter.began(time.monotonic())
+        arrivals = self._end.inbox.find(header.transfer)
+        part = arrivals.announce(shape, self._link, self._pool) if arrivals else None
+        for rows in self._cut.messages(shape):
+            self._announced.append(_Message(rows, header.has_checksums, part))
+
+    def _post(self, message: _Message) -> None:
+        num_bytes = len(message.rows) * self._cut.row_bytes
+        self._pair.post(num_bytes + (CHECKSUM_BYTES if message.has_checksum else 0))
+        self._posted.append(message)
+
+    def _receive(self, message: _Message) -> None:
+        buffer = self._pair.received()
+        num_bytes = len(message.rows) * self._cut.row_bytes
+        if message.has_checksum and not has_right_checksum(buffer):
+            self._meter.failed()
+            if message.part is not None:
+                message.part.arrivals.fail("a page arrived with a wrong checksum")
+        elif message.part is not None:
+            message.part.arrivals.write(message.part, message.rows, self._pool, buffer[:num_bytes])
+        self._pair.release()
+        self._meter.moved(num_bytes, time.monotonic())

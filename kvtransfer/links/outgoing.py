@@ -1,0 +1,319 @@
+"""`OutgoingLink`: the sending end to one rank of a peer. One thread; connects on first use."""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kvtransfer.backends.pair import SENDER_RANK, Pair, PairBackend
+from kvtransfer.links.counts import LinkCounts, LinkMeter
+from kvtransfer.links.handshake import (
+    PAIR_TIMEOUT_S,
+    PING_S,
+    SILENCE_S,
+    Bye,
+    FrameHeader,
+    Hello,
+    Ping,
+    Pong,
+    Refused,
+    Welcome,
+    receive_message,
+    send_message,
+)
+from kvtransfer.links.sending import Frame
+from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.pages.checksum import append_checksum
+from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, row_numbers
+from kvtransfer.pages.staging import PageRows, RowIndex
+from kvtransfer.transport import LayoutMismatch, PeerLost
+from protocol.ids import Attempt
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 2.0
+READY_POLL_S = 0.0001
+ANNOUNCED_WINDOWS = 2
+"""The peer knows of frames ahead, until they fill the window so many times."""
+
+
+@dataclass(frozen=True)
+class SendingEnd:
+    """What an outgoing link needs to know of its own side."""
+
+    hello: Hello
+    backends: Mapping[str, PairBackend]
+    rows: PageRows
+    """The pool, cut to the heads that the peer's rank has in common with it."""
+    with_checksums: bool
+    idle_close_s: float
+    counts_of: Callable[[str], LinkCounts]
+    """By the peer's name; by its address while that is not known."""
+    on_backend_failed: Callable[[str], None]
+    """No pair could be made with it."""
+
+
+@dataclass(eq=False)
+class _Announced:
+    """A frame that the peer knows of."""
+
+    frame: Frame
+    index: RowIndex | None = None
+    """Its rows in the pool, made when its turn comes."""
+    num_sent_rows: int = 0
+
+
+class OutgoingLink:
+    """Sends frames in order. After a failure everything queued fails, and the link is over:
+    `closed` is True and its owner makes another one."""
+
+    def __init__(self, peer_address: str, end: SendingEnd) -> None:
+        self._peer_address = peer_address
+        self._end = end
+        self._counts: LinkCounts | None = None
+        self._num_users = 0
+        self._frames: deque[Frame] = deque()
+        self._under_way: deque[tuple[int, Frame | None]] = deque()
+        """Bytes of each message, and the frame that ends with it."""
+        self._announced: deque[_Announced] = deque()
+        self._num_announced_messages = 0
+        """Of these, that are not under way."""
+        self._changed = threading.Condition()
+        self.closed = False
+        self._end_reason = f"the link to {peer_address} was closed"
+        self._connection: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name=f"kv-to-{peer_address}", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads
+            self.closed = True
+            self._end_reason = f"no link to {peer_address} could be made ({error})"
+
+    def hold(self) -> bool:
+        """Until `let_go`, it does not end for idleness. False: it is over, or its peer has closed
+        its end."""
+        with self._changed:
+            if self.closed or _is_closed(self._connection):
+                return False
+            self._num_users += 1
+            return True
+
+    def let_go(self) -> None:
+        with self._changed:
+            self._num_users -= 1
+            self._changed.notify_all()
+
+    def push(self, frame: Frame) -> None:
+        """Queues a frame, which is ended in any case."""
+        with self._changed:
+            if not self.closed:
+                self._frames.append(frame)
+                self._changed.notify_all()
+                return
+        frame.sending.frame_ended(self._end_reason)
+
+    def cancel(self, transfer: Attempt) -> None:
+        """Drops the frames of this transfer that are not announced."""
+        with self._changed:
+            dropped = [f for f in self._frames if f.sending.transfer == transfer]
+            self._frames = deque(f for f in self._frames if f.sending.transfer != transfer)
+        for frame in dropped:
+            frame.sending.frame_ended("it was cancelled")
+
+    def close(self) -> None:
+        """What is not announced fails."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except (PeerLost, LayoutMismatch) as error:
+            self._failed(f"{self._peer_address}: {error}")
+        except Exception as error:
+            self._failed(f"{self._peer_address}: {type(error).__name__}: {error}")
+            log.exception("a link failed")
+        finally:
+            self._end_all()
+
+    def _failed(self, reason: str) -> None:
+        (self._counts or self._end.counts_of(self._peer_address)).failed()
+        self._end_reason = reason
+        log.warning("a link for KV pages is lost: %s", reason)
+
+    def _serve(self) -> None:
+        connection = self._connect()
+        try:
+            welcome = self._greet(connection)
+            self._counts = counts = self._end.counts_of(welcome.node.name)
+            backend = self._end.backends[welcome.backend]
+            cut = Cut.of(self._end.hello.layout, self._end.rows.num_heads, welcome.message_bytes)
+            pair = self._make_pair(connection, backend, welcome.window, cut.buffer_bytes)
+            meter = counts.opened(backend.name)
+            try:
+                connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
+                self._connection = connection
+                with self._end.rows.on_stream():
+                    self._send_all(connection, pair, welcome.window, cut, meter)
+            finally:
+                meter.close()
+                pair.close()
+        finally:
+            with self._changed:
+                self._connection = None
+                connection.close()
+
+    def _connect(self) -> socket.socket:
+        host, _, port = self._peer_address.rpartition(":")
+        try:
+            connection = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
+        except OSError as error:
+            raise PeerLost(f"nobody listens there ({error})") from error
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def _greet(self, connection: socket.socket) -> Welcome:
+        send_message(connection, self._end.hello)
+        answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
+        if isinstance(answer, Refused):
+            raise LayoutMismatch(answer.reason)
+        if answer.backend not in self._end.hello.backends or not answer.is_sane:
+            raise PeerLost(f"the peer answered {answer}")
+        return answer
+
+    def _make_pair(
+        self, connection: socket.socket, backend: PairBackend, window: int, buffer_bytes: int
+    ) -> Pair:
+        store = SocketStore(connection, PAIR_TIMEOUT_S)
+        try:
+            pair = backend.make_pair(store, SENDER_RANK, window, buffer_bytes)
+            try:
+                store.finish()
+            except BaseException:
+                pair.close()
+                raise
+        except PeerLost:
+            self._end.on_backend_failed(backend.name)
+            raise
+        return pair
+
+    def _send_all(
+        self, connection: socket.socket, pair: Pair, window: int, cut: Cut, meter: LinkMeter
+    ) -> None:
+        """Returns when the link is to end, closed or idle for too long. Frames are announced ahead
+        of their messages, so that the peer can post its receives."""
+        while self._announce(connection, window, cut):
+            if not self._under_way:
+                meter.began(time.monotonic())
+            if not self._announced or len(self._under_way) == window:
+                self._oldest_sent(pair, meter)
+            else:
+                self._send_message(pair, cut)
+
+    def _announce(self, connection: socket.socket, window: int, cut: Cut) -> bool:
+        """Announces what is queued; waits for it if nothing else is to do. False: the link is to
+        end."""
+        if not self._announced and not self._under_way and not self._wait_for_frame(connection):
+            send_message(connection, Bye())
+            return False
+        while self._num_announced_messages < ANNOUNCED_WINDOWS * window:
+            frame = self._next_ready(cut)
+            if frame is None:
+                break
+            header = FrameHeader(frame.sending.transfer, frame.shape, self._end.with_checksums)
+            send_message(connection, header)
+        return True
+
+    def _next_ready(self, cut: Cut) -> Frame | None:
+        """A frame to be announced; from now on it cannot be cancelled."""
+        with self._changed:
+            if self.closed:
+                return None
+            frame = next((frame for frame in self._frames if frame.is_ready), None)
+            if frame is not None:
+                self._frames.remove(frame)
+                self._announced.append(_Announced(frame))
+                self._num_announced_messages += cut.num_messages(frame.shape)
+            return frame
+
+    def _wait_for_frame(self, connection: socket.socket) -> bool:
+        """Pings meanwhile. False: the link is to end."""
+        idle_since = time.monotonic()
+        next_ping = idle_since + PING_S
+        while True:
+            with self._changed:
+                is_wanted = bool(self._frames) or self._num_users > 0
+                idle_s = time.monotonic() - idle_since
+                if self.closed or (not is_wanted and idle_s >= self._end.idle_close_s):
+                    self.closed = True
+                    return False
+                if any(frame.is_ready for frame in self._frames):
+                    return True
+                self._changed.wait(READY_POLL_S if self._frames else PING_S)
+            if time.monotonic() >= next_ping:
+                send_message(connection, Ping())
+                receive_message(connection, Pong)
+                next_ping = time.monotonic() + PING_S
+
+    def _send_message(self, pair: Pair, cut: Cut) -> None:
+        """The next one of the frame announced first."""
+        announced, pool = self._announced[0], self._end.rows
+        frame = announced.frame
+        if announced.index is None:
+            announced.index = pool.index(row_numbers(frame.shape, frame.pages, pool.num_pages))
+        first = announced.num_sent_rows
+        rows = announced.index[first : first + cut.rows_per_message]
+        num_bytes = len(rows) * pool.row_bytes
+        with_checksums = self._end.with_checksums
+        buffer = pair.reserve(num_bytes + (CHECKSUM_BYTES if with_checksums else 0))
+        pool.gather(rows, buffer[:num_bytes])
+        if with_checksums:
+            append_checksum(buffer)
+        pair.send()
+        announced.num_sent_rows += len(rows)
+        self._num_announced_messages -= 1
+        is_last = announced.num_sent_rows == frame.shape.num_rows
+        if is_last:
+            self._announced.popleft()
+        self._under_way.append((num_bytes, frame if is_last else None))
+
+    def _oldest_sent(self, pair: Pair, meter: LinkMeter) -> None:
+        pair.sent()
+        num_bytes, frame = self._under_way.popleft()
+        meter.moved(num_bytes, time.monotonic())
+        if frame is not None:
+            frame.sending.frame_ended()
+
+    def _end_all(self) -> None:
+        with self._changed:
+            self.closed = True
+            frames = [frame for _, frame in self._under_way if frame is not None]
+            frames += [announced.frame for announced in self._announced]
+            frames += self._frames
+            self._frames.clear()
+        for frame in frames:
+            frame.sending.frame_ended(self._end_reason)
+
+
+def _is_closed(connection: socket.socket | None) -> bool:
+    """By its other end. Reads nothing: what comes is for the link's thread."""
+    if connection is None:
+        return False
+    hung_up = select.poll()
+    hung_up.register(connection, select.POLLRDHUP)
+    return bool(hung_up.poll(0))

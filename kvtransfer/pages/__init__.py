@@ -1,0 +1,1 @@
+"""Which bytes of a KV pool travel, and where they arrive."""

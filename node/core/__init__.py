@@ -1,0 +1,1 @@
+"""What a node decides. Pure: no sockets, no tensors, no clock."""

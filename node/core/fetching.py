@@ -1,0 +1,206 @@
+"""Fetching the first pages of a prompt from a node that owns them, in place of computing them.
+Pure; both schedulers have one.
+
+    asker   acquire ──► ExpectPages, Fetch ──► pages arrive: commit them
+                                          ├──► all are here: compute what follows
+                                          └──► refused, broken or late: abort, compute the rest too
+    owner   Fetch ──► SendPages, and hold the pages until they are sent; or FetchRefused
+
+A fetch that fails costs time and nothing else. While it travels its request computes nothing;
+other requests do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.steps.sequence import Sequence
+from node.core.counters import Counters
+from node.core.instructions import (
+    AbortTransfer,
+    ExpectPages,
+    Instruction,
+    PagesSent,
+    Send,
+    SendPages,
+)
+from protocol.hashing import PageHash, PageHasher, join_hashes, split_hashes
+from protocol.ids import Addresses, Attempt, Node
+from protocol.messages import Fetch, FetchRefused, Generate, Prefill
+
+FETCH_TIMEOUT_S = 3.0
+"""Without progress. A dead owner says nothing, and one in a long step nothing for its length."""
+
+
+@dataclass(eq=False)
+class _UnderWay:
+    sequence: Sequence
+    chain: Seq[PageHash]
+    """From the first page of the prompt to the last fetched one."""
+    owner: str
+    asked: float
+    deadline: float
+
+
+@dataclass(eq=False)
+class _Serving:
+    """All sends of one attempt to whoever asked for it; their ends cannot be told apart."""
+
+    leases: list[Lease] = field(default_factory=list)
+    num_ended: int = 0
+
+
+class Fetching:
+    """The fetches that this node waits for, and the answers to those of others."""
+
+    def __init__(
+        self,
+        node: Node,
+        addresses: Addresses,
+        cache: PrefixCache,
+        hasher: PageHasher,
+        counters: Counters,
+        timeout_s: float,
+    ) -> None:
+        """`addresses`: this node's own, told to owners. `timeout_s`: for how long a fetch may make
+        no progress."""
+        self._node = node
+        self._addresses = addresses
+        self._cache = cache
+        self._page_size = hasher.page_size
+        self._counters = counters
+        self._timeout_s = timeout_s
+        self._under_way: dict[Attempt, _UnderWay] = {}
+        self._serving: dict[Attempt, _Serving] = {}
+
+    def __contains__(self, attempt: Attempt) -> bool:
+        return attempt in self._under_way
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens under way to this node."""
+        return sum(
+            len(fetch.chain) * self._page_size - fetch.sequence.num_computed
+            for fetch in self._under_way.values()
+        )
+
+    def chains(self) -> Iterator[Seq[PageHash]]:
+        """Pages that are here or under way, from the first page of a prompt on."""
+        return (fetch.chain for fetch in self._under_way.values())
+
+    # The asker
+
+    def begin(
+        self, request: Generate | Prefill, sequence: Sequence, reusable: Seq[PageHash], now: float
+    ) -> list[Instruction]:
+        """Asks the owner that `request` names for what the lease lacks; [] if it lacks nothing.
+
+        `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the request
+        is under way (`in`) and the pages that it lacks belong to the transfer.
+        """
+        chain = reusable[: request.fetch_pages]
+        num_cached = sequence.lease.num_cached_pages
+        owner = request.fetch_node
+        if not request.fetch_address or owner is None or owner == self._node:
+            return []
+        if len(chain) <= num_cached:
+            return []
+        self._under_way[request.attempt] = _UnderWay(
+            sequence, chain, owner.name, now, now + self._timeout_s
+        )
+        question = Fetch(
+            attempt=request.attempt,
+            hashes=join_hashes(chain),
+            skip_pages=num_cached,
+            reply_address=self._addresses.control,
+            data_addresses=self._addresses.data,
+        )
+        return [
+            ExpectPages(request.attempt, sequence.lease.pages[num_cached : len(chain)]),
+            Send(request.fetch_address, question),
+        ]
+
+    def arrived(self, attempt: Attempt, num_pages: int, now: float) -> int:
+        """The first `num_pages` that were asked for are here: they are owned, and the sequence
+        goes on behind them, whatever becomes of the rest.
+
+        Returns how many tokens are new; 0: none, or the fetch was given up before.
+        """
+        fetch = self._under_way.get(attempt)
+        if fetch is None:
+            return 0
+        sequence = fetch.sequence
+        num_pages_here = sequence.lease.num_cached_pages + num_pages
+        num_tokens = num_pages_here * self._page_size - sequence.num_computed
+        if num_tokens <= 0:
+            return 0
+        fetch.deadline = now + self._timeout_s
+        sequence.num_computed += num_tokens
+        self._counters.fetched(num_tokens // self._page_size, num_tokens)
+        self._cache.commit(sequence.lease, fetch.chain[:num_pages_here], now)
+        return num_tokens
+
+    def received(self, attempt: Attempt, now: float) -> int:
+        """`arrived`, for all pages: the fetch is over."""
+        fetch = self._under_way.get(attempt)
+        if fetch is None:
+            return 0
+        num_pages = len(fetch.chain) - fetch.sequence.lease.num_cached_pages
+        num_tokens = self.arrived(attempt, num_pages, now)
+        self._end(attempt, now)
+        return num_tokens
+
+    def give_up(self, attempt: Attempt, now: float) -> list[Instruction]:
+        """The pages still lacking will be computed here, or all are released. Harmless if no fetch
+        is under way."""
+        if attempt not in self._under_way:
+            return []
+        self._end(attempt, now)
+        return [AbortTransfer(attempt)]
+
+    def failed(self, attempt: Attempt, now: float) -> list[Instruction]:
+        """`give_up`, as the transfer broke or is late."""
+        self._counters.transfer_failures_total += attempt in self._under_way
+        return self.give_up(attempt, now)
+
+    def expire(self, now: float) -> list[Instruction]:
+        late = [attempt for attempt, fetch in self._under_way.items() if now >= fetch.deadline]
+        return [instruction for attempt in late for instruction in self.failed(attempt, now)]
+
+    def _end(self, attempt: Attempt, now: float) -> None:
+        fetch = self._under_way.pop(attempt)
+        self._counters.exposed(fetch.owner, now - fetch.asked)
+
+    # The owner
+
+    def serve(self, fetch: Fetch) -> list[Instruction]:
+        """Sends all that is asked for, or refuses.
+
+        The pages are held until they are sent. It does not count as a use of them: there is
+        another copy from now on.
+        """
+        chain = split_hashes(fetch.hashes)
+        lease = self._cache.hold(chain)
+        if len(lease.pages) < len(chain):
+            self._cache.release(lease)
+            num_pages = len(lease.pages)
+            reason = f"{self._node.name} has {num_pages} of these {len(chain)} pages (any more)"
+            refused = FetchRefused(fetch.attempt, reason, self._node)
+            return [Send(fetch.reply_address, refused)]
+        self._serving.setdefault(fetch.attempt, _Serving()).leases.append(lease)
+        pages = lease.pages[fetch.skip_pages :]
+        self._counters.pages_sent_total += len(pages)
+        return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
+
+    def sent(self, event: PagesSent) -> None:
+        """The asker notices by itself when pages do not come."""
+        self._counters.transfer_failures_total += bool(event.error)
+        serving = self._serving[event.transfer]
+        serving.num_ended += 1
+        if serving.num_ended == len(serving.leases):
+            del self._serving[event.transfer]
+            for lease in serving.leases:
+                self._cache.release(lease)

@@ -1,0 +1,28 @@
+"""Prompts that begin alike and are here at once: their common pages are computed, or travel, once.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from engine.cache.prefix_cache import PrefixCache
+from protocol.hashing import PageHash
+
+MAX_LOOKED_AT = 32
+"""Of the prompts that wait, so many are looked at before each step."""
+
+
+def next_page_is_coming(
+    cache: PrefixCache, reusable: Sequence[PageHash], others: Iterable[Sequence[PageHash]]
+) -> bool:
+    """True if the first page that a prompt lacks is one that a prompt of `others` has as well.
+
+    `reusable`: the hashes that the prompt may hit; `others`: those of prompts being computed or
+    received. Such a page is found as soon as their chunk is done or it has arrived, so it is worth
+    waiting for.
+    """
+    position = len(cache.find(reusable))
+    if position == len(reusable):
+        return False
+    return any(len(o) > position and o[position] == reusable[position] for o in others)

@@ -1,0 +1,266 @@
+"""A transport with its pool, as the transport tests drive it, in this process or in another."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvtransfer.backends.gloo import GlooBackend
+from kvtransfer.backends.local import LocalBackend
+from kvtransfer.backends.nccl import NcclBackend
+from kvtransfer.backends.pair import PairBackend
+from kvtransfer.backends.shared_memory import SharedMemoryBackend
+from kvtransfer.links.handshake import Place
+from kvtransfer.pages.layout import WHOLE, Shard
+from kvtransfer.pair_transport import PairTransport
+from kvtransfer.place import place_of
+from kvtransfer.transport import OnDone, PageStream
+from protocol.ids import Attempt, Node
+from protocol.layout import KVLayout
+
+LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="float32")
+NUM_PAGES = 64
+DEADLINE_S = 20.0
+TIMEOUT_S = 2.0
+
+
+NCCL = pytest.param(
+    "nccl",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices"),
+    ],
+)
+
+
+def attempt(number: int = 1, name: str = "r") -> Attempt:
+    return Attempt(name, number)
+
+
+def new_backend(name: str, host: str = "127.0.0.1") -> PairBackend:
+    """`name`: local, shm, gloo, or nccl:N for the backend of GPU N. `host`: its own address."""
+    torch.set_num_threads(1)
+    if name == "local":
+        return LocalBackend(TIMEOUT_S)
+    if name == "shm":
+        return SharedMemoryBackend(TIMEOUT_S)
+    if name.startswith("nccl"):
+        return NcclBackend(torch.device(name.replace("nccl", "cuda")), TIMEOUT_S)
+    return GlooBackend(host, TIMEOUT_S)
+
+
+class Endpoint:
+    """A transport with its pool (on the backend's device), and what its callbacks said."""
+
+    def __init__(
+        self,
+        name: str,
+        backend: PairBackend,
+        layout: KVLayout = LAYOUT,
+        fingerprint: str = "model",
+        num_pages: int = NUM_PAGES,
+        incarnation: int = 1,
+        shard: Shard = WHOLE,
+        others: Sequence[PairBackend] = (),
+        place: Place | None = None,
+        min_send_bytes: int = 0,
+        idle_close_s: float = 300.0,
+        port: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
+        """`others`: backends that it can use as well, less well."""
+        device = backend.staging_device
+        heads = shard.heads(layout.num_kv_heads)
+        shape = (layout.num_layers, num_pages, 2, layout.page_size, len(heads), layout.head_dim)
+        self.pool = torch.randn(shape, device=device).to(getattr(torch, layout.dtype))
+        self.transport = PairTransport(
+            self.pool,
+            layout,
+            Node(name, incarnation),
+            fingerprint,
+            [backend, *others],
+            place or place_of(device),
+            shard,
+            host=host,
+            port=port,
+            with_checksums=True,
+            min_send_bytes=min_send_bytes,
+            idle_close_s=idle_close_s,
+        )
+        self.backends = [backend, *others]
+        self.progress: queue.Queue[tuple[Attempt, int]] = queue.Queue()
+        self.received: queue.Queue[tuple[Attempt, str]] = queue.Queue()
+        self.sent: queue.Queue[tuple[Attempt, str]] = queue.Queue()
+
+    @property
+    def address(self) -> str:
+        return self.transport.address
+
+    def expect(self, transfer: Attempt, pages: list[int]) -> None:
+        self.transport.expect(
+            transfer,
+            pages,
+            lambda num_pages: self.progress.put((transfer, num_pages)),
+            lambda error: self.received.put((transfer, error)),
+        )
+
+    def send(
+        self, to: str | Sequence[str], transfer: Attempt, pages: list[int], offset: int = 0
+    ) -> None:
+        self.transport.send(_ranks(to), transfer, pages, offset, self._on_sent(transfer))
+
+    def stream(
+        self, to: str | Sequence[str], transfer: Attempt, pages: list[int], offset: int = 0
+    ) -> PageStream:
+        return self.transport.stream(_ranks(to), transfer, pages, offset, self._on_sent(transfer))
+
+    def await_progress(self) -> tuple[Attempt, int]:
+        return self.progress.get(timeout=DEADLINE_S)
+
+    def await_received(self) -> tuple[Attempt, str]:
+        return self.received.get(timeout=DEADLINE_S)
+
+    def await_sent(self) -> tuple[Attempt, str]:
+        return self.sent.get(timeout=DEADLINE_S)
+
+    def _on_sent(self, transfer: Attempt) -> OnDone:
+        return lambda error: self.sent.put((transfer, error))
+
+
+def _ranks(to: str | Sequence[str]) -> Sequence[str]:
+    return [to] if isinstance(to, str) else to
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Wherever they are."""
+    return torch.equal(a.cpu(), b.cpu())
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Polls until `condition()` is true."""
+    pause, deadline = threading.Event(), time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_S:g} s"
+        pause.wait(0.01)
+
+
+def move_until_it_arrives(a: Endpoint, b: Endpoint, pages: list[int], first_number: int) -> None:
+    """From a to b, into the same pages. A link may have to notice that it is broken; over NCCL a
+    short send even succeeds until then."""
+    for number in range(first_number, first_number + 20):
+        transfer = attempt(number)
+        b.expect(transfer, pages)
+        a.send(b.address, transfer, pages)
+        while (sent := a.await_sent())[0] != transfer:
+            pass  # an end of what went before
+        if sent[1] == "":
+            with suppress(queue.Empty):
+                if b.received.get(timeout=3.0) == (transfer, ""):
+                    return
+        b.transport.abort(transfer)
+    raise AssertionError("nothing arrives")
+
+
+Make = Callable[..., Endpoint]
+"""By name; the keywords are `Endpoint`'s, `faults`, and `gpu`; the backend is the fixture's."""
+
+
+class Victim:
+    """An endpoint in a process of its own, to be killed."""
+
+    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
+        assert pipe.poll(60.0), "the peer process did not start"
+        self._process = process
+        self._pipe = pipe
+        self.address: str = pipe.recv()
+
+    def send(self, to: str, transfer: Attempt, pages: list[int]) -> None:
+        """Tells it to send."""
+        self._pipe.send((to, transfer, pages))
+
+    def await_sent(self) -> str:
+        """The end of its next send that has not been awaited."""
+        self._pipe.send(None)
+        assert self._pipe.poll(DEADLINE_S), "no send ended"
+        return str(self._pipe.recv())
+
+    def stop(self) -> None:
+        """As if it were cut off: its sockets stay open and nothing comes out of them."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another network namespace: its file, and the victim's address there."""
+
+    file: str
+    host: str
+
+
+@contextmanager
+def victim_process(
+    backend_name: str,
+    port: int = 0,
+    layout: KVLayout = LAYOUT,
+    elsewhere: Elsewhere | None = None,
+) -> Iterator[Victim]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(
+        target=_serve_until_killed,
+        args=(there, backend_name, port, layout, elsewhere),
+        daemon=True,
+    )
+    process.start()
+    there.close()  # so that the end of the process ends the pipe
+    try:
+        yield Victim(process, here)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve_until_killed(
+    report: Connection,
+    backend_name: str,
+    port: int,
+    layout: KVLayout,
+    elsewhere: Elsewhere | None,
+) -> None:
+    host = "127.0.0.1"
+    if elsewhere is not None:
+        host = elsewhere.host
+        with open(elsewhere.file, encoding="ascii") as namespace:
+            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
+    backend = new_backend(backend_name, host)
+    endpoint = Endpoint("victim", backend, layout=layout, port=port, host=host)
+    report.send(endpoint.address)
+    while True:
+        order = report.recv()
+        if order is None:
+            report.send(endpoint.await_sent()[1])
+        else:
+            endpoint.send(*order)

@@ -1,0 +1,58 @@
+"""Sums since the start, and over the last minutes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.core.totals import BUCKET_S, WINDOW_S, Counts, Totals
+
+
+def test_ratios_of_nothing_are_nothing() -> None:
+    assert Counts().request_hit_ratio == Counts().token_hit_ratio == 0.0
+
+
+def test_ratios() -> None:
+    counts = Counts(requests=3, requests_hit=1, prompt_tokens=400, cached_tokens=100)
+    assert (counts.request_hit_ratio, counts.token_hit_ratio) == (0.3333, 0.25)
+
+
+def test_counts_add_in_every_field() -> None:
+    names = list(Counts.__dataclass_fields__)
+    total = Counts(*range(len(names)))
+    total.add(Counts(*range(10, 10 + len(names))))
+    assert [getattr(total, name) for name in names] == [10 + 2 * i for i in range(len(names))]
+
+
+@given(
+    gaps=st.lists(st.floats(0.0, 2 * BUCKET_S) | st.just(WINDOW_S), max_size=50),
+    silence_s=st.floats(0.0, 1.5 * WINDOW_S),
+)
+def test_the_window_forgets_and_the_lifetime_does_not(gaps: list[float], silence_s: float) -> None:
+    totals = Totals()
+    now, times = 1000.0, []
+    for i, gap in enumerate(gaps):
+        now += gap
+        times.append(now)
+        totals.finished(Counts(requests=1, prompt_tokens=i), now)
+    now += silence_s
+    assert totals.lifetime.requests == len(gaps)
+    assert totals.lifetime.prompt_tokens == sum(range(len(gaps)))
+    recent = totals.recent(now).requests
+    assert recent >= sum(now - at < WINDOW_S for at in times)
+    assert recent <= sum(now - at < WINDOW_S + 2 * BUCKET_S for at in times)
+    assert len(totals._buckets) <= WINDOW_S / BUCKET_S + 2
+
+
+def test_the_window_ends_with_a_whole_bucket() -> None:
+    totals = Totals()
+    totals.finished(Counts(requests=1), BUCKET_S - 1)
+    assert totals.recent(WINDOW_S + BUCKET_S - 2).requests == 1, "of less than a window ago"
+    assert totals.recent(WINDOW_S + BUCKET_S).requests == 0
+
+
+def test_recent_counts_are_a_copy() -> None:
+    totals = Totals()
+    totals.finished(Counts(requests=1), 0.0)
+    totals.recent(0.0).requests = 99
+    assert totals.recent(0.0).requests == 1

@@ -1,0 +1,493 @@
+"""One request, its attempts, and exactly one end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coordinator.core.tracker import (
+    BUSY_RETRY_S,
+    MAX_FAILURES,
+    RETRY_WITHIN_S,
+    Ended,
+    Outcome,
+    Produced,
+    Request,
+    Send,
+    Stray,
+    Tracker,
+)
+from coordinator.routing.router import NoRoute
+from protocol.hashing import tokens_from_bytes
+from protocol.ids import Attempt, Node
+from protocol.messages import Cancel, Failed, FailureKind, Generate, TokenOut, TokensOut
+from protocol.sampling import Sampling, TokenLogprobs
+from tests.support.nodes import Nodes, booked, load_of
+
+D0, D1, P0 = Node("d0", 1), Node("d1", 1), Node("p0", 1)
+
+
+LONG = 2_000
+"""Tokens of a prompt that keeps a node busy for two seconds."""
+
+
+def request(name: str = "r", max_new_tokens: int = 8, num_tokens: int = 3) -> Request:
+    tokens = list(range(1, num_tokens + 1))
+    return Request(name, tokens, "", Sampling(seed=5), max_new_tokens, [0])
+
+
+def sent(outcomes: list[Outcome]) -> Generate:
+    messages = [o.message for o in outcomes if isinstance(o, Send)]
+    generates = [m for m in messages if isinstance(m, Generate)]
+    assert len(generates) == 1
+    return generates[0]
+
+
+def tokens_of(
+    attempt: Attempt, *tokens: int, finish: str = "", start: int = 0, node: Node = D0
+) -> TokensOut:
+    return TokensOut([TokenOut(attempt, start, list(tokens), finish)], node)
+
+
+def tracker_of(nodes: Nodes) -> Tracker:
+    return Tracker(nodes.placement, nodes.queue, nodes.make_work, "tcp://me:1")
+
+
+def start(*names: str) -> tuple[Tracker, Nodes, Generate]:
+    """With a request that was sent; to d0 if there is a choice."""
+    nodes = Nodes(*names)
+    tracker = tracker_of(nodes)
+    for name in set(names) - {"p0", "d0"}:
+        nodes.join(name, load_of(num_running=7, queued_tokens=10))
+    return tracker, nodes, sent(tracker.submit(request(), 0.0))
+
+
+def lose(tracker: Tracker, nodes: Nodes, name: str, now: float) -> list[Outcome]:
+    return tracker.node_lost(nodes.leave(name), now)
+
+
+def ended(outcomes: list[Outcome]) -> dict[str, int]:
+    """Status by request id."""
+    return {o.request_id: o.status_code for o in outcomes if isinstance(o, Ended)}
+
+
+def test_tokens_until_the_end() -> None:
+    tracker, _, generate = start("p0", "d0")
+    assert generate.reply_address == "tcp://me:1"
+    assert generate.prefill_address == "tcp://p0:1"
+    assert tokens_from_bytes(generate.tokens) == [1, 2, 3]
+    (produced,) = tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
+    assert isinstance(produced, Produced) and produced.tokens == [7]
+    *_, end = tracker.tokens(tokens_of(generate.attempt, 0, finish="stop", start=1), 0.2)
+    assert end == Ended("r", "stop", attempts=1)
+    assert len(tracker) == 0
+    assert tracker.tokens(tokens_of(generate.attempt, 9), 0.3) == [Stray(generate.attempt, D0)]
+
+
+def test_a_gap_in_the_tokens_is_a_failure_and_what_was_told_stays() -> None:
+    tracker, _, generate = start("d0", "d1")
+    tracker.tokens(tokens_of(generate.attempt, 7, 8), 0.1)
+    outcomes = tracker.tokens(tokens_of(generate.attempt, 9, start=3), 0.2)
+    assert Send("tcp://d0:1", Cancel(generate.attempt)) in outcomes
+    again = sent(outcomes)
+    assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
+    (produced,) = tracker.tokens(tokens_of(again.attempt, 9, node=D1), 0.3)
+    assert isinstance(produced, Produced) and produced.tokens == [9]
+
+
+def test_logprobs_come_with_their_tokens_or_the_attempt_has_failed() -> None:
+    nodes = Nodes("d0", "d1")
+    tracker = tracker_of(nodes)
+    nodes.join("d1", load_of(num_running=7, queued_tokens=10))
+    sampling = Sampling(seed=5, prompt_length=3, num_top_logprobs=0)
+    generate = sent(tracker.submit(replace(request(), sampling=sampling), 0.0))
+    logprobs = [TokenLogprobs(-0.25), TokenLogprobs(-1.5)]
+    out = TokenOut(generate.attempt, 0, [7, 8], logprobs=logprobs)
+    (produced,) = tracker.tokens(TokensOut([out], D0), 0.1)
+    assert isinstance(produced, Produced) and produced.logprobs == logprobs
+    again = sent(tracker.tokens(tokens_of(generate.attempt, 9, start=2), 0.2))
+    assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
+    assert again.sampling == sampling, "the prompt became longer, not what the client sent"
+
+
+def test_tokens_count_only_from_the_node_that_was_asked() -> None:
+    tracker, _, generate = start("d0", "d1")
+    stray = tracker.tokens(tokens_of(generate.attempt, 7, node=D1), 0.1)
+    assert stray == [Stray(generate.attempt, D1)]
+
+
+def test_a_lost_decode_node_is_replaced_and_the_answer_goes_on() -> None:
+    tracker, nodes, generate = start("p0", "d0", "d1")
+    tracker.tokens(tokens_of(generate.attempt, 7, 8), 0.1)
+    again = sent(lose(tracker, nodes, "d0", 1.0))
+    assert again.attempt == Attempt("r", 2)
+    assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
+    assert again.max_new_tokens == 6
+    assert again.sampling == generate.sampling, "a retry draws the same tokens"
+    stray = tracker.tokens(tokens_of(generate.attempt, 9), 1.1)
+    assert stray == [Stray(generate.attempt, D0)], "the old attempt is void"
+
+
+def test_a_prefill_node_is_needed_until_the_first_token_only() -> None:
+    tracker, nodes, generate = start("p0", "d0")
+    tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
+    assert lose(tracker, nodes, "p0", 0.2) == []
+    tracker, nodes, generate = start("p0", "d0")
+    outcomes = lose(tracker, nodes, "p0", 0.2)
+    assert Send("tcp://d0:1", Cancel(generate.attempt)) in outcomes
+    assert sent(outcomes).prefill_address == ""
+
+
+def test_without_any_node_it_waits_then_fails_once() -> None:
+    tracker, nodes, _ = start("d0")
+    assert lose(tracker, nodes, "d0", 1.0) == []
+    assert tracker.tick(1.0 + RETRY_WITHIN_S - 0.1) == []
+    assert ended(tracker.tick(1.0 + RETRY_WITHIN_S)) == {"r": 503}
+    assert tracker.tick(100.0) == []
+
+
+def test_a_node_that_comes_back_in_time_gets_the_request() -> None:
+    tracker, nodes, _ = start("d0")
+    lose(tracker, nodes, "d0", 1.0)
+    nodes.join("d1")
+    assert sent(tracker.tick(2.0)).attempt.number == 2
+
+
+def test_requests_wait_for_busy_nodes_as_long_as_it_takes() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    first = sent(tracker.submit(request("a", num_tokens=LONG), 0.0))
+    assert tracker.submit(request("b"), 0.0) == [] and tracker.num_waiting == 1
+    now = 0.0
+    while now < 10 * RETRY_WITHIN_S:
+        now += 0.5
+        nodes.heard("d0", load_of(queued_tokens=LONG), now)
+        assert tracker.tick(now) == []
+    tracker.tokens(tokens_of(first.attempt, 7), now)
+    nodes.heard("d0", load_of(), now)
+    assert sent(tracker.dispatch(now)).attempt == Attempt("b", 1)
+    assert tracker.num_waiting == 0
+
+
+def test_requests_that_wait_while_all_nodes_die_end_too() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    tracker.submit(request("a", num_tokens=LONG), 0.0)
+    tracker.submit(request("b"), 0.0)
+    assert lose(tracker, nodes, "d0", 1.0) == []
+    assert tracker.tick(1.0) == []
+    assert tracker.tick(1.0 + RETRY_WITHIN_S - 0.1) == []
+    assert ended(tracker.tick(1.0 + RETRY_WITHIN_S)) == {"a": 503, "b": 503}
+    assert len(tracker) == tracker.num_waiting == 0
+
+
+def test_a_retry_that_waits_keeps_its_place() -> None:
+    """It is sent before a request of the same size that came later."""
+    tracker, nodes, _ = start("d0", "d1")
+    for name in ("d0", "d1"):
+        nodes.heard(name, load_of(queued_tokens=LONG), 0.1)
+    assert tracker.submit(request("later"), 0.2) == []
+    assert lose(tracker, nodes, "d0", 0.3) == []
+    nodes.heard("d1", load_of(), 3.0)
+    attempts = [o.message.attempt for o in tracker.dispatch(3.0) if isinstance(o, Send)]  # type: ignore[union-attr]
+    assert attempts == [Attempt("r", 2), Attempt("later", 1)]
+
+
+def test_each_lack_of_nodes_is_waited_for_anew() -> None:
+    tracker, nodes, _ = start("d0")
+    lose(tracker, nodes, "d0", 1.0)
+    nodes.heard("d1", load_of(queued_tokens=1_000_000), 2.0)
+    assert tracker.tick(2.0) == [] and tracker.num_waiting == 1
+    later = 5 * RETRY_WITHIN_S
+    lose(tracker, nodes, "d1", later)
+    assert ended(tracker.tick(later)) == {}
+
+
+def test_attempts_are_bounded() -> None:
+    tracker, _, _ = start("d0", "d1")
+    for number in range(1, MAX_FAILURES):
+        failed = Failed(Attempt("r", number), "broken", "node", D0)
+        assert sent(tracker.failed(failed, 0.0)).attempt.number == number + 1
+    last = Failed(Attempt("r", MAX_FAILURES), "broken", "node", D0)
+    (end,) = tracker.failed(last, 0.0)
+    assert isinstance(end, Ended)
+    assert "4 attempts" in end.message and end.status_code == 503
+
+
+def test_what_no_retry_can_mend_ends_at_once() -> None:
+    tracker, _, generate = start("d0")
+    failed = Failed(generate.attempt, "too long", "request", D0)
+    assert tracker.failed(failed, 0.0) == [Ended("r", "error", "too long", 400, 1)]
+
+
+def test_a_prefill_node_that_failed_is_not_asked_again() -> None:
+    tracker, _, generate = start("p0", "p1", "d0")
+    addresses = [generate.prefill_address]
+    for number in (1, 2):
+        node = generate.prefill_node
+        assert node is not None
+        generate = sent(tracker.failed(Failed(Attempt("r", number), "broken", "node", node), 0.0))
+        addresses.append(generate.prefill_address)
+    assert set(addresses[:2]) == {"tcp://p0:1", "tcp://p1:1"}
+    assert addresses[2] == "", "decode prefills for itself"
+
+
+def test_busy_nodes_are_asked_again_later_and_cost_no_attempt() -> None:
+    tracker, _, generate = start("d0", "d1")
+    busy = Failed(generate.attempt, "full", "busy", D0)
+    generate = sent(tracker.failed(busy, 0.0))
+    now, decode = 0.0, D1
+    for _ in range(3 * MAX_FAILURES):
+        outcomes = tracker.failed(Failed(generate.attempt, "full", "busy", decode), now)
+        if not outcomes:
+            assert tracker.tick(now + BUSY_RETRY_S / 2) == []
+            now += BUSY_RETRY_S
+            outcomes = tracker.tick(now)
+        generate, decode = sent(outcomes), D0
+    outcomes = tracker.failed(Failed(generate.attempt, "full", "busy", D0), RETRY_WITHIN_S)
+    assert ended(outcomes) == {"r": 429}
+
+
+def test_a_busy_node_long_after_another_one_is_waited_for_again() -> None:
+    tracker, _, generate = start("d0", "d1")
+    again = sent(tracker.failed(Failed(generate.attempt, "full", "busy", D0), 0.0))
+    later = 3 * RETRY_WITHIN_S
+    outcomes = tracker.failed(Failed(again.attempt, "full", "busy", D1), later)
+    assert ended(outcomes) == {}
+
+
+def test_cancel_tells_the_decode_node_and_nothing_else() -> None:
+    tracker, nodes, generate = start("p0", "d0")
+    assert tracker.cancel("r", 0.1) == [Send("tcp://d0:1", Cancel(generate.attempt))]
+    assert tracker.cancel("r", 0.1) == []
+    assert len(tracker) == 0 and booked(nodes.placement) == {}
+
+
+def test_cancel_of_a_request_that_waits_tells_nobody() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    tracker.submit(request("a", num_tokens=LONG), 0.0)
+    tracker.submit(request("b"), 0.0)
+    assert tracker.cancel("b", 0.1) == []
+    assert len(tracker) == 1 and tracker.num_waiting == 0
+
+
+def test_no_route_at_submission_keeps_nothing() -> None:
+    nodes = Nodes()
+    tracker = tracker_of(nodes)
+    with pytest.raises(NoRoute):
+        tracker.submit(request(), 0.0)
+    assert len(tracker) == tracker.num_waiting == 0
+
+
+def test_booked_work_shrinks_with_the_first_token() -> None:
+    tracker, nodes, generate = start("p0", "d0")
+    prompt_s = 0.01 + 3 / 1000
+    assert booked(nodes.placement) == {"p0": (1, prompt_s), "d0": (1, 0.0)}
+    tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
+    assert booked(nodes.placement) == {"d0": (1, 0.0)}
+    tracker.tokens(tokens_of(generate.attempt, 0, finish="stop", start=1), 0.2)
+    assert booked(nodes.placement) == {}
+
+
+NAMES = st.sampled_from(["p0", "p1", "d0", "d1"])
+
+
+class TrackerMachine(RuleBasedStateMachine):
+    """Whatever happens in whatever order: one end, no token after it, and nothing stays booked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes = Nodes("p0", "p1", "d0", "d1")
+        self.lives = {name: [Node(name, 1)] for name in self.nodes.names}
+        self.tracker = tracker_of(self.nodes)
+        self.now = 0.0
+        self.count = 0
+        self.sent: list[Generate] = []
+        self.asked: dict[str, tuple[Attempt, Node, int]] = {}  # newest attempt, tokens so far
+        self.produced: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
+
+    def take(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Ended):
+                self.ends[outcome.request_id] = self.ends.get(outcome.request_id, 0) + 1
+            elif isinstance(outcome, Produced):
+                assert outcome.request_id not in self.ends, "a token after the end"
+                self.produced[outcome.request_id] += len(outcome.tokens)
+            elif isinstance(outcome, Send) and isinstance(outcome.message, Generate):
+                assert outcome.message.attempt.request_id not in self.ends, "sent after the end"
+                self.sent.append(outcome.message)
+                name = outcome.address.removeprefix("tcp://").partition(":")[0]
+                attempt = outcome.message.attempt
+                self.asked[attempt.request_id] = attempt, self.lives[name][-1], 0
+
+    @rule(num_tokens=st.sampled_from([3, 40, LONG]))
+    def submit(self, num_tokens: int) -> None:
+        self.count += 1
+        name = f"r{self.count}"
+        self.produced[name] = 0
+        try:
+            self.take(self.tracker.submit(request(name, num_tokens=num_tokens), self.now))
+        except NoRoute:
+            self.ends[name] = 1
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), finish=st.sampled_from(["", "", "stop"]))
+    def answer(self, data: st.DataObject, finish: str) -> None:
+        """What the node that was asked last says next, in order."""
+        name = data.draw(st.sampled_from(list(self.asked)))
+        attempt, node, start = self.asked[name]
+        self.asked[name] = attempt, node, start + 1
+        self.take(
+            self.tracker.tokens(
+                tokens_of(attempt, 7, finish=finish, start=start, node=node), self.now
+            )
+        )
+        if name in self.ends:
+            del self.asked[name]
+
+    @rule(data=st.data(), finish=st.sampled_from(["", "", "", "stop"]), start=st.integers(0, 3))
+    def token(self, data: st.DataObject, finish: str, start: int) -> None:
+        """From any attempt, also from one that is long given up; in order or not."""
+        if self.sent:
+            attempt = data.draw(st.sampled_from(self.sent)).attempt
+            node = self.any_life(data, st.sampled_from(["d0", "d1"]))
+            message = tokens_of(attempt, 7, finish=finish, start=start, node=node)
+            self.take(self.tracker.tokens(message, self.now))
+
+    @rule(data=st.data(), kind=st.sampled_from(["node", "busy", "request"]))
+    def failure(self, data: st.DataObject, kind: FailureKind) -> None:
+        if self.sent:
+            attempt = data.draw(st.sampled_from(self.sent)).attempt
+            failed = Failed(attempt, "broken", kind, self.any_life(data, NAMES))
+            self.take(self.tracker.failed(failed, self.now))
+
+    def any_life(self, data: st.DataObject, names: st.SearchStrategy[str]) -> Node:
+        return data.draw(st.sampled_from(self.lives[data.draw(names)]))
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.sent:
+            name = data.draw(st.sampled_from(self.sent)).attempt.request_id
+            was_running = name in self.tracker
+            outcomes = self.tracker.cancel(name, self.now)
+            assert all(isinstance(o, Send) and isinstance(o.message, Cancel) for o in outcomes)
+            if was_running:
+                self.ends[name] = 1
+
+    @rule(name=NAMES)
+    def lose(self, name: str) -> None:
+        node = self.lives[name][-1]
+        if name in self.nodes.names:
+            self.nodes.leave(name, node.incarnation)
+            self.take(self.tracker.node_lost(node, self.now))
+
+    @rule(name=NAMES)
+    def join(self, name: str) -> None:
+        """A new life; if the one before it still seemed alive, this is how its end is noticed."""
+        lives = self.lives[name]
+        was_alive = name in self.nodes.names
+        lives.append(Node(name, lives[-1].incarnation + 1))
+        live = self.nodes.join(name, now=self.now, incarnation=lives[-1].incarnation)
+        if was_alive:
+            self.take(self.tracker.node_lost(lives[-2], self.now))
+        self.nodes.placement.heard(live, self.now)
+
+    @rule(name=NAMES, queued_tokens=st.sampled_from([0, 0, 500, LONG]))
+    def heartbeat(self, name: str, queued_tokens: int) -> None:
+        if name in self.nodes.names:
+            load, incarnation = load_of(queued_tokens), self.lives[name][-1].incarnation
+            live = self.nodes.join(name, load, self.now, incarnation)
+            self.nodes.placement.heard(live, self.now)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, RETRY_WITHIN_S]))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.tracker.tick(self.now))
+
+    @rule(seconds=st.floats(0.0, 0.2))
+    def dispatch(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.tracker.dispatch(self.now))
+
+    @invariant()
+    def at_most_one_end(self) -> None:
+        assert all(count == 1 for count in self.ends.values())
+        for name in self.produced:
+            assert (name in self.tracker) != (name in self.ends)
+
+    @invariant()
+    def what_is_booked_is_running(self) -> None:
+        backlogs = self.nodes.placement.backlogs.values()
+        assert all(backlog.num_requests >= 0 for backlog in backlogs)
+        num_sent = len(self.tracker) - self.tracker.num_waiting
+        assert sum(backlog.num_requests for backlog in backlogs) <= 2 * num_sent
+        if not len(self.tracker):
+            assert booked(self.nodes.placement) == {} and self.tracker.num_waiting == 0
+
+    def teardown(self) -> None:
+        """Everything ends when no node is left."""
+        for name in list(self.nodes.names):
+            self.lose(name)
+        for _ in range(2):
+            self.tick(RETRY_WITHIN_S)
+        assert len(self.tracker) == 0
+        self.at_most_one_end()
+        self.what_is_booked_is_running()
+
+
+TestTrackerMachine = TrackerMachine.TestCase
+TestTrackerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_a_node_that_cannot_be_reached_is_one_that_failed() -> None:
+    tracker, _, generate = start("d0", "d1")
+    outcomes = tracker.undeliverable(generate.attempt, 0.0)
+    assert not any(isinstance(outcome, Send) for outcome in outcomes), "it is queued again"
+    again = sent(tracker.dispatch(0.0))
+    assert again.attempt.number == 2
+    assert tracker.undeliverable(generate.attempt, 0.1) == [], "an attempt that is over"
+
+
+def test_an_end_says_how_many_attempts_there_were() -> None:
+    tracker, _, _ = start("d0", "d1")
+    for number in range(1, MAX_FAILURES + 1):
+        outcomes = tracker.failed(Failed(Attempt("r", number), "broken", "node", D0), 0.0)
+    (end,) = outcomes
+    assert isinstance(end, Ended) and end.attempts == MAX_FAILURES
+
+
+def test_requests_of_a_lost_node_go_in_their_order() -> None:
+    """The short one goes first, though it was lost last."""
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    for name, num_tokens in (("long", 30), ("short", 20)):
+        sent(tracker.submit(request(name, num_tokens=num_tokens), 0.0))
+    nodes.join("d1")
+    outcomes = lose(tracker, nodes, "d0", 0.01)
+    sends = [o.message for o in outcomes if isinstance(o, Send)]
+    order = [m.attempt.request_id for m in sends if isinstance(m, Generate)]
+    assert order == ["short", "long"]
+
+
+def test_what_waits_is_hashed_again_when_the_model_changes() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    made = 0
+    make_work = nodes.make_work
+
+    def counting(*arguments: object) -> object:
+        nonlocal made
+        made += 1
+        return make_work(*arguments)  # type: ignore[arg-type]
+
+    tracker = Tracker(nodes.placement, nodes.queue, counting, "me")  # type: ignore[arg-type]
+    nodes.heard("d0", load_of(queued_tokens=100_000), 0.0)
+    assert tracker.submit(request(), 0.0) == []
+    assert tracker.remake(0.1) == []
+    assert made == 2 and tracker.num_waiting == 1

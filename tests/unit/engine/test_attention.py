@@ -1,0 +1,273 @@
+"""The contract of attention back ends, against a naive reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.attention.deterministic_attention import DeterministicAttention
+from engine.attention.native_attention import NativeAttention
+from engine.attention.torch_attention import TorchAttention
+from engine.cache.kv_cache import KVCache, num_pages_that_fit
+from engine.steps.batch import Batch
+from engine.steps.sequence import Slice
+from protocol.layout import KVLayout
+from tests.support.native import compiled
+
+CPU = torch.device("cpu")
+HEAD_DIM = 16
+
+BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
+    "torch": TorchAttention,
+    "deterministic": DeterministicAttention,
+    "native": lambda: NativeAttention(compiled()),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=BACKENDS)
+def make_backend(request: pytest.FixtureRequest) -> Callable[[], AttentionBackend]:
+    return BACKENDS[request.param]
+
+
+def form_of(window: int | None, softcap: float | None = None) -> AttentionForm:
+    return AttentionForm(HEAD_DIM**-0.5, window, softcap)
+
+
+class Case:
+    """Sequences of random K and V on scattered pages of a pool full of NaN."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[int, int]],
+        page_size: int = 4,
+        kv_heads: int = 2,
+        group: int = 3,
+        seed: int = 0,
+        head_dim: int = HEAD_DIM,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`parts`: (tokens before, tokens of the slice) per sequence."""
+        chance = torch.Generator().manual_seed(seed)
+        name = str(dtype).removeprefix("torch.")
+        layout = KVLayout(page_size, 2, kv_heads, head_dim, name)
+        contexts = [start + new for start, new in parts]
+        free = list(range(sum(layout.num_pages(n) for n in contexts) + 3))
+        self.cache = KVCache(layout, len(free), device)
+        self.cache.pool.fill_(math.nan)  # whoever looks where nobody wrote is found out
+
+        def random_tensor(*shape: int) -> Tensor:
+            """On the host, of numbers that `dtype` has."""
+            return torch.randn(*shape, generator=chance).to(dtype)
+
+        random.Random(seed).shuffle(free)
+        self.keys = [random_tensor(n, kv_heads, head_dim) for n in contexts]
+        self.values = [random_tensor(n, kv_heads, head_dim) for n in contexts]
+        self.slices = []
+        for (start, new), key, value in zip(parts, self.keys, self.values, strict=True):
+            pages = [free.pop() for _ in range(layout.num_pages(start + new))]
+            tokens = torch.arange(start + new)
+            places = torch.tensor(pages)[tokens // page_size], tokens % page_size
+            self.cache.pool[1][places[0], 0, places[1]] = key.to(device)
+            self.cache.pool[1][places[0], 1, places[1]] = value.to(device)
+            self.slices.append(Slice([0] * new, start, pages, None))
+        self.batch = Batch.build(self.slices, page_size, device)
+        num_tokens = sum(new for _, new in parts)
+        self.rows = self._rows([new for _, new in parts])
+        self.back = self.rows.argsort()
+        self.query = random_tensor(num_tokens, kv_heads * group, head_dim)
+
+    def _rows(self, lengths: list[int]) -> Tensor:
+        """Row of the slices, one after another, that each row of the batch is."""
+        ends = list(itertools.accumulate(lengths))
+        spans = [range(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+        ordered = [s for s in spans if len(s) > 1] + [s for s in spans if len(s) == 1]
+        return torch.tensor([row for span in ordered for row in span])
+
+    def reference(self, form: AttentionForm) -> Tensor:
+        """One softmax per token and head, in float64."""
+        outputs = []
+        queries = iter(self.query.double())
+        for part, key, value in zip(self.slices, self.keys, self.values, strict=True):
+            for last in range(part.start, part.start + len(part.token_ids)):
+                first = 0 if form.window is None else max(0, last + 1 - form.window)
+                query = next(queries)
+                k, v = key[first : last + 1].double(), value[first : last + 1].double()
+                grouped = query.unflatten(0, (k.shape[1], -1))  # [kv_heads, group, head_dim]
+                scores = torch.einsum("hgd,thd->hgt", grouped, k) * form.scale
+                if form.softcap is not None:
+                    scores = form.softcap * torch.tanh(scores / form.softcap)
+                output = torch.einsum("hgt,thd->hgd", scores.softmax(-1), v)
+                outputs.append(output.flatten(0, 1))
+        return torch.stack(outputs)
+
+    def output(self, backend: AttentionBackend, form: AttentionForm) -> Tensor:
+        """In the order of the slices, on the host."""
+        query = self.query[self.rows].to(self.cache.pool.device)
+        output = backend.forward(query, 1, self.cache, self.batch, form)
+        assert output.shape == query.shape
+        assert output.dtype == query.dtype
+        return output.cpu()[self.back]
+
+    def check(self, backend: AttentionBackend, form: AttentionForm) -> None:
+        bits = {torch.float32: (8e-6, 1e-5), torch.float16: (3e-3, 3e-3)}
+        atol, rtol = bits.get(self.query.dtype, (0.02, 0.02))
+        output, expected = self.output(backend, form).double(), self.reference(form)
+        torch.testing.assert_close(output, expected, atol=atol, rtol=rtol)
+
+
+PROMPTS = [(0, 2), (0, 4), (0, 13), (0, 50)]
+CHUNKS = [(1, 2), (3, 6), (4, 4), (37, 5)]
+SINGLES = [(0, 1), (3, 1), (4, 1), (21, 1), (60, 1)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 1000])
+@pytest.mark.parametrize(
+    "parts",
+    [[PROMPTS[3]], [CHUNKS[3]], PROMPTS, CHUNKS, SINGLES, [*SINGLES, *CHUNKS, *PROMPTS]],
+    ids=["prompt", "chunk", "prompts", "chunks", "singles", "mixed"],
+)
+def test_equals_the_reference(
+    make_backend: Callable[[], AttentionBackend],
+    parts: list[tuple[int, int]],
+    window: int | None,
+) -> None:
+    Case(parts).check(make_backend(), form_of(window))
+
+
+@pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (1, 6), (4, 1), (2, 4)])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_heads_and_page_sizes(
+    make_backend: Callable[[], AttentionBackend],
+    kv_heads: int,
+    group: int,
+    page_size: int,
+) -> None:
+    case = Case([(0, 9), (17, 1), (5, 3), (2, 1)], page_size, kv_heads, group)
+    case.check(make_backend(), form_of(None))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=60)
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=6),
+    page_size=st.sampled_from([1, 2, 8]),
+    window=st.none() | st.integers(1, 30),
+    softcap=st.none() | st.just(0.7),
+    scale=st.sampled_from([HEAD_DIM**-0.5, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch(
+    backend: str,
+    parts: list[tuple[int, int]],
+    page_size: int,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+    seed: int,
+) -> None:
+    form = AttentionForm(scale, window, softcap)
+    Case(parts, page_size, seed=seed).check(BACKENDS[backend](), form)
+
+
+def test_a_poisoned_sequence_poisons_no_other(
+    make_backend: Callable[[], AttentionBackend],
+) -> None:
+    """A neighbour whose KV overflowed shares the batch, and its pages were page 0 and stale."""
+    case = Case([(9, 1), (30, 1), (0, 6), (2, 1)])
+    clean = case.reference(form_of(None))
+    case.cache.pool[1][list(case.slices[1].pages)] = math.nan
+    output = case.output(make_backend(), form_of(None))
+    others = [0, *range(2, 9)]
+    torch.testing.assert_close(output[others].double(), clean[others], atol=2e-6, rtol=1e-5)
+    assert output[1].isnan().all()
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 700])
+def test_extremes_in_one_batch(
+    make_backend: Callable[[], AttentionBackend], window: int | None, softcap: float | None
+) -> None:
+    """Beside 3,000 tokens of context: one token alone, and prompts of more than a tile."""
+    parts = [(3000, 1), (0, 1), (2, 1), (900, 1), (0, 300), (500, 140), (0, 2), (0, 3), (1800, 2)]
+    Case(parts, 16).check(make_backend(), form_of(window, softcap))
+
+
+@pytest.mark.parametrize(("kv_heads", "group", "head_dim"), [(8, 4, 128), (1, 20, 64)])
+def test_heads_of_real_models(
+    make_backend: Callable[[], AttentionBackend], kv_heads: int, group: int, head_dim: int
+) -> None:
+    """Contexts of several blocks, whatever their bytes."""
+    case = Case([(600, 1), (70, 1), (290, 20)], 16, kv_heads, group, head_dim=head_dim)
+    case.check(make_backend(), AttentionForm(head_dim**-0.5))
+
+
+def test_layers_of_one_batch_have_windows_of_their_own(
+    make_backend: Callable[[], AttentionBackend],
+) -> None:
+    case, backend = Case([(0, 40), (33, 1), (7, 9)]), make_backend()
+    for window in (None, 5, None, 12, 5):
+        case.check(backend, form_of(window))
+
+
+def test_a_plan_is_forgotten_with_its_batch(
+    make_backend: Callable[[], AttentionBackend],
+) -> None:
+    backend = make_backend()
+    for seed in range(3):
+        Case([(0, 40 + seed), (33, 1)], seed=seed).check(backend, form_of(None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_half_precision(
+    make_backend: Callable[[], AttentionBackend], dtype: torch.dtype, softcap: float | None
+) -> None:
+    case = Case([(0, 20), (33, 1), (4, 7), (5, 8)], dtype=dtype)
+    case.check(make_backend(), form_of(None, softcap))
+
+
+class TestKVCache:
+    LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="float32")
+
+    def test_what_is_written_lies_where_the_layout_says(self) -> None:
+        cache = KVCache(self.LAYOUT, 6, CPU)
+        batch = Batch.build([Slice([1, 2, 3], 3, [5, 2], None)], 4, CPU)
+        key, value = torch.randn(2, 3, 2, 8)
+        cache.write(1, key, value, batch.write_slots)
+        for token, (page, offset) in enumerate([(5, 3), (2, 0), (2, 1)]):
+            assert torch.equal(cache.pool[1, page, 0, offset], key[token])
+            assert torch.equal(cache.pool[1, page, 1, offset], value[token])
+        assert cache.pool.count_nonzero() == 2 * 3 * 2 * 8, "nothing else was touched"
+        keys, values = cache.heads(1)
+        rows = cache.head_rows(batch.write_slots[None])
+        assert torch.equal(keys[rows], key.transpose(0, 1).flatten(0, 1))
+        assert torch.equal(values[rows], value.transpose(0, 1).flatten(0, 1))
+
+    def test_a_page_of_a_layer_is_one_run_of_bytes(self) -> None:
+        cache = KVCache(self.LAYOUT, 6, CPU)
+        assert cache.pool[1][2].is_contiguous()
+        assert cache.pool[1][2].nbytes == self.LAYOUT.layer_page_bytes
+        assert cache.pool.nbytes == 6 * self.LAYOUT.page_bytes
+
+    def test_pages_that_fit(self) -> None:
+        page_bytes = self.LAYOUT.page_bytes
+        assert [num_pages_that_fit(self.LAYOUT, page_bytes * 5 + d) for d in (-1, 0, 1)] == [
+            4,
+            5,
+            5,
+        ]

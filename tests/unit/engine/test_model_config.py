@@ -1,0 +1,312 @@
+"""What `ModelConfig` reads from config.json, in every dialect, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.model.config import ExpertsConfig, LayerConfig, ModelConfig
+from engine.model.families import UnsupportedModel
+from engine.model.rope_config import RopeConfig
+from engine.weights.fingerprint import model_fingerprint
+from protocol.errors import UserError
+from protocol.model_directory import ModelDirectoryError
+
+BASE: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3_SCALING = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+
+
+def config_of(path: Path, **changes: Any) -> ModelConfig:
+    (path / "config.json").write_text(json.dumps(BASE | changes))
+    return ModelConfig.from_directory(path)
+
+
+def rope_of(config: ModelConfig) -> RopeConfig:
+    return config.layers[0].rope
+
+
+def test_both_dialects_say_the_same(tmp_path: Path) -> None:
+    old = config_of(
+        tmp_path,
+        rope_theta=500_000.0,
+        rope_scaling={"rope_type": "llama3", **LLAMA3_SCALING},
+        torch_dtype="bfloat16",
+    )
+    new = config_of(
+        tmp_path,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500_000.0, **LLAMA3_SCALING},
+        dtype="bfloat16",
+    )
+    assert old == new
+    assert rope_of(old) == RopeConfig(16, 500_000.0, "llama3", 32.0, 8192)
+    assert old.checkpoint_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_linear_scaling_by_either_name(tmp_path: Path, key: str) -> None:
+    config = config_of(tmp_path, rope_scaling={key: "linear", "factor": 4.0})
+    assert rope_of(config) == RopeConfig(16, 10_000.0, "linear", 4.0)
+
+
+def test_what_is_left_out_has_the_defaults_of_transformers(tmp_path: Path) -> None:
+    config = config_of(tmp_path, num_key_value_heads=None, head_dim=None, rope_scaling=None)
+    assert config.num_kv_heads == config.num_heads == 4
+    assert config.head_dim == 16
+    assert config.layers == (LayerConfig(None, RopeConfig(16, 10_000.0), False),) * 2
+    assert not config.tie_word_embeddings
+    assert config.checkpoint_dtype == "float32"
+    assert rope_of(config_of(tmp_path, **MIXTRAL)).theta == 1_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "qkv_bias", "o_bias", "qk_norm"),
+    [
+        ("LlamaForCausalLM", False, False, False),
+        ("MistralForCausalLM", False, False, False),
+        ("Qwen2ForCausalLM", True, False, False),
+        ("Qwen3ForCausalLM", False, False, True),
+        ("Gemma2ForCausalLM", False, False, False),
+        ("Gemma3ForCausalLM", False, False, True),
+        ("Phi3ForCausalLM", False, False, False),
+    ],
+)
+def test_families(
+    tmp_path: Path, architecture: str, qkv_bias: bool, o_bias: bool, qk_norm: bool
+) -> None:
+    config = config_of(tmp_path, architectures=[architecture])
+    assert (config.qkv_bias, config.o_bias, config.qk_norm) == (qkv_bias, o_bias, qk_norm)
+    assert not config.mlp_bias
+
+
+class TestWindows:
+    def windows(self, path: Path, architecture: str, **changes: Any) -> list[int | None]:
+        changes = {"num_hidden_layers": 7, "sliding_window": 32} | changes
+        config = config_of(path, architectures=[architecture], **changes)
+        return [layer.window for layer in config.layers]
+
+    def test_mistral_has_one_in_every_layer_unless_it_is_null(self, tmp_path: Path) -> None:
+        assert self.windows(tmp_path, "MistralForCausalLM") == [32] * 7
+        assert self.windows(tmp_path, "MistralForCausalLM", sliding_window=None) == [None] * 7
+
+    @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+    def test_qwen_has_one_in_late_layers_if_it_uses_it(
+        self, tmp_path: Path, architecture: str
+    ) -> None:
+        assert self.windows(tmp_path, architecture) == [None] * 7
+        used = {"use_sliding_window": True}
+        late = self.windows(tmp_path, architecture, **used, max_window_layers=5)
+        assert late == [None] * 5 + [32] * 2
+        types = ["sliding_attention"] + ["full_attention"] * 6
+        assert self.windows(tmp_path, architecture, **used, layer_types=types)[:2] == [32, None]
+
+    def test_gemma_has_one_in_all_but_every_second_or_sixth_layer(self, tmp_path: Path) -> None:
+        assert self.windows(tmp_path, "Gemma2ForCausalLM") == [32, None] * 3 + [32]
+        six = [32] * 5 + [None, 32]
+        assert self.windows(tmp_path, "Gemma3ForCausalLM") == six
+        pattern = self.windows(tmp_path, "Gemma3ForCausalLM", sliding_window_pattern=3)
+        assert pattern == [32, 32, None] * 2 + [32]
+
+
+class TestRopes:
+    def test_gemma3_has_two_in_either_dialect(self, tmp_path: Path) -> None:
+        gemma = {
+            "architectures": ["Gemma3ForCausalLM"],
+            "head_dim": 16,
+            "sliding_window": 8,
+            "sliding_window_pattern": 2,
+        }
+        scaling = {"rope_type": "linear", "factor": 8.0}
+        old = config_of(
+            tmp_path,
+            **gemma,
+            rope_theta=1e6,
+            rope_local_base_freq=1e4,
+            rope_scaling=scaling,
+        )
+        new = config_of(
+            tmp_path,
+            **gemma,
+            rope_parameters={
+                "full_attention": {"rope_theta": 1e6, **scaling},
+                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+            },
+        )
+        assert old == new == config_of(tmp_path, **gemma, rope_scaling=scaling)
+        ropes = [layer.rope for layer in old.layers]
+        assert ropes == [RopeConfig(16, 1e4), RopeConfig(16, 1e6, "linear", 8.0)]
+
+    def test_yarn_has_the_attention_factor_of_its_parameters(self, tmp_path: Path) -> None:
+        yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+        assert rope_of(config_of(tmp_path, rope_scaling=yarn)).attention_factor == pytest.approx(
+            1 + 0.1 * math.log(4)
+        )
+        both = yarn | {"mscale": 2.0, "mscale_all_dim": 1.0}
+        expected = (1 + 0.2 * math.log(4)) / (1 + 0.1 * math.log(4))
+        rope = rope_of(config_of(tmp_path, rope_scaling=both))
+        assert rope.attention_factor == pytest.approx(expected)
+        given = yarn | {"attention_factor": 1.5}
+        assert rope_of(config_of(tmp_path, rope_scaling=given)).attention_factor == 1.5
+
+    @pytest.mark.parametrize("name", ["longrope", "su"])
+    def test_longrope_chooses_its_table_by_the_served_length(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        phi = {
+            "architectures": ["Phi3ForCausalLM"],
+            "original_max_position_embeddings": 512,
+            "partial_rotary_factor": 0.25,
+            "rope_scaling": {"type": name, "short_factor": [1.0, 2.0], "long_factor": [4.0, 5.0]},
+        }
+        rope = rope_of(config_of(tmp_path, **phi))
+        assert (rope.rotary_dim, rope.divisors) == (4, (4.0, 5.0)), "up to the model's limit"
+        assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(512)))
+        short = rope_of(ModelConfig.from_directory(tmp_path, context_length=512))
+        assert short.divisors == (1.0, 2.0)
+        assert rope_of(ModelConfig.from_directory(tmp_path, context_length=513)) == rope
+
+
+def test_experts(tmp_path: Path) -> None:
+    mixtral = config_of(tmp_path, **MIXTRAL)
+    assert mixtral.experts == ExpertsConfig(4, 2, 96, is_normalised=True)
+    assert all(layer.has_experts for layer in mixtral.layers)
+    qwen = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_hidden_layers": 6,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+    }
+    config = config_of(tmp_path, **qwen, decoder_sparse_step=2, mlp_only_layers=[3])
+    assert config.experts == ExpertsConfig(8, 3, 24, is_normalised=False)
+    assert [layer.has_experts for layer in config.layers] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*LlamaForCausalLM.*Qwen3"),
+        ({"architectures": None}, "unknown.*LlamaForCausalLM"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised.*bfloat16"),
+        ({"hidden_act": "gelu"}, "gelu.*silu"),
+        ({"rope_scaling": {"rope_type": "axial", "factor": 4.0}}, "axial.*llama3"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "no page could be shared.*yarn"),
+        ({"use_bidirectional_attention": True}, "later tokens"),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["full_attention", "chunked_attention"],
+            },
+            "chunked_attention.*sliding_attention",
+        ),
+    ],
+)
+def test_what_it_cannot_run_it_refuses_by_name(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UnsupportedModel, match=says):
+        config_of(tmp_path, **changes)
+
+
+def test_broken_directories_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"no model directory .*nowhere.*--model-path"):
+        ModelConfig.from_directory(tmp_path / "nowhere")
+    with pytest.raises(ModelDirectoryError, match=r"no config\.json"):
+        ModelConfig.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelDirectoryError, match="no JSON"):
+        ModelConfig.from_directory(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(ModelDirectoryError, match="no num_attention_heads"):
+        ModelConfig.from_directory(tmp_path)
+    assert issubclass(ModelDirectoryError, UserError)
+    assert issubclass(UnsupportedModel, UserError)
+
+
+class TestFingerprint:
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        path = tmp_path / "model"
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(BASE))
+        (path / "model.safetensors").write_bytes(bytes(range(256)) * 1024)
+        return path
+
+    def test_copies_agree(self, model: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "elsewhere"
+        shutil.copytree(model, copy)
+        reordered = dict(reversed(BASE.items())) | {
+            "transformers_version": "9",
+            "_name_or_path": "",
+        }
+        (copy / "config.json").write_text(json.dumps(reordered))
+        (copy / "README.md").write_text("not part of the model")
+        assert model_fingerprint(copy) == model_fingerprint(model)
+        assert re.fullmatch("[0-9a-f]{32}", model_fingerprint(model))
+
+    def test_anything_that_changes_answers_changes_it(self, model: Path) -> None:
+        seen = {model_fingerprint(model)}
+        weights = model / "model.safetensors"
+        raw = weights.read_bytes()
+
+        def is_new() -> bool:
+            before = len(seen)
+            seen.add(model_fingerprint(model))
+            return len(seen) == before + 1
+
+        weights.write_bytes(raw + b"\0")
+        assert is_new(), "another size"
+        weights.write_bytes(b"\xff" + raw[1:])
+        assert is_new(), "another header"
+        weights.write_bytes(bytes(255 - byte for byte in raw))
+        assert is_new(), "other weights of the same shapes"
+        weights.write_bytes(raw)
+        assert model_fingerprint(model, "other rotations") not in seen
+        (model / "config.json").write_text(json.dumps(BASE | {"rope_theta": 5.0}))
+        assert is_new(), "another config"
+
+    def test_dummy_weights_need_no_files(self, model: Path) -> None:
+        with_files = model_fingerprint(model, is_dummy=True)
+        assert with_files != model_fingerprint(model)
+        (model / "model.safetensors").unlink()
+        assert model_fingerprint(model, is_dummy=True) == with_files
+
+    def test_no_weights(self, model: Path) -> None:
+        (model / "model.safetensors").unlink()
+        with pytest.raises(ModelDirectoryError, match=r"no \*\.safetensors.*save_pretrained"):
+            model_fingerprint(model)

@@ -1,0 +1,207 @@
+"""Every sampling parameter does to a row of a batch what a plain loop over its tokens says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.sampling import sampler
+from engine.sampling.penalties import adjust
+from engine.sampling.sampler import sample
+from engine.steps.sequence import Sampled
+from protocol.sampling import Sampling
+from tests.support.sampling_reference import adjusted, chosen, logprobs_of
+
+VOCAB_SIZE = 40
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Row:
+    logits: list[float]
+    sampling: Sampling
+    history: list[int]
+
+    @property
+    def position(self) -> int:
+        return len(self.history)
+
+
+TOKENS = st.integers(0, VOCAB_SIZE - 1)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    history = draw(st.lists(TOKENS, min_size=1, max_size=30))
+    biases = draw(st.dictionaries(TOKENS, st.sampled_from([-30.0, -1.5, 0.5, 3.0]), max_size=4))
+    penalty = st.sampled_from([0.0, 0.0, 0.7, -1.3])
+    sampling = Sampling(
+        temperature=draw(st.sampled_from([0.0, 0.4, 1.0, 1.6])),
+        top_k=draw(st.sampled_from([0, 0, 2, 7, 1000])),
+        top_p=draw(st.sampled_from([1.0, 0.3, 0.85])),
+        min_p=draw(st.sampled_from([0.0, 0.02, 0.4])),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        frequency_penalty=draw(penalty),
+        presence_penalty=draw(penalty),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.0, 0.6, 1.8])),
+        logit_bias=tuple(biases.items()),
+        prompt_length=draw(st.integers(1, len(history))),
+        min_new_tokens=draw(st.sampled_from([0, 0, 5])),
+        stop_token_ids=tuple(draw(st.lists(TOKENS, max_size=3, unique=True))),
+        num_top_logprobs=draw(st.sampled_from([-1, -1, 0, 3, VOCAB_SIZE])),
+        logprob_token_ids=tuple(draw(st.lists(TOKENS, max_size=3))),
+    )
+    chance = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return Row((3 * torch.randn(VOCAB_SIZE, generator=chance)).tolist(), sampling, history)
+
+
+BATCHES = st.lists(rows(), min_size=1, max_size=6)
+
+
+def run(batch: Sequence[Row]) -> list[Sampled]:
+    choices = sample(
+        torch.tensor([row.logits for row in batch]),
+        [row.sampling for row in batch],
+        [row.position for row in batch],
+        [row.history if row.sampling.needs_history else () for row in batch],
+    )
+    return choices.read(choices.packed)
+
+
+@settings(deadline=None)
+@given(BATCHES)
+def test_tokens_and_logprobs_are_those_of_a_plain_loop(batch: Sequence[Row]) -> None:
+    for row, sampled in zip(batch, run(batch), strict=True):
+        sampling = row.sampling
+        logits = adjusted(row.logits, sampling, row.position, row.history)
+        assert sampled.token == chosen(logits, sampling, row.position)
+        if sampling.num_top_logprobs < 0:
+            assert sampled.logprobs is None
+            continue
+        expected = logprobs_of(logits, sampling)
+        measured = sampled.logprobs
+        assert measured is not None
+        assert measured.chosen == pytest.approx(expected[sampled.token], abs=1e-4)
+        top = sorted((value for value in expected), reverse=True)[: sampling.num_top_logprobs]
+        finite = [value for value in top if value > -math.inf]
+        assert [v for _, v in measured.top[: len(finite)]] == pytest.approx(finite, abs=1e-4)
+        assert len(measured.top) == sampling.num_top_logprobs
+        for token, value in measured.top[: len(finite)]:
+            assert value == pytest.approx(expected[token], abs=1e-4)
+        for token, value in zip(sampling.logprob_token_ids, measured.wanted, strict=True):
+            if expected[token] > -math.inf:
+                assert value == pytest.approx(expected[token], abs=1e-4)
+            else:
+                assert -math.inf < value < -1e38
+
+
+@settings(deadline=None)
+@given(BATCHES)
+def test_a_row_is_the_same_to_the_last_bit_alone_and_in_any_batch(batch: Sequence[Row]) -> None:
+    together = run(batch)
+    assert together == [run([row])[0] for row in batch]
+    assert together == run(batch[::-1])[::-1]
+
+
+def test_a_batch_that_needs_no_change_gets_none() -> None:
+    logits = torch.randn(3, 8)
+    samplings = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.5, top_k=3)]
+    assert adjust(logits, samplings, [5] * 3, [()] * 3) is logits
+
+
+def test_logits_stay_as_they_were() -> None:
+    """A device may hold them where its next step writes."""
+    logits = torch.randn(2, 8)
+    before = logits.clone()
+    sampling = Sampling(
+        frequency_penalty=1.0, logit_bias=((3, 2.0),), min_new_tokens=9, stop_token_ids=(1,)
+    )
+    for samplings in ([sampling, sampling], [sampling, Sampling()]):
+        sample(logits, samplings, [2, 2], [[1, 2], [1, 2]])
+        assert torch.equal(logits, before)
+
+
+def test_all_logprobs_are_a_distribution_in_order() -> None:
+    logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(3))
+    samplings = [Sampling(temperature=t, num_top_logprobs=500) for t in (0.0, 0.3, 1.0, 3.0)]
+    choices = sample(logits, samplings, [1] * 4)
+    for sampled in choices.read(choices.packed):
+        assert sampled.logprobs is not None
+        values = [value for _, value in sampled.logprobs.top]
+        assert values == sorted(values, reverse=True)
+        assert math.fsum(map(math.exp, values)) == pytest.approx(1.0, abs=1e-5)
+        assert {token for token, _ in sampled.logprobs.top} == set(range(500))
+        assert dict(sampled.logprobs.top)[sampled.token] == sampled.logprobs.chosen
+
+
+LARGE = 400
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 5.0], ids=["flat", "wide", "peaked"])
+def test_filters_of_a_large_vocabulary(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a look at the likeliest tokens is enough, and where all of them have to be sorted."""
+    monkeypatch.setattr(sampler, "FEW", LARGE // 5)
+    chance = torch.Generator().manual_seed(6)
+    logits = spread * torch.randn(LARGE, generator=chance) + torch.linspace(0, 0.1, LARGE)
+    samplings = [
+        Sampling(seed=seed, top_k=top_k, top_p=top_p)
+        for seed in range(2)
+        for top_k in (0, 9, 240)
+        for top_p in (1.0, 0.9, 0.3)
+    ]
+    together = sample(logits.expand(len(samplings), -1), samplings, [3] * len(samplings)).tokens
+    for sampling, token in zip(samplings, together.tolist(), strict=True):
+        assert token == chosen(logits.tolist(), sampling, 3)
+        assert token == int(sample(logits[None], [sampling], [3]).tokens)
+
+
+def tied() -> Tensor:
+    """Tokens 2, 5, 7 and 11 are the likeliest, and equal."""
+    logits = torch.zeros(1, 64)
+    logits[0, [2, 5, 7, 11]] = 4.0
+    return logits
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 20])
+def test_of_equals_the_lowest_id_is_named_first(count: int) -> None:
+    choices = sample(tied(), [Sampling(temperature=0.0, num_top_logprobs=count)], [0])
+    (sampled,) = choices.read(choices.packed)
+    assert sampled.token == 2 and sampled.logprobs is not None
+    ids = [token for token, _ in sampled.logprobs.top]
+    assert ids == ([2, 5, 7, 11] + [t for t in range(64) if t not in (2, 5, 7, 11)])[:count]
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_p": 0.2}, {"top_k": 40, "top_p": 0.2}])
+def test_equals_stay_together(filters: dict[str, float]) -> None:
+    """Which of them a sort puts first is nobody's choice."""
+    samplings = [Sampling(seed=seed, **filters) for seed in range(200)]  # type: ignore[arg-type]
+    tokens = sample(tied().expand(200, -1), samplings, [0] * 200).tokens
+    assert set(tokens.tolist()) == {2, 5, 7, 11}
+    greedy = [Sampling(seed=seed, top_k=1) for seed in range(200)]
+    assert set(sample(tied().expand(200, -1), greedy, [0] * 200).tokens.tolist()) == {2}
+
+
+def test_extreme_penalties_and_biases_stay_numbers() -> None:
+    logits = 20 * torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    samplings = [
+        Sampling(temperature=1e-30, repetition_penalty=1e-300, num_top_logprobs=16),
+        Sampling(temperature=1e-30, logit_bias=((3, 1e30), (4, -1e30)), num_top_logprobs=16),
+        Sampling(min_new_tokens=5, stop_token_ids=tuple(range(15)), num_top_logprobs=16),
+    ]
+    choices = sample(logits, samplings, [2] * 3, [[0, 1, 2]] * 3)
+    sampled = choices.read(choices.packed)
+    assert [s.token for s in sampled[1:]] == [3, 15]
+    for one in sampled:
+        assert one.logprobs is not None
+        assert all(math.isfinite(value) for _, value in one.logprobs.top)

@@ -1,0 +1,252 @@
+"""Pages that travel while they are computed, and are kept, owned and shared as they arrive."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decode.scheduler import DecodeScheduler
+from engine.steps.sequence import Sampled
+from node.core.instructions import (
+    CancelSends,
+    Event,
+    ExpectPages,
+    PagesArrived,
+    PagesReceived,
+    PagesSent,
+    Send,
+    SendPages,
+    StreamPages,
+)
+from prefill.scheduler import PrefillScheduler
+from protocol.ids import Attempt
+from protocol.messages import (
+    Cancel,
+    Failed,
+    LinkLoad,
+    PrefillDone,
+)
+from tests.support.world import (
+    DECODE,
+    HASHER,
+    P0,
+    PAGE,
+    PREFILL,
+    World,
+    answer_of,
+    asked_prefill,
+    decode_scheduler,
+    generate,
+    prefill_scheduler,
+)
+
+
+def test_a_send_that_fails_fails_its_job_once_and_holds_its_pages_to_the_last() -> None:
+    prefill, attempt = prefill_scheduler(chunk=32), Attempt("r", 1)
+    prefill.handle(asked_prefill("r", 96), 0.0)
+    for _ in range(2):
+        prefill.next_batch(0.0)
+        prefill.finish([None], 0.0)
+    failed = Send(DECODE, Failed(attempt, "peer lost", "node", P0))
+    assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [CancelSends(attempt), failed]
+    assert prefill.next_batch(0.0) == ([], [])
+    assert prefill.load().held_pages == 6
+    assert prefill.handle(PagesSent(attempt, "cancelled"), 0.0) == []
+    assert prefill.load().held_pages == 0
+    assert prefill.load().transfer_failures_total == 1
+
+
+def test_a_send_that_fails_after_the_last_step_is_told() -> None:
+    prefill, attempt = prefill_scheduler(), Attempt("r", 1)
+    prefill.handle(asked_prefill("r", 20), 0.0)
+    prefill.next_batch(0.0)
+    prefill.finish([Sampled(7)], 0.0)
+    failed = Send(DECODE, Failed(attempt, "peer lost", "node", P0))
+    assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [failed]
+    assert prefill.load().held_pages == 0
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_nobody_hears_of_the_sends_of_a_cancelled_job(is_done: bool) -> None:
+    prefill, attempt = prefill_scheduler(chunk=32), Attempt("r", 1)
+    prefill.handle(asked_prefill("r", 32 if is_done else 96), 0.0)
+    prefill.next_batch(0.0)
+    prefill.finish([Sampled(7) if is_done else None], 0.0)
+    assert prefill.handle(Cancel(attempt), 0.0) == [CancelSends(attempt)]
+    assert prefill.handle(Cancel(attempt), 0.0) == []
+    assert prefill.load().held_pages > 0
+    assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == []
+    assert prefill.load().held_pages == prefill.load().transfer_failures_total == 0
+
+
+def test_an_attempt_that_comes_again_waits_for_the_ends_of_what_it_sent() -> None:
+    """Else an end of its first life would release the pages of the second too early."""
+    prefill, request = prefill_scheduler(chunk=32), asked_prefill("r", 40)
+    prefill.handle(request, 0.0)
+    prefill.next_batch(0.0)
+    prefill.finish([None], 0.0)
+    assert prefill.handle(request, 0.0) == [CancelSends(request.attempt)]
+    assert prefill.next_batch(0.0) == ([], [])
+    prefill.handle(asked_prefill("s", 20), 0.0)
+    assert len(prefill.next_batch(0.0)[0]) == 1, "others do not wait"
+    prefill.finish([Sampled(7)], 0.0)
+    prefill.handle(PagesSent(request.attempt, "cancelled"), 0.0)
+    (part,), instructions = prefill.next_batch(0.0)
+    assert [type(i) for i in instructions] == [SendPages, StreamPages]
+    assert part.start == 32, "what was computed is kept"
+
+
+def test_what_is_sent_makes_no_room_for_others_but_a_place() -> None:
+    prefill = prefill_scheduler(num_pages=6)
+    prefill.handle(asked_prefill("a", 40), 0.0)
+    prefill.next_batch(0.0)
+    prefill.finish([None], 0.0)
+    prefill.next_batch(0.0)
+    prefill.finish([Sampled(7)], 0.0)
+    prefill.handle(asked_prefill("b", 60), 0.0)
+    assert prefill.load().num_running == 0
+    assert prefill.next_batch(0.0) == ([], [])
+    for _ in range(2):
+        prefill.handle(PagesSent(Attempt("a", 1)), 0.0)
+    assert prefill.next_batch(0.0)[0]
+
+
+def owned(scheduler: DecodeScheduler | PrefillScheduler, prompt: list[int]) -> int:
+    """Leading pages of the prompt that can be found."""
+    return len(scheduler._cache.find(HASHER.hashes(prompt)))
+
+
+def test_pages_are_owned_as_they_arrive_but_for_the_partial_one() -> None:
+    decode, attempt, prompt = decode_scheduler(), Attempt("r", 1), list(range(1, 101))
+    decode.handle(generate("first", prompt[:40], 1, prefill=""), 0.0)
+    decode.next_batch(0.0)
+    decode.finish([None], 0.0)
+    decode.next_batch(0.0)
+    decode.finish([Sampled(7)], 0.0)
+    assert owned(decode, prompt) == 2
+    decode.handle(generate("r", prompt), 0.0)
+    decode.next_batch(0.0)
+    for num_arrived in (1, 3, 2):  # the last one says nothing new
+        decode.handle(PagesArrived(attempt, num_arrived), 0.0)
+    assert owned(decode, prompt) == 5
+    assert decode.load().pages_received_total == 3
+    decode.handle(PagesReceived(attempt), 0.0)
+    assert owned(decode, prompt) == 6, "the first token is still to come"
+    assert decode.load().pages_received_total == 5
+    assert decode.load().cached_pages == 0, "all are held"
+    decode.handle(Cancel(attempt), 0.0)
+    assert (decode.load().cached_pages, decode.load().held_pages) == (6, 0)
+    assert decode.handle(PagesArrived(attempt, 4), 0.0) == []
+
+
+def test_waiting_for_pages_beyond_computing_is_counted_by_peer() -> None:
+    decode = decode_scheduler()
+    for name, pages_at, done_at in (("late", 3.0, 1.0), ("early", 4.0, 6.0), ("again", 9.5, 9.0)):
+        decode.handle(generate(name, [ord(name[0])] * 40, 1), 0.0)
+        decode.next_batch(0.0)
+        received = PagesReceived(Attempt(name, 1))
+        done = PrefillDone(Attempt(name, 1), 7, 0, P0)
+        events: list[tuple[float, Event]] = [(pages_at, received), (done_at, done)]
+        for now, event in sorted(events, key=lambda timed: timed[0]):
+            decode.handle(event, now)
+    assert decode.load().num_running == 0
+    assert decode.load().links == (LinkLoad("p0", "in", exposed_s_total=2.5),)
+
+
+COMMON = list(range(1, 6 * PAGE + 1))
+
+
+def alike(count: int) -> dict[str, list[int]]:
+    """Prompts with six pages in common, and two of their own."""
+    return {f"r{i}": [*COMMON, *range(100 + 40 * i, 120 + 40 * i)] for i in range(count)}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 8), st.randoms(use_true_random=False))
+def test_pages_that_several_need_at_once_travel_once(count: int, rng: random.Random) -> None:
+    prefill, decode = prefill_scheduler(), decode_scheduler()
+    world = World(rng, {PREFILL: prefill, DECODE: decode})
+    for name, prompt in alike(count).items():
+        world.post(DECODE, generate(name, prompt))
+    world.run()
+    for name, prompt in alike(count).items():
+        assert world.tokens[name] == answer_of(prompt, 4)
+    assert prefill.load().pages_sent_total == world.num_delivered == 6 + 2 * count
+    assert decode.load().pages_received_total == world.num_delivered
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 3), st.randoms(use_true_random=False))
+def test_what_has_arrived_for_a_cancelled_one_travels_to_no_other(
+    num_steps: int, rng: random.Random
+) -> None:
+    prefill, decode = prefill_scheduler(chunk=2 * PAGE), decode_scheduler()
+    world = World(rng, {PREFILL: prefill, DECODE: decode})
+    for name, prompt in alike(3).items():
+        world.post(DECODE, generate(name, prompt))
+        world.hear(DECODE)
+    world.step(DECODE)
+    world.hear(PREFILL)
+    for _ in range(num_steps):
+        world.step(PREFILL)
+        for travelling in list(world.travelling):
+            world.deliver(travelling, len(travelling.work.pages) - travelling.num_delivered)
+    assert world.num_delivered == 2 * num_steps
+    world.post(DECODE, Cancel(Attempt("r0", 1)))
+    while world.queues[DECODE]:
+        world.hear(DECODE)
+    assert decode.load().cached_pages == 2 * num_steps
+    world.run()
+    for name in ("r1", "r2"):
+        assert world.tokens[name] == answer_of(alike(3)[name], 4)
+    assert "r0" not in world.ends
+    assert world.num_delivered == 6 + 2 * 2, "of r0 alone nothing had arrived"
+    assert prefill.load().held_pages == decode.load().held_pages == 0
+
+
+def test_who_does_not_compute_here_does_not_wait_for_what_is_computed_here() -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("here", COMMON, prefill=""), 0.0)
+    decode.handle(generate("there", COMMON), 0.0)
+    slices, instructions = decode.next_batch(0.0)
+    assert len(slices) == 1
+    assert [type(i) for i in instructions] == [ExpectPages, Send]
+
+
+def test_who_computes_here_waits_for_what_is_received() -> None:
+    decode = decode_scheduler()
+    decode.handle(generate("there", COMMON), 0.0)
+    decode.handle(generate("here", [*COMMON, 7], prefill=""), 0.0)
+    assert decode.next_batch(0.0)[0] == []
+    decode.handle(PagesArrived(Attempt("there", 1), 5), 0.0)
+    assert decode.next_batch(0.0)[0] == []
+    decode.handle(PagesReceived(Attempt("there", 1)), 0.0)
+    (part,), _ = decode.next_batch(0.0)
+    assert list(part.token_ids) == [7]
+
+
+def test_nobody_waits_for_pages_that_do_not_come() -> None:
+    """The first prompt's prefill node is hung, or busy with others."""
+    decode = decode_scheduler()
+    for name in ("first", "second"):
+        decode.handle(generate(name, [*COMMON, 99]), 0.0)
+    assert [type(i) for i in decode.next_batch(0.0)[1]] == [ExpectPages, Send], "one of them"
+    assert decode.next_batch(1.0)[1] == []
+    decode.handle(PagesArrived(Attempt("first", 1), 1), 1.5)
+    assert decode.next_batch(3.0)[1] == [], "one page has come since"
+    expect, _ = decode.next_batch(3.5)[1]
+    assert isinstance(expect, ExpectPages)
+    assert expect.transfer == Attempt("second", 1)
+    assert len(expect.pages) == 6, "all but the one that is here"
+
+
+def test_patience_does_not_add_up() -> None:
+    decode = decode_scheduler()
+    for i in range(4):
+        decode.handle(generate(f"r{i}", [*COMMON, 99 + i]), 0.0)
+    assert len(decode.next_batch(0.0)[1]) == 2, "one asks"
+    assert decode.next_batch(1.9)[1] == []
+    assert len(decode.next_batch(2.0)[1]) == 6, "and the other three together"

@@ -1,0 +1,472 @@
+"""When waiting requests are bound to a node, and in which order.
+
+A prompt of n tokens takes 10 ms + n ms here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.routing import dispatch
+from coordinator.routing.dispatch import (
+    DISPATCH_AHEAD_S,
+    HEAD_START_SHARE,
+    LOOK_AHEAD,
+    MAX_WAIT_S,
+    PATIENCE_GOALS,
+    VAIN_PAUSE_S,
+    DispatchQueue,
+)
+from protocol.ids import Node
+from tests.support.nodes import LAYOUT, Nodes, load_of, work_of
+
+
+def busy(nodes: Nodes, name: str, seconds: float, now: float = 0.0) -> None:
+    nodes.heard(name, load_of(queued_tokens=round(seconds * 1000)), now)
+
+
+def names(nodes: Nodes, now: float) -> list[str]:
+    return [request_id for request_id, _ in nodes.queue.dispatch(now)]
+
+
+def expect(queue: DispatchQueue, work_s: float) -> None:
+    """The goal becomes what recent prompts take."""
+    for i in range(100):
+        queue.add(f"recent{i}", work_of(round(work_s * 1000) - 10), 0.0)
+        queue.remove(f"recent{i}")
+
+
+def simulate(
+    nodes: Nodes, arrivals: Iterator[tuple[float, str, int]], until: Callable[[str], bool]
+) -> dict[str, float]:
+    """When each request was dispatched, until one is for which `until` holds, or to the end.
+
+    Nodes compute one prompt after another, in exactly the time that was estimated.
+    """
+    dispatched: dict[str, float] = {}
+    ends: list[tuple[float, str]] = []
+    free_at: dict[Node, float] = {}
+    arrival = next(arrivals, None)
+    now = look_at = 0.0
+    while arrival or ends or len(nodes.queue):
+        now = min(look_at, arrival[0] if arrival else look_at, ends[0][0] if ends else look_at)
+        assert now < float("inf"), "requests wait, and nobody will look"
+        while ends and ends[0][0] <= now:
+            nodes.placement.ended(heapq.heappop(ends)[1], now)
+        while arrival and arrival[0] <= now:
+            nodes.queue.add(arrival[1], work_of(arrival[2]), arrival[0])
+            arrival = next(arrivals, None)
+        for request_id, route in nodes.queue.dispatch(now):
+            assert request_id not in dispatched
+            dispatched[request_id] = now
+            if until(request_id):
+                return dispatched
+            start = max(now, free_at.get(route.computes, now))
+            free_at[route.computes] = start + route.busy_s
+            heapq.heappush(ends, (start + route.busy_s, request_id))
+        wait_s = nodes.queue.dispatch_in_s(now)
+        look_at = now + wait_s if wait_s is not None else float("inf")
+    return dispatched
+
+
+def test_a_node_gets_its_next_prompt_shortly_before_it_is_free() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 2.0)
+    nodes.queue.add("a", work_of(100), 0.0)
+    assert names(nodes, 0.0) == []
+    assert nodes.queue.dispatch_in_s(0.0) == MAX_WAIT_S
+    now = 2.0 - DISPATCH_AHEAD_S - 0.01
+    assert nodes.queue.dispatch_in_s(now) == pytest.approx(0.01)
+    assert names(nodes, now) == []
+    ((request_id, route),) = nodes.queue.dispatch(now + 0.011)
+    assert (request_id, route.prefill) == ("a", Node("p0", 1))
+    assert len(nodes.queue) == 0 and nodes.queue.dispatch_in_s(3.0) is None
+
+
+def test_what_is_sent_counts_for_the_next() -> None:
+    nodes = Nodes("p0", "p1", "d0")
+    for name in "abc":
+        nodes.queue.add(name, work_of(1000), 0.0)
+    assert len(names(nodes, 0.0)) == 2
+    assert names(nodes, 0.5) == []
+    assert len(names(nodes, 0.97)) == 1
+
+
+def test_short_requests_overtake_long_ones() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 1.0)
+    nodes.queue.add("long", work_of(4000), 0.0)
+    nodes.queue.add("short", work_of(100), 0.5)
+    assert names(nodes, 1.0) == ["short"]
+
+
+def test_who_has_waited_long_enough_is_not_overtaken() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 10.0)
+    nodes.queue.add("long", work_of(2000), 0.0)
+    nodes.queue.add("short", work_of(300), 9.9)
+    assert names(nodes, 10.0) == ["long"]
+
+
+def test_a_request_about_to_miss_the_goal_goes_first_while_calm() -> None:
+    """The goal is 1 s. In danger: 0.5 s waited and 0.3 s of work; the tiny one has the ratio."""
+    for name, is_first in (("calm", "danger"), ("not calm", "tiny")):
+        nodes = Nodes("p0", "d0")
+        expect(nodes.queue, 1.0)
+        nodes.queue.add("danger", work_of(290), 0.0)
+        nodes.queue.add("tiny", work_of(40), 0.1)
+        if name == "not calm":
+            nodes.queue.add("much", work_of(400), 0.5)
+        assert names(nodes, 0.5)[0] == is_first
+
+
+def test_a_request_that_missed_the_goal_has_no_precedence() -> None:
+    nodes = Nodes("p0", "d0")
+    expect(nodes.queue, 1.0)
+    nodes.queue.add("missed", work_of(290), -0.5)
+    nodes.queue.add("tiny", work_of(40), 0.1)
+    assert names(nodes, 0.5)[0] == "tiny"
+
+
+def test_a_first_one_that_waits_for_its_owner_does_not_keep_others_from_idle_nodes() -> None:
+    """What p0 has is worth its queue, and too slow to fetch."""
+    nodes = Nodes("p0", "d0")
+    for name, queued_tokens in (("p0", 1000), ("p1", 0), ("d0", 0)):
+        load = load_of(queued_tokens)
+        slow = msgspec.structs.replace(load, link_bytes_per_s=LAYOUT.page_bytes / 0.1)
+        nodes.heard(name, slow, 0.0)
+    owned = work_of(4000, "a")
+    nodes.index.stored(Node("p0", 1), owned.hashes)
+    nodes.queue.add("first", owned, -100.0)
+    nodes.queue.add("second", work_of(500), 0.0)
+    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    assert (request_id, route.prefill) == ("second", Node("p1", 1))
+    assert "first" in nodes.queue and "second" not in nodes.queue
+    assert names(nodes, 0.96) == ["first"]
+
+
+def test_who_comes_after_does_not_count_on_a_node_that_is_promised() -> None:
+    """The prefix on p0 is worth 0.5 s of queue to the second one, but not the first one's work."""
+    nodes = Nodes()
+    for name, queued_tokens in (("p0", 500), ("p1", 0), ("d0", 0)):
+        slow = msgspec.structs.replace(
+            load_of(queued_tokens), link_bytes_per_s=LAYOUT.page_bytes / 0.1
+        )
+        nodes.heard(name, slow, 0.0)
+    first, second = work_of(4000, "a"), work_of(1000, "b")
+    nodes.index.stored(Node("p0", 1), first.hashes[:100] + second.hashes[:20])
+    nodes.queue.add("second", second, 0.0)
+    assert names(nodes, 0.0) == []
+    nodes.queue.add("first", first, -100.0)
+    ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S)
+    assert (request_id, route.prefill) == ("second", Node("p1", 1))
+
+
+@pytest.mark.parametrize(("pages_per_s", "is_sent"), [(200, True), (2000, False)])
+def test_a_fetch_as_long_as_the_queue_begins_at_once(pages_per_s: int, is_sent: bool) -> None:
+    """249 pages for a node with 0.6 s to compute. A node that is free but too small lets the queue
+    look at it."""
+    nodes = Nodes("p0")
+    link = pages_per_s * LAYOUT.page_bytes
+    nodes.join("d0", msgspec.structs.replace(load_of(), link_bytes_per_s=link))
+    nodes.join("p1", num_pages=10)
+    busy(nodes, "p0", 0.6)
+    work = work_of(4000, "a")
+    nodes.index.stored(Node("d0", 1), work.hashes)
+    nodes.queue.add("a", work, 0.0)
+    assert names(nodes, 0.0) == (["a"] if is_sent else [])
+
+
+def test_what_has_no_room_holds_nobody_up() -> None:
+    nodes = Nodes("p0", "d0")
+    nodes.join("d1", num_pages=5000)
+    for i in range(2 * LOOK_AHEAD):
+        nodes.queue.add(f"large{i}", work_of(32_000), -1000.0)
+    nodes.leave("d1")
+    nodes.queue.add("small", work_of(100), 0.0)
+    assert names(nodes, 0.0) == ["small"]
+    assert len(nodes.queue) == 2 * LOOK_AHEAD
+    nodes.join("d1", load_of(free_pages=5000), now=1.0, num_pages=5000)
+    assert len(names(nodes, 1.0)) == 1
+
+
+def test_without_nodes_it_waits() -> None:
+    nodes = Nodes("d0")
+    nodes.queue.add("a", work_of(100), 0.0)
+    nodes.leave("d0")
+    assert names(nodes, 0.0) == []
+    assert nodes.queue.dispatch_in_s(0.0) is not None
+    nodes.join("d1")
+    assert names(nodes, 0.1) == ["a"]
+
+
+def test_at_most_so_many_are_looked_at() -> None:
+    nodes = Nodes(*(f"p{i}" for i in range(LOOK_AHEAD + 5)))
+    nodes.join("d0", max_running_requests=100)
+    for i in range(LOOK_AHEAD + 5):
+        nodes.queue.add(str(i), work_of(300), 0.0)
+    assert len(names(nodes, 0.0)) == LOOK_AHEAD
+    assert len(names(nodes, 0.0)) == 5
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "least-loaded", "longest-prefix"])
+def test_policies_that_do_not_weigh_costs_send_all_at_once_in_order(policy: str) -> None:
+    nodes = Nodes("p0", "p1", "d0", policy=policy)
+    for name in ("p0", "p1"):
+        busy(nodes, name, 100.0)
+    ids = [str(i) for i in range(3 * LOOK_AHEAD)]
+    for i, request_id in enumerate(ids):
+        nodes.queue.add(request_id, work_of(1000 + 37 * i % 90), 0.0)
+    assert names(nodes, 0.0) == ids
+    assert nodes.queue.dispatch_in_s(0.0) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_tokens=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
+    num_nodes=st.integers(1, 4),
+    removed=st.sets(st.integers(0, 59)),
+    seed=st.integers(0, 1000),
+)
+def test_each_is_dispatched_once_unless_it_is_removed(
+    num_tokens: list[int], num_nodes: int, removed: set[int], seed: int
+) -> None:
+    nodes = Nodes(*(f"p{i}" for i in range(num_nodes)), "d0", seed=seed)
+    for i, count in enumerate(num_tokens):
+        nodes.queue.add(str(i), work_of(count), 0.0)
+    for i in removed:
+        nodes.queue.remove(str(i))
+    wanted = {str(i) for i in range(len(num_tokens)) if i not in removed}
+    assert {str(i) for i in range(60) if str(i) in nodes.queue} == wanted
+    dispatched = simulate(nodes, iter([]), lambda _: False) if wanted else {}
+    assert dispatched.keys() == wanted
+    assert nodes.queue.dispatch_in_s(0.0) is None and names(nodes, 1e9) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.floats(0.0, 20.0), st.integers(1, 4000)), min_size=1, max_size=60
+    ),
+    num_nodes=st.integers(0, 3),
+)
+def test_everything_is_dispatched_by_the_time_that_the_work_takes(
+    arrivals: list[tuple[float, int]], num_nodes: int
+) -> None:
+    nodes = Nodes(*(f"p{i}" for i in range(num_nodes)), "d0")
+    arrivals.sort()
+    named = [(at, str(i), num_tokens) for i, (at, num_tokens) in enumerate(arrivals)]
+    dispatched = simulate(nodes, iter(named), lambda _: False)
+    assert len(dispatched) == len(arrivals)
+    work_s = sum(0.01 + num_tokens / 1000 for _, num_tokens in arrivals)
+    assert max(dispatched.values()) <= arrivals[-1][0] + work_s + 0.1
+    for at, name, _ in named:
+        assert dispatched[name] >= at
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_short=st.integers(1, 20), short_tokens=st.integers(90, 400), seed=st.integers(0, 99))
+def test_a_long_request_is_dispatched_however_many_short_ones_come(
+    num_short: int, short_tokens: int, seed: int
+) -> None:
+    """For each that is dispatched another one comes: `num_short` always wait, for ever. By its
+    turn each of them has waited for all the others, so the long one is first when it has waited
+    about `num_short` times its own work, and what the head start of the short ones is worth."""
+    nodes, chance = Nodes("p0", "d0"), random.Random(seed)
+    short_s = 0.01 + short_tokens / 1000
+    long_s = 2.0
+
+    def arrivals() -> Iterator[tuple[float, str, int]]:
+        """As many as are waiting, and then one for each that the node can compute."""
+        for i in range(num_short):
+            yield 0.0, f"first{i}", short_tokens
+        yield 0.0, "long", round(1000 * long_s) - 10
+        i = 0
+        while True:
+            i += 1
+            yield short_s * (i + chance.random()), str(i), short_tokens
+
+    dispatched = simulate(nodes, arrivals(), lambda name: name == "long")
+    head_start = HEAD_START_SHARE * long_s / short_s
+    assert dispatched["long"] <= (num_short + 3 + head_start) * long_s
+
+
+@given(observed=st.lists(st.floats(0.0, 100.0), max_size=60), window=st.integers(1, 20))
+def test_the_goal_is_a_quantile_of_the_last_prompts(observed: list[float], window: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "GOAL_WINDOW", window)
+        goal = dispatch._Goal()
+        assert goal.seconds == 0.0
+        for i, seconds in enumerate(observed):
+            goal.observe(seconds)
+            last = sorted(observed[max(0, i + 1 - window) : i + 1])
+            assert goal.seconds == last[int(0.99 * len(last))]
+
+
+def test_after_a_look_in_vain_only_new_requests_are_looked_at() -> None:
+    """The large one waits for pages of d0; a small one that comes right after goes to d1."""
+    nodes = Nodes("p0", "p1")
+    nodes.join("d0", load_of(free_pages=300))
+    nodes.join("d1", load_of(free_pages=100), num_pages=100)
+    nodes.queue.add("large", work_of(8000), 0.0)
+    assert names(nodes, 0.0) == []
+    nodes.join("d0", load_of(free_pages=505))
+    assert names(nodes, VAIN_PAUSE_S / 2) == [], "not at once"
+    nodes.queue.add("small", work_of(100), 0.0)
+    ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S / 2)
+    assert (request_id, route.decode.name) == ("small", "d1"), "pages of d0 are planned"
+    assert names(nodes, VAIN_PAUSE_S) == ["large"]
+
+
+def test_what_became_free_ends_the_pause() -> None:
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=600))
+    nodes.queue.add("first", work_of(8000), 0.0)
+    assert names(nodes, 0.0) == ["first"]
+    nodes.queue.add("second", work_of(8000), 0.0)
+    assert names(nodes, 0.0) == [], "the pages are promised to the first"
+    nodes.placement.ended("first", 0.001)
+    assert names(nodes, 0.001) == ["second"]
+
+
+def test_promised_pages_are_not_promised_twice() -> None:
+    """Two requests of 510 pages, two decode nodes with 1000 each, before any heartbeat."""
+    nodes = Nodes("p0", "d0", "d1")
+    routes = []
+    for i in range(2):
+        work = work_of(8000, f"chain{i}")
+        routes.append(nodes.placement.route(work, 0.0))
+        nodes.placement.book(str(i), work, routes[-1], 0.0)
+    assert {route.decode.name for route in routes} == {"d0", "d1"}
+
+
+def test_long_answers_are_sent_while_they_can_begin() -> None:
+    """Each could fill the pool alone; their plans and promises count what their admissions take,
+    ten pages of 45."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=45), num_pages=45)
+    for i in range(6):
+        nodes.queue.add(str(i), work_of(9 * 16, answer_pages=36), 0.0)
+    sent: list[str] = []
+    for look in range(7):
+        new = names(nodes, now := 0.16 * look)
+        for name in new:
+            nodes.placement.computed(name, now)
+        sent += new
+    assert len(sent) == 4 and len(nodes.queue) == 2
+    nodes.placement.ended(sent[0], 1.12)
+    assert len(names(nodes, 1.12)) == 1
+
+
+def test_a_plan_takes_what_an_admission_takes() -> None:
+    """A long answer waits for its prefill node, whose prefix is worth it; another, with a prefix
+    of its own, may count on all pages but those that the first needs to begin."""
+    nodes = Nodes()
+    for name, queued_tokens in (("p0", 1000), ("p1", 0)):
+        slow = msgspec.structs.replace(
+            load_of(queued_tokens), link_bytes_per_s=LAYOUT.page_bytes / 0.1
+        )
+        nodes.heard(name, slow, 0.0)
+    nodes.join("d0", load_of(free_pages=400), num_pages=400)
+    first, second = work_of(4000, "a", answer_pages=150), work_of(800, "b", answer_pages=300)
+    nodes.index.stored(Node("p0", 1), first.hashes)
+    nodes.queue.add("first", first, -100.0)
+    nodes.queue.add("second", second, 0.0)
+    assert names(nodes, 0.0) == ["second"]
+    assert "first" in nodes.queue
+
+
+def test_a_large_request_is_not_passed_for_ever() -> None:
+    """Small ones come all the time and take pages as they become free; those that come after the
+    large one has waited long enough leave it room."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(free_pages=500))
+    nodes.queue.add("large", work_of(7900), 0.0)
+    sent: list[str] = []
+    now = 0.0
+    while "large" not in sent:
+        assert now < 2 * PATIENCE_GOALS * 8
+        nodes.queue.add(f"small{now:.2f}", work_of(100), now)
+        new = names(nodes, now)
+        sent += new
+        used = sum(16 for name in new if name != "large")
+        nodes.join("d0", load_of(free_pages=500 - used), now=now)
+        for name in new:
+            if name != "large":
+                nodes.placement.ended(name, now)
+        now += 0.05
+
+
+def test_prompts_that_decode_nodes_have_do_not_wait_for_prefill_nodes() -> None:
+    nodes = Nodes("p0", "d0", local_prefill_max_tokens=64)
+    work = work_of(1000, "a")
+    nodes.index.stored(Node("d0", 1), work.hashes)
+    busy(nodes, "p0", 20.0)
+    nodes.queue.add("cached", work, 0.0)
+    nodes.queue.add("other", work_of(1000, "b"), 0.0)
+    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    assert (request_id, route.prefill) == ("cached", None)
+
+
+def test_a_retry_does_not_wait_for_the_node_that_it_avoids() -> None:
+    nodes = Nodes("p0", "d0")
+    busy(nodes, "p0", 30.0)
+    nodes.queue.add("a", work_of(1000, avoid=("p0",)), 0.0)
+    ((_, route),) = nodes.queue.dispatch(0.0)
+    assert route.prefill is None
+
+
+def test_who_waits_for_pages_keeps_no_prefill_node_from_others() -> None:
+    """Two large old requests fit nowhere now: one waits at a node, the other one here."""
+    nodes = Nodes("p0", "p1")
+    nodes.join("d0", load_of(num_running=7, free_pages=500))
+    nodes.join("d1", load_of(free_pages=100), num_pages=100)
+    for i in range(2):
+        nodes.queue.add(f"large{i}", work_of(14_000), -1000.0)
+    nodes.queue.add("small", work_of(20), 0.0)
+    assert names(nodes, 0.0) == ["large0", "small"]
+
+
+def test_who_waited_too_long_for_pages_waits_at_the_node() -> None:
+    """Requests of another coordinator take every page that becomes free."""
+    nodes = Nodes("p0")
+    nodes.join("d0", load_of(num_running=3, free_pages=300))
+    nodes.queue.add("large", work_of(9000), 0.0)
+    assert names(nodes, 0.0) == []
+    patience_s = PATIENCE_GOALS * 9.1
+    assert names(nodes, patience_s - 10) == []
+    assert names(nodes, patience_s + 1) == ["large"]
+
+
+def test_one_at_a_time_waits_at_a_node_for_its_pages() -> None:
+    nodes = Nodes("p0", "p1")
+    nodes.heard("d0", load_of(num_running=3, free_pages=30), 0.0)
+    for i in range(2):
+        nodes.queue.add(str(i), work_of(40 * 16), -1000.0)
+    assert names(nodes, 0.0) == ["0"]
+    assert names(nodes, 1.0) == [], "no heartbeat has shown it yet"
+    nodes.heard("d0", load_of(num_running=4, free_pages=0), 2.0)
+    assert names(nodes, 2.0) == ["1"], "the first one was admitted"
+
+
+def test_a_full_node_gets_dearer_with_those_who_wait_for_it() -> None:
+    """d0 has the prefix and no place; to move it takes 2 s. 150 requests do not all wait for d0."""
+    nodes = Nodes()
+    for name, num_running in (("p0", 0), ("p1", 0), ("d0", 9), ("d1", 0)):
+        load = load_of(num_running=num_running)
+        slow = msgspec.structs.replace(load, link_bytes_per_s=LAYOUT.page_bytes * 50)
+        nodes.join(name, slow)
+    prefix = work_of(1600, "a")
+    for name in ("p0", "p1", "d0"):
+        nodes.index.stored(Node(name, 1), prefix.hashes)
+    for i in range(150):
+        nodes.queue.add(f"r{i}", prefix, 0.0)
+    decodes = {route.decode.name for _, route in nodes.queue.dispatch(0.0)}
+    assert decodes == {"d1"}
