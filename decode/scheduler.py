@@ -128,7 +128,7 @@ class DecodeScheduler:
             answer, part = planned.answer, planned.part
             planned.sequence.computed(part)
             if planned.is_given:
-                self._counters.computed_tokens_total += len(part.token_ids)
+                self._counters.computed_tokens += len(part.token_ids)
                 self._commit(answer, now)
             if new is not None:
                 self._produced(answer, new, now)
@@ -149,6 +149,7 @@ class DecodeScheduler:
             a.sequence.num_uncomputed for a in self._running if a.sequence and a.sequence.is_filling
         )
         return self._counters.load(
+            "decode",
             self._cache,
             num_running=len(self._running) + len(self._receiving),
             num_waiting=len(self._waiting),
@@ -173,7 +174,7 @@ class DecodeScheduler:
         if len(self._waiting) >= self._limits.max_waiting:
             reason = f"{len(self._waiting)} requests wait already at {self._node.name}"
             return [*instructions, self._failure(request, reason, "busy")]
-        answer.hashes = self._hasher.hashes(prompt, request.cache_salt)
+        answer.hashes = self._hasher.hashes(prompt, request.namespace)
         self._waiting.append(answer)
         return instructions
 
@@ -193,7 +194,7 @@ class DecodeScheduler:
             num_pages = self._hasher.num_pages(len(tokens))
             num_spare_pages = self._headroom() + self._admission_pages(answer) - num_pages
             lease = self._cache.acquire(
-                reusable, num_pages, now, answer.request.cache_salt, num_spare_pages
+                reusable, num_pages, now, answer.request.namespace, num_spare_pages
             )
             if lease is None:
                 break
@@ -278,7 +279,8 @@ class DecodeScheduler:
         if answer is None:
             return []
         assert answer.prefilled is not None
-        first = Sampled(answer.prefilled.first_token, answer.prefilled.first_logprobs)
+        logprobs = answer.prefilled.first_logprobs
+        first = Sampled(answer.prefilled.first_tokens[0], logprobs[0] if logprobs else None)
         self._running.add(answer)
         self._produced(answer, first, now)
         return self._outbox.flush()
@@ -287,7 +289,7 @@ class DecodeScheduler:
 
     def _preempt(self, answer: Answer, now: float) -> list[Instruction]:
         """It waits again, and may find what is computed of it when it goes on."""
-        self._counters.preemptions_total += 1
+        self._counters.preemptions += 1
         instructions = self._fetching.give_up(answer.attempt, now)
         self._commit(answer, now)
         self._running.end(answer)
@@ -301,7 +303,7 @@ class DecodeScheduler:
         request, token = answer.request, new.token
         answer.generated.append(token)
         answer.sequence.tokens.append(token)
-        self._counters.generated_tokens_total += 1
+        self._counters.generated_tokens += 1
         finish, reported = "", [token]
         if request.max_new_tokens == 0:
             finish, reported = "length", []
@@ -331,7 +333,7 @@ class DecodeScheduler:
         num_pages = answer.sequence.num_computed // page_size
         if num_pages > len(answer.hashes):
             answer.hashes = self._hasher.hashes(
-                answer.sequence.tokens[: num_pages * page_size], answer.request.cache_salt
+                answer.sequence.tokens[: num_pages * page_size], answer.request.namespace
             )
         self._cache.commit(answer.sequence.lease, answer.hashes[:num_pages], now)
 
@@ -342,7 +344,7 @@ class DecodeScheduler:
         answer = self._receiving.get(attempt)
         if answer is None or answer.request.prefill_node is None:
             return []
-        self._counters.transfer_failures_total += 1
+        self._counters.transfer_failures += 1
         failed = Failed(attempt, reason, "node", answer.request.prefill_node)
         return [*self._drop(attempt, now), Send(answer.request.reply_address, failed)]
 

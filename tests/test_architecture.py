@@ -29,6 +29,8 @@ PURE = (
     "protocol/hashing.py",
     "protocol/layout.py",
     "protocol/messages.py",
+    "protocol/namespace.py",
+    "protocol/counters.py",
     "protocol/sampling.py",
     "engine/cache/page_pool.py",
     "engine/cache/radix.py",

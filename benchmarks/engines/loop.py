@@ -25,6 +25,7 @@ from node.core.instructions import Send
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import Generate, encode
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 
 SAMPLED = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=7)
@@ -99,7 +100,7 @@ def _request(name: str, prompt: list[int], sampling: Sampling, max_new_tokens: i
     return Generate(
         attempt=Attempt(name, 1),
         tokens=token_bytes(prompt),
-        cache_salt="",
+        namespace=SHARED,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
         stop_token_ids=[],

@@ -25,6 +25,7 @@ from protocol.channel import Channel
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Generate, TokensOut
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 from tests.support.endpoints import LAYOUT, NUM_PAGES, new_backend, until
 
@@ -197,7 +198,7 @@ class LiveCluster:
         request = Generate(
             attempt=attempt,
             tokens=token_bytes(prompt),
-            cache_salt="",
+            namespace=SHARED,
             sampling=Sampling(temperature=0.0),
             max_new_tokens=6,
             stop_token_ids=[],
@@ -281,4 +282,4 @@ def test_a_fetch_that_fails_is_computed(backend_name: str, owner_is: str) -> Non
         source = (owner.node, owner.address)
         assert live.ask(decode, PROMPT, prefill, source) == (answer_of(PROMPT, 6), 0)
         assert prefill.model.num_computed == len(PROMPT)
-        assert prefill.scheduler.load().transfer_failures_total == (owner_is == "gone")
+        assert prefill.scheduler.load().counters.transfer_failures == (owner_is == "gone")

@@ -68,7 +68,7 @@ class FakeCluster:
                 "last_heartbeat_s_ago": self.heartbeat_age_s,
                 "links": links[name],
                 "load": {
-                    "busy_s_total": 2.0 * num_ended,
+                    "counters": {"busy_s": 2.0 * num_ended},
                     "num_running": 0,
                     "num_waiting": 0,
                     "held_pages": int(is_late),
