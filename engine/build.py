@@ -20,8 +20,9 @@ from engine.model.linear import Build, kv_head_share
 from engine.parallel import SOLO, TensorParallel
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
+from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
-from engine.weights.loader import Progress, dummy_model, load_model, resolve_dtype
+from engine.weights.loader import Progress, dummy_model, load_model
 from protocol.layout import KVLayout
 
 NATIVE = ("cpu", torch.float32)
@@ -61,7 +62,7 @@ def load_model_runner(
     Raises ModelDirectoryError, UnsupportedModel or AttentionUnavailable.
     """
     config = ModelConfig.from_directory(path, options.context_length)
-    dtype = resolve_dtype(options.dtype, config, device)
+    dtype = resolve_dtype(options.dtype, config.checkpoint_dtype, device, cpu_has_amx())
     layout = KVLayout(
         page_size=options.page_size,
         num_layers=config.num_layers,

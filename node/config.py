@@ -32,7 +32,8 @@ class NodeConfig:
     )
     dtype: str = option(
         "auto",
-        "dtype of weights and KV; auto: the checkpoint's where the device has it, else float32",
+        "dtype of weights and KV; auto: the checkpoint's on a GPU, bfloat16 on a CPU that has AMX "
+        "if the checkpoint is, else float32",
         DTYPES,
     )
     load_format: str = option(

@@ -9,42 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
-from engine.model.families import FAMILIES, UnsupportedModel
+from engine.model.families import FAMILIES
 from engine.model.linear import Build
 from engine.weights import dummy_weights
 from engine.weights.fingerprint import weight_files
 from engine.weights.pieces import Piece, Table, pieces_of
-from protocol.layout import DTYPE_BYTES
 from protocol.model_directory import ModelDirectoryError, read_json
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)."""
-
-
-def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto`: the checkpoint's where the device multiplies it in hardware (CUDA; bfloat16 on CPUs
-    that have it), else float32. Raises UnsupportedModel."""
-    checkpoint = config.checkpoint_dtype.removeprefix("torch.")
-    if name == "auto":
-        has_hardware = device.type == "cuda" or (checkpoint == "bfloat16" and _cpu_has_bfloat16())
-        name = checkpoint if has_hardware else "float32"
-    name = name.removeprefix("torch.")
-    if name not in DTYPE_BYTES:
-        raise UnsupportedModel(
-            f"the engine cannot compute in {name}; choose one of {', '.join(DTYPE_BYTES)} "
-            "with --dtype"
-        )
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _cpu_has_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def load_model(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from torch import Tensor
 from engine.kernels.base import TorchKernels
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
-from engine.model.families import UnsupportedModel
 from engine.model.linear import Build
 from engine.parallel import SOLO, TensorParallel
-from engine.weights import loader
-from engine.weights.loader import dummy_model, load_model, resolve_dtype
+from engine.weights.loader import dummy_model, load_model
 from protocol.model_directory import ModelDirectoryError
 
 CPU = torch.device("cpu")
@@ -276,18 +273,3 @@ def _of_gemma(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         if name.endswith("input_layernorm.weight"):
             for more in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
                 yield name.replace("input_layernorm", more), tensor
-
-
-def test_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, {})
-    config = ModelConfig.from_directory(tmp_path)
-    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: False)
-    assert resolve_dtype("auto", config, CPU) is torch.float32
-    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: True)
-    assert resolve_dtype("auto", config, CPU) is torch.bfloat16
-    half = replace(config, checkpoint_dtype="float16")
-    assert resolve_dtype("auto", half, CPU) is torch.float32
-    assert resolve_dtype("auto", config, torch.device("cuda")) is torch.bfloat16
-    assert resolve_dtype("float16", config, CPU) is torch.float16
-    with pytest.raises(UnsupportedModel, match=r"float64; choose one of float32.*--dtype"):
-        resolve_dtype("float64", config, CPU)
