@@ -23,7 +23,9 @@ from engine.steps.runner import ModelRunner
 from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
+from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
+from protocol.model_directory import read_config
 
 NATIVE = ("cpu", torch.float32)
 """What native kernels compute on, and in."""
@@ -80,13 +82,13 @@ def load_model_runner(
         library,
     )
     build = Build(dtype, device, _kernels(options, device, library), parallel)
-    is_dummy = options.load_format == "dummy"
-    if is_dummy:
+    source = None if options.load_format == "dummy" else SafetensorsSource(path)
+    if source is None:
         model = dummy_model(config, build, progress)
     else:
-        model = load_model(path, config, build, progress)
+        model = load_model(source, config, build, progress)
     kv_cache = KVCache(layout, num_pages(layout), device)
-    fingerprint = model_fingerprint(path, _variant(config, options), is_dummy)
+    fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         longest = options.context_length or config.max_position_embeddings

@@ -16,8 +16,8 @@ from engine.model.config import ModelConfig
 from engine.model.decoder import Attention, DecoderModel, Layer
 from engine.model.feed_forward import Experts, FeedForward
 from engine.model.linear import Linear, vocabulary_share
+from engine.weights.source import Part
 
-Part = tuple[slice, ...]
 ALL = slice(None)
 STEMS = ("model", "language_model.model", "model.language_model")
 """The others: of the text part of a model that sees."""
