@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ctypes import CDLL
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from engine.kernels.native.build import native_library
 from engine.kernels.native_kernels import NativeKernels
 from engine.model.config import ModelConfig
 from engine.model.linear import Build, kv_head_share
+from engine.options import EngineOptions
 from engine.parallel import SOLO, TensorParallel
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
@@ -29,25 +29,6 @@ from protocol.model_directory import read_config
 
 NATIVE = ("cpu", torch.float32)
 """What native kernels compute on, and in."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a model is computed; what a node's flags of the same names say."""
-
-    dtype: str = "auto"
-    page_size: int = 16
-    load_format: str = "auto"
-    """auto: the directory's weights; dummy: random ones of the configured shape."""
-    attention_backend: str = "auto"
-    deterministic: bool = False
-    """Logits do not depend on what else is in a batch, on chunks or on cache hits."""
-    context_length: int = 0
-    """Longest sequence that is served; 0: the model's own limit."""
-    max_running_requests: int = 64
-    """Most sequences in one decode step; on CUDA, graphs are recorded up to this size."""
-    native_kernels: bool = True
-    """On a CPU in float32, where they can be compiled; `deterministic` has its own."""
 
 
 def load_model_runner(
@@ -107,7 +88,7 @@ def load_model_runner(
 def _native_library(
     options: EngineOptions, device: torch.device, dtype: torch.dtype
 ) -> CDLL | None:
-    is_wanted = options.native_kernels and not options.deterministic
+    is_wanted = not options.no_native_kernels and not options.deterministic
     return native_library() if is_wanted and (device.type, dtype) == NATIVE else None
 
 

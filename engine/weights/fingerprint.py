@@ -22,8 +22,8 @@ SAMPLE_ELEMENTS = 512
 MAX_SAMPLES_PER_TENSOR = 16
 MIN_SAMPLES_PER_TENSOR = 2
 SAMPLES_OF_A_MODEL = 16_384
-"""The number of samples that a model's tensors share: reading them takes a second or two from a
-local disk, however large the model is."""
+"""The number of samples that a model's tensors share, if each gets its least number: a local disk
+takes about a second for them, however large the tensors are."""
 
 
 def model_fingerprint(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.parallel import connect
 from protocol.errors import UserError
 from tests.support.driving import CPU, PAGE_SIZE, Sequences
