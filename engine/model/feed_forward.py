@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.model.linear import Build, Linear, RowParallelLinear, share
+from engine.model.linear_form import PLAIN
 
 
 class FeedForward(nn.Module):
@@ -38,7 +39,7 @@ class Experts(nn.Module):
         self.config = experts
         self.inner = share(experts.intermediate_size, build.parallel, "dimensions of an expert")
         size, count = len(self.inner), experts.num_experts
-        self.router = Linear(config.hidden_size, count, False, build)
+        self.router = Linear(config.hidden_size, count, False, build, form=PLAIN)
         self.gate_up = build.parameter(count, 2 * size, config.hidden_size)
         self.down = build.parameter(count, config.hidden_size, size)
         self.activation, self.kernels = config.activation, build.kernels

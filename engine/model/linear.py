@@ -1,9 +1,9 @@
 """What is split over tensor-parallel ranks: linear layers, the embedding, the head.
 
-    column-parallel   a rank has some output rows of the weight: its heads, its part of gate and up
-    row-parallel      a rank has some input columns; the results of all ranks are summed
+    column-parallel   a rank has some outputs of the weight: its heads, its part of gate and up
+    row-parallel      a rank has some inputs; the results of all ranks are summed
 
-Which rows and columns those are is written down here; the loader fills them.
+Which outputs and inputs those are is decided here, how a weight is stored in `linear_form.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.kernels.base import Kernels
 from engine.model.families import UnsupportedModel
+from engine.model.linear_form import PLAIN, LinearForm
 from engine.parallel import TensorParallel
 
 
@@ -26,6 +27,8 @@ class Build:
     device: torch.device
     kernels: Kernels
     parallel: TensorParallel
+    form: LinearForm = PLAIN
+    """The form of the projections in layers. Embedding, head, router and experts are plain."""
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """Not filled yet."""
@@ -65,25 +68,41 @@ def vocabulary_rows(vocab_size: int, parallel: TensorParallel) -> int:
 
 
 class Linear(nn.Module):
-    """A weight [out, in] and perhaps a bias [out]; whole, or column-parallel if `num_out` is this
-    rank's part."""
+    """A weight of `num_out` outputs and `num_in` inputs in some form, and perhaps a bias [out].
 
-    def __init__(self, num_in: int, num_out: int, has_bias: bool, build: Build) -> None:
+    A rank that has a part of the outputs makes it with their number; the others have the rest.
+    """
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        has_bias: bool,
+        build: Build,
+        form: LinearForm | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = build.parameter(num_out, num_in)
-        self.bias = build.parameter(num_out) if has_bias else None
+        self.num_in, self.num_out = num_in, num_out
+        self.form = form or build.form
         self.kernels, self.parallel = build.kernels, build.parallel
+        for tensor in self.form.tensors:
+            shape = tensor.shape(num_out, num_in)
+            self.register_parameter(tensor.name, build.parameter(*shape, dtype=tensor.dtype))
+        self.bias = build.parameter(num_out) if has_bias else None
+        # nn.Module looks parameters up by name, which is slow for a call of each step and layer.
+        self._tensors = tuple(self.get_parameter(tensor.name) for tensor in self.form.tensors)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.kernels.linear(x, self.weight, self.bias)
+        return self.form.apply(x, self._tensors, self.bias, self.kernels)
 
 
 class RowParallelLinear(Linear):
-    """`num_in` is this rank's part. Rank 0 alone adds the bias."""
+    """A linear layer of which each rank has `num_in` of the inputs. The ranks' results are summed,
+    so rank 0 alone adds the bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.parallel.rank == 0 else None
-        return self.parallel.all_reduce(self.kernels.linear(x, self.weight, bias))
+        return self.parallel.all_reduce(self.form.apply(x, self._tensors, bias, self.kernels))
 
 
 class VocabularyEmbedding(nn.Module):
