@@ -72,13 +72,17 @@ class LinearForm(Protocol):
     """One way to store and to multiply a weight; frozen, and shared by all layers that have it."""
 
     @property
-    def tensors(self) -> tuple[TensorForm, ...]: ...
+    def tensors(self) -> tuple[TensorForm, ...]:
+        """The tensors that a checkpoint has, and a layer holds, for each weight."""
 
     def apply(
         self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
     ) -> Tensor:
-        """[tokens, in] → [tokens, out]. `tensors` are a rank's parts, in the order of
-        `self.tensors`. The shape of the result depends on shapes alone, as with `Kernels`."""
+        """Takes x [tokens, in]; returns [tokens, out].
+
+        `tensors` are a rank's parts, in the order of `self.tensors`. As with `Kernels`, it does not
+        wait for the device, and the shape of the result depends on shapes alone.
+        """
 
 
 class PlainForm:

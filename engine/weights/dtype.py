@@ -1,4 +1,4 @@
-"""Which dtype a model is computed in."""
+"""Chooses the dtype that a model is computed in."""
 
 from __future__ import annotations
 

@@ -17,13 +17,16 @@ from engine.weights.source import TensorSource
 from protocol.model_directory import ModelDirectoryError
 
 Progress = Callable[[int, int], None]
-"""(bytes done, bytes in all)."""
+"""A function that is told (bytes done, bytes in all)."""
 
 
 def load_model(
     source: TensorSource, config: ModelConfig, build: Build, progress: Progress | None = None
 ) -> DecoderModel:
-    """Raises ModelDirectoryError that names what is missing, unknown or of another shape."""
+    """Makes a model and fills it with this rank's part of `source`.
+
+    Raises ModelDirectoryError that names what is missing, unknown or of another shape or dtype.
+    """
     model = DecoderModel(config, build)
     table = pieces_of(model, source.tensors)
     _check(table, source, config)
@@ -38,7 +41,7 @@ def load_model(
 def dummy_model(
     config: ModelConfig, build: Build, progress: Progress | None = None
 ) -> DecoderModel:
-    """Random weights, the same for every node with this config."""
+    """Makes a model with random weights, which are the same on every node with this config."""
     model = DecoderModel(config, build)
     table = pieces_of(model, ())
     report = _Report(table, progress)
@@ -50,7 +53,7 @@ def dummy_model(
 
 
 class _Report:
-    """Counts the bytes that are filled."""
+    """Counts the bytes that are filled and tells `progress`."""
 
     def __init__(self, table: Table, progress: Progress | None) -> None:
         self._progress = progress

@@ -1,4 +1,5 @@
-"""Where each tensor of a checkpoint goes: whole into a parameter, in part, or into several places.
+"""`pieces_of` says where each tensor of a checkpoint goes: into a parameter as a whole, in part, or
+into several places.
 
 Published checkpoints have a tensor per projection and expert, Phi's fuses q with k and v and gate
 with up; transformers 5 may write the experts of a layer as one tensor. A rank of a tensor-parallel
@@ -23,7 +24,7 @@ from engine.weights.source import Part
 ALL = slice(None)
 BIAS = TensorForm("bias", outputs=Axis(0), inputs=None)
 STEMS = ("model", "language_model.model", "model.language_model")
-"""The others: of the text part of a model that sees."""
+"""What names of layers begin with. Models that see have their text part under one of the others."""
 
 
 class Piece(NamedTuple):
@@ -32,7 +33,7 @@ class Piece(NamedTuple):
     target: Tensor
     shape: tuple[int, ...]
     part: Part = ()
-    """A slice per dimension; none for those that are taken whole."""
+    """As in `TensorSource.read`."""
     offset: float = 0.0
 
 
@@ -48,8 +49,11 @@ Table = dict[str, list[Piece]]
 
 
 def pieces_of(model: DecoderModel, names: Collection[str]) -> Table:
-    """By name of a checkpoint's tensor. `names` are those that the checkpoint has, by which its
-    form is recognised; none: the form of published checkpoints."""
+    """Returns the pieces of `model` by the name of the checkpoint's tensor that they come from.
+
+    `names` are the tensors that the checkpoint has; they tell which of several ways of naming it
+    follows. Without any, the table follows published checkpoints.
+    """
     config, table = model.config, Table()
     tokens = vocabulary_share(config.vocab_size, model.parallel)
     shape = (config.vocab_size, config.hidden_size)
