@@ -163,7 +163,7 @@ def _columns_parallel(
                 f"each projection of {prefix} has a {tensor.name} for all of its outputs, which "
                 "this engine cannot keep apart where it computes several of them at once"
             )
-        begin = first = 0
+        begin = first = 0  # of a part: among this rank's outputs, and in a fused tensor
         for rows in parts:
             here = range(begin, begin + len(rows.part))
             there, size = rows.part, rows.total

@@ -31,7 +31,7 @@ from protocol.layout import KVLayout
 from tests.support.native import compiled
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PLAIN = TorchKernels()
 ROWS = [1, 2, 3, 4, 7, 8, MOST_ROWS, MOST_ROWS + 8]
 SIZES = [(1, 1), (5, 3), (12, 16), (33, 41), (64, 100), (130, 72)]
