@@ -48,7 +48,8 @@ from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.report import Cost, Report, Row, rounded
 from benchmarks.engines.shapes import SHAPES, save_model
 from benchmarks.machine import machine
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from node.config import CPU_CHUNK, GPU_CHUNK
 

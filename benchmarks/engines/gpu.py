@@ -28,8 +28,9 @@ from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.report import rounded, shown
 from benchmarks.engines.shapes import save_shape
 from benchmarks.machine import machine
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.model.config import ModelConfig
+from engine.options import EngineOptions
 from protocol.layout import KVLayout
 
 PROMPTS = (512, 2048, 4096, 8192, 32_768)

@@ -1,8 +1,8 @@
-"""`NativeAttention`: single tokens of float32 on a CPU, by `engine/native/kernels.c`; the rest by
-torch.
+"""`NativeAttention` computes single tokens of float32 on a CPU with
+`engine/kernels/native/kernels.c`, and everything else with torch.
 
-K and V are read where they lie, once, block after block with a softmax that goes along (Milakov and
-Gimelshein 2018). A sequence's bits depend on nothing beside it.
+The C code reads K and V where they lie, once, block after block, with an online softmax (Milakov
+and Gimelshein 2018). The bits of a sequence's result do not depend on the sequences beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from engine.steps.batch import Batch, Part
 
 
 class NativeAttention:
+    """Splits each batch into prompts for torch and single tokens for the C library."""
+
     name = "native"
 
     def __init__(self, library: CDLL) -> None:
@@ -27,7 +29,8 @@ class NativeAttention:
         self._torch = TorchAttention()
         self._batch: Batch | None = None
         self._prompts: Batch | None = None
-        """`_batch` without its singles; the same object for all layers, as plans go by it."""
+        """`_batch` without its single tokens. It is one object for all layers of a step, because
+        `TorchAttention` makes a new plan whenever it is given another batch object."""
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -54,7 +57,7 @@ class NativeAttention:
         part: Part,
         form: AttentionForm,
     ) -> None:
-        """Writes the part's rows of `output`."""
+        """Computes the rows of `part` and writes them into `output`."""
         layout = cache.layout
         self._library.attention(
             output[part.begin :].data_ptr(),

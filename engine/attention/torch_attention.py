@@ -1,4 +1,5 @@
-"""`TorchAttention`: in plain torch, for any device; what the other back ends are tested against."""
+"""`TorchAttention` computes in plain torch, on any device. The other back ends are tested against
+it."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from engine.steps.batch import Batch, Part
 
 
 class Plan(Protocol):
-    """What is known of a part of a batch before its queries are."""
+    """What can be prepared for a part of a batch before its queries are known: index tensors and
+    masks."""
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
-        """[rows of the part, heads, head_dim] → the same shape."""
+        """Takes query [rows of the part, heads, head_dim]; returns the same shape."""
 
 
 class TorchAttention:
-    """Softmax in float32. Plans are made once a step and serve all its layers of one window."""
+    """Computes its softmax in float32. A step's first layer with a window makes the plans for it,
+    which the step's other layers with that window use."""
 
     name = "torch"
 

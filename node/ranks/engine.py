@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from engine.parallel import SOLO, connect
+from engine.parallel import SOLO, MeetingPoint, connect
 from kvtransfer.transport import Transport
 from node.config import NodeConfig
 from node.devices import devices_of
@@ -57,11 +56,11 @@ def start_engine(config: NodeConfig, node: Node) -> Iterator[Engine]:
         rank = build_rank(config, node, devices[0], SOLO, lambda num_pages: num_pages)
         yield _engine(rank, rank.runner, rank.transport, (rank.transport.address,))
         return
-    address = f"{HOST}:{_free_port()}"
-    workers = Workers.start(config, node, devices, address)
+    meeting_point = MeetingPoint(HOST, MEETING_TIMEOUT_S)
+    workers = Workers.start(config, node, devices, meeting_point.address)
     workers.when_lost(lambda _: exit_at_last())
     try:
-        yield _parallel_engine(config, node, devices, address, workers)
+        yield _parallel_engine(config, node, devices, meeting_point.address, workers)
     finally:
         workers.close()
 
@@ -111,9 +110,3 @@ def _engine(
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.parallel import TensorParallel
 from engine.steps.runner import ModelRunner
 from kvtransfer.backends.choice import make_backends
@@ -55,7 +55,7 @@ def build_rank(
     with weights_progress() if parallel.rank == 0 else nullcontext() as progress:
         runner = load_model_runner(
             Path(config.model_path),
-            engine_options(config),
+            config,
             lambda own_layout: agree(pool_pages(config, own_layout, device)),
             device,
             parallel,
@@ -79,16 +79,3 @@ def build_rank(
         min_send_bytes=config.kv_min_send_bytes,
     )
     return Rank(runner, transport, layout)
-
-
-def engine_options(config: NodeConfig) -> EngineOptions:
-    return EngineOptions(
-        dtype=config.dtype,
-        page_size=config.page_size,
-        load_format=config.load_format,
-        attention_backend=config.attention_backend,
-        deterministic=config.deterministic,
-        context_length=config.context_length,
-        max_running_requests=config.max_running_requests,
-        native_kernels=not config.no_native_kernels,
-    )

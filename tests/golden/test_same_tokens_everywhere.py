@@ -11,7 +11,8 @@ import msgspec
 import pytest
 import torch
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
 from protocol.sampling import Sampling, TokenLogprobs

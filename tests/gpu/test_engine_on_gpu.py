@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.sampling.sampler import sample
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import UNKNOWN, Slice

@@ -31,8 +31,9 @@ from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.random_model import save_random_model
 from benchmarks.engines.report import Cost, Report, Row
 from benchmarks.engines.shapes import SHAPES, save_shape
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.model.config import ModelConfig
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 
 TINY = SHAPES["smollm2-135m"] | {

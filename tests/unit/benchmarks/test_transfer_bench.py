@@ -25,7 +25,8 @@ from benchmarks.clusters.transfer_cluster import (
 )
 from benchmarks.clusters.watched_cluster import Cold, Stream, Surprise, Watched, gaps_within
 from benchmarks.engines.random_model import END, VOCABULARY, Prompts, save_random_model
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from protocol.layout import KVLayout
 
 LAYOUT = {"page_size": 16, "num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": "float32"}
