@@ -60,6 +60,7 @@ def _share(runner: ModelRunner, cell: Cell, sampling: Sampling) -> float:
             loop.step()
             step_s = time.perf_counter() - started
             shares.append(1 - sum(forward_s) / step_s)
+    loop.end()
     return statistics.median(shares[WARM_UP_STEPS:])
 
 
@@ -88,6 +89,8 @@ class _Loop:
             )
         slices, _ = self._scheduler.next_batch(time.monotonic())
         assert len(slices) == cell.batch, "the pool holds all prompts of a cell"
+        runner.states.feed(slices)
+        self._sequence_ids = [part.sequence_id for part in slices]
         self._scheduler.finish([Sampled((prompt[0],))] * cell.batch, time.monotonic())
 
     def step(self) -> None:
@@ -98,6 +101,10 @@ class _Loop:
             if isinstance(instruction, Send):
                 encode(instruction.message)
         self._scheduler.load()
+
+    def end(self) -> None:
+        for sequence_id in self._sequence_ids:
+            self._runner.end_sequence(sequence_id)
 
 
 def _request(name: str, prompt: list[int], sampling: Sampling, max_new_tokens: int) -> Generate:

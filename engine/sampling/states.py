@@ -41,6 +41,11 @@ class SequenceStates:
     def __len__(self) -> int:
         return len(self._states)
 
+    @property
+    def num_rows(self) -> int:
+        """How many states the tensors on the device have room for."""
+        return self._counts.num_rows
+
     def feed(
         self,
         slices: Sequence[Slice],

@@ -40,8 +40,8 @@ class TokenCounts:
         self._free_rows: list[int] = []
 
     @property
-    def num_open(self) -> int:
-        return len(self._in_answer) - len(self._free_rows)
+    def num_rows(self) -> int:
+        return len(self._in_answer)
 
     def open(self) -> int:
         """Returns a row for a new sequence, which has had no token."""

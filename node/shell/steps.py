@@ -101,8 +101,8 @@ class Steps:
         return outcome
 
     def end_sequence(self, sequence_id: int) -> None:
-        """Lets the runner forget a sequence, as soon as no started step has to be computed again
-        with its state."""
+        """Lets the runner forget a sequence, as soon as no started step has a slice of it. The
+        sequence's pages may be given to others at once."""
         self._ended_sequences.add(sequence_id)
         self._forget_ended()
 
@@ -121,11 +121,15 @@ class Steps:
     def _one_by_one(self, slices: Sequence[Slice]) -> StepOutcome:
         """Computes the same step, each sequence alone: an error costs the one that made it, and
         nobody else anything. Computing a token's KV twice changes nothing, nor does giving a token
-        to the state of its sequence twice."""
+        to the state of its sequence twice. Sequences that ended meanwhile are left out: another one
+        may have their pages."""
         sampled: list[Sampled | None] = []
         failed: set[int] = set()
         reason = ""
         for position, part in enumerate(slices):
+            if part.sequence_id in self._ended_sequences:
+                sampled.append(None)
+                continue
             try:
                 sampled += self._runner.start([part], None, self._before).sampled()
             except DeviceBroken:

@@ -175,7 +175,9 @@ def test_transformers_choose_the_same(model: Path, runner: ModelRunner) -> None:
 
 def test_overhead_is_a_share(runner: ModelRunner) -> None:
     overhead = measure_overhead(runner, CELLS[0])
-    assert 0 < overhead.share < 1 and 0 < overhead.sampled_share < 1
+    for share in (overhead.share, overhead.sampled_share, overhead.penalised_share):
+        assert 0 < share < 1
+    assert len(runner.states) == 0, "the next cell begins with empty states"
 
 
 def test_a_device_is_measured_in_every_cell(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +290,7 @@ def test_what_was_not_measured_is_null() -> None:
         "prefill_vs_floor",
         "overhead_share",
         "overhead_share_sampled",
+        "overhead_share_penalised",
     }
     Console(quiet=True).print(*EngineReport([alone]).tables())
 
@@ -316,6 +319,7 @@ def test_a_reference_is_told_where_its_size_was_measured() -> None:
         "prefill_vs_floor",
         "prefill_vs_llamacpp",
         "overhead_share_sampled",
+        "overhead_share_penalised",
     }
 
 

@@ -153,6 +153,14 @@ def test_a_worker_takes_the_same_steps_and_follows_its_own(ranks: Ranks) -> None
     assert ranks.transport.layers == [1], "streams are fed by the steps that compute their pages"
 
 
+def test_the_end_of_a_sequence_reaches_every_rank(ranks: Ranks) -> None:
+    ranks.begin()
+    ranks.runner.end_sequence(7)
+    for runner in (ranks.own, ranks.other):
+        assert runner.ended.get(timeout=DEADLINE_S) == 7
+    ranks.close()
+
+
 def test_an_error_that_all_ranks_meet_is_the_callers_and_the_node_goes_on(ranks: Ranks) -> None:
     ranks.own.faults = ranks.other.faults = {1: fail}
     ranks.begin()
