@@ -58,15 +58,19 @@ def _places(pairs: Sequence[tuple[int, int]], device: torch.device) -> tuple[Ten
 
 
 def _penalise(logits: Tensor, samplings: Sequence[Sampling], seen: SeenTokens) -> Tensor:
-    """Returns `logits` [rows, vocab] float32 after the penalties for what each row has seen."""
+    """Returns `logits` [rows, vocab] float32 after the penalties for what each row has seen.
+    Overwrites `seen`: these are the largest tensors of the sampler, and making them takes time."""
 
     def of_rows(values: Sequence[float]) -> Tensor:
         return column(values, np.float32, logits.device)
 
-    frequency = of_rows([s.frequency_penalty for s in samplings])
-    presence = of_rows([s.presence_penalty for s in samplings])
-    scale = of_rows([max(s.repetition_penalty, MIN_REPETITION_PENALTY) for s in samplings])
     is_in_answer = seen.num_in_answer > 0
-    logits = logits - frequency * seen.num_in_answer - presence * is_in_answer
+    frequency = of_rows([s.frequency_penalty for s in samplings])
+    logits = logits - seen.num_in_answer.mul_(frequency)
+    presence = of_rows([s.presence_penalty for s in samplings])
+    logits -= torch.mul(is_in_answer, presence, out=seen.num_in_answer)
+    if all(s.repetition_penalty == 1 for s in samplings):
+        return logits
+    scale = of_rows([max(s.repetition_penalty, MIN_REPETITION_PENALTY) for s in samplings])
     scaled = torch.where(logits > 0, logits / scale, logits * scale)
-    return torch.where(is_in_answer | seen.in_prompt, scaled, logits)
+    return torch.where(is_in_answer.logical_or_(seen.in_prompt), scaled, logits)
