@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 PROGRAMS_PER_PROCESSOR = 3
 """Programs for single tokens per multiprocessor: enough to hide latency, and few enough that
@@ -45,7 +45,7 @@ class TritonAttention:
         return output
 
     def prompts(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
         """Computes the prompts of `part` over `pool` [pages, 2, page_size, kv_heads, head_dim] and
         writes `output`, which has the shape of `query`."""
@@ -80,7 +80,7 @@ class TritonAttention:
         )
 
     def singles(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
         """Computes single tokens, with arguments as those of `prompts`.
 

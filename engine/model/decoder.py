@@ -7,7 +7,7 @@ part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -29,9 +29,7 @@ from engine.model.linear import (
 )
 from engine.model.rope import rotation
 from engine.steps.batch import Batch
-
-OnLayer = Callable[[int], None]
-"""A function that is told how many layers, from the first on, have their K and V in the pool."""
+from engine.steps.step import OnLayer
 
 
 class Norm(nn.Module):
