@@ -15,8 +15,8 @@ CPU_POOL_TOKENS = 131_072
 
 
 def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> int:
-    """Returns how many pages of `layout`, that of this rank's pool, fit into what memory is left. It
-    must be called when the weights are loaded. Raises ConfigError."""
+    """Returns how many pages of `layout`, that of this rank's pool, fit into what memory is left.
+    It must be called when the weights are loaded. Raises ConfigError."""
     if config.max_total_tokens:
         return layout.num_pages(config.max_total_tokens)
     available, total = memory_bytes(device)

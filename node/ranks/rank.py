@@ -1,4 +1,5 @@
-"""`build_rank` makes one rank of a node: its part of the model and of the KV pool, its transport."""
+"""`build_rank` makes one rank of a node: its part of the model and of the KV pool, its
+transport."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def build_rank(
 ) -> Rank:
     """Loads this rank's weights, makes its pool and opens its transport.
 
-    `agree` takes the number of KV pages that this rank has room for, and returns the number that all
-    ranks have. Raises ConfigError and the engine's model errors.
+    `agree` takes the number of KV pages that this rank has room for, and returns the number that
+    all ranks have. Raises ConfigError and the engine's model errors.
     """
     if config.kv_backend == "nccl" and device.type != "cuda":
         raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
