@@ -1,4 +1,5 @@
-"""`Rank`: one rank of a node: its part of the model and of the KV pool, its transport."""
+"""`build_rank` makes one rank of a node: its part of the model and of the KV pool, its
+transport."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rank:
+    """One rank of a node, ready to compute and to move pages."""
+
     runner: ModelRunner
     transport: PairTransport
     layout: KVLayout
-    """Of the whole model."""
+    """The layout of the whole model's pages, of which this rank has some heads."""
 
 
 def build_rank(
@@ -44,9 +47,10 @@ def build_rank(
     parallel: TensorParallel,
     agree: Callable[[int], int],
 ) -> Rank:
-    """`agree`: takes how many KV pages this rank has room for, returns how many all ranks have.
+    """Loads this rank's weights, makes its pool and opens its transport.
 
-    Raises ConfigError and the engine's model errors.
+    `agree` takes the number of KV pages that this rank has room for, and returns the number that
+    all ranks have. Raises ConfigError and the engine's model errors.
     """
     if config.kv_backend == "nccl" and device.type != "cuda":
         raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
