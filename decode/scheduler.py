@@ -84,6 +84,7 @@ class DecodeScheduler:
         self._limits = limits
         self._waiting: deque[Answer] = deque()
         self._num_arrived = 0
+        self._num_sequences = 0
         self._outbox = Outbox(node)
         self._counters = Counters()
         self._receiving = Receiving(
@@ -200,7 +201,10 @@ class DecodeScheduler:
                 break
             self._waiting.remove(answer)
             num_cached = lease.num_cached_pages * self._hasher.page_size
-            answer.sequence = Sequence(tokens, lease, answer.request.sampling, num_cached)
+            self._num_sequences += 1
+            answer.sequence = Sequence(
+                tokens, lease, answer.request.sampling, num_cached, self._num_sequences
+            )
             instructions += self._begin(answer, reusable, now)
         return instructions
 
@@ -280,7 +284,7 @@ class DecodeScheduler:
             return []
         assert answer.prefilled is not None
         logprobs = answer.prefilled.first_logprobs
-        first = Sampled(answer.prefilled.first_tokens[0], logprobs[0] if logprobs else None)
+        first = Sampled(tuple(answer.prefilled.first_tokens), tuple(logprobs))
         self._running.add(answer)
         self._produced(answer, first, now)
         return self._outbox.flush()
@@ -300,7 +304,7 @@ class DecodeScheduler:
     def _produced(self, answer: Answer, new: Sampled, now: float) -> None:
         """A new token of a running answer: report it, and end the answer if it is the last."""
         assert answer.sequence is not None
-        request, token = answer.request, new.token
+        request, (token,) = answer.request, new.tokens
         answer.generated.append(token)
         answer.sequence.tokens.append(token)
         self._counters.generated_tokens += 1
@@ -319,7 +323,7 @@ class DecodeScheduler:
             cached_tokens=answer.cached_tokens,
             transferred_pages=answer.num_expected_pages,
             fetched_tokens=answer.fetched_tokens,
-            logprobs=[new.logprobs] if reported and new.logprobs is not None else [],
+            logprobs=list(new.logprobs) if reported else [],
         )
         self._outbox.add(request.reply_address, out)
         if finish:

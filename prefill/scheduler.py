@@ -90,6 +90,7 @@ class PrefillScheduler:
         self._limits = limits
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
+        self._num_sequences = 0
         self._steps: deque[list[tuple[Job, Slice]]] = deque()
         """Under way, the oldest first."""
         self._sending = Sending(cache)
@@ -204,7 +205,10 @@ class PrefillScheduler:
                 break
             self._waiting.remove(job)
             num_cached = lease.num_cached_pages * self._hasher.page_size
-            job.sequence = Sequence(job.tokens, lease, job.request.sampling, num_cached)
+            self._num_sequences += 1
+            job.sequence = Sequence(
+                job.tokens, lease, job.request.sampling, num_cached, self._num_sequences
+            )
             self._running.append(job)
             self._counters.started(num_cached)
             instructions += self._send(job, lease.num_cached_pages)
@@ -254,11 +258,11 @@ class PrefillScheduler:
         cached_tokens = job.sequence.lease.num_cached_pages * self._hasher.page_size
         return PrefillDone(
             attempt=job.attempt,
-            first_tokens=[first.token],
+            first_tokens=list(first.tokens),
             cached_tokens=cached_tokens + job.fetched_tokens,
             node=self._node,
             fetched_tokens=job.fetched_tokens,
-            first_logprobs=[first.logprobs] if first.logprobs is not None else [],
+            first_logprobs=list(first.logprobs),
         )
 
     def _sent(self, event: PagesSent, now: float) -> list[Instruction]:

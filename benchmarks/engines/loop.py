@@ -30,20 +30,25 @@ from protocol.sampling import Sampling
 
 SAMPLED = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=7)
 GREEDY = Sampling(temperature=0.0)
+PENALISED = Sampling(
+    temperature=0.0, frequency_penalty=0.5, presence_penalty=0.5, repetition_penalty=1.2
+)
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Shares of a step, medians."""
+    """Shares of a step that are not the model's; medians."""
 
     share: float
     """With greedy requests."""
     sampled_share: float
     """With requests that draw from the top_p of their top_k tokens."""
+    penalised_share: float
+    """With greedy requests that have all penalties."""
 
 
 def measure_overhead(runner: ModelRunner, cell: Cell) -> Overhead:
-    return Overhead(_share(runner, cell, GREEDY), _share(runner, cell, SAMPLED))
+    return Overhead(*(_share(runner, cell, sampling) for sampling in (GREEDY, SAMPLED, PENALISED)))
 
 
 def _share(runner: ModelRunner, cell: Cell, sampling: Sampling) -> float:
@@ -84,10 +89,10 @@ class _Loop:
             )
         slices, _ = self._scheduler.next_batch(time.monotonic())
         assert len(slices) == cell.batch, "the pool holds all prompts of a cell"
-        self._scheduler.finish([Sampled(prompt[0])] * cell.batch, time.monotonic())
+        self._scheduler.finish([Sampled((prompt[0],))] * cell.batch, time.monotonic())
 
     def step(self) -> None:
-        """As `NodeShell.run` has it."""
+        """Does what `NodeShell.run` does in a step."""
         slices, _ = self._scheduler.next_batch(time.monotonic())
         sampled = self._runner.start(slices).sampled()
         for instruction in self._scheduler.finish(sampled, time.monotonic()):

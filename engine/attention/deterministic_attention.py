@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 BLOCK = 128
 """Keys."""
@@ -118,7 +118,7 @@ def _padded(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
-def _products(part: Part, cache: KVCache, group: int, window: int | None) -> list[_Product]:
+def _products(part: SliceGroup, cache: KVCache, group: int, window: int | None) -> list[_Product]:
     """Cuts the part's slices into tiles; `group` heads share a KV head."""
     size = max(1, ROWS // group)  # tokens of a tile
     begins, lengths = part.row_starts_host[:-1], np.diff(part.row_starts_host)
@@ -139,7 +139,7 @@ def _products(part: Part, cache: KVCache, group: int, window: int | None) -> lis
 
 
 def _product(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     group: int,
     window: int | None,

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 if TYPE_CHECKING:
     from engine.attention.triton_attention import TritonAttention
 
-PromptKernel = Callable[[Tensor, Tensor, Tensor, Part, AttentionForm], Tensor]
+PromptKernel = Callable[[Tensor, Tensor, Tensor, SliceGroup, AttentionForm], Tensor]
 """query [rows, heads, head_dim], K and V as [pages, page_size, kv_heads, head_dim] → like query."""
 FLASH2_PAGE_SIZE = 256
 FLASH4_CAPABILITIES = (9, 10, 11)
@@ -61,7 +61,7 @@ class FlashAttention:
         return output
 
 
-def _is_short(prompts: Part) -> bool:
+def _is_short(prompts: SliceGroup) -> bool:
     return prompts.end - prompts.begin < FEW_ROWS and prompts.longest_context <= SHORT_CONTEXT
 
 
@@ -95,7 +95,7 @@ def _module(name: str) -> Any | None:
 
 def flash4(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         output = module.flash_attn_varlen_func(
             query,
@@ -118,7 +118,7 @@ def flash4(module: Any) -> PromptKernel:
 
 def flash3(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         return module.flash_attn_with_kvcache(
             query,
@@ -139,7 +139,7 @@ def flash3(module: Any) -> PromptKernel:
 
 def flash2(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         return module.flash_attn_varlen_func(
             query,
@@ -161,7 +161,7 @@ def flash2(module: Any) -> PromptKernel:
 
 def varlen(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         assert form.softcap is None, "make_attention gives such models another back end"
         return module.varlen_attn(

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_attention import TorchAttention
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 
 class NativeAttention:
@@ -51,7 +51,7 @@ class NativeAttention:
         query: Tensor,
         layer: int,
         cache: KVCache,
-        part: Part,
+        part: SliceGroup,
         form: AttentionForm,
     ) -> None:
         """Writes the part's rows of `output`."""

@@ -11,7 +11,7 @@ from engine.attention.backend import AttentionForm
 from engine.attention.torch_prompts import PromptsPlan
 from engine.attention.torch_singles import SinglesPlan
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 
 class Plan(Protocol):
@@ -28,7 +28,7 @@ class TorchAttention:
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
-        self._plans: dict[int | None, list[tuple[Part, Plan]]] = {}
+        self._plans: dict[int | None, list[tuple[SliceGroup, Plan]]] = {}
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -47,8 +47,8 @@ class TorchAttention:
 
 def _plans(
     batch: Batch, cache: KVCache, window: int | None, dtype: torch.dtype
-) -> list[tuple[Part, Plan]]:
-    plans: list[tuple[Part, Plan]] = []
+) -> list[tuple[SliceGroup, Plan]]:
+    plans: list[tuple[SliceGroup, Plan]] = []
     if batch.prompts is not None:
         plans.append((batch.prompts, PromptsPlan(batch.prompts, cache, window, dtype)))
     if batch.singles is not None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache, slots_of
-from engine.steps.batch import Part
+from engine.steps.batch import SliceGroup
 
 
 def key_rows(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     slices: np.ndarray,
     firsts: np.ndarray,

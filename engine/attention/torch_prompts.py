@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Part
+from engine.steps.batch import SliceGroup
 
 TILE = 128
 """Rows. Fewer make small products, more make many that the mask then throws away."""
@@ -55,7 +55,9 @@ class _Together:
 
 
 class PromptsPlan:
-    def __init__(self, part: Part, cache: KVCache, window: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, part: SliceGroup, cache: KVCache, window: int | None, dtype: torch.dtype
+    ) -> None:
         begins, ends = part.row_starts_host[:-1], part.row_starts_host[1:]
         stops = part.context_lengths_host
         starts = stops - (ends - begins)
@@ -164,7 +166,7 @@ def _tiles(start: int, stop: int, first: int, window: int | None) -> list[tuple[
 
 
 def _together(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     window: int | None,
     dtype: torch.dtype,

@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Part
+from engine.steps.batch import SliceGroup
 
 BLOCK_BYTES = 1 << 20
 """Of float32 keys that are gathered at once. Memory that malloc takes from the system anew each
@@ -44,7 +44,7 @@ class _Product:
 
 
 class SinglesPlan:
-    def __init__(self, part: Part, cache: KVCache, window: int | None) -> None:
+    def __init__(self, part: SliceGroup, cache: KVCache, window: int | None) -> None:
         contexts = part.context_lengths_host
         firsts = np.zeros_like(contexts) if window is None else np.maximum(contexts - window, 0)
         token_bytes = cache.layout.num_kv_heads * cache.layout.head_dim * 4
@@ -127,7 +127,7 @@ def _num_in_product(counts: np.ndarray, token_bytes: int) -> int:
 
 
 def _product(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     bounds: tuple[int, int],
     owners: np.ndarray,

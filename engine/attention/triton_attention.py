@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 PROGRAMS_PER_PROCESSOR = 3
 """Of single tokens: enough to hide latency, few enough that partial results cost little."""
@@ -44,7 +44,7 @@ class TritonAttention:
         return output
 
     def prompts(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
         """`pool` [pages, 2, page_size, kv_heads, head_dim]; writes `output` like `query`."""
         num_heads, head_dim = query.shape[1:]
@@ -78,7 +78,7 @@ class TritonAttention:
         )
 
     def singles(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
         """As `prompts`. The number of splits depends on the number of sequences alone, so that a
         CUDA graph of this call serves every length of context."""

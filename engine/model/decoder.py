@@ -6,7 +6,7 @@ outputs, experts in place of a feed-forward. A rank of a tensor-parallel node ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -28,9 +28,7 @@ from engine.model.linear import (
 )
 from engine.model.rope import rotation
 from engine.steps.batch import Batch
-
-OnLayer = Callable[[int], None]
-"""Takes how many layers, from the first on, have their K and V in the pool."""
+from engine.steps.step import OnLayer
 
 
 class Norm(nn.Module):

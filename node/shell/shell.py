@@ -95,7 +95,7 @@ class NodeShell:
         self._transfer_events: deque[tuple[_Expected | None, Event]] = deque()
         self._expected: dict[Attempt, _Expected] = {}
         self._streams: dict[Attempt, PageStream] = {}  # of pages that the newest step computes
-        self._steps = Steps(runner)
+        self._steps = Steps(runner, time.monotonic)
         self._links: dict[str, Any] = {}
         self._bytes_sent = 0
         self._next_look_at_links = 0.0
@@ -107,7 +107,7 @@ class NodeShell:
         self._channel.wake()
 
     def run(self) -> None:
-        """Raises torch.AcceleratorError when the device is broken: a new process is needed."""
+        """Raises DeviceBroken when a new process is needed."""
         idle = True
         while not self._stop.is_set():
             for event in self._events(wait=idle):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from decode.scheduler import DecodeLimits, DecodeScheduler
 from engine.cache.prefix_cache import PrefixCache
-from engine.model.decoder import OnLayer
 from engine.steps.sequence import Sampled, Slice
+from engine.steps.step import OnLayer
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
@@ -47,6 +47,7 @@ class PlayedStep:
     """Over when it has started."""
 
     tokens: list[Sampled | None]
+    has_compiled: bool = False
 
     def sampled(self) -> list[Sampled | None]:
         return self.tokens
@@ -74,7 +75,7 @@ class PlayedModel:
                 on_layer(layer + 1)
         return PlayedStep(
             [
-                Sampled(states_of_part[-1] % 40 + 1) if part.sampling else None
+                Sampled((states_of_part[-1] % 40 + 1,)) if part.sampling else None
                 for part, states_of_part in zip(slices, states, strict=True)
             ]
         )

@@ -131,7 +131,7 @@ def test_steps_that_follow_unread_tokens(
         following = runner.start(slices, after=step)
         for n, sampled in zip(here, step.sampled(), strict=True):
             assert sampled is not None
-            answers[n].append(sampled.token)
+            answers[n].append(sampled.tokens[0])
         step, here = following, going_on
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer == reference_tokens(reference, prompt, len(answer))

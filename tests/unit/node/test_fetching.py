@@ -76,7 +76,7 @@ def compute(scheduler: Scheduler, now: float = 0.0) -> list[Instruction]:
         done += instructions
         if not slices:
             return done
-        done += scheduler.finish([Sampled(7) if part.sampling else None for part in slices], now)
+        done += scheduler.finish([Sampled((7,)) if part.sampling else None for part in slices], now)
         for send in sends:
             done += scheduler.handle(PagesSent(send.transfer), now)
 
@@ -155,7 +155,7 @@ def test_the_asker_reserves_asks_and_computes_only_the_rest(kind: str) -> None:
     (part,), _ = asker.next_batch(1.0)
     assert (part.start, list(part.token_ids)) == (6 * PAGE, PROMPT[6 * PAGE :])
     assert list(part.pages[:6]) == expect.pages
-    (reply,) = [i for i in asker.finish([Sampled(7)], 1.0) if isinstance(i, Send)]
+    (reply,) = [i for i in asker.finish([Sampled((7,))], 1.0) if isinstance(i, Send)]
     if kind == PREFILL:
         assert reply.message == PrefillDone(R1, [7], 6 * PAGE, P0, 6 * PAGE)
     else:
@@ -235,7 +235,7 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     )
     asker.finish([None], late)
     (part,), _ = asker.next_batch(late)
-    (reply,) = asker.finish([Sampled(7)], late)
+    (reply,) = asker.finish([Sampled((7,))], late)
     assert isinstance(reply, Send)
     if kind == PREFILL:
         assert reply.message == PrefillDone(R1, [7], 3 * PAGE, P0, 3 * PAGE)

@@ -149,7 +149,7 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
         assert isinstance(stream, StreamPages)
         assert list(part.pages[stream.offset + 1 :][: len(stream.pages)]) == stream.pages
         streamed.append(list(range(stream.offset, stream.offset + len(stream.pages))))
-        done = scheduler.finish([Sampled(7) if part.sampling else None], 0.0)
+        done = scheduler.finish([Sampled((7,)) if part.sampling else None], 0.0)
     assert streamed == [[0], [1, 2], [3, 4], [5]]  # 7 pages, of which decode has the first
     assert done == [Send("reply", PrefillDone(attempt, [7], 0, P0))]
     assert scheduler.next_batch(0.0) == ([], [])
@@ -288,7 +288,7 @@ def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: i
     decode = decode_scheduler()
     decode.handle(generate("r", [1] * 40, max_new_tokens, prefill=""), 0.0)
     while slices := decode.next_batch(0.0)[0]:
-        (out,) = decode.finish([Sampled(STOP) if slices[0].sampling else None], 0.0) or [None]
+        (out,) = decode.finish([Sampled((STOP,)) if slices[0].sampling else None], 0.0) or [None]
     assert isinstance(out, Send) and isinstance(out.message, TokensOut)
     (token,) = out.message.outs
     assert (token.tokens, token.finish) == (([STOP], "stop") if max_new_tokens else ([], "length"))
@@ -347,7 +347,7 @@ def test_pages_belong_to_the_tenant_who_asked(kind: str) -> None:
         request = generate("r", [1] * 40, 1, prefill="")
         scheduler.handle(msgspec.structs.replace(request, namespace=Namespace("acme")), 0.0)
     while slices := scheduler.next_batch(0.0)[0]:
-        scheduler.finish([Sampled(7) if part.sampling else None for part in slices], 0.0)
+        scheduler.finish([Sampled((7,)) if part.sampling else None for part in slices], 0.0)
     if kind == PREFILL:
         for _ in range(2):
             scheduler.handle(PagesSent(Attempt("r", 1)), 0.0)

@@ -63,7 +63,7 @@ def test_a_send_that_fails_after_the_last_step_is_told() -> None:
     prefill, attempt = prefill_scheduler(), Attempt("r", 1)
     prefill.handle(asked_prefill("r", 20), 0.0)
     prefill.next_batch(0.0)
-    prefill.finish([Sampled(7)], 0.0)
+    prefill.finish([Sampled((7,))], 0.0)
     failed = Send(DECODE, Failed(attempt, "peer lost", "node", P0))
     assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [failed]
     assert prefill.load().held_pages == 0
@@ -74,7 +74,7 @@ def test_nobody_hears_of_the_sends_of_a_cancelled_job(is_done: bool) -> None:
     prefill, attempt = prefill_scheduler(chunk=32), Attempt("r", 1)
     prefill.handle(asked_prefill("r", 32 if is_done else 96), 0.0)
     prefill.next_batch(0.0)
-    prefill.finish([Sampled(7) if is_done else None], 0.0)
+    prefill.finish([Sampled((7,)) if is_done else None], 0.0)
     assert prefill.handle(Cancel(attempt), 0.0) == [CancelSends(attempt)]
     assert prefill.handle(Cancel(attempt), 0.0) == []
     assert prefill.load().held_pages > 0
@@ -92,7 +92,7 @@ def test_an_attempt_that_comes_again_waits_for_the_ends_of_what_it_sent() -> Non
     assert prefill.next_batch(0.0) == ([], [])
     prefill.handle(asked_prefill("s", 20), 0.0)
     assert len(prefill.next_batch(0.0)[0]) == 1, "others do not wait"
-    prefill.finish([Sampled(7)], 0.0)
+    prefill.finish([Sampled((7,))], 0.0)
     prefill.handle(PagesSent(request.attempt, "cancelled"), 0.0)
     (part,), instructions = prefill.next_batch(0.0)
     assert [type(i) for i in instructions] == [SendPages, StreamPages]
@@ -105,7 +105,7 @@ def test_what_is_sent_makes_no_room_for_others_but_a_place() -> None:
     prefill.next_batch(0.0)
     prefill.finish([None], 0.0)
     prefill.next_batch(0.0)
-    prefill.finish([Sampled(7)], 0.0)
+    prefill.finish([Sampled((7,))], 0.0)
     prefill.handle(asked_prefill("b", 60), 0.0)
     assert prefill.load().num_running == 0
     assert prefill.next_batch(0.0) == ([], [])
@@ -125,7 +125,7 @@ def test_pages_are_owned_as_they_arrive_but_for_the_partial_one() -> None:
     decode.next_batch(0.0)
     decode.finish([None], 0.0)
     decode.next_batch(0.0)
-    decode.finish([Sampled(7)], 0.0)
+    decode.finish([Sampled((7,))], 0.0)
     assert owned(decode, prompt) == 2
     decode.handle(generate("r", prompt), 0.0)
     decode.next_batch(0.0)
