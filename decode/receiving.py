@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from decode.answer import Answer
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from node.core.counters import Counters
 from node.core.instructions import AbortTransfer, ExpectPages, Instruction, Send
 from protocol.hashing import PageHash, PageHasher
@@ -28,7 +28,7 @@ does not inherit the queue of a slow prefill node, nor wait for a hung one."""
 @dataclass(eq=False)
 class _UnderWay:
     answer: Answer
-    lease: Lease
+    held: HeldPages
     deadline: float
     progress_at: float
     num_arrived_pages: int = 0
@@ -80,20 +80,20 @@ class Receiving:
         return [attempt for attempt, u in self._under_way.items() if now >= u.deadline]
 
     def begin(self, answer: Answer, now: float) -> list[Instruction]:
-        """Asks the prefill node that the request names for the pages that its lease lacks."""
+        """Asks the prefill node that the request names for the pages that it lacks."""
         assert answer.sequence is not None
-        lease, request = answer.sequence.lease, answer.request
-        pages = lease.pages[lease.num_cached_pages : self._hasher.num_pages(len(answer.prompt))]
+        held, request = answer.sequence.held, answer.request
+        pages = held.pages[held.num_cached_pages : self._hasher.num_pages(len(answer.prompt))]
         answer.num_expected_pages = len(pages)
         self._under_way[answer.attempt] = _UnderWay(
-            answer, lease, now + self._timeout_s, self._progress_of(answer, lease, now)
+            answer, held, now + self._timeout_s, self._progress_of(answer, held, now)
         )
         prefill = Prefill(
             attempt=answer.attempt,
             tokens=request.tokens,
             namespace=request.namespace,
             sampling=request.sampling,
-            skip_pages=lease.num_cached_pages,
+            skip_pages=held.num_cached_pages,
             reply_address=self._addresses.control,
             data_addresses=self._addresses.data,
             fetch_node=request.fetch_node,
@@ -141,13 +141,13 @@ class Receiving:
             under_way = self._under_way.pop(older)
             instructions.append(AbortTransfer(older))
             instructions.append(Send(under_way.answer.request.prefill_address, Cancel(older)))
-            self._cache.release(under_way.lease)
+            self._cache.release(under_way.held)
         return instructions
 
-    def _progress_of(self, answer: Answer, lease: Lease, now: float) -> float:
+    def _progress_of(self, answer: Answer, held: HeldPages, now: float) -> float:
         """That of the others who wait for its next page, if there are any: asking once more does
         not make it come."""
-        first = lease.num_cached_pages
+        first = held.num_cached_pages
         others = [
             under_way.progress_at
             for under_way in self._under_way.values()
@@ -161,8 +161,8 @@ class Receiving:
             return
         under_way.num_arrived_pages, under_way.progress_at = num_pages, now
         self._counters.pages_received += num_new
-        num_pages_here = under_way.lease.num_cached_pages + num_pages
-        self._cache.commit(under_way.lease, under_way.answer.hashes[:num_pages_here], now)
+        num_pages_here = under_way.held.num_cached_pages + num_pages
+        self._cache.commit(under_way.held, under_way.answer.hashes[:num_pages_here], now)
 
     def _take_ready(self, under_way: _UnderWay) -> Answer | None:
         if not under_way.is_complete or under_way.done is None:

@@ -41,7 +41,7 @@ class Running:
         these pages next comes behind them on the device."""
         assert answer.sequence is not None
         self._answers.remove(answer)
-        self._cache.release(answer.sequence.lease)
+        self._cache.release(answer.sequence.held)
         answer.sequence = None
 
     def who_gives_way(self) -> Iterator[Answer]:
@@ -49,8 +49,8 @@ class Running:
         has to `end` for that, before it goes on."""
         for answer in list(self._answers):
             while answer.sequence is not None and self._lacks_page(answer):
-                lease = answer.sequence.lease
-                if self._cache.extend(lease, len(lease.pages) + 1):
+                held = answer.sequence.held
+                if self._cache.extend(held, len(held.pages) + 1):
                     break
                 youngest = self._answers[-1]
                 if youngest is answer:
@@ -99,5 +99,5 @@ class Running:
         """It will have another token, and no page for that one's KV."""
         sequence = answer.sequence
         assert sequence is not None
-        num_tokens = len(sequence.lease.pages) * self._hasher.page_size
+        num_tokens = len(sequence.held.pages) * self._hasher.page_size
         return sequence.num_planned == num_tokens and not answer.is_ending

@@ -194,16 +194,16 @@ class DecodeScheduler:
                 continue
             num_pages = self._hasher.num_pages(len(tokens))
             num_spare_pages = self._headroom() + self._admission_pages(answer) - num_pages
-            lease = self._cache.acquire(
+            held = self._cache.acquire(
                 reusable, num_pages, now, answer.request.namespace, num_spare_pages
             )
-            if lease is None:
+            if held is None:
                 break
             self._waiting.remove(answer)
-            num_cached = lease.num_cached_pages * self._hasher.page_size
+            num_cached = held.num_cached_pages * self._hasher.page_size
             self._num_sequences += 1
             answer.sequence = Sequence(
-                tokens, lease, answer.request.sampling, num_cached, self._num_sequences
+                tokens, held, answer.request.sampling, num_cached, self._num_sequences
             )
             instructions += self._begin(answer, reusable, now)
         return instructions
@@ -225,7 +225,7 @@ class DecodeScheduler:
     def _headroom(self) -> int:
         """Pages that all that are admitted should find when they grow."""
         return sum(
-            self._admission_pages(answer) - len(answer.sequence.lease.pages)
+            self._admission_pages(answer) - len(answer.sequence.held.pages)
             for answer in chain(self._running, self._receiving)
             if answer.sequence is not None
         )
@@ -339,7 +339,7 @@ class DecodeScheduler:
             answer.hashes = self._hasher.hashes(
                 answer.sequence.tokens[: num_pages * page_size], answer.request.namespace
             )
-        self._cache.commit(answer.sequence.lease, answer.hashes[:num_pages], now)
+        self._cache.commit(answer.sequence.held, answer.hashes[:num_pages], now)
 
     # Ends
 

@@ -146,7 +146,7 @@ class PrefillScheduler:
             job.sequence.computed(part)
             self._counters.computed_tokens += len(part.token_ids)
             full_pages = job.sequence.num_computed // self._hasher.page_size
-            self._cache.commit(job.sequence.lease, job.hashes[:full_pages], now)
+            self._cache.commit(job.sequence.held, job.hashes[:full_pages], now)
             if first is not None:
                 instructions.append(Send(job.request.reply_address, self._done(job, first)))
                 self._leave(job)
@@ -200,18 +200,18 @@ class PrefillScheduler:
             if next_page_is_coming(self._cache, reusable, computing):
                 continue
             num_pages = self._hasher.num_pages(len(job.tokens))
-            lease = self._cache.acquire(reusable, num_pages, now, job.request.namespace)
-            if lease is None:
+            held = self._cache.acquire(reusable, num_pages, now, job.request.namespace)
+            if held is None:
                 break
             self._waiting.remove(job)
-            num_cached = lease.num_cached_pages * self._hasher.page_size
+            num_cached = held.num_cached_pages * self._hasher.page_size
             self._num_sequences += 1
             job.sequence = Sequence(
-                job.tokens, lease, job.request.sampling, num_cached, self._num_sequences
+                job.tokens, held, job.request.sampling, num_cached, self._num_sequences
             )
             self._running.append(job)
             self._counters.started(num_cached)
-            instructions += self._send(job, lease.num_cached_pages)
+            instructions += self._send(job, held.num_cached_pages)
             instructions += self._fetching.begin(job.request, job.sequence, reusable, now)
         return instructions
 
@@ -246,7 +246,7 @@ class PrefillScheduler:
         the transfer. It counts as sent now; [] if there is no such page."""
         assert job.sequence is not None
         first = job.num_handed_pages
-        pages = job.sequence.lease.pages[first:num_pages]
+        pages = job.sequence.held.pages[first:num_pages]
         if pages:
             job.num_handed_pages = num_pages
             self._sending.begin(job.attempt, job.request.reply_address)
@@ -255,7 +255,7 @@ class PrefillScheduler:
 
     def _done(self, job: Job, first: Sampled) -> PrefillDone:
         assert job.sequence is not None
-        cached_tokens = job.sequence.lease.num_cached_pages * self._hasher.page_size
+        cached_tokens = job.sequence.held.num_cached_pages * self._hasher.page_size
         return PrefillDone(
             attempt=job.attempt,
             first_tokens=list(first.tokens),
@@ -290,7 +290,7 @@ class PrefillScheduler:
         """It is computed, or nobody wants it any more."""
         assert job.sequence is not None
         self._running.remove(job)
-        self._sending.leave(job.attempt, job.sequence.lease)
+        self._sending.leave(job.attempt, job.sequence.held)
         job.sequence = None
 
     def _failure(self, request: Prefill, reason: str, kind: FailureKind) -> Instruction:

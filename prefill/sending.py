@@ -1,7 +1,7 @@
 """The pages that a prefill node sends for its jobs, held until the last send has ended. Pure.
 
     begin ──► under way ──► every `PagesSent` is here: forgotten; a lease that was left is released
-                  │ leave: the job needs its lease no longer, its sends still do
+                  │ leave: the job needs its pages no longer, its sends still do
                   └ cancel: nobody wants the rest, nor hears of a failure
 
 As long as sends of an attempt are under way it is known here (`in`), and must not begin anew: their
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from node.core.instructions import CancelSends, Instruction
 from protocol.ids import Attempt
 
@@ -22,7 +22,7 @@ class _Sends:
     reply_address: str
     """Who hears of a failure; "": nobody (any more)."""
     num_under_way: int = 0
-    lease: Lease | None = None
+    held: HeldPages | None = None
     """To be released with the last end."""
 
 
@@ -38,13 +38,13 @@ class Sending:
         """One more send is under way."""
         self._sends.setdefault(attempt, _Sends(reply_address)).num_under_way += 1
 
-    def leave(self, attempt: Attempt, lease: Lease) -> None:
-        """The job is over: releases its lease, at once or when its sends have ended."""
+    def leave(self, attempt: Attempt, held: HeldPages) -> None:
+        """The job is over: releases its held, at once or when its sends have ended."""
         sends = self._sends.get(attempt)
         if sends is None:
-            self._cache.release(lease)
+            self._cache.release(held)
         else:
-            sends.lease = lease
+            sends.held = held
 
     def ended(self, attempt: Attempt) -> str:
         """One send ended; releases what was left with the last of them. Returns who would want to
@@ -53,8 +53,8 @@ class Sending:
         sends.num_under_way -= 1
         if sends.num_under_way == 0:
             del self._sends[attempt]
-            if sends.lease is not None:
-                self._cache.release(sends.lease)
+            if sends.held is not None:
+                self._cache.release(sends.held)
         return sends.reply_address
 
     def cancel(self, attempt: Attempt) -> list[Instruction]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from engine.steps.sequence import Sequence
 from node.core.counters import Counters
 from node.core.instructions import (
@@ -49,7 +49,7 @@ class _UnderWay:
 class _Serving:
     """All sends of one attempt to whoever asked for it; their ends cannot be told apart."""
 
-    leases: list[Lease] = field(default_factory=list)
+    all_held: list[HeldPages] = field(default_factory=list)
     num_ended: int = 0
 
 
@@ -96,13 +96,13 @@ class Fetching:
     def begin(
         self, request: Generate | Prefill, sequence: Sequence, reusable: Seq[PageHash], now: float
     ) -> list[Instruction]:
-        """Asks the owner that `request` names for what the lease lacks; [] if it lacks nothing.
+        """Asks the owner that `request` names for what the sequence lacks; [] if it lacks nothing.
 
         `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the request
         is under way (`in`) and the pages that it lacks belong to the transfer.
         """
         chain = reusable[: request.fetch_pages]
-        num_cached = sequence.lease.num_cached_pages
+        num_cached = sequence.held.num_cached_pages
         owner = request.fetch_node
         if not request.fetch_address or owner is None or owner == self._node:
             return []
@@ -119,7 +119,7 @@ class Fetching:
             data_addresses=self._addresses.data,
         )
         return [
-            ExpectPages(request.attempt, sequence.lease.pages[num_cached : len(chain)]),
+            ExpectPages(request.attempt, sequence.held.pages[num_cached : len(chain)]),
             Send(request.fetch_address, question),
         ]
 
@@ -133,14 +133,14 @@ class Fetching:
         if fetch is None:
             return 0
         sequence = fetch.sequence
-        num_pages_here = sequence.lease.num_cached_pages + num_pages
+        num_pages_here = sequence.held.num_cached_pages + num_pages
         num_tokens = num_pages_here * self._page_size - sequence.num_computed
         if num_tokens <= 0:
             return 0
         fetch.deadline = now + self._timeout_s
         sequence.num_computed += num_tokens
         self._counters.fetched(num_tokens // self._page_size, num_tokens)
-        self._cache.commit(sequence.lease, fetch.chain[:num_pages_here], now)
+        self._cache.commit(sequence.held, fetch.chain[:num_pages_here], now)
         return num_tokens
 
     def received(self, attempt: Attempt, now: float) -> int:
@@ -148,7 +148,7 @@ class Fetching:
         fetch = self._under_way.get(attempt)
         if fetch is None:
             return 0
-        num_pages = len(fetch.chain) - fetch.sequence.lease.num_cached_pages
+        num_pages = len(fetch.chain) - fetch.sequence.held.num_cached_pages
         num_tokens = self.arrived(attempt, num_pages, now)
         self._end(attempt, now)
         return num_tokens
@@ -183,15 +183,15 @@ class Fetching:
         another copy from now on.
         """
         chain = split_hashes(fetch.hashes)
-        lease = self._cache.hold(chain)
-        if len(lease.pages) < len(chain):
-            self._cache.release(lease)
-            num_pages = len(lease.pages)
+        held = self._cache.hold(chain)
+        if len(held.pages) < len(chain):
+            self._cache.release(held)
+            num_pages = len(held.pages)
             reason = f"{self._node.name} has {num_pages} of these {len(chain)} pages (any more)"
             refused = FetchRefused(fetch.attempt, reason, self._node)
             return [Send(fetch.reply_address, refused)]
-        self._serving.setdefault(fetch.attempt, _Serving()).leases.append(lease)
-        pages = lease.pages[fetch.skip_pages :]
+        self._serving.setdefault(fetch.attempt, _Serving()).all_held.append(held)
+        pages = held.pages[fetch.skip_pages :]
         self._counters.pages_sent += len(pages)
         return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
 
@@ -200,7 +200,7 @@ class Fetching:
         self._counters.transfer_failures += bool(event.error)
         serving = self._serving[event.transfer]
         serving.num_ended += 1
-        if serving.num_ended == len(serving.leases):
+        if serving.num_ended == len(serving.all_held):
             del self._serving[event.transfer]
-            for lease in serving.leases:
-                self._cache.release(lease)
+            for held in serving.all_held:
+                self._cache.release(held)

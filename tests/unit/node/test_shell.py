@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 
 from engine.cache.prefix_cache import PrefixCache
+from engine.errors import DeviceBroken
 from node.core.instructions import (
     AbortTransfer,
     Event,
@@ -95,10 +95,10 @@ def test_a_step_that_failed_ends_the_stream_of_who_failed_it() -> None:
 
 def test_a_broken_device_finishes_no_stream() -> None:
     scheduler, peers = prefill_scheduler(), Peers()
-    shell = shell_of(scheduler, torch.AcceleratorError("illegal memory access"), peers)
+    shell = shell_of(scheduler, DeviceBroken("illegal memory access"), peers)
     poisoned = msgspec.structs.replace(asked_prefill("b", 0), tokens=token_bytes([POISON] * 20))
     scheduler.handle(poisoned, 0.0)
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(DeviceBroken):
         step_of(scheduler, shell)
     assert peers.told == [("stream", "b"), ("layers 1", "b")]
 
