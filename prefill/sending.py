@@ -1,6 +1,7 @@
-"""The pages that a prefill node sends for its jobs, held until the last send has ended. Pure.
+"""The pages that a node sends to those it computes prompts for, held until the last send has ended.
+Pure.
 
-    begin ──► under way ──► every `PagesSent` is here: forgotten; a lease that was left is released
+    begin ──► under way ──► every `PagesSent` is here: forgotten; pages that were left are released
                   │ leave: the job needs its pages no longer, its sends still do
                   └ cancel: nobody wants the rest, nor hears of a failure
 
@@ -18,7 +19,7 @@ from protocol.ids import Attempt
 
 
 @dataclass(eq=False)
-class _Sends:
+class _SendsOfAttempt:
     reply_address: str
     """Who hears of a failure; "": nobody (any more)."""
     num_under_way: int = 0
@@ -26,20 +27,22 @@ class _Sends:
     """To be released with the last end."""
 
 
-class Sending:
+class PagesBeingSent:
+    """Counts the sends of each attempt, and releases its pages after the last one."""
+
     def __init__(self, cache: PrefixCache) -> None:
         self._cache = cache
-        self._sends: dict[Attempt, _Sends] = {}
+        self._sends: dict[Attempt, _SendsOfAttempt] = {}
 
     def __contains__(self, attempt: Attempt) -> bool:
         return attempt in self._sends
 
     def begin(self, attempt: Attempt, reply_address: str) -> None:
         """One more send is under way."""
-        self._sends.setdefault(attempt, _Sends(reply_address)).num_under_way += 1
+        self._sends.setdefault(attempt, _SendsOfAttempt(reply_address)).num_under_way += 1
 
     def leave(self, attempt: Attempt, held: HeldPages) -> None:
-        """The job is over: releases its held, at once or when its sends have ended."""
+        """The job is over: releases its pages, at once or when its sends have ended."""
         sends = self._sends.get(attempt)
         if sends is None:
             self._cache.release(held)
@@ -58,7 +61,8 @@ class Sending:
         return sends.reply_address
 
     def cancel(self, attempt: Attempt) -> list[Instruction]:
-        """What was not yet sent of this attempt, and of older ones of its request, need not be."""
+        """Says that what was not yet sent of this attempt, and of older ones of its request, need
+        not be."""
         instructions: list[Instruction] = []
         for transfer, sends in self._sends.items():
             if transfer.superseded_by(attempt) and sends.reply_address:

@@ -1,5 +1,5 @@
 """Fetching the first pages of a prompt from a node that owns them, in place of computing them.
-Pure; both schedulers have one.
+Pure.
 
     asker   acquire ──► ExpectPages, Fetch ──► pages arrive: commit them
                                           ├──► all are here: compute what follows
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.cache.prefix_cache import HeldPages, PrefixCache
 from engine.steps.sequence import Sequence
@@ -24,29 +25,31 @@ from node.core.instructions import (
     ExpectPages,
     Instruction,
     PagesSent,
-    Send,
+    SendMessage,
     SendPages,
 )
+from node.core.job import Job
 from protocol.hashing import PageHash, PageHasher, join_hashes, split_hashes
 from protocol.ids import Addresses, Attempt, Node
-from protocol.messages import Fetch, FetchRefused, Generate, Prefill
+from protocol.messages import Fetch, FetchRefused
 
 FETCH_TIMEOUT_S = 3.0
-"""Without progress. A dead owner says nothing, and one in a long step nothing for its length."""
+"""How long a fetch may make no progress. A dead owner says nothing, and one in a long step says
+nothing for its length."""
 
 
 @dataclass(eq=False)
-class _UnderWay:
+class _PendingFetch:
     sequence: Sequence
     chain: Seq[PageHash]
-    """From the first page of the prompt to the last fetched one."""
+    """Page hashes from the first page of the prompt to the last fetched one."""
     owner: str
     asked: float
     deadline: float
 
 
 @dataclass(eq=False)
-class _Serving:
+class _ServedFetch:
     """All sends of one attempt to whoever asked for it; their ends cannot be told apart."""
 
     all_held: list[HeldPages] = field(default_factory=list)
@@ -73,8 +76,8 @@ class Fetching:
         self._page_size = hasher.page_size
         self._counters = counters
         self._timeout_s = timeout_s
-        self._under_way: dict[Attempt, _UnderWay] = {}
-        self._serving: dict[Attempt, _Serving] = {}
+        self._under_way: dict[Attempt, _PendingFetch] = {}
+        self._serving: dict[Attempt, _ServedFetch] = {}
 
     def __contains__(self, attempt: Attempt) -> bool:
         return attempt in self._under_way
@@ -88,39 +91,39 @@ class Fetching:
         )
 
     def chains(self) -> Iterator[Seq[PageHash]]:
-        """Pages that are here or under way, from the first page of a prompt on."""
+        """Returns page hashes, from the first page of a prompt on, of pages that are here or under
+        way."""
         return (fetch.chain for fetch in self._under_way.values())
 
     # The asker
 
-    def begin(
-        self, request: Generate | Prefill, sequence: Sequence, reusable: Seq[PageHash], now: float
-    ) -> list[Instruction]:
-        """Asks the owner that `request` names for what the sequence lacks; [] if it lacks nothing.
+    def begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
+        """Asks the owner that the job names for pages that it lacks; [] if it lacks none of them.
 
-        `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the request
+        `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the attempt
         is under way (`in`) and the pages that it lacks belong to the transfer.
         """
-        chain = reusable[: request.fetch_pages]
-        num_cached = sequence.held.num_cached_pages
-        owner = request.fetch_node
-        if not request.fetch_address or owner is None or owner == self._node:
+        sequence, order = job.sequence, job.fetch
+        if order is None or order.owner == self._node:
             return []
+        assert sequence is not None
+        chain = reusable[: order.num_pages]
+        num_cached = sequence.held.num_cached_pages
         if len(chain) <= num_cached:
             return []
-        self._under_way[request.attempt] = _UnderWay(
-            sequence, chain, owner.name, now, now + self._timeout_s
+        self._under_way[job.attempt] = _PendingFetch(
+            sequence, chain, order.owner.name, now, now + self._timeout_s
         )
         question = Fetch(
-            attempt=request.attempt,
+            attempt=job.attempt,
             hashes=join_hashes(chain),
             skip_pages=num_cached,
             reply_address=self._addresses.control,
             data_addresses=self._addresses.data,
         )
         return [
-            ExpectPages(request.attempt, sequence.held.pages[num_cached : len(chain)]),
-            Send(request.fetch_address, question),
+            ExpectPages(job.attempt, sequence.held.pages[num_cached : len(chain)]),
+            SendMessage(order.address, question),
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> int:
@@ -167,6 +170,7 @@ class Fetching:
         return self.give_up(attempt, now)
 
     def expire(self, now: float) -> list[Instruction]:
+        """Gives up every fetch that made no progress for too long."""
         late = [attempt for attempt, fetch in self._under_way.items() if now >= fetch.deadline]
         return [instruction for attempt in late for instruction in self.failed(attempt, now)]
 
@@ -189,8 +193,8 @@ class Fetching:
             num_pages = len(held.pages)
             reason = f"{self._node.name} has {num_pages} of these {len(chain)} pages (any more)"
             refused = FetchRefused(fetch.attempt, reason, self._node)
-            return [Send(fetch.reply_address, refused)]
-        self._serving.setdefault(fetch.attempt, _Serving()).all_held.append(held)
+            return [SendMessage(fetch.reply_address, refused)]
+        self._serving.setdefault(fetch.attempt, _ServedFetch()).all_held.append(held)
         pages = held.pages[fetch.skip_pages :]
         self._counters.pages_sent += len(pages)
         return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
