@@ -21,7 +21,7 @@ from protocol.hashing import PageHash
 
 
 class RadixNode:
-    """A run of pages below `parent`. `locks` counts the leases whose path goes through it;
+    """A run of pages below `parent`. `locks` counts the requests whose path goes through it;
     `is_queued` says that it has its one entry in the tree's queue of eviction."""
 
     __slots__ = ("children", "hashes", "is_queued", "last_used", "locks", "pages", "parent")

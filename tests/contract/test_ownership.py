@@ -248,7 +248,7 @@ def test_a_rewrite_keeps_parents_before_children(server: Server, following: Foll
         publishing.removed(PAGES[3], PAGES[2], PAGES[1], PAGES[0])
         publishing.stored(PAGES[7], PAGES[0], PAGES[1])
         wait_until(lambda: following.knows(P0, [PAGES[7], PAGES[0], PAGES[1]]))
-        assert list(publishing.publisher._owned) == [PAGES[7], PAGES[0], PAGES[1]]
+        assert publishing.publisher._writer.owned == [PAGES[7], PAGES[0], PAGES[1]]
     finally:
         publishing.publisher.close()
 

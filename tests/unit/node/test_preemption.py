@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decode.scheduler import DecodeScheduler
 from engine.steps.sequence import Slice
-from node.core.instructions import AbortTransfer, Instruction, Send
+from node.core.instructions import AbortTransfer, Instruction, SendMessage
+from node.core.scheduler import Scheduler
 from protocol.admission import admission_tokens, most_tokens
 from protocol.messages import Cancel, Fetch, TokensOut
 from protocol.sampling import Sampling
@@ -114,7 +114,7 @@ def test_answers_that_exceed_the_pool_together_are_all_given(prefill: str, ahead
 class Node:
     """A decode node of few pages, step by step."""
 
-    def __init__(self, decode: DecodeScheduler) -> None:
+    def __init__(self, decode: Scheduler) -> None:
         self.decode = decode
         self.device = Device(PAGE)
         self.num_tokens: dict[str, int] = {}
@@ -137,7 +137,7 @@ class Node:
 
     def tell(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
-            if isinstance(instruction, Send) and isinstance(instruction.message, TokensOut):
+            if isinstance(instruction, SendMessage) and isinstance(instruction.message, TokensOut):
                 for out in instruction.message.outs:
                     name = out.attempt.request_id
                     self.num_tokens[name] = self.num_tokens.get(name, 0) + len(out.tokens)
@@ -207,7 +207,7 @@ def test_a_fetch_ends_before_its_pages_go_to_an_older_answer_and_is_not_asked_fo
     young = generate("young", [2] * 100, 1, prefill="", fetch=(P0, PREFILL, 6))
     node.decode.handle(generate("old", [1] * 20, 160, prefill=""), 0.0)
     node.decode.handle(young, 0.0)
-    asked = [i for i in node.step()[1] if isinstance(i, Send)]
+    asked = [i for i in node.step()[1] if isinstance(i, SendMessage)]
     assert [type(send.message) for send in asked] == [Fetch]
     instructions = [i for _ in range(130) for i in node.step()[1]]
     assert instructions == [AbortTransfer(young.attempt)]
