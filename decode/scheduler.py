@@ -307,7 +307,7 @@ class DecodeScheduler:
         finish, reported = "", [token]
         if request.max_new_tokens == 0:
             finish, reported = "length", []
-        elif token in request.stop_token_ids:
+        elif token in request.end_token_ids:
             finish = "stop"
         elif len(answer.generated) == request.max_new_tokens:
             finish = "length"

@@ -34,7 +34,8 @@ class Generate(Message, frozen=True):
     namespace: Namespace
     sampling: Sampling
     max_new_tokens: int
-    stop_token_ids: list[int]
+    end_token_ids: list[int]
+    """Tokens that end the answer: the model's, and those that the client named."""
     prefill_node: Node | None
     prefill_address: str
     reply_address: str
@@ -268,6 +269,22 @@ class Goodbye(Message, frozen=True):
     node: Node
 
 
+COORDINATOR_LEASE_S = 3.0
+"""A node works for a coordinator so long after it has last heard of it."""
+
+
+class CoordinatorAlive(Message, frozen=True):
+    """Coordinator → every live node, several times within `lease_s`: it still waits for answers.
+
+    A node that has not heard of a coordinator for the lease drops that coordinator's requests, so
+    that no request outlives its coordinator for longer. A `Generate` counts as such a sign too.
+    """
+
+    address: str
+    """Where the coordinator receives; the `reply_address` of its requests."""
+    lease_s: float = COORDINATOR_LEASE_S
+
+
 AnyMessage = (
     Generate
     | Prefill
@@ -284,6 +301,7 @@ AnyMessage = (
     | Republish
     | Heartbeat
     | Goodbye
+    | CoordinatorAlive
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -42,7 +42,7 @@ class Generation:
     prompt_tokens: int
     detokenizer: Detokenizer
     stops: StopStrings
-    stop_token_ids: frozenset[int]
+    end_token_ids: frozenset[int]
     no_stop_trim: bool
     started: float
     logprobs: AnswerLogprobs | None = None
@@ -76,7 +76,7 @@ class Generation:
             prompt_tokens=len(request.tokens),
             detokenizer=Detokenizer(decode, request.tokens),
             stops=StopStrings(sampling.stops),
-            stop_token_ids=frozenset(request.stop_token_ids),
+            end_token_ids=frozenset(request.end_token_ids),
             no_stop_trim=sampling.no_stop_trim,
             started=now,
             logprobs=None
@@ -131,7 +131,7 @@ class Generation:
             self.output_ids.append(token)
             if self.logprobs is not None:
                 self.logprobs.push(token, event.logprobs[i])
-            if token in self.stop_token_ids and not self.no_stop_trim:
+            if token in self.end_token_ids and not self.no_stop_trim:
                 continue  # as SGLang: among the ids, not in the text
             self.detokenizer.push(token)
             if self._stopped(now):

@@ -40,7 +40,7 @@ class Request:
     namespace: Namespace
     sampling: Sampling
     max_new_tokens: int
-    stop_token_ids: list[int]
+    end_token_ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class Tracker:
             namespace=request.namespace,
             sampling=request.sampling,
             max_new_tokens=request.max_new_tokens - len(running.answered),
-            stop_token_ids=request.stop_token_ids,
+            end_token_ids=request.end_token_ids,
             prefill_node=route.prefill,
             prefill_address=route.prefill_address,
             reply_address=self._reply_address,

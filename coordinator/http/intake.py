@@ -56,17 +56,17 @@ def make_request(
         raise BadRequest(
             f"min_new_tokens is {params.min_new_tokens}; the answer has at most {max_new_tokens}"
         )
-    stop_token_ids = list(params.stop_token_ids or [])
-    _check_ids(stop_token_ids, "stop_token_ids", tokenizer)
+    end_token_ids = list(params.stop_token_ids or [])
+    _check_ids(end_token_ids, "stop_token_ids", tokenizer)
     if not params.ignore_eos:
-        stop_token_ids += tokenizer.eos_token_ids
+        end_token_ids += tokenizer.eos_token_ids
     return Request(
         request_id=request_id,
         tokens=tokens,
         namespace=Namespace(prompt.cache_salt),
-        sampling=_sampling(prompt, len(tokens), choice, stop_token_ids, tokenizer),
+        sampling=_sampling(prompt, len(tokens), choice, end_token_ids, tokenizer),
         max_new_tokens=max_new_tokens,
-        stop_token_ids=stop_token_ids,
+        end_token_ids=end_token_ids,
     )
 
 
@@ -74,7 +74,7 @@ def _sampling(
     prompt: Prompt,
     prompt_length: int,
     choice: int,
-    stop_token_ids: list[int],
+    end_token_ids: list[int],
     tokenizer: Tokenizer,
 ) -> Sampling:
     """Raises BadRequest."""
@@ -94,7 +94,7 @@ def _sampling(
         logit_bias=tuple(params.biases),
         prompt_length=prompt_length,
         min_new_tokens=params.min_new_tokens,
-        stop_token_ids=tuple(stop_token_ids) if params.min_new_tokens else (),
+        end_token_ids=tuple(end_token_ids) if params.min_new_tokens else (),
         num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
         logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
     )

@@ -138,7 +138,7 @@ def test_parameters_travel_to_the_node_and_logprobs_to_the_client(decode: Channe
                 logit_bias=((3, -4.0),),
                 prompt_length=3,
                 min_new_tokens=2,
-                stop_token_ids=(5, *eos),
+                end_token_ids=(5, *eos),
                 num_top_logprobs=1,
                 logprob_token_ids=(8,),
             )
