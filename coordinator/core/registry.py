@@ -27,7 +27,7 @@ class LiveNode:
 
 
 @dataclass(frozen=True)
-class Model:
+class ClusterModel:
     """What all nodes of one cluster have in common; pages of different models never meet."""
 
     fingerprint: str
@@ -44,10 +44,10 @@ class Registry:
         self._refused: dict[str, Node] = {}  # by name, to say it once
 
     @property
-    def model(self) -> Model | None:
+    def model(self) -> ClusterModel | None:
         """The model served now; None without nodes."""
         for live in self._nodes.values():
-            return Model(live.info.model_fingerprint, live.info.layout)
+            return ClusterModel(live.info.model_fingerprint, live.info.layout)
         return None
 
     def context_length(self, model_limit: int) -> int:
@@ -127,7 +127,7 @@ class Registry:
     def _is_foreign(self, info: NodeInfo) -> bool:
         """True (and one log line) for a node whose model or KV layout is not the cluster's."""
         model = self.model
-        if model is None or model == Model(info.model_fingerprint, info.layout):
+        if model is None or model == ClusterModel(info.model_fingerprint, info.layout):
             self._refused.pop(info.node.name, None)
             return False
         if self._refused.get(info.node.name) != info.node:

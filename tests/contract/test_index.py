@@ -14,7 +14,7 @@ from protocol.ids import Node
 from protocol.namespace import Namespace
 from protocol.redis import ownership
 from protocol.redis.client import connect_async
-from tests.support.nodes import LAYOUT, Mirror
+from tests.support.nodes import LAYOUT, ReloadedIndex
 from tests.support.owners import Server, Writer
 
 PAGE_SIZE = 4
@@ -78,7 +78,7 @@ def record(server: Server) -> Iterator[RecordIndex]:
 @pytest.fixture(params=["memory", "redis"])
 def index(request: pytest.FixtureRequest) -> Index:
     if request.param == "memory":
-        return Mirror()
+        return ReloadedIndex()
     record: RecordIndex = request.getfixturevalue("record")
     return record
 
