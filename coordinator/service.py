@@ -146,7 +146,7 @@ class Service:
     async def set_draining(self, name: str, draining: bool) -> None:
         """Marks a node for all coordinators. Raises REDIS_ERRORS; then nothing is changed."""
         await self.follower.set_draining(name, draining)
-        self.core.set_draining(self.follower.draining, self.now())
+        self.core.set_draining(self.follower.mirror.draining, self.now())
 
     def now(self) -> float:
         """Returns the time that the core counts in; uvloop's clock counts whole milliseconds."""
@@ -166,7 +166,7 @@ class Service:
         """Reads what has come and lets the core do what is due."""
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
-        self.core.set_draining(self.follower.draining, now)
+        self.core.set_draining(self.follower.mirror.draining, now)
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 

@@ -71,6 +71,8 @@ PURE = (
     "protocol/config.py",
     "protocol/redis/url.py",
     "coordinator/ownership/index.py",
+    "coordinator/ownership/mirror.py",
+    "protocol/redis/ownership.py",
     "coordinator/routing/cost.py",
     "coordinator/routing/backlog.py",
     "coordinator/routing/claims.py",

@@ -58,8 +58,8 @@ async def cache_stats(request: Request) -> Response:
         "unique_owned_pages": index.num_unique_pages,
         "duplicate_owned_pages": index.num_owned_pages - index.num_unique_pages,
         "index_bytes": index.num_bytes,
-        "index_lag_s": round(follower.lag_s, 4),
-        "redis_connected": follower.connected,
+        "index_lag_s": round(follower.mirror.lag_s, 4),
+        "redis_connected": follower.mirror.is_connected,
         "policy": service.config.policy,
     }
     return json_reply({"cluster": cluster, "nodes": nodes})

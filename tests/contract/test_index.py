@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from coordinator.ownership.index import PrefixIndex
+from coordinator.ownership.mirror import OwnershipMirror
 from coordinator.ownership.redis_index import RedisIndex
 from protocol.hashing import PageHash, chain_start, join_hashes, page_hashes, split_hashes
 from protocol.ids import Node
@@ -51,7 +53,9 @@ class RecordIndex(Writer):
         return split_hashes(self._loop.run_until_complete(self._index.pages(node)))
 
     def nodes(self) -> list[Node]:
-        return [*self._loop.run_until_complete(self._index.sequences())]
+        scripts = self.redis.register_script(ownership.LIST_NODES)
+        listed = scripts([ownership.NODES_KEY], [ownership.NODE_PREFIX])
+        return [*OwnershipMirror("tcp://me:1", PrefixIndex()).parse_nodes(listed)]
 
     def close(self) -> None:
         self._loop.run_until_complete(self._client.aclose())
