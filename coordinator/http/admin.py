@@ -304,6 +304,7 @@ def _candidate(candidate: Candidate, route: Route, task: str) -> dict[str, Any]:
         "transfer_ms": _ms(cost.transfer_s),
         "wait_ms": _ms(cost.wait_s),
         "evict_ms": _ms(cost.evict_s),
+        "delay_ms": _ms(cost.delay_s),
         "first_token_ms": _ms(cost.first_token_s),
         "score_ms": _ms(candidate.score),
         "chosen": node == chosen_node and is_same_fetch,

@@ -12,7 +12,7 @@ from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.claims import Claims
-from coordinator.routing.cost import compute_s, prefill_tokens_per_s
+from coordinator.routing.cost import compute_s
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import (
@@ -176,7 +176,7 @@ class Placement:
 
     def heard(self, live: LiveNode, now: float) -> None:
         """A heartbeat of this node."""
-        queued_s = live.load.queued_tokens / prefill_tokens_per_s(live)
+        queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
         self._backlog(live.node).heard(queued_s, now)
 
     def forget(self, node: Node) -> None:

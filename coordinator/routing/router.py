@@ -17,7 +17,7 @@ from coordinator.routing import cost as costs
 from coordinator.routing.backlog import Backlog
 from coordinator.routing.cost import Cost
 from coordinator.routing.demand import Demand, PageOwners
-from coordinator.routing.policies import Candidate, Policy
+from coordinator.routing.policies import TIE_S, Candidate, Policy
 from protocol.ids import Node
 from protocol.layout import KVLayout
 
@@ -194,7 +194,7 @@ class Router:
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
         apart_s = prefill.score + decode.score
-        if both is not None and both.score <= apart_s:
+        if both is not None and both.score <= apart_s + TIE_S:
             others = _others(candidates.both, both)
             return _route(demand, both, both, [*others, (apart_s, prefill)])
         others = [(s + decode.score, c) for s, c in _others(candidates.prefill, prefill)]
@@ -272,14 +272,22 @@ class _Costing:
         return _candidate(live, cost, owned, backlog)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
-        """One decode node does both: nothing is sent, but the chunks of the prompt slow down the
-        answers beside it."""
-        slowed = 1 + computing.live.load.num_running
+        """Returns `live` as the node that does both: nothing is sent, but the chunks of the prompt
+        slow down the answers beside it."""
+        live, cost = computing.live, computing.cost
+        wait_s, compute_s, delay_s = answering.cost.wait_s, cost.compute_s, 0.0
+        if live.load.num_running > 0:
+            # Its steps run anyway, so the prompt waits for one, and works only what it adds.
+            num_tokens = self._demand.num_tokens - computing.cached_pages * self._page_size
+            compute_s = costs.chunk_s(live, num_tokens)
+            wait_s += live.step_s
+            delay_s = live.load.num_running * compute_s
         cost = msgspec.structs.replace(
-            computing.cost,
-            compute_s=computing.cost.compute_s * slowed,
-            wait_s=answering.cost.wait_s,
+            cost,
+            compute_s=compute_s,
+            wait_s=wait_s,
             evict_s=answering.cost.evict_s,
+            delay_s=delay_s,
         )
         return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 

@@ -157,6 +157,54 @@ def test_ties_go_to_the_node_that_was_given_least_work() -> None:
     assert names(router_of().route(demand_of(), owners_of(), cluster)) == ("p1", "d0")
 
 
+# Equal and nearly equal nodes
+
+
+def measured(load: Load = IDLE, **rates: float) -> Load:
+    return msgspec.structs.replace(load, **rates)  # type: ignore[arg-type]
+
+
+def test_among_equals_the_owner_wins_though_it_was_given_more_work() -> None:
+    """Both would fetch from the decode node, which has the answer too: p0 has the prompt."""
+    registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
+    cluster = replace(cluster_of(registry), backlogs={"p0": Backlog(3.0), "p1": Backlog(1.0)})
+    owners = owners_of({"p0": 60, "d0": 62})
+    for _ in range(5):
+        assert names(router_of(0).route(demand_of(), owners, cluster)) == ("p0", "d0")
+
+
+@pytest.mark.parametrize("slower", [0.96, 1.0, 1.04])
+def test_an_idle_owner_is_not_passed_over_because_another_measured_a_little_more(
+    slower: float,
+) -> None:
+    owner = measured(prefill_tokens_per_s=1000 * slower)
+    registry = registry_of({"p0": owner, "p1": IDLE, "d0": IDLE})
+    chosen = route(registry, owned={"p0": 60}, local_prefill_max_tokens=0)
+    assert names(chosen) == ("p0", "d0") and fetch(chosen) is None
+
+
+def test_a_node_that_measured_nothing_is_presumed_to_be_like_the_others() -> None:
+    """Not twice as fast by a default, whatever the device is."""
+    fresh = measured(prefill_tokens_per_s=0.0, step_s=0.0, link_bytes_per_s=0.0)
+    registry = registry_of({"p0": IDLE, "p1": fresh, "d0": IDLE})
+    candidates = router_of().candidates(demand_of(), owners_of(), cluster_of(registry))
+    first, second = candidates.prefill
+    assert first.cost.compute_s == second.cost.compute_s == pytest.approx(0.01 + 1.6)
+
+
+@pytest.mark.parametrize("num_running", [0, 1, 8, 20])
+def test_a_decode_node_with_all_but_the_last_page_computes_the_rest_itself(
+    num_running: int,
+) -> None:
+    """As on a GPU: 40,000 prompt tokens per second, 10 ms for a step of any kind."""
+    load = measured(prefill_tokens_per_s=40_000.0, step_s=0.01, link_bytes_per_s=2e10)
+    registry = registry_of({"p0": load, "p1": load})
+    busy = measured(load, num_running=num_running)
+    registry.heartbeat(heartbeat("decode", Node("d0", 1), busy, max_running_requests=64), 0.0)
+    for owned in ({"d0": 99}, {"d0": 99, "p0": 99}):
+        assert names(route(registry, owned=owned)) == (None, "d0")
+
+
 # Fetching
 
 
