@@ -27,7 +27,7 @@ class Answer:
         if limit == 0:
             return [], "length"
         for count, token in enumerate(tokens, start=1):
-            if token in self.request.stop_token_ids:
+            if token in self.request.end_token_ids:
                 return list(tokens[:count]), "stop"
             if num_before + count == limit:
                 return list(tokens[:count]), "length"

@@ -34,7 +34,8 @@ class Generate(Message, frozen=True):
     namespace: Namespace
     sampling: Sampling
     max_new_tokens: int
-    stop_token_ids: list[int]
+    end_token_ids: list[int]
+    """Tokens that end the answer: the model's, and those that the client named."""
     prefill_node: Node | None
     prefill_address: str
     reply_address: str

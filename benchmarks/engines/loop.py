@@ -113,7 +113,7 @@ def _request(name: str, prompt: list[int], sampling: Sampling, max_new_tokens: i
         namespace=SHARED,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
-        stop_token_ids=[],
+        end_token_ids=[],
         prefill_node=None,
         prefill_address="",
         reply_address="coordinator",

@@ -130,7 +130,7 @@ class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
     """Ids are to have their texts beside them."""
 
 
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt of a body, with its own parameters. Exactly one of text and input_ids is set."""
 
     text: str | None
@@ -145,7 +145,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
     """`is_batch`: the client sent lists and wants a list back."""
 
-    prompts: list[Prompt]
+    prompts: list[GeneratePrompt]
     is_batch: bool
     stream: bool
 
@@ -177,7 +177,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
     extra_keys = _spread(body.extra_key or "", count, "extra_key")
     logprobs = _logprobs(body, params, count)
     prompts = [
-        Prompt(
+        GeneratePrompt(
             text=texts[i] if texts else None,
             input_ids=ids[i] if ids else None,
             sampling=params[i],

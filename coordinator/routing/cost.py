@@ -2,12 +2,15 @@
 
     score = max(queue, fetch) + compute + transfer + wait       time to the first token
           + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
+          + delay                                               what it costs answers beside it
 
 `queue` and `fetch` overlap: the node computes others' prompts while pages travel. A request's own
 work counts more than its queue, because it also delays everybody behind it (weights of 3 to 5 gave
 the most cache hits and the least mean latency on Mooncake's open trace). `evict`: pages that come
 to a full node push out others, and a share of those, the share of pages that are hits at present,
-will have to be computed again.
+will have to be computed again. `delay`: a decode node that computes a prompt lengthens its steps,
+and each answer there waits so much longer. The step itself runs anyway for these answers: the
+prompt waits for it, and only what its tokens add to it is work.
 
 The terms of the prefill node (queue, fetch, compute, its evictions) and those of the decode node
 (transfer, wait, its evictions) add up, so each is chosen by itself. Rates are measured by the
@@ -25,8 +28,6 @@ EVICTED_REUSE = 0.5
 """How often evicted pages are asked for again, compared with all pages."""
 HOP_S = 0.001
 """One control message between two nodes."""
-DEFAULT_PREFILL_TOKENS_PER_S = 5_000.0
-"""Until a node has measured its own rate."""
 DEFAULT_LINK_BYTES_PER_S = 1e9
 DEFAULT_STEP_S = 0.02
 ANSWER_STEPS = 64
@@ -42,6 +43,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     transfer_s: float = 0.0
     wait_s: float = 0.0
     evict_s: float = 0.0
+    delay_s: float = 0.0
+    """Time that the answers on a decode node lose to the prompt, all together."""
 
     @property
     def first_token_s(self) -> float:
@@ -57,6 +60,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             + self.transfer_s
             + self.wait_s
             + self.evict_s
+            + self.delay_s
         )
 
     def __add__(self, other: Cost) -> Cost:
@@ -68,6 +72,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             self.transfer_s + other.transfer_s,
             self.wait_s + other.wait_s,
             self.evict_s + other.evict_s,
+            self.delay_s + other.delay_s,
         )
 
 
@@ -78,9 +83,12 @@ def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:
     """`num_tokens` of a prompt, at least one; a step of nothing else takes `step_s` too."""
-    load = live.load
-    rate = load.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S
-    return load.step_s + (num_tokens if num_tokens > 1 else 1) / rate
+    return live.step_s + chunk_s(live, num_tokens)
+
+
+def chunk_s(live: LiveNode, num_tokens: int) -> float:
+    """What `num_tokens` of a prompt, at least one, add to a step of the node."""
+    return (num_tokens if num_tokens > 1 else 1) / live.prefill_tokens_per_s
 
 
 def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
@@ -100,7 +108,7 @@ def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
         return 0.0
     evicted_tokens = num_new_pages * live.info.layout.page_size
     reuse = hit_share * EVICTED_REUSE
-    return OWN_WORK_WEIGHT * reuse * evicted_tokens / prefill_tokens_per_s(live)
+    return OWN_WORK_WEIGHT * reuse * evicted_tokens / live.prefill_tokens_per_s
 
 
 def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float = 0.0) -> float:
@@ -110,7 +118,7 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float 
     running batch, and while pages or places are short, as long as one answer takes.
     """
     load, max_running = live.load, live.info.max_running_requests
-    step_s = load.step_s or DEFAULT_STEP_S
+    step_s = live.step_s or DEFAULT_STEP_S
     running = load.num_running + load.num_waiting
     if num_requests > running:
         running = num_requests
@@ -119,7 +127,3 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float 
         num_ahead = max(0, running - max_running) + num_before
         wait += step_s * ANSWER_STEPS * (1 + num_ahead / max_running)
     return wait
-
-
-def prefill_tokens_per_s(live: LiveNode) -> float:
-    return live.load.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S

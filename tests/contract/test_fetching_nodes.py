@@ -204,7 +204,7 @@ class LiveCluster:
             namespace=SHARED,
             sampling=Sampling(temperature=0.0),
             max_new_tokens=6,
-            stop_token_ids=[],
+            end_token_ids=[],
             prefill_node=prefill.node if prefill else None,
             prefill_address=prefill.address if prefill else "",
             reply_address=self._channel.address,

@@ -236,7 +236,7 @@ def test_a_node_republishes_when_asked(
     assert following.record(P0) == {*PAGES} - {PAGES[2]}
     node.publisher.republish()
     wait_until(lambda: following.record(P0) == set(PAGES))
-    wait_until(lambda: following.follower.num_reloads > 0)
+    wait_until(lambda: following.follower.mirror.num_reloads > 0)
     assert following.knows(P0, PAGES)
 
 
@@ -265,7 +265,7 @@ def test_a_gap_in_the_changes_makes_the_set_be_read_again(
     writer.sequences[P0] += 1
     writer.stored(P0, [PAGES[3]])
     wait_until(lambda: following.knows(P0, PAGES[1:4]))
-    assert following.follower.num_reloads == 1
+    assert following.follower.mirror.num_reloads == 1
 
 
 def test_a_redis_whose_clock_is_behind_hides_no_change(
@@ -287,7 +287,7 @@ def test_a_redis_whose_clock_is_behind_hides_no_change(
     wait_until(lambda: following.knows(P0, PAGES[:4]))
     writer.removed(P0, [PAGES[3]])
     wait_until(lambda: following.knows(P0, PAGES[:3]))
-    assert following.follower.num_reloads == 1
+    assert following.follower.mirror.num_reloads == 1
 
 
 def test_a_set_that_is_being_rewritten_is_not_read(server: Server, following: Following) -> None:
@@ -312,10 +312,10 @@ def test_a_mirror_is_read_again_when_asked(publish: Start, following: Following)
 
     publish(P0).stored(*PAGES)
     wait_until(lambda: following.knows(P0, PAGES))
-    before = following.follower.num_reloads
+    before = following.follower.mirror.num_reloads
     following.call(spoil_and_reload())
     assert following.knows(P0, PAGES)
-    assert following.follower.num_reloads == before + 1
+    assert following.follower.mirror.num_reloads == before + 1
 
 
 def test_draining_is_known_to_every_coordinator(
@@ -325,13 +325,13 @@ def test_draining_is_known_to_every_coordinator(
     try:
         following.call(following.follower.set_draining("p0", True))
         following.call(following.follower.set_draining("p1", True))
-        assert following.follower.draining == {"p0", "p1"}
-        wait_until(lambda: other.follower.draining == {"p0", "p1"})
+        assert following.follower.mirror.draining == {"p0", "p1"}
+        wait_until(lambda: other.follower.mirror.draining == {"p0", "p1"})
         other.call(other.follower.set_draining("p0", False))
-        wait_until(lambda: following.follower.draining == {"p1"})
+        wait_until(lambda: following.follower.mirror.draining == {"p1"})
         server.client().flushall()
         late = Following(redis_url)
-        wait_until(lambda: late.follower.draining == {"p1"})
+        wait_until(lambda: late.follower.mirror.draining == {"p1"})
         late.close()
     finally:
         other.close()
@@ -342,8 +342,8 @@ def test_the_lag_of_changes_is_measured(publish: Start, following: Following) ->
     node.stored(PAGES[0])
     wait_until(lambda: following.knows(P0, PAGES[:1]))
     node.stored(PAGES[1])
-    wait_until(lambda: following.follower.lag_s > 0)
-    assert following.follower.lag_s < DEADLINE_S
+    wait_until(lambda: following.follower.mirror.lag_s > 0)
+    assert following.follower.mirror.lag_s < DEADLINE_S
 
 
 def test_a_redis_that_hangs_holds_up_nobody(
@@ -351,11 +351,11 @@ def test_a_redis_that_hangs_holds_up_nobody(
 ) -> None:
     node = publish(P0)
     node.stored(*PAGES[:4])
-    wait_until(lambda: following.knows(P0, PAGES[:4]) and following.follower.connected)
+    wait_until(lambda: following.knows(P0, PAGES[:4]) and following.follower.mirror.is_connected)
     stalls: list[float] = []
 
     async def beat() -> None:
-        while following.follower.connected:
+        while following.follower.mirror.is_connected:
             before = time.monotonic()
             await asyncio.sleep(0.01)
             stalls.append(time.monotonic() - before)
@@ -389,9 +389,9 @@ def test_a_redis_that_comes_back_empty_is_filled_again(
     for each in publishing:
         each.stored(*PAGES[:4])
     wait_until(lambda: all(following.knows(node, PAGES[:4]) for node in nodes))
-    wait_until(lambda: following.follower.connected)
+    wait_until(lambda: following.follower.mirror.is_connected)
     server.stop()
-    wait_until(lambda: not following.follower.connected)
+    wait_until(lambda: not following.follower.mirror.is_connected)
     publishing[0].stored(PAGES[4])
     assert all(following.knows(node, PAGES[:4]) for node in nodes)  # from memory
     server.start()

@@ -113,7 +113,7 @@ def generate(
         namespace=SHARED,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
-        stop_token_ids=list(stops),
+        end_token_ids=list(stops),
         prefill_node=P0 if prefill else None,
         prefill_address=prefill,
         reply_address=reply_address,
