@@ -35,7 +35,7 @@ class SendPages:
 
 @dataclass(frozen=True)
 class StreamPages:
-    """As `SendPages`, for pages that the step about to be computed completes: each layer is sent
+    """Send pages as `SendPages` does, but pages that the step about to be computed completes: each layer is sent
     while the next ones are computed."""
 
     data_addresses: tuple[str, ...]
@@ -131,7 +131,7 @@ class PagesSent:
     transfer: Attempt
     error: str = ""
     is_fetch: bool = False
-    """As in the `SendPages`: one attempt may be sent here and served to others."""
+    """Repeats that of the `SendPages`: one attempt may be sent here and served to others."""
 
 
 Event = AnyMessage | TransferNews | PagesSent

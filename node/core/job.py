@@ -84,7 +84,7 @@ class Job(Generic[Purpose]):
     is_computed_here: bool = True
     """False: another node computes it, and its pages are received."""
     hashes: list[PageHash] = field(default_factory=list)
-    """Those of the full pages of the prompt at least; each is computed once."""
+    """Hashes of the full pages of the prompt at least; each is computed once."""
     arrival: int = 0
     """Grows from job to job: the higher, the younger."""
     sequence: Sequence | None = None
