@@ -38,6 +38,7 @@ class Answers:
 
     refusal_kind: FailureKind = "request"
     """Decode nodes have pools of one size: what does not fit here fits nowhere."""
+    waits_for_received = True
 
     def __init__(self, parts: NodeParts) -> None:
         self._node = parts.node

@@ -49,6 +49,7 @@ class Handovers:
 
     refusal_kind: FailureKind = "node"
     """Another node may have a larger pool."""
+    waits_for_received = False
 
     def __init__(self, parts: NodeParts) -> None:
         self._node = parts.node

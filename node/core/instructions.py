@@ -35,7 +35,7 @@ class SendPages:
 
 @dataclass(frozen=True)
 class StreamPages:
-    """Send pages as `SendPages` does, but pages that the step about to be computed completes: each layer is sent
+    """As `SendPages`, for pages that the step about to be computed completes: each layer is sent
     while the next ones are computed."""
 
     data_addresses: tuple[str, ...]
