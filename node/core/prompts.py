@@ -30,6 +30,9 @@ from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind
 
+PATIENCE_S = 2.0
+"""How long a prompt for another node waits for pages before an answer here makes room for it."""
+
 ChainsComing = Callable[[], Iterable[Seq[PageHash]]]
 
 
@@ -66,6 +69,9 @@ class Prompts:
         """The oldest first."""
         self._num_of_sink: Counter[int] = Counter()
         """How many of them each sink has."""
+        self._blocked: Job[Any] | None = None
+        """The job that found no room last."""
+        self._blocked_since = 0.0
         self._num_arrived = 0
         self._num_sequences = 0
 
@@ -100,9 +106,21 @@ class Prompts:
             if next_page_is_coming(self._cache, reusable, self._chains(job, chains_coming)):
                 continue
             if not self._take_pages(job, reusable, now):
+                self._note_blocked(job, now)
                 break  # who comes later must not take the pages that this one waits for
             instructions += self._begin(job, reusable, now)
         return instructions
+
+    def should_make_room(self, now: float) -> bool:
+        """Returns whether answers that expect pages from elsewhere should make room for a prompt of
+        another node. That node may be waiting for room for theirs in just the same way."""
+        job = self._blocked
+        is_waiting = job is not None and job in self._waiting and not job.sink.waits_for_received
+        return is_waiting and now - self._blocked_since >= PATIENCE_S
+
+    def _note_blocked(self, job: Job[Any], now: float) -> None:
+        if job is not self._blocked:
+            self._blocked, self._blocked_since = job, now
 
     def _has_no_place(self, job: Job[Any]) -> bool:
         return self._num_of_sink[id(job.sink)] >= self._limits.max_running

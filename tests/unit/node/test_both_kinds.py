@@ -64,8 +64,8 @@ def test_every_answer_is_the_models_whoever_computes_its_prompt(
     it was told to ask itself; with fetches from each other, penalties and cancels."""
     rng = random.Random(seed)
     texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
-    schedulers = {name: node_of(name, num_pages=200) for name in NAMES}
-    world = World(rng, schedulers, ahead=ahead, most_tokens=most_tokens)
+    schedulers = {name: node_of(name, num_pages=20) for name in NAMES}
+    world = World(rng, schedulers, lossy=True, ahead=ahead, most_tokens=most_tokens)
     penalty = Sampling(temperature=0.0, frequency_penalty=0.5)
     cancelled = set()
     for number, (text, length, count) in enumerate(asked):
@@ -151,14 +151,20 @@ def test_a_newer_attempt_replaces_the_older_one_of_either_kind(kind: str) -> Non
     assert (node.load().num_running, node.load().num_waiting) == (0, 1)
 
 
-def test_no_two_nodes_wait_for_each_other() -> None:
-    """Neither for a place, nor for pages that both lack."""
-    world = World(random.Random(1), nodes := {name: node_of(name, running=1) for name in NAMES})
-    prompt = list(range(1, 40))
-    world.post("n0", request("a", prompt, 4, prefill="n1"))
-    world.post("n1", request("b", prompt, 4, prefill="n0"))
+@pytest.mark.parametrize("num_pages", [64, 8])
+@pytest.mark.parametrize("second", [1, 200])
+def test_no_two_nodes_wait_for_each_other(num_pages: int, second: int) -> None:
+    """Neither for a place, nor for pages that both lack, nor for room: then time passes, and an
+    answer whose pages do not come makes some."""
+    nodes = {name: node_of(name, num_pages, running=1) for name in NAMES}
+    world = World(random.Random(1), nodes, lossy=num_pages < 64)
+    prompts = {"a": list(range(1, 100)), "b": list(range(second, second + 99))}
+    world.post("n0", request("a", prompts["a"], 4, prefill="n1"))
+    world.post("n1", request("b", prompts["b"], 4, prefill="n0"))
     world.run()
-    assert world.tokens == dict.fromkeys("ab", answer_of(prompt, 4))
+    assert world.tokens == {name: answer_of(prompts[name], 4) for name in prompts}
+    num_made_room = sum(node.load().counters.preemptions for node in nodes.values())
+    assert (num_made_room > 0) == (num_pages == 8)
     assert all(node.load().held_pages == 0 for node in nodes.values())
 
 
