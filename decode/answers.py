@@ -38,6 +38,7 @@ class Answers:
 
     refusal_kind: FailureKind = "request"
     """Decode nodes have pools of one size: what does not fit here fits nowhere."""
+    waits_for_received = True
 
     def __init__(self, parts: NodeParts) -> None:
         self._node = parts.node
@@ -76,6 +77,9 @@ class Answers:
         for attempt in self._receiving.late(now):
             reason = f"no prefill within {self._timeout_s:g} s"
             instructions += self._receive_failed(attempt, reason, now)
+        youngest = self._receiving.youngest
+        if youngest is not None and self._prompts.should_make_room(now):
+            instructions += self._prompts.give_way(youngest, now)
         for job in self._running.who_gives_way():
             instructions += self._prompts.give_way(job, now)
         return instructions

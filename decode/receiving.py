@@ -65,6 +65,12 @@ class Receiving:
         under_way = self._under_way.get(attempt)
         return under_way.job if under_way is not None else None
 
+    @property
+    def youngest(self) -> AnswerJob | None:
+        """The job under way that arrived last."""
+        jobs = (under_way.job for under_way in self._under_way.values())
+        return max(jobs, key=lambda job: job.arrival, default=None)
+
     def chains(self, now: float) -> Iterator[Seq[PageHash]]:
         """Returns page hashes, from the first page of a prompt on, of pages worth waiting for:
         those that are here, and those that keep coming."""
@@ -136,6 +142,7 @@ class Receiving:
         if self._under_way.pop(job.attempt, None) is None:
             return []
         request = job.purpose.request
+        job.purpose.num_expected_pages = 0
         return [
             AbortTransfer(job.attempt),
             SendMessage(request.prefill_address, Cancel(job.attempt)),

@@ -5,7 +5,7 @@ that a step completes while it is computed, layer by layer. With the last step t
 the answer follow. Pages are held until the last send has ended; see `prefill/sending.py`.
 
 A `Prefill` brings no page hashes, although its sender has them: what this node caches and owns it
-answers for with hashes of its own, and these take a thousandth of the time of the prompt.
+answers for with hashes of its own, which take a hundredth of the time of the prompt.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Handovers:
 
     refusal_kind: FailureKind = "node"
     """Another node may have a larger pool."""
+    waits_for_received = False
 
     def __init__(self, parts: NodeParts) -> None:
         self._node = parts.node

@@ -24,7 +24,7 @@ class _SendsOfAttempt:
     """Who hears of a failure; "": nobody (any more)."""
     num_under_way: int = 0
     held: HeldPages | None = None
-    """To be released with the last end."""
+    """Pages that are released with the last end."""
 
 
 class PagesBeingSent:

@@ -86,7 +86,7 @@ class PrefixCache:
         return HeldPages(pages, len(pages), node, private=set(), num_committed_pages=len(pages))
 
     def hashes(self) -> list[PageHash]:
-        """Of every page that can be found, held or not."""
+        """Returns the hashes of all pages that can be found, held or not."""
         return self._tree.hashes()
 
     def acquire(

@@ -98,7 +98,7 @@ class RadixTree:
         return pages
 
     def hashes(self) -> list[PageHash]:
-        """Of all pages, parents before children."""
+        """Returns the hashes of all pages, parents before children."""
         return [page_hash for node in _below(self.root) for page_hash in node.hashes]
 
     def insert(

@@ -131,7 +131,7 @@ class PagesSent:
     transfer: Attempt
     error: str = ""
     is_fetch: bool = False
-    """As in the `SendPages`: one attempt may be sent here and served to others."""
+    """Repeats that of the `SendPages`: one attempt may be sent here and served to others."""
 
 
 Event = AnyMessage | TransferNews | PagesSent

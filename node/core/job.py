@@ -45,6 +45,11 @@ class Sink(Protocol[Purpose]):
     def refusal_kind(self) -> FailureKind:
         """What it means when a job is larger than this node's pool."""
 
+    @property
+    def waits_for_received(self) -> bool:
+        """Its jobs wait for pages that another node computes for an answer here. Those for another
+        node must not: that one may wait for this one."""
+
     def may_begin(self, job: Job[Purpose]) -> bool:
         """Returns whether a waiting job may be admitted now. Others do not wait for it."""
 
@@ -84,7 +89,7 @@ class Job(Generic[Purpose]):
     is_computed_here: bool = True
     """False: another node computes it, and its pages are received."""
     hashes: list[PageHash] = field(default_factory=list)
-    """Those of the full pages of the prompt at least; each is computed once."""
+    """Hashes of the full pages of the prompt at least; each is computed once."""
     arrival: int = 0
     """Grows from job to job: the higher, the younger."""
     sequence: Sequence | None = None

@@ -75,9 +75,9 @@ class OwnershipWriter:
         self._pending: list[CacheChange] = []
         """Published, and not yet in the owned set."""
         self._owned: dict[PageHash, None] = {}
-        """In the order of storing, so that parents come before children."""
+        """What the node owns, in the order of storing, so that parents come before children."""
         self._unwritten: deque[CacheChange] = deque()
-        """In the owned set, and not yet in Redis, which has everything else."""
+        """Changes that the owned set has and Redis lacks; it has everything else."""
         self._round: deque[OwnershipCall] = deque()
         """What is left of a renewal or a rewrite."""
         self._sequence = 0

@@ -11,7 +11,7 @@ has, if some are left for everybody to grow; a job that finds no room costs nobo
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind
 
+PATIENCE_S = 2.0
+"""How long a prompt for another node waits for pages before an answer here makes room for it."""
+
 ChainsComing = Callable[[], Iterable[Seq[PageHash]]]
 
 
@@ -38,7 +41,8 @@ class PromptLimits:
     """Bounds of the jobs of a node."""
 
     max_running: int
-    """Jobs that are admitted at the same time."""
+    """Jobs of one kind of work that are admitted at the same time. Each kind has places of its own:
+    else two nodes could fill all of theirs with answers whose prompts wait for one at the other."""
     max_waiting: int
 
 
@@ -63,6 +67,11 @@ class Prompts:
         self._waiting: deque[Job[Any]] = deque()
         self._admitted: list[Job[Any]] = []
         """The oldest first."""
+        self._num_of_sink: Counter[int] = Counter()
+        """How many of them each sink has."""
+        self._blocked: Job[Any] | None = None
+        """The job that found no room last."""
+        self._blocked_since = 0.0
         self._num_arrived = 0
         self._num_sequences = 0
 
@@ -91,17 +100,30 @@ class Prompts:
         so that none travels twice; one that is computed here waits for those computed here, too."""
         instructions: list[Instruction] = []
         for job in list(islice(self._waiting, MAX_LOOKED_AT)):
-            if len(self._admitted) == self._limits.max_running:
-                break
-            if not job.sink.may_begin(job):
+            if self._has_no_place(job) or not job.sink.may_begin(job):
                 continue
             reusable = self._hasher.reusable(job.hashes, len(job.tokens))
             if next_page_is_coming(self._cache, reusable, self._chains(job, chains_coming)):
                 continue
             if not self._take_pages(job, reusable, now):
+                self._note_blocked(job, now)
                 break  # who comes later must not take the pages that this one waits for
             instructions += self._begin(job, reusable, now)
         return instructions
+
+    def should_make_room(self, now: float) -> bool:
+        """Returns whether answers that expect pages from elsewhere should make room for a prompt of
+        another node. That node may be waiting for room for theirs in just the same way."""
+        job = self._blocked
+        is_waiting = job is not None and job in self._waiting and not job.sink.waits_for_received
+        return is_waiting and now - self._blocked_since >= PATIENCE_S
+
+    def _note_blocked(self, job: Job[Any], now: float) -> None:
+        if job is not self._blocked:
+            self._blocked, self._blocked_since = job, now
+
+    def _has_no_place(self, job: Job[Any]) -> bool:
+        return self._num_of_sink[id(job.sink)] >= self._limits.max_running
 
     def _take_pages(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> bool:
         """Gives a waiting job its pages and its sequence. False: there is no room."""
@@ -115,6 +137,7 @@ class Prompts:
         job.sequence = Sequence(job.tokens, held, job.sampling, num_cached, self._num_sequences)
         self._waiting.remove(job)
         insort(self._admitted, job, key=lambda j: j.arrival)
+        self._num_of_sink[id(job.sink)] += 1
         return True
 
     def _begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
@@ -129,7 +152,8 @@ class Prompts:
         return instructions
 
     def _chains(self, job: Job[Any], chains_coming: ChainsComing) -> Iterator[Seq[PageHash]]:
-        yield from chains_coming()
+        if job.sink.waits_for_received:
+            yield from chains_coming()
         yield from self._fetching.chains()
         if job.is_computed_here:
             yield from (other.hashes for other in self._admitted if other.is_filling)
@@ -187,6 +211,7 @@ class Prompts:
         assert sequence is not None
         instructions = self._fetching.give_up(job.attempt, now)
         self._admitted.remove(job)
+        self._num_of_sink[id(job.sink)] -= 1
         job.sequence = None
         instructions += job.sink.left(job, sequence.held)
         if job.sampling.has_state:

@@ -26,7 +26,7 @@ from node.core.instructions import (
 )
 from node.core.job import PlannedSlice
 from node.core.prompts import PromptLimits, Prompts
-from node.core.work import NodeParts, Work, WorkFactory
+from node.core.work import KindOfWork, NodeParts, WorkFactory
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Cancel, Fetch, FetchRefused, Generate, Load, Prefill
@@ -87,9 +87,9 @@ class Scheduler:
             self._prompts,
             limits.receive_timeout_s,
         )
-        self._works: list[Work] = [make(parts) for make in kinds]
+        self._works: list[KindOfWork] = [make(parts) for make in kinds]
         self._steps: deque[list[PlannedSlice]] = deque()
-        """Under way, the oldest first."""
+        """The steps under way, the oldest first."""
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes a message or the news of a transfer."""

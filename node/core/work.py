@@ -1,4 +1,4 @@
-"""`Work`: one kind of work that a node can do, and what all kinds share. Pure.
+"""`KindOfWork`: one kind of work that a node can do, and what all kinds share. Pure.
 
 There are two kinds: answering requests (`decode/`) and computing prompts for other nodes
 (`prefill/`). A node has one of them or both; its role only says which one it is meant for.
@@ -33,7 +33,7 @@ class NodeParts:
     receive_timeout_s: float
 
 
-class Work(Protocol):
+class KindOfWork(Protocol):
     """What the scheduler asks of a kind of work, besides what it asks of it as a `Sink`."""
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -58,4 +58,4 @@ class Work(Protocol):
         are sending here."""
 
 
-WorkFactory = Callable[[NodeParts], Work]
+WorkFactory = Callable[[NodeParts], KindOfWork]

@@ -77,7 +77,7 @@ class NodeShell:
         self._steps = Steps(runner, clock)
         self._transfer_events: deque[Event] = deque()
         self._streams: dict[Attempt, PageStream] = {}
-        """Of pages that the newest step computes."""
+        """Sends of pages that the newest step computes."""
         self._planned: Sequence[Slice] = ()
         """The step that this turn started."""
         self._idle = True

@@ -175,7 +175,7 @@ class PlayedNode:
         self._world = world
         self.name = name
         self.scheduler = scheduler
-        self.device = Device(PAGE)
+        self.device = Device(PAGE, lambda: world.rng.randint(1, world.most_tokens))
         self.inbox: list[AnyMessage] = []
         self.ended_sequences: set[int] = set()
         core = NodeCore(Node(name, 1), scheduler._cache, scheduler)
@@ -256,6 +256,7 @@ class PlayedNode:
 
     def end_sequence(self, sequence_id: int) -> None:
         self.ended_sequences.add(sequence_id)
+        self.device.end_sequence(sequence_id)
 
     # A publisher and heartbeats
 
@@ -286,7 +287,7 @@ class World:
     questions to owners and their answers get lost, and time passes whenever all are at rest. With
     `breaking`, links break while pages of a prefill node travel, so requests may fail. With
     `ahead`, a node starts a step before it asks for the tokens of the one before, and its device
-    computes each as late as it may.
+    computes each as late as it may. A step samples up to `most_tokens` of a sequence.
     """
 
     def __init__(
@@ -296,12 +297,14 @@ class World:
         lossy: bool = False,
         breaking: bool = False,
         ahead: bool = False,
+        most_tokens: int = 1,
     ) -> None:
         """`schedulers` by address, control and data being one."""
         self.rng = rng
         self.lossy = lossy
         self.breaking = breaking
         self.ahead = ahead
+        self.most_tokens = most_tokens
         self.now = 0.0
         self.nodes = {name: PlayedNode(self, name, s) for name, s in schedulers.items()}
         self.num_pages = {name: num_pages_of(s) for name, s in schedulers.items()}

@@ -41,21 +41,30 @@ long_answers = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(long_answers, st.integers(0, 1 << 30), st.booleans(), st.booleans(), st.booleans())
+@given(
+    long_answers,
+    st.integers(0, 1 << 30),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+)
 def test_whatever_happens_every_request_ends_once_with_the_models_tokens(
     asked: list[tuple[str, int, int]],
     seed: int,
     ahead: bool,
     lossy: bool,
     breaking: bool,
+    most_tokens: int,
 ) -> None:
     """Cancelled at any moment, stopped early, with penalties, from a prefill node that fails or
-    none: with a pool that all answers exceed together, and steps that run ahead."""
+    none: with a pool that all answers exceed together, steps that run ahead, and steps that sample
+    several tokens."""
     rng = random.Random(seed)
     texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
     prefill = prefill_scheduler(num_pages=16)
     decode = decode_scheduler(num_pages=rng.randint(POOL, 2 * POOL), running=8)
-    world = World(rng, {PREFILL: prefill, DECODE: decode}, lossy, breaking, ahead)
+    world = World(rng, {PREFILL: prefill, DECODE: decode}, lossy, breaking, ahead, most_tokens)
     stops = range(1, rng.choice([1, 3]))
     penalty = Sampling(temperature=0.0, frequency_penalty=0.5)
     cancelled = set()
@@ -89,6 +98,7 @@ def test_whatever_happens_every_request_ends_once_with_the_models_tokens(
             assert breaking and name not in world.tokens
     assert prefill.load().held_pages == decode.load().held_pages == 0
     assert not world.expected
+    assert not any(node.device.states for node in world.nodes.values()), "a state is left"
     assert prefill.next_batch(world.now) == decode.next_batch(world.now) == ([], [])
 
 
