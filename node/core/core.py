@@ -27,7 +27,7 @@ from node.core.instructions import (
 )
 from node.core.scheduler import Scheduler
 from protocol.hashing import join_hashes
-from protocol.ids import Node
+from protocol.ids import Attempt, Node
 from protocol.messages import (
     COORDINATOR_LEASE_S,
     AuditPages,
@@ -92,6 +92,10 @@ class NodeCore:
     def load(self) -> Load:
         """Returns queues, pages and counters; the shell adds what is measured."""
         return self._scheduler.load()
+
+    def attempts_of(self, reply_address: str) -> list[Attempt]:
+        """Returns the attempts that this node works on for whoever listens at this address."""
+        return self._scheduler.attempts_of(reply_address)
 
     def take_changes(self) -> list[CacheChange]:
         """Returns which pages became findable or ceased to be since the last call, in order."""

@@ -120,8 +120,12 @@ class Scheduler:
 
     def drop_requests_of(self, reply_address: str, now: float) -> list[Instruction]:
         """Gives up everything that was asked for from this address."""
-        attempts = self._prompts.attempts_of(reply_address)
+        attempts = self.attempts_of(reply_address)
         return [instruction for attempt in attempts for instruction in self.drop(attempt, now)]
+
+    def attempts_of(self, reply_address: str) -> list[Attempt]:
+        """Returns the attempts that were asked for from this address."""
+        return self._prompts.attempts_of(reply_address)
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
         """Plans the next step, and says what to do before it is started; from now on it is under

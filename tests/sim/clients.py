@@ -9,7 +9,9 @@ from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 from tests.sim.oracle import STOP, VOCABULARY, answer_of
 
-MAX_NEW_TOKENS = 9
+MAX_NEW_TOKENS = 12
+LONG_ANSWER = 250
+"""Tokens of an answer that is still given when the lease of a dead coordinator ends."""
 
 
 @dataclass(eq=False)
@@ -42,7 +44,23 @@ class Asked:
 def some_requests(chance: random.Random, page_size: int, until: float) -> list[Asked]:
     """Returns 16 to 28 requests; many share a prefix, some are further turns of a conversation."""
     heads = [_tokens(chance, chance.randint(1, 5) * page_size) for _ in range(3)]
-    return [_asked(chance, f"r{i}", heads, page_size, until) for i in range(chance.randint(14, 24))]
+    count = chance.randint(14, 24)
+    asked = [_asked(chance, f"r{i}", heads, page_size, until) for i in range(count)]
+    if chance.random() < 0.1:
+        asked.append(_long_one(chance))
+    return asked
+
+
+def _long_one(chance: random.Random) -> Asked:
+    return Asked(
+        name="long",
+        at=chance.uniform(0.0, 1.0),
+        tokens=_tokens(chance, 3),
+        namespace=Namespace(),
+        sampling=Sampling(seed=chance.randrange(1 << 20)),
+        max_new_tokens=LONG_ANSWER,
+        end_token_ids=[],
+    )
 
 
 def _asked(

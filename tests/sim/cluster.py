@@ -9,13 +9,23 @@ from dataclasses import dataclass
 from protocol.hashing import PageHasher
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
-from protocol.messages import FlushCache
+from protocol.messages import COORDINATOR_LEASE_S, FlushCache
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
 from tests.sim.clock import VirtualClock
 from tests.sim.coordinators import SimCoordinator
 from tests.sim.data_plane import DataPlane
-from tests.sim.faults import Crash, Cut, Fault, Flush, Freeze, RedisGone, RedisSlow, Slow
+from tests.sim.faults import (
+    Crash,
+    Cut,
+    Fault,
+    Flush,
+    Freeze,
+    RedisGone,
+    RedisSlow,
+    Replace,
+    Slow,
+)
 from tests.sim.network import Network
 from tests.sim.nodes import FINGERPRINT, SimNode
 from tests.sim.redis_model import RedisModel
@@ -53,6 +63,9 @@ class SimSettings:
         return [f"c{i}" for i in range(self.num_coordinators)]
 
 
+ORPHANS_END_S = COORDINATOR_LEASE_S + 2.5
+"""A lease after the last word of a coordinator, which may still have been on its way, and then the
+longest turn of an idle node."""
 Tell = Callable[[float, str], None]
 """Takes a time and a line of the timeline of a life."""
 
@@ -75,6 +88,8 @@ class SimCluster:
         """Requests of clients that have not ended, those to come included."""
         self.coordinators: dict[str, SimCoordinator] = {}
         self.nodes: dict[str, SimNode] = {}
+        self.replaced_nodes: list[SimNode] = []
+        """Older incarnations that were not killed; they are to stop by themselves."""
         for name in settings.coordinators:
             self._start(name)
         for name, _ in settings.nodes:
@@ -132,6 +147,8 @@ class SimCluster:
         self.say(f"fault: {fault}")
         if isinstance(fault, Crash):
             self._crash(fault)
+        elif isinstance(fault, Replace):
+            self._replace(fault)
         elif isinstance(fault, Freeze):
             process = self._process(fault.process)
             if process is not None:
@@ -165,7 +182,17 @@ class SimCluster:
         if process is None or process.is_dead:
             return
         process.kill()
+        if isinstance(process, SimCoordinator):
+            self.clock.after(ORPHANS_END_S, self._check_orphans, process.address)
         self.clock.after(fault.back_after_s, self._start, fault.process)
+
+    def _replace(self, fault: Replace) -> None:
+        old = self.nodes.get(fault.process)
+        if old is None or old.is_dead:
+            return  # it is down anyway, and comes back by itself
+        old.frozen_until = self.clock.now + fault.for_s
+        self.replaced_nodes.append(old)
+        self._start(fault.process)
 
     def _start(self, name: str) -> None:
         self._incarnation += 1
@@ -175,6 +202,13 @@ class SimCluster:
             return
         role = dict(self.settings.nodes)[name]
         self.nodes[name] = SimNode(self, name, role, self._incarnation)
+
+    def _check_orphans(self, address: str) -> None:
+        """No request outlives its coordinator by more than a lease, and a frozen node's moment."""
+        for node in self.nodes.values():
+            has_slept = self.clock.now - node.frozen_until < 0.5
+            if not node.is_dead and not has_slept and node.attempts_of(address):
+                raise Wrong(f"{node.name} works for {address}, which died a lease ago")
 
     def _process(self, name: str) -> SimNode | SimCoordinator | None:
         return self.nodes.get(name) or self.coordinators.get(name)

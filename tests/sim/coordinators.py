@@ -20,7 +20,8 @@ from coordinator.core.instructions import (
 )
 from coordinator.core.request import Request
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
-from protocol.messages import AnyMessage
+from protocol.messages import AnyMessage, Generate, Heartbeat
+from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
 from tests.sim.processes import Process
 from tests.sim.redis_model import RedisDown
@@ -57,6 +58,8 @@ class SimCoordinator(Process):
         self.mirror = OwnershipMirror(self.address, self.core.index)
         self.asked: dict[str, Asked] = {}
         """By the cluster's id of a request that has not ended."""
+        self._newest: dict[str, int] = {}
+        """The newest incarnation of each node that was heard."""
         self._is_calling = False
         self._pump_number = 0
         self._tick_number = 0
@@ -107,7 +110,17 @@ class SimCoordinator(Process):
     def _hear(self, message: AnyMessage) -> None:
         self.after(0.0, self._handle, message)
 
+    def _check_incarnation(self, send: Send) -> None:
+        """No work is given to an incarnation when a newer one has been heard."""
+        if isinstance(send.message, Generate):
+            name, _, incarnation = send.address.partition(".")
+            if int(incarnation) < self._newest.get(name, 0):
+                raise Wrong(f"{self.name} gives work to {send.address}, which was replaced")
+
     def _handle(self, message: AnyMessage) -> None:
+        if isinstance(message, Heartbeat):
+            node = message.info.node
+            self._newest[node.name] = max(node.incarnation, self._newest.get(node.name, 0))
         self._carry_out(self.core.handle(message, self.clock.now))
         self._plan_tick()
 
@@ -130,6 +143,7 @@ class SimCoordinator(Process):
     def _carry_out(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Send):
+                self._check_incarnation(instruction)
                 self.cluster.network.send(self.name, instruction.address, instruction.message)
             elif isinstance(instruction, AnswerChanged | AnswerEnded):
                 self._answered(instruction)

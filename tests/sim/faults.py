@@ -16,6 +16,15 @@ class Crash:
 
 
 @dataclass(frozen=True)
+class Replace:
+    """A new incarnation of a node starts while the old one goes on, or is frozen for a while."""
+
+    process: str
+    at: float
+    for_s: float
+
+
+@dataclass(frozen=True)
 class Freeze:
     """A process does nothing for a while, and then goes on as if nothing had been."""
 
@@ -72,7 +81,7 @@ class Flush:
     at: float
 
 
-Fault = Crash | Freeze | Cut | Slow | RedisGone | RedisSlow | Flush
+Fault = Crash | Replace | Freeze | Cut | Slow | RedisGone | RedisSlow | Flush
 
 
 def some_faults(
@@ -83,7 +92,7 @@ def some_faults(
     faults: list[Fault] = []
     for _ in range(chance.randint(1, 6)):
         at = round(chance.uniform(0.05, until), 3)
-        for_s = round(chance.choice((0.1, 0.5, 1.5, 4.0)) * chance.uniform(0.5, 1.5), 3)
+        for_s = round(chance.choice((0.1, 0.1, 0.5, 1.5, 4.0)) * chance.uniform(0.5, 1.5), 3)
         one, other = chance.sample(processes, 2)
         faults.append(
             chance.choice(
@@ -92,6 +101,7 @@ def some_faults(
                     Crash(chance.choice(nodes), at, for_s),
                     Crash(one, at, for_s),
                     Freeze(one, at, for_s),
+                    Replace(chance.choice(nodes), at, for_s),
                     Cut(one, other, at, for_s, loses=chance.random() < 0.5),
                     Cut(one, other, at, for_s, loses=True),
                     Slow(one, other, at, for_s, round(chance.uniform(0.02, 0.5), 3)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked, some_requests
 from tests.sim.cluster import SimCluster, SimSettings, Tell
-from tests.sim.faults import Fault, some_faults
+from tests.sim.faults import Cut, Fault, some_faults
 
 BUSY_S = 3.0
 """Requests and faults begin within this time."""
@@ -79,6 +79,10 @@ def live(plan: Plan, make: MakeCluster = SimCluster, tell: Tell | None = None) -
     cluster.clock.run(LIMIT_S, lambda: cluster.num_unfinished == 0)
     if unfinished := [asked.name for asked in everything if not asked.end]:
         raise Wrong(f"{', '.join(unfinished)} never ended")
+    loses = any(isinstance(fault, Cut) and fault.loses for fault in plan.faults)
+    for asked in everything:
+        if "timed_out" in asked.end and not loses:
+            raise Wrong(f"{asked.name} hung until its deadline, although no message was lost")
     last_fault = max((fault.at + getattr(fault, "for_s", 0.0) for fault in plan.faults), default=0)
     quiet = max(cluster.clock.now, 0.3 + last_fault + _longest_absence(plan.faults)) + QUIET_S
     cluster.clock.run(quiet, lambda: False)
@@ -106,6 +110,12 @@ def check_at_rest(cluster: SimCluster) -> None:
             continue
         if coordinator.core.num_unfinished or coordinator.asked:
             raise Wrong(f"{coordinator.name} has requests that have ended")
+        for name, backlog in coordinator.core.placement.backlogs.items():
+            if backlog.num_requests or backlog.promised_pages:
+                raise Wrong(f"{coordinator.name} counts work of {name} that has ended")
+        owned = sum(len(node.cache.hashes()) for node in cluster.nodes.values() if not node.is_dead)
+        if coordinator.core.index.num_owned_pages != owned:
+            raise Wrong(f"{coordinator.name} believes in pages of nodes that are gone")
         for node in cluster.nodes.values():
             believed = set(coordinator.core.index.pages(node.node))
             has = set() if node.is_dead else set(node.cache.hashes())

@@ -13,7 +13,7 @@ from node.core.ownership_writer import OwnershipCall, OwnershipWriter
 from node.core.scheduler import Scheduler, SchedulerLimits
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
-from protocol.ids import Addresses, Node, Role
+from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
 from tests.sim.data_plane import SimTransport
 from tests.sim.device import SimDevice
@@ -30,7 +30,7 @@ RECEIVE_TIMEOUT_S = 6.0
 HEARTBEAT_S = 0.7
 NEWS_S = 0.05
 IDLE_TURN_S = 1.0
-STEP_S, TOKEN_S = 0.004, 0.0001
+STEP_S = 0.015
 
 
 class SimNode(Process):
@@ -104,6 +104,10 @@ class SimNode(Process):
         if not self._is_turning:
             self._turn_number += 1
             self.after(0.0, self._turn, self._turn_number)
+
+    def attempts_of(self, address: str) -> list[Attempt]:
+        """Returns what this node does for a coordinator."""
+        return self.core.attempts_of(address)
 
     def kill(self) -> None:
         self.is_dead = True

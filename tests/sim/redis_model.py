@@ -17,6 +17,8 @@ from protocol.ids import Node
 from protocol.redis.ownership import APPLIED, FENCED, LOST, NodeKeys
 from tests.sim.clock import VirtualClock
 
+STREAM_MAX_LENGTH = 5
+"""Short, so that a coordinator that lags finds a gap."""
 MIDDLE = b"\x80"
 """A set is scanned in two parts: hashes below and from here on."""
 
@@ -89,7 +91,7 @@ class RedisModel:
         if current is None:
             return LOST
         if current != node.incarnation:
-            return FENCED
+            return FENCED if current > node.incarnation else LOST
         return self._guarded(record, node, lease_s, call)
 
     def read(self, call: MirrorCall) -> Any:
@@ -161,7 +163,9 @@ class RedisModel:
             }
             stream_id = f"{int(self.clock.now * 1000)}-{self._next_id}".encode()
             self._next_id += 1
-            self._streams.setdefault(keys.changes, []).append((stream_id, fields))
+            stream = self._streams.setdefault(keys.changes, [])
+            stream.append((stream_id, fields))
+            del stream[:-STREAM_MAX_LENGTH]
             readers, self._readers = self._readers, []
             for tell in readers:
                 tell()
