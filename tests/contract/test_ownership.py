@@ -117,6 +117,15 @@ def test_a_replaced_life_of_a_node_can_write_no_more(publish: Start, following: 
     wait_until(lambda: following.knows(Node("p0", 1), []))
 
 
+def test_the_newer_life_takes_the_lease_back_from_the_older_one(server: Server) -> None:
+    """As when Redis came back empty, and the older one was first to write."""
+    writer, old, new = Writer(server.client()), Node("p0", 1), Node("p0", 2)
+    writer.register(old)
+    assert writer.call(ownership.RENEW, new, 0) == ownership.LOST, "it is not told to stop"
+    writer.reload(new, PAGES[:1])
+    assert writer.call(ownership.RENEW, old, 0) == ownership.FENCED
+
+
 def test_an_old_life_that_leaves_does_not_take_the_newer_ones_lease(
     server: Server, publish: Start, following: Following
 ) -> None:
