@@ -1,8 +1,8 @@
-"""`Claims`: pages that nodes will own soon, because a request was just sent there. Pure.
+"""`Claims`: pages that nodes own, or will own soon, though their events have not told yet. Pure.
 
 A policy that waits for ownership events sends the next turn of a conversation, or the tenth copy
-of a prompt, somewhere else, and the same pages are computed twice. So what is dispatched counts at
-once, until the node's own events have told what became of it.
+of a prompt, somewhere else, and the same pages are computed twice. So what is dispatched, and what
+tokens tell of, counts at once, until the node's own events have told what became of it.
 """
 
 from __future__ import annotations

@@ -65,9 +65,9 @@ class DispatchQueue:
     def __contains__(self, routed: RoutedRequest) -> bool:
         return routed in self._waiting
 
-    def add(self, routed: RoutedRequest) -> None:
+    def add(self, routed: RoutedRequest, now: float) -> None:
         """Lets a request wait for its turn; sets what its order depends on."""
-        routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand)
+        routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand, now)
         routed.was_looked_at = False
         self._goal.observe(routed.work_s)
         self._waiting[routed] = None
