@@ -186,24 +186,24 @@ class Placement:
         self._told.claim(node, hashes, num_known, now)
 
     def heard(self, live: LiveNode, now: float) -> None:
-        """A heartbeat of this node."""
+        """Takes what a heartbeat of this node says."""
         queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
         self._backlog(live.node).heard(queued_s, now)
 
     def forget(self, node: Node) -> None:
-        """A life of a node is over; its requests are ended one by one."""
+        """Forgets an incarnation of a node that is over; its requests are ended one by one."""
         self.backlogs.pop(node.name, None)
         self._expected.forget(node)
         self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """How long each node that computes prompts has something to compute."""
+        """Returns how long each node that computes prompts has something to compute."""
         nodes = self._computing_nodes()
         backlogs = [self.backlogs.get(live.node.name) for live in nodes]
         return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
 
     def backlog_s(self, node: Node, now: float) -> float:
-        """How long its prompts will keep a node busy."""
+        """Returns how long its prompts will keep a node busy."""
         backlog = self.backlogs.get(node.name)
         return backlog.seconds(now) if backlog is not None else 0.0
 
@@ -215,7 +215,7 @@ class Placement:
 
     @property
     def hit_share(self) -> float:
-        """Of the pages that prompts asked for lately, those that were found."""
+        """Share of the pages that prompts asked for lately which were found."""
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
     def _owners(self, demand: Demand, now: float) -> PageOwners:
@@ -239,7 +239,7 @@ class Placement:
         )
 
     def open(self, role: Role) -> list[LiveNode]:
-        """Live nodes of a role that get new requests."""
+        """Returns the live nodes of a role that get new requests."""
         nodes = self.registry.live(role)
         if not self.draining:
             return nodes
