@@ -61,7 +61,7 @@ class Service:
         self.follower = OwnershipFollower(config.redis_url, channel.address, self.core.index)
         self._channel = channel
         self._mailboxes: dict[str, Mailbox] = {}
-        """Of the answers that have not ended, by request id."""
+        """Whom to tell of the answers that have not ended, by request id."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._inquiries = Inquiries()

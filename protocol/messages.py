@@ -57,7 +57,7 @@ class Prefill(Message, frozen=True):
     skip_pages: int
     reply_address: str
     data_addresses: tuple[str, ...]
-    """Of all ranks of the decode node, in order."""
+    """Where all ranks of the decode node receive pages, in order."""
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
@@ -112,7 +112,7 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     transferred_pages: int = 0
     fetched_tokens: int = 0
-    """Of `cached_tokens`, those whose pages were fetched from another node."""
+    """How many of `cached_tokens` have pages that were fetched from another node."""
     logprobs: list[TokenLogprobs] = []
     """One for each of `tokens`; empty if none were asked for."""
 
@@ -187,7 +187,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     node: Node
     control_address: str
     data_addresses: tuple[str, ...]
-    """Of all ranks, in order."""
+    """Where all ranks of the node receive pages, in order."""
     layout: KVLayout
     model_fingerprint: str
     num_pages: int
@@ -199,7 +199,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
 
 
 MAX_LINKS = 64
-"""Of a node, in a heartbeat."""
+"""So many links of a node are told in a heartbeat."""
 
 
 class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
@@ -216,7 +216,7 @@ class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     busy_s_total: float = 0.0
     """Time with bytes under way."""
     exposed_s_total: float = 0.0
-    """Of "in": time for which requests waited for pages while nothing was computed for them."""
+    """For "in": time for which requests waited for pages while nothing was computed for them."""
     failures_total: int = 0
 
 

@@ -54,4 +54,4 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]] = []
     """(token id, logprob), the likeliest first."""
     wanted: list[float] = []
-    """Of `Sampling.logprob_token_ids`, in their order."""
+    """Logprobs of `Sampling.logprob_token_ids`, in their order."""

@@ -238,7 +238,7 @@ class Replay:
         routed = RoutedRequest(request_id, demand, self._now)
         self._jobs[request_id] = _Job(request, coordinator, routed)
         started = time.perf_counter()
-        coordinator.queue.add(routed)
+        coordinator.queue.add(routed, self._now)
         self._outcome.decision_s += time.perf_counter() - started
         self._dispatch(coordinator)
 

@@ -90,7 +90,8 @@ class ClusterModel:
 
 
 class Registry:
-    """Nodes join with their first heartbeat and leave with a goodbye, a newer life or silence."""
+    """Nodes join with their first heartbeat, and leave with a goodbye, a newer incarnation or
+    silence."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
@@ -106,12 +107,12 @@ class Registry:
         return None
 
     def context_length(self, model_limit: int) -> int:
-        """Tokens of the longest sequence that every live node serves."""
+        """Returns the tokens of the longest sequence that every live node serves."""
         limits = [live.info.context_length for live in self._nodes.values()]
         return min([model_limit, *filter(None, limits)])
 
     def heartbeat(self, message: Heartbeat, now: float) -> NodeInfo | None:
-        """Notes a heartbeat; returns the older life that this one replaces, if any."""
+        """Notes a heartbeat; returns the older incarnation that this one replaces, if any."""
         info = message.info
         known = self._nodes.get(info.node.name)
         if known is not None and info.node.incarnation < known.node.incarnation:
@@ -139,7 +140,7 @@ class Registry:
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:
-        """The node said goodbye; None if this life of it is not known."""
+        """Takes a goodbye; returns None if this incarnation of the node is not known."""
         known = self._nodes.get(node.name)
         if known is None or known.node != node:
             return None
@@ -156,12 +157,12 @@ class Registry:
         return [live.info for live in gone]
 
     def get(self, node: Node) -> LiveNode | None:
-        """None if this life of the node is not known."""
+        """Returns None if this incarnation of the node is not known."""
         live = self._nodes.get(node.name)
         return live if live is not None and live.node == node else None
 
     def live(self, role: Role | None = None) -> list[LiveNode]:
-        """Live nodes, by name, of one role or of both."""
+        """Returns the live nodes in the order of their names, of one role or of both."""
         if role not in self._by_role:
             nodes = sorted(self._nodes.values(), key=lambda live: live.node.name)
             self._by_role[role] = [n for n in nodes if role is None or n.load.role == role]

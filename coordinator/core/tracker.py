@@ -75,7 +75,7 @@ class Tracker:
         self._placement.require_room(demand)
         self._requests[answer.request_id] = tracked
         self._rids.add(answer.rid)
-        self._enqueue(tracked, demand)
+        self._enqueue(tracked, demand, now)
         return self.dispatch(now)
 
     def dispatch(self, now: float) -> list[Instruction]:
@@ -178,10 +178,10 @@ class Tracker:
     def _without_route(self) -> list[TrackedRequest]:
         return [tracked for tracked in self._requests.values() if tracked.route is None]
 
-    def _enqueue(self, tracked: TrackedRequest, demand: Demand) -> None:
+    def _enqueue(self, tracked: TrackedRequest, demand: Demand, now: float) -> None:
         arrived = tracked.answer.started_at
         tracked.routed = RoutedRequest(tracked.request_id, demand, arrived)
-        self._queue.add(tracked.routed)
+        self._queue.add(tracked.routed, now)
 
     def _start(self, tracked: TrackedRequest, route: Route, now: float) -> Instruction:
         request = tracked.answer.request
@@ -215,6 +215,7 @@ class Tracker:
         is_first = answer.first_token_at is None
         if not tracked.is_answering and tracked.routed is not None:
             self._placement.computed(tracked.routed, now)
+            self._prompt_is_computed(tracked.routed, route, now)
         tracked.is_answering = True
         tracked.give_up_at = None
         tracked.answered += out.tokens
@@ -229,9 +230,25 @@ class Tracker:
         instructions: list[Instruction] = []
         if not out.finish:  # the node does not know stop strings
             instructions = self._cancel_current(tracked)
-        elif not is_stopped:
-            answer.finish(out.finish, now)
+        else:
+            self._answer_is_computed(tracked, route, now)
+            if not is_stopped:
+                answer.finish(out.finish, now)
         return [*instructions, self._end(tracked, now)]
+
+    def _prompt_is_computed(self, routed: RoutedRequest, route: Route, now: float) -> None:
+        """Both nodes have committed the pages of the prompt before its first token was sent."""
+        for node in {route.computes, route.decode}:
+            self._placement.owns(node, routed.demand.hashes, now)
+
+    def _answer_is_computed(self, tracked: TrackedRequest, route: Route, now: float) -> None:
+        """The decode node has committed prompt and answer before it sent the last tokens.
+
+        A next turn may come before its events do. The last token has no KV: no step has read it.
+        """
+        num_tokens = len(tracked.answer.request.tokens) + len(tracked.answered) - 1
+        hashes = self._demands.hash_pages(tracked, num_tokens)
+        self._placement.owns(route.decode, hashes, now)
 
     def _failed(
         self,
@@ -291,7 +308,7 @@ class Tracker:
             reason = f"{failure}, and {error}" if failure else str(error)
             return [self._abort(tracked, tracked.error_kind, reason, now)]
         if routed is None:
-            self._enqueue(tracked, demand)
+            self._enqueue(tracked, demand, now)
         waits_for_its_turn = now - tracked.retry_at > RETRY_WITHIN_S
         if tracked.error_kind == "unavailable" or waits_for_its_turn:
             tracked.give_up_at, tracked.error_kind = None, "unavailable"  # there is a node

@@ -79,7 +79,7 @@ class Backlog:
             self._head_s, self._head_began = next(iter(self._ours)).work_s, now
 
     def heard(self, queued_s: float, now: float) -> None:
-        """A heartbeat: the node has prompts of `queued_s` to compute."""
+        """Takes from a heartbeat that the node has prompts of `queued_s` to compute."""
         self.num_unheard = 0
         for booking in [one for one in self._promised if now - one.sent_at >= SETTLING_S]:
             self.ended(booking)
@@ -89,7 +89,7 @@ class Backlog:
         self._heard_at = now
 
     def seconds(self, now: float) -> float:
-        """Estimated time until a prompt that is sent now would begin to be computed."""
+        """Estimates the time until a prompt that is sent now would begin to be computed."""
         elapsed_s = now - self._heard_at
         others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
         if not self._ours:

@@ -1,4 +1,4 @@
-"""What a route would cost, term by term, in seconds. Pure.
+"""`Cost`: what a route would cost, term by term, in seconds. Pure.
 
     score = max(queue, fetch) + compute + transfer + wait       time to the first token
           + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
@@ -64,7 +64,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
         )
 
     def __add__(self, other: Cost) -> Cost:
-        """The terms of the prefill node and of the decode node together."""
+        """Adds the terms of the prefill node and of the decode node."""
         return Cost(
             self.queue_s + other.queue_s,
             self.fetch_s + other.fetch_s,
@@ -77,28 +77,28 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 
 
 def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
-    """The computing node's part of a score, but for evictions."""
+    """Returns the computing node's part of a score, but for evictions."""
     return (queue_s if queue_s > fetch_s else fetch_s) + OWN_WORK_WEIGHT * compute_s
 
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:
-    """`num_tokens` of a prompt, at least one; a step of nothing else takes `step_s` too."""
+    """Returns how long `num_tokens` of a prompt, at least one, take in a step of their own."""
     return live.step_s + chunk_s(live, num_tokens)
 
 
 def chunk_s(live: LiveNode, num_tokens: int) -> float:
-    """What `num_tokens` of a prompt, at least one, add to a step of the node."""
+    """Returns what `num_tokens` of a prompt, at least one, add to a step of the node."""
     return (num_tokens if num_tokens > 1 else 1) / live.prefill_tokens_per_s
 
 
 def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
-    """Pages from one node to another, asked for and answered."""
+    """Returns how long pages take from one node to another, asked for and answered."""
     return 2 * HOP_S + num_bytes / link_bytes_per_s
 
 
 def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
-    """Work that will have to be done again for the pages which `num_new_pages` push out, weighed
-    as a request's own work is.
+    """Returns the work that will have to be done again for the pages which `num_new_pages` push
+    out, weighed as a request's own work is.
 
     A node without room for all of them counts as full: what is free on a busy node is spoken for.
     `hit_share`: of the pages that prompts asked for lately, those that were found. The pages that
@@ -112,7 +112,7 @@ def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
 
 
 def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float = 0.0) -> float:
-    """How long a request waits at a decode node before its tokens flow.
+    """Returns how long a request waits at a decode node before its tokens flow.
 
     `num_requests` of this coordinator are there already; it needs `num_pages` more. A step for the
     running batch, and while pages or places are short, as long as one answer takes.

@@ -29,18 +29,18 @@ from coordinator.routing.router import PlannedWork, Route
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0001, 0.05
-"""Between two looks, if nothing happens."""
+"""Time between two looks at the queue, if nothing happens."""
 VAIN_PAUSE_S = 0.02
-"""After a look in vain; see `_pause_s`."""
+"""Time until the next full look after one that found nothing to send; see `_pause_s`."""
 LOOK_AHEAD = 32
 """So many requests are considered when a node becomes free: the first in order may go elsewhere."""
 GOAL_QUANTILE = 0.99
 GOAL_WINDOW = 1_000
-"""Recent requests that the goal is taken from."""
+"""The goal is taken from so many recent requests."""
 PATIENCE_GOALS = 10
 """Who has waited so long goes first, and may wait at a decode node for its pages."""
 HEAD_START_SHARE = 0.5
-"""Of the goal: waiting less than this changes little about who goes first."""
+"""Waiting for less than this share of the goal changes little about who goes first."""
 DANGER_SHARE = 0.3
 """In the last 30 % of the goal a request is about to miss it."""
 CALM_SHARE = 0.5
@@ -48,7 +48,8 @@ CALM_SHARE = 0.5
 
 
 class DispatchQueue:
-    """`binds_late` False: every request is sent at once, in the order they came."""
+    """Holds the requests that have no node. Without `binds_late` every request is sent at once, in
+    the order in which they came."""
 
     def __init__(self, placement: Placement, binds_late: bool) -> None:
         self._placement = placement
@@ -65,9 +66,9 @@ class DispatchQueue:
     def __contains__(self, routed: RoutedRequest) -> bool:
         return routed in self._waiting
 
-    def add(self, routed: RoutedRequest) -> None:
+    def add(self, routed: RoutedRequest, now: float) -> None:
         """Lets a request wait for its turn; sets what its order depends on."""
-        routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand)
+        routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand, now)
         routed.was_looked_at = False
         self._goal.observe(routed.work_s)
         self._waiting[routed] = None
@@ -126,7 +127,7 @@ class DispatchQueue:
         return now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
 
     def dispatch_in_s(self, now: float) -> float | None:
-        """When to call `dispatch` again if nothing happens before; None: nothing waits."""
+        """Returns when to call `dispatch` again if nothing happens before; None: nothing waits."""
         if not self._waiting:
             return None
         waits = [busy_s - DISPATCH_AHEAD_S for busy_s in self._placement.busy_s(now)]
@@ -134,9 +135,11 @@ class DispatchQueue:
         return max(MIN_WAIT_S, soonest, self._pause_s(now))
 
     def _pause_s(self, now: float) -> float:
-        """After a look that found nothing to send only new requests are looked at, until something
-        became free or a while went by: with long queues a look takes milliseconds, and messages
-        come all the time."""
+        """Returns how long only new requests are looked at.
+
+        After a look that found nothing to send that is until something became free or a while went
+        by: with long queues a look takes milliseconds, and messages come all the time.
+        """
         looked_at, num_changes = self._looked_in_vain
         if num_changes != self._placement.num_changes:
             return 0.0
@@ -159,7 +162,8 @@ class DispatchQueue:
     def _first(
         self, waiting: list[RoutedRequest], now: float, num_nodes: int
     ) -> list[RoutedRequest]:
-        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node."""
+        """Returns the first requests in order; at most LOOK_AHEAD, or all when none waits for a
+        node."""
         if not self._binds_late or len(waiting) < 2:
             return waiting
         goal_s = self._goal.seconds
@@ -179,7 +183,7 @@ class DispatchQueue:
 
 
 class _Goal:
-    """A quantile of the last observations."""
+    """Keeps the last observations, and tells a quantile of them."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque()

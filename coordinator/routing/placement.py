@@ -7,6 +7,7 @@ router. The replay benchmark drives it with virtual nodes, the tracker with real
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Sequence
 
 from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
@@ -24,6 +25,7 @@ from coordinator.routing.router import (
     Router,
     no_room,
 )
+from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 
 PLACES_AHEAD = 8
@@ -45,8 +47,12 @@ class Placement:
         self._open: dict[Role, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
         self.num_changes = 0
         """Grows whenever a node may have become free."""
-        self._claims = Claims()
-        index.on_removed = self._claims.drop
+        self._expected = Claims()
+        """Pages that nodes will own, because requests were sent there."""
+        self._told = Claims()
+        """Pages that nodes own, as the tokens tell that they sent: a node commits pages before.
+        The record of ownership in Redis tells the same, perhaps later."""
+        index.on_removed = self._removed
         self._hit_pages = 0.0
         self._asked_pages = 0.0
 
@@ -115,14 +121,14 @@ class Placement:
         candidates = self._router.candidates(demand, owners, self._cluster(now, NOTHING_PLANNED))
         return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
-    def assess(self, demand: Demand) -> tuple[float, bool]:
+    def assess(self, demand: Demand, now: float) -> tuple[float, bool]:
         """Returns the least time that the prompt takes to compute, with the longest prefix that
         any node has, and whether a decode node would compute it whatever the prefill nodes do: it
         has nearly all of it, or none of them may take it."""
         nodes = self._computing_nodes()
         if not nodes:
             return 0.0, False
-        owned = demand.owned_pages(self.index)
+        owned = self._owners(demand, now).owned
         page_size = nodes[0].info.layout.page_size
         num_cached = min(max(owned.values(), default=0) * page_size, demand.num_tokens - 1)
         work_s = min(compute_s(live, demand.num_tokens - num_cached) for live in nodes)
@@ -149,7 +155,7 @@ class Placement:
             computing.num_requests += 1
         owned = demand.owned_pages(self.index)
         for node in {route.computes, route.decode}:
-            self._claims.claim(node, demand.hashes, owned.get(node, 0), now)
+            self._expected.claim(node, demand.hashes, owned.get(node, 0), now)
         self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(demand.hashes)
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
 
@@ -174,24 +180,30 @@ class Placement:
         routed.answering.ended(routed.booking)
         routed.booking = routed.answering = None
 
+    def owns(self, node: Node, hashes: Sequence[PageHash], now: float) -> None:
+        """Notes that a node has all of these pages, before the record in Redis may tell."""
+        num_known = self.index.match(hashes).get(node, 0)
+        self._told.claim(node, hashes, num_known, now)
+
     def heard(self, live: LiveNode, now: float) -> None:
-        """A heartbeat of this node."""
+        """Takes what a heartbeat of this node says."""
         queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
         self._backlog(live.node).heard(queued_s, now)
 
     def forget(self, node: Node) -> None:
-        """A life of a node is over; its requests are ended one by one."""
+        """Forgets an incarnation of a node that is over; its requests are ended one by one."""
         self.backlogs.pop(node.name, None)
-        self._claims.forget(node)
+        self._expected.forget(node)
+        self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """How long each node that computes prompts has something to compute."""
+        """Returns how long each node that computes prompts has something to compute."""
         nodes = self._computing_nodes()
         backlogs = [self.backlogs.get(live.node.name) for live in nodes]
         return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
 
     def backlog_s(self, node: Node, now: float) -> float:
-        """How long its prompts will keep a node busy."""
+        """Returns how long its prompts will keep a node busy."""
         backlog = self.backlogs.get(node.name)
         return backlog.seconds(now) if backlog is not None else 0.0
 
@@ -203,12 +215,16 @@ class Placement:
 
     @property
     def hit_share(self) -> float:
-        """Of the pages that prompts asked for lately, those that were found."""
+        """Share of the pages that prompts asked for lately which were found."""
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
     def _owners(self, demand: Demand, now: float) -> PageOwners:
-        owned = demand.owned_pages(self.index)
-        return PageOwners(owned, self._claims.extend(demand.hashes, owned, now))
+        owned = self._told.extend(demand.hashes, demand.owned_pages(self.index), now)
+        return PageOwners(owned, self._expected.extend(demand.hashes, owned, now))
+
+    def _removed(self, node: Node, hashes: Collection[PageHash]) -> None:
+        self._expected.drop(node, hashes)
+        self._told.drop(node, hashes)
 
     def _cluster(self, now: float, planned: PlannedWork) -> Cluster:
         return Cluster(
@@ -223,7 +239,7 @@ class Placement:
         )
 
     def open(self, role: Role) -> list[LiveNode]:
-        """Live nodes of a role that get new requests."""
+        """Returns the live nodes of a role that get new requests."""
         nodes = self.registry.live(role)
         if not self.draining:
             return nodes

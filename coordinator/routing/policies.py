@@ -1,4 +1,4 @@
-"""Routing policies: which of the candidates. Pure; one contract suite holds for all of them.
+"""Routing policies choose among the candidates. Pure; one contract suite holds for all of them.
 
 A policy is asked twice for a request: for the node that computes its prompt, and for the one that
 answers it. To add one, write a class with `choose` and name it in `POLICIES`.

@@ -63,11 +63,11 @@ class Cluster:
     find: Callable[[Node], LiveNode | None]
     """Any live node, also one that gets no new requests: it can still be fetched from."""
     link_bytes_per_s: float
-    """Between any two nodes; 0: not measured yet."""
+    """Rate between any two nodes; 0: not measured yet."""
     backlogs: Mapping[str, Backlog]
-    """By node name; a node without one has nothing to do."""
+    """Backlogs by node name; a node without one has nothing to do."""
     hit_share: float
-    """Of the pages that prompts asked for lately, those that were found."""
+    """Share of the pages that prompts asked for lately which were found."""
     planned: PlannedWork
     now: float
 
@@ -86,7 +86,7 @@ class Route(msgspec.Struct, frozen=True):
     cached_pages: int
     """Leading pages that need no computing there."""
     decode_pages: int
-    """Of prompt and answer, those that the decode node has."""
+    """Pages of prompt and answer that the decode node has."""
     busy_s: float
     """Estimated time that it occupies the computing node: its work, and the end of a fetch that
     its queue does not cover."""
@@ -123,7 +123,8 @@ class Router:
     """Costs every candidate and lets `policy` choose."""
 
     def __init__(self, policy: Policy, local_prefill_max_tokens: int) -> None:
-        """Up to so many uncached tokens a decode node may compute itself, if that is cheaper."""
+        """A decode node may compute up to `local_prefill_max_tokens` uncached tokens itself, if
+        that is cheaper."""
         self._policy = policy
         self._local_prefill_max_tokens = local_prefill_max_tokens
 
@@ -158,8 +159,10 @@ class Router:
     def _worth_doing_both(
         self, costing: _Costing, answering: list[Candidate]
     ) -> Iterator[Candidate]:
-        """Decode nodes that have all but a little; one that would have to fetch for that is worth
-        it only if it would answer anyway."""
+        """Yields decode nodes that have all but a little of the prompt.
+
+        One that would have to fetch for that is worth it only if it would answer anyway.
+        """
         first_to_answer = min(answering, key=_score)
         enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
         for one in answering:
@@ -175,8 +178,8 @@ class Router:
         prefills: list[LiveNode],
         decodes: list[LiveNode],
     ) -> bool:
-        """Some decode node would compute such a prompt itself: it owns nearly all of it, or no
-        prefill node is large enough."""
+        """Returns True if some decode node would compute such a prompt itself: it owns nearly all
+        of it, or no prefill node is large enough."""
         if not any(p.info.layout.num_pages(num_tokens) <= p.info.num_pages for p in prefills):
             return True
         return self._policy.weighs_cost and any(
@@ -186,7 +189,7 @@ class Router:
         )
 
     def choose(self, demand: Demand, candidates: Candidates) -> Route:
-        """The policy's choice, with its reason."""
+        """Returns the policy's choice, with its reason."""
         both = self._policy.choose(candidates.both, "decode") if candidates.both else None
         if not candidates.prefill:
             assert both is not None  # some decode node is there
@@ -204,7 +207,7 @@ class Router:
 
 
 class _Costing:
-    """Costs of the candidates of one request."""
+    """Estimates the costs of the candidates of one request."""
 
     def __init__(
         self,
@@ -230,8 +233,8 @@ class _Costing:
         self._source_bytes_per_s = measured or self._link_bytes_per_s
 
     def computing(self, live: LiveNode) -> Candidate:
-        """`live` computes the prompt: from what it has itself, or after it has fetched the longest
-        prefix that another node could send it, whichever costs less."""
+        """Returns `live` as the node that computes the prompt: from what it has itself, or after it
+        has fetched the longest prefix that another node could send it, whichever costs less."""
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
         backlog = cluster.backlogs.get(node.name)
@@ -253,7 +256,7 @@ class _Costing:
         return _candidate(live, cost, owned, backlog)
 
     def answering(self, live: LiveNode) -> Candidate:
-        """`live` answers; pages of the prompt come from elsewhere."""
+        """Returns `live` as the node that answers; pages of the prompt come from elsewhere."""
         demand, node = self._demand, live.info.node
         owned = self._owned_pages(node)
         backlog = self._cluster.backlogs.get(node.name)
@@ -272,7 +275,7 @@ class _Costing:
         return _candidate(live, cost, owned, backlog)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
-        """Returns `live` as the node that does both: nothing is sent, but the chunks of the prompt
+        """Returns the node as one that does both: nothing is sent, but the chunks of the prompt
         slow down the answers beside it."""
         live, cost = computing.live, computing.cost
         wait_s, compute_s, delay_s = answering.cost.wait_s, cost.compute_s, 0.0
@@ -292,17 +295,19 @@ class _Costing:
         return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
     def pages_that_leave(self, num_tokens: int) -> int:
-        """Least number of cached pages that leave at most so many tokens to compute."""
+        """Returns the least number of cached pages that leave at most so many tokens to compute."""
         return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
 
     def _owned_pages(self, node: Node) -> int:
-        """Leading pages that the node has or will have, and the prompt may hit."""
+        """Returns how many leading pages the node has or will have, and the prompt may hit."""
         owned = self._owners.expected.get(node, 0)
         return owned if owned < self._num_reusable else self._num_reusable
 
     def _best_source(self) -> tuple[LiveNode | None, int]:
-        """The node that owns most of the prompt now; among equals the one that does least. None
-        that an earlier attempt failed at: it may be dead, and its pages still known."""
+        """Returns the node that owns most of the prompt now; among equals the one that does least.
+
+        A node that an earlier attempt failed at is left out: it may be dead, and its pages known.
+        """
         best, best_pages, best_load = None, 0, 0
         for node, pages in self._owners.owned.items():
             live = self._cluster.find(node)
@@ -343,7 +348,7 @@ def _route(
     answering: Candidate,
     others: list[tuple[float, Candidate]],
 ) -> Route:
-    """`computing` and `answering` are one and the same when a decode node does both."""
+    """Makes the route; `computing` and `answering` are the same when a decode node does both."""
     is_apart = computing is not answering
     cost = computing.cost + answering.cost if is_apart else computing.cost
     source = computing.fetch_from
@@ -384,12 +389,12 @@ def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Co
 
 
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:
-    """Scores of the candidates on other nodes."""
+    """Returns the candidates on other nodes with their scores."""
     return [(c.score, c) for c in candidates if c.live is not chosen.live]
 
 
 def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
-    """The best alternative, and how much more it would have cost."""
+    """Tells the best alternative, and how much more it would have cost."""
     if not others:
         return "no other node"
     least, best = min(others, key=lambda other: other[0])

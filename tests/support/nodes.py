@@ -126,7 +126,7 @@ class Nodes:
     def wait(self, request_id: str, demand: Demand, arrived: float) -> None:
         """Lets a request wait for its turn."""
         routed = self._requests[request_id] = RoutedRequest(request_id, demand, arrived)
-        self.queue.add(routed)
+        self.queue.add(routed, arrived)
 
     def remove(self, request_id: str) -> None:
         if request_id in self._requests:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from coordinator.answers.answer import Answer
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import ALIVE_EVERY_S, CHECK_EVERY_S, CoordinatorCore
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
@@ -21,6 +22,8 @@ from coordinator.core.instructions import (
     Send,
 )
 from coordinator.core.request import Request
+from coordinator.core.tracked_request import TrackedRequest
+from coordinator.routing.claims import KEPT_S
 from protocol.ids import Attempt, Node
 from protocol.messages import (
     COORDINATOR_LEASE_S,
@@ -207,3 +210,68 @@ def test_an_explanation_keeps_nothing_and_says_what_comes_next() -> None:
     busy = core_of("d0")
     hear(busy, "d0", 0.0, load_of(queued_tokens=500))
     assert busy.explain(request(), 0.0)[1].queue_s == pytest.approx(0.5)
+
+
+# Pages that tokens tell of, before the record of ownership does
+
+
+def turn(
+    core: CoordinatorCore, now: float, num_tokens: int = 64, num_answered: int = 40
+) -> Request:
+    """An answered turn of a conversation; returns the next one, with the answer in its prompt."""
+    first = Request(list(range(num_tokens)), Sampling(seed=1), num_answered)
+    ((_, generate),) = messages(core.submit(first, now), Generate)
+    answered = list(range(1000, 1000 + num_answered))
+    out = TokenOut(generate.attempt, 0, answered, finish="length")
+    core.handle(TokensOut([out], D0), now + 0.1)
+    return Request(first.tokens + answered + [5] * 30, Sampling(seed=1), 8)
+
+
+def owned(core: CoordinatorCore, request: Request, now: float) -> dict[str, int]:
+    candidates, _ = core.explain(request, now)
+    return {c.live.node.name: c.owned_pages for c in candidates.prefill + candidates.decode}
+
+
+def test_the_next_turn_finds_the_pages_of_the_answer_at_once() -> None:
+    """80 tokens and 40 answered ones, of which the last one has no KV: seven full pages."""
+    core = core_of("p0", "p1", "d0")
+    following = turn(core, 0.0, num_tokens=80)
+    assert sorted(owned(core, following, 0.1).values()) == [0, 5, 7]
+    assert owned(core, following, 0.1)["d0"] == 7
+
+
+def test_pages_that_tokens_tell_of_can_be_fetched_at_once() -> None:
+    core = core_of("p0", "p1", "d0", local_prefill_max_tokens=0)
+    _, route = core.explain(turn(core, 0.0, num_tokens=640), 0.1)
+    assert route.fetch_from == D0 and route.fetch_pages == 42
+
+
+def test_what_the_node_removes_is_not_believed_any_more() -> None:
+    core = core_of("p0", "p1", "d0")
+    following = turn(core, 0.0)
+    hashes = core._demands.demand_of(TrackedRequest(Answer(following, "", 0.1))).hashes
+    core.index.removed(D0, hashes[5:6])
+    assert owned(core, following, 0.1)["d0"] == 5
+    core.handle(Goodbye(D0), 0.2)
+    core.handle(heartbeat("decode", Node("d0", 2)), 0.3)
+    assert owned(core, following, 0.3)["d0"] == 0
+
+
+def test_what_no_event_confirms_is_not_believed_for_long() -> None:
+    core = core_of("p0", "d0")
+    following = turn(core, 0.0)
+    assert owned(core, following, KEPT_S / 2)["d0"] == 6
+    hear(core, "p0", 3 * KEPT_S)
+    hear(core, "d0", 3 * KEPT_S)
+    assert owned(core, following, 3 * KEPT_S) == {"p0": 0, "d0": 0}
+
+
+def test_an_answer_that_broke_off_tells_of_no_page_beyond_the_prompt() -> None:
+    core = core_of("p0", "d0")
+    first = Request(list(range(64)), Sampling(seed=1), 40)
+    ((_, generate),) = messages(core.submit(first, 0.0), Generate)
+    answered = list(range(1000, 1040))
+    core.handle(TokensOut([TokenOut(generate.attempt, 0, answered)], D0), 0.1)
+    core.cancel("1", 0.1)
+    following = Request(first.tokens + answered + [5] * 30, Sampling(seed=1), 8)
+    assert owned(core, following, 0.2)["d0"] == 4

@@ -132,12 +132,12 @@ def test_decode_nodes_compute_when_there_is_no_other() -> None:
 def test_the_least_work_that_a_prompt_can_be() -> None:
     nodes = Nodes("p0", "d0")
     work = demand_of(LONG, "a")
-    assert nodes.placement.assess(work)[0] == pytest.approx(LONG_S)
+    assert nodes.placement.assess(work, 0.0)[0] == pytest.approx(LONG_S)
     nodes.index.stored(D0, work.hashes[:60])
-    assert nodes.placement.assess(work)[0] == pytest.approx(0.01 + 0.64)
+    assert nodes.placement.assess(work, 0.0)[0] == pytest.approx(0.01 + 0.64)
     nodes.index.stored(D0, work.hashes)
-    assert nodes.placement.assess(work)[0] == pytest.approx(0.011)
-    assert Nodes().placement.assess(work) == (0.0, False)
+    assert nodes.placement.assess(work, 0.0)[0] == pytest.approx(0.011)
+    assert Nodes().placement.assess(work, 0.0) == (0.0, False)
 
 
 def test_room_is_that_of_the_largest_decode_node_that_takes_requests() -> None:
