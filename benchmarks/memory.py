@@ -16,7 +16,10 @@ The slope is that of the straight line of least squares through the second half 
 bytes per request. Memory comes in pages of 4 KiB and in larger pieces from the allocator, so over
 10,000 requests a slope of some 100 bytes, a megabyte in all, is noise.
 
-    python -m benchmarks.memory [--requests 20000] [--clients 8] [--quick] [--dtype float32] [--save]
+Each dtype has a cluster of its own, as libraries keep different things for them: what they compile
+for half precision depends on shapes.
+
+    python -m benchmarks.memory [--requests 20000] [--quick] [--dtypes float32,bfloat16] [--save]
 """
 
 from __future__ import annotations
@@ -41,7 +44,6 @@ from rich.table import Table
 from benchmarks.machine import machine
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
-from node.config import DTYPES
 
 HOST = "127.0.0.1"
 POOL_TOKENS = 8192
@@ -159,8 +161,8 @@ def summary(readings: Sequence[Reading]) -> dict[str, dict[str, float]]:
     }
 
 
-def print_table(rows: dict[str, dict[str, float]], num_requests: int) -> None:
-    table = Table(title=f"resident memory over {num_requests:,} requests", box=box.SIMPLE)
+def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    table = Table(title=title, box=box.SIMPLE)
     table.add_column("process")
     for heading in ("start MB", "half-way MB", "end MB", "bytes/request in the second half"):
         table.add_column(heading, justify="right")
@@ -169,37 +171,45 @@ def print_table(rows: dict[str, dict[str, float]], num_requests: int) -> None:
     Console(width=100).print(table)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Resident memory while a cluster serves.")
-    parser.add_argument("--requests", type=int, default=REQUESTS)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS} requests")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the nodes")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
-    given = parser.parse_args()
-    num_requests = QUICK_REQUESTS if given.quick else given.requests
+def run(dtype: str, num_requests: int, num_clients: int, seed: int) -> dict[str, Any]:
+    """Measures one cluster; its part of the result."""
     plan = ClusterPlan(
         num_prefill=1,
         num_decode=1,
         host=HOST,
         port=free_port(),
         coordinator_flags={"local_prefill_max_tokens": "0", "log_level": "warning"},
-        node_flags={"max_total_tokens": str(POOL_TOKENS), "dtype": given.dtype},
+        node_flags={"max_total_tokens": str(POOL_TOKENS), "dtype": dtype},
     )
     with tempfile.TemporaryDirectory() as name, LocalCluster(plan, Path(name)) as cluster:
-        readings = measure(cluster, num_requests, given.clients, given.seed)
+        readings = measure(cluster, num_requests, num_clients, seed)
     rows = summary(readings)
-    print_table(rows, num_requests)
+    print_table(f"resident memory over {num_requests:,} requests, {dtype}", rows)
+    return {
+        "dtype": dtype,
+        "processes": rows,
+        "curve": [asdict(reading) for reading in readings],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Resident memory while a cluster serves.")
+    parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS} requests")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of the nodes")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    given = parser.parse_args()
+    num_requests = QUICK_REQUESTS if given.quick else given.requests
+    dtypes = given.dtypes.split(",")
     result = {
         "bench": "memory",
         "machine": machine("torch", "numpy", "msgspec", "pyzmq", "redis", "uvicorn"),
         "requests": num_requests,
         "clients": given.clients,
         "pool_tokens": POOL_TOKENS,
-        "dtype": given.dtype,
-        "processes": rows,
-        "curve": [asdict(reading) for reading in readings],
+        "runs": [run(dtype, num_requests, given.clients, given.seed) for dtype in dtypes],
     }
     if given.save:
         RESULTS.parent.mkdir(exist_ok=True)
