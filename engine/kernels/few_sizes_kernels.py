@@ -17,8 +17,8 @@ from engine.kernels.base import TorchKernels
 from engine.kernels.row_blocks import blocks
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, *range(48, 128, 16), *range(128, 513, 32))
-"""Rows of a product. Padding costs the time of the rows that it adds: up to half of a product of a
-few rows, which takes as long as reading the weight does, and at most a third beyond 32 rows."""
+"""Rows of a product. Padding is less than a third of a product of more than 32 rows; fewer take as
+long as reading the weight does, whatever their number."""
 
 
 class FewSizesKernels(TorchKernels):
