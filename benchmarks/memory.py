@@ -13,8 +13,8 @@ The pool holds a few dozens of them, so that pages are evicted all the time. The
 each client sends its next request when it has the answer.
 
 The slope is that of the straight line of least squares through the second half of the curve, in
-bytes per request. Memory comes in pages of 4 KiB and in larger pieces from the allocator, so a slope
-of some 200 bytes, two megabytes in 10,000 requests, is noise.
+bytes per request. Memory comes in pages of 4 KiB and in larger pieces from the allocator, so a
+slope of some 200 bytes, two megabytes in 10,000 requests, is noise.
 
 Each dtype has a cluster of its own, as libraries keep different things for them: what they compile
 for half precision depends on shapes.
