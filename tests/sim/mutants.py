@@ -33,6 +33,7 @@ from node.core.prompts import Prompts
 from node.shell.steps import Steps
 from prefill.sending import PagesBeingSent
 from protocol.ids import Attempt
+from protocol.messages import TokensOut
 from protocol.redis.ownership import Change
 from tests.sim.life import live, plan_of
 from tests.sim.shrink import failure_of
@@ -96,11 +97,19 @@ def _leak_on_cancel(right: Any) -> Any:
 
 
 def _stale_attempt(right: Any) -> Any:
-    def superseded_by(self: Attempt, other: Attempt) -> bool:
-        """The end of an older attempt ends newer ones as well."""
-        return self.request_id == other.request_id
+    def tokens(self: Tracker, message: Any, now: float) -> Any:
+        """What an older attempt still says is appended to the answer."""
+        instructions = []
+        for out in message.outs:
+            tracked = self._requests.get(out.attempt.request_id)
+            is_stale = tracked is not None and out.attempt.number < tracked.attempt_number
+            if is_stale and tracked is not None and tracked.route is not None:
+                instructions += self._take(tracked, tracked.route, out, now)
+            else:
+                instructions += right(self, TokensOut([out], message.node), now)
+        return instructions
 
-    return superseded_by
+    return tokens
 
 
 def _gap_in_tokens(right: Any) -> Any:
@@ -255,7 +264,7 @@ MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
     Mutant("leak on cancel", Answers, "left", _leak_on_cancel),
-    Mutant("stale attempt accepted", Attempt, "superseded_by", _stale_attempt),
+    Mutant("stale attempt accepted", Tracker, "tokens", _stale_attempt),
     Mutant("lost tokens not noticed", TrackedRequest, "problem_with", _gap_in_tokens),
     Mutant("late write into freed pages", Receiving, "give_up", _late_write),
     Mutant("late write of a fetch", Fetching, "give_up", _late_fetch),
