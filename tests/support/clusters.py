@@ -17,6 +17,7 @@ from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
 from kvrelay.client import Client
 from tests.support.families import save_random_model
+from tests.support.forked import start_forked
 
 DEADLINE_S = 30.0
 ALWAYS_DISAGGREGATE = {"local_prefill_max_tokens": "0"}
@@ -152,6 +153,7 @@ def start_cluster(
             start_timeout_s=120.0,
         ),
         log_dir=tmp_path_factory.mktemp("logs"),
+        start=start_forked,
     )
     local.start()
     return Cluster(local)
