@@ -9,10 +9,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
 
 from engine.build import load_model_runner
+from tests.support import ranks
 from tests.support.driving import CPU, Sequences, prompt_of
 from tests.support.families import FAMILIES, save_random_model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import queue
 import signal
@@ -31,6 +30,7 @@ from kvtransfer.place import place_of
 from kvtransfer.transport import OnDone, PageStream
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
+from tests.support.forked import forkserver
 
 LAYOUT = KVLayout(page_size=4, num_layers=3, num_kv_heads=2, head_dim=8, dtype="float32")
 NUM_PAGES = 64
@@ -227,7 +227,7 @@ def victim_process(
     layout: KVLayout = LAYOUT,
     elsewhere: Elsewhere | None = None,
 ) -> Iterator[Victim]:
-    context = multiprocessing.get_context("spawn")
+    context = forkserver()
     here, there = context.Pipe()
     process = context.Process(
         target=_serve_until_killed,
