@@ -58,7 +58,6 @@ def heartbeat(number: int) -> Heartbeat:
     role: Role = "prefill" if number < NUM_NODES // 2 else "decode"
     info = NodeInfo(
         node=node_of(number),
-        role=role,
         control_address=f"tcp://127.0.0.1:{number + 1}",
         data_addresses=(f"127.0.0.1:{number + 1}",),
         layout=LAYOUT,
@@ -68,7 +67,13 @@ def heartbeat(number: int) -> Heartbeat:
         max_queued_requests=256,
         device="cuda:0",
     )
-    load = Load(free_pages=1 << 15, cached_pages=1 << 15, prefill_tokens_per_s=40e3, step_s=0.01)
+    load = Load(
+        role=role,
+        free_pages=1 << 15,
+        cached_pages=1 << 15,
+        prefill_tokens_per_s=40e3,
+        step_s=0.01,
+    )
     return Heartbeat(info, load, LEASE_S)
 
 
@@ -88,7 +93,7 @@ def fill(service: Service, chance: random.Random, prompt: list[int]) -> None:
         if chance.random() < REPLICATED_SHARE:
             service.index.stored(node_of(owners[1]), chain)
         note_hits(service, chain, chance)
-    hashes = PageHasher(MODEL, LAYOUT).hashes(prompt, "")
+    hashes = PageHasher(MODEL, LAYOUT).hashes(prompt)
     for owner, depth in ((0, 100), (1, 50), (NUM_NODES - 1, 120)):
         service.index.stored(node_of(owner), hashes[:depth])
 

@@ -35,20 +35,21 @@ from benchmarks.engines.cells import (
     PEERS,
     TRANSFORMERS,
     Cell,
-    Engine,
+    ComparedEngine,
     Timing,
     cells,
     measure,
 )
 from benchmarks.engines.check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
-from benchmarks.engines.floor import Rates, decode_work, measure_rates, prefill_work
+from benchmarks.engines.floor import MachineRates, decode_work, measure_rates, prefill_work
 from benchmarks.engines.gpu import GpuReport, measure_shape
 from benchmarks.engines.loop import measure_overhead
 from benchmarks.engines.ours import Ours, num_pages_for
-from benchmarks.engines.report import Cost, Report, Row, rounded
+from benchmarks.engines.report import DeterministicCost, EngineReport, Row, rounded
 from benchmarks.engines.shapes import SHAPES, save_model
 from benchmarks.machine import machine
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from node.config import CPU_CHUNK, GPU_CHUNK
 
@@ -73,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as directory:
-        report: Report | GpuReport
+        report: EngineReport | GpuReport
         if given.device == "cuda":
             report = _measure_cuda(given, console)
         else:
@@ -137,12 +138,15 @@ def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
 
 def _measure_cpu(
     given: argparse.Namespace, peers: Sequence[str], directory: Path, console: Console
-) -> Report:
+) -> EngineReport:
     model = _model_directory(given, directory)
     plan = cells(given.batches, given.contexts)
     runner = _load(model, plan, deterministic=False)
     ours = Ours(runner, CPU_CHUNK)
-    engines: list[Engine] = [ours, *_peers(peers, model, directory, given.threads, runner, console)]
+    engines: list[ComparedEngine] = [
+        ours,
+        *_peers(peers, model, directory, given.threads, runner, console),
+    ]
     _check(engines, model, runner, console)
     rates = measure_rates(torch.float32, runner.device)
     console.print(
@@ -170,10 +174,10 @@ def _measure_cpu(
     if given.deterministic_cost:
         console.print("once more with --deterministic")
         costs = _deterministic_costs(model, [row for row in rows if row.ours.prefill_s is not None])
-    return Report(rows, costs, notes)
+    return EngineReport(rows, costs, notes)
 
 
-def _row(cell: Cell, timings: dict[str, Timing], rates: Rates, runner: ModelRunner) -> Row:
+def _row(cell: Cell, timings: dict[str, Timing], rates: MachineRates, runner: ModelRunner) -> Row:
     config, dtype = runner.config, runner.layout.dtype
     return Row(
         cell,
@@ -206,13 +210,13 @@ def _peers(
     num_threads: int,
     runner: ModelRunner,
     console: Console,
-) -> list[Engine]:
-    def transformers() -> Engine:
+) -> list[ComparedEngine]:
+    def transformers() -> ComparedEngine:
         from benchmarks.engines.transformers import Transformers
 
         return Transformers(model, torch.float32)
 
-    def llama_cpp() -> Engine:
+    def llama_cpp() -> ComparedEngine:
         from benchmarks.engines.gguf_export import write_gguf
         from benchmarks.engines.llamacpp import LlamaCpp
 
@@ -220,7 +224,7 @@ def _peers(
         write_gguf(model, target)
         return LlamaCpp(target, num_threads, runner.config.vocab_size)
 
-    makers: dict[str, tuple[Callable[[], Engine], Sequence[str]]] = {
+    makers: dict[str, tuple[Callable[[], ComparedEngine], Sequence[str]]] = {
         TRANSFORMERS: (transformers, ("transformers",)),
         LLAMA_CPP: (llama_cpp, ("llama_cpp", "gguf")),
     }
@@ -237,7 +241,9 @@ def _peers(
     return engines
 
 
-def _check(engines: Sequence[Engine], model: Path, runner: ModelRunner, console: Console) -> None:
+def _check(
+    engines: Sequence[ComparedEngine], model: Path, runner: ModelRunner, console: Console
+) -> None:
     if len(engines) == 1:
         return
     from benchmarks.engines.transformers import Transformers
@@ -259,12 +265,15 @@ def _generate_ratio(engine: Any, plan: Sequence[Cell]) -> dict[str, Any]:
     return {"batch": cell.batch, "context": cell.context, "step_ratio": rounded(ratio)}
 
 
-def _deterministic_costs(model: Path, rows: Sequence[Row]) -> list[Cost]:
-    """Of cells with a prompt: the others take minutes and teach little more."""
+def _deterministic_costs(model: Path, rows: Sequence[Row]) -> list[DeterministicCost]:
+    """Measures cells with a prompt again: the others take minutes and teach little more."""
     if not rows:
         return []
     engine = Ours(_load(model, [row.cell for row in rows], deterministic=True), CPU_CHUNK)
-    return [Cost(row.cell, row.ours, measure(engine, row.cell, with_prefill=True)) for row in rows]
+    return [
+        DeterministicCost(row.cell, row.ours, measure(engine, row.cell, with_prefill=True))
+        for row in rows
+    ]
 
 
 def _installed(*packages: str) -> list[str]:

@@ -127,7 +127,6 @@ def _placement(nodes: list[Node], index: PrefixIndex) -> Placement:
         role: Role = "prefill" if node.name.startswith("p") else "decode"
         info = NodeInfo(
             node=node,
-            role=role,
             control_address=f"{node.name}:1",
             data_addresses=(f"{node.name}:2",),
             layout=LAYOUT,
@@ -138,6 +137,7 @@ def _placement(nodes: list[Node], index: PrefixIndex) -> Placement:
             device="cuda:0",
         )
         load = Load(
+            role=role,
             num_running=rng.randrange(32),
             queued_tokens=rng.randrange(20_000),
             free_pages=rng.randrange(1_000),

@@ -81,7 +81,6 @@ def private_redis(directory: Path) -> Iterator[str]:
 def info_of(node: Node) -> NodeInfo:
     return NodeInfo(
         node=node,
-        role="prefill",
         control_address=f"tcp://{node.name}:1",
         data_addresses=(f"{node.name}:2",),
         layout=KVLayout(32, 16, 8, 128, "bfloat16"),

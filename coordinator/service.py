@@ -48,6 +48,7 @@ from protocol.messages import (
     NodeInfo,
     TokensOut,
 )
+from protocol.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
@@ -225,13 +226,13 @@ class Service:
         limit = min(self.max_model_len, self.max_total_tokens)
         request = make_request("", prompt, tokens, 0, self.tokenizer, limit)
         try:
-            work = self._work(request.tokens, request.cache_salt, request.max_new_tokens, ())
+            work = self._work(request.tokens, request.namespace, request.max_new_tokens, ())
             return self.placement.explain(work, self._now())
         except NoRoute as error:
             raise Unavailable(str(error)) from None
 
     def _work(
-        self, tokens: list[int], cache_salt: str, max_new_tokens: int, avoid: Collection[str]
+        self, tokens: list[int], namespace: Namespace, max_new_tokens: int, avoid: Collection[str]
     ) -> Work:
         """Raises NoRoute."""
         model = self.registry.model
@@ -242,7 +243,7 @@ class Service:
             num_tokens=len(tokens),
             num_pages=model.layout.num_pages(most),
             admission_pages=model.layout.num_pages(admission_tokens(len(tokens), most)),
-            hashes=self._hasher_of(model).hashes(tokens, cache_salt),
+            hashes=self._hasher_of(model).hashes(tokens, namespace),
             avoid=avoid,
         )
 
@@ -363,7 +364,7 @@ class Service:
         if 0 <= last_page < len(outcome.hashes):
             tokens = request.tokens[: outcome.cached_tokens]
             self.hot_prefixes.hit(
-                outcome.hashes[last_page], tokens, bool(request.cache_salt), self._now()
+                outcome.hashes[last_page], tokens, bool(request.namespace.salt), self._now()
             )
 
     def _ended(self, outcome: Ended) -> None:

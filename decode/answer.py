@@ -72,12 +72,6 @@ class Planned:
         return self.answer.sequence is self.sequence
 
     @property
-    def needs_ids(self) -> bool:
-        """What it samples has to be known before the next step of the answer is started."""
-        sampling = self.part.sampling
-        return self.is_wanted and sampling is not None and sampling.needs_history
-
-    @property
     def is_given(self) -> bool:
         """It computes nothing that this admission of the answer sampled."""
         return self.part.start < self.sequence.num_given

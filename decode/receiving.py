@@ -91,7 +91,7 @@ class Receiving:
         prefill = Prefill(
             attempt=answer.attempt,
             tokens=request.tokens,
-            cache_salt=request.cache_salt,
+            namespace=request.namespace,
             sampling=request.sampling,
             skip_pages=lease.num_cached_pages,
             reply_address=self._addresses.control,
@@ -160,7 +160,7 @@ class Receiving:
         if num_new <= 0:
             return
         under_way.num_arrived_pages, under_way.progress_at = num_pages, now
-        self._counters.pages_received_total += num_new
+        self._counters.pages_received += num_new
         num_pages_here = under_way.lease.num_cached_pages + num_pages
         self._cache.commit(under_way.lease, under_way.answer.hashes[:num_pages_here], now)
 

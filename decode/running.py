@@ -60,12 +60,9 @@ class Running:
     def plan(self, max_prompt_tokens: int) -> list[Planned]:
         """The next step: one token of every answer that has a page for it, then chunks of prompts.
 
-        It may be planned while one step is under way, if that samples nothing whose choice depends
-        on the ids before it; else there is nothing to be computed until that step is over.
+        It may be planned while one step is under way.
         """
         assert len(self._steps) < 2, "two steps are under way"
-        if any(planned.needs_ids for step in self._steps for planned in step):
-            return []
         step: list[Planned] = []
         prompts = []
         for answer in self._answers:
@@ -73,7 +70,7 @@ class Running:
             if answer.sequence.has_chunk:
                 prompts.append(answer)
             elif not answer.is_ending and not self._lacks_page(answer):
-                self._add(step, answer, 1)
+                self._add(step, answer, answer.sequence.num_unplanned)
         for answer in prompts:
             if max_prompt_tokens == 0:
                 break

@@ -84,6 +84,7 @@ class DecodeScheduler:
         self._limits = limits
         self._waiting: deque[Answer] = deque()
         self._num_arrived = 0
+        self._num_sequences = 0
         self._outbox = Outbox(node)
         self._counters = Counters()
         self._receiving = Receiving(
@@ -128,7 +129,7 @@ class DecodeScheduler:
             answer, part = planned.answer, planned.part
             planned.sequence.computed(part)
             if planned.is_given:
-                self._counters.computed_tokens_total += len(part.token_ids)
+                self._counters.computed_tokens += len(part.token_ids)
                 self._commit(answer, now)
             if new is not None:
                 self._produced(answer, new, now)
@@ -149,6 +150,7 @@ class DecodeScheduler:
             a.sequence.num_uncomputed for a in self._running if a.sequence and a.sequence.is_filling
         )
         return self._counters.load(
+            "decode",
             self._cache,
             num_running=len(self._running) + len(self._receiving),
             num_waiting=len(self._waiting),
@@ -173,7 +175,7 @@ class DecodeScheduler:
         if len(self._waiting) >= self._limits.max_waiting:
             reason = f"{len(self._waiting)} requests wait already at {self._node.name}"
             return [*instructions, self._failure(request, reason, "busy")]
-        answer.hashes = self._hasher.hashes(prompt, request.cache_salt)
+        answer.hashes = self._hasher.hashes(prompt, request.namespace)
         self._waiting.append(answer)
         return instructions
 
@@ -193,13 +195,16 @@ class DecodeScheduler:
             num_pages = self._hasher.num_pages(len(tokens))
             num_spare_pages = self._headroom() + self._admission_pages(answer) - num_pages
             lease = self._cache.acquire(
-                reusable, num_pages, now, answer.request.cache_salt, num_spare_pages
+                reusable, num_pages, now, answer.request.namespace, num_spare_pages
             )
             if lease is None:
                 break
             self._waiting.remove(answer)
             num_cached = lease.num_cached_pages * self._hasher.page_size
-            answer.sequence = Sequence(tokens, lease, answer.request.sampling, num_cached)
+            self._num_sequences += 1
+            answer.sequence = Sequence(
+                tokens, lease, answer.request.sampling, num_cached, self._num_sequences
+            )
             instructions += self._begin(answer, reusable, now)
         return instructions
 
@@ -278,7 +283,8 @@ class DecodeScheduler:
         if answer is None:
             return []
         assert answer.prefilled is not None
-        first = Sampled(answer.prefilled.first_token, answer.prefilled.first_logprobs)
+        logprobs = answer.prefilled.first_logprobs
+        first = Sampled(tuple(answer.prefilled.first_tokens), tuple(logprobs))
         self._running.add(answer)
         self._produced(answer, first, now)
         return self._outbox.flush()
@@ -287,7 +293,7 @@ class DecodeScheduler:
 
     def _preempt(self, answer: Answer, now: float) -> list[Instruction]:
         """It waits again, and may find what is computed of it when it goes on."""
-        self._counters.preemptions_total += 1
+        self._counters.preemptions += 1
         instructions = self._fetching.give_up(answer.attempt, now)
         self._commit(answer, now)
         self._running.end(answer)
@@ -298,10 +304,10 @@ class DecodeScheduler:
     def _produced(self, answer: Answer, new: Sampled, now: float) -> None:
         """A new token of a running answer: report it, and end the answer if it is the last."""
         assert answer.sequence is not None
-        request, token = answer.request, new.token
+        request, (token,) = answer.request, new.tokens
         answer.generated.append(token)
         answer.sequence.tokens.append(token)
-        self._counters.generated_tokens_total += 1
+        self._counters.generated_tokens += 1
         finish, reported = "", [token]
         if request.max_new_tokens == 0:
             finish, reported = "length", []
@@ -317,7 +323,7 @@ class DecodeScheduler:
             cached_tokens=answer.cached_tokens,
             transferred_pages=answer.num_expected_pages,
             fetched_tokens=answer.fetched_tokens,
-            logprobs=[new.logprobs] if reported and new.logprobs is not None else [],
+            logprobs=list(new.logprobs) if reported else [],
         )
         self._outbox.add(request.reply_address, out)
         if finish:
@@ -331,7 +337,7 @@ class DecodeScheduler:
         num_pages = answer.sequence.num_computed // page_size
         if num_pages > len(answer.hashes):
             answer.hashes = self._hasher.hashes(
-                answer.sequence.tokens[: num_pages * page_size], answer.request.cache_salt
+                answer.sequence.tokens[: num_pages * page_size], answer.request.namespace
             )
         self._cache.commit(answer.sequence.lease, answer.hashes[:num_pages], now)
 
@@ -342,7 +348,7 @@ class DecodeScheduler:
         answer = self._receiving.get(attempt)
         if answer is None or answer.request.prefill_node is None:
             return []
-        self._counters.transfer_failures_total += 1
+        self._counters.transfer_failures += 1
         failed = Failed(attempt, reason, "node", answer.request.prefill_node)
         return [*self._drop(attempt, now), Send(answer.request.reply_address, failed)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ctypes import CDLL
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,34 +16,19 @@ from engine.kernels.native.build import native_library
 from engine.kernels.native_kernels import NativeKernels
 from engine.model.config import ModelConfig
 from engine.model.linear import Build, kv_head_share
+from engine.options import EngineOptions
 from engine.parallel import SOLO, TensorParallel
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
+from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
-from engine.weights.loader import Progress, dummy_model, load_model, resolve_dtype
+from engine.weights.loader import Progress, dummy_model, load_model
+from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
+from protocol.model_directory import read_config
 
 NATIVE = ("cpu", torch.float32)
 """What native kernels compute on, and in."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How a model is computed; what a node's flags of the same names say."""
-
-    dtype: str = "auto"
-    page_size: int = 16
-    load_format: str = "auto"
-    """auto: the directory's weights; dummy: random ones of the configured shape."""
-    attention_backend: str = "auto"
-    deterministic: bool = False
-    """Logits do not depend on what else is in a batch, on chunks or on cache hits."""
-    context_length: int = 0
-    """Longest sequence that is served; 0: the model's own limit."""
-    max_running_requests: int = 64
-    """Most sequences in one decode step; on CUDA, graphs are recorded up to this size."""
-    native_kernels: bool = True
-    """On a CPU in float32, where they can be compiled; `deterministic` has its own."""
 
 
 def load_model_runner(
@@ -61,7 +45,7 @@ def load_model_runner(
     Raises ModelDirectoryError, UnsupportedModel or AttentionUnavailable.
     """
     config = ModelConfig.from_directory(path, options.context_length)
-    dtype = resolve_dtype(options.dtype, config, device)
+    dtype = resolve_dtype(options.dtype, config.checkpoint_dtype, device, cpu_has_amx())
     layout = KVLayout(
         page_size=options.page_size,
         num_layers=config.num_layers,
@@ -79,13 +63,13 @@ def load_model_runner(
         library,
     )
     build = Build(dtype, device, _kernels(options, device, library), parallel)
-    is_dummy = options.load_format == "dummy"
-    if is_dummy:
+    source = None if options.load_format == "dummy" else SafetensorsSource(path)
+    if source is None:
         model = dummy_model(config, build, progress)
     else:
-        model = load_model(path, config, build, progress)
+        model = load_model(source, config, build, progress)
     kv_cache = KVCache(layout, num_pages(layout), device)
-    fingerprint = model_fingerprint(path, _variant(config, options), is_dummy)
+    fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         longest = options.context_length or config.max_position_embeddings
@@ -104,7 +88,7 @@ def load_model_runner(
 def _native_library(
     options: EngineOptions, device: torch.device, dtype: torch.dtype
 ) -> CDLL | None:
-    is_wanted = options.native_kernels and not options.deterministic
+    is_wanted = not options.no_native_kernels and not options.deterministic
     return native_library() if is_wanted and (device.type, dtype) == NATIVE else None
 
 

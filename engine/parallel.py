@@ -6,6 +6,7 @@ heads, and ends with the same logits. Knows no weights; `engine/model/linear.py`
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,20 +18,26 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """This process is `rank` of `size`. `group` is torch's process group; None: alone."""
+    """Says that this process is `rank` of `size`, and reaches the others through `group`.
+
+    `group` is one of torch's process groups, or None where there is one rank.
+    """
 
     rank: int
     size: int
     group: Any = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, written into `tensor`. Raises RuntimeError if a rank is lost."""
+        """Writes the sum over all ranks into `tensor`. Raises RuntimeError if a rank is lost."""
         if self.size > 1:
             self.group.allreduce([tensor]).wait()
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """[…, n] → […, size * n], rank after rank. Raises RuntimeError if a rank is lost."""
+        """Joins the ranks' [..., n] to [..., size * n], in the order of ranks.
+
+        Raises RuntimeError if a rank is lost.
+        """
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -41,21 +48,43 @@ class TensorParallel:
 SOLO = TensorParallel(0, 1)
 
 
+class MeetingPoint:
+    """The store through which the ranks of one model find each other.
+
+    Rank 0's process opens it before the other ranks are started and tells them its address. The
+    store listens on `host` alone, on a port that the system chose; it must stay referenced for as
+    long as the ranks compute, because NCCL goes on using it.
+    """
+
+    def __init__(self, host: str, timeout_s: float) -> None:
+        # A store that binds for itself would listen on every address of this machine.
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
+        self.address = f"{host}:{port}"
+        self._store = TCPStore(
+            host,
+            port,
+            is_master=True,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+
+
 def connect(
     rank: int, size: int, device: torch.device, address: str, timeout_s: float
 ) -> TensorParallel:
-    """Joins the other ranks at `address` ("host:port"), where rank 0 opens a store.
+    """Joins the other ranks at the `MeetingPoint` of this address ("host:port").
 
-    NCCL on CUDA, else gloo; no default group is made. `timeout_s` bounds the meeting and, over
-    gloo, each operation. Raises RuntimeError if the ranks do not meet.
+    The ranks talk over NCCL on CUDA and over gloo elsewhere; torch's default group is left alone.
+    `timeout_s` bounds the meeting and, over gloo, each operation. Raises RuntimeError if the ranks
+    do not meet.
     """
     if size == 1:
         return SOLO
     host, _, port = address.rpartition(":")
     timeout = timedelta(seconds=timeout_s)
-    store = TCPStore(
-        host, int(port), size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
-    )
+    store = TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
     ranks = PrefixStore("tensor-parallel", store)
     make = _nccl if device.type == "cuda" else _gloo
     return TensorParallel(rank, size, make(ranks, rank, size, device, timeout))

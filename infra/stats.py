@@ -16,6 +16,10 @@ from kvrelay.client import Client, ClientError
 REFRESH_S = 1.0
 PIPE_WIDTH = 120
 """Of lines that nobody's terminal wraps."""
+SHOWN_COUNTERS = (
+    *("computed_tokens", "reused_tokens", "fetched_tokens"),
+    *("pages_sent", "pages_received", "pages_evicted"),
+)
 TERMS = ("queue", "fetch", "compute", "transfer", "wait", "evict", "first_token", "score")
 ROLES = {"prefill": "P", "decode": "D"}
 TASKS = {
@@ -108,8 +112,7 @@ def _node_table(nodes: dict[str, dict[str, Any]]) -> Table:
             ROLES[node["role"]] + (" drains" if node["draining"] else ""),
             *(_short(node["pages"][state]) for state in ("held", "cached", "free")),
             f"{node['token_hit_ratio']:.0%}",
-            *(_short(node[f"tokens_{how}"]) for how in ("computed", "reused", "fetched")),
-            *(_short(node[f"pages_{what}"]) for what in ("sent", "received", "evicted")),
+            *(_short(node["counters"][name]) for name in SHOWN_COUNTERS),
         )
     return table
 

@@ -50,7 +50,6 @@ def _serve(
     channel = Channel(config.host, config.control_port, host)
     info = NodeInfo(
         node=node,
-        role=role,
         control_address=channel.address,
         data_addresses=engine.data_addresses,
         layout=engine.layout,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.options import EngineOptions
 from protocol.config import option, require, require_redis_url
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
-ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
-LOAD_FORMATS = ("auto", "dummy")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GPU_CHUNK = 2048
 """Tokens of a step; long enough to keep a GPU busy."""
@@ -18,7 +16,9 @@ CPU_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class NodeConfig:
+class NodeConfig(EngineOptions):
+    """The flags of a node, those of its engine among them."""
+
     model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     name: str = option("", "name of this node, unique in the cluster; empty: role, host and pid")
@@ -30,25 +30,6 @@ class NodeConfig:
     tensor_parallel_size: int = option(
         1, "processes that compute the model together, each with a part of it; one device each"
     )
-    dtype: str = option(
-        "auto",
-        "dtype of weights and KV; auto: the checkpoint's where the device has it, else float32",
-        DTYPES,
-    )
-    load_format: str = option(
-        "auto", "auto: the model's weights; dummy: random ones, for benchmarks", LOAD_FORMATS
-    )
-    attention_backend: str = option(
-        "auto", "how attention is computed; auto: the fastest that is here", ATTENTION_BACKENDS
-    )
-    no_native_kernels: bool = option(
-        False, "compute on a CPU with torch alone; else kernels are compiled at the first start"
-    )
-    deterministic: bool = option(
-        False, "logits depend neither on what is computed beside a request nor on cache hits"
-    )
-    context_length: int = option(0, "longest sequence that is served; 0: the model's own limit")
-    page_size: int = option(16, "tokens per KV page")
     max_total_tokens: int = option(0, "tokens in the KV pool; 0: from --mem-fraction-static")
     mem_fraction_static: float = option(0.8, "share of memory for weights and KV pool")
     memory_share: float = option(
@@ -58,7 +39,6 @@ class NodeConfig:
     chunked_prefill_size: int = option(
         0, f"prompt tokens computed in one step; 0: {GPU_CHUNK} on GPUs, {CPU_CHUNK} on CPUs"
     )
-    max_running_requests: int = option(64, "requests computed side by side")
     max_queued_requests: int = option(1024, "requests that may wait for pages")
     lease_s: float = option(3.0, "a node that is silent for so long owns nothing any more")
     receive_timeout_s: float = option(60.0, "how long a decode node waits for a prefill")
@@ -76,16 +56,13 @@ class NodeConfig:
     trust_remote_code: bool = option(False, "refused: kvrelay runs no code from model directories")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             not self.trust_remote_code,
             "--trust-remote-code is refused: kvrelay never runs code that comes with a model; "
             "it has its own definition of every architecture it supports",
         )
         require_redis_url(self.redis_url)
-        require(
-            self.page_size > 0 and self.page_size & (self.page_size - 1) == 0,
-            f"--page-size is {self.page_size}; it must be a power of two, as 16 or 64",
-        )
         require(
             0 < self.mem_fraction_static < 1,
             f"--mem-fraction-static is {self.mem_fraction_static}; it must be between 0 and 1",
@@ -94,11 +71,10 @@ class NodeConfig:
             0 < self.memory_share <= 1,
             f"--memory-share is {self.memory_share}; it must be more than 0 and at most 1",
         )
-        for name in ("chunked_prefill_size", "kv_min_send_bytes", "context_length"):
+        for name in ("chunked_prefill_size", "kv_min_send_bytes"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) >= 0, f"{flag} must be 0 or more")
         for name in (
-            "max_running_requests",
             "max_queued_requests",
             "cpu_threads",
             "tensor_parallel_size",

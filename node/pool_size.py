@@ -1,4 +1,4 @@
-"""How many KV pages a rank has room for."""
+"""Decides how many KV pages a rank has room for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from protocol.config import ConfigError
 from protocol.layout import KVLayout
 
 CPU_POOL_TOKENS = 131_072
-"""A CPU node shares its memory with others; it takes no larger pool unless it is told to."""
+"""A CPU node shares its memory with others, so it takes no larger pool unless it is told to."""
 
 
 def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> int:
-    """Called when the weights are loaded. `layout`: of this rank's pool. Raises ConfigError."""
+    """Returns how many pages of `layout`, that of this rank's pool, fit into what memory is left.
+    It must be called when the weights are loaded. Raises ConfigError."""
     if config.max_total_tokens:
         return layout.num_pages(config.max_total_tokens)
     available, total = memory_bytes(device)

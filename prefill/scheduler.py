@@ -90,6 +90,7 @@ class PrefillScheduler:
         self._limits = limits
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
+        self._num_sequences = 0
         self._steps: deque[list[tuple[Job, Slice]]] = deque()
         """Under way, the oldest first."""
         self._sending = Sending(cache)
@@ -143,7 +144,7 @@ class PrefillScheduler:
             if job.sequence is None:  # it was dropped while the step was under way
                 continue
             job.sequence.computed(part)
-            self._counters.computed_tokens_total += len(part.token_ids)
+            self._counters.computed_tokens += len(part.token_ids)
             full_pages = job.sequence.num_computed // self._hasher.page_size
             self._cache.commit(job.sequence.lease, job.hashes[:full_pages], now)
             if first is not None:
@@ -164,6 +165,7 @@ class PrefillScheduler:
         waiting = sum(len(job.tokens) for job in self._waiting)
         running = sum(job.sequence.num_uncomputed for job in self._running if job.sequence)
         return self._counters.load(
+            "prefill",
             self._cache,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
@@ -180,7 +182,7 @@ class PrefillScheduler:
         if len(self._waiting) >= self._limits.max_waiting:
             reason = f"{len(self._waiting)} prompts wait already"
             return [*instructions, self._failure(request, reason, "busy")]
-        hashes = self._hasher.hashes(tokens, request.cache_salt)
+        hashes = self._hasher.hashes(tokens, request.namespace)
         self._waiting.append(Job(request, tokens, hashes, request.skip_pages))
         return instructions
 
@@ -198,12 +200,15 @@ class PrefillScheduler:
             if next_page_is_coming(self._cache, reusable, computing):
                 continue
             num_pages = self._hasher.num_pages(len(job.tokens))
-            lease = self._cache.acquire(reusable, num_pages, now, job.request.cache_salt)
+            lease = self._cache.acquire(reusable, num_pages, now, job.request.namespace)
             if lease is None:
                 break
             self._waiting.remove(job)
             num_cached = lease.num_cached_pages * self._hasher.page_size
-            job.sequence = Sequence(job.tokens, lease, job.request.sampling, num_cached)
+            self._num_sequences += 1
+            job.sequence = Sequence(
+                job.tokens, lease, job.request.sampling, num_cached, self._num_sequences
+            )
             self._running.append(job)
             self._counters.started(num_cached)
             instructions += self._send(job, lease.num_cached_pages)
@@ -245,7 +250,7 @@ class PrefillScheduler:
         if pages:
             job.num_handed_pages = num_pages
             self._sending.begin(job.attempt, job.request.reply_address)
-            self._counters.pages_sent_total += len(pages)
+            self._counters.pages_sent += len(pages)
         return pages, first - job.request.skip_pages
 
     def _done(self, job: Job, first: Sampled) -> PrefillDone:
@@ -253,11 +258,11 @@ class PrefillScheduler:
         cached_tokens = job.sequence.lease.num_cached_pages * self._hasher.page_size
         return PrefillDone(
             attempt=job.attempt,
-            first_token=first.token,
+            first_tokens=list(first.tokens),
             cached_tokens=cached_tokens + job.fetched_tokens,
             node=self._node,
             fetched_tokens=job.fetched_tokens,
-            first_logprobs=first.logprobs,
+            first_logprobs=list(first.logprobs),
         )
 
     def _sent(self, event: PagesSent, now: float) -> list[Instruction]:
@@ -267,7 +272,7 @@ class PrefillScheduler:
         reply_address = self._sending.ended(event.transfer)
         if not event.error or not reply_address:
             return []
-        self._counters.transfer_failures_total += 1
+        self._counters.transfer_failures += 1
         failed = Failed(event.transfer, event.error, "node", self._node)
         return [*self._drop(event.transfer, now), Send(reply_address, failed)]
 

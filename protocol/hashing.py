@@ -6,7 +6,7 @@
 
 so equal hashes mean equal prefixes (up to a 2^-64 birthday bound), and a run of hashes is a path
 in a radix tree. The namespace keeps apart what must never be shared: other weights, another KV
-layout, another tenant (`cache_salt`), another adapter.
+layout, another `Namespace` of the request.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from protocol.layout import KVLayout
+from protocol.namespace import SHARED, Namespace
 
 PAGE_HASH_BYTES = 16
 PageHash = bytes
 
 
-def namespace(
-    model_fingerprint: str, layout: KVLayout, cache_salt: str = "", lora: str = ""
-) -> bytes:
+def chain_start(model_fingerprint: str, layout: KVLayout, namespace: Namespace = SHARED) -> bytes:
     """16 bytes that begin every chain; length-prefixed parts, so no two inputs collide."""
     digest = blake2b(digest_size=PAGE_HASH_BYTES, person=b"kvrelay-ns")
-    for part in (model_fingerprint, layout.describe(), cache_salt, lora):
+    for part in (model_fingerprint, layout.describe(), namespace.salt, namespace.adapter):
         raw = part.encode()
         digest.update(struct.pack("<I", len(raw)))
         digest.update(raw)
@@ -52,7 +51,7 @@ def tokens_from_bytes(raw: bytes) -> list[int]:
 
 
 def page_hashes(tokens: Sequence[int], page_size: int, start: bytes) -> list[PageHash]:
-    """Hashes of the full pages of `tokens`, chained from `start` (a namespace or a page hash).
+    """Hashes of the full pages of `tokens`, chained from `start` (a `chain_start` or a page hash).
 
     A last page that is not full has no hash.
     """
@@ -87,10 +86,22 @@ class PageHasher:
         self._layout = layout
         self.page_size = layout.page_size
 
-    def hashes(self, tokens: Sequence[int], cache_salt: str = "") -> list[PageHash]:
-        """One hash per full page of `tokens`."""
-        start = namespace(self._model_fingerprint, self._layout, cache_salt)
-        return page_hashes(tokens, self.page_size, start)
+    def hashes(
+        self,
+        tokens: Sequence[int],
+        namespace: Namespace = SHARED,
+        known: Sequence[PageHash] = (),
+    ) -> list[PageHash]:
+        """Returns one hash per full page of `tokens`.
+
+        `known` are those of its first pages, computed before: hashing goes on behind them.
+        """
+        start = known[-1] if known else self._start_of(namespace)
+        rest = page_hashes(tokens[len(known) * self.page_size :], self.page_size, start)
+        return [*known, *rest]
+
+    def _start_of(self, namespace: Namespace) -> bytes:
+        return chain_start(self._model_fingerprint, self._layout, namespace)
 
     def num_pages(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens, the last one possibly in part."""

@@ -10,8 +10,10 @@ from typing import Literal
 
 import msgspec
 
+from protocol.counters import NodeCounters
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
+from protocol.namespace import Namespace
 from protocol.sampling import Sampling, TokenLogprobs
 
 
@@ -29,7 +31,7 @@ class Generate(Message, frozen=True):
 
     attempt: Attempt
     tokens: bytes
-    cache_salt: str
+    namespace: Namespace
     sampling: Sampling
     max_new_tokens: int
     stop_token_ids: list[int]
@@ -49,7 +51,7 @@ class Prefill(Message, frozen=True):
 
     attempt: Attempt
     tokens: bytes
-    cache_salt: str
+    namespace: Namespace
     sampling: Sampling
     skip_pages: int
     reply_address: str
@@ -83,18 +85,19 @@ class FetchRefused(Message, frozen=True):
 
 
 class PrefillDone(Message, frozen=True):
-    """Prefill node → decode node: all pages are on their way; this is the first token.
+    """Prefill node → decode node: all pages are on their way; these are the first tokens.
 
     `cached_tokens` of the prompt were not computed; of these, `fetched_tokens` were fetched.
     """
 
     attempt: Attempt
-    first_token: int
+    first_tokens: list[int]
+    """One, or several where the first one forces what follows."""
     cached_tokens: int
     node: Node
     fetched_tokens: int = 0
-    first_logprobs: TokenLogprobs | None = None
-    """The first token's, if the sampling asks for logprobs."""
+    first_logprobs: list[TokenLogprobs] = []
+    """One for each of `first_tokens`; empty if none were asked for."""
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -181,7 +184,6 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """What does not change during one life of a node."""
 
     node: Node
-    role: Role
     control_address: str
     data_addresses: tuple[str, ...]
     """Of all ranks, in order."""
@@ -217,51 +219,38 @@ class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     failures_total: int = 0
 
 
-class Load(msgspec.Struct, frozen=True):
-    """State of a node at one moment. Counters (`*_total`) only grow during one life."""
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a node at one moment."""
 
+    role: Role
+    """What the node prefers to do; it may change during its life."""
     num_running: int = 0
+    """Requests that have pages: their prompts are computed or received, or they are answered."""
     num_waiting: int = 0
+    """Requests that wait for pages."""
     queued_tokens: int = 0
     """Prompt tokens that are accepted and not yet computed."""
     free_pages: int = 0
     cached_pages: int = 0
     held_pages: int = 0
     promised_pages: int = 0
-    """Of the free and the cached ones, those that answers will take as they grow a little, and
-    requests that wait as they are admitted."""
+    """How many of the free and cached pages are spoken for: by answers that grow a little, and by
+    requests that wait to be admitted."""
     prefill_tokens_per_s: float = 0.0
     """Measured; 0 until a prompt was computed."""
     step_s: float = 0.0
     """Measured duration of a step that generates; 0 until one ran."""
     link_bytes_per_s: float = 0.0
     """Measured on long sends; 0 until there was one."""
-    computed_tokens_total: int = 0
-    reused_tokens_total: int = 0
-    generated_tokens_total: int = 0
-    requests_total: int = 0
-    requests_hit_total: int = 0
-    pages_sent_total: int = 0
-    pages_received_total: int = 0
-    bytes_sent_total: int = 0
-    pages_evicted_total: int = 0
-    transfer_failures_total: int = 0
     rss_bytes: int = 0
     """Resident memory of the node's process."""
-    fetched_tokens_total: int = 0
-    """Prompt tokens fetched from other nodes; not in `reused_tokens_total`, which were here."""
-    pages_fetched_total: int = 0
-    """Of `pages_received_total`."""
-    busy_s_total: float = 0.0
-    """Time spent in model steps."""
-    preemptions_total: int = 0
-    """Answers that gave their pages to older ones, to go on later."""
     links: tuple[LinkLoad, ...] = ()
     """At most MAX_LINKS: open ones first, then those that moved most."""
+    counters: NodeCounters = msgspec.field(default_factory=NodeCounters)
 
     @property
     def room_pages(self) -> int:
-        """For requests to come; negative where more is promised than there is."""
+        """Pages for requests to come; negative where more is promised than there is."""
         return self.free_pages + self.cached_pages - self.promised_pages
 
 

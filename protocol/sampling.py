@@ -37,8 +37,9 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.num_top_logprobs >= 0
 
     @property
-    def needs_history(self) -> bool:
-        """The choice depends on the ids of the tokens before it."""
+    def has_state(self) -> bool:
+        """The choice depends on the ids of the tokens before it, of which the runner keeps a state
+        for each sequence."""
         return (
             self.frequency_penalty != 0
             or self.presence_penalty != 0

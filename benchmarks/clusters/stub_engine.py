@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from engine.cache.prefix_cache import Lease, PrefixCache
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
+from protocol.namespace import Namespace
 
 PrefillSeconds = Callable[[int], float]
 """How long an engine is busy with so many uncached tokens."""
@@ -99,11 +100,11 @@ class StubEngine:
         return num_pages * self._hasher.page_size
 
     def prompt(
-        self, attempt: Attempt, tokens: list[int], cache_salt: str, max_new_tokens: int
+        self, attempt: Attempt, tokens: list[int], namespace: Namespace, max_new_tokens: int
     ) -> Prompt:
         """A prompt of this node's model that holds the pages of its answer too."""
         num_pages = self._hasher.num_pages(len(tokens) + max(0, max_new_tokens - 1))
-        return Prompt(attempt, tokens, self._hasher.hashes(tokens, cache_salt), num_pages)
+        return Prompt(attempt, tokens, self._hasher.hashes(tokens, namespace), num_pages)
 
     def compute(self, prompt: Prompt, now: float, fetch_pages: int = 0) -> None:
         """Queues it, with a fetch of its leading `fetch_pages` pages under way; `finished` returns

@@ -25,6 +25,7 @@ from benchmarks.clusters.stub_engine import Prompt, StubEngine
 from node.shell.heartbeat import HEARTBEATS_PER_LEASE, Heartbeats
 from node.shell.publisher import OwnershipPublisher
 from protocol.channel import Channel, PeerUnreachable
+from protocol.counters import NodeCounters
 from protocol.hashing import PageHasher, tokens_from_bytes
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
@@ -83,6 +84,7 @@ class StubNode(ABC):
     """What both roles share: `run()` until `stop()`, which a signal handler may call."""
 
     def __init__(self, role: Role, settings: StubSettings) -> None:
+        self._role: Role = role
         self.channel = Channel(HOST)
         layout = KVLayout(
             num_layers=2,
@@ -93,7 +95,6 @@ class StubNode(ABC):
         )
         self.info = NodeInfo(
             node=Node(settings.name, time.time_ns()),
-            role=role,
             control_address=self.channel.address,
             data_addresses=(),
             layout=layout,
@@ -138,6 +139,7 @@ class StubNode(ABC):
     def load(self) -> Load:
         engine = self.engine
         return Load(
+            role=self._role,
             num_running=self.num_running(),
             num_waiting=engine.num_queued,
             queued_tokens=engine.queued_tokens(time.monotonic()),
@@ -148,13 +150,15 @@ class StubNode(ABC):
             step_s=self._settings.prefill_base_s,
             link_bytes_per_s=self._settings.fetch_tokens_per_s
             * (self.info.layout.page_bytes / self.info.layout.page_size),
-            computed_tokens_total=engine.counts.computed_tokens,
-            reused_tokens_total=engine.counts.reused_tokens,
-            fetched_tokens_total=engine.counts.fetched_tokens,
-            generated_tokens_total=self._generated_tokens,
-            requests_total=engine.counts.requests,
-            requests_hit_total=engine.counts.requests_hit,
-            pages_evicted_total=engine.cache.num_evicted_pages,
+            counters=NodeCounters(
+                computed_tokens=engine.counts.computed_tokens,
+                reused_tokens=engine.counts.reused_tokens,
+                fetched_tokens=engine.counts.fetched_tokens,
+                generated_tokens=self._generated_tokens,
+                requests=engine.counts.requests,
+                requests_hit=engine.counts.requests_hit,
+                pages_evicted=engine.cache.num_evicted_pages,
+            ),
         )
 
     def num_running(self) -> int:
@@ -211,7 +215,7 @@ class StubPrefill(StubNode):
         if not isinstance(message, Prefill):
             return super().handle(message, now)
         tokens = tokens_from_bytes(message.tokens)
-        prompt = self.engine.prompt(message.attempt, tokens, message.cache_salt, 0)
+        prompt = self.engine.prompt(message.attempt, tokens, message.namespace, 0)
         if prompt.num_pages > self._settings.num_pages:
             reason = f"{prompt.num_pages} pages never fit"
             failed = Failed(message.attempt, reason, "request", self.info.node)
@@ -222,7 +226,7 @@ class StubPrefill(StubNode):
     def computed(self, prompt: Prompt) -> None:
         asker = self._askers.pop(prompt.attempt)
         done = PrefillDone(
-            prompt.attempt, ANSWER, prompt.cached_tokens, self.info.node, prompt.fetched_tokens
+            prompt.attempt, [ANSWER], prompt.cached_tokens, self.info.node, prompt.fetched_tokens
         )
         self.send(asker, done)
 
@@ -286,7 +290,7 @@ class StubDecode(StubNode):
         """Reserves the pages and asks for the KV, or computes it here."""
         attempt = request.attempt
         tokens = tokens_from_bytes(request.tokens)
-        prompt = self.engine.prompt(attempt, tokens, request.cache_salt, request.max_new_tokens)
+        prompt = self.engine.prompt(attempt, tokens, request.namespace, request.max_new_tokens)
         if request.prefill_node is None:
             self._answers[attempt] = _Answer(request, prompt)
             return self.engine.compute(prompt, now, request.fetch_pages)
@@ -298,7 +302,7 @@ class StubDecode(StubNode):
         ask = Prefill(
             attempt=attempt,
             tokens=request.tokens,
-            cache_salt=request.cache_salt,
+            namespace=request.namespace,
             sampling=request.sampling,
             skip_pages=prompt.lease.num_cached_pages,
             reply_address=self.info.control_address,

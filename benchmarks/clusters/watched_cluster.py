@@ -216,7 +216,7 @@ def received(nodes: Nodes, field: str) -> dict[str, float]:
 
 
 def busy_s(nodes: Nodes, name: str) -> float:
-    return float(nodes[name]["load"]["busy_s_total"])
+    return float(nodes[name]["load"]["counters"]["busy_s"])
 
 
 def any_work(nodes: Nodes) -> bool:

@@ -43,16 +43,16 @@ class Cell:
 
     @property
     def length(self) -> int:
-        """Of each sequence at the end, steps that warm up included."""
+        """How long each sequence is at the end, steps that warm up included."""
         return self.context + WARM_UP_STEPS + self.num_steps
 
     @property
     def mean_context(self) -> float:
-        """That a timed step attends to, the new token included."""
+        """How many tokens a timed step attends to, the new one included."""
         return self.context + WARM_UP_STEPS + (self.num_steps + 1) / 2
 
 
-class Engine(Protocol):
+class ComparedEngine(Protocol):
     """One implementation with the weights of this run."""
 
     name: str
@@ -79,7 +79,7 @@ class Timing:
     step_s: float
 
 
-def measure(engine: Engine, cell: Cell, with_prefill: bool) -> Timing:
+def measure(engine: ComparedEngine, cell: Cell, with_prefill: bool) -> Timing:
     """Medians. Short prompts are computed once to warm up, all until the budget is spent."""
     prefill_s = None
     if with_prefill:

@@ -1,4 +1,4 @@
-"""That all engines compute the same thing, before any of them is timed."""
+"""Checks that all engines compute the same thing, before any of them is timed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from benchmarks.engines.cells import Engine
+from benchmarks.engines.cells import ComparedEngine
 
 NUM_PROMPT_TOKENS = 40
 NUM_STEPS = 24
@@ -33,7 +33,7 @@ def random_tokens(vocab_size: int) -> list[int]:
 
 
 def require_agreement(
-    engine: Engine, tokens: Sequence[int], reference: Tensor, num_prompt_tokens: int
+    engine: ComparedEngine, tokens: Sequence[int], reference: Tensor, num_prompt_tokens: int
 ) -> Agreement:
     """Raises Disagreement. `reference` [tokens, vocab]: the logits after each of `tokens`.
 

@@ -33,41 +33,41 @@ REPEATS = 7
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Of one machine with the threads of this run."""
+class MachineRates:
+    """What one machine does with the threads of this run."""
 
     copy_bytes_s: float
     matmul_flop_s: float
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """What a step must move and compute."""
 
     weight_bytes: int
     kv_bytes: int
     flops: int
 
-    def floor_s(self, rates: Rates) -> float:
+    def floor_s(self, rates: MachineRates) -> float:
         read_s = (self.weight_bytes + self.kv_bytes) / rates.copy_bytes_s
         return max(read_s, self.flops / rates.matmul_flop_s)
 
 
-def decode_work(config: ModelConfig, dtype: str, batch: int, context: float) -> Work:
+def decode_work(config: ModelConfig, dtype: str, batch: int, context: float) -> StepWork:
     """One step of `batch` sequences, each attending to `context` tokens, its own included.
 
     `dtype` is that of weights, K and V.
     """
     weights = layer_weights(config) + config.vocab_size * config.hidden_size
     kv_elements = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return Work(
+    return StepWork(
         weight_bytes=weights * DTYPE_BYTES[dtype],
         kv_bytes=round(batch * context * kv_elements) * DTYPE_BYTES[dtype],
         flops=round(batch * (2 * weights + context * _attention_flops(config))),
     )
 
 
-def prefill_work(config: ModelConfig, dtype: str, batch: int, context: int) -> Work:
+def prefill_work(config: ModelConfig, dtype: str, batch: int, context: int) -> StepWork:
     """`batch` prompts of `context` tokens; the head computes the last row of each only.
 
     A token attends to half of its prompt on average. K and V are written, but of that nothing is
@@ -75,7 +75,7 @@ def prefill_work(config: ModelConfig, dtype: str, batch: int, context: int) -> W
     """
     weights, head = layer_weights(config), config.vocab_size * config.hidden_size
     attention = context * (context + 1) // 2 * _attention_flops(config)
-    return Work(
+    return StepWork(
         weight_bytes=(weights + head) * DTYPE_BYTES[dtype],
         kv_bytes=0,
         flops=batch * (2 * (context * weights + head) + attention),
@@ -90,7 +90,7 @@ def layer_weights(config: ModelConfig) -> int:
 
 
 def _attention_flops(config: ModelConfig) -> int:
-    """Of one token with one token of context: q·k and its share of the weighted sum of v."""
+    """Returns what one token costs with one token of context: q·k, and its share of summing v."""
     return 4 * config.num_layers * config.num_heads * config.head_dim
 
 
@@ -99,12 +99,12 @@ def measure_rates(
     device: torch.device,
     copy_bytes: Sequence[int] = (),
     matmuls: Sequence[tuple[int, int, int]] = (),
-) -> Rates:
+) -> MachineRates:
     """The best of the sizes, by default of those above; takes a second or two."""
     on_gpu = device.type == "cuda"
     copy_bytes = copy_bytes or (GPU_COPY_BYTES if on_gpu else COPY_BYTES)
     matmuls = matmuls or (GPU_MATMULS if on_gpu else MATMULS)
-    return Rates(
+    return MachineRates(
         copy_bytes_s=max(_copy(num_bytes, device) for num_bytes in copy_bytes),
         matmul_flop_s=max(_matmul(shape, dtype, device) for shape in matmuls),
     )

@@ -11,9 +11,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-from safetensors import safe_open
 
-from engine.weights.fingerprint import weight_files
+from engine.weights.safetensors_source import SafetensorsSource
 from protocol.errors import UserError
 from protocol.model_directory import read_config
 
@@ -57,15 +56,14 @@ def write_gguf(model: Path, target: Path) -> None:
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_tokenizer_model("no_vocab")
-    for file in weight_files(model):
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is no dict)
-                weight = tensors.get_tensor(name).float().numpy()
-                if name.endswith("q_proj.weight"):
-                    weight = interleave_halves(weight, num_heads)
-                elif name.endswith("k_proj.weight"):
-                    weight = interleave_halves(weight, num_kv_heads)
-                writer.add_tensor(gguf_name(name), np.ascontiguousarray(weight))
+    source = SafetensorsSource(model)
+    for name in source.tensors:
+        weight = source.read(name).float().numpy()
+        if name.endswith("q_proj.weight"):
+            weight = interleave_halves(weight, num_heads)
+        elif name.endswith("k_proj.weight"):
+            weight = interleave_halves(weight, num_kv_heads)
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(weight))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

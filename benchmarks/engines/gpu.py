@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engines.cells import Cell
-from benchmarks.engines.floor import Rates, decode_work, measure_rates, prefill_work
+from benchmarks.engines.floor import MachineRates, decode_work, measure_rates, prefill_work
 from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.report import rounded, shown
 from benchmarks.engines.shapes import save_shape
 from benchmarks.machine import machine
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.model.config import ModelConfig
+from engine.options import EngineOptions
 from protocol.layout import KVLayout
 
 PROMPTS = (512, 2048, 4096, 8192, 32_768)
@@ -41,13 +42,13 @@ NUM_PROMPTS, QUICK_PROMPTS = 7, 3
 
 @dataclass(frozen=True)
 class Reference:
-    """Of one shape in bfloat16."""
+    """What another engine does with one shape in bfloat16."""
 
     source: str
     prefill_tok_s: Mapping[int, float]
-    """By the length of the prompt."""
+    """Tokens per second by the length of the prompt."""
     step_ms: Mapping[tuple[int, int], float]
-    """By batch and context."""
+    """Milliseconds of a step by batch and context."""
 
 
 VLLM = {
@@ -67,7 +68,7 @@ NO_REFERENCE = Reference("none", {}, {})
 
 
 @dataclass(frozen=True)
-class Decode:
+class DecodeRow:
     """One row; seconds are medians."""
 
     cell: Cell
@@ -79,17 +80,17 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Prefill:
+class PrefillRow:
     num_tokens: int
     prefill_s: float
-    """Of one prompt alone, up to its first token."""
+    """Seconds from one prompt alone to its first token."""
     floor_s: float
 
 
 @dataclass(frozen=True)
 class GpuReport:
-    decodes: Sequence[Decode]
-    prefills: Sequence[Prefill]
+    decodes: Sequence[DecodeRow]
+    prefills: Sequence[PrefillRow]
     reference: Reference = NO_REFERENCE
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the JSON line that describe the whole run."""
@@ -103,7 +104,7 @@ class GpuReport:
             "prefill": [self._prefill_json(row) for row in self.prefills],
         }
 
-    def _decode_json(self, row: Decode) -> dict[str, Any]:
+    def _decode_json(self, row: DecodeRow) -> dict[str, Any]:
         return {
             "batch": row.cell.batch,
             "context": row.cell.context,
@@ -119,7 +120,7 @@ class GpuReport:
             "reference_step_ms": self.reference.step_ms.get((row.cell.batch, row.cell.context)),
         }
 
-    def _prefill_json(self, row: Prefill) -> dict[str, Any]:
+    def _prefill_json(self, row: PrefillRow) -> dict[str, Any]:
         return {
             "tokens": row.num_tokens,
             "prefill_tok_s": rounded(row.num_tokens / row.prefill_s),
@@ -236,20 +237,20 @@ def _prefill(
     num_prompts: int,
     config: ModelConfig,
     layout: KVLayout,
-    rates: Rates,
-) -> Prefill:
+    rates: MachineRates,
+) -> PrefillRow:
     engine.prefill_s(cell)
     seconds = statistics.median(engine.prefill_s(cell) for _ in range(num_prompts))
     floor_s = prefill_work(config, layout.dtype, 1, cell.context).floor_s(rates)
-    return Prefill(cell.context, seconds, floor_s)
+    return PrefillRow(cell.context, seconds, floor_s)
 
 
 def _decode(
-    engine: Ours, cell: Cell, config: ModelConfig, layout: KVLayout, rates: Rates
-) -> Decode:
+    engine: Ours, cell: Cell, config: ModelConfig, layout: KVLayout, rates: MachineRates
+) -> DecodeRow:
     work = decode_work(config, layout.dtype, cell.batch, cell.mean_context)
     ahead_s = statistics.median(engine.step_ahead_s(cell))
-    return Decode(cell, ahead_s, statistics.median(engine.step_s(cell)), work.floor_s(rates))
+    return DecodeRow(cell, ahead_s, statistics.median(engine.step_s(cell)), work.floor_s(rates))
 
 
 @contextmanager

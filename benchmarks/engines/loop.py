@@ -25,24 +25,30 @@ from node.core.instructions import Send
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import Generate, encode
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 
 SAMPLED = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=7)
 GREEDY = Sampling(temperature=0.0)
+PENALISED = Sampling(
+    temperature=0.0, frequency_penalty=0.5, presence_penalty=0.5, repetition_penalty=1.2
+)
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Shares of a step, medians."""
+    """Shares of a step that are not the model's; medians."""
 
     share: float
     """With greedy requests."""
     sampled_share: float
     """With requests that draw from the top_p of their top_k tokens."""
+    penalised_share: float
+    """With greedy requests that have all penalties."""
 
 
 def measure_overhead(runner: ModelRunner, cell: Cell) -> Overhead:
-    return Overhead(_share(runner, cell, GREEDY), _share(runner, cell, SAMPLED))
+    return Overhead(*(_share(runner, cell, sampling) for sampling in (GREEDY, SAMPLED, PENALISED)))
 
 
 def _share(runner: ModelRunner, cell: Cell, sampling: Sampling) -> float:
@@ -55,6 +61,7 @@ def _share(runner: ModelRunner, cell: Cell, sampling: Sampling) -> float:
             loop.step()
             step_s = time.perf_counter() - started
             shares.append(1 - sum(forward_s) / step_s)
+    loop.end()
     return statistics.median(shares[WARM_UP_STEPS:])
 
 
@@ -83,10 +90,12 @@ class _Loop:
             )
         slices, _ = self._scheduler.next_batch(time.monotonic())
         assert len(slices) == cell.batch, "the pool holds all prompts of a cell"
-        self._scheduler.finish([Sampled(prompt[0])] * cell.batch, time.monotonic())
+        runner.states.feed(slices)
+        self._sequence_ids = [part.sequence_id for part in slices]
+        self._scheduler.finish([Sampled((prompt[0],))] * cell.batch, time.monotonic())
 
     def step(self) -> None:
-        """As `NodeShell.run` has it."""
+        """Does what `NodeShell.run` does in a step."""
         slices, _ = self._scheduler.next_batch(time.monotonic())
         sampled = self._runner.start(slices).sampled()
         for instruction in self._scheduler.finish(sampled, time.monotonic()):
@@ -94,12 +103,16 @@ class _Loop:
                 encode(instruction.message)
         self._scheduler.load()
 
+    def end(self) -> None:
+        for sequence_id in self._sequence_ids:
+            self._runner.end_sequence(sequence_id)
+
 
 def _request(name: str, prompt: list[int], sampling: Sampling, max_new_tokens: int) -> Generate:
     return Generate(
         attempt=Attempt(name, 1),
         tokens=token_bytes(prompt),
-        cache_salt="",
+        namespace=SHARED,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
         stop_token_ids=[],

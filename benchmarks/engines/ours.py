@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks.engines.cells import OURS, WARM_UP_STEPS, Cell
-from engine.steps.runner import ModelRunner, Step
+from engine.steps.runner import ModelRunner
 from engine.steps.sequence import UNKNOWN, Slice
+from engine.steps.step import Step
 from protocol.layout import KVLayout
 from protocol.sampling import Sampling
 
@@ -97,7 +98,7 @@ class Ours:
 
 
 def num_pages_for(cells: Sequence[Cell], layout: KVLayout) -> int:
-    """Of a pool that holds the largest of the cells."""
+    """Returns the pages of a pool that holds the largest of the cells."""
     return max(cell.batch * layout.num_pages(cell.length) for cell in cells)
 
 
@@ -133,4 +134,4 @@ def _followers(start: int, tables: Sequence[np.ndarray]) -> list[Slice]:
 
 def _sampled(step: Step) -> list[int]:
     """The token of every slice, all of which want one."""
-    return [sampled.token for sampled in step.sampled() if sampled is not None]
+    return [sampled.tokens[0] for sampled in step.sampled() if sampled is not None]

@@ -68,6 +68,7 @@ class Row:
             "step_vs_floor": rounded(self.step_vs_floor),
             "overhead_share": rounded(overhead.share) if overhead else None,
             "overhead_share_sampled": rounded(overhead.sampled_share) if overhead else None,
+            "overhead_share_penalised": rounded(overhead.penalised_share) if overhead else None,
             "step_ms": rounded(self.ours.step_s * 1e3),
             "step_floor_ms": rounded(self.step_floor_s * 1e3),
             "prefill_tok_s": rounded(self.prefill_tok_s(OURS)),
@@ -78,7 +79,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Cost:
+class DeterministicCost:
     """What --deterministic costs in one cell: times with it over times without."""
 
     cell: Cell
@@ -106,9 +107,9 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Report:
+class EngineReport:
     rows: Sequence[Row]
-    costs: Sequence[Cost] = ()
+    costs: Sequence[DeterministicCost] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the JSON line that describe the whole run."""
 
@@ -170,7 +171,7 @@ def _prefill_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _cost_table(costs: Sequence[Cost]) -> Table:
+def _cost_table(costs: Sequence[DeterministicCost]) -> Table:
     table = Table(
         title="what --deterministic costs: times with it over times without", box=box.SIMPLE
     )

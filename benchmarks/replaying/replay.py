@@ -135,7 +135,7 @@ class _Node:
 
     def __init__(self, name: str, capacity: int) -> None:
         self.capacity = capacity or UNLIMITED
-        self.info = _info(Node(name, 1), "prefill", self.capacity)
+        self.info = _info(Node(name, 1), self.capacity)
         self.cache = LeafLru(capacity)
         self.queue: deque[_Job] = deque()
         self.running: _Job | None = None
@@ -149,6 +149,7 @@ class _Node:
         if self.running is not None:
             queued_s += max(0.0, self.running_until - now)
         return Load(
+            role="prefill",
             num_running=self.running is not None,
             num_waiting=len(self.queue),
             queued_tokens=int(queued_s * PREFILL_TOKENS_PER_S),
@@ -212,9 +213,9 @@ class Replay:
     def _beat(self) -> None:
         for node in self._nodes.values():
             self._heartbeat(node)
-        answering = Load(free_pages=UNLIMITED)
+        answering = Load(role="decode", free_pages=UNLIMITED)
         for coordinator in self._coordinators:
-            info = _info(ANSWERING, "decode", UNLIMITED)
+            info = _info(ANSWERING, UNLIMITED)
             coordinator.registry.heartbeat(Heartbeat(info, answering, LEASE_S), self._now)
         self._at(self._now + HEARTBEAT_S, self._beat)
 
@@ -317,10 +318,9 @@ def _prefill_s(request: TraceRequest, num_cached_blocks: int) -> float:
     return PREFILL_BASE_S + num_uncached / PREFILL_TOKENS_PER_S
 
 
-def _info(node: Node, role: Any, num_pages: int) -> NodeInfo:
+def _info(node: Node, num_pages: int) -> NodeInfo:
     return NodeInfo(
         node=node,
-        role=role,
         control_address=node.name,
         data_addresses=(node.name,),
         layout=LAYOUT,

@@ -67,13 +67,15 @@ class Registry:
         if self._is_foreign(info):
             return replaced
         if known is None or replaced is not None:
-            log.info("%s node %s joins (%s)", info.role, info.node, info.control_address)
+            log.info("%s node %s joins (%s)", message.load.role, info.node, info.control_address)
         lease_ends = now + message.lease_s
         live = self._nodes.get(info.node.name)
         if live is None:
             self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
             self._by_role.clear()
         else:
+            if live.load.role != message.load.role:
+                self._by_role.clear()
             live.info, live.load = info, message.load
             live.lease_ends, live.last_heartbeat = lease_ends, now
         self._link_bytes_per_s = None
@@ -85,16 +87,16 @@ class Registry:
         if known is None or known.node != node:
             return None
         self._drop(node.name)
-        log.info("%s node %s left", known.info.role, node)
+        log.info("%s node %s left", known.load.role, node)
         return known.info
 
     def expire(self, now: float) -> list[NodeInfo]:
         """Removes and returns the nodes whose lease has ended."""
-        gone = [live.info for live in self._nodes.values() if live.lease_ends <= now]
-        for info in gone:
-            log.warning("%s node %s is lost: no heartbeat", info.role, info.node)
-            self._drop(info.node.name)
-        return gone
+        gone = [live for live in self._nodes.values() if live.lease_ends <= now]
+        for live in gone:
+            log.warning("%s node %s is lost: no heartbeat", live.load.role, live.node)
+            self._drop(live.node.name)
+        return [live.info for live in gone]
 
     def get(self, node: Node) -> LiveNode | None:
         """None if this life of the node is not known."""
@@ -105,7 +107,7 @@ class Registry:
         """Live nodes, by name, of one role or of both."""
         if role not in self._by_role:
             nodes = sorted(self._nodes.values(), key=lambda live: live.node.name)
-            self._by_role[role] = [n for n in nodes if role is None or n.info.role == role]
+            self._by_role[role] = [n for n in nodes if role is None or n.load.role == role]
         return self._by_role[role]
 
     @property
@@ -132,8 +134,7 @@ class Registry:
             self._refused[info.node.name] = info.node
             difference = model.layout.differences(info.layout) or "other weights"
             log.error(
-                "%s node %s is ignored, it serves another model than the cluster: %s",
-                info.role,
+                "node %s is ignored, it serves another model than the cluster: %s",
                 info.node,
                 difference,
             )

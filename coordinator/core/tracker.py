@@ -16,6 +16,7 @@ from coordinator.routing.router import NoRoute, Route
 from protocol.hashing import PageHash, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, Message, TokenOut, TokensOut
+from protocol.namespace import Namespace
 from protocol.sampling import Sampling, TokenLogprobs
 
 MAX_FAILURES = 4
@@ -36,7 +37,7 @@ class Request:
 
     request_id: str
     tokens: list[int]
-    cache_salt: str
+    namespace: Namespace
     sampling: Sampling
     max_new_tokens: int
     stop_token_ids: list[int]
@@ -122,8 +123,8 @@ class _Running:
         return Attempt(self.request.request_id, self.attempt)
 
 
-WorkFunction = Callable[[list[int], str, int, Collection[str]], Work]
-"""(tokens, cache_salt, max_new_tokens, nodes to avoid) → what is to be placed."""
+WorkFunction = Callable[[list[int], Namespace, int, Collection[str]], Work]
+"""(tokens, namespace, max_new_tokens, nodes to avoid) → what is to be placed."""
 
 
 class Tracker:
@@ -156,7 +157,7 @@ class Tracker:
     def submit(self, request: Request, now: float) -> list[Outcome]:
         """Starts a request; raises NoRoute (and keeps nothing) when no node can take it."""
         assert request.request_id not in self._running
-        work = self._make_work(request.tokens, request.cache_salt, request.max_new_tokens, ())
+        work = self._make_work(request.tokens, request.namespace, request.max_new_tokens, ())
         self._placement.require_room(work)
         self._running[request.request_id] = _Running(request, now, work)
         self._queue.add(request.request_id, work, now)
@@ -257,7 +258,7 @@ class Tracker:
         generate = Generate(
             attempt=running.current,
             tokens=token_bytes(request.tokens + running.answered),
-            cache_salt=request.cache_salt,
+            namespace=request.namespace,
             sampling=request.sampling,
             max_new_tokens=request.max_new_tokens - len(running.answered),
             stop_token_ids=request.stop_token_ids,
@@ -355,7 +356,7 @@ class Tracker:
         request = running.request
         return self._make_work(
             request.tokens + running.answered,
-            request.cache_salt,
+            request.namespace,
             request.max_new_tokens - len(running.answered),
             frozenset(running.avoid),
         )

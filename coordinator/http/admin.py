@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,7 @@ from coordinator.ownership.audit import audit
 from coordinator.routing.policies import Candidate
 from coordinator.routing.router import Route
 from coordinator.service import Service
+from protocol.counters import NodeCounters
 from protocol.messages import LinkLoad, Load
 from protocol.redis.client import REDIS_ERRORS
 
@@ -51,11 +53,7 @@ async def cache_stats(request: Request) -> Response:
             name: sum(node["pages"][name] for node in nodes.values())
             for name in ("total", "used", "held", "cached", "free")
         },
-        "tokens_computed": sum(node["tokens_computed"] for node in nodes.values()),
-        "tokens_reused": sum(node["tokens_reused"] for node in nodes.values()),
-        "tokens_fetched": sum(node["tokens_fetched"] for node in nodes.values()),
-        "pages_sent": sum(node["pages_sent"] for node in nodes.values()),
-        "pages_evicted": sum(node["pages_evicted"] for node in nodes.values()),
+        "node_counters": _sums(live.load.counters for live in service.registry.live()),
         "running_requests": service.num_running,
         "waiting_requests": service.num_waiting,
         "unique_owned_pages": index.num_unique_pages,
@@ -155,7 +153,7 @@ async def nodes(request: Request) -> Response:
             {
                 "name": live.node.name,
                 "incarnation": live.node.incarnation,
-                "role": live.info.role,
+                "role": live.load.role,
                 "draining": live.node.name in service.placement.draining,
                 "control_address": live.info.control_address,
                 "data_addresses": live.info.data_addresses,
@@ -309,9 +307,9 @@ def _candidate(candidate: Candidate, route: Route, task: str) -> dict[str, Any]:
 
 def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
     load = live.load
-    found = load.reused_tokens_total + load.fetched_tokens_total
+    found = load.counters.reused_tokens + load.counters.fetched_tokens
     return {
-        "role": live.info.role,
+        "role": live.load.role,
         "draining": live.node.name in service.placement.draining,
         "pages": {
             "total": live.info.num_pages,
@@ -321,25 +319,22 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
             "free": load.free_pages,
         },
         "owned_pages": service.index.num_pages(live.node),
-        "tokens_computed": load.computed_tokens_total,
-        "tokens_reused": load.reused_tokens_total,
-        "tokens_fetched": load.fetched_tokens_total,
-        "tokens_generated": load.generated_tokens_total,
-        "token_hit_ratio": ratio(found, found + load.computed_tokens_total),
-        "requests": load.requests_total,
-        "requests_hit": load.requests_hit_total,
-        "request_hit_ratio": ratio(load.requests_hit_total, load.requests_total),
-        "pages_sent": load.pages_sent_total,
-        "pages_received": load.pages_received_total,
-        "pages_fetched": load.pages_fetched_total,
-        "pages_evicted": load.pages_evicted_total,
-        "transfer_failures": load.transfer_failures_total,
-        "preemptions": load.preemptions_total,
+        "counters": msgspec.structs.asdict(load.counters),
+        "token_hit_ratio": ratio(found, found + load.counters.computed_tokens),
+        "request_hit_ratio": ratio(load.counters.requests_hit, load.counters.requests),
     }
 
 
+def _sums(counters: Iterable[NodeCounters]) -> dict[str, float]:
+    sums = msgspec.structs.asdict(NodeCounters())
+    for one in counters:
+        for name, value in msgspec.structs.asdict(one).items():
+            sums[name] += value
+    return sums
+
+
 def _load(load: Load) -> dict[str, Any]:
-    values = msgspec.structs.asdict(load)
+    values: dict[str, Any] = msgspec.to_builtins(load)
     del values["links"]
     return values
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from coordinator.routing.policies import POLICIES
+from protocol.counters import NodeCounters
 from protocol.layout import KVLayout
 from protocol.messages import Load
 
@@ -26,36 +27,33 @@ COUNTS = {
     "failed_requests": 0,
 }
 PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
+COUNTERS = NodeCounters(
+    requests=1204,
+    requests_hit=1011,
+    computed_tokens=303104,
+    reused_tokens=568320,
+    fetched_tokens=41984,
+    pages_sent=19822,
+    pages_fetched=2624,
+    pages_evicted=8112,
+    bytes_sent=10392436736,
+    busy_s=9.41,
+)
 NODE_STATS = {
     "role": "prefill",
     "draining": False,
     "pages": PAGES,
     "owned_pages": 15688,
-    "tokens_computed": 303104,
-    "tokens_reused": 568320,
-    "tokens_fetched": 41984,
-    "tokens_generated": 0,
+    "counters": msgspec.structs.asdict(COUNTERS),
     "token_hit_ratio": 0.6682,
-    "requests": 1204,
-    "requests_hit": 1011,
     "request_hit_ratio": 0.8397,
-    "pages_sent": 19822,
-    "pages_received": 0,
-    "pages_fetched": 2624,
-    "pages_evicted": 8112,
-    "transfer_failures": 0,
-    "preemptions": 0,
 }
 STATS = {
     "cluster": {
         **COUNTS,
         "last_5_minutes": COUNTS,
         "pages": PAGES,
-        "tokens_computed": 303104,
-        "tokens_reused": 568320,
-        "tokens_fetched": 41984,
-        "pages_sent": 19822,
-        "pages_evicted": 8112,
+        "node_counters": msgspec.structs.asdict(COUNTERS),
         "running_requests": 12,
         "waiting_requests": 3,
         "unique_owned_pages": 15688,
@@ -117,8 +115,10 @@ NODES = [
         "backlog_s": 0.034,
         "load": {
             name: value
-            for name, value in msgspec.structs.asdict(
-                Load(num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0)
+            for name, value in msgspec.to_builtins(
+                Load(
+                    role="prefill", num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0
+                )
             ).items()
             if name != "links"
         },

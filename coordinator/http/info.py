@@ -106,7 +106,7 @@ async def server_info(request: Request) -> Response:
             "page_size": model.layout.page_size if model else None,
             "max_total_num_tokens": service.max_total_tokens,
             "nodes": [
-                {"name": live.node.name, "role": live.info.role, "device": live.info.device}
+                {"name": live.node.name, "role": live.load.role, "device": live.info.device}
                 for live in service.registry.live()
             ],
         }

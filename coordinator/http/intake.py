@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.core.tracker import Request
 from coordinator.http.schema import BadRequest, Prompt
+from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 
 LONG_TEXT = 4096
@@ -62,7 +63,7 @@ def make_request(
     return Request(
         request_id=request_id,
         tokens=tokens,
-        cache_salt=prompt.cache_salt,
+        namespace=Namespace(prompt.cache_salt),
         sampling=_sampling(prompt, len(tokens), choice, stop_token_ids, tokenizer),
         max_new_tokens=max_new_tokens,
         stop_token_ids=stop_token_ids,

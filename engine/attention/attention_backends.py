@@ -1,4 +1,4 @@
-"""Which attention back end a node uses: chosen by what the device and the installed packages can.
+"""Chooses the attention back end of a node by what its device and the installed packages can do.
 
 CUDA, half precision   flash (if a flash-attn is installed), else triton
 CUDA, float32          triton
@@ -22,7 +22,7 @@ from protocol.layout import KVLayout
 
 HALF = ("bfloat16", "float16")
 MAX_HEAD_DIM = 128
-"""Of flash-attn, where every version has it on every GPU of the last generations."""
+"""The largest head that every version of flash-attn takes on every GPU of the last generations."""
 
 
 class AttentionUnavailable(UserError):
@@ -37,10 +37,10 @@ def make_attention(
     deterministic: bool = False,
     library: CDLL | None = None,
 ) -> AttentionBackend:
-    """`name`: auto, flash, varlen, triton, native or torch. `has_softcap`: the model caps scores.
-    `library`: of native kernels, where they can be had and are wanted.
+    """Makes the back end called `name`: auto, flash, varlen, triton, native or torch.
 
-    Raises AttentionUnavailable.
+    `has_softcap` says that the model caps its scores. `library` has the native kernels, and is None
+    where they cannot be compiled or are not wanted. Raises AttentionUnavailable.
     """
     if deterministic:
         if name not in ("auto", "torch"):
@@ -69,7 +69,8 @@ def make_attention(
 
 
 def captures(attention: AttentionBackend) -> bool:
-    """Single tokens can be recorded in a CUDA graph: no plan on the host depends on lengths."""
+    """Says whether a step of single tokens can be recorded in a CUDA graph, which requires that no
+    plan on the host depends on lengths."""
     return not isinstance(attention, NativeAttention | TorchAttention | DeterministicAttention)
 
 
@@ -80,7 +81,7 @@ def has_triton(device: torch.device) -> bool:
 def _on_cuda(
     name: str, has_softcap: bool, layout: KVLayout, device: torch.device
 ) -> AttentionBackend:
-    # Here, as these import triton, which a CPU machine has not.
+    # Not at the top of the file: these import triton, which machines without a GPU do not have.
     from engine.attention.flash_attention import (
         FlashAttention,
         flash_attention_kernel,
@@ -112,7 +113,7 @@ def _on_cuda(
 
 
 def _refusal(name: str, has_softcap: bool, layout: KVLayout) -> str:
-    """Why the library kernels cannot serve this model; "" if they can."""
+    """Returns why the library's kernels cannot serve this model; "" if they can."""
     if layout.dtype not in HALF:
         return f"it computes in half precision only; use --dtype {HALF[0]}, or triton"
     if layout.head_dim > MAX_HEAD_DIM or layout.head_dim % 8:

@@ -13,22 +13,24 @@ from engine.steps.batch import Batch
 
 @dataclass(frozen=True)
 class AttentionForm:
-    """What a layer's attention is, beside its shapes."""
+    """What the attention of a layer computes, apart from its shapes."""
 
     scale: float
-    """Of the scores, before `softcap`."""
+    """Scores are multiplied by it, before `softcap` is applied."""
     window: int | None = None
-    """A token attends to this many last tokens, itself included; None: to all."""
+    """The number of last tokens that a token attends to, itself included; None: it attends to
+    all."""
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap) (Gemma 2); None: they stay."""
 
 
 class AttentionBackend(Protocol):
-    """Causal attention of every row over its own sequence's pages, new K and V included."""
+    """Computes causal attention of each row over the pages of its own sequence. The K and V of the
+    batch's own rows must be in the pages already."""
 
     name: str
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
     ) -> Tensor:
-        """`query` [tokens, heads, head_dim] → the same shape and dtype."""
+        """Takes `query` [tokens, heads, head_dim]; returns the same shape and dtype."""

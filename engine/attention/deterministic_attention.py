@@ -22,16 +22,17 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 BLOCK = 128
-"""Keys."""
+"""The number of keys in a block."""
 ROWS = 16
-"""Of a tile: queries of some tokens and of all heads that share a KV head; padded to a multiple."""
+"""A tile has a multiple of this many rows: the queries of some tokens and of all heads that share a
+KV head, then padding."""
 TILES = 4
-"""In one product."""
+"""The number of tiles in one product."""
 LOWEST = -1e30
-"""The highest score of a row that has seen no key yet: finite, as -inf - -inf is NaN."""
+"""The highest score of a row that has seen no key yet. It is finite, because -inf - -inf is NaN."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,22 @@ class _Block:
     key_rows: Tensor
     """[TILES * kv_heads * BLOCK] rows of the pool."""
     hidden: Tensor | None
-    """[TILES, 1, rows, BLOCK] bool: keys that a query does not see."""
+    """[TILES, 1, rows, BLOCK] bool, true for keys that a query does not see; None if each sees
+    all."""
 
 
 @dataclass(frozen=True)
 class _Product:
-    """`TILES` tiles and the blocks of keys that any of them sees."""
+    """A number of `TILES` tiles, with the blocks of keys that any of them sees."""
 
     tokens: Tensor
-    """[TILES * tokens of a tile] rows of the batch; padding repeats a row."""
+    """[TILES * tokens of a tile] rows of the batch. Padding repeats a row."""
     blocks: list[_Block]
 
 
 class DeterministicAttention:
-    """In float32, on any device. Plans are made once a step and serve all layers of one window."""
+    """Computes in float32, on any device. A step's first layer with a window makes the plan for it,
+    which the step's other layers with that window use."""
 
     name = "deterministic"
 
@@ -92,7 +95,7 @@ class DeterministicAttention:
 def _attend(
     query: Tensor, blocks: list[_Block], cache: KVCache, layer: int, form: AttentionForm
 ) -> Tensor:
-    """`query` [TILES * kv_heads, rows, head_dim] → the same shape."""
+    """Takes `query` [TILES * kv_heads, rows, head_dim]; returns the same shape."""
     keys, values = cache.heads(layer)
     shape = (-1, BLOCK, cache.layout.head_dim)
     summed = torch.zeros_like(query)
@@ -105,6 +108,7 @@ def _attend(
             scores.div_(form.softcap).tanh_().mul_(form.softcap)
         if block.hidden is not None:
             scores.unflatten(0, (TILES, -1)).masked_fill_(block.hidden, -torch.inf)
+        # Online softmax: what was summed is scaled down if a higher score comes.
         before, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
         weights = scores.sub_(highest).exp_()
         kept = before.sub_(highest).exp_()
@@ -118,8 +122,8 @@ def _padded(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
-def _products(part: Part, cache: KVCache, group: int, window: int | None) -> list[_Product]:
-    """Cuts the part's slices into tiles; `group` heads share a KV head."""
+def _products(part: SliceGroup, cache: KVCache, group: int, window: int | None) -> list[_Product]:
+    """Cuts the part's slices into tiles and plans their products. `group` heads share a KV head."""
     size = max(1, ROWS // group)  # tokens of a tile
     begins, lengths = part.row_starts_host[:-1], np.diff(part.row_starts_host)
     num_tiles = -(-lengths // size)
@@ -139,7 +143,7 @@ def _products(part: Part, cache: KVCache, group: int, window: int | None) -> lis
 
 
 def _product(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     group: int,
     window: int | None,
@@ -147,7 +151,8 @@ def _product(
     tokens: np.ndarray,
     positions: np.ndarray,
 ) -> _Product:
-    """`tokens` [TILES, tokens] are rows of the batch, at `positions` of the sequences `owners`."""
+    """Plans one product. `tokens` [TILES, tokens] are rows of the batch, which stand at `positions`
+    in the sequences `owners`."""
     device = part.page_tables.device
     queries = np.repeat(positions, group, axis=1)  # [TILES, rows]
     queries = np.pad(queries, ((0, 0), (0, _padded(queries.shape[1]) - queries.shape[1])), "edge")

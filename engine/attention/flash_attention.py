@@ -1,7 +1,9 @@
-"""`FlashAttention`: prompts through a library's FlashAttention kernels over paged KV (CUDA, half
-precision); single tokens through our split-KV kernels, since flash-attn-4 has none on Hopper, and
-short prompts through ours, too: a call of flash-attn-4 costs the host 0.4 ms, more than the device
-needs for a layer of them.
+"""`FlashAttention` computes prompts with a library's FlashAttention kernels over paged KV, on CUDA
+in half precision.
+
+Single tokens go through our split-KV kernels, because flash-attn-4 has none on Hopper. Short
+prompts go through our kernels too: a call of flash-attn-4 costs the host 0.4 ms, which is more than
+the device needs for a layer of them.
 
     flash-attn 4   flash_attn.cute            any page size
     flash-attn 3   flash_attn_interface       any page size; no GPU has run this adapter yet
@@ -22,24 +24,29 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 if TYPE_CHECKING:
     from engine.attention.triton_attention import TritonAttention
 
-PromptKernel = Callable[[Tensor, Tensor, Tensor, Part, AttentionForm], Tensor]
-"""query [rows, heads, head_dim], K and V as [pages, page_size, kv_heads, head_dim] → like query."""
+PromptKernel = Callable[[Tensor, Tensor, Tensor, SliceGroup, AttentionForm], Tensor]
+"""Takes query [rows, heads, head_dim], K and V as [pages, page_size, kv_heads, head_dim], the part
+and the form; returns the shape of query."""
 FLASH2_PAGE_SIZE = 256
 FLASH4_CAPABILITIES = (9, 10, 11)
-"""Hopper and Blackwell: elsewhere it has no paged KV."""
+"""Hopper and Blackwell. On other GPUs flash-attn 4 has no paged KV."""
 FLASH3_CAPABILITY = 9
 FEW_ROWS = 1024
-"""Of a step. Llama-3-8B's layer takes an H100 0.7 ms for so many; the host is ahead from there."""
+"""Prompts of a step with fewer rows count as short. An H100 takes 0.7 ms for a layer of Llama-3-8B
+with so many rows; the host keeps ahead of it from there on."""
 SHORT_CONTEXT = 8192
-"""For few rows on longer ones the time on the device counts again."""
+"""Few rows on a longer context do not count as short: the device takes longer than the host
+again."""
 
 
 class FlashAttention:
+    """Long prompts go to `prompts`, the library's kernel; everything else goes to `ours`."""
+
     def __init__(self, name: str, prompts: PromptKernel, ours: TritonAttention) -> None:
         self.name = name
         self._prompts = prompts
@@ -61,12 +68,13 @@ class FlashAttention:
         return output
 
 
-def _is_short(prompts: Part) -> bool:
+def _is_short(prompts: SliceGroup) -> bool:
     return prompts.end - prompts.begin < FEW_ROWS and prompts.longest_context <= SHORT_CONTEXT
 
 
 def flash_attention_kernel(page_size: int, device: torch.device) -> tuple[str, PromptKernel] | None:
-    """The newest flash-attn that is installed, runs here and takes such pages; its name."""
+    """Returns the name and kernel of the newest flash-attn that is installed, runs on this GPU and
+    takes such pages; None if there is none."""
     major, _ = torch.cuda.get_device_capability(device)
     if major in FLASH4_CAPABILITIES and (module := _module("flash_attn.cute")) is not None:
         return "flash-attn 4", flash4(module)
@@ -79,7 +87,7 @@ def flash_attention_kernel(page_size: int, device: torch.device) -> tuple[str, P
 
 
 def varlen_kernel() -> tuple[str, PromptKernel] | None:
-    """torch's own, if it takes page tables."""
+    """Returns torch's own kernel and its name; None if this torch's takes no page tables."""
     module = _module("torch.nn.attention.varlen")
     if module is None or "block_table" not in inspect.signature(module.varlen_attn).parameters:
         return None
@@ -95,7 +103,7 @@ def _module(name: str) -> Any | None:
 
 def flash4(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         output = module.flash_attn_varlen_func(
             query,
@@ -118,7 +126,7 @@ def flash4(module: Any) -> PromptKernel:
 
 def flash3(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         return module.flash_attn_with_kvcache(
             query,
@@ -139,7 +147,7 @@ def flash3(module: Any) -> PromptKernel:
 
 def flash2(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         return module.flash_attn_varlen_func(
             query,
@@ -161,7 +169,7 @@ def flash2(module: Any) -> PromptKernel:
 
 def varlen(module: Any) -> PromptKernel:
     def prompts(
-        query: Tensor, key: Tensor, value: Tensor, part: Part, form: AttentionForm
+        query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
         assert form.softcap is None, "make_attention gives such models another back end"
         return module.varlen_attn(
@@ -183,7 +191,8 @@ def varlen(module: Any) -> PromptKernel:
 
 
 def _window(form: AttentionForm, causal_right: int = -1) -> tuple[int, int]:
-    """(tokens to the left, to the right); -1: all there are, as far as causality lets."""
+    """Returns how many tokens to the left and to the right a token sees; -1: all that causality
+    lets."""
     if form.window is None:
         return -1, causal_right
     return form.window - 1, 0

@@ -1,8 +1,8 @@
-"""`NativeAttention`: single tokens of float32 on a CPU, by `engine/native/kernels.c`; the rest by
-torch.
+"""`NativeAttention` computes single tokens of float32 on a CPU with
+`engine/kernels/native/kernels.c`, and everything else with torch.
 
-K and V are read where they lie, once, block after block with a softmax that goes along (Milakov and
-Gimelshein 2018). A sequence's bits depend on nothing beside it.
+The C code reads K and V where they lie, once, block after block, with an online softmax (Milakov
+and Gimelshein 2018). The bits of a sequence's result do not depend on the sequences beside it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_attention import TorchAttention
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 
 class NativeAttention:
+    """Splits each batch into prompts for torch and single tokens for the C library."""
+
     name = "native"
 
     def __init__(self, library: CDLL) -> None:
@@ -27,7 +29,8 @@ class NativeAttention:
         self._torch = TorchAttention()
         self._batch: Batch | None = None
         self._prompts: Batch | None = None
-        """`_batch` without its singles; the same object for all layers, as plans go by it."""
+        """`_batch` without its single tokens. It is one object for all layers of a step, because
+        `TorchAttention` makes a new plan whenever it is given another batch object."""
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -51,10 +54,10 @@ class NativeAttention:
         query: Tensor,
         layer: int,
         cache: KVCache,
-        part: Part,
+        part: SliceGroup,
         form: AttentionForm,
     ) -> None:
-        """Writes the part's rows of `output`."""
+        """Computes the rows of `part` and writes them into `output`."""
         layout = cache.layout
         self._library.attention(
             output[part.begin :].data_ptr(),

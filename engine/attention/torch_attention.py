@@ -1,4 +1,5 @@
-"""`TorchAttention`: in plain torch, for any device; what the other back ends are tested against."""
+"""`TorchAttention` computes in plain torch, on any device. The other back ends are tested against
+it."""
 
 from __future__ import annotations
 
@@ -11,24 +12,26 @@ from engine.attention.backend import AttentionForm
 from engine.attention.torch_prompts import PromptsPlan
 from engine.attention.torch_singles import SinglesPlan
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 
 class Plan(Protocol):
-    """What is known of a part of a batch before its queries are."""
+    """What can be prepared for a part of a batch before its queries are known: index tensors and
+    masks."""
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
-        """[rows of the part, heads, head_dim] → the same shape."""
+        """Takes query [rows of the part, heads, head_dim]; returns the same shape."""
 
 
 class TorchAttention:
-    """Softmax in float32. Plans are made once a step and serve all its layers of one window."""
+    """Computes its softmax in float32. A step's first layer with a window makes the plans for it,
+    which the step's other layers with that window use."""
 
     name = "torch"
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
-        self._plans: dict[int | None, list[tuple[Part, Plan]]] = {}
+        self._plans: dict[int | None, list[tuple[SliceGroup, Plan]]] = {}
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -47,8 +50,8 @@ class TorchAttention:
 
 def _plans(
     batch: Batch, cache: KVCache, window: int | None, dtype: torch.dtype
-) -> list[tuple[Part, Plan]]:
-    plans: list[tuple[Part, Plan]] = []
+) -> list[tuple[SliceGroup, Plan]]:
+    plans: list[tuple[SliceGroup, Plan]] = []
     if batch.prompts is not None:
         plans.append((batch.prompts, PromptsPlan(batch.prompts, cache, window, dtype)))
     if batch.singles is not None:

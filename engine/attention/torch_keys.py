@@ -1,4 +1,4 @@
-"""Where the keys of a group of sequences lie in the pool."""
+"""Finds where the keys of a group of sequences lie in the pool."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache, slots_of
-from engine.steps.batch import Part
+from engine.steps.batch import SliceGroup
 
 
 def key_rows(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     slices: np.ndarray,
     firsts: np.ndarray,
     counts: np.ndarray,
     padded: int,
 ) -> Tensor:
-    """[n * kv_heads * padded] rows of `cache.heads`, for `counts` keys from position `firsts` on
-    of each of `slices` [n].
+    """Returns [n * kv_heads * padded] rows of `cache.heads`: for each of `slices` [n], `counts`
+    keys from position `firsts` on, padded to `padded`.
 
-    Padding repeats the last key: a weight of 0 makes nothing of a number, but NaN of the NaN that
-    a stranger's page may hold.
+    Padding repeats the last key, not just any row of the pool: another sequence's page may hold a
+    NaN, and 0 * NaN is NaN, so a weight of 0 would not hide it.
     """
     device, page_size = part.page_tables.device, cache.layout.page_size
     places = np.minimum(np.arange(padded), counts[:, None] - 1)

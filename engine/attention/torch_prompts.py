@@ -1,4 +1,4 @@
-"""Attention of slices of several tokens, as a prefill step needs it.
+"""`PromptsPlan` computes the attention of slices of several tokens, as a prefill step needs it.
 
 A slice of more than `TILE` rows is computed alone, tile after tile, each over the keys that it can
 see: K and V are gathered once, and one mask, as wide as the longest tile sees, serves all tiles.
@@ -19,43 +19,48 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Part
+from engine.steps.batch import SliceGroup
 
 TILE = 128
-"""Rows. Fewer make small products, more make many that the mask then throws away."""
+"""Rows of a tile. Fewer make small products; with more, the mask throws many results away."""
 CUDA_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""cuDNN's cannot take tiles of a mask, though torch offers them to it."""
+"""torch would offer tiles of a mask to cuDNN's kernel too, which cannot take them."""
 GROUP_BYTES = 8 << 20
-"""Of float32 keys that are gathered for slices that go together."""
+"""Most bytes of float32 keys that are gathered for slices that are computed together."""
 
 
 @dataclass(frozen=True)
 class _Alone:
-    """One slice, rows [begin, end) of the part."""
+    """A slice that is computed alone: rows [begin, end) of the part."""
 
     begin: int
     end: int
     key_rows: Tensor
-    """[kv_heads * keys]"""
+    """[kv_heads * keys] rows of the pool."""
     tiles: list[tuple[slice, slice]]
-    """Rows counted from `begin`, and the keys that they see."""
+    """Rows, counted from `begin`, and the keys that they see."""
 
 
 @dataclass(frozen=True)
 class _Together:
-    """`num_slices` slices, padded to equally many rows and keys."""
+    """Slices that are computed together, padded to equally many rows and keys."""
 
     num_slices: int
     query_rows: Tensor
-    """[slices * rows] rows of the part; a slice's last row again where it has no more."""
+    """[slices * rows] rows of the part. A slice with fewer rows has its last one several times."""
     key_rows: Tensor
-    """[slices * kv_heads * keys]"""
+    """[slices * kv_heads * keys] rows of the pool."""
     mask: Tensor
-    """[slices, 1, rows, keys]"""
+    """[slices, 1, rows, keys], 0 or -inf."""
 
 
 class PromptsPlan:
-    def __init__(self, part: Part, cache: KVCache, window: int | None, dtype: torch.dtype) -> None:
+    """Which slices go together, which keys they see, and the masks for them. `window` as in
+    `AttentionForm`; masks have `dtype`."""
+
+    def __init__(
+        self, part: SliceGroup, cache: KVCache, window: int | None, dtype: torch.dtype
+    ) -> None:
         begins, ends = part.row_starts_host[:-1], part.row_starts_host[1:]
         stops = part.context_lengths_host
         starts = stops - (ends - begins)
@@ -76,7 +81,8 @@ class PromptsPlan:
         widest = max((k.stop - k.start for a in self._alone for _, k in a.tiles), default=0)
         queries = np.arange(widest - TILE, widest)[:, None]
         self._mask = _mask(queries, np.arange(widest), window, dtype).to(part.page_tables.device)
-        """[TILE, most keys]: of a tile that ends with the last key and the last row."""
+        """[TILE, most keys], for a tile whose last row sees the last key. A smaller tile takes the
+        lower right corner."""
         self._together = [
             _together(part, cache, window, dtype, group, firsts[group])
             for group in groups
@@ -84,7 +90,7 @@ class PromptsPlan:
         ]
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
-        """[rows, heads, head_dim] → the same shape."""
+        """Takes query [rows, heads, head_dim]; returns the same shape."""
         keys, values = cache.heads(layer)
         shape = (cache.layout.num_kv_heads, -1, cache.layout.head_dim)
         output = torch.empty_like(query)
@@ -104,14 +110,14 @@ class PromptsPlan:
             value = values.index_select(0, group.key_rows).unflatten(0, (size, shape[0], -1))
             its_query = query.index_select(0, group.query_rows).unflatten(0, (size, -1))
             result = _attend(its_query.transpose(1, 2), key, value, group.mask, form)
-            # A row that is there twice has the same value twice.
+            # Padding wrote some rows several times, each time with the same value.
             output.index_copy_(0, group.query_rows, result.transpose(1, 2).flatten(0, 1))
         return output
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, form: AttentionForm) -> Tensor:
-    """`query` [n, heads, rows, head_dim], `key` and `value` [n, kv_heads, keys, head_dim], `mask`
-    [rows, keys] or [n, 1, rows, keys], 0 or -inf → [n, heads, rows, head_dim]."""
+    """Takes `query` [n, heads, rows, head_dim], `key` and `value` [n, kv_heads, keys, head_dim] and
+    `mask` [rows, keys] or [n, 1, rows, keys], 0 or -inf; returns [n, heads, rows, head_dim]."""
     if form.softcap is None:
         with sdpa_kernel(CUDA_KERNELS) if query.is_cuda else nullcontext():
             return F.scaled_dot_product_attention(
@@ -119,7 +125,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, form: Atten
             )
     output = torch.empty_like(query)
     group = query.shape[1] // key.shape[1]
-    for head in range(key.shape[1]):  # one after another, as the scores of all take much memory
+    for head in range(
+        key.shape[1]
+    ):  # one after another: the scores of all heads would take much memory
         its = slice(head * group, (head + 1) * group)
         queries = (query[:, its].float() * (form.scale / form.softcap)).flatten(1, 2)
         scores = torch.bmm(queries, key[:, head].float().transpose(1, 2))
@@ -130,7 +138,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, form: Atten
 
 
 def _mask(queries: np.ndarray, keys: np.ndarray, window: int | None, dtype: torch.dtype) -> Tensor:
-    """0 where the query at one position sees the key at another, else -inf; they broadcast."""
+    """Returns 0 where the query at one position sees the key at another, else -inf. The arrays of
+    positions broadcast."""
     seen = keys <= queries
     if window is not None:
         seen &= keys > queries - window
@@ -138,8 +147,9 @@ def _mask(queries: np.ndarray, keys: np.ndarray, window: int | None, dtype: torc
 
 
 def _groups(lengths: np.ndarray, num_keys: np.ndarray, cache: KVCache) -> list[np.ndarray]:
-    """Which slices go together: those whose number of rows is between the same powers of 2 and
-    whose number of keys is between the same quarter powers, as far as `GROUP_BYTES` allow."""
+    """Returns the slices that are computed together. Their numbers of rows lie between the same
+    powers of 2, their numbers of keys between the same quarter powers of 2, and their keys take no
+    more than `GROUP_BYTES`."""
     layout = cache.layout
     size = np.stack((np.ceil(np.log2(lengths)), np.ceil(np.log2(num_keys) * 4)))
     short = np.flatnonzero(lengths <= TILE)
@@ -153,7 +163,8 @@ def _groups(lengths: np.ndarray, num_keys: np.ndarray, cache: KVCache) -> list[n
 
 
 def _tiles(start: int, stop: int, first: int, window: int | None) -> list[tuple[slice, slice]]:
-    """Of the slice [start, stop) of a sequence whose keys are gathered from `first` on."""
+    """Cuts the slice [start, stop) of a sequence into tiles of nearly equal size; returns the rows
+    of each, counted from `start`, and the keys that it sees, counted from `first`."""
     size = -(-(stop - start) // -(-(stop - start) // TILE))
     tiles = []
     for begin in range(start, stop, size):
@@ -164,7 +175,7 @@ def _tiles(start: int, stop: int, first: int, window: int | None) -> list[tuple[
 
 
 def _together(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     window: int | None,
     dtype: torch.dtype,
@@ -177,6 +188,7 @@ def _together(
     rows = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)  # [slices, most rows]
     queries = ((stops - lengths)[:, None] + rows)[:, :, None]
     columns = np.arange(counts.max())
+    # Padding is given a position behind every query, so that causality masks it.
     keys = firsts[:, None] + np.where(columns < counts[:, None], columns, stops.max())
     device = part.page_tables.device
     return _Together(

@@ -1,4 +1,5 @@
-"""Attention of single tokens over their contexts, as a decode step needs it.
+"""`SinglesPlan` computes the attention of single tokens over their contexts, as a decode step needs
+it.
 
 Every context is cut into blocks of at most `BLOCK_BYTES` of keys. Blocks of like length, of
 whatever sequences, make up one batched product: their K are gathered, met with the queries, then
@@ -19,32 +20,35 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Part
+from engine.steps.batch import SliceGroup
 
 BLOCK_BYTES = 1 << 20
-"""Of float32 keys that are gathered at once. Memory that malloc takes from the system anew each
-time, from 32 MiB on, costs ten times what is done with it."""
+"""Bytes of float32 keys that are gathered at once. From 32 MiB on malloc takes memory from the
+system anew each time, which costs ten times what is done with it."""
 MAX_PADDING = 0.25
-"""Of the keys that one product sees."""
+"""Largest share of padding among the keys of one product."""
 FREE_PADDING_BYTES = BLOCK_BYTES // 16
-"""Padding costs less than one more product does."""
+"""So much padding is always allowed, because it costs less than one more product would."""
 
 
 @dataclass(frozen=True)
 class _Product:
-    """Blocks [begin, end) of the plan, `num_keys` each with padding."""
+    """Blocks [begin, end) of the plan, each padded to `num_keys` keys."""
 
     begin: int
     end: int
     num_keys: int
     key_rows: Tensor
-    """[blocks * kv_heads * num_keys]"""
+    """[blocks * kv_heads * num_keys] rows of the pool."""
     padding: Tensor | None
-    """[blocks, 1, 1, num_keys] bool."""
+    """[blocks, 1, 1, num_keys] bool, true for padding; None if there is none."""
 
 
 class SinglesPlan:
-    def __init__(self, part: Part, cache: KVCache, window: int | None) -> None:
+    """The blocks of all contexts and the products that they make up. `window` as in
+    `AttentionForm`."""
+
+    def __init__(self, part: SliceGroup, cache: KVCache, window: int | None) -> None:
         contexts = part.context_lengths_host
         firsts = np.zeros_like(contexts) if window is None else np.maximum(contexts - window, 0)
         token_bytes = cache.layout.num_kv_heads * cache.layout.head_dim * 4
@@ -63,7 +67,7 @@ class SinglesPlan:
             self._blocks_of = torch.from_numpy(_table(owners, part.num_slices)).to(device)
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
-        """[slices, heads, head_dim] → the same shape, float32."""
+        """Takes query [slices, heads, head_dim]; returns the same shape in float32."""
         num_heads, head_dim = query.shape[1:]
         num_kv_heads = cache.layout.num_kv_heads
         keys, values = cache.heads(layer)
@@ -83,14 +87,18 @@ class SinglesPlan:
                 scores.unflatten(0, (-1, num_kv_heads)).masked_fill_(product.padding, -torch.inf)
             torch.amax(scores, -1, keepdim=True, out=top[its])
             torch.sum(scores.sub_(top[its]).exp_(), -1, keepdim=True, out=total[its])
-            del key  # its memory becomes that of the values
+            del key  # so that the values are gathered into the same memory, which is in the cache
             value = values.index_select(0, product.key_rows).view(shape).float()
             torch.bmm(scores, value, out=output[its])
         return self._joined(*(t.view(-1, num_heads, t.shape[-1]) for t in (output, top, total)))
 
     def _joined(self, output: Tensor, top: Tensor, total: Tensor) -> Tensor:
-        """Of each slice, from `output` [blocks, heads, head_dim], which is the sum of values
-        weighed by exp(score - top), and the blocks' `top` and `total` weight [blocks, heads, 1]."""
+        """Joins the blocks of each slice; returns [slices, heads, head_dim].
+
+        `output` [blocks, heads, head_dim] is each block's sum of values weighed by
+        exp(score - top); `top` and `total` [blocks, heads, 1] are the block's highest score and the
+        sum of its weights.
+        """
         if self._blocks_of is None:
             return torch.empty_like(output).index_copy_(0, self._owners, output.div_(total))
         tops = torch.cat((top, top.new_full((1, *top.shape[1:]), -torch.inf)))
@@ -105,8 +113,11 @@ class SinglesPlan:
 def _blocks(
     firsts: np.ndarray, stops: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts every range of keys evenly into blocks of at most `most`: of each block the range it is
-    of, its first key and its number of keys; longest blocks first."""
+    """Cuts each range of keys evenly into blocks of at most `most`.
+
+    Returns for each block the number of its range, its first key and its number of keys. The
+    longest blocks come first, so that those of like length are neighbours.
+    """
     num_blocks = -(-(stops - firsts) // most)
     owners = np.repeat(np.arange(len(stops)), num_blocks)
     size = (-(-(stops - firsts) // num_blocks))[owners]
@@ -118,7 +129,7 @@ def _blocks(
 
 
 def _num_in_product(counts: np.ndarray, token_bytes: int) -> int:
-    """How many of the first blocks go into one product; `counts` descends."""
+    """Returns how many of the first blocks go into one product. `counts` descends."""
     longest = counts[0]
     counts = counts[: max(1, BLOCK_BYTES // int(longest * token_bytes))]
     padding = (longest - counts).cumsum()
@@ -127,7 +138,7 @@ def _num_in_product(counts: np.ndarray, token_bytes: int) -> int:
 
 
 def _product(
-    part: Part,
+    part: SliceGroup,
     cache: KVCache,
     bounds: tuple[int, int],
     owners: np.ndarray,
@@ -147,7 +158,8 @@ def _product(
 
 
 def _table(owners: np.ndarray, num_slices: int) -> np.ndarray:
-    """[slices, most blocks] blocks of each slice, padded with the number of blocks."""
+    """Returns the blocks of each slice [slices, most blocks], padded with the number of all
+    blocks."""
     num_blocks = np.bincount(owners, minlength=num_slices)
     table = np.full((num_slices, num_blocks.max()), len(owners))
     order = np.argsort(owners, kind="stable")

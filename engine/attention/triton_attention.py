@@ -1,10 +1,10 @@
-"""`TritonAttention`: paged attention kernels for CUDA, without any package beside torch and triton.
+"""`TritonAttention` has paged attention kernels for CUDA that need no package but torch and triton.
 
-Prompts: one program per block of query rows and head walks the keys it sees with an online softmax
-(FlashAttention-2, Dao 2023). Single tokens: the keys of one sequence are split over several
-programs, so that even one sequence keeps the whole device busy, and their partial results are
-joined by a second kernel (Flash-Decoding, Dao et al. 2023); the query heads of one KV head share
-what is read.
+For prompts, one program per block of query rows and head walks the keys that it sees with an online
+softmax (FlashAttention-2, Dao 2023). For single tokens, the keys of one sequence are split over
+several programs, so that even one sequence keeps the whole device busy, and a second kernel joins
+their partial results (Flash-Decoding, Dao et al. 2023). The query heads that share a KV head are
+computed by one program, which reads each key once for all of them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 PROGRAMS_PER_PROCESSOR = 3
-"""Of single tokens: enough to hide latency, few enough that partial results cost little."""
+"""Programs for single tokens per multiprocessor: enough to hide latency, and few enough that
+partial results cost little."""
 MAX_SPLITS = 64
 
 
 class TritonAttention:
-    """Kernels are compiled on first use of a shape; float32 is multiplied in full precision."""
+    """Kernels are compiled when a shape is first used. They multiply float32 in full precision."""
 
     name = "triton"
 
@@ -44,9 +45,10 @@ class TritonAttention:
         return output
 
     def prompts(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
-        """`pool` [pages, 2, page_size, kv_heads, head_dim]; writes `output` like `query`."""
+        """Computes the prompts of `part` over `pool` [pages, 2, page_size, kv_heads, head_dim] and
+        writes `output`, which has the shape of `query`."""
         num_heads, head_dim = query.shape[1:]
         rows_per_block = 64 if query.dtype != torch.float32 else 32
         grid = (triton.cdiv(part.longest_slice, rows_per_block), num_heads, part.num_slices)
@@ -78,10 +80,13 @@ class TritonAttention:
         )
 
     def singles(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
-        """As `prompts`. The number of splits depends on the number of sequences alone, so that a
-        CUDA graph of this call serves every length of context."""
+        """Computes single tokens, with arguments as those of `prompts`.
+
+        The number of splits depends on the number of sequences alone, so that a CUDA graph of this
+        call serves contexts of any length.
+        """
         num, num_heads, head_dim = query.shape
         kv_heads = pool.shape[3]
         splits = self.num_splits(num * kv_heads)
@@ -131,7 +136,8 @@ class TritonAttention:
             )
 
     def num_splits(self, num_programs: int) -> int:
-        """A power of two, for `num_programs` (sequences times KV heads) of one split each."""
+        """Returns over how many programs, a power of two, the keys of each sequence are split;
+        `num_programs` (sequences times KV heads) are what there is without splits."""
         wanted = self._num_processors * PROGRAMS_PER_PROCESSOR / num_programs
         splits = 1
         while splits * 2 <= min(wanted, MAX_SPLITS):
@@ -152,7 +158,8 @@ def _read_keys(
     HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
 ):
-    """K and V [tokens, dims] of `tokens` of one sequence, from its pages; 0 where not `is_key`."""
+    """Loads K and V [tokens, dims] of one sequence from its pages; they are 0 where not
+    `is_key`."""
     pages = tl.load(table + tokens // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
     rows = pages * (2 * PAGE_SIZE) + tokens % PAGE_SIZE
     at = pool + (rows * KV_HEADS + kv_head)[:, None] * HEAD_DIM + dims[None, :]

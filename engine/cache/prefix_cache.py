@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from engine.cache.page_pool import PagePool
 from engine.cache.radix import RadixNode, RadixTree
 from protocol.hashing import PageHash
+from protocol.namespace import SHARED, Namespace
 
 
 @dataclass(eq=False)
@@ -29,7 +30,7 @@ class Lease:
     node: RadixNode = field(repr=False)
     private: set[int] = field(repr=False)
     """Pages of this lease that are not in the tree; freed on release."""
-    cache_salt: str = ""
+    namespace: Namespace = SHARED
     num_committed_pages: int = 0
     released: bool = False
 
@@ -93,12 +94,12 @@ class PrefixCache:
         hashes: Sequence[PageHash],
         num_pages: int,
         now: float,
-        cache_salt: str = "",
+        namespace: Namespace = SHARED,
         num_spare_pages: int = 0,
     ) -> Lease | None:
         """A lease on `num_pages` pages, the first of them the longest cached prefix of `hashes`.
 
-        `cache_salt` names the tenant from whose namespace the hashes are chained. Evicts as much
+        `namespace` is the one that the hashes are chained from. Evicts as much
         as it needs. None: there is no room until another lease is released, or not so much that
         `num_spare_pages` more could be given.
         """
@@ -109,7 +110,7 @@ class PrefixCache:
         if new_pages is None:
             self._tree.unlock(node)
             return None
-        return Lease(pages + new_pages, len(pages), node, set(new_pages), cache_salt, len(pages))
+        return Lease(pages + new_pages, len(pages), node, set(new_pages), namespace, len(pages))
 
     def extend(self, lease: Lease, num_pages: int) -> bool:
         """Makes the lease so many pages long, evicting as much as that needs. False, and no change:
@@ -141,7 +142,7 @@ class PrefixCache:
         lease.node = node
         lease.num_committed_pages = len(hashes)
         if taken:
-            self._salts[hashes[0]] = lease.cache_salt
+            self._salts[hashes[0]] = lease.namespace.salt
             self._changes.append(CacheChange([], list(hashes[present:])))
 
     def release(self, lease: Lease) -> None:

@@ -1,4 +1,5 @@
-"""`Kernels`: the device functions that the model is made of, beside attention and communication."""
+"""`Kernels` are the device functions that the model calls, apart from attention and
+communication."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from engine.model.families import Activation
 
 
 class HeadShape(NamedTuple):
-    """What one rank has of an attention layer."""
+    """How many heads of an attention layer one rank has."""
 
     num_heads: int
     num_kv_heads: int
@@ -21,44 +22,51 @@ class HeadShape(NamedTuple):
 
 
 class HeadNorms(NamedTuple):
-    """Norms over each head of queries and of keys, before they are rotated."""
+    """Weights of the norms that queries and keys have, head by head, before they are rotated."""
 
     query: Tensor
-    """[head_dim], as `key`."""
+    """[head_dim], like `key`."""
     key: Tensor
     eps: float
 
 
 class Rotation(NamedTuple):
-    """Of one step's rows, [tokens, 1, rotary_dim]; the first half of `sin` is negated."""
+    """Cosines and sines for the rows of a step, [tokens, 1, rotary_dim] each. The first half of
+    `sin` is negated already."""
 
     cos: Tensor
     sin: Tensor
 
 
 class Kernels(Protocol):
-    """Rows are tokens. None of them waits for the device, and shapes of results depend on shapes
-    of arguments alone, so that a CUDA graph can hold them."""
+    """Rows of arguments and results are tokens.
+
+    No function waits for the device, and shapes of results depend on shapes of arguments alone, so
+    that a CUDA graph can hold a call.
+    """
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """[tokens, in], [out, in], [out] → [tokens, out]."""
+        """Takes [tokens, in], [out, in] and [out]; returns [tokens, out]."""
 
     def grouped_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        """[rows, in], [groups, out, in] → [rows, out]: rows [ends[g - 1], ends[g]) with weight[g].
+        """Multiplies each group of rows by a weight of its own: rows [ends[g - 1], ends[g]) by
+        weight[g].
 
-        `ends` [groups] int32 rises to the number of rows.
+        Takes [rows, in] and [groups, out, in]; returns [rows, out]. `ends` [groups] int32 rises to
+        the number of rows.
         """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Over the last dimension, in float32. `weight` may be float32 where `x` is not."""
+        """Norms the last dimension, in float32. `weight` may be float32 where `x` is not."""
 
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """(norm of the sum, the sum); may write the sum into `residual`."""
+        """Returns (norm of the sum, the sum). It may write the sum into `residual`."""
 
     def activate_and_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        """[tokens, 2 * inner] → activation(first half) * second half, [tokens, inner]."""
+        """Takes [tokens, 2 * inner]; returns activation(first half) * second half, [tokens,
+        inner]."""
 
     def heads(
         self,
@@ -71,12 +79,14 @@ class Kernels(Protocol):
         write_slots: Tensor,
     ) -> Tensor:
         """Splits `qkv` [tokens, (heads + 2 * kv_heads) * head_dim] into queries, keys and values,
-        norms and rotates queries and keys, writes K and V into `cache` at `write_slots`; returns
-        the queries [tokens, heads, head_dim]. May write into `qkv`."""
+        norms and rotates queries and keys, and writes K and V into `cache` at `write_slots`.
+
+        Returns the queries [tokens, heads, head_dim]. It may write into `qkv`.
+        """
 
 
 class TorchKernels:
-    """Plain torch, on any device."""
+    """Computes with plain torch, on any device."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -134,8 +144,8 @@ class TorchKernels:
 
 
 def _rotate(heads: Tensor, rope: Rotation) -> Tensor:
-    """[tokens, heads, head_dim] in the half-split layout of Hugging Face weights; dimensions past
-    `rotary_dim` stay as they are."""
+    """Rotates [tokens, heads, head_dim] in the half-split layout of Hugging Face weights.
+    Dimensions past `rotary_dim` stay as they are."""
     rotary_dim = rope.cos.shape[-1]
     turned = heads[..., :rotary_dim]
     swapped = turned.roll(rotary_dim // 2, dims=-1)

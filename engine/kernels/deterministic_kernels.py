@@ -1,14 +1,15 @@
-"""`DeterministicKernels`: a row's bits do not depend on how many rows there are, nor on which.
+"""`DeterministicKernels` give a row the same bits however many rows are beside it, whichever they
+are.
 
     products     have one of a few numbers of rows, padded with zeros. A library sums a row in an
-                 order that depends on the shape, so other numbers than the largest are used where
-                 they were seen to give its bits
-    activations  are made of functions that torch computes the same wherever a number stands; silu
-                 and gelu as a whole have other bits in what is left over from full vectors
-    norms        see one row each, as they are
+                 order that depends on the shape, so a number other than the largest is used only
+                 where it was seen to give the same bits as the largest
+    activations  are made of functions that torch computes alike wherever a number stands; its silu
+                 and gelu give other bits to the numbers left over from full vectors
+    norms        see one row each, so they are left as they are
 
-With several threads or ranks that sum in an order of their own (all_reduce of more than two), the
-bits depend on how many those are, as with any other numbers of theirs.
+The bits do depend on the number of threads and ranks: more than two ranks are summed in an order
+that depends on their number.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation
 from engine.model.families import Activation
 
 CPU_SIZES = (4, 8, 16, 32, 64, 128)
-"""Rows of a product, ascending."""
+"""Numbers of rows that a product may have on a CPU, ascending."""
 ALIGNED = 8
-"""Inputs of a product: where rows do not begin on a vector's bounds, MKL sums some of them in other
-orders than others. No real model has such sizes."""
+"""The inputs of a product are padded to a multiple of this. Where rows do not begin on a vector's
+bounds, MKL sums some of them in another order. No real model has such sizes."""
 GPU_SIZES = (128,)
-"""What fewer rows would take is the time to read the weight, too."""
+"""Fewer rows would take as long, because reading the weight takes most of the time."""
 
 
 class DeterministicKernels:
+    """Wraps `inner`, to which it leaves norms and heads."""
+
     def __init__(self, inner: Kernels) -> None:
         self._inner = inner
         self._sizes: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
-        """By what a product's bits may depend on, beside the rows."""
+        """The numbers of rows that agree, by all else that the bits of a product may depend on."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         odd = -weight.shape[1] % ALIGNED
@@ -97,10 +100,11 @@ class DeterministicKernels:
 
 
 def agreeing_sizes(weight: Tensor) -> list[int]:
-    """Ascending numbers of rows whose products with `weight` [out, in] give a row the same bits.
+    """Returns ascending numbers of rows whose products with `weight` [out, in] give a row the same
+    bits.
 
-    Which number a kernel adds to which depends on no number, so that one product of random rows,
-    all of whose results agree, speaks for every product of this shape.
+    The order in which a kernel adds does not depend on the values. So if all results of one product
+    of random rows agree, those of every product of this shape do.
     """
     sizes = CPU_SIZES if weight.device.type == "cpu" else GPU_SIZES
     chance = torch.Generator().manual_seed(0)
@@ -111,7 +115,8 @@ def agreeing_sizes(weight: Tensor) -> list[int]:
 
 
 def blocks(num_rows: int, sizes: list[int]) -> list[int]:
-    """Bounds of blocks of the largest size, and of one of the smallest that holds the rest."""
+    """Returns the bounds of blocks that hold all rows: blocks of the largest size, then one of the
+    smallest size that holds the rest."""
     bounds = list(range(0, num_rows + 1, sizes[-1]))
     rest = num_rows - bounds[-1]
     if rest:

@@ -1,8 +1,8 @@
-"""`NativeKernels`: few rows of float32 on a CPU, by `engine/native/kernels.c`.
+"""`NativeKernels` compute few rows of float32 on a CPU with `engine/kernels/native/kernels.c`.
 
-A library's product of few rows takes several times as long as reading the weight does, and what is
-left of a small model's step are hundreds of calls that compute next to nothing. A row's bits do not
-depend on how many others there are, up to MOST_ROWS.
+In torch, a product of few rows takes several times as long as reading the weight does, and the rest
+of a small model's step is hundreds of calls that compute next to nothing. Up to MOST_ROWS, the bits
+of a row do not depend on how many rows are beside it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
 from engine.model.families import Activation
 
 MOST_ROWS = 32
-"""Products of more are as fast in torch, whose libraries arrange the weight for them."""
+"""Products of more rows are as fast in torch, whose libraries arrange the weight for them."""
 
 
 class NativeKernels(TorchKernels):
+    """Leaves to torch whatever the C functions do not take: many rows, other dtypes."""
+
     def __init__(self, library: CDLL) -> None:
         self._library = library
 
@@ -123,10 +125,10 @@ class NativeKernels(TorchKernels):
 
 
 def _takes(x: Tensor, *others: Tensor) -> bool:
-    """Few rows, float32, and the others lie as the library expects them."""
+    """Says whether `x` has few rows of float32, and the others lie as the library expects them."""
     if x.shape[0] > MOST_ROWS or x.dtype is not torch.float32:
         return False
-    for other in others:  # this is called hundreds of times a step: no generator
+    for other in others:  # no generator: this is called hundreds of times a step
         if other.dtype is not torch.float32 or not other.is_contiguous():
             return False
     return True

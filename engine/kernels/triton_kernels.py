@@ -1,6 +1,6 @@
-"""`TritonKernels`: what plain torch does in several passes over memory, in one each (CUDA).
+"""`TritonKernels` do in one pass over memory each what plain torch does in several, on CUDA.
 
-Sums are in float32; results are rounded where `TorchKernels` rounds its own last result.
+They sum in float32 and round once, where `TorchKernels` rounds its last result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MUL_BLOCK = 1024
 
 
 class TritonKernels(TorchKernels):
-    """`linear` and `grouped_linear` stay the vendor library's."""
+    """Fuses norms, activations and the splitting of heads. Products stay those of the vendor's
+    library."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = x.shape[-1]
@@ -175,7 +176,8 @@ def _heads_kernel(
     HAS_NORMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program: some heads (queries, then keys, then values) of one token."""
+    """Each program splits, norms, rotates and writes some heads of one token; of its heads, queries
+    come first, then keys, then values."""
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, DIM_BLOCK)

@@ -1,4 +1,4 @@
-"""`ModelConfig`: what a model directory in Hugging Face format says about its model."""
+"""`ModelConfig` holds what a model directory in Hugging Face format says about its model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """In what a model's layers differ from each other."""
+    """The settings that can differ from layer to layer."""
 
     window: int | None
-    """A token attends to this many last tokens, itself included; None: to all."""
+    """The number of last tokens that a token attends to, itself included; None: it attends to
+    all."""
     rope: RopeConfig
     has_experts: bool
 
@@ -30,14 +31,14 @@ class ExpertsConfig:
     num_experts: int
     num_per_token: int
     intermediate_size: int
-    """Of one expert."""
+    """The number of inner dimensions of one expert."""
     is_normalised: bool
-    """The weights of a token's experts sum to 1."""
+    """True if the weights of a token's experts are scaled to a sum of 1."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and switches of a decoder, whole: what one rank has of it is for others to say."""
+    """Shapes and switches of a whole decoder. It does not know which part of it a rank has."""
 
     architecture: str
     vocab_size: int
@@ -60,9 +61,9 @@ class ModelConfig:
     logit_softcap: float | None
     embedding_scale: float
     norm_offset: float
-    """What is added to the weights of norms."""
+    """A number that is added to the weights of norms when they are loaded."""
     has_output_norms: bool
-    """The outputs of attention and feed-forward are normed before they are added."""
+    """True if the outputs of attention and feed-forward are normed before they are added."""
     has_fused_projections: bool
     experts: ExpertsConfig | None
     checkpoint_dtype: str
@@ -73,10 +74,11 @@ class ModelConfig:
 
     @classmethod
     def from_directory(cls, path: Path, context_length: int = 0) -> ModelConfig:
-        """Reads config.json; raises ModelDirectoryError or UnsupportedModel.
+        """Reads config.json. Raises ModelDirectoryError or UnsupportedModel.
 
-        `context_length`: the longest sequence that is served; 0: the model's limit. Longrope has
-        other rotations for a range beyond the trained one, and one choice serves all prompts.
+        `context_length` is the longest sequence that is served; 0 stands for the model's own limit.
+        It matters to longrope, which has other rotations if sequences may exceed the trained range:
+        one choice must serve all prompts, since they share KV.
         """
         raw = read_config(path)
         architecture = (raw.get("architectures") or ["unknown"])[0]
@@ -167,7 +169,7 @@ def _layers(
 
 
 def _layer_types(family: Family, raw: dict[str, Any]) -> list[str]:
-    """`SLIDING` or `FULL` for every layer."""
+    """Returns `SLIDING` or `FULL` for every layer."""
     num_layers = raw["num_hidden_layers"]
     is_optional = family.windows == "late" or family.experts == "qwen"
     if not raw.get("sliding_window") or (is_optional and not raw.get("use_sliding_window")):
@@ -213,5 +215,5 @@ def _has_experts(family: Family, raw: dict[str, Any], layer: int) -> bool:
 
 
 def _num_qwen_experts(raw: dict[str, Any]) -> int:
-    """transformers 5 gives it Mixtral's name."""
+    """Returns the number of experts, which transformers 5 writes under Mixtral's name."""
     return int(raw.get("num_local_experts") or raw.get("num_experts") or 0)

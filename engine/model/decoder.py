@@ -1,12 +1,13 @@
-"""`DecoderModel`: one definition for all supported architectures (`engine/model/families.py`).
+"""`DecoderModel` is one definition for all supported architectures (`engine/model/families.py`).
 
-They differ in data only: biases, a norm on queries and keys, windows, ropes, soft caps, norms on
-outputs, experts in place of a feed-forward. A rank of a tensor-parallel node has a part of it.
+The architectures differ in data only: biases, a norm on queries and keys, windows, ropes, soft
+caps, norms on outputs, experts in place of a feed-forward. A rank of a tensor-parallel node has a
+part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -28,14 +29,12 @@ from engine.model.linear import (
 )
 from engine.model.rope import rotation
 from engine.steps.batch import Batch
-
-OnLayer = Callable[[int], None]
-"""Takes how many layers, from the first on, have their K and V in the pool."""
+from engine.steps.step import OnLayer
 
 
 class Norm(nn.Module):
-    """Root mean square norm. Weights that count from 1 have it added when they are loaded; they
-    stay float32, because 1 + w has fewer bits of w in half precision."""
+    """A root mean square norm. Weights that count from 1 have the 1 added when they are loaded;
+    they stay float32, because 1 + w in half precision would keep fewer bits of w."""
 
     def __init__(self, size: int, config: ModelConfig, build: Build) -> None:
         super().__init__()
@@ -47,12 +46,13 @@ class Norm(nn.Module):
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm of the sum, the sum); may write into `residual`."""
+        """Returns (norm of the sum, the sum). It may write into `residual`."""
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """Each rank has some heads: rows of q, k and v, columns of the output's weight."""
+    """Self-attention. Each rank has some heads: outputs of q, k and v, and inputs of the output
+    projection."""
 
     def __init__(self, config: ModelConfig, layer: int, build: Build) -> None:
         super().__init__()
@@ -90,7 +90,8 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """The outer frame of attention and feed-forward; `rope` counts among the model's."""
+    """Attention, feed-forward and their norms. The model's `forward` calls them, because it adds
+    each output within the next norm. `rope` is an index of `DecoderModel.ropes`."""
 
     def __init__(self, config: ModelConfig, layer: int, rope: int, build: Build) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class Layer(nn.Module):
 
 
 class DecoderModel(nn.Module):
-    """Made with parameters that are not filled yet."""
+    """The whole model, or one rank's part. It is made with parameters that are not filled yet."""
 
     def __init__(self, config: ModelConfig, build: Build) -> None:
         super().__init__()
@@ -136,11 +137,12 @@ class DecoderModel(nn.Module):
         attention: AttentionBackend,
         on_layer: OnLayer | None = None,
     ) -> Tensor:
-        """Logits [sampled rows, vocab] float32; writes the K and V of every row into `cache`.
+        """Returns logits [sampled rows, vocab] float32, and writes the K and V of every row into
+        `cache`.
 
-        `on_layer` is called as soon as a layer's are written (on a CUDA device: queued on the
-        current stream), before that layer's feed-forward. The last layer's feed-forward is computed
-        for the sampled rows alone.
+        `on_layer` is called as soon as those of a layer are written, before the feed-forward of
+        that layer; on a CUDA device "written" means queued on the current stream. The feed-forward
+        of the last layer is computed for the sampled rows alone.
         """
         residual = self.embedding(batch.input_ids)  # [tokens, hidden]
         if self.embedding_scale != 1.0:

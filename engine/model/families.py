@@ -1,4 +1,5 @@
-"""In what the supported architectures differ from Llama, beyond the numbers in config.json."""
+"""The supported architectures, and how each differs from Llama beyond the numbers in
+config.json."""
 
 from __future__ import annotations
 
@@ -20,24 +21,26 @@ class UnsupportedModel(UserError):
 
 @dataclass(frozen=True)
 class Family:
-    """`defaults` are what transformers takes for settings that a config.json leaves out."""
+    """The differences of one architecture from Llama. `defaults` are the values that transformers
+    takes for settings that a config.json leaves out."""
 
     qkv_bias: Bias = "never"
     o_bias: Bias = "never"
     has_mlp_bias: bool = False
-    """If `mlp_bias` is set."""
+    """True if the feed-forward has biases where config.json sets `mlp_bias`."""
     has_qk_norm: bool = False
     windows: Windows = "all"
-    """Which layers have the `sliding_window`, if config.json has no `layer_types`: all; those from
-    `max_window_layers` on; all but every `sliding_window_pattern`-th."""
+    """The layers that have the `sliding_window` where config.json has no `layer_types`. "late" are
+    those from `max_window_layers` on, "patterned" all but every `sliding_window_pattern`-th."""
     is_gemma: bool = False
-    """Norm weights count from 1, outputs of attention and feed-forward are normed too, the
-    embedding is scaled by sqrt(hidden size)."""
+    """True if norm weights count from 1, outputs of attention and feed-forward are normed too, and
+    the embedding is scaled by sqrt(hidden size)."""
     has_fused_projections: bool = False
-    """The checkpoint has qkv_proj and gate_up_proj."""
+    """True if the checkpoint has qkv_proj and gate_up_proj in place of their parts."""
     experts: Literal["none", "mixtral", "qwen"] = "none"
     ignored_weights: tuple[str, ...] = ()
-    """Prefixes of tensors of parts that this engine has not: it serves text."""
+    """Prefixes of tensors that are not loaded: they belong to parts that see, and this engine
+    serves text."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

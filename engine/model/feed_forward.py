@@ -1,4 +1,5 @@
-"""What follows attention in a layer: a gated feed-forward, or a mixture of such experts."""
+"""The part of a layer that follows attention: a gated feed-forward, or a mixture of such
+experts."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from torch import Tensor, nn
 
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.model.linear import Build, Linear, RowParallelLinear, share
+from engine.model.linear_form import PLAIN
 
 
 class FeedForward(nn.Module):
-    """Each rank has some of the inner dimensions: rows of gate and up, columns of down."""
+    """A gated feed-forward. Each rank has some of the inner dimensions: outputs of gate and up,
+    inputs of down."""
 
     def __init__(self, config: ModelConfig, build: Build) -> None:
         super().__init__()
@@ -26,11 +29,12 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """A token goes to the experts that a router gives the highest scores. Each rank has some inner
-    dimensions of every expert.
+    """A mixture of experts: a token goes to those that a router gives the highest scores. Each rank
+    has some inner dimensions of every expert.
 
-    No loop over tokens, and shapes do not depend on what the router says: each token has a row per
-    expert it goes to, rows are sorted by expert, and a grouped product takes them all at once.
+    There is no loop over tokens, and shapes do not depend on the router's choice: each token has a
+    row for each expert that it goes to, rows are sorted by expert, and a grouped product takes them
+    all at once.
     """
 
     def __init__(self, config: ModelConfig, experts: ExpertsConfig, build: Build) -> None:
@@ -38,7 +42,7 @@ class Experts(nn.Module):
         self.config = experts
         self.inner = share(experts.intermediate_size, build.parallel, "dimensions of an expert")
         size, count = len(self.inner), experts.num_experts
-        self.router = Linear(config.hidden_size, count, False, build)
+        self.router = Linear(config.hidden_size, count, False, build, form=PLAIN)
         self.gate_up = build.parameter(count, 2 * size, config.hidden_size)
         self.down = build.parameter(count, config.hidden_size, size)
         self.activation, self.kernels = config.activation, build.kernels

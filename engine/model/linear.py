@@ -1,9 +1,9 @@
-"""What is split over tensor-parallel ranks: linear layers, the embedding, the head.
+"""The layers that are split over tensor-parallel ranks: linear layers, the embedding, the head.
 
-    column-parallel   a rank has some output rows of the weight: its heads, its part of gate and up
-    row-parallel      a rank has some input columns; the results of all ranks are summed
+    column-parallel   a rank has some outputs of the weight: its heads, its part of gate and up
+    row-parallel      a rank has some inputs; the results of all ranks are summed
 
-Which rows and columns those are is written down here; the loader fills them.
+Which outputs and inputs those are is decided here, how a weight is stored in `linear_form.py`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,30 @@ from torch import Tensor, nn
 
 from engine.kernels.base import Kernels
 from engine.model.families import UnsupportedModel
+from engine.model.linear_form import PLAIN, LinearForm
 from engine.parallel import TensorParallel
 
 
 @dataclass(frozen=True)
 class Build:
-    """What every part of a model is made with."""
+    """The settings that every part of a model is made with."""
 
     dtype: torch.dtype
     device: torch.device
     kernels: Kernels
     parallel: TensorParallel
+    form: LinearForm = PLAIN
+    """The form of the projections in layers. Embedding, head, router and experts are plain."""
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-        """Not filled yet."""
+        """Makes a parameter that is not filled yet."""
         values = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         return nn.Parameter(values, requires_grad=False)
 
 
 def share(total: int, parallel: TensorParallel, what: str) -> range:
-    """This rank's part of `total` things. Raises UnsupportedModel if they cannot be split."""
+    """Returns this rank's part of `total` things. Raises UnsupportedModel if they cannot be
+    split."""
     if total % parallel.size:
         raise UnsupportedModel(
             f"the model's {total} {what} cannot be split over {parallel.size} ranks; choose a "
@@ -45,7 +49,7 @@ def share(total: int, parallel: TensorParallel, what: str) -> range:
 
 
 def kv_head_share(num_kv_heads: int, parallel: TensorParallel) -> range:
-    """This rank's KV heads; with more ranks than heads, several have the same one."""
+    """Returns this rank's KV heads. With more ranks than heads, several ranks have the same one."""
     if parallel.size > num_kv_heads and parallel.size % num_kv_heads == 0:
         first = parallel.rank * num_kv_heads // parallel.size
         return range(first, first + 1)
@@ -53,8 +57,8 @@ def kv_head_share(num_kv_heads: int, parallel: TensorParallel) -> range:
 
 
 def vocabulary_share(vocab_size: int, parallel: TensorParallel) -> range:
-    """This rank's tokens. All ranks have equally many rows; the last ones' may end in padding,
-    which the range leaves out."""
+    """Returns this rank's part of the vocabulary. All ranks have equally many rows; those of the
+    last ranks may end in padding, which the range leaves out."""
     each = vocabulary_rows(vocab_size, parallel)
     first = min(parallel.rank * each, vocab_size)
     return range(first, min(first + each, vocab_size))
@@ -65,29 +69,46 @@ def vocabulary_rows(vocab_size: int, parallel: TensorParallel) -> int:
 
 
 class Linear(nn.Module):
-    """A weight [out, in] and perhaps a bias [out]; whole, or column-parallel if `num_out` is this
-    rank's part."""
+    """A weight of `num_out` outputs and `num_in` inputs in some form, and perhaps a bias [out].
 
-    def __init__(self, num_in: int, num_out: int, has_bias: bool, build: Build) -> None:
+    A rank that has a part of the outputs makes it with their number; the others have the rest.
+    """
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        has_bias: bool,
+        build: Build,
+        form: LinearForm | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = build.parameter(num_out, num_in)
-        self.bias = build.parameter(num_out) if has_bias else None
+        self.num_in, self.num_out = num_in, num_out
+        self.form = form or build.form
         self.kernels, self.parallel = build.kernels, build.parallel
+        for tensor in self.form.tensors:
+            shape = tensor.shape(num_out, num_in)
+            self.register_parameter(tensor.name, build.parameter(*shape, dtype=tensor.dtype))
+        self.bias = build.parameter(num_out) if has_bias else None
+        # nn.Module looks parameters up by name, which is slow for a call of each step and layer.
+        self._tensors = tuple(self.get_parameter(tensor.name) for tensor in self.form.tensors)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.kernels.linear(x, self.weight, self.bias)
+        return self.form.apply(x, self._tensors, self.bias, self.kernels)
 
 
 class RowParallelLinear(Linear):
-    """`num_in` is this rank's part. Rank 0 alone adds the bias."""
+    """A linear layer of which each rank has `num_in` of the inputs. The ranks' results are summed,
+    so rank 0 alone adds the bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.parallel.rank == 0 else None
-        return self.parallel.all_reduce(self.kernels.linear(x, self.weight, bias))
+        return self.parallel.all_reduce(self.form.apply(x, self._tensors, bias, self.kernels))
 
 
 class VocabularyEmbedding(nn.Module):
-    """Rows of this rank's tokens; a token's vector comes from the rank that has it."""
+    """The embedding, of which each rank has the rows of some tokens. A token's vector comes from
+    the rank that has it."""
 
     def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
         super().__init__()
@@ -95,7 +116,7 @@ class VocabularyEmbedding(nn.Module):
         self.parallel = build.parallel
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[tokens] → [tokens, hidden]."""
+        """Takes ids [tokens]; returns [tokens, hidden]."""
         if self.parallel.size == 1:
             return nn.functional.embedding(ids, self.weight)
         num_rows = self.weight.shape[0]
@@ -106,7 +127,8 @@ class VocabularyEmbedding(nn.Module):
 
 
 class VocabularyHead(nn.Module):
-    """Logits of this rank's tokens, gathered."""
+    """The output layer. Each rank computes the logits of some tokens, and all ranks end with
+    all."""
 
     def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
         super().__init__()
@@ -115,6 +137,6 @@ class VocabularyHead(nn.Module):
         self.kernels, self.parallel = build.kernels, build.parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] → [rows, vocab]."""
+        """Takes [rows, hidden]; returns [rows, vocab]."""
         logits = self.parallel.all_gather(self.kernels.linear(hidden, self.weight, None))
         return logits[:, : self.vocab_size]

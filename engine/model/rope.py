@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021) with the scalings of `RopeConfig`."""
+"""Computes rotary position embeddings (Su et al., 2021) with the scalings of `RopeConfig`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from engine.model.rope_config import RopeConfig
 
 
 def rotation(config: RopeConfig, positions: Tensor, dtype: torch.dtype) -> Rotation:
-    """Of `positions` [tokens]; computed in float32."""
+    """Returns the cosines and sines of `positions` [tokens] in `dtype`; they are computed in
+    float32."""
     angles = positions[:, None].float() * inverse_frequencies(config, positions.device)
     cos = angles.cos().mul_(config.attention_factor)  # [tokens, rotary_dim / 2]
     sin = angles.sin().mul_(config.attention_factor)
@@ -25,7 +26,8 @@ def rotation(config: RopeConfig, positions: Tensor, dtype: torch.dtype) -> Rotat
 
 @lru_cache(maxsize=16)
 def inverse_frequencies(config: RopeConfig, device: torch.device) -> Tensor:
-    """[rotary_dim / 2] float32. Computed on the CPU, so that every device has the same bits."""
+    """Returns [rotary_dim / 2] float32. It computes on the CPU, so that all devices have the same
+    bits."""
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64).float() / config.rotary_dim
     wavelengths = config.theta**exponents  # in tokens per radian
     if config.kind == "linear":
@@ -42,7 +44,7 @@ def inverse_frequencies(config: RopeConfig, device: torch.device) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
-    """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
+    """Stretches long wavelengths, keeps short ones and blends those between, as Llama 3.1 does."""
     turns = config.original_max_position * frequencies / (2 * math.pi)
     blend = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
@@ -50,11 +52,12 @@ def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
 
 
 def _yarn(wavelengths: Tensor, config: RopeConfig) -> Tensor:
-    """Yarn (Peng et al., 2023): dimensions that turn more than `beta_fast` times within the trained
-    range are kept, those that turn less than `beta_slow` times stretched, those between blended."""
+    """Keeps the dimensions that turn more than `beta_fast` times within the trained range,
+    stretches those that turn less than `beta_slow` times, and blends those between (Yarn, Peng et
+    al., 2023)."""
 
     def dimension(turns: float) -> float:
-        """Which dimension turns so often within the trained range."""
+        """Returns the dimension, a fraction, that turns so often within the trained range."""
         wavelength = config.original_max_position / (turns * 2 * math.pi)
         return config.rotary_dim * math.log(wavelength) / (2 * math.log(config.theta))
 

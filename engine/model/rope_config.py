@@ -1,4 +1,4 @@
-"""`RopeConfig`: what config.json says of rotary positions, in either dialect.
+"""`RopeConfig` holds what config.json says of rotary positions, in either of two dialects.
 
 transformers 5 writes `rope_parameters`, for some families one per type of layer; earlier versions
 wrote `rope_theta`, `rope_scaling` and, for the sliding layers of Gemma 3, `rope_local_base_freq`.
@@ -18,35 +18,36 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary frequencies, and how they are stretched beyond the trained range."""
+    """The rotary frequencies, and how they are stretched beyond the trained range."""
 
     rotary_dim: int
-    """Leading dimensions of a head that are rotated."""
+    """The number of leading dimensions of a head that are rotated."""
     theta: float
     kind: str = "default"
     """One of `KINDS`; those after the first use the fields below as far as they need them."""
     factor: float = 1.0
     original_max_position: int = 0
-    """The trained range (llama3, yarn)."""
+    """The trained range in tokens, for llama3, yarn and longrope."""
     low_freq_factor: float = 1.0
-    """Of llama3, as `high_freq_factor`."""
+    """Read by llama3, like `high_freq_factor`."""
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
-    """Of yarn, as `beta_slow` and `truncate`."""
+    """Read by yarn, like `beta_slow` and `truncate`."""
     beta_slow: float = 1.0
     truncate: bool = True
     divisors: tuple[float, ...] = ()
-    """Of longrope: one per frequency."""
+    """Read by longrope: one for each frequency."""
     attention_factor: float = 1.0
-    """cos and sin are multiplied by it."""
+    """A number by which cosines and sines are multiplied."""
 
 
 def read_ropes(
     raw: dict[str, Any], head_dim: int, default_theta: float, context_length: int
 ) -> dict[str, RopeConfig]:
-    """The rope of each type of layer. `context_length`: the longest sequence that is served.
+    """Returns the rope of each type of layer. `context_length` is the longest sequence that is
+    served.
 
-    Raises UnsupportedModel; KeyError for a parameter that is missing.
+    Raises UnsupportedModel, and KeyError for a parameter that is missing.
     """
     parameters = raw.get("rope_parameters") or {}
     if SLIDING in parameters or FULL in parameters:
@@ -128,7 +129,8 @@ def _read(
 
 
 def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
-    """Yarn's temperature of the scores (Peng et al., 2023, section 3.4), on q and k each."""
+    """Returns Yarn's temperature of the scores (Peng et al., 2023, section 3.4), which multiplies q
+    and k each."""
 
     def temperature(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

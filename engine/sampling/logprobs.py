@@ -18,14 +18,15 @@ from engine.rows import column, upload
 from protocol.sampling import Sampling, TokenLogprobs
 
 LEAST = torch.finfo(torch.float32).min
-"""Of a token that cannot be: JSON has no infinity."""
+"""The logprob of a token that cannot be chosen: JSON has no infinity."""
 MIN_TEMPERATURE = 1e-6
 """Colder than this, logits would overflow float32; nothing but the likeliest token is drawn."""
 
 
 @dataclass(frozen=True)
 class LogprobTable:
-    """On the device: `values` [rows, width] float64, which also holds any token id exactly.
+    """What was measured, on the device: `values` [rows, width] float64, which also holds any token
+    id exactly.
 
     A row is: chosen | `num_top` ids | their logprobs | logprobs of wanted ids, padded.
     """
@@ -36,7 +37,7 @@ class LogprobTable:
     values: Tensor
 
     def read(self, host: np.ndarray) -> dict[int, TokenLogprobs]:
-        """By row of the batch, from `values` as they arrived on the host."""
+        """Returns the logprobs by row of the batch, from `values` as they arrived on the host."""
         first_logprob, first_wanted = 1 + self.num_top, 1 + 2 * self.num_top
         tables = {}
         for row, sampling, values in zip(self.rows, self.samplings, host.tolist(), strict=True):
@@ -49,13 +50,14 @@ class LogprobTable:
 
 
 def temperatures(samplings: Sequence[Sampling], device: torch.device) -> Tensor:
-    """[n, 1] float32 that logits are divided by; 1 for a greedy row."""
+    """Returns what logits are divided by, [n, 1] float32; 1 for a greedy row."""
     values = [max(s.temperature, MIN_TEMPERATURE) if s.temperature else 1.0 for s in samplings]
     return column(values, np.float32, device)
 
 
 def measure(logits: Tensor, samplings: Sequence[Sampling], tokens: Tensor) -> LogprobTable | None:
-    """Of `tokens` [n], chosen from `logits` [n, vocab]; None if nobody asks."""
+    """Measures the rows that ask for logprobs: `tokens` [n] were chosen from `logits` [n, vocab].
+    Returns None if nobody asks."""
     rows = [row for row, s in enumerate(samplings) if s.wants_logprobs]
     if not rows:
         return None
@@ -76,7 +78,8 @@ def measure(logits: Tensor, samplings: Sequence[Sampling], tokens: Tensor) -> Lo
 
 
 def _likeliest(logits: Tensor, count: int) -> Tensor:
-    """[rows, count] ids, the likeliest first and of equal ones the lowest id, as argmax does.
+    """Returns [rows, count] ids, the likeliest first and of equal ones the lowest id first, which
+    is the one that argmax takes.
 
     `topk` alone chooses among equals as it likes, by `count` and by device. So it is given keys
     of which no two are equal: the bits of a float, ordered as the float is, over the id.
@@ -90,7 +93,7 @@ def _likeliest(logits: Tensor, count: int) -> Tensor:
 
 
 def _padded(asked: Sequence[Sampling]) -> np.ndarray:
-    """[rows, most] int64 of wanted ids, with 0 behind them."""
+    """Returns the wanted ids, [rows, most] int64, with 0 behind them."""
     wanted = np.zeros((len(asked), max(len(s.logprob_token_ids) for s in asked)), dtype=np.int64)
     for row, sampling in zip(wanted, asked, strict=True):
         row[: len(sampling.logprob_token_ids)] = sampling.logprob_token_ids

@@ -16,7 +16,8 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def gumbel(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise in float32, a pure function of its int64 arguments, which broadcast."""
+    """Returns standard Gumbel noise in float32, a pure function of its int64 arguments, which
+    broadcast."""
     key = _mix(_mix(seeds + _GOLDEN) + positions * _GOLDEN)
     bits = _mix(key + tokens * _GOLDEN)
     # The top 52 bits and a half: exact in a double, and strictly between 0 and 1.
@@ -25,12 +26,12 @@ def gumbel(seeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser; int64 arithmetic wraps around."""
+    """Applies splitmix64's finaliser; int64 arithmetic wraps around."""
     x = (x ^ _logical_shift(x, 30)) * _MIX_1
     x = (x ^ _logical_shift(x, 27)) * _MIX_2
     return x ^ _logical_shift(x, 31)
 
 
 def _logical_shift(x: Tensor, bits: int) -> Tensor:
-    """torch shifts signed integers arithmetically, so the sign is masked away."""
+    """Shifts zeros in: torch shifts signed integers arithmetically, so the sign is masked away."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

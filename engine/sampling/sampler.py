@@ -1,8 +1,8 @@
 """Chooses the next tokens of a batch.
 
-A token is a pure function of its own row: of its logits, sampling, position and history. Every
-decision is made by comparing, or by adding whole numbers, which neighbours and devices cannot
-round in another order.
+A token is a pure function of its own row: of its logits, sampling, position and the tokens before
+it. Every decision is made by comparing, or by adding whole numbers, which neighbours and devices
+cannot round in another order.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from engine.rows import column, on_rows, upload
 from engine.sampling.logprobs import LogprobTable, measure, temperatures
 from engine.sampling.noise import gumbel
 from engine.sampling.penalties import adjust
+from engine.sampling.token_counts import SeenTokens
 from engine.steps.sequence import Sampled
 from protocol.sampling import Sampling
 
 MASS_OF_ONE = 1 << 40
-"""Of the likeliest token, when probabilities are whole numbers; 2^22 of them fit into 64 bits."""
+"""The likeliest token's probability as a whole number; sums of 2^22 of these fit into 64 bits."""
 FEW = 1024
-"""The likeliest tokens that a CPU looks at first: they nearly always decide."""
+"""A CPU looks at so many of the likeliest tokens first: they nearly always decide."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What `sample` chose; on the device until `read` is given `packed` on the host."""
+    """What `sample` chose. It is on the device until `read` is given `packed` on the host."""
 
     tokens: Tensor
     """[n] int64."""
     logprobs: LogprobTable | None
     packed: Tensor
-    """All of it, flat, for one transfer."""
+    """Tokens and logprobs in one flat tensor, for one transfer to the host."""
 
     @classmethod
     def of(cls, tokens: Tensor, logprobs: LogprobTable | None) -> Choices:
@@ -46,33 +47,36 @@ class Choices:
         return cls(tokens, logprobs, packed)
 
     def read(self, packed: Tensor) -> list[Sampled]:
-        """One per row. `packed` is on the host."""
+        """Returns what each row chose. `packed` is on the host."""
         count, host = len(self.tokens), packed.numpy()
         tokens = [int(token) for token in host[:count].tolist()]
         if self.logprobs is None:
-            return [Sampled(token) for token in tokens]
+            return [Sampled((token,)) for token in tokens]
         tables = self.logprobs.read(host[count:].reshape(self.logprobs.values.shape))
-        return [Sampled(token, tables.get(row)) for row, token in enumerate(tokens)]
+        return [
+            Sampled((token,), (tables[row],) if row in tables else ())
+            for row, token in enumerate(tokens)
+        ]
 
 
 def sample(
     logits: Tensor,
     samplings: Sequence[Sampling],
     positions: Sequence[int],
-    histories: Sequence[Sequence[int]] = (),
+    seen: SeenTokens | None = None,
 ) -> Choices:
-    """One token per row of `logits` [n, vocab] float32. Never waits for the device.
+    """Chooses a token for each row of `logits` [n, vocab] float32. Never waits for the device.
 
-    `positions[i]` is the position that the token will have in its sequence; `histories[i]`: all
-    tokens before it, if `samplings[i].needs_history`.
+    `positions[i]` is the position that the token will have in its sequence. `seen`: the tokens
+    before it, of those rows whose sampling has state.
     """
-    logits = adjust(logits, samplings, positions, histories)
+    logits = adjust(logits, samplings, positions, seen)
     tokens = _choose(logits, samplings, positions)
     return Choices.of(tokens, measure(logits, samplings, tokens))
 
 
 def _choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
-    """[n] int64."""
+    """Returns the chosen tokens, [n] int64."""
     drawn = [row for row, s in enumerate(samplings) if s.temperature > 0 and s.top_k != 1]
     if len(drawn) == len(samplings):
         return _draw(logits, samplings, positions)
@@ -85,7 +89,7 @@ def _choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[i
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
-    """[n] int64, of rows that are not greedy."""
+    """Draws tokens for rows that are not greedy; returns [n] int64."""
     device, vocab_size = logits.device, logits.shape[1]
     # Logarithms of probabilities relative to the likeliest token's, which is 0.
     relative = (logits - logits.amax(-1, keepdim=True)) / temperatures(samplings, device)
@@ -107,18 +111,19 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int
 
 
 def _noisy_where_kept(relative: Tensor, counters: Tensor) -> Tensor:
-    """`relative` [n, vocab] with noise on what is not -inf: most of the time is the noise's. Only a
-    CPU knows their number without waiting. `counters` [2, n]: seeds and positions."""
+    """Adds noise to what is not -inf in `relative` [n, vocab]: making noise takes most of the time.
+    Only a CPU knows how many there are without waiting. `counters` [2, n]: seeds and positions."""
     row, token = (relative > -torch.inf).nonzero(as_tuple=True)
     noise = gumbel(counters[0, row], counters[1, row], token)
     return relative.index_put((row, token), relative[row, token] + noise)
 
 
 def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """-inf for all but the `top_k` likeliest tokens, and of those the fewest whose probability
-    (renormalised over them) reaches `top_p`; what is equal to the last that stays, stays too.
+    """Puts -inf in the place of all but the `top_k` likeliest tokens, and of those keeps the fewest
+    whose probability (renormalised over them) reaches `top_p`.
 
-    So what stays depends on values alone and not on how a sort orders equals.
+    A token as likely as the last one that stays, stays too: so what stays depends on values alone,
+    and not on how a sort orders equals.
     """
     vocab_size = relative.shape[1]
     counts = [min(s.top_k or vocab_size, vocab_size) for s in samplings]
@@ -136,8 +141,8 @@ def _keep_top(relative: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 def _largest(
     relative: Tensor, counts: Sequence[int], top_k: Tensor, top_p: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """([rows, …] the largest values of each row, descending, as many as `_keep_top` needs;
-    [rows, 1] mass of the `top_k` largest, which are `counts` on the host)."""
+    """Returns the largest values of each row, [rows, …], descending, as many as `_keep_top` needs,
+    and the mass of the `top_k` largest, [rows, 1]. `counts` is `top_k` on the host."""
     vocab_size = relative.shape[1]
     few = min(FEW, vocab_size)
     if relative.device.type == "cpu" and all(c <= few or c == vocab_size for c in counts):
@@ -155,11 +160,11 @@ def _largest(
 
 
 def _mass_of_first(ordered: Tensor, count: Tensor) -> Tensor:
-    """[rows, 1] int64, of the first `count` [rows, 1] values."""
+    """Returns the mass of the first `count` [rows, 1] values of each row, [rows, 1] int64."""
     ranks = torch.arange(ordered.shape[1], device=ordered.device)
     return _mass(ordered).masked_fill(ranks >= count, 0).sum(-1, keepdim=True)
 
 
 def _mass(relative: Tensor) -> Tensor:
-    """Probabilities as whole numbers, whose sums no order of adding changes."""
+    """Returns probabilities as whole numbers, whose sums no order of adding changes."""
     return (relative.double().exp() * MASS_OF_ONE).long()

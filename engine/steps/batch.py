@@ -22,33 +22,35 @@ from protocol.sampling import Sampling
 
 @dataclass(frozen=True)
 class StepArrays:
-    """One step on the host: [rows] int64 unless it says otherwise."""
+    """One step on the host. Arrays are [rows] int64 unless they say otherwise."""
 
     input_ids: np.ndarray
-    """UNKNOWN where the step before samples the token."""
+    """Token ids; UNKNOWN where the step before samples the token."""
     sources: np.ndarray
-    """Where it is UNKNOWN: which of the tokens sampled by the step before it is; else UNKNOWN."""
+    """For a token that is not known on the host: its row in the samples of the step before.
+    UNKNOWN for all others."""
     positions: np.ndarray
     write_slots: np.ndarray
     num_prompts: int
-    """The first slices; the others have one token each."""
+    """How many of the first slices have several tokens; the others have one each."""
     row_starts: np.ndarray
-    """[slices + 1]."""
+    """[slices + 1]: where the rows of each slice begin, and where those of the last one end."""
     context_lengths: np.ndarray
     """[slices]: tokens of each sequence up to the end of its slice."""
     page_tables: np.ndarray
     """[slices, most pages] int32, padded with page 0."""
     sample_rows: np.ndarray
-    """One per slice with `sampling`, in the order of the slices."""
+    """The last row of each slice with `sampling`, in the order in which slices were given."""
     samplings: list[Sampling]
     sample_positions: list[int]
-    """Position that the sampled token will have in its sequence."""
+    """The position that each sampled token will have in its sequence."""
 
     @classmethod
     def of(
         cls, slices: Sequence[Slice], page_size: int, previous: Sequence[Slice] = ()
     ) -> StepArrays:
-        """`slices` is not empty, nor is any slice. `previous`: the step that they follow."""
+        """Lays out one step. `slices` is not empty, nor is any slice. `previous` are the slices of
+        the step that `Slice.follows` refers to."""
         lengths = np.array([len(s.token_ids) for s in slices])
         assert len(slices) > 0 and lengths.all(), "a step computes at least one token per slice"
         order = np.argsort(lengths == 1, kind="stable")  # slices in the order of their rows
@@ -93,10 +95,10 @@ class StepArrays:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The slices of one kind: rows [begin, end) of the batch, slice after slice.
+class SliceGroup:
+    """All prompts of a batch, or all its single tokens: rows [begin, end), slice after slice.
 
-    What is named `_host` is the same as numpy arrays, for plans made without asking the device.
+    Fields named `_host` are numpy copies of the tensors, for plans made without asking the device.
     """
 
     begin: int
@@ -122,28 +124,29 @@ class Batch:
     """One step over [tokens] rows."""
 
     input_ids: Tensor
-    """[tokens] int64, as positions and write_slots; no UNKNOWN among them."""
+    """[tokens] int64, as positions and write_slots; every token is known to the device."""
     positions: Tensor
     write_slots: Tensor
-    """Where the pool takes each row's K and V."""
-    prompts: Part | None
-    singles: Part | None
+    """The slot of the pool that each row's K and V are written to."""
+    prompts: SliceGroup | None
+    singles: SliceGroup | None
     sample_rows: Tensor
     """Rows whose logits are wanted, one per slice with `sampling`, in the order of the slices."""
     samplings: list[Sampling]
     sample_positions: list[int]
-    """Position that the sampled token will have in its sequence."""
+    """The position that each sampled token will have in its sequence."""
 
     @classmethod
     def build(cls, slices: Sequence[Slice], page_size: int, device: torch.device) -> Batch:
-        """`slices` as for `StepArrays.of`; all their tokens are known."""
+        """Makes the batch of a step whose tokens are all known; `slices` as for `StepArrays.of`."""
         return cls.of(StepArrays.of(slices, page_size), device)
 
     @classmethod
     def of(
         cls, arrays: StepArrays, device: torch.device, previous_tokens: Tensor | None = None
     ) -> Batch:
-        """`previous_tokens`: what the step before sampled, on the device; None: all are known."""
+        """Uploads a step. `previous_tokens`: what the step before sampled, on the device; None if
+        all tokens are known."""
         ids, sources, positions, write_slots, sample_rows = upload_all(
             [
                 arrays.input_ids,
@@ -161,8 +164,8 @@ class Batch:
             input_ids=ids,
             positions=positions,
             write_slots=write_slots,
-            prompts=_part(arrays, 0, arrays.num_prompts, device),
-            singles=_part(arrays, arrays.num_prompts, arrays.num_slices, device),
+            prompts=_group(arrays, 0, arrays.num_prompts, device),
+            singles=_group(arrays, arrays.num_prompts, arrays.num_slices, device),
             sample_rows=sample_rows,
             samplings=arrays.samplings,
             sample_positions=arrays.sample_positions,
@@ -170,11 +173,11 @@ class Batch:
 
 
 def known_ids(input_ids: Tensor, sources: Tensor, previous_tokens: Tensor) -> Tensor:
-    """`input_ids` [rows] with the tokens of the step before where `sources` names them."""
+    """Returns `input_ids` [rows] with the tokens of the step before where `sources` names them."""
     return torch.where(sources >= 0, previous_tokens[sources.clamp(min=0)], input_ids)
 
 
-def _part(arrays: StepArrays, first: int, stop: int, device: torch.device) -> Part | None:
+def _group(arrays: StepArrays, first: int, stop: int, device: torch.device) -> SliceGroup | None:
     if first == stop:
         return None
     begin, end = int(arrays.row_starts[first]), int(arrays.row_starts[stop])
@@ -183,7 +186,7 @@ def _part(arrays: StepArrays, first: int, stop: int, device: torch.device) -> Pa
     starts, tables, lengths = upload_all(
         [row_starts, arrays.page_tables[first:stop], contexts], np.int32, device
     )
-    return Part(
+    return SliceGroup(
         begin=begin,
         end=end,
         row_starts=starts,

@@ -16,21 +16,22 @@ from torch import Tensor
 from engine.attention.backend import AttentionBackend
 from engine.cache.kv_cache import KVCache
 from engine.model.decoder import DecoderModel
-from engine.steps.batch import Batch, Part, StepArrays, known_ids
+from engine.steps.batch import Batch, SliceGroup, StepArrays, known_ids
 from engine.steps.sequence import UNKNOWN
 
 MAX_PREVIOUS = 1024
-"""Slices of the step before, whose tokens a recorded step can take."""
+"""A recorded step can follow a step of at most so many slices."""
 
 
 def graph_sizes(max_requests: int) -> list[int]:
-    """1, 2, 4, then steps of 8, then of 16 from 64 on: padding costs less than an eighth."""
+    """Returns 1, 2, 4, then every eighth size, from 64 on every sixteenth: padding to the next one
+    costs little."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, max_requests + 16, 16)]
     return [*[size for size in sizes if size < max_requests], max_requests]
 
 
 class DecodeGraphs:
-    """Recorded when it is made."""
+    """The graphs of one model; making this object records them, so no step waits for that."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class DecodeGraphs:
         max_requests: int,
         max_pages: int,
     ) -> None:
-        """`max_pages`: of one sequence."""
+        """`max_pages` is the most that one sequence has."""
         self._model = model
         self._kv_cache = kv_cache
         self._attention = attention
@@ -58,7 +59,8 @@ class DecodeGraphs:
         self._record(device)
 
     def takes(self, arrays: StepArrays, previous_tokens: Tensor | None) -> bool:
-        """Only single tokens, each wanting a sampled one, not too many nor too long."""
+        """Returns whether the step was recorded: it has only single tokens, each of which wants a
+        sampled one, and these are not too many, nor their sequences too long."""
         return (
             arrays.num_prompts == 0
             and len(arrays.samplings) == arrays.num_slices <= self._sizes[-1]
@@ -67,7 +69,8 @@ class DecodeGraphs:
         )
 
     def run(self, arrays: StepArrays, previous_tokens: Tensor | None) -> Tensor:
-        """Logits [slices, vocab], in the order of the slices; overwritten by the next `run`."""
+        """Replays the step. Returns logits [slices, vocab], in the order of the slices, which the
+        next `run` overwrites."""
         num = arrays.num_slices
         size = self._sizes[bisect_left(self._sizes, num)]
         if previous_tokens is not None:
@@ -100,7 +103,7 @@ class DecodeGraphs:
 
     def _forward(self, size: int) -> Tensor:
         ids, sources, positions, write_slots = self._rows[: 4 * size].view(4, size)
-        part = Part(
+        singles = SliceGroup(
             begin=0,
             end=size,
             row_starts=self._starts[: size + 1],
@@ -116,7 +119,7 @@ class DecodeGraphs:
             positions=positions,
             write_slots=write_slots,
             prompts=None,
-            singles=part,
+            singles=singles,
             sample_rows=self._starts[:size].long(),
             samplings=[],
             sample_positions=[],
@@ -125,7 +128,7 @@ class DecodeGraphs:
 
 
 def _pinned(rows: np.ndarray, size: int, dtype: type) -> Tensor:
-    """[n, k] → flat [n * size] in pinned memory; k is padded to `size` with the first column."""
+    """Copies [n, k] to flat [n * size] in pinned memory; pads k to `size` with the first column."""
     padded: np.ndarray = np.empty((rows.shape[0], size), dtype=dtype)
     padded[:, : rows.shape[1]] = rows
     padded[:, rows.shape[1] :] = rows[:, :1]

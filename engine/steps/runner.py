@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,50 +11,65 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.cache.kv_cache import KVCache
+from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
-from engine.model.decoder import DecoderModel, OnLayer
+from engine.model.decoder import DecoderModel
 from engine.sampling.sampler import Choices, sample
+from engine.sampling.states import SequenceStates
 from engine.steps.batch import Batch, StepArrays
 from engine.steps.cuda_graphs import DecodeGraphs
+from engine.steps.seen_shapes import SeenShapes
 from engine.steps.sequence import Sampled, Slice
+from engine.steps.step import OnLayer, Step
 from protocol.layout import KVLayout
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step that was given to the device."""
+@dataclass(frozen=True, eq=False)
+class DeviceStep:
+    """A `Step` that was given to torch."""
 
     slices: Sequence[Slice]
     choices: Choices | None
-    """For the slices with sampling; None if there are none."""
+    """What is sampled for the slices with sampling; None if there are none."""
     packed: Tensor | None
-    """`choices.packed` on the host, once `ready`."""
-    ready: torch.cuda.Event | None
-    """None: it is already."""
+    """`choices.packed` on the host, once the step has `ended`."""
+    ended: torch.cuda.Event | None
+    """None: it had when it was started, as on a CPU."""
+    has_compiled: bool = False
 
     @classmethod
-    def of(cls, slices: Sequence[Slice], choices: Choices | None) -> Step:
-        """Starts the transfer of what was chosen, behind all work that was queued so far."""
-        if choices is None or choices.packed.device.type != "cuda":
-            return cls(slices, choices, choices.packed if choices is not None else None, None)
-        packed = torch.empty_like(choices.packed, device="cpu", pin_memory=True)
-        packed.copy_(choices.packed, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return cls(slices, choices, packed, ready)
+    def of(
+        cls,
+        slices: Sequence[Slice],
+        choices: Choices | None,
+        device: torch.device,
+        has_compiled: bool = False,
+    ) -> DeviceStep:
+        """Starts the transfer of what was chosen, behind all work that was queued so far. The event
+        behind that belongs to steps that sample nothing, too: they are not over when launched."""
+        packed = choices.packed if choices is not None else None
+        if device.type != "cuda":
+            return cls(slices, choices, packed, None, has_compiled)
+        if packed is not None:
+            on_host = torch.empty_like(packed, device="cpu", pin_memory=True)
+            packed = on_host.copy_(packed, non_blocking=True)
+        ended = torch.cuda.Event()
+        ended.record()
+        return cls(slices, choices, packed, ended, has_compiled)
 
     def sampled(self) -> list[Sampled | None]:
-        """What was sampled for each slice, None where nothing was wanted; waits for the device."""
-        if self.choices is None or self.packed is None:
-            return [None] * len(self.slices)
-        if self.ready is not None:
-            self.ready.synchronize()
-        sampled = iter(self.choices.read(self.packed))
-        return [next(sampled) if s.sampling is not None else None for s in self.slices]
+        """Waits for the device, also if nothing was sampled; see `Step.sampled`."""
+        with _device_errors():
+            if self.ended is not None:
+                self.ended.synchronize()
+            if self.choices is None or self.packed is None:
+                return [None] * len(self.slices)
+            sampled = iter(self.choices.read(self.packed))
+            return [next(sampled) if s.sampling is not None else None for s in self.slices]
 
 
 class ModelRunner:
-    """One model on one device with its KV pool. Not thread-safe."""
+    """One model on one device with its KV pool and the states of sequences. Not thread-safe."""
 
     def __init__(
         self,
@@ -69,7 +85,9 @@ class ModelRunner:
         self.attention = attention
         self.fingerprint = fingerprint
         self.device = device
+        self.states = SequenceStates(model.config.vocab_size, device)
         self._graphs = graphs
+        self._shapes = SeenShapes()
 
     @property
     def config(self) -> ModelConfig:
@@ -81,39 +99,65 @@ class ModelRunner:
 
     @property
     def runs_ahead(self) -> bool:
-        """`start` returns before the device is done, so that the next step may be started before
-        the tokens of this one are known."""
+        """True if `start` returns before the device is done, so that the next step may be started
+        before the tokens of this one are known."""
         return self.device.type == "cuda"
 
-    @torch.inference_mode()
     def start(
         self,
         slices: Sequence[Slice],
         on_layer: OnLayer | None = None,
         after: Step | None = None,
-    ) -> Step:
-        """Gives one step to the device. `after`: the step that `Slice.follows` refers to.
+    ) -> DeviceStep:
+        """Gives one step to the device, and new tokens to the states of its sequences.
 
-        `on_layer`: as `DecoderModel.forward` calls it.
+        `after` is the step that `Slice.follows` refers to. `on_layer` is called as by
+        `DecoderModel.forward`. A step that failed may be started again, in any parts. Raises
+        DeviceBroken, and whatever a faulty request causes.
         """
+        assert after is None or isinstance(after, DeviceStep), "another runner's step"
+        with _device_errors(), torch.inference_mode():
+            return self._start(slices, on_layer, after)
+
+    def end_sequence(self, sequence_id: int) -> None:
+        """Forgets the state of a sequence, if it has one. No slice of it may come any more."""
+        self.states.end(sequence_id)
+
+    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
+        """Starts a step and waits for it. Returns the first sampled token of each slice, None where
+        none was wanted."""
+        return [
+            sampled.tokens[0] if sampled is not None else None
+            for sampled in self.start(slices, on_layer).sampled()
+        ]
+
+    def _start(
+        self, slices: Sequence[Slice], on_layer: OnLayer | None, after: DeviceStep | None
+    ) -> DeviceStep:
         arrays = StepArrays.of(slices, self.layout.page_size, after.slices if after else ())
         previous = after.choices.tokens if after is not None and after.choices is not None else None
-        if self._graphs is not None and self._graphs.takes(arrays, previous):
+        is_recorded = self._graphs is not None and self._graphs.takes(arrays, previous)
+        # On a CPU nothing is compiled while a node serves.
+        has_compiled = self.device.type == "cuda" and self._shapes.add(arrays, is_recorded)
+        if self._graphs is not None and is_recorded:
             logits = self._graphs.run(arrays, previous)
             if on_layer is not None:
                 on_layer(self.config.num_layers)
         else:
             batch = Batch.of(arrays, self.device, previous)
             logits = self.model(batch, self.kv_cache, self.attention, on_layer)
-        if not arrays.samplings:
-            return Step.of(slices, None)
-        histories = [s.history for s in slices if s.sampling is not None]
-        choices = sample(logits, arrays.samplings, arrays.sample_positions, histories)
-        return Step.of(slices, choices)
+        choices = None
+        if arrays.samplings:
+            sampling = [s for s in slices if s.sampling is not None]
+            seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
+            choices = sample(logits, arrays.samplings, arrays.sample_positions, seen)
+        return DeviceStep.of(slices, choices, self.device, has_compiled)
 
-    def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
-        """`start`, and waits: the sampled token of each slice, None where none was wanted."""
-        return [
-            sampled.token if sampled is not None else None
-            for sampled in self.start(slices, on_layer).sampled()
-        ]
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    """Raises DeviceBroken for torch's error, which says the same."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceBroken(str(error)) from error

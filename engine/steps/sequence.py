@@ -12,6 +12,8 @@ from protocol.sampling import Sampling, TokenLogprobs
 
 UNKNOWN = -1
 """Stands for a token that an earlier step samples and whose id is not known here yet."""
+NO_SEQUENCE = -1
+"""Stands for the id of a sequence where there is none: such slices have no state in the runner."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,20 +28,28 @@ class Slice:
     start: int
     pages: typing.Sequence[int] | np.ndarray
     sampling: Sampling | None
-    history: typing.Sequence[int] = ()
-    """All tokens up to the end of the slice; given if `sampling.needs_history`."""
     follows: int | None = None
-    """`token_ids` is [UNKNOWN]: what the step before this one samples for its slice of this
-    position."""
+    """If given, `token_ids` is [UNKNOWN]: it is the first token that the step before this one
+    samples for its slice of this position."""
+    sequence_id: int = NO_SEQUENCE
+    """Says whose state in the runner this slice feeds, if `sampling.has_state`."""
+    replay: typing.Sequence[int] = ()
+    """The tokens right before `start` that the state was not fed yet: all of them in the first
+    slice that samples."""
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence up to the end of the slice."""
+        return self.start + len(self.token_ids)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a step sampled for one slice."""
+    """What a step sampled for one slice: one token, or several that follow each other."""
 
-    token: int
-    logprobs: TokenLogprobs | None = None
-    """If the slice's sampling asks for them."""
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token, if the slice's sampling asks for them."""
 
 
 class Sequence:
@@ -47,17 +57,26 @@ class Sequence:
     and those behind them are computed by steps that are under way."""
 
     def __init__(
-        self, tokens: list[int], lease: Lease, sampling: Sampling, num_computed: int
+        self,
+        tokens: list[int],
+        lease: Lease,
+        sampling: Sampling,
+        num_computed: int,
+        sequence_id: int,
     ) -> None:
+        """`sequence_id` names its state in the runner; no other sequence of the node has it."""
         self.tokens = tokens
         self.lease = lease
         self.sampling = sampling
         self.num_computed = num_computed
+        self.sequence_id = sequence_id
         self.num_given = len(tokens)
-        """Those that it began with: a prompt, or an answer that is continued."""
+        """The tokens that it began with: a prompt, or an answer that is continued."""
         self._num_under_way = 0
+        self._num_fed = 0
+        """Tokens that the state in the runner has when the steps under way are over."""
         self._position = 0
-        """Of the newest slice in its step."""
+        """The place of the newest slice in its step."""
         self._pages = np.array(lease.pages, dtype=np.int32)
 
     @property
@@ -66,8 +85,8 @@ class Sequence:
 
     @property
     def num_planned(self) -> int:
-        """Tokens that are computed, or are by steps under way; one more than there are `tokens` if
-        the newest one is not known yet and its KV is being computed already."""
+        """Tokens that are computed, or will be by steps under way; one more than there are `tokens`
+        if the newest one is not known yet and its KV is being computed already."""
         return self.num_computed + self._num_under_way
 
     @property
@@ -85,18 +104,35 @@ class Sequence:
         """A step under way samples its next token."""
         return self.num_planned >= len(self.tokens)
 
-    def next_slice(self, max_tokens: int, position: int) -> Slice:
-        """Up to `max_tokens` tokens; asks for a sampled token if they reach the end.
+    @property
+    def num_unplanned(self) -> int:
+        """Known tokens that no step computes yet: as many as the next slice should have, to sample
+        the next token; 0 if that slice follows a token that a step under way samples."""
+        return max(0, len(self.tokens) - self.num_planned)
 
-        `position`: that the slice has in its step, which is under way from now on. Behind the
-        last token comes the one that the step before samples.
+    def samples_next(self, part: Slice) -> bool:
+        """Returns whether what the step of `part`, now over, sampled comes behind the known tokens.
+
+        It does not if the step was started ahead, and the one before it turned out to sample
+        several tokens: then the slice computed the first of them, and the others are known, too.
+        """
+        return part.sampling is not None and part.end == len(self.tokens)
+
+    def next_slice(self, max_tokens: int, position: int) -> Slice:
+        """Makes a slice of up to `max_tokens` tokens, and of one at least, which asks for a sampled
+        token if it reaches the end of the known ones. Behind the last of these comes the first
+        token that the step before samples.
+
+        `position` is that of the slice in its step, which is under way from now on.
         """
         start = self.num_planned
         stop = max(min(start + max_tokens, len(self.tokens)), start + 1)
         sampling = self.sampling if stop >= len(self.tokens) else None
         follows = self._position if start == len(self.tokens) else None
-        needs_history = sampling is not None and sampling.needs_history
-        assert follows is None or not needs_history, "its history is not known yet"
+        feeds_state = sampling is not None and sampling.has_state
+        replay = self.tokens[self._num_fed : start] if feeds_state else ()
+        if feeds_state:
+            self._num_fed = stop
         self._position = position
         self._num_under_way += stop - start
         return Slice(
@@ -104,8 +140,9 @@ class Sequence:
             start=start,
             pages=self._page_table(),
             sampling=sampling,
-            history=self.tokens[:stop] if needs_history else (),
             follows=follows,
+            sequence_id=self.sequence_id,
+            replay=replay,
         )
 
     def computed(self, part: Slice) -> None:
@@ -114,7 +151,7 @@ class Sequence:
         self.num_computed += len(part.token_ids)
 
     def _page_table(self) -> np.ndarray:
-        """A lease may have grown; slices made before keep the table that they have."""
+        """Copies what is new of a lease that has grown; slices made before keep their table."""
         pages = self.lease.pages
         if len(self._pages) < len(pages):
             grown = np.array(pages[len(self._pages) :], dtype=np.int32)

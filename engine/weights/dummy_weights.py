@@ -1,7 +1,7 @@
-"""Random weights of a configured shape, for benchmarks without a checkpoint.
+"""Makes random weights of a configured shape, for benchmarks without a checkpoint.
 
-An element's value depends on its tensor's name and its place alone: nodes agree on it whatever
-their device and however many ranks they have.
+The value of an element depends on the name of its tensor and on its place alone, so nodes agree on
+it whatever their device and however many ranks they have.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from engine.weights.pieces import Piece
 
 MASK = (1 << 32) - 1
 CHUNK_ELEMENTS = 1 << 22
-"""Computed at once, in eight bytes each."""
+"""Elements that are computed at once, in eight bytes each."""
 
 
 def fill(name: str, piece: Piece) -> None:
-    """Norms are 1; all else is uniform with a variance that keeps activations of order 1."""
+    """Fills a piece of the tensor called `name`. Norms become 1; all else is uniform, with a
+    variance that keeps activations of order 1."""
     if len(piece.shape) == 1 and not name.endswith("bias"):
         piece.target.fill_(1.0)
         return
@@ -41,7 +42,8 @@ def fill(name: str, piece: Piece) -> None:
 
 
 def _uniform(index: Tensor, seed: int) -> Tensor:
-    """In [-1, 1), float32; integers up to the last step, so that all devices agree.
+    """Returns float32 in [-1, 1) for the places `index`. It computes with integers up to the last
+    step, so that all devices agree.
 
     The mixing is lowbias32 (Wellons, "Prospecting for hash functions", 2018).
     """

@@ -1,76 +1,47 @@
-"""Weights from *.safetensors into a `DecoderModel`: tensor by tensor onto the device, of each no
-more than this rank's part, never two copies of all."""
+"""Fills a `DecoderModel` from a `TensorSource`: tensor by tensor onto the device, of each no more
+than this rank's part, so that there are never two copies of all weights."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
 
-import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
-from engine.model.families import FAMILIES, UnsupportedModel
+from engine.model.families import FAMILIES
 from engine.model.linear import Build
 from engine.weights import dummy_weights
-from engine.weights.fingerprint import weight_files
 from engine.weights.pieces import Piece, Table, pieces_of
-from protocol.layout import DTYPE_BYTES
-from protocol.model_directory import ModelDirectoryError, read_json
+from engine.weights.source import TensorSource
+from protocol.model_directory import ModelDirectoryError
 
 Progress = Callable[[int, int], None]
-"""(bytes done, bytes in all)."""
-
-
-def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto`: the checkpoint's where the device multiplies it in hardware (CUDA; bfloat16 on CPUs
-    that have it), else float32. Raises UnsupportedModel."""
-    checkpoint = config.checkpoint_dtype.removeprefix("torch.")
-    if name == "auto":
-        has_hardware = device.type == "cuda" or (checkpoint == "bfloat16" and _cpu_has_bfloat16())
-        name = checkpoint if has_hardware else "float32"
-    name = name.removeprefix("torch.")
-    if name not in DTYPE_BYTES:
-        raise UnsupportedModel(
-            f"the engine cannot compute in {name}; choose one of {', '.join(DTYPE_BYTES)} "
-            "with --dtype"
-        )
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def _cpu_has_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+"""A function that is told (bytes done, bytes in all)."""
 
 
 def load_model(
-    path: Path, config: ModelConfig, build: Build, progress: Progress | None = None
+    source: TensorSource, config: ModelConfig, build: Build, progress: Progress | None = None
 ) -> DecoderModel:
-    """Raises ModelDirectoryError that names what is missing, unknown or of another shape."""
-    files = _files_by_name(path)
+    """Makes a model and fills it with this rank's part of `source`.
+
+    Raises ModelDirectoryError that names what is missing, unknown or of another shape or dtype.
+    """
     model = DecoderModel(config, build)
-    table = pieces_of(model, files)
-    _check(table, files, path, config)
+    table = pieces_of(model, source.tensors)
+    _check(table, source, config)
     report = _Report(table, progress)
-    names_by_file: dict[Path, list[str]] = defaultdict(list)
-    for name in table:
-        names_by_file[files[name]].append(name)
-    for file, names in names_by_file.items():
-        with _opened(file) as tensors:
-            for name in names:
-                _copy(tensors.get_slice(name), table[name], name, path)
-                report.filled(table[name])
+    for name in source.tensors:  # in this order, as it is the fastest
+        for piece in table.get(name, ()):
+            _fill(piece, source.read(name, piece.part), name, source)
+        report.filled(table.get(name, ()))
     return model.eval()
 
 
 def dummy_model(
     config: ModelConfig, build: Build, progress: Progress | None = None
 ) -> DecoderModel:
-    """Random weights, the same for every node with this config."""
+    """Makes a model with random weights, which are the same on every node with this config."""
     model = DecoderModel(config, build)
     table = pieces_of(model, ())
     report = _Report(table, progress)
@@ -82,7 +53,7 @@ def dummy_model(
 
 
 class _Report:
-    """Counts the bytes that are filled."""
+    """Counts the bytes that are filled and tells `progress`."""
 
     def __init__(self, table: Table, progress: Progress | None) -> None:
         self._progress = progress
@@ -95,71 +66,43 @@ class _Report:
             self._progress(self._done, self._total)
 
 
-def _copy(tensor: Any, pieces: Iterable[Piece], name: str, path: Path) -> None:
-    """`tensor` is an open file's; of it only the parts that are wanted are read."""
-    shape = tuple(tensor.get_shape())
-    for piece in pieces:
-        if shape != piece.shape:
-            raise ModelDirectoryError(
-                f"{name} in {path} is {list(shape)}, config.json asks for {list(piece.shape)}; "
-                "config and weights are of different models"
-            )
-        piece.target.copy_(tensor[piece.part or slice(None)])
-        if piece.offset:
-            piece.target.add_(piece.offset)
-
-
-def _check(table: Table, files: dict[str, Path], path: Path, config: ModelConfig) -> None:
-    """The checkpoint has what the model needs, and nothing that the model would ignore."""
-    if missing := [name for name in table if name not in files]:
+def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None:
+    is_rounding = _is_plain(values) and _is_plain(piece.target)
+    if not is_rounding and values.dtype != piece.target.dtype:
+        # copy_ would convert them all the same, to weights that mean something else.
         raise ModelDirectoryError(
-            f"the *.safetensors in {path} lack {_some(missing)}; fetch the model again"
+            f"{name} in {source.name} is {_name(values)}, config.json asks for "
+            f"{_name(piece.target)}; config and weights are of different models"
         )
-    unknown = [name for name in files if name not in table and not _is_superfluous(name, config)]
-    if unknown:
+    piece.target.copy_(values)
+    if piece.offset:
+        piece.target.add_(piece.offset)
+
+
+def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
+    """Raises unless the checkpoint has what the model needs, in its shapes, and nothing that the
+    model would ignore."""
+    if missing := [name for name in table if name not in source.tensors]:
+        raise ModelDirectoryError(f"{source.name} lack {_some(missing)}; fetch the model again")
+    names = [name for name in source.tensors if name not in table]
+    if unknown := [name for name in names if not _is_superfluous(name, config)]:
         raise ModelDirectoryError(
-            f"the *.safetensors in {path} hold {_some(unknown)}, which a {config.architecture} "
+            f"{source.name} hold {_some(unknown)}, which a {config.architecture} "
             "with this config.json does not have; config and weights are of different models"
         )
-
-
-def _files_by_name(path: Path) -> dict[str, Path]:
-    """The file that has each tensor."""
-    files: dict[str, Path] = {}
-    for file in _files_of_model(path):
-        with _opened(file) as tensors:
-            files |= dict.fromkeys(tensors.keys(), file)
-    return files
-
-
-def _files_of_model(path: Path) -> list[Path]:
-    """Those the index names, or model.safetensors, before whatever else lies there."""
-    index = read_json(path / "model.safetensors.index.json")
-    if index is not None:
-        shards = index.get("weight_map")
-        if not isinstance(shards, dict):
-            raise ModelDirectoryError(
-                f"{path}/model.safetensors.index.json has no weight_map; fetch the model again"
-            )
-        return [path / str(name) for name in sorted(set(shards.values()))]
-    single = path / "model.safetensors"
-    return [single] if single.is_file() else weight_files(path)
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise ModelDirectoryError(
-            f"{file} cannot be read ({error}); fetch the model again, and if git did it, "
-            "with git lfs pull"
-        ) from error
+    for name, pieces in table.items():
+        shape = source.tensors[name].shape
+        for piece in pieces:
+            if shape != piece.shape:
+                raise ModelDirectoryError(
+                    f"{name} in {source.name} is {list(shape)}, config.json asks for "
+                    f"{list(piece.shape)}; config and weights are of different models"
+                )
 
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Rotary buffers of old checkpoints; a head that is the embedding anyway; eyes."""
+    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
+    embedding anyway, the parts of a model that see."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
@@ -169,3 +112,12 @@ def _is_superfluous(name: str, config: ModelConfig) -> bool:
 def _some(names: Iterable[str]) -> str:
     first, *others = names
     return f"{first} and {len(others)} more" if others else first
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Says whether elements are the weights themselves; eight bits need a scale beside them."""
+    return tensor.is_floating_point() and tensor.itemsize > 1

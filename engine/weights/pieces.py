@@ -1,4 +1,5 @@
-"""Where each tensor of a checkpoint goes: whole into a parameter, in part, or into several places.
+"""`pieces_of` says where each tensor of a checkpoint goes: into a parameter as a whole, in part, or
+into several places.
 
 Published checkpoints have a tensor per projection and expert, Phi's fuses q with k and v and gate
 with up; transformers 5 may write the experts of a layer as one tensor. A rank of a tensor-parallel
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 
 from engine.model.config import ModelConfig
 from engine.model.decoder import Attention, DecoderModel, Layer
+from engine.model.families import UnsupportedModel
 from engine.model.feed_forward import Experts, FeedForward
 from engine.model.linear import Linear, vocabulary_share
+from engine.model.linear_form import Axis, TensorForm
+from engine.weights.source import Part
 
-Part = tuple[slice, ...]
 ALL = slice(None)
+BIAS = TensorForm("bias", outputs=Axis(0), inputs=None)
 STEMS = ("model", "language_model.model", "model.language_model")
-"""The others: of the text part of a model that sees."""
+"""What names of layers begin with. Models that see have their text part under one of the others."""
 
 
 class Piece(NamedTuple):
@@ -29,12 +33,12 @@ class Piece(NamedTuple):
     target: Tensor
     shape: tuple[int, ...]
     part: Part = ()
-    """A slice per dimension; none for those that are taken whole."""
+    """As in `TensorSource.read`."""
     offset: float = 0.0
 
 
 class Rows(NamedTuple):
-    """One of the projections that share a weight: it has `total` rows, this rank takes `part`."""
+    """One of the projections that share a weight: of its `total` outputs, this rank has `part`."""
 
     name: str
     total: int
@@ -45,8 +49,11 @@ Table = dict[str, list[Piece]]
 
 
 def pieces_of(model: DecoderModel, names: Collection[str]) -> Table:
-    """By name of a checkpoint's tensor. `names` are those that the checkpoint has, by which its
-    form is recognised; none: the form of published checkpoints."""
+    """Returns the pieces of `model` by the name of the checkpoint's tensor that they come from.
+
+    `names` are the tensors that the checkpoint has; they tell which of several ways of naming it
+    follows. Without any, the table follows published checkpoints.
+    """
     config, table = model.config, Table()
     tokens = vocabulary_share(config.vocab_size, model.parallel)
     shape = (config.vocab_size, config.hidden_size)
@@ -121,7 +128,7 @@ def _experts(
         config.architecture == "MixtralForCausalLM" and f"{prefix}.mlp.gate.weight" not in names
     )
     block = f"{prefix}.block_sparse_moe" if is_old_mixtral else f"{prefix}.mlp"
-    table[f"{block}.gate.weight"] = [Piece(experts.router.weight, (count, hidden))]
+    table[f"{block}.gate.weight"] = [Piece(experts.router.get_parameter("weight"), (count, hidden))]
     gate, up = experts.gate_up.split(len(inner), dim=1)  # [experts, inner, hidden] each
     if f"{block}.experts.gate_up_proj" in names:
         shape = (count, 2 * size, hidden)
@@ -147,31 +154,40 @@ def _experts(
 def _columns_parallel(
     table: Table, prefix: str, linear: Linear, parts: Sequence[Rows], fused_name: str | None
 ) -> None:
-    """`linear` holds this rank's rows of each part, one after the other; the checkpoint a tensor
-    per part, or one named `fused_name` of all of them."""
+    """Adds the pieces of `linear`, which holds this rank's outputs of each part, one part after the
+    other. The checkpoint has tensors for each part, or those named `fused_name` for all of them."""
     total = sum(rows.total for rows in parts)
-    for kind, fused in _parameters(linear):
-        targets = fused.split([len(rows.part) for rows in parts])
-        first = 0
-        for rows, target in zip(parts, targets, strict=True):
-            name, size, begin = fused_name or rows.name, total, first
-            if fused_name is None:
-                size, begin = rows.total, 0
-            piece = Piece(target, (size, *fused.shape[1:]), (_slice(rows.part, begin),))
-            table.setdefault(f"{prefix}.{name}.{kind}", []).append(piece)
-            first += rows.total
+    for tensor, target in _tensors(linear):
+        if tensor.outputs is None and fused_name is None:
+            raise UnsupportedModel(
+                f"each projection of {prefix} has a {tensor.name} for all of its outputs, which "
+                "this engine cannot keep apart where it computes several of them at once"
+            )
+        begin = first = 0  # of a part: among this rank's outputs, and in a fused tensor
+        for rows in parts:
+            here = range(begin, begin + len(rows.part))
+            there, size = rows.part, rows.total
+            if fused_name is not None:
+                there, size = range(first + there.start, first + there.stop), total
+            piece = Piece(
+                target[tensor.part_of_outputs(here, linear.num_out)],
+                tensor.shape(size, linear.num_in),
+                tensor.part_of_outputs(there, size),
+            )
+            table.setdefault(f"{prefix}.{fused_name or rows.name}.{tensor.name}", []).append(piece)
+            begin, first = here.stop, first + rows.total
 
 
 def _rows_parallel(table: Table, name: str, linear: Linear, total: int, part: range) -> None:
-    shape = (linear.weight.shape[0], total)
-    table[f"{name}.weight"] = [Piece(linear.weight, shape, (ALL, _slice(part)))]
-    if linear.bias is not None:
-        table[f"{name}.bias"] = [Piece(linear.bias, tuple(linear.bias.shape))]
+    """Adds the pieces of `linear`, which holds this rank's part of `total` inputs."""
+    for tensor, target in _tensors(linear):
+        shape = tensor.shape(linear.num_out, total)
+        table[f"{name}.{tensor.name}"] = [Piece(target, shape, tensor.part_of_inputs(part, total))]
 
 
-def _parameters(linear: Linear) -> list[tuple[str, Tensor]]:
-    bias = [] if linear.bias is None else [("bias", linear.bias)]
-    return [("weight", linear.weight), *bias]
+def _tensors(linear: Linear) -> list[tuple[TensorForm, Tensor]]:
+    forms = [*linear.form.tensors, *([] if linear.bias is None else [BIAS])]
+    return [(form, linear.get_parameter(form.name)) for form in forms]
 
 
 def _times(part: range, size: int) -> range:

@@ -163,7 +163,7 @@ class Fetching:
 
     def failed(self, attempt: Attempt, now: float) -> list[Instruction]:
         """`give_up`, as the transfer broke or is late."""
-        self._counters.transfer_failures_total += attempt in self._under_way
+        self._counters.transfer_failures += attempt in self._under_way
         return self.give_up(attempt, now)
 
     def expire(self, now: float) -> list[Instruction]:
@@ -192,12 +192,12 @@ class Fetching:
             return [Send(fetch.reply_address, refused)]
         self._serving.setdefault(fetch.attempt, _Serving()).leases.append(lease)
         pages = lease.pages[fetch.skip_pages :]
-        self._counters.pages_sent_total += len(pages)
+        self._counters.pages_sent += len(pages)
         return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
 
     def sent(self, event: PagesSent) -> None:
         """The asker notices by itself when pages do not come."""
-        self._counters.transfer_failures_total += bool(event.error)
+        self._counters.transfer_failures += bool(event.error)
         serving = self._serving[event.transfer]
         serving.num_ended += 1
         if serving.num_ended == len(serving.leases):

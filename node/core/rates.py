@@ -1,4 +1,8 @@
-"""Measured rates of a node, smoothed over its last steps. Pure."""
+"""Measured rates of a node, smoothed over its last steps. Pure.
+
+Who measures leaves out steps that failed and steps that compiled something: their time is no
+promise for the next one.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,25 @@ from engine.steps.sequence import Slice
 WEIGHT = 0.2
 """Share of the newest step in a rate."""
 MIN_PROMPT_TOKENS = 16
-"""Chunks shorter than this say nothing about the rate of long ones."""
+"""Slices shorter than this say nothing about the rate of long ones."""
 
 
 class Rates:
+    """How fast this node computes prompts, and how long its steps without prompts take; 0 until
+    that is known."""
+
     def __init__(self) -> None:
         self.prefill_tokens_per_s = 0.0
         self.step_s = 0.0
 
     def observe(self, slices: Sequence[Slice], seconds: float) -> None:
-        """One step took `seconds`."""
-        num_prompt_tokens = sum(len(s.token_ids) for s in slices if len(s.token_ids) > 1)
-        if num_prompt_tokens == 0:
+        """Takes one step that the device needed `seconds` for, from its start or the end of the
+        step before it to its own end."""
+        lengths = [len(s.token_ids) for s in slices if len(s.token_ids) > 1]
+        if not lengths:
             self.step_s = _blend(self.step_s, seconds)
-        elif num_prompt_tokens >= MIN_PROMPT_TOKENS:
-            rate = num_prompt_tokens / seconds
+        elif max(lengths) >= MIN_PROMPT_TOKENS:
+            rate = sum(lengths) / seconds
             self.prefill_tokens_per_s = _blend(self.prefill_tokens_per_s, rate)
 
 

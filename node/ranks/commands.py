@@ -16,51 +16,64 @@ from protocol.ids import Attempt
 from protocol.sampling import Sampling
 
 
-class Command(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class RankCommand(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Rank 0 → another rank."""
 
 
-class Report(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class RankReport(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Another rank → rank 0."""
 
 
 class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
-    """A `Slice`; ids as int32 bytes, in the order of this machine."""
+    """A `Slice`. Token ids are int32 bytes in this machine's order."""
 
     token_ids: bytes
     start: int
     keeps_pages: bool
     """The page table begins with that of the slice in this place of the step before."""
     new_pages: bytes
-    """What follows."""
+    """The rest of the page table, as int32 bytes."""
     sampling: Sampling | None
-    history: bytes
     follows: int | None
+    sequence_id: int
+    replay: bytes
 
 
-class Step(Command, frozen=True):
+class StepCommand(RankCommand, frozen=True):
+    """Start a step."""
+
     number: int
     slices: list[SliceCommand]
     feeds_streams: bool
     """Open streams are told of each layer."""
     after: int
-    """`Slice.follows` refers to the step of this number; 0: to none."""
+    """The number of the step that `Slice.follows` refers to; 0 if there is none."""
 
 
-class Expect(Command, frozen=True):
+class EndSequenceCommand(RankCommand, frozen=True):
+    """Forget the state of this sequence."""
+
+    sequence_id: int
+
+
+class ExpectCommand(RankCommand, frozen=True):
+    """Expect a transfer into these pages, in this order."""
+
     number: int
     transfer: Attempt
     pages: list[int]
 
 
-class Abort(Command, frozen=True):
-    """Of the transfer's present life, answered by `Aborted`."""
+class AbortCommand(RankCommand, frozen=True):
+    """Abort the transfer's present life; the rank answers `Aborted`."""
 
     number: int
     transfer: Attempt
 
 
-class SendOrStream(Command, frozen=True):
+class SendCommand(RankCommand, frozen=True):
+    """Send these pages, at once or layer by layer as steps compute them; the rank says `Sent`."""
+
     kind: Literal["send", "stream"]
     number: int
     peer: list[str]
@@ -69,79 +82,86 @@ class SendOrStream(Command, frozen=True):
     offset: int
 
 
-class FinishStream(Command, frozen=True):
+class FinishStreamCommand(RankCommand, frozen=True):
+    """All layers of this stream's pages are in the pool."""
+
     number: int
 
 
-class Cancel(Command, frozen=True):
+class CancelCommand(RankCommand, frozen=True):
+    """What was not yet sent of this transfer need not be."""
+
     transfer: Attempt
 
 
-class PoolPages(Command, frozen=True):
-    """At start, once every rank has said how many it has memory for: the least of them."""
+class PoolPages(RankCommand, frozen=True):
+    """Comes at the start, once every rank has said how many pages it has memory for: the least of
+    these numbers."""
 
     num_pages: int
 
 
-class PagesFit(Report, frozen=True):
-    """At start, with the weights loaded: the KV pool of this rank could have so many pages."""
+class PagesFit(RankReport, frozen=True):
+    """Comes at the start, with the weights loaded: this rank's KV pool could have so many pages."""
 
     num_pages: int
 
 
-class Ready(Report, frozen=True):
-    """At start, last."""
+class Ready(RankReport, frozen=True):
+    """Comes at the start, last: the rank can compute."""
 
     data_address: str
 
 
-class StartFailed(Report, frozen=True):
-    """At start: a sentence for the user."""
+class StartFailed(RankReport, frozen=True):
+    """Comes at the start, instead of `Ready`: a sentence for the user."""
 
     reason: str
 
 
-class StepFailed(Report, frozen=True):
+class ShareFailed(RankReport, frozen=True):
+    """This rank's share of a step failed."""
+
     number: int
     num_operations: int
-    """Collective ones begun in this life, all of which ended well; else -1."""
+    """How many collective operations this process has begun; -1 if one of them failed."""
     error: str
 
 
-class Arrived(Report, frozen=True):
+class Arrived(RankReport, frozen=True):
     """The first `num_pages` pages of an expected transfer have this rank's heads."""
 
     number: int
     num_pages: int
 
 
-class Received(Report, frozen=True):
+class Received(RankReport, frozen=True):
     """An expected transfer ended here: all pages have arrived, or `error`."""
 
     number: int
     error: str
 
 
-class Aborted(Report, frozen=True):
+class Aborted(RankReport, frozen=True):
     """This rank will never again write for this life of a transfer."""
 
     number: int
 
 
-class Sent(Report, frozen=True):
+class Sent(RankReport, frozen=True):
     """A send or stream ended here."""
 
     number: int
     error: str
 
 
-class Links(Report, frozen=True):
+class Links(RankReport, frozen=True):
     """This rank's `Transport.links()`, now and then."""
 
     stats: list[LinkStats]
 
 
-TransportCommand = Expect | Abort | SendOrStream | FinishStream | Cancel
+TransportCommand = ExpectCommand | AbortCommand | SendCommand | FinishStreamCommand | CancelCommand
 TransportReport = Arrived | Received | Aborted | Sent | Links
-AnyCommand = Step | TransportCommand | PoolPages
-AnyReport = PagesFit | Ready | StartFailed | StepFailed | TransportReport
+AnyCommand = StepCommand | EndSequenceCommand | TransportCommand | PoolPages
+AnyReport = PagesFit | Ready | StartFailed | ShareFailed | TransportReport

@@ -1,16 +1,15 @@
-"""`Engine`: what computes and moves the pages of one node, be it one rank or several."""
+"""`Engine` computes and moves the pages of one node, be it one rank or several."""
 
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from engine.parallel import SOLO, connect
+from engine.parallel import SOLO, MeetingPoint, connect
 from kvtransfer.transport import Transport
 from node.config import NodeConfig
 from node.devices import devices_of
@@ -34,34 +33,41 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Engine:
+    """A node's runner and transport, and what the node tells others of them."""
+
     runner: Runner
     transport: Transport
     data_addresses: tuple[str, ...]
     layout: KVLayout
-    """Of the whole model: nodes of different sizes exchange pages and know the same hashes."""
+    """The layout of the whole model's pages, whatever the number of ranks: nodes of different sizes
+    exchange pages and know the same hashes."""
     fingerprint: str
     num_pages: int
     device: str
-    """Of rank 0."""
+    """The device of rank 0."""
     when_lost: Callable[[Callable[[str], None]], None] = lambda _: None
-    """Takes what shall be done when a rank is lost, and is told why: this node cannot go on."""
+    """Registers a function that is called with the reason when a rank is lost and this node cannot
+    go on."""
     raise_if_lost: Callable[[], None] = lambda: None
     """Raises RankLost."""
 
 
 @contextmanager
 def start_engine(config: NodeConfig, node: Node) -> Iterator[Engine]:
-    """Raises ConfigError, the engine's model errors, and RankLost if a rank does not start."""
+    """Builds all ranks, those in other processes too, and ends them at the exit.
+
+    Raises ConfigError, the engine's model errors, and RankLost if a rank does not start.
+    """
     devices = devices_of(config.device, config.tensor_parallel_size)
     if len(devices) == 1:
         rank = build_rank(config, node, devices[0], SOLO, lambda num_pages: num_pages)
         yield _engine(rank, rank.runner, rank.transport, (rank.transport.address,))
         return
-    address = f"{HOST}:{_free_port()}"
-    workers = Workers.start(config, node, devices, address)
+    meeting_point = MeetingPoint(HOST, MEETING_TIMEOUT_S)
+    workers = Workers.start(config, node, devices, meeting_point.address)
     workers.when_lost(lambda _: exit_at_last())
     try:
-        yield _parallel_engine(config, node, devices, address, workers)
+        yield _parallel_engine(config, node, devices, meeting_point.address, workers)
     finally:
         workers.close()
 
@@ -111,9 +117,3 @@ def _engine(
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 from kvtransfer.transport import OnDone, PageStream, Transport
 from node.ranks.commands import (
-    Abort,
+    AbortCommand,
     Aborted,
     Arrived,
-    Cancel,
-    Expect,
-    FinishStream,
+    CancelCommand,
+    ExpectCommand,
+    FinishStreamCommand,
     Links,
     Received,
-    SendOrStream,
+    SendCommand,
     Sent,
     TransportCommand,
     TransportReport,
@@ -26,7 +26,7 @@ from protocol.ids import Attempt
 
 class RankTransport:
     """`report` is called on threads of the transport as well. One thread calls the methods, but
-    that `Abort` may come from another one."""
+    that `AbortCommand` may come from another one."""
 
     def __init__(self, transport: Transport, report: Callable[[TransportReport], None]) -> None:
         self._transport = transport
@@ -34,17 +34,17 @@ class RankTransport:
         self._streams: dict[int, tuple[Attempt, PageStream]] = {}
 
     def do(self, command: TransportCommand) -> None:
-        if isinstance(command, Expect):
+        if isinstance(command, ExpectCommand):
             self._expect(command)
-        elif isinstance(command, Abort):
+        elif isinstance(command, AbortCommand):
             self._transport.abort(command.transfer)
             self._report(Aborted(command.number))
-        elif isinstance(command, SendOrStream):
+        elif isinstance(command, SendCommand):
             self._send(command)
-        elif isinstance(command, FinishStream):
+        elif isinstance(command, FinishStreamCommand):
             if command.number in self._streams:
                 self._streams.pop(command.number)[1].finish()
-        elif isinstance(command, Cancel):
+        elif isinstance(command, CancelCommand):
             self._transport.cancel(command.transfer)
             self._streams = {n: s for n, s in self._streams.items() if s[0] != command.transfer}
 
@@ -63,7 +63,7 @@ class RankTransport:
     def close(self) -> None:
         self._transport.close()
 
-    def _expect(self, command: Expect) -> None:
+    def _expect(self, command: ExpectCommand) -> None:
         number = command.number
         self._transport.expect(
             command.transfer,
@@ -72,7 +72,7 @@ class RankTransport:
             lambda error: self._report(Received(number, error)),
         )
 
-    def _send(self, command: SendOrStream) -> None:
+    def _send(self, command: SendCommand) -> None:
         on_done: OnDone = lambda error: self._report(Sent(command.number, error))  # noqa: E731
         arguments = (command.peer, command.transfer, command.pages, command.offset, on_done)
         if command.kind == "send":

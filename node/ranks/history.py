@@ -1,12 +1,13 @@
-"""`StepHistory`: the steps that a later one may follow, by number. Pure but for what they are."""
+"""`StepHistory`: the steps that a later one may follow, by number. Pure."""
 
 from __future__ import annotations
 
-from engine.steps.runner import Step
+from engine.steps.step import Step
 
 
 class StepHistory:
-    """Numbers rise, and what steps follow is never older than what a step before them followed."""
+    """Remembers steps by number. Numbers rise, and no step follows an older one than the step
+    before it followed."""
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
@@ -15,11 +16,11 @@ class StepHistory:
         self._steps[number] = step
 
     def number_of(self, step: Step | None) -> int:
-        """0 for none."""
+        """Returns 0 for none."""
         return next((number for number, other in self._steps.items() if other is step), 0)
 
     def follow(self, number: int) -> Step | None:
-        """The step of this number; older ones are forgotten."""
+        """Returns the step of this number, and forgets older ones. 0 stands for none."""
         if number == 0:
             return None
         self._steps = {n: step for n, step in self._steps.items() if n >= number}

@@ -1,4 +1,5 @@
-"""`Rank`: one rank of a node: its part of the model and of the KV pool, its transport."""
+"""`build_rank` makes one rank of a node: its part of the model and of the KV pool, its
+transport."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.parallel import TensorParallel
 from engine.steps.runner import ModelRunner
 from kvtransfer.backends.choice import make_backends
@@ -31,10 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rank:
+    """One rank of a node, ready to compute and to move pages."""
+
     runner: ModelRunner
     transport: PairTransport
     layout: KVLayout
-    """Of the whole model."""
+    """The layout of the whole model's pages, of which this rank has some heads."""
 
 
 def build_rank(
@@ -44,9 +47,10 @@ def build_rank(
     parallel: TensorParallel,
     agree: Callable[[int], int],
 ) -> Rank:
-    """`agree`: takes how many KV pages this rank has room for, returns how many all ranks have.
+    """Loads this rank's weights, makes its pool and opens its transport.
 
-    Raises ConfigError and the engine's model errors.
+    `agree` takes the number of KV pages that this rank has room for, and returns the number that
+    all ranks have. Raises ConfigError and the engine's model errors.
     """
     if config.kv_backend == "nccl" and device.type != "cuda":
         raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
@@ -55,7 +59,7 @@ def build_rank(
     with weights_progress() if parallel.rank == 0 else nullcontext() as progress:
         runner = load_model_runner(
             Path(config.model_path),
-            engine_options(config),
+            config,
             lambda own_layout: agree(pool_pages(config, own_layout, device)),
             device,
             parallel,
@@ -79,16 +83,3 @@ def build_rank(
         min_send_bytes=config.kv_min_send_bytes,
     )
     return Rank(runner, transport, layout)
-
-
-def engine_options(config: NodeConfig) -> EngineOptions:
-    return EngineOptions(
-        dtype=config.dtype,
-        page_size=config.page_size,
-        load_format=config.load_format,
-        attention_backend=config.attention_backend,
-        deterministic=config.deterministic,
-        context_length=config.context_length,
-        max_running_requests=config.max_running_requests,
-        native_kernels=not config.no_native_kernels,
-    )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from engine.model.decoder import OnLayer
-from engine.steps.runner import ModelRunner, Step
+from engine.errors import DeviceBroken
+from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
+from engine.steps.step import OnLayer, Step
 from node.ranks import commands
 from node.ranks.history import StepHistory
 from node.ranks.operations import Operations
@@ -26,7 +25,7 @@ class ParallelRunner:
     """
 
     def __init__(self, own: ModelRunner, workers: Workers, operations: Operations) -> None:
-        """`operations`: those of `own`."""
+        """`operations` counts those of `own`."""
         self._own = own
         self._workers = workers
         self._operations = operations
@@ -44,13 +43,14 @@ class ParallelRunner:
         on_layer: OnLayer | None = None,
         after: Step | None = None,
     ) -> Step:
-        """As `ModelRunner.start`. Raises RankLost when this node is about to end."""
+        """Starts the step on every rank, as `ModelRunner.start`. Raises RankLost when this node is
+        about to end."""
         self._number += 1
         follows = self._history.number_of(after)
         self._history.follow(follows)
         self._workers.raise_if_lost()
         self._workers.tell(
-            commands.Step(
+            commands.StepCommand(
                 number=self._number,
                 slices=self._encoder.encode(slices),
                 feeds_streams=on_layer is not None,
@@ -59,7 +59,7 @@ class ParallelRunner:
         )
         try:
             step = self._own.start(slices, on_layer, after)
-        except torch.AcceleratorError:
+        except DeviceBroken:
             raise
         except Exception as error:
             self._workers.failed_here(self._number, self._operations.num_begun, error)
@@ -67,3 +67,8 @@ class ParallelRunner:
         self._workers.went_well_here(self._number)
         self._history.add(self._number, step)
         return step
+
+    def end_sequence(self, sequence_id: int) -> None:
+        """Every rank samples, so every rank has the states of sequences."""
+        self._workers.tell(commands.EndSequenceCommand(sequence_id))
+        self._own.end_sequence(sequence_id)

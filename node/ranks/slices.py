@@ -53,8 +53,9 @@ def _encode(part: Slice, table: bytes, kept: bytes) -> SliceCommand:
         keeps_pages=bool(kept),
         new_pages=table[len(kept) :],
         sampling=part.sampling,
-        history=_bytes(part.history),
         follows=part.follows,
+        sequence_id=part.sequence_id,
+        replay=_bytes(part.replay),
     )
 
 
@@ -64,8 +65,9 @@ def _decode(command: SliceCommand, table: bytes) -> Slice:
         start=command.start,
         pages=np.frombuffer(table, dtype=np.int32),
         sampling=command.sampling,
-        history=_ints(command.history),
         follows=command.follows,
+        sequence_id=command.sequence_id,
+        replay=_ints(command.replay),
     )
 
 

@@ -11,15 +11,15 @@ from typing import Literal
 from kvtransfer.pages.layout import Shard
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream, Transport
 from node.ranks.commands import (
-    Abort,
+    AbortCommand,
     Aborted,
     Arrived,
-    Cancel,
-    Expect,
-    FinishStream,
+    CancelCommand,
+    ExpectCommand,
+    FinishStreamCommand,
     Links,
     Received,
-    SendOrStream,
+    SendCommand,
     Sent,
     TransportCommand,
     TransportReport,
@@ -92,7 +92,7 @@ class ParallelTransport:
             arrivals = MergedArrivals(len(pages), self._num_ranks)
             number = self._next_number()
             self._expected[number] = _Expected(transfer, arrivals, on_progress, on_done)
-            self._tell(Expect(number, transfer, list(pages)))
+            self._tell(ExpectCommand(number, transfer, list(pages)))
 
     def abort(self, transfer: Attempt) -> None:
         """Waits for every rank: one in a step answers after it. Raises RankLost."""
@@ -102,7 +102,7 @@ class ParallelTransport:
             lives = [(n, e) for n, e in self._expected.items() if e.transfer == transfer]
             for number, expected in lives:
                 expected.is_unwanted = True
-                self._tell(Abort(number, transfer))
+                self._tell(AbortCommand(number, transfer))
         for _, expected in lives:
             if not expected.is_over.wait(PATIENCE_S):
                 raise RankLost(f"a rank did not give up {transfer} within {PATIENCE_S:g} s")
@@ -130,7 +130,7 @@ class ParallelTransport:
 
     def cancel(self, transfer: Attempt) -> None:
         with self._lock:
-            self._tell(Cancel(transfer))
+            self._tell(CancelCommand(transfer))
 
     def links(self) -> list[LinkStats]:
         """Those of other ranks as they last told."""
@@ -170,12 +170,12 @@ class ParallelTransport:
         with self._lock:
             number = self._next_number()
             self._sending[number] = _Sending(MergedSend(self._num_ranks), on_done)
-            self._tell(SendOrStream(kind, number, list(peer), transfer, list(pages), offset))
+            self._tell(SendCommand(kind, number, list(peer), transfer, list(pages), offset))
         return number
 
     def _finish(self, number: int) -> None:
         with self._lock:
-            self._tell(FinishStream(number))
+            self._tell(FinishStreamCommand(number))
 
     def _tell(self, command: TransportCommand) -> None:
         if not self._is_lost:
@@ -227,7 +227,7 @@ class ParallelTransport:
             was_well = not arrivals.error
             news = arrivals.ended(rank, report.error)
             if report.error and was_well and not expected.is_unwanted:
-                self._tell(Abort(report.number, expected.transfer))
+                self._tell(AbortCommand(report.number, expected.transfer))
         if news and not expected.is_unwanted:
             expected.on_progress(news)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import DeviceBroken
 from engine.parallel import connect
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
@@ -31,7 +32,7 @@ from protocol.ids import Node
 log = logging.getLogger(__name__)
 
 MEETING_TIMEOUT_S = 60.0
-"""For the ranks to meet, and then for each of their collective operations over gloo."""
+"""How long the ranks wait to meet, and then in each of their collective operations over gloo."""
 LINKS_INTERVAL_S = 0.2
 
 
@@ -86,6 +87,8 @@ def _build(plan: WorkerPlan, pipe: Pipe[commands.AnyCommand], operations: Operat
 
 
 class Worker:
+    """Carries out the commands that come through the pipe, on this rank's runner and transport."""
+
     def __init__(
         self,
         runner: ModelRunner,
@@ -101,27 +104,31 @@ class Worker:
         self._history = StepHistory()
 
     def run(self) -> None:
-        """Raises RankLost when rank 0 has closed the pipe, and torch.AcceleratorError."""
+        """Raises RankLost when rank 0 has closed the pipe, and DeviceBroken."""
         while True:
             command = self._pipe.receive()
-            if isinstance(command, commands.Step):
+            if isinstance(command, commands.StepCommand):
                 self._step(command)
+            elif isinstance(command, commands.EndSequenceCommand):
+                self._runner.end_sequence(command.sequence_id)
             else:
                 assert not isinstance(command, commands.PoolPages), "the pool is there"
                 self._transport.do(command)
 
-    def _step(self, command: commands.Step) -> None:
+    def _step(self, command: commands.StepCommand) -> None:
         slices = self._decoder.decode(command.slices)
         try:
             self._start(command, slices)
-        except torch.AcceleratorError:
+        except DeviceBroken:
             raise
         except Exception as error:
             log.exception("a step of %d sequences failed", len(slices))
             reason = f"{type(error).__name__}: {error}"
-            self._pipe.send(commands.StepFailed(command.number, self._operations.num_begun, reason))
+            self._pipe.send(
+                commands.ShareFailed(command.number, self._operations.num_begun, reason)
+            )
 
-    def _start(self, command: commands.Step, slices: list[Slice]) -> None:
+    def _start(self, command: commands.StepCommand, slices: list[Slice]) -> None:
         on_layer = self._transport.layers_ready if command.feeds_streams else None
         after = self._history.follow(command.after)
         self._history.add(command.number, self._runner.start(slices, on_layer, after))

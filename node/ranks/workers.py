@@ -24,12 +24,13 @@ from protocol.ids import Node
 log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 3600.0
-"""For the weights of a rank. Its death is noticed at once; this is for one that hangs."""
+"""How long a rank may load weights. Its death is noticed at once; this is for one that hangs."""
 SAME_FAILURE_S = 5.0
-"""After a step failed here: the others have met the same error by then, or are stuck in it."""
+"""How long to wait, after a step failed here, for the other ranks to meet the same error: if they
+have not by then, they are stuck."""
 EXIT_TIMEOUT_S = 3.0
-"""For the others, before they are killed: less than `grace.GRACE_S`, in which this process has to
-do that if the node was lost."""
+"""How long the other ranks have to end before they are killed. It is less than `grace.GRACE_S`, in
+which this process has to do that if the node was lost."""
 R = TypeVar("R", commands.PagesFit, commands.Ready)
 
 
@@ -39,7 +40,7 @@ class WorkerHandle:
     process: BaseProcess
     pipe: Pipe[commands.AnyReport]
     started: deque[commands.PagesFit | commands.Ready] = field(default_factory=deque)
-    """What it has said while it starts and nobody has asked for yet."""
+    """What it said while it starts, as long as nobody has asked for it."""
 
     def death(self) -> str:
         self.process.join(1.0)
@@ -47,10 +48,11 @@ class WorkerHandle:
 
 
 class Workers:
-    """`agree` and `addresses` are for the start, while all ranks build themselves. One thread calls
-    `tell` and the like, but transport commands may come from a second one.
+    """The other ranks' processes. A rank that is lost, whenever that is, ends this node, in the way
+    that `when_lost` was told.
 
-    A rank that is lost, whenever that is, ends this node: `when_lost` says how.
+    `agree` and `addresses` are for the start, while all ranks build themselves. One thread calls
+    `tell` and the like, but transport commands may come from a second one.
     """
 
     def __init__(self, node: Node, workers: Sequence[WorkerHandle]) -> None:
@@ -59,11 +61,11 @@ class Workers:
         self._on_report: Callable[[int, commands.TransportReport], None] = lambda *_: None
         self._is_closing = False
         self._changed = threading.Condition()
-        """Of what workers have said and of what follows."""
+        """Is notified when a worker has said something; guards the fields below."""
         self._lost = ""
         self._on_lost: list[Callable[[str], None]] = []
-        self._failures: dict[int, dict[int, commands.StepFailed]] = {}
-        """Step → rank → what it said."""
+        self._failures: dict[int, dict[int, commands.ShareFailed]] = {}
+        """What each rank said of a step that failed there: step → rank → report."""
         self._last_good_step = 0
         self._readers = [
             threading.Thread(target=self._read, args=(worker,), name=f"rank-{worker.rank}")
@@ -81,7 +83,7 @@ class Workers:
         devices: Sequence[torch.device],
         meeting_address: str,
     ) -> Workers:
-        """One process per rank but rank 0; they begin to load at once."""
+        """Starts a process for each rank but rank 0; they begin to load at once."""
         # Workers are forked from a process that has imported what they need and has no device.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([run_worker.__module__])
@@ -99,9 +101,9 @@ class Workers:
         return cls(node, workers)
 
     def agree(self, num_pages: int) -> int:
-        """The least number of KV pages that a rank has room for; `num_pages` is rank 0's.
+        """Tells every rank, and returns, the least number of KV pages that one has room for.
 
-        Raises RankLost, as `addresses`.
+        `num_pages` is rank 0's. Raises RankLost, as `addresses` does.
         """
         counts = [self._await(worker, commands.PagesFit).num_pages for worker in self._workers]
         agreed = min([num_pages, *counts])
@@ -124,7 +126,8 @@ class Workers:
                 do(self._lost)
 
     def tell(self, command: commands.AnyCommand) -> None:
-        """Every worker. One that does not take it is lost, and this node with it."""
+        """Sends a command to every worker. One that does not take it is lost, and this node with
+        it."""
         for worker in self._workers:
             try:
                 worker.pipe.send(command)
@@ -137,14 +140,14 @@ class Workers:
             raise RankLost(self._lost)
 
     def went_well_here(self, number: int) -> None:
-        """Rank 0's share of a step was computed, or given to its device."""
+        """Notes that rank 0's share of a step was computed, or given to its device."""
         with self._changed:
             self._last_good_step = number
             self._look_for_lonely_failures()
 
     def failed_here(self, number: int, num_operations: int, error: Exception) -> None:
-        """Rank 0's share of a step failed. Returns if every rank failed at the same collective
-        operation; else this node ends, and it raises RankLost."""
+        """Notes that rank 0's share of a step failed. Returns if every rank failed at the same
+        collective operation; else this node ends, and it raises RankLost."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._lost or len(self._failures.get(number, {})) == len(self._workers),
@@ -177,7 +180,7 @@ class Workers:
             reader.join()
 
     def _await(self, worker: WorkerHandle, kind: type[R]) -> R:
-        """What it says next while it starts."""
+        """Returns what the worker says next while it starts."""
         with self._changed:
             self._changed.wait_for(lambda: worker.started or self._lost, LOAD_TIMEOUT_S)
             self.raise_if_lost()
@@ -203,7 +206,7 @@ class Workers:
             self._end_node(f"rank {worker.rank}: {report.reason}")
         elif isinstance(report, commands.PagesFit | commands.Ready):
             worker.started.append(report)
-        elif isinstance(report, commands.StepFailed):
+        elif isinstance(report, commands.ShareFailed):
             self._failures.setdefault(report.number, {})[worker.rank] = report
             self._look_for_lonely_failures()
         else:

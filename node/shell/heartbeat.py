@@ -86,5 +86,5 @@ def _work_changed(before: Load, after: Load) -> bool:
         before.num_running != after.num_running
         or before.num_waiting != after.num_waiting
         or before.queued_tokens < after.queued_tokens
-        or before.requests_total != after.requests_total
+        or before.counters.requests != after.counters.requests
     )

@@ -1,24 +1,31 @@
-"""`Runner`: what computes the steps of a node, as its shell sees it."""
+"""`Runner`: what computes the steps of a node, as its shell sees it. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from engine.model.decoder import OnLayer
-from engine.steps.runner import Step
 from engine.steps.sequence import Slice
+from engine.steps.step import OnLayer, Step
 
 
 class Runner(Protocol):
-    """`ModelRunner` is one; so are several ranks together."""
+    """Computes steps; `ModelRunner` is one, and so are several ranks together."""
 
     @property
-    def runs_ahead(self) -> bool: ...
+    def runs_ahead(self) -> bool:
+        """True if the next step may be started before this one's tokens are known."""
 
     def start(
         self,
         slices: Sequence[Slice],
         on_layer: OnLayer | None = None,
         after: Step | None = None,
-    ) -> Step: ...
+    ) -> Step:
+        """Starts one step; `after` is the step that `Slice.follows` refers to.
+
+        Raises DeviceBroken when no step can succeed any more, and anything when this one cannot.
+        """
+
+    def end_sequence(self, sequence_id: int) -> None:
+        """Forgets the state of a sequence; does nothing if it has none."""

@@ -40,6 +40,7 @@ from node.shell.publisher import OwnershipPublisher
 from node.shell.runner import Runner
 from node.shell.steps import Steps
 from protocol.channel import Channel, PeerUnreachable
+from protocol.counters import NodeCounters
 from protocol.hashing import join_hashes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -94,8 +95,9 @@ class NodeShell:
         self._transfer_events: deque[tuple[_Expected | None, Event]] = deque()
         self._expected: dict[Attempt, _Expected] = {}
         self._streams: dict[Attempt, PageStream] = {}  # of pages that the newest step computes
-        self._steps = Steps(runner)
+        self._steps = Steps(runner, time.monotonic)
         self._links: dict[str, Any] = {}
+        self._bytes_sent = 0
         self._next_look_at_links = 0.0
         self._stop = threading.Event()
 
@@ -105,7 +107,7 @@ class NodeShell:
         self._channel.wake()
 
     def run(self) -> None:
-        """Raises torch.AcceleratorError when the device is broken: a new process is needed."""
+        """Raises DeviceBroken when a new process is needed."""
         idle = True
         while not self._stop.is_set():
             for event in self._events(wait=idle):
@@ -256,17 +258,22 @@ class NodeShell:
             prefill_tokens_per_s=self._steps.rates.prefill_tokens_per_s,
             step_s=self._steps.rates.step_s,
             rss_bytes=resident_bytes(),
-            busy_s_total=self._steps.busy_s,
+            counters=self._count(load),
             **self._links,
+        )
+
+    def _count(self, load: Load) -> NodeCounters:
+        return msgspec.structs.replace(
+            load.counters, busy_s=self._steps.busy_s, bytes_sent=self._bytes_sent
         )
 
     def _look_at_links(self, load: Load) -> dict[str, Any]:
         """The fields of `Load` about links; of `load`, its waits for them."""
         links = self._transport.links()
         outgoing = [link for link in links if link.direction == "out"]
+        self._bytes_sent = sum(link.bytes_moved for link in outgoing)
         rates = [link.bytes_per_s for link in outgoing if link.bytes_per_s]
         return {
             "link_bytes_per_s": sum(rates) / len(rates) if rates else 0.0,
-            "bytes_sent_total": sum(link.bytes_moved for link in outgoing),
             "links": link_loads(links, load.links),
         }

@@ -1,5 +1,5 @@
-"""The steps that a node has under way on its device, how long they take, and what becomes of those
-that fail.
+"""The steps that a node has started on its device, how long they take, and what becomes of those
+that fail. Pure but for its runner and its clock; knows no torch.
 
 `Runner.start` may return before the device is done. Then the next step is started before the
 tokens of this one are known, so that the device never waits for what is decided in between.
@@ -8,16 +8,13 @@ tokens of this one are known, so that the device never waits for what is decided
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from engine.model.decoder import OnLayer
-from engine.steps.runner import Step
+from engine.errors import DeviceBroken
 from engine.steps.sequence import Sampled, Slice
+from engine.steps.step import OnLayer, Step
 from node.core.rates import Rates
 from node.shell.runner import Runner
 
@@ -25,19 +22,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What became of a step."""
 
     sampled: list[Sampled | None]
-    """For each slice that did not fail."""
+    """What was sampled for each slice that did not fail."""
     failed: frozenset[int] = frozenset()
-    """By position."""
+    """The slices that failed, by position."""
     reason: str = ""
-    """Of the last one of them."""
+    """The error of the last one of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class _UnderWay:
+class StartedStep:
+    """A step that is not settled yet."""
+
     slices: Sequence[Slice]
     began: float
     step: Step | None
@@ -45,77 +44,105 @@ class _UnderWay:
 
 
 class Steps:
-    """Oldest first. Every call raises torch.AcceleratorError when the device is broken: a new
-    process is needed."""
+    """Steps are settled in the order in which they were started. Every call raises DeviceBroken
+    when a new process is needed."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
+        """`clock` gives monotonic seconds."""
         self.rates = Rates()
         self.busy_s = 0.0
         """Time spent in steps, failed ones included."""
         self._runner = runner
-        self._under_way: deque[_UnderWay] = deque()
+        self._clock = clock
+        self._started: deque[StartedStep] = deque()
         self._before: Step | None = None
-        """The one that was over last."""
+        """The step that was settled last; None if it failed."""
         self._ended = 0.0
+        self._ended_sequences: set[int] = set()
+        """Sequences that the runner is to forget when no started step has a slice of them."""
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._started)
 
     @property
     def may_stay(self) -> bool:
-        """One step is under way, and another one may be started before it is over."""
+        """True if one step is started, and another one may be before this one is settled."""
         return (
             self._runner.runs_ahead
-            and len(self._under_way) == 1
-            and self._under_way[0].step is not None
+            and len(self._started) == 1
+            and self._started[0].step is not None
         )
 
     def start(self, slices: Sequence[Slice], on_layer: OnLayer) -> bool:
-        """False: it failed and will be computed in another way, when the step before it is over."""
-        before = self._under_way[-1].step if self._under_way else self._before
-        began, step = time.monotonic(), None
+        """Starts a step. False: that failed, and `settle` will compute the step in another way."""
+        before = self._started[-1].step if self._started else self._before
+        began, step = self._clock(), None
         try:
             step = self._runner.start(slices, on_layer, before)
-        except torch.AcceleratorError:
+        except DeviceBroken:
             raise
         except Exception:
             log.exception("a step of %d sequences failed", len(slices))
-        self._under_way.append(_UnderWay(slices, began, step))
+        self._started.append(StartedStep(slices, began, step))
         return step is not None
 
-    def settle(self) -> Outcome:
+    def settle(self) -> StepOutcome:
         """Waits until the oldest step is over."""
-        oldest = self._under_way.popleft()
-        outcome = self._outcome(oldest)
+        oldest = self._started[0]
+        sampled = self._sampled(oldest)
+        outcome = StepOutcome(sampled) if sampled is not None else self._one_by_one(oldest.slices)
+        self._started.popleft()
         self._before = oldest.step
-        began, self._ended = max(oldest.began, self._ended), time.monotonic()
+        began, self._ended = max(oldest.began, self._ended), self._clock()
         self.busy_s += self._ended - began
-        if oldest.step is not None:
+        if sampled is not None and oldest.step is not None and not oldest.step.has_compiled:
             self.rates.observe(oldest.slices, self._ended - began)
+        self._forget_ended()
         return outcome
 
-    def _outcome(self, oldest: _UnderWay) -> Outcome:
-        if oldest.step is not None:
-            try:
-                return Outcome(oldest.step.sampled())
-            except torch.AcceleratorError:
-                raise
-            except Exception:
-                log.exception("the tokens of %d sequences are lost", len(oldest.slices))
-        return self._one_by_one(oldest.slices)
+    def end_sequence(self, sequence_id: int) -> None:
+        """Lets the runner forget a sequence, as soon as no started step has a slice of it. The
+        sequence's pages may be given to others at once."""
+        self._ended_sequences.add(sequence_id)
+        self._forget_ended()
 
-    def _one_by_one(self, slices: Sequence[Slice]) -> Outcome:
-        """The same step, each sequence alone: an error costs the one that made it, and nobody else
-        anything. Computing a token's KV twice changes nothing."""
+    def _sampled(self, oldest: StartedStep) -> list[Sampled | None] | None:
+        """Waits for the device. None: the step failed."""
+        if oldest.step is None:
+            return None
+        try:
+            return oldest.step.sampled()
+        except DeviceBroken:
+            raise
+        except Exception:
+            log.exception("the tokens of %d sequences are lost", len(oldest.slices))
+            return None
+
+    def _one_by_one(self, slices: Sequence[Slice]) -> StepOutcome:
+        """Computes the same step, each sequence alone: an error costs the one that made it, and
+        nobody else anything. Computing a token's KV twice changes nothing, nor does giving a token
+        to the state of its sequence twice. Sequences that ended meanwhile are left out: another one
+        may have their pages."""
         sampled: list[Sampled | None] = []
         failed: set[int] = set()
         reason = ""
         for position, part in enumerate(slices):
+            if part.sequence_id in self._ended_sequences:
+                sampled.append(None)
+                continue
             try:
                 sampled += self._runner.start([part], None, self._before).sampled()
-            except torch.AcceleratorError:
+            except DeviceBroken:
                 raise
             except Exception as error:
                 failed.add(position)
                 reason = type(error).__name__
-        return Outcome(sampled, frozenset(failed), reason)
+        return StepOutcome(sampled, frozenset(failed), reason)
+
+    def _forget_ended(self) -> None:
+        if not self._ended_sequences:
+            return
+        started = {part.sequence_id for step in self._started for part in step.slices}
+        for sequence_id in sorted(self._ended_sequences - started):
+            self._runner.end_sequence(sequence_id)
+        self._ended_sequences &= started

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from decode.scheduler import DecodeLimits, DecodeScheduler
 from engine.cache.prefix_cache import PrefixCache
-from engine.model.decoder import OnLayer
 from engine.steps.sequence import Sampled, Slice
+from engine.steps.step import OnLayer
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
@@ -25,6 +25,7 @@ from protocol.channel import Channel
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Generate, TokensOut
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 from tests.support.endpoints import LAYOUT, NUM_PAGES, new_backend, until
 
@@ -46,6 +47,7 @@ class PlayedStep:
     """Over when it has started."""
 
     tokens: list[Sampled | None]
+    has_compiled: bool = False
 
     def sampled(self) -> list[Sampled | None]:
         return self.tokens
@@ -73,7 +75,7 @@ class PlayedModel:
                 on_layer(layer + 1)
         return PlayedStep(
             [
-                Sampled(states_of_part[-1] % 40 + 1) if part.sampling else None
+                Sampled((states_of_part[-1] % 40 + 1,)) if part.sampling else None
                 for part, states_of_part in zip(slices, states, strict=True)
             ]
         )
@@ -197,7 +199,7 @@ class LiveCluster:
         request = Generate(
             attempt=attempt,
             tokens=token_bytes(prompt),
-            cache_salt="",
+            namespace=SHARED,
             sampling=Sampling(temperature=0.0),
             max_new_tokens=6,
             stop_token_ids=[],
@@ -281,4 +283,4 @@ def test_a_fetch_that_fails_is_computed(backend_name: str, owner_is: str) -> Non
         source = (owner.node, owner.address)
         assert live.ask(decode, PROMPT, prefill, source) == (answer_of(PROMPT, 6), 0)
         assert prefill.model.num_computed == len(PROMPT)
-        assert prefill.scheduler.load().transfer_failures_total == (owner_is == "gone")
+        assert prefill.scheduler.load().counters.transfer_failures == (owner_is == "gone")

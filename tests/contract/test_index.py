@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import pytest
 
 from coordinator.ownership.redis_index import RedisIndex
-from protocol.hashing import PageHash, join_hashes, namespace, page_hashes, split_hashes
+from protocol.hashing import PageHash, chain_start, join_hashes, page_hashes, split_hashes
 from protocol.ids import Node
+from protocol.namespace import Namespace
 from protocol.redis import ownership
 from protocol.redis.client import connect_async
 from tests.support.nodes import LAYOUT, Mirror
@@ -22,7 +23,7 @@ P0, P1, P2 = Node("p0", 1), Node("p1", 1), Node("p2", 1)
 
 def chain(num_pages: int, seed: int = 0, tenant: str = "") -> list[PageHash]:
     tokens = [seed] * num_pages * PAGE_SIZE
-    return page_hashes(tokens, PAGE_SIZE, namespace("model", LAYOUT, tenant))
+    return page_hashes(tokens, PAGE_SIZE, chain_start("model", LAYOUT, Namespace(tenant)))
 
 
 class Index(Protocol):

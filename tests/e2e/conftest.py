@@ -38,7 +38,7 @@ def pair_cluster(
 
 @pytest.fixture(scope="session")
 def tiny_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two prefill and two decode nodes with the embedded model."""
-    cluster = start_cluster(tmp_path_factory, EMBEDDED, 2, 2)
+    """Two prefill and two decode nodes with the embedded model, in the dtype of its reference."""
+    cluster = start_cluster(tmp_path_factory, EMBEDDED, 2, 2, dtype="float32")
     yield cluster
     cluster.local.stop()

@@ -20,7 +20,8 @@ def moved_by(cluster: Cluster, prompt: list[int]) -> int:
     )
     assert sent == received == answer["meta_info"]["transferred_pages"]
     page_bytes = 3 * 2 * PAGE_SIZE * 2 * 16 * 4  # layers, K and V, tokens, heads, dim, float32
-    num_bytes = after["p0"]["load"]["bytes_sent_total"] - before["p0"]["load"]["bytes_sent_total"]
+    then, now = (nodes["p0"]["load"]["counters"] for nodes in (before, after))
+    num_bytes = now["bytes_sent"] - then["bytes_sent"]
     assert num_bytes == sent * page_bytes
     return int(sent)
 

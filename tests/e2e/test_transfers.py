@@ -48,7 +48,7 @@ def test_links_are_told_of_with_what_they_moved(pair_cluster: Cluster) -> None:
         assert link["bytes"] == link["pages"] * layout.page_bytes > 0
         assert link["busy_s"] > 0
     assert sent["bytes"] == received["bytes"]
-    assert sent["pages"] == nodes["p0"]["load"]["pages_sent_total"]
+    assert sent["pages"] == nodes["p0"]["load"]["counters"]["pages_sent"]
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
 from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of

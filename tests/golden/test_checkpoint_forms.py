@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
 from tests.support.families import save_model_that_sees, save_random_model
 

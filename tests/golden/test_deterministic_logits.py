@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.batch import Batch
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine.build import load_model_runner
+from engine.parallel import MeetingPoint
 from tests.support import ranks
 from tests.support.driving import CPU, Sequences, prompt_of
 from tests.support.families import FAMILIES, save_random_model
@@ -33,8 +34,9 @@ def run(
     processes: list[Connection], path: Path, size: int, load_format: str = "auto"
 ) -> list[ranks.Answer]:
     options = ranks.options(load_format=load_format)
-    address = ranks.free_address()
-    return ranks.run(processes, ranks.Job(path, options, size, address, PROMPTS, NUM_TOKENS))
+    meeting_point = MeetingPoint("127.0.0.1", ranks.ANSWER_S)
+    job = ranks.Job(path, options, size, meeting_point.address, PROMPTS, NUM_TOKENS)
+    return ranks.run(processes, job)
 
 
 def expect_as_alone(

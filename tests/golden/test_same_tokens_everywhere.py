@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +12,8 @@ import msgspec
 import pytest
 import torch
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
 from protocol.sampling import Sampling, TokenLogprobs
@@ -53,6 +55,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
     return load_model_runner(path, EngineOptions("float32", PAGE_SIZE), lambda _: 200, CPU)
 
 
+SEQUENCE_IDS = itertools.count()
+
+
 @dataclass(eq=False)
 class Answer:
     """One request on one node. `tokens` may have part of an answer already."""
@@ -63,14 +68,23 @@ class Answer:
     """Tokens in all."""
     chunk: int = 1000
     computed: int = 0
+    sequence_id: int = field(default_factory=SEQUENCE_IDS.__next__)
+    is_unsampled: bool = True
+    """No slice of it has sampled yet."""
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
     def slice(self, pages: Sequence[int]) -> Slice:
         stop = min(len(self.tokens), self.computed + self.chunk)
         is_last = stop == len(self.tokens)
-        history = self.tokens[:stop] if self.sampling.needs_history else ()
-        part = self.tokens[self.computed : stop]
-        return Slice(part, self.computed, pages, self.sampling if is_last else None, history)
+        is_first = self.is_unsampled and is_last
+        return Slice(
+            self.tokens[self.computed : stop],
+            self.computed,
+            pages,
+            self.sampling if is_last else None,
+            sequence_id=self.sequence_id,
+            replay=self.tokens[: self.computed] if is_first else (),
+        )
 
 
 def begun(sampling: Sampling, prompt: list[int], chunk: int = 1000) -> Answer:
@@ -99,8 +113,12 @@ def run(runner: ModelRunner, answers: Sequence[Answer]) -> None:
         for i, one, sampled in zip(part, slices, runner.start(slices).sampled(), strict=True):
             answers[i].computed += len(one.token_ids)
             if sampled is not None:
-                answers[i].tokens.append(sampled.token)
-                answers[i].logprobs.append(sampled.logprobs)
+                answers[i].is_unsampled = False
+                answers[i].tokens += sampled.tokens
+                answers[i].logprobs.append(sampled.logprobs[0] if sampled.logprobs else None)
+    for answer in answers:
+        runner.end_sequence(answer.sequence_id)
+    assert len(runner.states) == 0
 
 
 PROMPT = prompt_of(45, VOCAB_SIZE, seed=90)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.sampling.sampler import sample
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import UNKNOWN, Slice
@@ -131,11 +132,62 @@ def test_steps_that_follow_unread_tokens(
         following = runner.start(slices, after=step)
         for n, sampled in zip(here, step.sampled(), strict=True):
             assert sampled is not None
-            answers[n].append(sampled.token)
+            answers[n].append(sampled.tokens[0])
         step, here = following, going_on
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer == reference_tokens(reference, prompt, len(answer))
     assert [len(answer) for answer in answers] == [6, 4, 6]
+
+
+def test_penalties_that_follow_unread_tokens(
+    family: str, pair: tuple[PreTrainedModel, ModelRunner]
+) -> None:
+    """The counts are fed on the device; the reference brings the whole history to every step."""
+    _, runner = pair
+    (length,) = longer(family, 30)
+    prompt = prompt_of(length, runner.config.vocab_size)
+    sampling = Sampling(
+        temperature=0.0,
+        frequency_penalty=1.0,
+        presence_penalty=-0.5,
+        repetition_penalty=1.3,
+        prompt_length=length,
+    )
+    sequences = Sequences(runner)
+    strict, table = list(prompt), sequences.pages(length + 8)
+    for sequence_id in range(8):
+        part = Slice(strict, 0, table, sampling, sequence_id=sequence_id)
+        (token,) = runner.run([part])
+        assert token is not None
+        strict.append(token)
+        runner.end_sequence(sequence_id)
+    ahead, table = list(prompt), sequences.pages(length + 8)
+    step = runner.start([Slice(prompt, 0, table, sampling, sequence_id=8)])
+    for i in range(7):
+        part = Slice([UNKNOWN], length + i, table, sampling, follows=0, sequence_id=8)
+        following = runner.start([part], after=step)
+        ahead += [token for s in step.sampled() if s is not None for token in s.tokens]
+        step = following
+    ahead += [token for s in step.sampled() if s is not None for token in s.tokens]
+    runner.end_sequence(8)
+    assert ahead == strict
+    assert len(runner.states) == 0
+
+
+def test_a_chunk_that_samples_nothing_has_an_end(
+    family: str, pair: tuple[PreTrainedModel, ModelRunner]
+) -> None:
+    """And the first of its shape is said to compile."""
+    _, runner = pair
+    (length,) = longer(family, 40)
+    prompt = prompt_of(length, runner.config.vocab_size)
+    table = Sequences(runner).pages(length)
+    for _ in range(2):
+        step = runner.start([Slice(prompt, 0, table, None)])
+        assert step.ended is not None
+        assert step.sampled() == [None]
+        assert step.ended.query()
+    assert not step.has_compiled, "the second one"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from engine.sampling.sampler import sample
-from engine.steps.sequence import Sampled
+from engine.sampling.states import SequenceStates
+from engine.sampling.token_counts import SeenTokens
+from engine.steps.sequence import UNKNOWN, Sampled, Slice
 from protocol.sampling import Sampling
 
 pytestmark = [
@@ -42,7 +44,7 @@ SAMPLINGS = [
     Sampling(seed=6, min_p=0.1),
     Sampling(temperature=0.0, repetition_penalty=1.5, prompt_length=3, num_top_logprobs=20),
 ]
-HISTORIES = [list(range(25, 60)) * 2 if s.needs_history else () for s in SAMPLINGS]
+HISTORY = list(range(25, 60)) * 2
 POSITIONS = [70] * len(SAMPLINGS)
 
 
@@ -52,12 +54,18 @@ def logits() -> Tensor:
     return 4 * torch.randn(len(SAMPLINGS), VOCAB_SIZE, generator=chance)
 
 
+def seen_by(samplings: list[Sampling], device: torch.device) -> SeenTokens | None:
+    """What sequences of `HISTORY` have seen."""
+    slices = [Slice(HISTORY, 0, [], s, sequence_id=i) for i, s in enumerate(samplings)]
+    return SequenceStates(VOCAB_SIZE, device).feed(slices)
+
+
 def run(logits: Tensor, rows: list[int]) -> list[Sampled]:
     choices = sample(
         logits[rows],
         [SAMPLINGS[i] for i in rows],
         [POSITIONS[i] for i in rows],
-        [HISTORIES[i] for i in rows],
+        seen_by([SAMPLINGS[i] for i in rows], logits.device),
     )
     return choices.read(choices.packed.cpu())
 
@@ -67,32 +75,50 @@ ALL = list(range(len(SAMPLINGS)))
 
 def test_tokens_and_logprobs_are_the_cpus(logits: Tensor) -> None:
     for here, there in zip(run(logits.cuda(), ALL), run(logits, ALL), strict=True):
-        assert here.token == there.token
-        assert (here.logprobs is None) == (there.logprobs is None)
-        if here.logprobs is not None and there.logprobs is not None:
-            assert here.logprobs.chosen == pytest.approx(there.logprobs.chosen, abs=1e-4)
-            assert here.logprobs.wanted == pytest.approx(there.logprobs.wanted, abs=1e-4)
-            assert [t for t, _ in here.logprobs.top] == [t for t, _ in there.logprobs.top]
+        assert here.tokens[0] == there.tokens[0]
+        for ours, theirs in zip(here.logprobs, there.logprobs, strict=True):
+            assert ours.chosen == pytest.approx(theirs.chosen, abs=1e-4)
+            assert ours.wanted == pytest.approx(theirs.wanted, abs=1e-4)
+            assert [t for t, _ in ours.top] == [t for t, _ in theirs.top]
 
 
 def test_a_row_draws_the_same_alone_and_in_any_batch(logits: Tensor) -> None:
     on_gpu = logits.cuda()
-    together = [sampled.token for sampled in run(on_gpu, ALL)]
-    assert [run(on_gpu, [i])[0].token for i in ALL] == together
-    assert [sampled.token for sampled in run(on_gpu, ALL[::-1])] == together[::-1]
+    together = [sampled.tokens[0] for sampled in run(on_gpu, ALL)]
+    assert [run(on_gpu, [i])[0].tokens[0] for i in ALL] == together
+    assert [sampled.tokens[0] for sampled in run(on_gpu, ALL[::-1])] == together[::-1]
 
 
 @pytest.fixture
 def error_at_waiting(logits: Tensor) -> Iterator[Tensor]:
     """Logits on the device; whatever waits for it raises."""
     on_gpu = logits.cuda()
-    sample(on_gpu, SAMPLINGS, POSITIONS, HISTORIES)  # kernels are loaded once, which may wait
+    sample(
+        on_gpu, SAMPLINGS, POSITIONS, seen_by(SAMPLINGS, on_gpu.device)
+    )  # kernels are loaded once, which may wait
     torch.cuda.set_sync_debug_mode("error")
     yield on_gpu
     torch.cuda.set_sync_debug_mode("default")
 
 
 def test_nothing_waits_for_the_device(error_at_waiting: Tensor) -> None:
-    sample(error_at_waiting, SAMPLINGS, POSITIONS, HISTORIES)
-    for sampling, history in zip(SAMPLINGS, HISTORIES, strict=True):
-        sample(error_at_waiting[:1], [sampling], [70], [history])
+    device = error_at_waiting.device
+    sample(error_at_waiting, SAMPLINGS, POSITIONS, seen_by(SAMPLINGS, device))
+    for sampling in SAMPLINGS:
+        sample(error_at_waiting[:1], [sampling], [70], seen_by([sampling], device))
+
+
+def test_states_that_follow_unread_tokens_do_not_wait_for_them(error_at_waiting: Tensor) -> None:
+    device = error_at_waiting.device
+    states = SequenceStates(VOCAB_SIZE, device)
+    tokens: Tensor | None = None
+    for i in range(3):
+        slices = [
+            Slice(HISTORY, 0, [], s, sequence_id=n)
+            if i == 0
+            else Slice([UNKNOWN], len(HISTORY) + i - 1, [], s, n, sequence_id=n)
+            for n, s in enumerate(SAMPLINGS)
+        ]
+        sources = list(range(len(slices)))
+        seen = states.feed(slices, sources, tokens)
+        tokens = sample(error_at_waiting, SAMPLINGS, POSITIONS, seen).tokens

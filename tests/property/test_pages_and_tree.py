@@ -21,6 +21,7 @@ from engine.cache.page_pool import PagePool
 from engine.cache.prefix_cache import Lease, PrefixCache
 from engine.cache.radix import RadixTree
 from protocol.hashing import PageHash
+from protocol.namespace import Namespace
 
 NUM_PAGES = 12
 QUICK = settings(
@@ -213,7 +214,9 @@ class CacheMachine(RuleBasedStateMachine):
         hashes = hashes_of(path, salt)
         known = len(self.cache.find(hashes))
         room = self.cache.num_free_pages + self.cache.num_cached_pages
-        lease = self.cache.acquire(hashes, len(hashes) + extra, next(self.clock), salt, spare)
+        lease = self.cache.acquire(
+            hashes, len(hashes) + extra, next(self.clock), Namespace(salt), spare
+        )
         if lease is None:
             assert len(hashes) + extra + spare > room, "refused although there was room"
             return multiple()

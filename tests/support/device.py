@@ -69,7 +69,7 @@ class Device:
             assert tokens == [UNKNOWN]
             before = self._newest[part.follows]
             assert before is not None, "it follows what samples nothing"
-            tokens = [before.token]
+            tokens = [before.tokens[0]]
         assert UNKNOWN not in tokens
         for position, token in enumerate(tokens, part.start):
             self.pool[self._slot(part, position)] = token
@@ -79,9 +79,7 @@ class Device:
             return None
         end = part.start + len(part.token_ids)
         context = [self.pool.get(self._slot(part, i), -1) for i in range(end)]
-        if part.sampling.needs_history:
-            assert list(part.history) == context
-        return Sampled(next_token(context))
+        return Sampled((next_token(context),))
 
     def _slot(self, part: Slice, position: int) -> tuple[int, int]:
         return int(part.pages[position // self._page_size]), position % self._page_size

@@ -6,6 +6,8 @@ import random
 from collections.abc import Collection, Sequence
 from functools import partial
 
+import msgspec
+
 from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
@@ -13,17 +15,18 @@ from coordinator.routing.placement import Placement, Work
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.router import Router
 from protocol.admission import admission_tokens, most_tokens
-from protocol.hashing import PAGE_HASH_BYTES, PageHash, namespace, page_hashes
+from protocol.hashing import PAGE_HASH_BYTES, PageHash, chain_start, page_hashes
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
 from protocol.messages import Heartbeat, Load, NodeInfo
+from protocol.namespace import Namespace
 
 LAYOUT = KVLayout(num_layers=2, page_size=16, num_kv_heads=2, head_dim=16, dtype="float32")
 LEASE_S = 3.0
 RATE = 1000.0  # prompt tokens per second of every node
 
 
-def info_of(role: Role, node: Node, **other: object) -> NodeInfo:
+def info_of(node: Node, **other: object) -> NodeInfo:
     values: dict[str, object] = {
         "control_address": f"tcp://{node.name}:1",
         "data_addresses": (f"{node.name}:2",),
@@ -34,16 +37,17 @@ def info_of(role: Role, node: Node, **other: object) -> NodeInfo:
         "max_queued_requests": 16,
         "device": "cpu",
     }
-    return NodeInfo(node=node, role=role, **(values | other))  # type: ignore[arg-type]
+    return NodeInfo(node=node, **(values | other))  # type: ignore[arg-type]
 
 
 def heartbeat(role: Role, node: Node, load: Load | None = None, **other: object) -> Heartbeat:
     load = load or load_of()
-    return Heartbeat(info_of(role, node, **other), load, LEASE_S)
+    return Heartbeat(info_of(node, **other), msgspec.structs.replace(load, role=role), LEASE_S)
 
 
 def load_of(queued_tokens: int = 0, num_running: int = 0, free_pages: int = 1000) -> Load:
     return Load(
+        role="decode",
         queued_tokens=queued_tokens,
         num_running=num_running,
         free_pages=free_pages,
@@ -119,9 +123,9 @@ class Nodes:
         return node
 
     def make_work(
-        self, tokens: list[int], cache_salt: str, max_new_tokens: int, avoid: Collection[str]
+        self, tokens: list[int], namespace: Namespace, max_new_tokens: int, avoid: Collection[str]
     ) -> Work:
-        hashes = page_hashes(tokens, LAYOUT.page_size, namespace("model", LAYOUT, cache_salt))
+        hashes = page_hashes(tokens, LAYOUT.page_size, chain_start("model", LAYOUT, namespace))
         most = most_tokens(len(tokens), max_new_tokens)
         admission_pages = LAYOUT.num_pages(admission_tokens(len(tokens), most))
         return Work(len(tokens), LAYOUT.num_pages(most), admission_pages, hashes, avoid)

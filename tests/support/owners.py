@@ -122,9 +122,7 @@ class Following:
 class Publishing:
     def __init__(self, redis_url: str, node: Node, lease_s: float = LEASE_S) -> None:
         self.replaced = threading.Event()
-        self.publisher = OwnershipPublisher(
-            redis_url, info_of("prefill", node), lease_s, self.replaced.set
-        )
+        self.publisher = OwnershipPublisher(redis_url, info_of(node), lease_s, self.replaced.set)
         self.publisher.start()
 
     def stored(self, *pages: PageHash) -> None:
@@ -156,7 +154,7 @@ class Writer:
 
     def register(self, node: Node) -> None:
         self.sequences.setdefault(node, 0)
-        info = msgspec.json.encode(info_of("prefill", node))
+        info = msgspec.json.encode(info_of(node))
         assert self.call(ownership.REGISTER, node, info) == ownership.APPLIED
         self.redis.sadd(ownership.NODES_KEY, node.name)
 

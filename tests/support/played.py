@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.model.decoder import OnLayer
 from engine.steps.sequence import Sampled, Slice
+from engine.steps.step import OnLayer
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from node.shell.shell import NodeShell
 from protocol.ids import Attempt, Node
@@ -25,12 +25,13 @@ class Step:
     slices: Sequence[Slice]
     told: list[str]
     error: Exception | None = None
+    has_compiled: bool = False
 
     def sampled(self) -> list[Sampled | None]:
         self.told.append(f"wait {self.number}")
         if self.error is not None:
             raise self.error
-        return [Sampled(5) if part.sampling else None for part in self.slices]
+        return [Sampled((5,)) if part.sampling else None for part in self.slices]
 
 
 class Runner:
@@ -63,6 +64,9 @@ class Runner:
             if part.follows is not None:
                 assert after is not None and after.slices[part.follows].sampling is not None
         return Step(self._num_started, slices, self.told, self._error if fails else None)
+
+    def end_sequence(self, sequence_id: int) -> None:
+        self.told.append(f"end {sequence_id}")
 
 
 class Peers:

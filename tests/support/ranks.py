@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from torch.distributed import TCPStore
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.parallel import connect
 from protocol.errors import UserError
 from tests.support.driving import CPU, PAGE_SIZE, Sequences
@@ -68,12 +68,6 @@ def run(ranks: list[Connection], job: Job) -> list[Answer]:
         assert rank.poll(ANSWER_S), "a rank is silent"
         answers.append(rank.recv())
     return answers
-
-
-def free_address() -> str:
-    """That nobody listens at now."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    return f"127.0.0.1:{store.port}"
 
 
 def _serve(rank: int, pipe: Connection) -> None:

@@ -37,6 +37,7 @@ from protocol.messages import (
     Prefill,
     TokensOut,
 )
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 from tests.support.device import Device, next_token
 from tests.support.nodes import LAYOUT
@@ -103,7 +104,7 @@ def generate(
     return Generate(
         attempt=Attempt(name, number),
         tokens=token_bytes(prompt),
-        cache_salt="",
+        namespace=SHARED,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
         stop_token_ids=list(stops),
@@ -119,7 +120,7 @@ def generate(
 def asked_prefill(name: str, num_tokens: int, number: int = 1) -> Prefill:
     """A prompt of its own."""
     prompt = token_bytes([ord(name)] * num_tokens)
-    return Prefill(Attempt(name, number), prompt, "", Sampling(), 0, DECODE, (DECODE,))
+    return Prefill(Attempt(name, number), prompt, SHARED, Sampling(), 0, DECODE, (DECODE,))
 
 
 @dataclass(eq=False)

@@ -28,7 +28,7 @@ FLAGS = (
     *("-Wno-psabi", "-Wno-unknown-pragmas"),
 )
 VARIANTS = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
-"""Of further flags: the first that a compiler takes."""
+"""Further flags, best first. The first of them that a compiler takes are used."""
 COMPILE_TIMEOUT_S = 120.0
 
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
@@ -43,13 +43,13 @@ ARGUMENTS = {
 
 
 class CannotCompile(Exception):
-    """The message says why, and what helps."""
+    """The native kernels cannot be compiled here. The message says why, and what helps."""
 
 
 @lru_cache(maxsize=1)
 def native_library() -> ctypes.CDLL | None:
-    """The functions of `kernels.c`, which run without the GIL; None, and a line in the log, where
-    they cannot be had."""
+    """Returns the functions of `kernels.c`, which run without the GIL. Where they cannot be had it
+    writes a line to the log and returns None."""
     directory = cache_directory()
     try:
         return load_library(directory)
@@ -62,8 +62,10 @@ def native_library() -> ctypes.CDLL | None:
 
 
 def load_library(directory: Path) -> ctypes.CDLL:
-    """Compiles into `directory` if it is not there yet. Raises CannotCompile, OSError and
-    SubprocessError."""
+    """Loads the library from `directory`, where it compiles it first if it is not there yet.
+
+    Raises CannotCompile, OSError and SubprocessError.
+    """
     path = directory / f"kernels-{_fingerprint()}.so"
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -113,7 +115,8 @@ def _fingerprint() -> str:
 
 
 def _cpu() -> tuple[str, ...]:
-    """What instructions are chosen by; a cache directory may be shared by unlike machines."""
+    """Returns what a compiler chooses instructions by. It is part of the library's name because
+    unlike machines may share a cache directory."""
     known = (platform.system(), platform.machine(), platform.processor())
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

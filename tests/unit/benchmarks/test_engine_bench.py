@@ -18,21 +18,22 @@ from benchmarks.engines import gpu as engine_gpu
 from benchmarks.engines.cells import LLAMA_CPP, OURS, TRANSFORMERS, Cell, Timing, cells, measure
 from benchmarks.engines.check import Disagreement, require_agreement
 from benchmarks.engines.floor import (
-    Rates,
-    Work,
+    MachineRates,
+    StepWork,
     decode_work,
     layer_weights,
     measure_rates,
     prefill_work,
 )
-from benchmarks.engines.gpu import VLLM, Decode, GpuReport, Prefill, measure_device
+from benchmarks.engines.gpu import VLLM, DecodeRow, GpuReport, PrefillRow, measure_device
 from benchmarks.engines.loop import Overhead, measure_overhead
 from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.random_model import save_random_model
-from benchmarks.engines.report import Cost, Report, Row
+from benchmarks.engines.report import DeterministicCost, EngineReport, Row
 from benchmarks.engines.shapes import SHAPES, save_shape
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.model.config import ModelConfig
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 
 TINY = SHAPES["smollm2-135m"] | {
@@ -91,9 +92,9 @@ def test_a_prompt_costs_what_its_tokens_cost_one_by_one_but_for_their_logits(
 
 
 def test_the_floor_is_the_slower_of_reading_and_computing() -> None:
-    rates = Rates(copy_bytes_s=100.0, matmul_flop_s=1000.0)
-    assert Work(weight_bytes=300, kv_bytes=100, flops=500).floor_s(rates) == 4.0
-    assert Work(weight_bytes=300, kv_bytes=100, flops=5000).floor_s(rates) == 5.0
+    rates = MachineRates(copy_bytes_s=100.0, matmul_flop_s=1000.0)
+    assert StepWork(weight_bytes=300, kv_bytes=100, flops=500).floor_s(rates) == 4.0
+    assert StepWork(weight_bytes=300, kv_bytes=100, flops=5000).floor_s(rates) == 5.0
 
 
 def test_llama_3_8b_is_an_8b_model(tmp_path: Path) -> None:
@@ -175,11 +176,13 @@ def test_transformers_choose_the_same(model: Path, runner: ModelRunner) -> None:
 
 def test_overhead_is_a_share(runner: ModelRunner) -> None:
     overhead = measure_overhead(runner, CELLS[0])
-    assert 0 < overhead.share < 1 and 0 < overhead.sampled_share < 1
+    for share in (overhead.share, overhead.sampled_share, overhead.penalised_share):
+        assert 0 < share < 1
+    assert len(runner.states) == 0, "the next cell begins with empty states"
 
 
 def test_a_device_is_measured_in_every_cell(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_gpu, "measure_rates", lambda *_: Rates(1e9, 1e9))
+    monkeypatch.setattr(engine_gpu, "measure_rates", lambda *_: MachineRates(1e9, 1e9))
     options = EngineOptions(dtype="float32")
     report = measure_device(model, options, CPU, [16, 40], 1, CELLS, 16, Console(quiet=True))
     assert [row.cell for row in report.decodes] == CELLS
@@ -262,7 +265,7 @@ ROW = Row(
     {OURS: Timing(2.0, 0.1), TRANSFORMERS: Timing(3.0, 0.4), LLAMA_CPP: Timing(None, 0.2)},
     step_floor_s=0.05,
     prefill_floor_s=1.0,
-    overhead=Overhead(0.04, 0.08),
+    overhead=Overhead(0.04, 0.08, 0.09),
 )
 
 
@@ -288,13 +291,14 @@ def test_what_was_not_measured_is_null() -> None:
         "prefill_vs_floor",
         "overhead_share",
         "overhead_share_sampled",
+        "overhead_share_penalised",
     }
-    Console(quiet=True).print(*Report([alone]).tables())
+    Console(quiet=True).print(*EngineReport([alone]).tables())
 
 
 def test_the_line_has_all_rows_and_what_determinism_costs() -> None:
-    cost = Cost(ROW.cell, Timing(2.0, 0.1), Timing(3.0, 0.12))
-    report = Report([ROW], [cost], {"machine": {"cores": 2}})
+    cost = DeterministicCost(ROW.cell, Timing(2.0, 0.1), Timing(3.0, 0.12))
+    report = EngineReport([ROW], [cost], {"machine": {"cores": 2}})
     told = json.loads(json.dumps(report.as_json()))
     assert (told["bench"], told["machine"], len(told["rows"])) == ("engine", {"cores": 2}, 1)
     (costs,) = told["deterministic"]
@@ -303,8 +307,8 @@ def test_the_line_has_all_rows_and_what_determinism_costs() -> None:
 
 
 def test_a_reference_is_told_where_its_size_was_measured() -> None:
-    decodes = [Decode(Cell(batch, 2048, 64), 0.005, 0.006, 0.004) for batch in (8, 9)]
-    report = GpuReport(decodes, [Prefill(512, 0.01, 0.008)], VLLM["llama-3-8b"])
+    decodes = [DecodeRow(Cell(batch, 2048, 64), 0.005, 0.006, 0.004) for batch in (8, 9)]
+    report = GpuReport(decodes, [PrefillRow(512, 0.01, 0.008)], VLLM["llama-3-8b"])
     told = report.as_json()
     assert [row["reference_step_ms"] for row in told["rows"]] == [5.53, None]
     assert [row["reference_tok_s"] for row in told["prefill"]] == [36_800]
@@ -316,6 +320,7 @@ def test_a_reference_is_told_where_its_size_was_measured() -> None:
         "prefill_vs_floor",
         "prefill_vs_llamacpp",
         "overhead_share_sampled",
+        "overhead_share_penalised",
     }
 
 
@@ -352,7 +357,7 @@ def test_a_run_ends_with_one_json_line(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(engine, "measure_rates", lambda *_: Rates(1e9, 1e9))
+    monkeypatch.setattr(engine, "measure_rates", lambda *_: MachineRates(1e9, 1e9))
     out = tmp_path / "engine.json"
     arguments = ["--model", str(model), "--batches", "1,2", "--contexts", "16", "--out", str(out)]
     arguments += ["--peers", "transformers", "--prefill-tokens", "16"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.clusters.stub_engine import Prompt, StubEngine
 from protocol.hashing import PageHasher
 from protocol.ids import Attempt
+from protocol.namespace import SHARED
 from tests.support.nodes import LAYOUT
 
 PAGE = LAYOUT.page_size
@@ -16,7 +17,7 @@ def engine_of(num_pages: int = 100) -> StubEngine:
 
 
 def prompt_of(engine: StubEngine, name: str, num_tokens: int) -> Prompt:
-    return engine.prompt(Attempt(name, 1), list(range(num_tokens)), "", 1)
+    return engine.prompt(Attempt(name, 1), list(range(num_tokens)), SHARED, 1)
 
 
 def test_prompts_take_their_uncached_tokens_one_after_another() -> None:

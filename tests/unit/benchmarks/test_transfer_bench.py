@@ -25,7 +25,8 @@ from benchmarks.clusters.transfer_cluster import (
 )
 from benchmarks.clusters.watched_cluster import Cold, Stream, Surprise, Watched, gaps_within
 from benchmarks.engines.random_model import END, VOCABULARY, Prompts, save_random_model
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from protocol.layout import KVLayout
 
 LAYOUT = {"page_size": 16, "num_layers": 1, "num_kv_heads": 1, "head_dim": 8, "dtype": "float32"}
@@ -68,7 +69,7 @@ class FakeCluster:
                 "last_heartbeat_s_ago": self.heartbeat_age_s,
                 "links": links[name],
                 "load": {
-                    "busy_s_total": 2.0 * num_ended,
+                    "counters": {"busy_s": 2.0 * num_ended},
                     "num_running": 0,
                     "num_waiting": 0,
                     "held_pages": int(is_late),

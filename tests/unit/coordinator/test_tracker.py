@@ -25,6 +25,7 @@ from coordinator.routing.router import NoRoute
 from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, FailureKind, Generate, TokenOut, TokensOut
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.nodes import Nodes, booked, load_of
 
@@ -37,7 +38,7 @@ LONG = 2_000
 
 def request(name: str = "r", max_new_tokens: int = 8, num_tokens: int = 3) -> Request:
     tokens = list(range(1, num_tokens + 1))
-    return Request(name, tokens, "", Sampling(seed=5), max_new_tokens, [0])
+    return Request(name, tokens, SHARED, Sampling(seed=5), max_new_tokens, [0])
 
 
 def sent(outcomes: list[Outcome]) -> Generate:

@@ -18,7 +18,7 @@ from engine.attention import flash_attention
 from engine.attention.backend import AttentionForm
 from engine.attention.flash_attention import FlashAttention, PromptKernel
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, Part
+from engine.steps.batch import Batch, SliceGroup
 
 FORMS = [
     AttentionForm(HEAD_DIM**-0.5),
@@ -166,7 +166,7 @@ class Ours:
         raise AssertionError("the prompts are long")
 
     def singles(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: Part, form: AttentionForm
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
     ) -> None:
         left = None if form.window is None else form.window - 1
         output[:] = attend(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_loader import CPU, checkpoint, save
 
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
+from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
 from protocol.sampling import Sampling

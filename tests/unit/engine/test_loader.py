@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.kernels.base import TorchKernels
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
-from engine.model.families import UnsupportedModel
 from engine.model.linear import Build
 from engine.parallel import SOLO, TensorParallel
-from engine.weights import loader
-from engine.weights.loader import dummy_model, load_model, resolve_dtype
+from engine.weights.loader import dummy_model, load_model
+from engine.weights.safetensors_source import SafetensorsSource
+from engine.weights.source import Part, TensorSource
 from protocol.model_directory import ModelDirectoryError
 
 CPU = torch.device("cpu")
@@ -70,7 +67,7 @@ def save(path: Path, tensors: dict[str, Tensor], **changes: Any) -> None:
 
 def load(path: Path, **kwargs: Any) -> DecoderModel:
     build = Build(torch.float32, CPU, TorchKernels(), SOLO)
-    return load_model(path, ModelConfig.from_directory(path), build, **kwargs)
+    return load_model(SafetensorsSource(path), ModelConfig.from_directory(path), build, **kwargs)
 
 
 def test_parts_are_fused_in_order(tmp_path: Path) -> None:
@@ -218,42 +215,34 @@ def test_ranks_have_the_parts_of_the_same_dummy_weights(
         assert torch.equal(torch.cat(down, dim=2), expected)
 
 
-def test_a_rank_reads_its_part_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Counting:
+    """A source that counts the elements read from it."""
+
+    def __init__(self, inner: TensorSource) -> None:
+        self.name, self.tensors = inner.name, inner.tensors
+        self.num_read = 0
+        self._inner = inner
+
+    def read(self, name: str, part: Part = ()) -> Tensor:
+        values = self._inner.read(name, part)
+        self.num_read += values.numel()
+        return values
+
+
+def test_a_rank_reads_its_part_and_no_more(tmp_path: Path) -> None:
     save(tmp_path, checkpoint())
-    num_read = 0
-
-    class Spy:
-        """An open file that counts the elements read from it."""
-
-        def __init__(self, file: Any) -> None:
-            self.file, self.name = file, ""
-
-        def keys(self) -> Any:
-            return self.file.keys()
-
-        def get_slice(self, name: str) -> Spy:
-            spy = Spy(self.file)
-            spy.name = name
-            return spy
-
-        def get_shape(self) -> Any:
-            return self.file.get_slice(self.name).get_shape()
-
-        def __getitem__(self, part: Any) -> Tensor:
-            nonlocal num_read
-            tensor: Tensor = self.file.get_slice(self.name)[part]
-            num_read += tensor.numel()
-            return tensor
-
-    @contextmanager
-    def opened(*arguments: Any, **options: Any) -> Iterator[Spy]:
-        with safe_open(*arguments, **options) as file:
-            yield Spy(file)
-
-    monkeypatch.setattr("engine.weights.loader.safe_open", opened)
+    source = Counting(SafetensorsSource(tmp_path))
     build = Build(torch.float32, CPU, TorchKernels(), TensorParallel(1, 2))
-    model = load_model(tmp_path, ModelConfig.from_directory(tmp_path), build)
-    assert num_read == sum(parameter.numel() for parameter in model.parameters())
+    model = load_model(source, ModelConfig.from_directory(tmp_path), build)
+    assert source.num_read == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_integers_are_not_taken_for_weights(tmp_path: Path) -> None:
+    """Those of a quantised checkpoint, whose config.json does not say so."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    save(tmp_path, checkpoint() | {name: torch.ones(HIDDEN, INNER, dtype=torch.int8)})
+    with pytest.raises(ModelDirectoryError, match=rf"{name}.* is int8, .* asks for float32;"):
+        load(tmp_path)
 
 
 def test_norms_that_count_from_one_stay_exact_in_half_precision(tmp_path: Path) -> None:
@@ -263,7 +252,7 @@ def test_norms_that_count_from_one_stay_exact_in_half_precision(tmp_path: Path) 
     tensors = {name: value.bfloat16() for name, value in _of_gemma(checkpoint())}
     save(tmp_path, tensors, **GEMMA)
     build = Build(torch.bfloat16, CPU, TorchKernels(), SOLO)
-    loaded = load_model(tmp_path, ModelConfig.from_directory(tmp_path), build)
+    loaded = load_model(SafetensorsSource(tmp_path), ModelConfig.from_directory(tmp_path), build)
     expected = 1.0 + tensors["model.norm.weight"].float()
     assert torch.equal(loaded.norm.weight, expected)
 
@@ -276,18 +265,3 @@ def _of_gemma(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         if name.endswith("input_layernorm.weight"):
             for more in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
                 yield name.replace("input_layernorm", more), tensor
-
-
-def test_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, {})
-    config = ModelConfig.from_directory(tmp_path)
-    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: False)
-    assert resolve_dtype("auto", config, CPU) is torch.float32
-    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: True)
-    assert resolve_dtype("auto", config, CPU) is torch.bfloat16
-    half = replace(config, checkpoint_dtype="float16")
-    assert resolve_dtype("auto", half, CPU) is torch.float32
-    assert resolve_dtype("auto", config, torch.device("cuda")) is torch.bfloat16
-    assert resolve_dtype("float16", config, CPU) is torch.float16
-    with pytest.raises(UnsupportedModel, match=r"float64; choose one of float32.*--dtype"):
-        resolve_dtype("float64", config, CPU)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import pytest
 from engine.model.config import ExpertsConfig, LayerConfig, ModelConfig
 from engine.model.families import UnsupportedModel
 from engine.model.rope_config import RopeConfig
-from engine.weights.fingerprint import model_fingerprint
 from protocol.errors import UserError
 from protocol.model_directory import ModelDirectoryError
 
@@ -256,57 +253,3 @@ def test_broken_directories_are_explained(tmp_path: Path) -> None:
         ModelConfig.from_directory(tmp_path)
     assert issubclass(ModelDirectoryError, UserError)
     assert issubclass(UnsupportedModel, UserError)
-
-
-class TestFingerprint:
-    @pytest.fixture
-    def model(self, tmp_path: Path) -> Path:
-        path = tmp_path / "model"
-        path.mkdir()
-        (path / "config.json").write_text(json.dumps(BASE))
-        (path / "model.safetensors").write_bytes(bytes(range(256)) * 1024)
-        return path
-
-    def test_copies_agree(self, model: Path, tmp_path: Path) -> None:
-        copy = tmp_path / "elsewhere"
-        shutil.copytree(model, copy)
-        reordered = dict(reversed(BASE.items())) | {
-            "transformers_version": "9",
-            "_name_or_path": "",
-        }
-        (copy / "config.json").write_text(json.dumps(reordered))
-        (copy / "README.md").write_text("not part of the model")
-        assert model_fingerprint(copy) == model_fingerprint(model)
-        assert re.fullmatch("[0-9a-f]{32}", model_fingerprint(model))
-
-    def test_anything_that_changes_answers_changes_it(self, model: Path) -> None:
-        seen = {model_fingerprint(model)}
-        weights = model / "model.safetensors"
-        raw = weights.read_bytes()
-
-        def is_new() -> bool:
-            before = len(seen)
-            seen.add(model_fingerprint(model))
-            return len(seen) == before + 1
-
-        weights.write_bytes(raw + b"\0")
-        assert is_new(), "another size"
-        weights.write_bytes(b"\xff" + raw[1:])
-        assert is_new(), "another header"
-        weights.write_bytes(bytes(255 - byte for byte in raw))
-        assert is_new(), "other weights of the same shapes"
-        weights.write_bytes(raw)
-        assert model_fingerprint(model, "other rotations") not in seen
-        (model / "config.json").write_text(json.dumps(BASE | {"rope_theta": 5.0}))
-        assert is_new(), "another config"
-
-    def test_dummy_weights_need_no_files(self, model: Path) -> None:
-        with_files = model_fingerprint(model, is_dummy=True)
-        assert with_files != model_fingerprint(model)
-        (model / "model.safetensors").unlink()
-        assert model_fingerprint(model, is_dummy=True) == with_files
-
-    def test_no_weights(self, model: Path) -> None:
-        (model / "model.safetensors").unlink()
-        with pytest.raises(ModelDirectoryError, match=r"no \*\.safetensors.*save_pretrained"):
-            model_fingerprint(model)

@@ -17,7 +17,7 @@ from test_loader import checkpoint, save
 from torch import Tensor
 
 from engine.attention.native_attention import NativeAttention
-from engine.build import EngineOptions, load_model_runner
+from engine.build import load_model_runner
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import HeadNorms, HeadShape, TorchKernels
 from engine.kernels.native import build
@@ -25,12 +25,13 @@ from engine.kernels.native.build import CannotCompile, load_library, native_libr
 from engine.kernels.native_kernels import MOST_ROWS, NativeKernels
 from engine.model.rope import rotation
 from engine.model.rope_config import RopeConfig
+from engine.options import EngineOptions
 from engine.steps.batch import Batch
 from protocol.layout import KVLayout
 from tests.support.native import compiled
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PLAIN = TorchKernels()
 ROWS = [1, 2, 3, 4, 7, 8, MOST_ROWS, MOST_ROWS + 8]
 SIZES = [(1, 1), (5, 3), (12, 16), (33, 41), (64, 100), (130, 72)]
@@ -173,7 +174,7 @@ class TestAttention:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"native_kernels": False}, {"dtype": "bfloat16"}, {"deterministic": True}]
+    "change", [{}, {"no_native_kernels": True}, {"dtype": "bfloat16"}, {"deterministic": True}]
 )
 def test_a_model_uses_them_in_float32_unless_told_otherwise(
     tmp_path: Path, change: dict[str, Any]

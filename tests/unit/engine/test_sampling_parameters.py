@@ -15,7 +15,9 @@ from torch import Tensor
 from engine.sampling import sampler
 from engine.sampling.penalties import adjust
 from engine.sampling.sampler import sample
-from engine.steps.sequence import Sampled
+from engine.sampling.states import SequenceStates
+from engine.sampling.token_counts import SeenTokens
+from engine.steps.sequence import Sampled, Slice
 from protocol.sampling import Sampling
 from tests.support.sampling_reference import adjusted, chosen, logprobs_of
 
@@ -69,12 +71,22 @@ def rows(draw: st.DrawFn) -> Row:
 BATCHES = st.lists(rows(), min_size=1, max_size=6)
 
 
+def seen_in(
+    rows: Sequence[tuple[Sequence[int], Sampling]], vocab_size: int = VOCAB_SIZE
+) -> SeenTokens | None:
+    """What sequences of these tokens have seen, each fed to its state at once."""
+    slices = [
+        Slice(tokens, 0, [], sampling, sequence_id=i) for i, (tokens, sampling) in enumerate(rows)
+    ]
+    return SequenceStates(vocab_size, torch.device("cpu")).feed(slices)
+
+
 def run(batch: Sequence[Row]) -> list[Sampled]:
     choices = sample(
         torch.tensor([row.logits for row in batch]),
         [row.sampling for row in batch],
         [row.position for row in batch],
-        [row.history if row.sampling.needs_history else () for row in batch],
+        seen_in([(row.history, row.sampling) for row in batch]),
     )
     return choices.read(choices.packed)
 
@@ -85,14 +97,13 @@ def test_tokens_and_logprobs_are_those_of_a_plain_loop(batch: Sequence[Row]) -> 
     for row, sampled in zip(batch, run(batch), strict=True):
         sampling = row.sampling
         logits = adjusted(row.logits, sampling, row.position, row.history)
-        assert sampled.token == chosen(logits, sampling, row.position)
+        assert sampled.tokens == (chosen(logits, sampling, row.position),)
         if sampling.num_top_logprobs < 0:
-            assert sampled.logprobs is None
+            assert not sampled.logprobs
             continue
         expected = logprobs_of(logits, sampling)
-        measured = sampled.logprobs
-        assert measured is not None
-        assert measured.chosen == pytest.approx(expected[sampled.token], abs=1e-4)
+        (measured,) = sampled.logprobs
+        assert measured.chosen == pytest.approx(expected[sampled.tokens[0]], abs=1e-4)
         top = sorted((value for value in expected), reverse=True)[: sampling.num_top_logprobs]
         finite = [value for value in top if value > -math.inf]
         assert [v for _, v in measured.top[: len(finite)]] == pytest.approx(finite, abs=1e-4)
@@ -117,7 +128,7 @@ def test_a_row_is_the_same_to_the_last_bit_alone_and_in_any_batch(batch: Sequenc
 def test_a_batch_that_needs_no_change_gets_none() -> None:
     logits = torch.randn(3, 8)
     samplings = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.5, top_k=3)]
-    assert adjust(logits, samplings, [5] * 3, [()] * 3) is logits
+    assert adjust(logits, samplings, [5] * 3) is logits
 
 
 def test_logits_stay_as_they_were() -> None:
@@ -128,7 +139,7 @@ def test_logits_stay_as_they_were() -> None:
         frequency_penalty=1.0, logit_bias=((3, 2.0),), min_new_tokens=9, stop_token_ids=(1,)
     )
     for samplings in ([sampling, sampling], [sampling, Sampling()]):
-        sample(logits, samplings, [2, 2], [[1, 2], [1, 2]])
+        sample(logits, samplings, [2, 2], seen_in([([1, 2], s) for s in samplings], 8))
         assert torch.equal(logits, before)
 
 
@@ -137,12 +148,12 @@ def test_all_logprobs_are_a_distribution_in_order() -> None:
     samplings = [Sampling(temperature=t, num_top_logprobs=500) for t in (0.0, 0.3, 1.0, 3.0)]
     choices = sample(logits, samplings, [1] * 4)
     for sampled in choices.read(choices.packed):
-        assert sampled.logprobs is not None
-        values = [value for _, value in sampled.logprobs.top]
+        (measured,) = sampled.logprobs
+        values = [value for _, value in measured.top]
         assert values == sorted(values, reverse=True)
         assert math.fsum(map(math.exp, values)) == pytest.approx(1.0, abs=1e-5)
-        assert {token for token, _ in sampled.logprobs.top} == set(range(500))
-        assert dict(sampled.logprobs.top)[sampled.token] == sampled.logprobs.chosen
+        assert {token for token, _ in measured.top} == set(range(500))
+        assert dict(measured.top)[sampled.tokens[0]] == measured.chosen
 
 
 LARGE = 400
@@ -177,8 +188,8 @@ def tied() -> Tensor:
 def test_of_equals_the_lowest_id_is_named_first(count: int) -> None:
     choices = sample(tied(), [Sampling(temperature=0.0, num_top_logprobs=count)], [0])
     (sampled,) = choices.read(choices.packed)
-    assert sampled.token == 2 and sampled.logprobs is not None
-    ids = [token for token, _ in sampled.logprobs.top]
+    assert sampled.tokens == (2,)
+    ids = [token for token, _ in sampled.logprobs[0].top]
     assert ids == ([2, 5, 7, 11] + [t for t in range(64) if t not in (2, 5, 7, 11)])[:count]
 
 
@@ -199,9 +210,10 @@ def test_extreme_penalties_and_biases_stay_numbers() -> None:
         Sampling(temperature=1e-30, logit_bias=((3, 1e30), (4, -1e30)), num_top_logprobs=16),
         Sampling(min_new_tokens=5, stop_token_ids=tuple(range(15)), num_top_logprobs=16),
     ]
-    choices = sample(logits, samplings, [2] * 3, [[0, 1, 2]] * 3)
+    seen = seen_in([([0, 1, 2], s) for s in samplings], 16)
+    choices = sample(logits, samplings, [2] * 3, seen)
     sampled = choices.read(choices.packed)
-    assert [s.token for s in sampled[1:]] == [3, 15]
+    assert [s.tokens for s in sampled[1:]] == [(3,), (15,)]
     for one in sampled:
-        assert one.logprobs is not None
-        assert all(math.isfinite(value) for _, value in one.logprobs.top)
+        assert len(one.logprobs[0].top) == 16
+        assert all(math.isfinite(value) for _, value in one.logprobs[0].top)

@@ -23,7 +23,8 @@ def shown(show: Any, answer: dict[str, Any], width: int = 120) -> str:
 
 def test_stats_fit_a_terminal() -> None:
     answer = copy.deepcopy(examples.STATS)
-    answer["nodes"]["p0"] |= {"draining": True, "tokens_computed": 12_345_678}
+    answer["nodes"]["p0"]["draining"] = True
+    answer["nodes"]["p0"]["counters"]["computed_tokens"] = 12_345_678
     text = shown(show_stats, answer)
     row = next(line for line in text.splitlines() if "p0" in line).split()
     assert " ".join(row) == "p0 P drains 412 15488 484 67% 12M 568k 41984 19822 0 8112"

@@ -40,6 +40,7 @@ from protocol.messages import (
     PrefillDone,
     TokensOut,
 )
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 from tests.support.world import (
     D0,
@@ -75,7 +76,7 @@ def compute(scheduler: Scheduler, now: float = 0.0) -> list[Instruction]:
         done += instructions
         if not slices:
             return done
-        done += scheduler.finish([Sampled(7) if part.sampling else None for part in slices], now)
+        done += scheduler.finish([Sampled((7,)) if part.sampling else None for part in slices], now)
         for send in sends:
             done += scheduler.handle(PagesSent(send.transfer), now)
 
@@ -86,7 +87,7 @@ def prefill_request(
     return Prefill(
         attempt=R1,
         tokens=token_bytes(prompt),
-        cache_salt="",
+        namespace=SHARED,
         sampling=Sampling(),
         skip_pages=skip_pages,
         reply_address=DECODE,
@@ -108,7 +109,9 @@ def asker_of(kind: str, prompt: list[int] = PROMPT, **fetch: int) -> tuple[Sched
 def plain(kind: str, prompt: list[int]) -> Event:
     """Another request, which fetches nothing."""
     if kind == PREFILL:
-        return Prefill(Attempt("s", 1), token_bytes(prompt), "", Sampling(), 0, DECODE, (DECODE,))
+        return Prefill(
+            Attempt("s", 1), token_bytes(prompt), SHARED, Sampling(), 0, DECODE, (DECODE,)
+        )
     return generate("s", prompt, 1, prefill="")
 
 
@@ -124,7 +127,7 @@ def messages(instructions: list[Instruction], kind: type[Message]) -> list[Messa
 
 def fetched_and_computed(scheduler: Scheduler) -> tuple[int, int]:
     load = scheduler.load()
-    return load.fetched_tokens_total, load.computed_tokens_total
+    return load.counters.fetched_tokens, load.counters.computed_tokens
 
 
 both_kinds = pytest.mark.parametrize("kind", [PREFILL, DECODE])
@@ -152,17 +155,17 @@ def test_the_asker_reserves_asks_and_computes_only_the_rest(kind: str) -> None:
     (part,), _ = asker.next_batch(1.0)
     assert (part.start, list(part.token_ids)) == (6 * PAGE, PROMPT[6 * PAGE :])
     assert list(part.pages[:6]) == expect.pages
-    (reply,) = [i for i in asker.finish([Sampled(7)], 1.0) if isinstance(i, Send)]
+    (reply,) = [i for i in asker.finish([Sampled((7,))], 1.0) if isinstance(i, Send)]
     if kind == PREFILL:
-        assert reply.message == PrefillDone(R1, 7, 6 * PAGE, P0, 6 * PAGE)
+        assert reply.message == PrefillDone(R1, [7], 6 * PAGE, P0, 6 * PAGE)
     else:
         assert isinstance(reply.message, TokensOut)
         assert reply.message.outs[0].cached_tokens == 6 * PAGE
         assert reply.message.outs[0].fetched_tokens == 6 * PAGE
     load = asker.load()
     assert fetched_and_computed(asker) == (6 * PAGE, len(PROMPT) - 6 * PAGE)
-    assert (load.pages_fetched_total, load.pages_received_total) == (6, 6)
-    assert load.reused_tokens_total == 0
+    assert (load.counters.pages_fetched, load.counters.pages_received) == (6, 6)
+    assert load.counters.reused_tokens == 0
 
 
 @both_kinds
@@ -195,7 +198,7 @@ def test_a_failed_fetch_is_aborted_and_computed(kind: str, why: str) -> None:
     done = compute(asker)
     assert messages(done, PrefillDone if kind == PREFILL else TokensOut)
     assert fetched_and_computed(asker) == (0, len(PROMPT))
-    assert asker.load().transfer_failures_total == (why != "refused")
+    assert asker.load().counters.transfer_failures == (why != "refused")
 
 
 @both_kinds
@@ -232,16 +235,16 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     )
     asker.finish([None], late)
     (part,), _ = asker.next_batch(late)
-    (reply,) = asker.finish([Sampled(7)], late)
+    (reply,) = asker.finish([Sampled((7,))], late)
     assert isinstance(reply, Send)
     if kind == PREFILL:
-        assert reply.message == PrefillDone(R1, 7, 3 * PAGE, P0, 3 * PAGE)
+        assert reply.message == PrefillDone(R1, [7], 3 * PAGE, P0, 3 * PAGE)
     else:
         assert isinstance(reply.message, TokensOut)
         assert reply.message.outs[0].cached_tokens == 3 * PAGE
         assert reply.message.outs[0].fetched_tokens == 3 * PAGE
     assert fetched_and_computed(asker) == (3 * PAGE, len(PROMPT) - 3 * PAGE)
-    assert asker.load().pages_received_total == 3
+    assert asker.load().counters.pages_received == 3
     (link,) = asker.load().links
     assert (link.peer, link.direction) == ("p1", "in")
     assert link.exposed_s_total == pytest.approx(late if why == "late" else just_before)
@@ -368,7 +371,7 @@ def test_decode_lends_its_pages_to_the_prefill_that_computes_for_it() -> None:
     assert world.tokens["turn-2"] == answer_of(longer, 4)
     assert world.fetched["turn-2"] == 6 * PAGE
     assert fetched_and_computed(prefill) == (6 * PAGE, len(longer) - 6 * PAGE)
-    assert decode.load().pages_received_total == 4, "decode gets only what it lacks"
+    assert decode.load().counters.pages_received == 4, "decode gets only what it lacks"
     assert prefill.load().held_pages == decode.load().held_pages == 0
 
 

@@ -34,9 +34,7 @@ def node_channel() -> Iterator[Channel]:
 
 def start(node: Channel, coordinator: Channel, lease_s: float, stall_s: float) -> Heartbeats:
     addresses = (coordinator.address,)
-    heartbeats = Heartbeats(
-        node.outgoing(), info_of("prefill", NODE), lease_s, stall_s, lambda: addresses
-    )
+    heartbeats = Heartbeats(node.outgoing(), info_of(NODE), lease_s, stall_s, lambda: addresses)
     heartbeats.start()
     return heartbeats
 

@@ -59,8 +59,10 @@ def test_of_too_many_peers_waited_for_the_stalest_is_forgotten() -> None:
 
 
 def test_links_travel_in_a_heartbeat() -> None:
-    load = Load(links=link_loads([stats(f"prefill-{i}") for i in range(MAX_LINKS)], []))
-    heartbeat = Heartbeat(info_of("decode", Node("d0", 1)), load, 3.0)
+    load = Load(
+        role="decode", links=link_loads([stats(f"prefill-{i}") for i in range(MAX_LINKS)], [])
+    )
+    heartbeat = Heartbeat(info_of(Node("d0", 1)), load, 3.0)
     raw = encode(heartbeat)
     assert decode(raw) == heartbeat
     assert len(raw) < 4096

@@ -106,8 +106,8 @@ def test_answers_that_exceed_the_pool_together_are_all_given(prefill: str, ahead
         assert world.tokens[name] == answer_of(prompt, 100)
         assert world.reused[name] == (0, 2 if prefill else 0, 0), "as when it was admitted first"
     load = decode.load()
-    assert 0 < load.preemptions_total < 20, "some give way, and not again and again"
-    assert load.requests_total == 4 and load.generated_tokens_total == 400
+    assert 0 < load.counters.preemptions < 20, "some give way, and not again and again"
+    assert load.counters.requests == 4 and load.counters.generated_tokens == 400
     assert load.held_pages == 0
 
 
@@ -150,16 +150,16 @@ def test_the_youngest_gives_way_and_finds_its_pages_again() -> None:
     node.decode.handle(generate("young", [2] * 20, 100, prefill=""), 0.0)
     for _ in range(90):
         node.step()
-        if node.decode.load().preemptions_total:
+        if node.decode.load().counters.preemptions:
             break
     assert node.decode.load().num_waiting == node.decode.load().num_running == 1
-    computed, before = node.decode.load().computed_tokens_total, dict(node.num_tokens)
+    computed, before = node.decode.load().counters.computed_tokens, dict(node.num_tokens)
     while node.decode.load().num_waiting:
         (part,) = node.step()[0]
     assert node.num_tokens["old"] == 80
     assert (part.start, len(part.token_ids)) == (5 * PAGE, 20 + before["young"] - 5 * PAGE)
     assert part.sampling is not None
-    assert node.decode.load().computed_tokens_total - computed == len(part.token_ids)
+    assert node.decode.load().counters.computed_tokens - computed == len(part.token_ids)
 
 
 def test_nobody_is_admitted_who_would_soon_give_way() -> None:
@@ -211,6 +211,6 @@ def test_a_fetch_ends_before_its_pages_go_to_an_older_answer_and_is_not_asked_fo
     assert [type(send.message) for send in asked] == [Fetch]
     instructions = [i for _ in range(130) for i in node.step()[1]]
     assert instructions == [AbortTransfer(young.attempt)]
-    assert node.decode.load().preemptions_total == 1
+    assert node.decode.load().counters.preemptions == 1
     assert node.run() == []
     assert node.num_tokens == {"old": 160, "young": 1}

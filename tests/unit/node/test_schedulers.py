@@ -34,6 +34,7 @@ from protocol.messages import (
     PrefillDone,
     TokensOut,
 )
+from protocol.namespace import SHARED, Namespace
 from protocol.sampling import Sampling
 from tests.support.world import (
     COORDINATOR,
@@ -139,7 +140,7 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
     scheduler = prefill_scheduler(chunk=32)
     attempt = Attempt("r", 1)
     prompt = list(range(1, 101))
-    request = Prefill(attempt, token_bytes(prompt), "", Sampling(), 1, "reply", ("data",))
+    request = Prefill(attempt, token_bytes(prompt), SHARED, Sampling(), 1, "reply", ("data",))
     assert scheduler.handle(request, 0.0) == []
     streamed: list[list[int]] = []
     done: list[Instruction] = []
@@ -148,9 +149,9 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
         assert isinstance(stream, StreamPages)
         assert list(part.pages[stream.offset + 1 :][: len(stream.pages)]) == stream.pages
         streamed.append(list(range(stream.offset, stream.offset + len(stream.pages))))
-        done = scheduler.finish([Sampled(7) if part.sampling else None], 0.0)
+        done = scheduler.finish([Sampled((7,)) if part.sampling else None], 0.0)
     assert streamed == [[0], [1, 2], [3, 4], [5]]  # 7 pages, of which decode has the first
-    assert done == [Send("reply", PrefillDone(attempt, 7, 0, P0))]
+    assert done == [Send("reply", PrefillDone(attempt, [7], 0, P0))]
     assert scheduler.next_batch(0.0) == ([], [])
     assert scheduler.load().num_running == 0
     for _ in range(4):
@@ -173,7 +174,7 @@ def test_prompts_that_begin_alike_compute_their_common_pages_once() -> None:
     for name, prompt in prompts.items():
         assert world.tokens[name] == answer_of(prompt, 4)
     own = sum(len(prompt) - len(common) for name, prompt in prompts.items() if name != "other")
-    computed = prefill.load().computed_tokens_total
+    computed = prefill.load().counters.computed_tokens
     assert computed == len(common) + own + len(prompts["other"])
 
 
@@ -185,7 +186,7 @@ def test_a_decode_node_computes_common_pages_once() -> None:
         world.post(DECODE, generate(f"r{i}", prompt, prefill=""))
     world.run()
     assert {tuple(tokens) for tokens in world.tokens.values()} == {tuple(answer_of(prompt, 4))}
-    assert decode.load().computed_tokens_total == len(prompt) + 2 * 3, "all, then the last page"
+    assert decode.load().counters.computed_tokens == len(prompt) + 2 * 3, "all, then the last page"
 
 
 def test_a_prompt_that_waited_for_one_that_was_given_up_computes_all() -> None:
@@ -194,7 +195,9 @@ def test_a_prompt_that_waited_for_one_that_was_given_up_computes_all() -> None:
     for name in ("first", "second"):
         request = generate(name, prompt)
         prefill.handle(
-            Prefill(request.attempt, request.tokens, "", request.sampling, 0, DECODE, (DECODE,)),
+            Prefill(
+                request.attempt, request.tokens, SHARED, request.sampling, 0, DECODE, (DECODE,)
+            ),
             0.0,
         )
     slices, _ = prefill.next_batch(0.0)
@@ -224,7 +227,9 @@ def test_queues_are_bounded(kind: str) -> None:
         if kind == DECODE:
             replies += decode.handle(generate(f"r{number}", [1] * 20), 0.0)
         else:
-            request = Prefill(attempt, token_bytes([1] * 20), "", Sampling(), 0, "me", ("data",))
+            request = Prefill(
+                attempt, token_bytes([1] * 20), SHARED, Sampling(), 0, "me", ("data",)
+            )
             replies += prefill.handle(request, 0.0)
     (send,) = replies
     assert isinstance(send, Send) and isinstance(send.message, Failed)
@@ -283,7 +288,7 @@ def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: i
     decode = decode_scheduler()
     decode.handle(generate("r", [1] * 40, max_new_tokens, prefill=""), 0.0)
     while slices := decode.next_batch(0.0)[0]:
-        (out,) = decode.finish([Sampled(STOP) if slices[0].sampling else None], 0.0) or [None]
+        (out,) = decode.finish([Sampled((STOP,)) if slices[0].sampling else None], 0.0) or [None]
     assert isinstance(out, Send) and isinstance(out.message, TokensOut)
     (token,) = out.message.outs
     assert (token.tokens, token.finish) == (([STOP], "stop") if max_new_tokens else ([], "length"))
@@ -293,7 +298,7 @@ def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> No
     decode, prefill = decode_scheduler(), prefill_scheduler()
     decode.handle(generate("r", [1] * 40, prefill=""), 0.0)
     prefill.handle(
-        Prefill(Attempt("s", 1), token_bytes([1] * 40), "", Sampling(), 0, "d", ("x",)), 0
+        Prefill(Attempt("s", 1), token_bytes([1] * 40), SHARED, Sampling(), 0, "d", ("x",)), 0
     )
     for scheduler, address, node in ((decode, COORDINATOR, Node("d0", 1)), (prefill, "d", P0)):
         assert scheduler.next_batch(0.0)[0]
@@ -315,7 +320,7 @@ def test_a_newer_attempt_replaces_the_older_one() -> None:
     decode.next_batch(0.0)
     instructions = decode.handle(generate("r", [1] * 40, number=2), 0.0)
     assert instructions[0] == AbortTransfer(Attempt("r", 1))
-    late = PrefillDone(Attempt("r", 1), 9, 0, Node("p0", 1))
+    late = PrefillDone(Attempt("r", 1), [9], 0, Node("p0", 1))
     assert decode.handle(late, 0.0) == []
     assert decode.handle(PagesReceived(Attempt("r", 1)), 0.0) == []
 
@@ -326,14 +331,23 @@ def test_pages_belong_to_the_tenant_who_asked(kind: str) -> None:
     if kind == PREFILL:
         scheduler = prefill_scheduler()
         scheduler.handle(
-            Prefill(Attempt("r", 1), token_bytes([1] * 40), "acme", Sampling(), 0, "d", ("d",)), 0.0
+            Prefill(
+                Attempt("r", 1),
+                token_bytes([1] * 40),
+                Namespace("acme"),
+                Sampling(),
+                0,
+                "d",
+                ("d",),
+            ),
+            0.0,
         )
     else:
         scheduler = decode_scheduler()
         request = generate("r", [1] * 40, 1, prefill="")
-        scheduler.handle(msgspec.structs.replace(request, cache_salt="acme"), 0.0)
+        scheduler.handle(msgspec.structs.replace(request, namespace=Namespace("acme")), 0.0)
     while slices := scheduler.next_batch(0.0)[0]:
-        scheduler.finish([Sampled(7) if part.sampling else None for part in slices], 0.0)
+        scheduler.finish([Sampled((7,)) if part.sampling else None for part in slices], 0.0)
     if kind == PREFILL:
         for _ in range(2):
             scheduler.handle(PagesSent(Attempt("r", 1)), 0.0)

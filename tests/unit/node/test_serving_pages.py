@@ -21,6 +21,7 @@ from protocol.messages import (
     FetchRefused,
     Prefill,
 )
+from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 from tests.support.world import (
     HASHER,
@@ -35,7 +36,7 @@ def owner_of(kind: str) -> Scheduler:
     owner: PrefillScheduler | DecodeScheduler
     if kind == PREFILL:
         owner = owner_scheduler()
-        owner.handle(Prefill(R1, token_bytes(PROMPT), "", Sampling(), 7, "d", ("d",)), 0.0)
+        owner.handle(Prefill(R1, token_bytes(PROMPT), SHARED, Sampling(), 7, "d", ("d",)), 0.0)
     else:
         owner = decode_scheduler()
         owner.handle(generate("r", PROMPT, 1, prefill=""), 0.0)
@@ -46,7 +47,7 @@ def owner_of(kind: str) -> Scheduler:
 @both_kinds
 def test_an_owner_sends_all_or_refuses(kind: str) -> None:
     owner = owner_of(kind)
-    sent_before = owner.load().pages_sent_total
+    sent_before = owner.load().counters.pages_sent
     (send,) = owner.handle(fetch_of(6, skip_pages=2), 0.0)
     assert isinstance(send, SendPages)
     assert (send.data_addresses, send.transfer, send.offset, send.is_fetch) == (
@@ -56,7 +57,7 @@ def test_an_owner_sends_all_or_refuses(kind: str) -> None:
         True,
     )
     assert len(send.pages) == 4
-    assert owner.load().pages_sent_total == sent_before + 4
+    assert owner.load().counters.pages_sent == sent_before + 4
     assert owner.load().held_pages == 6
     owner.handle(PagesSent(R1, is_fetch=True), 0.0)
     assert owner.load().held_pages == 0
@@ -77,7 +78,7 @@ def test_pages_that_are_served_cannot_be_evicted_before_all_is_sent(kind: str) -
         assert owner.load().held_pages == 6
         assert owner.handle(PagesSent(R1, error, is_fetch=True), 0.0) == []
     assert owner.load().held_pages == 0
-    assert owner.load().transfer_failures_total == 1
+    assert owner.load().counters.transfer_failures == 1
 
 
 @both_kinds
@@ -86,7 +87,7 @@ def test_a_served_fetch_that_broke_ends_no_work_of_the_same_attempt(kind: str) -
     owner = owner_of(kind)
     request: Event
     if kind == PREFILL:
-        request = Prefill(R1, token_bytes(PROMPT), "", Sampling(), 0, "d", ("d",))
+        request = Prefill(R1, token_bytes(PROMPT), SHARED, Sampling(), 0, "d", ("d",))
     else:
         request = generate("r", [3] * 40)
     owner.handle(request, 0.0)
@@ -104,7 +105,7 @@ def test_serving_is_no_use_of_the_pages() -> None:
     """Two chains fill the node; the one that was served last is still the first to go."""
     owner = owner_scheduler(num_pages=7)
     for name, prompt in (("a", [1] * 48), ("b", [2] * 48)):
-        request = Prefill(Attempt(name, 1), token_bytes(prompt), "", Sampling(), 3, "d", ("d",))
+        request = Prefill(Attempt(name, 1), token_bytes(prompt), SHARED, Sampling(), 3, "d", ("d",))
         owner.handle(request, 0.0)
         compute(owner, 0.0 if name == "a" else 1.0)
 
@@ -114,7 +115,7 @@ def test_serving_is_no_use_of_the_pages() -> None:
     assert all(isinstance(i, SendPages) for t in (2, 1) for i in owner.handle(fetch(t), 2.0))
     for _ in range(2):
         owner.handle(PagesSent(R1, is_fetch=True), 2.0)
-    third = Prefill(Attempt("c", 1), token_bytes([3] * 64), "", Sampling(), 4, "d", ("d",))
+    third = Prefill(Attempt("c", 1), token_bytes([3] * 64), SHARED, Sampling(), 4, "d", ("d",))
     owner.handle(third, 3.0)
     owner.next_batch(3.0)
     assert isinstance(owner.handle(fetch(2), 3.0)[0], SendPages)

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 
 from engine.cache.prefix_cache import PrefixCache
+from engine.errors import DeviceBroken
 from node.core.instructions import (
     AbortTransfer,
     Event,
@@ -30,6 +30,7 @@ from protocol.messages import (
     PrefillDone,
     Republish,
 )
+from protocol.namespace import Namespace
 from tests.support.nodes import LAYOUT
 from tests.support.played import POISON, Peers, shell_of, step_of
 from tests.support.world import COORDINATOR, P0, asked_prefill, decode_scheduler, prefill_scheduler
@@ -82,7 +83,7 @@ def test_a_step_that_failed_ends_the_stream_of_who_failed_it() -> None:
     scheduler.handle(poisoned, 0.0)
     step_of(scheduler, shell)
     failed, done = peers.said
-    assert done == PrefillDone(Attempt("a", 1), 5, 0, P0)
+    assert done == PrefillDone(Attempt("a", 1), [5], 0, P0)
     said = ("stream", "layers 1")
     expected = [(what, name) for what in said for name in "ab"]
     assert peers.told == [*expected, ("cancel", "b"), ("finish", "a")]
@@ -94,10 +95,10 @@ def test_a_step_that_failed_ends_the_stream_of_who_failed_it() -> None:
 
 def test_a_broken_device_finishes_no_stream() -> None:
     scheduler, peers = prefill_scheduler(), Peers()
-    shell = shell_of(scheduler, torch.AcceleratorError("illegal memory access"), peers)
+    shell = shell_of(scheduler, DeviceBroken("illegal memory access"), peers)
     poisoned = msgspec.structs.replace(asked_prefill("b", 0), tokens=token_bytes([POISON] * 20))
     scheduler.handle(poisoned, 0.0)
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(DeviceBroken):
         step_of(scheduler, shell)
     assert peers.told == [("stream", "b"), ("layers 1", "b")]
 
@@ -105,7 +106,7 @@ def test_a_broken_device_finishes_no_stream() -> None:
 def test_a_heartbeat_tells_of_every_link() -> None:
     scheduler = decode_scheduler()
     load = shell_of(scheduler, ValueError("poison"))._load(idle=True)
-    assert load.bytes_sent_total == 12_007
+    assert load.counters.bytes_sent == 12_007
     assert load.link_bytes_per_s == 3e6, "the mean of those that were measured"
     assert [link.peer for link in load.links] == ["p2", "p1", "p0", "p3"]
     assert load.free_pages == scheduler.load().free_pages
@@ -136,9 +137,9 @@ def test_of_pages_that_arrive_only_the_newest_number_is_told() -> None:
 
 def test_an_operator_audits_flushes_one_tenant_and_has_it_republished() -> None:
     cache, hasher = PrefixCache(16), PageHasher("model", LAYOUT)
-    chains = {salt: hasher.hashes(range(40), salt) for salt in ("", "acme", "other")}
+    chains = {salt: hasher.hashes(range(40), Namespace(salt)) for salt in ("", "acme", "other")}
     for salt, hashes in chains.items():
-        lease = cache.acquire(hashes, 3, 0.0, salt)
+        lease = cache.acquire(hashes, 3, 0.0, Namespace(salt))
         assert lease is not None
         cache.commit(lease, hashes, 0.0)
         cache.release(lease)

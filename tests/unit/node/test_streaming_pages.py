@@ -56,14 +56,14 @@ def test_a_send_that_fails_fails_its_job_once_and_holds_its_pages_to_the_last() 
     assert prefill.load().held_pages == 6
     assert prefill.handle(PagesSent(attempt, "cancelled"), 0.0) == []
     assert prefill.load().held_pages == 0
-    assert prefill.load().transfer_failures_total == 1
+    assert prefill.load().counters.transfer_failures == 1
 
 
 def test_a_send_that_fails_after_the_last_step_is_told() -> None:
     prefill, attempt = prefill_scheduler(), Attempt("r", 1)
     prefill.handle(asked_prefill("r", 20), 0.0)
     prefill.next_batch(0.0)
-    prefill.finish([Sampled(7)], 0.0)
+    prefill.finish([Sampled((7,))], 0.0)
     failed = Send(DECODE, Failed(attempt, "peer lost", "node", P0))
     assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [failed]
     assert prefill.load().held_pages == 0
@@ -74,12 +74,12 @@ def test_nobody_hears_of_the_sends_of_a_cancelled_job(is_done: bool) -> None:
     prefill, attempt = prefill_scheduler(chunk=32), Attempt("r", 1)
     prefill.handle(asked_prefill("r", 32 if is_done else 96), 0.0)
     prefill.next_batch(0.0)
-    prefill.finish([Sampled(7) if is_done else None], 0.0)
+    prefill.finish([Sampled((7,)) if is_done else None], 0.0)
     assert prefill.handle(Cancel(attempt), 0.0) == [CancelSends(attempt)]
     assert prefill.handle(Cancel(attempt), 0.0) == []
     assert prefill.load().held_pages > 0
     assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == []
-    assert prefill.load().held_pages == prefill.load().transfer_failures_total == 0
+    assert prefill.load().held_pages == prefill.load().counters.transfer_failures == 0
 
 
 def test_an_attempt_that_comes_again_waits_for_the_ends_of_what_it_sent() -> None:
@@ -92,7 +92,7 @@ def test_an_attempt_that_comes_again_waits_for_the_ends_of_what_it_sent() -> Non
     assert prefill.next_batch(0.0) == ([], [])
     prefill.handle(asked_prefill("s", 20), 0.0)
     assert len(prefill.next_batch(0.0)[0]) == 1, "others do not wait"
-    prefill.finish([Sampled(7)], 0.0)
+    prefill.finish([Sampled((7,))], 0.0)
     prefill.handle(PagesSent(request.attempt, "cancelled"), 0.0)
     (part,), instructions = prefill.next_batch(0.0)
     assert [type(i) for i in instructions] == [SendPages, StreamPages]
@@ -105,7 +105,7 @@ def test_what_is_sent_makes_no_room_for_others_but_a_place() -> None:
     prefill.next_batch(0.0)
     prefill.finish([None], 0.0)
     prefill.next_batch(0.0)
-    prefill.finish([Sampled(7)], 0.0)
+    prefill.finish([Sampled((7,))], 0.0)
     prefill.handle(asked_prefill("b", 60), 0.0)
     assert prefill.load().num_running == 0
     assert prefill.next_batch(0.0) == ([], [])
@@ -125,17 +125,17 @@ def test_pages_are_owned_as_they_arrive_but_for_the_partial_one() -> None:
     decode.next_batch(0.0)
     decode.finish([None], 0.0)
     decode.next_batch(0.0)
-    decode.finish([Sampled(7)], 0.0)
+    decode.finish([Sampled((7,))], 0.0)
     assert owned(decode, prompt) == 2
     decode.handle(generate("r", prompt), 0.0)
     decode.next_batch(0.0)
     for num_arrived in (1, 3, 2):  # the last one says nothing new
         decode.handle(PagesArrived(attempt, num_arrived), 0.0)
     assert owned(decode, prompt) == 5
-    assert decode.load().pages_received_total == 3
+    assert decode.load().counters.pages_received == 3
     decode.handle(PagesReceived(attempt), 0.0)
     assert owned(decode, prompt) == 6, "the first token is still to come"
-    assert decode.load().pages_received_total == 5
+    assert decode.load().counters.pages_received == 5
     assert decode.load().cached_pages == 0, "all are held"
     decode.handle(Cancel(attempt), 0.0)
     assert (decode.load().cached_pages, decode.load().held_pages) == (6, 0)
@@ -148,7 +148,7 @@ def test_waiting_for_pages_beyond_computing_is_counted_by_peer() -> None:
         decode.handle(generate(name, [ord(name[0])] * 40, 1), 0.0)
         decode.next_batch(0.0)
         received = PagesReceived(Attempt(name, 1))
-        done = PrefillDone(Attempt(name, 1), 7, 0, P0)
+        done = PrefillDone(Attempt(name, 1), [7], 0, P0)
         events: list[tuple[float, Event]] = [(pages_at, received), (done_at, done)]
         for now, event in sorted(events, key=lambda timed: timed[0]):
             decode.handle(event, now)
@@ -174,8 +174,8 @@ def test_pages_that_several_need_at_once_travel_once(count: int, rng: random.Ran
     world.run()
     for name, prompt in alike(count).items():
         assert world.tokens[name] == answer_of(prompt, 4)
-    assert prefill.load().pages_sent_total == world.num_delivered == 6 + 2 * count
-    assert decode.load().pages_received_total == world.num_delivered
+    assert prefill.load().counters.pages_sent == world.num_delivered == 6 + 2 * count
+    assert decode.load().counters.pages_received == world.num_delivered
 
 
 @settings(max_examples=50, deadline=None)

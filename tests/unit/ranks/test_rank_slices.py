@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.steps.sequence import UNKNOWN, Slice
-from node.ranks.commands import AnyCommand, Step
+from node.ranks.commands import AnyCommand, StepCommand
 from node.ranks.slices import SliceDecoder, SliceEncoder
 from protocol.sampling import Sampling
 
@@ -19,8 +19,9 @@ SLICES = st.builds(
     pages=st.lists(st.integers(0, 3), max_size=5),
     sampling=st.none()
     | st.builds(Sampling, seed=st.integers(0, 2**63 - 1), temperature=st.just(0.5)),
-    history=IDS,
     follows=st.none() | st.integers(0, 9),
+    sequence_id=st.integers(-1, 2**40),
+    replay=IDS,
 )
 
 
@@ -33,7 +34,7 @@ def test_every_step_arrives_as_it_was(steps: list[list[Slice]]) -> None:
     encoder, decoder = SliceEncoder(), SliceDecoder()
     decode = msgspec.msgpack.Decoder(AnyCommand).decode
     for number, slices in enumerate(steps):
-        command = Step(number, encoder.encode(slices), feeds_streams=False, after=0)
+        command = StepCommand(number, encoder.encode(slices), feeds_streams=False, after=0)
         arrived = decode(msgspec.msgpack.encode(command))
         assert arrived == command
         for part, sent in zip(decoder.decode(arrived.slices), slices, strict=True):

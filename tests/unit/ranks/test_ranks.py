@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from engine.model.decoder import OnLayer
-from engine.steps.runner import Step
+from engine.steps.runner import DeviceStep
 from engine.steps.sequence import Slice
+from engine.steps.step import OnLayer, Step
 from node.ranks import commands, workers
 from node.ranks.operations import Operations
 from node.ranks.pipe import Pipe, RankLost
@@ -19,6 +19,7 @@ from node.ranks.runner import ParallelRunner
 from node.ranks.worker import Worker
 from node.ranks.workers import WorkerHandle, Workers
 from protocol.ids import Node
+from tests.support.driving import CPU
 
 DEADLINE_S = 10.0
 NODE = Node("d0", 1)
@@ -37,6 +38,7 @@ class FakeRunner:
         self.slices: list[Sequence[Slice]] = []
         self.followed: list[Step | None] = []
         self.steps: list[Step] = []
+        self.ended: queue.Queue[int] = queue.Queue()
         self.started: queue.Queue[None] = queue.Queue()
 
     def start(
@@ -54,9 +56,12 @@ class FakeRunner:
         if fault := self.faults.get(len(self.slices)):
             fault(self.operations)
         self.operations.begin()
-        step = Step.of(slices, None)
+        step = DeviceStep.of(slices, None, CPU)
         self.steps.append(step)
         return step
+
+    def end_sequence(self, sequence_id: int) -> None:
+        self.ended.put(sequence_id)
 
 
 class FakeTransport:
@@ -146,6 +151,14 @@ def test_a_worker_takes_the_same_steps_and_follows_its_own(ranks: Ranks) -> None
     for (part,) in ranks.other.slices:
         assert (list(part.token_ids), list(part.pages)) == ([1, 2], [4, 5])
     assert ranks.transport.layers == [1], "streams are fed by the steps that compute their pages"
+
+
+def test_the_end_of_a_sequence_reaches_every_rank(ranks: Ranks) -> None:
+    ranks.begin()
+    ranks.runner.end_sequence(7)
+    for runner in (ranks.own, ranks.other):
+        assert runner.ended.get(timeout=DEADLINE_S) == 7
+    ranks.close()
 
 
 def test_an_error_that_all_ranks_meet_is_the_callers_and_the_node_goes_on(ranks: Ranks) -> None:

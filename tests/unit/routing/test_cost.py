@@ -53,7 +53,7 @@ def test_computing_takes_a_step_and_at_least_one_token() -> None:
     node = live(load_of())
     assert cost.compute_s(node, 500) == pytest.approx(0.51)
     assert cost.compute_s(node, 1) == cost.compute_s(node, 0) == cost.compute_s(node, -5)
-    assert cost.compute_s(live(Load()), 500) == 500 / cost.DEFAULT_PREFILL_TOKENS_PER_S
+    assert cost.compute_s(live(Load(role="decode")), 500) == 500 / cost.DEFAULT_PREFILL_TOKENS_PER_S
 
 
 def test_moving_pages_takes_two_messages_and_the_link() -> None:
@@ -89,4 +89,4 @@ def test_a_node_without_a_place_or_pages_makes_wait_for_an_answer() -> None:
 
 
 def test_waiting_at_a_node_that_has_measured_nothing() -> None:
-    assert 0.0 < cost.wait_s(live(Load(free_pages=9)), 0, 9) < 1.0
+    assert 0.0 < cost.wait_s(live(Load(role="decode", free_pages=9)), 0, 9) < 1.0

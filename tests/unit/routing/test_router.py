@@ -365,7 +365,7 @@ def test_a_draining_node_gets_nothing_and_can_be_fetched_from() -> None:
 
 
 def test_unmeasured_rates_are_no_error_and_leave_the_least_loaded() -> None:
-    new = Load(free_pages=1000)
+    new = Load(role="decode", free_pages=1000)
     chosen = route(registry_of({"d0": new}), owned={"d0": 3})
     assert names(chosen) == (None, "d0") and 0 < chosen.cost.first_token_s < 10
     registry = registry_of(dict.fromkeys(("p0", "p1", "d0", "d1"), new))

@@ -1,0 +1,47 @@
+"""`EngineOptions`: the settings that decide how a model is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.config import option, require
+from protocol.layout import DTYPE_BYTES
+
+DTYPES = ("auto", *DTYPE_BYTES)
+ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
+LOAD_FORMATS = ("auto", "dummy")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The flags of a node that its engine reads; the configuration of a node inherits them."""
+
+    dtype: str = option(
+        "auto",
+        "dtype of weights and KV; auto: the checkpoint's on a GPU, bfloat16 on a CPU that has AMX "
+        "if the checkpoint is, else float32",
+        DTYPES,
+    )
+    page_size: int = option(16, "tokens per KV page")
+    load_format: str = option(
+        "auto", "auto: the model's weights; dummy: random ones, for benchmarks", LOAD_FORMATS
+    )
+    attention_backend: str = option(
+        "auto", "how attention is computed; auto: the fastest that is here", ATTENTION_BACKENDS
+    )
+    no_native_kernels: bool = option(
+        False, "compute on a CPU with torch alone; else kernels are compiled at the first start"
+    )
+    deterministic: bool = option(
+        False, "logits depend neither on what is computed beside a request nor on cache hits"
+    )
+    context_length: int = option(0, "longest sequence that is served; 0: the model's own limit")
+    max_running_requests: int = option(64, "requests computed side by side")
+
+    def __post_init__(self) -> None:
+        require(
+            self.page_size > 0 and self.page_size & (self.page_size - 1) == 0,
+            f"--page-size is {self.page_size}; it must be a power of two, as 16 or 64",
+        )
+        require(self.context_length >= 0, "--context-length must be 0 or more")
+        require(self.max_running_requests > 0, "--max-running-requests must be at least 1")

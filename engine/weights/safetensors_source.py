@@ -1,0 +1,77 @@
+"""`SafetensorsSource`: the tensors of a model directory's *.safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from engine.weights.source import Part, TensorInfo
+from protocol.model_directory import ModelDirectoryError, read_json
+
+
+class SafetensorsSource:
+    """Implements `TensorSource`. It keeps one file open, the one that was read last."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the headers of all files. Raises ModelDirectoryError."""
+        self.name = f"the *.safetensors in {path}"
+        self.tensors: dict[str, TensorInfo] = {}
+        self._files: dict[str, Path] = {}
+        self._open: tuple[Path, Any] | None = None
+        for file in _files_of_model(path):
+            with _explained(file):
+                opened = self._opened(file)
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    stored = opened.get_slice(name)
+                    self.tensors[name] = TensorInfo(tuple(stored.get_shape()), stored.get_dtype())
+                    self._files[name] = file
+
+    def read(self, name: str, part: Part = ()) -> Tensor:
+        file = self._files[name]
+        with _explained(file):
+            opened = self._opened(file)
+            tensor: Tensor = opened.get_slice(name)[part] if part else opened.get_tensor(name)
+            return tensor
+
+    def _opened(self, file: Path) -> Any:
+        if self._open is None or self._open[0] != file:
+            self._open = None  # close the other one first: an open file keeps its pages mapped
+            self._open = file, safe_open(file, framework="pt", device="cpu")
+        return self._open[1]
+
+
+def _files_of_model(path: Path) -> list[Path]:
+    """Returns the files that the index names; without an index, model.safetensors alone; without
+    that, every *.safetensors. Directories may hold other forms of the same weights beside them."""
+    index = read_json(path / "model.safetensors.index.json")
+    if index is not None:
+        shards = index.get("weight_map")
+        if not isinstance(shards, dict):
+            raise ModelDirectoryError(
+                f"{path}/model.safetensors.index.json has no weight_map; fetch the model again"
+            )
+        return [path / str(name) for name in sorted(set(shards.values()))]
+    single = path / "model.safetensors"
+    files = [single] if single.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelDirectoryError(
+            f"{path} has no *.safetensors; convert the weights, for instance with transformers' "
+            "save_pretrained"
+        )
+    return files
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ModelDirectoryError(
+            f"{file} cannot be read ({error}); fetch the model again, and if git did it, "
+            "with git lfs pull"
+        ) from error

@@ -1,0 +1,75 @@
+"""Forms of linear layers for tests, each with what writes a weight in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.kernels.base import Kernels
+from engine.model.linear_form import PLAIN, Axis, LinearForm, TensorForm
+
+GROUP = 4
+PER_WORD = 4
+
+
+class Int8Form:
+    """Eight bits per weight, and a scale per output."""
+
+    tensors = (
+        TensorForm("weight_int8", outputs=Axis(0), inputs=Axis(1), dtype=torch.int8),
+        TensorForm("scale", outputs=Axis(0), inputs=None),
+    )
+
+    def apply(
+        self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
+    ) -> Tensor:
+        weight, scale = tensors
+        return kernels.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+
+
+class PackedForm:
+    """Four weights in a word along the outputs, inputs first, and a scale per group of inputs: the
+    layout that AWQ checkpoints have."""
+
+    tensors = (
+        TensorForm("qweight", outputs=Axis(1, PER_WORD), inputs=Axis(0), dtype=torch.int32),
+        TensorForm("scales", outputs=Axis(1), inputs=Axis(0, GROUP), dtype=torch.float32),
+    )
+
+    def apply(
+        self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
+    ) -> Tensor:
+        words, scales = tensors
+        values = words.contiguous().view(torch.int8).to(x.dtype)  # [in, out]
+        weight = values * scales.repeat_interleave(GROUP, 0)[: len(values)]
+        return kernels.linear(x, weight.t().contiguous(), bias)
+
+
+@dataclass(frozen=True)
+class Case:
+    form: LinearForm
+    encode: Callable[[Tensor], dict[str, Tensor]]
+    """Takes small whole numbers [out, in]; returns the form's tensors by name, exact."""
+
+
+def _int8(weight: Tensor) -> dict[str, Tensor]:
+    scale = 2.0 ** -(torch.arange(len(weight)) % 3).float()
+    return {"weight_int8": (weight / scale[:, None]).to(torch.int8), "scale": scale}
+
+
+def _packed(weight: Tensor) -> dict[str, Tensor]:
+    num_out, num_in = weight.shape
+    steps = torch.arange(-(-num_in // GROUP))[:, None] + torch.arange(num_out)
+    scales = 2.0 ** -(steps % 3).float()
+    values = weight.t() / scales.repeat_interleave(GROUP, 0)[:num_in]
+    return {"qweight": values.to(torch.int8).contiguous().view(torch.int32), "scales": scales}
+
+
+CASES = {
+    "plain": Case(PLAIN, lambda weight: {"weight": weight}),
+    "int8 per output": Case(Int8Form(), _int8),
+    "packed in groups": Case(PackedForm(), _packed),
+}
