@@ -112,6 +112,14 @@ class Cluster:
         assert response.status_code == 200, response.text
         wait_until(lambda: self.stats()["unique_owned_pages"] == 0, "an empty index")
 
+    def forget(self, node: str) -> None:
+        """Empties the cache of one node, until the coordinator knows."""
+        self.settle()
+        self.admin.flush(node=node)
+        wait_until(
+            lambda: self.admin.cache_stats()["nodes"][node]["owned_pages"] == 0, "an empty node"
+        )
+
 
 def save_servable_model(family: str, path: Path) -> PreTrainedModel:
     """A small model with random weights, and the byte-level tokenizer that a cluster needs."""
