@@ -50,17 +50,20 @@ def start_forked(command: Sequence[str]) -> Process:
 class ForkedProcess:
     """A `kvrelay` command in a forked process, with what `subprocess.Popen` offers of it."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], errors_apart: bool = False) -> None:
+        """`errors_apart`: its standard error is `stderr`, and not in `stdout`."""
         self._command = command
         context = forkserver()
-        output, its_output = context.Pipe(duplex=False)
+        pipes = [context.Pipe(duplex=False) for _ in range(1 + errors_apart)]
+        arguments, theirs = list(command[len(PROGRAM) :]), [its_end for _, its_end in pipes]
         self._process: BaseProcess = context.Process(
-            target=_run, args=(list(command[len(PROGRAM) :]), dict(os.environ), its_output)
+            target=_run, args=(arguments, dict(os.environ), theirs[0], theirs[-1])
         )
         self._process.start()
-        its_output.close()  # so that the end of the process ends the pipe
-        self.stdout: IO[str] | None = os.fdopen(os.dup(output.fileno()), errors="replace")
-        output.close()
+        for its_end in theirs:
+            its_end.close()  # so that the end of the process ends the pipe
+        self.stdout: IO[str] | None = _text_of(pipes[0][0])
+        self.stderr: IO[str] | None = _text_of(pipes[1][0]) if errors_apart else None
         # multiprocessing waits at exit for what still runs, which a failed test may have left.
         atexit.register(self._process.kill)
 
@@ -94,14 +97,22 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: Sequence[str], environment: Mapping[str, str], output: Connection) -> None:
+def _text_of(pipe: Connection) -> IO[str]:
+    with pipe:
+        return os.fdopen(os.dup(pipe.fileno()), errors="replace")
+
+
+def _run(
+    arguments: Sequence[str], environment: Mapping[str, str], output: Connection, errors: Connection
+) -> None:
     """Makes the forked process what a started one is, and runs the command in it."""
     os.setsid()
     prepare_child()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python has it at its start
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(output.fileno(), stream.fileno())
+    os.dup2(output.fileno(), sys.stdout.fileno())
+    os.dup2(errors.fileno(), sys.stderr.fileno())
     output.close()
+    errors.close()
     os.environ.clear()
     os.environ.update(environment)
     main(arguments)
