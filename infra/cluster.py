@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.ports import require_free
-from infra.process import Child
+from infra.process import Child, Start, start_program
 from infra.redis_server import check_reachable, server_command
 from kvrelay.client import Client, ClientError
 from protocol.errors import UserError
@@ -51,7 +51,7 @@ def _silent(name: str, line: str) -> None:
 class LocalCluster:
     """Use as a context manager: `with LocalCluster(plan) as cluster: …`, or `start` and `stop`.
 
-    `on_line(process name, line)` sees every line that a process logs.
+    `on_line(process name, line)` sees every line that a process logs. `start` starts the processes.
     """
 
     def __init__(
@@ -59,12 +59,14 @@ class LocalCluster:
         plan: ClusterPlan,
         log_dir: Path | None = None,
         on_line: Callable[[str, str], None] = _silent,
+        start: Start = start_program,
     ) -> None:
         self.plan = plan
         self.log_dir = log_dir or Path(tempfile.mkdtemp(prefix="kvrelay-"))
         self.children: dict[str, Child] = {}
         self.redis_url = plan.redis_url
         self._on_line = on_line
+        self._start = start
 
     @property
     def url(self) -> str:
@@ -127,7 +129,7 @@ class LocalCluster:
         words = [sys.executable, "-m", "infra.cli", command, "--redis-url", self.redis_url]
         for flag, value in flags.items():
             words += _flag_words(flag, value)
-        child = Child(name, words, self.log_dir / f"{name}.log", self._on_line)
+        child = Child(name, words, self.log_dir / f"{name}.log", self._on_line, self._start)
         self.children[name] = child
         return child
 

@@ -10,21 +10,64 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 KEPT_LINES = 30
 STOP_TIMEOUT_S = 10.0
 PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
-    """In the child: SIGTERM when the launcher dies without stopping it. Linux only."""
+class Process(Protocol):
+    """A process that was started, as its launcher sees it; `subprocess.Popen` is one.
+
+    `stdout` has what it writes to its standard output and its standard error. `wait` raises
+    subprocess.TimeoutExpired.
+    """
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    @property
+    def stdout(self) -> IO[str] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+Start = Callable[[Sequence[str]], Process]
+"""Starts a command, its path first, in a session of its own."""
+
+
+def start_program(command: Sequence[str]) -> Process:
+    # A session of its own: Ctrl-C reaches the launcher alone, which stops all in order.
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=prepare_child,
+    )
+
+
+def prepare_child() -> None:
+    """Runs in a new child before its program: it can be stopped, and ends with its launcher."""
+    # `nohup` and the `&` of a shell start the launcher with signals ignored, which a program would
+    # inherit from it.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
-    """Output goes to `log_file`, line by line to `on_line`, and its end is kept for errors."""
+    """A process whose output goes to `log_file` and line by line to `on_line`; the last lines are
+    kept for errors."""
 
     def __init__(
         self,
@@ -32,21 +75,13 @@ class Child:
         command: Sequence[str],
         log_file: Path,
         on_line: Callable[[str, str], None],
+        start: Start = start_program,
     ) -> None:
         self.name = name
+        self.command = command
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._on_line = on_line
-        # A session of its own: Ctrl-C reaches the launcher alone, which stops all in order.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        self.process = start(command)
         assert self.process.stdout is not None
         self._reader = threading.Thread(
             target=self._read, args=(self.process.stdout, log_file), daemon=True

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from test_lost_peers import BIG, LARGE, await_lost_links, exchange
 
-from tests.support.endpoints import Elsewhere, Endpoint, attempt, new_backend, victim_process
+from tests.support.endpoints import Endpoint, attempt, new_backend
+from tests.support.peers import BIG, LARGE, Elsewhere, await_lost_links, exchange, victim_process
 
 NAME = f"kvr{os.getpid()}"
 HERE, THERE = "10.213.77.1", "10.213.77.2"

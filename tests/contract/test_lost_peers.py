@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
-from kvtransfer.transport import LinkStats
-from protocol.layout import KVLayout
 from tests.support.endpoints import (
     DEADLINE_S,
     NCCL,
     Endpoint,
-    Victim,
     attempt,
     new_backend,
     same,
-    victim_process,
 )
+from tests.support.peers import BIG, LARGE, Victim, await_lost_links, exchange, victim_process
 
 MAX_TRIES = 20
-BIG = list(range(64))
-LARGE = KVLayout(page_size=64, num_layers=8, num_kv_heads=8, head_dim=64, dtype="float32")
-"""A page of 2 MiB."""
 
 
 @pytest.fixture(params=["shm", "gloo", NCCL])
@@ -44,30 +37,6 @@ def ends(backend_name: str) -> Iterator[tuple[Endpoint, Endpoint]]:
     yield survivor, other
     survivor.transport.close()
     other.transport.close()
-
-
-def exchange(a: Endpoint, b: Endpoint, number: int) -> None:
-    """Both ways, and both arrive."""
-    for sender, receiver in ((a, b), (b, a)):
-        receiver.expect(attempt(number), [7])
-        sender.send(receiver.address, attempt(number), [7])
-        assert receiver.await_received() == (attempt(number), "")
-        assert sender.await_sent() == (attempt(number), "")
-
-
-def await_lost_links(survivor: Endpoint, peer: str) -> None:
-    """Until no link to or from this peer is open, and its loss is counted."""
-    pause = threading.Event()
-
-    def is_lost(link: LinkStats) -> bool:
-        return not link.is_open and link.failures > 0
-
-    for _ in range(int(DEADLINE_S / 0.05)):
-        links = [link for link in survivor.transport.links() if link.peer == peer]
-        if len(links) == 2 and all(map(is_lost, links)):
-            return
-        pause.wait(0.05)
-    raise AssertionError(f"still open: {survivor.transport.links()}")
 
 
 def test_a_peer_killed_in_the_middle_of_a_transfer(

@@ -11,8 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from test_against_transformers import prompt_of
-from test_command_line import assert_refused, kvrelay
 
 from coordinator.http.not_yet import PATHS
 from coordinator.http.schema import tenant
@@ -26,6 +24,8 @@ from protocol.namespace import Namespace
 from protocol.redis import ownership
 from protocol.redis.client import connect
 from tests.support.clusters import Cluster, start_cluster, wait_until
+from tests.support.commands import assert_refused, kvrelay
+from tests.support.driving import prompt_of
 
 PAGE_SIZE = 16
 TOKEN = "let-me-in-0417"

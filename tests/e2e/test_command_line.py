@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,32 +14,22 @@ import psutil
 import pytest
 from rich.console import Console
 
+from infra.cluster import LocalCluster
 from infra.demo import StepFailed, show
 from infra.models import EMBEDDED
 from infra.ports import free_port
+from infra.up import plan
 from kvrelay.client import Client
+from protocol.errors import UserError
 from tests.support.clusters import Cluster
-
-TIMEOUT_S = 60.0
-
-
-def kvrelay(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "infra.cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """It failed with a sentence that has these words, and without a traceback."""
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    last = result.stderr.strip()
-    assert last.startswith("kvrelay: ")
-    for word in words:
-        assert word in last
+from tests.support.commands import (
+    TIMEOUT_S,
+    assert_refused,
+    kvrelay,
+    start_kvrelay,
+    started_kvrelay,
+)
+from tests.support.forked import start_forked
 
 
 @pytest.fixture
@@ -56,45 +43,58 @@ def model(tmp_path: Path) -> Path:
     return copy
 
 
-def up_with(model: Path) -> subprocess.CompletedProcess[str]:
-    return kvrelay("up", "--model-path", str(model), "--port", str(free_port()))
+def refusal_of(model: Path) -> str:
+    """What `kvrelay up` says when it cannot serve this model; its processes are forked ones."""
+    flags = {"model_path": str(model), "port": str(free_port())}
+    with pytest.raises(UserError) as refused, LocalCluster(plan(flags, {}), start=start_forked):
+        pass
+    return str(refused.value)
 
 
 def test_model_directory_missing(tmp_path: Path) -> None:
-    assert_refused(up_with(tmp_path / "none"), "no model directory", "--model-path")
+    result = kvrelay("up", "--model-path", str(tmp_path / "none"), "--port", str(free_port()))
+    assert_refused(result, "no model directory", "--model-path")
 
 
 def test_no_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
-    assert_refused(up_with(model), "no tokenizer.json", "save_pretrained")
+    assert_said(refusal_of(model), "no tokenizer.json", "save_pretrained")
 
 
 def test_files_that_are_no_files_of_a_model(model: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1"
     (model / "tokenizer.json").write_text(pointer)
-    assert_refused(up_with(model), "tokenizer.json cannot be read", "git lfs pull")
+    assert_said(refusal_of(model), "tokenizer.json cannot be read", "git lfs pull")
     (model / "config.json").write_text("[]")
-    assert_refused(up_with(model), "config.json is no JSON object")
+    assert_said(refusal_of(model), "config.json is no JSON object")
 
 
 def test_no_weights(model: Path) -> None:
     (model / "model.safetensors").unlink()
-    assert_refused(up_with(model), "safetensors")
+    assert_said(refusal_of(model), "safetensors")
 
 
 def test_unsupported_architecture_names_what_is_supported(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config["architectures"] = ["GPTNeoXForCausalLM"]
     (model / "config.json").write_text(json.dumps(config))
-    assert_refused(
-        up_with(model), "exit code 1", "GPTNeoXForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"
+    assert_said(
+        refusal_of(model),
+        "exit code 1",
+        "GPTNeoXForCausalLM",
+        "LlamaForCausalLM",
+        "Qwen3ForCausalLM",
     )
 
 
 def test_a_child_that_dies_at_start_leaves_nothing_running(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    assert_refused(up_with(model), "its last lines", "cannot be read")
+    assert_refused(
+        started_kvrelay("up", "--model-path", str(model), "--port", str(free_port())),
+        "its last lines",
+        "cannot be read",
+    )
     assert not [p for p in psutil.process_iter() if str(model) in " ".join(command_of(p))]
 
 
@@ -134,12 +134,7 @@ def test_bad_settings(flags: list[str], words: list[str]) -> None:
 
 
 def test_one_interrupt_stops_every_process() -> None:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", "up", "--prefill", "2", "--port", str(port)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start_kvrelay("up", "--prefill", "2", "--port", str(free_port()))
     try:
         assert process.stdout is not None
         assert any("kvrelay serves at" in line for line in process.stdout)
@@ -154,7 +149,7 @@ def test_one_interrupt_stops_every_process() -> None:
 
 
 def test_the_demo_holds_every_step() -> None:
-    shown = kvrelay("demo", "--once", "--port", str(free_port()), "--admin-token", "secret")
+    shown = started_kvrelay("demo", "--once", "--port", str(free_port()), "--admin-token", "secret")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     for words in ("4271", "Bramo", "pages moved", "every step held"):
         assert words in shown.stdout
@@ -185,18 +180,15 @@ def test_generate_and_stats(tiny_cluster: Cluster) -> None:
 
 
 def test_watched_stats_are_shown_again_until_an_interrupt(tiny_cluster: Cluster) -> None:
-    command = [sys.executable, "-m", "infra.cli", "stats", "--watch"]
-    process = subprocess.Popen(
-        [*command, "--url", tiny_cluster.local.url],
-        env=os.environ | {"FORCE_COLOR": "1", "TERM": "xterm", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    # Wide enough for every line: a narrower terminal breaks them anywhere.
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    process = start_kvrelay(
+        "stats", "--watch", "--url", tiny_cluster.local.url, environment=terminal
     )
     try:
         assert process.stdout is not None
         shown = (line for line in process.stdout if "Redis" in line)
-        assert all("connected" in next(shown) for _ in range(3))
+        assert all("Redis connected" in next(shown) for _ in range(3))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 130 and errors == ""
@@ -208,6 +200,11 @@ def test_help_names_the_choices() -> None:
     text = kvrelay("coordinator", "--help").stdout
     assert "--policy {cost,round-robin,least-loaded,longest-prefix}" in text
     assert "--log-level {debug,info,warning,error}" in text
+
+
+def assert_said(said: str, *words: str) -> None:
+    for word in words:
+        assert word in said
 
 
 @pytest.mark.parametrize("command", [["generate", "hello"], ["stats"], ["explain", "x"], ["audit"]])

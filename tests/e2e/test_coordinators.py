@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
 from infra.ports import free_port
@@ -23,6 +22,8 @@ from tests.support.clusters import (
     start_cluster,
     wait_until,
 )
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 
 class Coordinator:

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from test_against_transformers import prompt_of, reference_tokens
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from infra.models import EMBEDDED
 from tests.support.clusters import Cluster
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 VOCAB_SIZE = 2048
 CHATTER = (

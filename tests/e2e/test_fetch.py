@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
-from tests.support.clusters import Cluster, wait_until
+from tests.support.clusters import Cluster
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 PAGE_SIZE = 16
-
-
-def forget_prompts(cluster: Cluster, node: str) -> None:
-    """Empties the cache of one node, until the coordinator knows."""
-    cluster.settle()
-    cluster.admin.flush(node=node)
-    wait_until(
-        lambda: cluster.admin.cache_stats()["nodes"][node]["owned_pages"] == 0, "an empty node"
-    )
 
 
 def test_what_prefill_forgot_is_fetched_from_decode(
@@ -27,7 +19,7 @@ def test_what_prefill_forgot_is_fetched_from_decode(
     prompt = prompt_of(2000, 199, seed=31)
     first = pair_cluster.generate(prompt)
     assert first["meta_info"]["fetched_tokens"] == 0
-    forget_prompts(pair_cluster, "p0")
+    pair_cluster.forget("p0")
     before = pair_cluster.settle()
     again = pair_cluster.generate(prompt)
     meta = again["meta_info"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from test_against_transformers import prompt_of
 
 from tests.support.clusters import Cluster, wait_until
+from tests.support.driving import prompt_of
 
 GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
 

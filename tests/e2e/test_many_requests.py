@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from test_against_transformers import prompt_of
 
 from tests.support.clusters import Cluster, wait_until
+from tests.support.driving import prompt_of
 
 
 def test_200_concurrent_requests_all_finish(pair_cluster: Cluster) -> None:

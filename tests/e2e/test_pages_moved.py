@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from test_against_transformers import prompt_of
-
 from tests.support.clusters import Cluster
+from tests.support.driving import prompt_of
 
 PAGE_SIZE = 16
 

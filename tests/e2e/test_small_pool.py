@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_against_transformers import prompt_of
 from transformers import PreTrainedModel
 
 from tests.support.clusters import Cluster, start_cluster, wait_until
+from tests.support.driving import prompt_of
 
 NUM_NEW = 150
 

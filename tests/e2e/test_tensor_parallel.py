@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_against_transformers import prompt_of, reference_tokens
-from test_fetch import forget_prompts
 from transformers import PreTrainedModel
 
 from tests.support.clusters import Cluster, body_of, start_cluster, wait_until
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 SIZES = (1, 2, 4)
 PAIRS = [(1, 2), (2, 1), (2, 4), (4, 2)]
@@ -112,7 +112,7 @@ def test_pages_are_fetched_from_a_node_of_another_size(
     cluster.flush()
     prompt = prompt_of(2000, 199, seed=92)
     first = cluster.generate(prompt)
-    forget_prompts(cluster, prefill)
+    cluster.forget(prefill)
     again = cluster.generate(prompt)
     assert again["meta_info"]["fetched_from"] == decode
     assert again["meta_info"]["fetched_tokens"] == 1999 // 16 * 16

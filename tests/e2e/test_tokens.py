@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
 from tests.support.clusters import Cluster, save_servable_model, start_cluster
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 VOCAB_SIZE = 199
 PAGE_SIZE = 16

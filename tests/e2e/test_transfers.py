@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
 from protocol.layout import KVLayout
 from tests.support.clusters import Cluster, start_cluster, wait_until
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 PAGE_SIZE = 16
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
 from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
 from tests.support.families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
+from tests.support.reference import reference_tokens
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -32,25 +31,6 @@ def pair(
     reference = save_random_model(family, path)
     options = EngineOptions("float32", PAGE_SIZE, context_length=SERVED_LENGTHS.get(family, 0))
     return reference, load_model_runner(path, options, lambda _: 200, CPU)
-
-
-def reference_tokens(model: PreTrainedModel, prompt: Sequence[int], count: int) -> list[int]:
-    return _generated(model, tuple(prompt), count)
-
-
-@lru_cache(maxsize=8)  # so that what a family's tests have in common is asked once
-@torch.inference_mode()
-def _generated(model: PreTrainedModel, prompt: tuple[int, ...], count: int) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=count,
-        min_new_tokens=count,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    return output[0, len(prompt) :].tolist()
 
 
 def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, ModelRunner]) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from engine.build import load_model_runner
 from engine.options import EngineOptions
-from engine.steps.batch import Batch
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
-from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
+from tests.support.cut_sequence import LENGTH, Steps
+from tests.support.driving import CPU, PAGE_SIZE, prompt_of
 from tests.support.families import save_random_model
-
-LENGTH = 150
-"""Tokens of the sequence that is looked at: more than a block of keys, a tile, a window."""
 
 MakeRunner = Callable[[str, bool], ModelRunner]
 
@@ -40,41 +33,6 @@ def make_runner(tmp_path_factory: pytest.TempPathFactory) -> MakeRunner:
         return runners[family, deterministic]
 
     return make
-
-
-class Steps:
-    """Computes a sequence as it is cut, each piece in a step with whatever else is wanted."""
-
-    def __init__(self, runner: ModelRunner, tokens: list[int]) -> None:
-        self.sequences = Sequences(runner)
-        self.tokens = tokens
-        self.pages = self.sequences.pages(len(tokens))
-
-    @torch.inference_mode()
-    def logits(self, begin: int, end: int, others: Sequence[Slice] = (), place: int = 0) -> Tensor:
-        """[vocab] after tokens [begin, end); `place` of the piece among the `others`."""
-        runner = self.sequences.runner
-        slices = list(others)
-        slices.insert(place, Slice(self.tokens[begin:end], begin, self.pages, GREEDY))
-        batch = Batch.build(slices, PAGE_SIZE, runner.device)
-        return runner.model(batch, runner.kv_cache, runner.attention)[place]
-
-    def after(self, bounds: Sequence[int]) -> Tensor:
-        """[vocab] after all tokens, computed in pieces that begin at `bounds`."""
-        for begin, end in pairwise([*bounds, len(self.tokens)]):
-            logits = self.logits(begin, end)
-        return logits
-
-    def others(self, seed: int) -> list[Slice]:
-        """Slices of other sequences: prompts, chunks and single tokens."""
-        chance = random.Random(seed)
-        slices = []
-        for _ in range(chance.randint(1, 9)):
-            start, count = chance.choice([0, 3, 140]), chance.choice([1, 1, 2, 17, 90])
-            tokens = prompt_of(count, 199, chance.randrange(100))
-            pages = self.sequences.pages(start + count)
-            slices.append(Slice(tokens, start, pages, GREEDY))
-        return slices
 
 
 FAMILIES = ["llama3", "gemma2", "qwen3", "mixtral"]

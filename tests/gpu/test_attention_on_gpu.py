@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_attention import CHUNKS, PROMPTS, SINGLES, Case
 
 from engine.attention import flash_attention
 from engine.attention.attention_backends import make_attention
@@ -15,6 +14,7 @@ from engine.attention.backend import AttentionBackend, AttentionForm
 from engine.attention.deterministic_attention import DeterministicAttention
 from engine.attention.torch_attention import TorchAttention
 from protocol.layout import KVLayout
+from tests.support.attention import CHUNKS, PROMPTS, SINGLES, Case
 
 pytestmark = [
     pytest.mark.gpu,

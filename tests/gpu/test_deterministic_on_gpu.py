@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_deterministic_logits import LENGTH, Steps
 
 from engine.build import load_model_runner
 from engine.options import EngineOptions
+from tests.support.cut_sequence import LENGTH, Steps
 from tests.support.driving import PAGE_SIZE, prompt_of
 from tests.support.families import save_random_model
 

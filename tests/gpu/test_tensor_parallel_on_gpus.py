@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_against_transformers import prompt_of, reference_tokens
 from transformers import PreTrainedModel
 
 from tests.support.clusters import Cluster, save_servable_model, start_cluster, wait_until
+from tests.support.driving import prompt_of
+from tests.support.reference import reference_tokens
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,6 +17,7 @@ from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
 from kvrelay.client import Client
 from tests.support.families import save_random_model
+from tests.support.forked import start_forked
 
 DEADLINE_S = 30.0
 ALWAYS_DISAGGREGATE = {"local_prefill_max_tokens": "0"}
@@ -116,6 +117,14 @@ class Cluster:
         assert response.status_code == 200, response.text
         wait_until(lambda: self.stats()["unique_owned_pages"] == 0, "an empty index")
 
+    def forget(self, node: str) -> None:
+        """Empties the cache of one node, until the coordinator knows."""
+        self.settle()
+        self.admin.flush(node=node)
+        wait_until(
+            lambda: self.admin.cache_stats()["nodes"][node]["owned_pages"] == 0, "an empty node"
+        )
+
 
 def save_servable_model(family: str, path: Path) -> PreTrainedModel:
     """A small model with random weights, and the byte-level tokenizer that a cluster needs."""
@@ -157,6 +166,7 @@ def start_cluster(
             start_timeout_s=120.0,
         ),
         log_dir=tmp_path_factory.mktemp("logs"),
+        start=start_forked,
     )
     local.start()
     return Cluster(local)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import os
 import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pytest
 import torch
@@ -177,90 +170,3 @@ def move_until_it_arrives(a: Endpoint, b: Endpoint, pages: list[int], first_numb
 
 Make = Callable[..., Endpoint]
 """By name; the keywords are `Endpoint`'s, `faults`, and `gpu`; the backend is the fixture's."""
-
-
-class Victim:
-    """An endpoint in a process of its own, to be killed."""
-
-    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
-        assert pipe.poll(60.0), "the peer process did not start"
-        self._process = process
-        self._pipe = pipe
-        self.address: str = pipe.recv()
-
-    def send(self, to: str, transfer: Attempt, pages: list[int]) -> None:
-        """Tells it to send."""
-        self._pipe.send((to, transfer, pages))
-
-    def await_sent(self) -> str:
-        """The end of its next send that has not been awaited."""
-        self._pipe.send(None)
-        assert self._pipe.poll(DEADLINE_S), "no send ended"
-        return str(self._pipe.recv())
-
-    def stop(self) -> None:
-        """As if it were cut off: its sockets stay open and nothing comes out of them."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Another network namespace: its file, and the victim's address there."""
-
-    file: str
-    host: str
-
-
-@contextmanager
-def victim_process(
-    backend_name: str,
-    port: int = 0,
-    layout: KVLayout = LAYOUT,
-    elsewhere: Elsewhere | None = None,
-) -> Iterator[Victim]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(
-        target=_serve_until_killed,
-        args=(there, backend_name, port, layout, elsewhere),
-        daemon=True,
-    )
-    process.start()
-    there.close()  # so that the end of the process ends the pipe
-    try:
-        yield Victim(process, here)
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve_until_killed(
-    report: Connection,
-    backend_name: str,
-    port: int,
-    layout: KVLayout,
-    elsewhere: Elsewhere | None,
-) -> None:
-    host = "127.0.0.1"
-    if elsewhere is not None:
-        host = elsewhere.host
-        with open(elsewhere.file, encoding="ascii") as namespace:
-            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
-    backend = new_backend(backend_name, host)
-    endpoint = Endpoint("victim", backend, layout=layout, port=port, host=host)
-    report.send(endpoint.address)
-    while True:
-        order = report.recv()
-        if order is None:
-            report.send(endpoint.await_sent()[1])
-        else:
-            endpoint.send(*order)

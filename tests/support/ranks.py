@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from engine.options import EngineOptions
 from engine.parallel import connect
 from protocol.errors import UserError
 from tests.support.driving import CPU, PAGE_SIZE, Sequences
+from tests.support.forked import forkserver
 
 ANSWER_S = 120.0
 
@@ -43,8 +43,7 @@ class Answer:
 
 @contextmanager
 def rank_processes(count: int) -> Iterator[list[Connection]]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])  # imported once, not by every rank
+    context = forkserver()
     pipes = [context.Pipe() for _ in range(count)]
     processes = [
         context.Process(target=_serve, args=(rank, theirs), daemon=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_attention import HEAD_DIM, Case
 from torch import Tensor
 
 from engine.attention import flash_attention
@@ -19,6 +18,7 @@ from engine.attention.backend import AttentionForm
 from engine.attention.flash_attention import FlashAttention, PromptKernel
 from engine.cache.kv_cache import KVCache
 from engine.steps.batch import Batch, SliceGroup
+from tests.support.attention import HEAD_DIM, Case
 
 FORMS = [
     AttentionForm(HEAD_DIM**-0.5),

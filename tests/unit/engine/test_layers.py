@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loader import CPU, checkpoint, save
 
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Slice
 from protocol.sampling import Sampling
+from tests.support.checkpoints import checkpoint, save
+from tests.support.driving import CPU
 
 PAGE_SIZE = 4
 PAGES = [2, 0]

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_attention import SINGLES, Case, form_of
-from test_loader import checkpoint, save
 from torch import Tensor
 
 from engine.attention.native_attention import NativeAttention
@@ -28,6 +26,8 @@ from engine.model.rope_config import RopeConfig
 from engine.options import EngineOptions
 from engine.steps.batch import Batch
 from protocol.layout import KVLayout
+from tests.support.attention import SINGLES, Case, form_of
+from tests.support.checkpoints import checkpoint, save
 from tests.support.native import compiled
 
 CPU = torch.device("cpu")
