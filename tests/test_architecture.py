@@ -47,7 +47,7 @@ PURE = (
     "node/ranks/slices.py",
     "prefill/handovers.py",
     "prefill/sending.py",
-    "decode/answer.py",
+    "decode/own_answer.py",
     "decode/answers.py",
     "decode/outbox.py",
     "decode/receiving.py",
