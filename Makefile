@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check verify lint gpu bench-route bench-sweep bench-transfer bench-engine bench tiny-model clean
+.PHONY: help demo test check verify lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -53,6 +53,9 @@ bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, 
 
 bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS="--peers transformers") and the floor (half an hour, quiet machine)
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 bench: $(READY) ## index and router, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
 	for bench in index http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done

@@ -85,23 +85,23 @@ def fill(service: Service, chance: random.Random, prompt: list[int]) -> None:
     """Nodes, their pages, the pages of a prompt on three of them, and as many hot prefixes as are
     kept."""
     for number in range(NUM_NODES):
-        service._handle(heartbeat(number))
+        service.handle(heartbeat(number))
     for _ in range(NUM_PAGES // CHAIN_PAGES):
         chain = [chance.randbytes(PAGE_HASH_BYTES) for _ in range(CHAIN_PAGES)]
         owners = chance.sample(range(NUM_NODES), 2)
-        service.index.stored(node_of(owners[0]), chain)
+        service.core.index.stored(node_of(owners[0]), chain)
         if chance.random() < REPLICATED_SHARE:
-            service.index.stored(node_of(owners[1]), chain)
+            service.core.index.stored(node_of(owners[1]), chain)
         note_hits(service, chain, chance)
     hashes = PageHasher(MODEL, LAYOUT).hashes(prompt)
     for owner, depth in ((0, 100), (1, 50), (NUM_NODES - 1, 120)):
-        service.index.stored(node_of(owner), hashes[:depth])
+        service.core.index.stored(node_of(owner), hashes[:depth])
 
 
 def note_hits(service: Service, chain: list[PageHash], chance: random.Random) -> None:
     tokens = [chance.randrange(100) for _ in range(LAYOUT.page_size)]
     for _ in range(chance.randrange(1, 4)):
-        service.hot_prefixes.hit(chain[0], tokens, False, time.monotonic())
+        service.core.statistics.hot_prefixes.hit(chain[0], tokens, False, time.monotonic())
 
 
 async def times_ms(call: Callable[[], Awaitable[httpx.Response]], count: int) -> list[float]:
@@ -146,9 +146,9 @@ async def measure(count: int) -> dict[str, Any]:
                 }
         return {
             "nodes": NUM_NODES,
-            "unique_pages": service.index.num_unique_pages,
-            "owned_pages": service.index.num_owned_pages,
-            "index_bytes": service.index.num_bytes,
+            "unique_pages": service.core.index.num_unique_pages,
+            "owned_pages": service.core.index.num_owned_pages,
+            "index_bytes": service.core.index.num_bytes,
             "calls": count,
             "answers": figures,
         }

@@ -17,7 +17,7 @@ of the main thread, whose 0.33 ms are joined by 0.04 ms of ZMQ's I/O thread):
 
     16 %  the tokenizer (50 us for 32 tokens)
     31 %  Service.submit: 17 the tracker (7 of them adding up the work assigned to each node,
-          5 the router), 6 the send, the rest ids, limits and the Generation
+          5 the router), 6 the send, the rest ids, limits and the Answer
     18 %  messages from nodes: 8 a log line per answer, 5 the tracker, 3 text of the tokens
      9 %  the reply: socket writes nearly all
      7 %  body and checks

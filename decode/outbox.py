@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from node.core.instructions import Instruction, Send
+from node.core.instructions import Instruction, SendMessage
 from protocol.ids import Node
 from protocol.messages import TokenOut, TokensOut
 
@@ -16,6 +16,8 @@ class Outbox:
         self._outs.setdefault(address, []).append(out)
 
     def flush(self) -> list[Instruction]:
-        """One `TokensOut` per coordinator with everything added since the last flush."""
+        """Returns one `TokensOut` per coordinator with everything added since the last flush."""
         outs, self._outs = self._outs, {}
-        return [Send(address, TokensOut(batch, self._node)) for address, batch in outs.items()]
+        return [
+            SendMessage(address, TokensOut(batch, self._node)) for address, batch in outs.items()
+        ]

@@ -1,4 +1,5 @@
-"""Prompts that prefill nodes compute for a decode node: their pages come one after another. Pure.
+"""Prompts that prefill nodes compute for answers given here: their pages come one after another.
+Pure.
 
     begin ──► ExpectPages, Prefill ──► arrived … received ──┐
                       └──────────────► PrefillDone ─────────┴──► ready to run
@@ -12,10 +13,10 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from decode.answer import Answer
-from engine.cache.prefix_cache import Lease, PrefixCache
+from decode.answer import AnswerJob
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from node.core.counters import Counters
-from node.core.instructions import AbortTransfer, ExpectPages, Instruction, Send
+from node.core.instructions import AbortTransfer, ExpectPages, Instruction, SendMessage
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt
 from protocol.messages import Cancel, Prefill, PrefillDone
@@ -26,9 +27,9 @@ does not inherit the queue of a slow prefill node, nor wait for a hung one."""
 
 
 @dataclass(eq=False)
-class _UnderWay:
-    answer: Answer
-    lease: Lease
+class _PendingReceive:
+    job: AnswerJob
+    held: HeldPages
     deadline: float
     progress_at: float
     num_arrived_pages: int = 0
@@ -37,11 +38,11 @@ class _UnderWay:
 
     @property
     def is_complete(self) -> bool:
-        return self.num_arrived_pages == self.answer.num_expected_pages
+        return self.num_arrived_pages == self.job.purpose.num_expected_pages
 
 
 class Receiving:
-    """The answers whose prompts are under way to this node."""
+    """The jobs whose pages are under way to this node."""
 
     def __init__(
         self,
@@ -57,43 +58,45 @@ class Receiving:
         self._hasher = hasher
         self._counters = counters
         self._timeout_s = timeout_s
-        self._under_way: dict[Attempt, _UnderWay] = {}
+        self._under_way: dict[Attempt, _PendingReceive] = {}
 
-    def __len__(self) -> int:
-        return len(self._under_way)
-
-    def __iter__(self) -> Iterator[Answer]:
-        return (under_way.answer for under_way in self._under_way.values())
-
-    def get(self, attempt: Attempt) -> Answer | None:
+    def get(self, attempt: Attempt) -> AnswerJob | None:
+        """Returns the job of this attempt, if it is under way."""
         under_way = self._under_way.get(attempt)
-        return under_way.answer if under_way is not None else None
+        return under_way.job if under_way is not None else None
+
+    @property
+    def youngest(self) -> AnswerJob | None:
+        """The job under way that arrived last."""
+        jobs = (under_way.job for under_way in self._under_way.values())
+        return max(jobs, key=lambda job: job.arrival, default=None)
 
     def chains(self, now: float) -> Iterator[Seq[PageHash]]:
-        """Pages worth waiting for, from the first page of a prompt on: those that are here, and
-        those that keep coming."""
+        """Returns page hashes, from the first page of a prompt on, of pages worth waiting for:
+        those that are here, and those that keep coming."""
         for under_way in self._under_way.values():
             if now - under_way.progress_at < PATIENCE_S:
-                yield under_way.answer.hashes
+                yield under_way.job.hashes
 
     def late(self, now: float) -> list[Attempt]:
+        """Returns the attempts that took too long."""
         return [attempt for attempt, u in self._under_way.items() if now >= u.deadline]
 
-    def begin(self, answer: Answer, now: float) -> list[Instruction]:
-        """Asks the prefill node that the request names for the pages that its lease lacks."""
-        assert answer.sequence is not None
-        lease, request = answer.sequence.lease, answer.request
-        pages = lease.pages[lease.num_cached_pages : self._hasher.num_pages(len(answer.prompt))]
-        answer.num_expected_pages = len(pages)
-        self._under_way[answer.attempt] = _UnderWay(
-            answer, lease, now + self._timeout_s, self._progress_of(answer, lease, now)
+    def begin(self, job: AnswerJob, now: float) -> list[Instruction]:
+        """Asks the prefill node that the request names for the pages that the job lacks."""
+        assert job.sequence is not None
+        held, request = job.sequence.held, job.purpose.request
+        pages = held.pages[held.num_cached_pages : self._hasher.num_pages(len(job.tokens))]
+        job.purpose.num_expected_pages = len(pages)
+        self._under_way[job.attempt] = _PendingReceive(
+            job, held, now + self._timeout_s, self._progress_of(job, held, now)
         )
         prefill = Prefill(
-            attempt=answer.attempt,
+            attempt=job.attempt,
             tokens=request.tokens,
             namespace=request.namespace,
             sampling=request.sampling,
-            skip_pages=lease.num_cached_pages,
+            skip_pages=held.num_cached_pages,
             reply_address=self._addresses.control,
             data_addresses=self._addresses.data,
             fetch_node=request.fetch_node,
@@ -101,8 +104,8 @@ class Receiving:
             fetch_pages=request.fetch_pages,
         )
         return [
-            ExpectPages(answer.attempt, pages),
-            Send(request.prefill_address, prefill),
+            ExpectPages(job.attempt, pages),
+            SendMessage(request.prefill_address, prefill),
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> None:
@@ -112,63 +115,64 @@ class Receiving:
         if under_way is not None:
             self._arrived(under_way, num_pages, now)
 
-    def received(self, attempt: Attempt, now: float) -> Answer | None:
-        """All pages are here. Returns the answer if it can run by that."""
+    def received(self, attempt: Attempt, now: float) -> AnswerJob | None:
+        """All pages are here. Returns the job if it can run by that."""
         under_way = self._under_way.get(attempt)
         if under_way is None:
             return None
-        self._arrived(under_way, under_way.answer.num_expected_pages, now)
+        self._arrived(under_way, under_way.job.purpose.num_expected_pages, now)
         if under_way.done is not None:
             self._counters.exposed(under_way.done.node.name, now - under_way.done_at)
         return self._take_ready(under_way)
 
-    def prefill_done(self, done: PrefillDone, now: float) -> Answer | None:
-        """The first token is here. Returns the answer if it can run by that."""
+    def prefill_done(self, done: PrefillDone, now: float) -> AnswerJob | None:
+        """The first tokens are here. Returns the job if it can run by that."""
         under_way = self._under_way.get(done.attempt)
         if under_way is None:
             return None
         under_way.done, under_way.done_at = done, now
-        answer = under_way.answer
-        answer.prefilled = done
-        answer.cached_tokens = done.cached_tokens
-        answer.fetched_tokens = done.fetched_tokens
+        job = under_way.job
+        job.purpose.prefilled = done
+        job.cached_tokens = done.cached_tokens
+        job.fetched_tokens = done.fetched_tokens
         return self._take_ready(under_way)
 
-    def give_up(self, attempt: Attempt) -> list[Instruction]:
-        """This attempt and every older one of its request; aborts before it releases."""
-        instructions: list[Instruction] = []
-        for older in [a for a in self._under_way if a.superseded_by(attempt)]:
-            under_way = self._under_way.pop(older)
-            instructions.append(AbortTransfer(older))
-            instructions.append(Send(under_way.answer.request.prefill_address, Cancel(older)))
-            self._cache.release(under_way.lease)
-        return instructions
+    def give_up(self, job: AnswerJob) -> list[Instruction]:
+        """Nothing of this job is wanted any more; [] if it is not under way."""
+        if self._under_way.pop(job.attempt, None) is None:
+            return []
+        request = job.purpose.request
+        job.purpose.num_expected_pages = 0
+        return [
+            AbortTransfer(job.attempt),
+            SendMessage(request.prefill_address, Cancel(job.attempt)),
+        ]
 
-    def _progress_of(self, answer: Answer, lease: Lease, now: float) -> float:
-        """That of the others who wait for its next page, if there are any: asking once more does
-        not make it come."""
-        first = lease.num_cached_pages
+    def _progress_of(self, job: AnswerJob, held: HeldPages, now: float) -> float:
+        """Returns when the others who wait for its next page made progress, or `now`: asking once
+        more does not make the page come, so patience with it does not begin anew."""
+        first = held.num_cached_pages
         others = [
             under_way.progress_at
             for under_way in self._under_way.values()
-            if under_way.answer.hashes[first : first + 1] == answer.hashes[first : first + 1] != []
+            if under_way.job.hashes[first : first + 1] == job.hashes[first : first + 1] != []
         ]
         return max(others, default=now)
 
-    def _arrived(self, under_way: _UnderWay, num_pages: int, now: float) -> None:
+    def _arrived(self, under_way: _PendingReceive, num_pages: int, now: float) -> None:
         num_new = num_pages - under_way.num_arrived_pages
         if num_new <= 0:
             return
         under_way.num_arrived_pages, under_way.progress_at = num_pages, now
         self._counters.pages_received += num_new
-        num_pages_here = under_way.lease.num_cached_pages + num_pages
-        self._cache.commit(under_way.lease, under_way.answer.hashes[:num_pages_here], now)
+        num_pages_here = under_way.held.num_cached_pages + num_pages
+        self._cache.commit(under_way.held, under_way.job.hashes[:num_pages_here], now)
 
-    def _take_ready(self, under_way: _UnderWay) -> Answer | None:
+    def _take_ready(self, under_way: _PendingReceive) -> AnswerJob | None:
         if not under_way.is_complete or under_way.done is None:
             return None
-        answer = under_way.answer
-        assert answer.sequence is not None
-        answer.sequence.num_computed = len(answer.prompt)
-        del self._under_way[answer.attempt]
-        return answer
+        job = under_way.job
+        assert job.sequence is not None
+        job.sequence.num_computed = len(job.tokens)
+        del self._under_way[job.attempt]
+        return job

@@ -12,6 +12,7 @@ from engine.attention.attention_backends import captures, has_triton, make_atten
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import Kernels, TorchKernels
 from engine.kernels.deterministic_kernels import DeterministicKernels
+from engine.kernels.few_sizes_kernels import FewSizesKernels
 from engine.kernels.native.build import native_library
 from engine.kernels.native_kernels import NativeKernels
 from engine.model.config import ModelConfig
@@ -62,7 +63,7 @@ def load_model_runner(
         options.deterministic,
         library,
     )
-    build = Build(dtype, device, _kernels(options, device, library), parallel)
+    build = Build(dtype, device, _kernels(options, device, dtype, library), parallel)
     source = None if options.load_format == "dummy" else SafetensorsSource(path)
     if source is None:
         model = dummy_model(config, build, progress)
@@ -92,11 +93,15 @@ def _native_library(
     return native_library() if is_wanted and (device.type, dtype) == NATIVE else None
 
 
-def _kernels(options: EngineOptions, device: torch.device, library: CDLL | None) -> Kernels:
+def _kernels(
+    options: EngineOptions, device: torch.device, dtype: torch.dtype, library: CDLL | None
+) -> Kernels:
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
     if library is not None:
         return NativeKernels(library)
+    if device.type == "cpu" and dtype != torch.float32:
+        return FewSizesKernels()
     if not has_triton(device):
         return TorchKernels()
     from engine.kernels.triton_kernels import (

@@ -22,7 +22,7 @@ from kvtransfer.links.inbox import Inbox
 from kvtransfer.links.incoming import IncomingLink, ReceivingEnd
 from kvtransfer.links.listener import Listener
 from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
-from kvtransfer.links.sending import Frame, Sending
+from kvtransfer.links.sending import Frame, PageSend
 from kvtransfer.pages.layer_stream import LayerStream, event_after, let_go, push_to_all
 from kvtransfer.pages.layout import WHOLE, Shard, divides, frames_of_pages
 from kvtransfer.pages.staging import PageRows
@@ -117,7 +117,7 @@ class PairTransport:
         offset: int,
         on_done: OnDone,
     ) -> None:
-        sending, ready = Sending(transfer, on_done), event_after(self._pool)
+        sending, ready = PageSend(transfer, on_done), event_after(self._pool)
         layout, links = self._own_layout, self._hold_links_to(peer)
         for shape in frames_of_pages(
             len(pages), offset, layout.num_layers, layout.page_bytes, self._max_frame_bytes
@@ -139,7 +139,7 @@ class PairTransport:
         layer_bytes = self._own_layout.layer_page_bytes * len(pages)
         stream = LayerStream(
             links=self._hold_links_to(peer),
-            sending=Sending(transfer, on_done),
+            sending=PageSend(transfer, on_done),
             pool=self._pool,
             pages=pages,
             offset=offset,

@@ -7,13 +7,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 
 from engine.cache.prefix_cache import PrefixCache
 from node.config import NodeConfig
-from node.core.instructions import Scheduler
+from node.core.core import NodeCore
+from node.core.scheduler import Scheduler, SchedulerLimits
+from node.core.work import WorkFactory
 from node.ranks.engine import Engine, start_engine
 from node.shell.heartbeat import Heartbeats
 from node.shell.publisher import OwnershipPublisher
@@ -22,7 +24,7 @@ from protocol.channel import Channel
 from protocol.config import describe
 from protocol.hashing import PageHasher
 from protocol.hosts import advertised_host
-from protocol.ids import Node, Role
+from protocol.ids import Addresses, Node, Role
 from protocol.messages import NodeInfo
 
 log = logging.getLogger(__name__)
@@ -30,21 +32,21 @@ log = logging.getLogger(__name__)
 STALL_S = 120.0
 """A step that takes longer than this is taken for a hang."""
 
-SchedulerFactory = Callable[[Node, NodeInfo, PrefixCache, PageHasher], Scheduler]
 
+def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
+    """Does these kinds of work until SIGTERM or SIGINT; `role` is what it says that it prefers.
 
-def run_node(role: Role, config: NodeConfig, make_scheduler: SchedulerFactory) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigError, the engine's model errors, and RankLost
-    when a rank ends before that."""
+    Raises ConfigError, the engine's model errors, and RankLost when a rank ends before that.
+    """
     torch.set_num_threads(config.cpu_threads)
     node = _identity(role, config)
     with start_engine(config, node) as engine:
-        _serve(role, config, node, engine, make_scheduler)
+        _serve(role, config, node, engine, kinds)
         engine.raise_if_lost()
 
 
 def _serve(
-    role: Role, config: NodeConfig, node: Node, engine: Engine, make_scheduler: SchedulerFactory
+    role: Role, config: NodeConfig, node: Node, engine: Engine, kinds: Sequence[WorkFactory]
 ) -> None:
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
@@ -61,9 +63,7 @@ def _serve(
         context_length=config.context_length,
     )
     log.info("%s node settings: %s", role, describe(config))
-    cache = PrefixCache(info.num_pages)
-    hasher = PageHasher(info.model_fingerprint, info.layout)
-    scheduler = make_scheduler(node, info, cache, hasher)
+    core = _core(role, config, info, kinds)
     publisher = OwnershipPublisher(
         config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
     )
@@ -71,7 +71,13 @@ def _serve(
         channel.outgoing(), info, config.lease_s, STALL_S, lambda: publisher.coordinators
     )
     shell = NodeShell(
-        node, channel, scheduler, cache, engine.runner, engine.transport, publisher, heartbeats
+        core,
+        channel,
+        engine.transport,
+        engine.runner,
+        publisher,
+        heartbeats,
+        time.monotonic,
     )
 
     def replaced() -> None:
@@ -91,6 +97,20 @@ def _serve(
         publisher.close()
         engine.transport.close()
         channel.close()
+
+
+def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFactory]) -> NodeCore:
+    cache = PrefixCache(info.num_pages)
+    limits = SchedulerLimits(
+        chunk_tokens=config.chunk_tokens(info.device),
+        max_running=config.max_running_requests,
+        max_waiting=config.max_queued_requests,
+        receive_timeout_s=config.receive_timeout_s,
+    )
+    addresses = Addresses(info.control_address, info.data_addresses)
+    hasher = PageHasher(info.model_fingerprint, info.layout)
+    scheduler = Scheduler(role, info.node, addresses, cache, hasher, limits, kinds)
+    return NodeCore(info.node, cache, scheduler)
 
 
 def _identity(role: Role, config: NodeConfig) -> Node:

@@ -6,7 +6,7 @@ import torch
 
 from engine.cache.kv_cache import num_pages_that_fit
 from node.config import NodeConfig
-from node.resources import memory_bytes
+from node.resources import host_memory_bytes
 from protocol.config import ConfigError
 from protocol.layout import KVLayout
 
@@ -36,3 +36,10 @@ def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> in
             "(as 0.5), or free some memory"
         )
     return num_pages
+
+
+def memory_bytes(device: torch.device) -> tuple[int, int]:
+    """Returns how much memory of `device` is free, and how much it has in all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    return host_memory_bytes()

@@ -1,14 +1,12 @@
-"""How much memory there is and how much this process uses, from /proc and torch."""
+"""How much memory this process uses, from /proc."""
 
 from __future__ import annotations
 
 import os
 
-import torch
-
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
+    """Returns the resident memory of this process; 0 where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -16,10 +14,8 @@ def resident_bytes() -> int:
         return 0
 
 
-def memory_bytes(device: torch.device) -> tuple[int, int]:
-    """(free, in all) of `device`."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
+def host_memory_bytes() -> tuple[int, int]:
+    """Returns how much memory of this host is free, and how much there is in all."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * page_bytes
     try:

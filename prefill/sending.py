@@ -1,7 +1,8 @@
-"""The pages that a prefill node sends for its jobs, held until the last send has ended. Pure.
+"""The pages that a node sends to those it computes prompts for, held until the last send has ended.
+Pure.
 
-    begin ──► under way ──► every `PagesSent` is here: forgotten; a lease that was left is released
-                  │ leave: the job needs its lease no longer, its sends still do
+    begin ──► under way ──► every `PagesSent` is here: forgotten; pages that were left are released
+                  │ leave: the job needs its pages no longer, its sends still do
                   └ cancel: nobody wants the rest, nor hears of a failure
 
 As long as sends of an attempt are under way it is known here (`in`), and must not begin anew: their
@@ -12,39 +13,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from node.core.instructions import CancelSends, Instruction
 from protocol.ids import Attempt
 
 
 @dataclass(eq=False)
-class _Sends:
+class _SendsOfAttempt:
     reply_address: str
     """Who hears of a failure; "": nobody (any more)."""
     num_under_way: int = 0
-    lease: Lease | None = None
-    """To be released with the last end."""
+    held: HeldPages | None = None
+    """Pages that are released with the last end."""
 
 
-class Sending:
+class PagesBeingSent:
+    """Counts the sends of each attempt, and releases its pages after the last one."""
+
     def __init__(self, cache: PrefixCache) -> None:
         self._cache = cache
-        self._sends: dict[Attempt, _Sends] = {}
+        self._sends: dict[Attempt, _SendsOfAttempt] = {}
 
     def __contains__(self, attempt: Attempt) -> bool:
         return attempt in self._sends
 
     def begin(self, attempt: Attempt, reply_address: str) -> None:
         """One more send is under way."""
-        self._sends.setdefault(attempt, _Sends(reply_address)).num_under_way += 1
+        self._sends.setdefault(attempt, _SendsOfAttempt(reply_address)).num_under_way += 1
 
-    def leave(self, attempt: Attempt, lease: Lease) -> None:
-        """The job is over: releases its lease, at once or when its sends have ended."""
+    def leave(self, attempt: Attempt, held: HeldPages) -> None:
+        """The job is over: releases its pages, at once or when its sends have ended."""
         sends = self._sends.get(attempt)
         if sends is None:
-            self._cache.release(lease)
+            self._cache.release(held)
         else:
-            sends.lease = lease
+            sends.held = held
 
     def ended(self, attempt: Attempt) -> str:
         """One send ended; releases what was left with the last of them. Returns who would want to
@@ -53,12 +56,13 @@ class Sending:
         sends.num_under_way -= 1
         if sends.num_under_way == 0:
             del self._sends[attempt]
-            if sends.lease is not None:
-                self._cache.release(sends.lease)
+            if sends.held is not None:
+                self._cache.release(sends.held)
         return sends.reply_address
 
     def cancel(self, attempt: Attempt) -> list[Instruction]:
-        """What was not yet sent of this attempt, and of older ones of its request, need not be."""
+        """Says that what was not yet sent of this attempt, and of older ones of its request, need
+        not be."""
         instructions: list[Instruction] = []
         for transfer, sends in self._sends.items():
             if transfer.superseded_by(attempt) and sends.reply_address:

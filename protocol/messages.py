@@ -34,7 +34,8 @@ class Generate(Message, frozen=True):
     namespace: Namespace
     sampling: Sampling
     max_new_tokens: int
-    stop_token_ids: list[int]
+    end_token_ids: list[int]
+    """Tokens that end the answer: the model's, and those that the client named."""
     prefill_node: Node | None
     prefill_address: str
     reply_address: str
@@ -56,7 +57,7 @@ class Prefill(Message, frozen=True):
     skip_pages: int
     reply_address: str
     data_addresses: tuple[str, ...]
-    """Of all ranks of the decode node, in order."""
+    """Where all ranks of the decode node receive pages, in order."""
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
@@ -111,7 +112,7 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     transferred_pages: int = 0
     fetched_tokens: int = 0
-    """Of `cached_tokens`, those whose pages were fetched from another node."""
+    """How many of `cached_tokens` have pages that were fetched from another node."""
     logprobs: list[TokenLogprobs] = []
     """One for each of `tokens`; empty if none were asked for."""
 
@@ -186,7 +187,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     node: Node
     control_address: str
     data_addresses: tuple[str, ...]
-    """Of all ranks, in order."""
+    """Where all ranks of the node receive pages, in order."""
     layout: KVLayout
     model_fingerprint: str
     num_pages: int
@@ -198,7 +199,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
 
 
 MAX_LINKS = 64
-"""Of a node, in a heartbeat."""
+"""So many links of a node are told in a heartbeat."""
 
 
 class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
@@ -215,7 +216,7 @@ class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     busy_s_total: float = 0.0
     """Time with bytes under way."""
     exposed_s_total: float = 0.0
-    """Of "in": time for which requests waited for pages while nothing was computed for them."""
+    """For "in": time for which requests waited for pages while nothing was computed for them."""
     failures_total: int = 0
 
 
@@ -268,6 +269,22 @@ class Goodbye(Message, frozen=True):
     node: Node
 
 
+COORDINATOR_LEASE_S = 3.0
+"""A node works for a coordinator so long after it has last heard of it."""
+
+
+class CoordinatorAlive(Message, frozen=True):
+    """Coordinator → every live node, several times within `lease_s`: it still waits for answers.
+
+    A node that has not heard of a coordinator for the lease drops that coordinator's requests, so
+    that no request outlives its coordinator for longer. A `Generate` counts as such a sign too.
+    """
+
+    address: str
+    """Where the coordinator receives; the `reply_address` of its requests."""
+    lease_s: float = COORDINATOR_LEASE_S
+
+
 AnyMessage = (
     Generate
     | Prefill
@@ -284,6 +301,7 @@ AnyMessage = (
     | Republish
     | Heartbeat
     | Goodbye
+    | CoordinatorAlive
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -25,8 +25,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_length: int = 0
     """Tokens that the client sent; those behind them are the answer so far, whoever computed it."""
     min_new_tokens: int = 0
-    """Until the answer has so many tokens, `stop_token_ids` are not chosen."""
-    stop_token_ids: tuple[int, ...] = ()
+    """Until the answer has so many tokens, `end_token_ids` are not chosen."""
+    end_token_ids: tuple[int, ...] = ()
     num_top_logprobs: int = -1
     """-1: no logprobs are wanted; 0: the chosen token's; n: the n likeliest tokens' as well."""
     logprob_token_ids: tuple[int, ...] = ()
@@ -54,4 +54,4 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]] = []
     """(token id, logprob), the likeliest first."""
     wanted: list[float] = []
-    """Of `Sampling.logprob_token_ids`, in their order."""
+    """Logprobs of `Sampling.logprob_token_ids`, in their order."""

@@ -32,6 +32,7 @@ PURE = (
     "protocol/namespace.py",
     "protocol/counters.py",
     "protocol/sampling.py",
+    "protocol/redis/ownership.py",
     "engine/cache/page_pool.py",
     "engine/cache/radix.py",
     "engine/cache/prefix_cache.py",
@@ -40,27 +41,39 @@ PURE = (
     "engine/steps/step.py",
     "kvtransfer/pages/layout.py",
     "kvtransfer/transport.py",
-    "node/core/counters.py",
-    "node/core/fetching.py",
-    "node/core/shared_prefix.py",
-    "node/core/instructions.py",
-    "node/core/links.py",
-    "node/core/rates.py",
+    *sorted(f"node/core/{path.name}" for path in (ROOT / "node/core").glob("*.py")),
     "node/ranks/commands.py",
     "node/ranks/history.py",
     "node/ranks/merging.py",
     "node/ranks/slices.py",
     "node/shell/runner.py",
     "node/shell/steps.py",
-    "prefill/scheduler.py",
+    "prefill/handovers.py",
     "prefill/sending.py",
-    "decode/scheduler.py",
     "decode/answer.py",
+    "decode/answers.py",
     "decode/outbox.py",
     "decode/receiving.py",
     "decode/running.py",
     "coordinator/core/registry.py",
+    "coordinator/config.py",
+    "coordinator/answers/answer.py",
+    "coordinator/answers/detokenizer.py",
+    "coordinator/core/core.py",
+    "coordinator/core/demands.py",
+    "coordinator/core/errors.py",
+    "coordinator/core/instructions.py",
+    "coordinator/core/request.py",
+    "coordinator/core/statistics.py",
+    "coordinator/core/tracked_request.py",
+    "coordinator/http/sglang.py",
+    "coordinator/routing/demand.py",
+    "coordinator/routing/routed_request.py",
+    "protocol/config.py",
+    "protocol/redis/url.py",
     "coordinator/ownership/index.py",
+    "coordinator/ownership/mirror.py",
+    "protocol/redis/ownership.py",
     "coordinator/routing/cost.py",
     "coordinator/routing/backlog.py",
     "coordinator/routing/claims.py",
@@ -115,6 +128,27 @@ def test_pure_files_import_only_pure_files_of_ours(file: str) -> None:
         if top(name) in MAY_IMPORT:
             target = name.replace(".", "/") + ".py"
             assert target in PURE, f"{file} is pure and imports {target}, which is not"
+
+
+def test_the_core_of_a_node_knows_nothing_of_its_shell() -> None:
+    for path in sorted((ROOT / "node/core").glob("*.py")):
+        outside = [n for n in imports_of(path) if n.startswith("node.")]
+        assert all(name.startswith("node.core.") for name in outside), path
+
+
+def test_a_simulator_can_run_the_shell_of_a_node_without_torch() -> None:
+    """Whatever the shell imports, and whatever that imports."""
+    seen: set[str] = set()
+    waiting = ["node.shell.shell"]
+    while waiting:
+        module = waiting.pop()
+        file = (ROOT / module.replace(".", "/")).with_suffix(".py")
+        if module in seen or not file.exists():
+            continue
+        seen.add(module)
+        assert "torch" not in {top(name) for name in imports_of(file)}, module
+        waiting += imports_of(file)
+    assert "node.core.core" in seen and "node.shell.steps" in seen
 
 
 @pytest.mark.parametrize("package", ["protocol", "coordinator", "kvrelay"])

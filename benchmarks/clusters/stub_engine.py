@@ -1,6 +1,6 @@
 """An engine that computes nothing: a real prefix cache, and a queue that takes modelled time. Pure.
 
-Prompts are computed one after another in order of arrival. Each leases its pages when its turn
+Prompts are computed one after another in order of arrival. Each acquires its pages when its turn
 comes, takes `prefill_s(uncached tokens)` seconds, and leaves its full pages in the cache.
 """
 
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
 from protocol.namespace import Namespace
@@ -47,7 +47,7 @@ class Prompt:
     arrived: float = 0.0
     fetch_pages: int = 0
     """Leading pages that are here at the end of a fetch."""
-    lease: Lease | None = None
+    held: HeldPages | None = None
     cached_tokens: int = 0
     """Of its tokens, those that need no computing."""
     fetched_tokens: int = 0
@@ -72,7 +72,7 @@ class StubEngine:
         self._fetch_s = fetch_s
         self._queue: deque[Prompt] = deque()
         self._busy_until = 0.0
-        """When the first of the queue is computed, if it has its lease; else when the last one
+        """When the first of the queue is computed, if it has its pages; else when the last one
         was."""
 
     @property
@@ -85,7 +85,7 @@ class StubEngine:
         total = 0.0
         for prompt in self._queue:
             uncached: float = len(prompt.tokens) - self._known_cached_tokens(prompt)
-            if prompt.lease is not None:
+            if prompt.held is not None:
                 seconds = self._prefill_s(int(uncached))
                 left_s = max(0.0, self._busy_until - now)
                 uncached *= min(1.0, left_s / seconds) if seconds else 0.0
@@ -93,7 +93,7 @@ class StubEngine:
         return int(total)
 
     def _known_cached_tokens(self, prompt: Prompt) -> int:
-        if prompt.lease is not None:
+        if prompt.held is not None:
             return prompt.cached_tokens
         reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
         num_pages = max(prompt.fetch_pages, len(self.cache.find(reusable)))
@@ -128,15 +128,15 @@ class StubEngine:
 
     def next_finish(self) -> float | None:
         """When the next call of `finished` has something; None: nothing is being computed."""
-        return self._busy_until if self._queue and self._queue[0].lease is not None else None
+        return self._busy_until if self._queue and self._queue[0].held is not None else None
 
     def acquire(self, prompt: Prompt, now: float) -> bool:
-        """Leases its pages; False: there is no room now."""
+        """Acquires its pages; False: there is no room now."""
         reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
-        prompt.lease = self.cache.acquire(reusable, prompt.num_pages, now)
-        if prompt.lease is None:
+        prompt.held = self.cache.acquire(reusable, prompt.num_pages, now)
+        if prompt.held is None:
             return False
-        page_size, num_here = self._hasher.page_size, prompt.lease.num_cached_pages
+        page_size, num_here = self._hasher.page_size, prompt.held.num_cached_pages
         prompt.cached_tokens = max(num_here, prompt.fetch_pages) * page_size
         prompt.fetched_tokens = prompt.cached_tokens - num_here * page_size
         self.counts.requests += 1
@@ -147,26 +147,26 @@ class StubEngine:
 
     def keep(self, prompt: Prompt, now: float) -> None:
         """Its KV is here now, computed or received: its full pages stay, findable."""
-        assert prompt.lease is not None
-        self.cache.commit(prompt.lease, prompt.hashes, now)
+        assert prompt.held is not None
+        self.cache.commit(prompt.held, prompt.hashes, now)
         self.release(prompt)
 
     def release(self, prompt: Prompt) -> None:
-        if prompt.lease is not None:
-            self.cache.release(prompt.lease)
-            prompt.lease = None
+        if prompt.held is not None:
+            self.cache.release(prompt.held)
+            prompt.held = None
 
     def cancel(self, attempt: Attempt, now: float) -> None:
         """Drops an attempt and the older ones; the one that was being computed stops."""
         for prompt in [p for p in self._queue if p.attempt.superseded_by(attempt)]:
-            if prompt.lease is not None:
+            if prompt.held is not None:
                 self._busy_until = now
             self._queue.remove(prompt)
             self.release(prompt)
 
     def _start(self, prompt: Prompt, now: float) -> bool:
         """Its turn has come: at the end of the one before it, however late this call is."""
-        if prompt.lease is None:
+        if prompt.held is None:
             if not self.acquire(prompt, now):
                 prompt.arrived = now  # it cannot have started before
                 return False

@@ -238,7 +238,7 @@ class StubPrefill(StubNode):
 
 @dataclass(eq=False)
 class _Answer:
-    """A simulated request of a decode stub; `prompt` has a lease while a prefill node works."""
+    """A simulated request of a decode stub; `prompt` holds pages while a prefill node works."""
 
     request: Generate
     prompt: Prompt
@@ -297,14 +297,14 @@ class StubDecode(StubNode):
         if not self.engine.acquire(prompt, now):
             failed = Failed(attempt, "no pages are free", "busy", self.info.node)
             return self.send(request.reply_address, failed)
-        assert prompt.lease is not None
+        assert prompt.held is not None
         self._answers[attempt] = _Answer(request, prompt)
         ask = Prefill(
             attempt=attempt,
             tokens=request.tokens,
             namespace=request.namespace,
             sampling=request.sampling,
-            skip_pages=prompt.lease.num_cached_pages,
+            skip_pages=prompt.held.num_cached_pages,
             reply_address=self.info.control_address,
             data_addresses=self.info.data_addresses,
             fetch_node=request.fetch_node,
@@ -317,9 +317,9 @@ class StubDecode(StubNode):
         answer = self._answers.pop(done.attempt, None)
         if answer is None:
             return
-        lease = answer.prompt.lease
-        assert lease is not None
-        transferred = len(answer.prompt.hashes) - lease.num_cached_pages
+        held = answer.prompt.held
+        assert held is not None
+        transferred = len(answer.prompt.hashes) - held.num_cached_pages
         self.engine.keep(answer.prompt, now)
         self._answer(answer.request, done.cached_tokens, done.fetched_tokens, transferred)
 

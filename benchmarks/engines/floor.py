@@ -83,7 +83,7 @@ def prefill_work(config: ModelConfig, dtype: str, batch: int, context: int) -> S
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """In the matrices of all layers, embedding and head not among them."""
+    """Counts the weights in the matrices of all layers, without embedding and head."""
     attention_rows = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
     per_layer = config.hidden_size * (attention_rows + 3 * config.intermediate_size)
     return config.num_layers * per_layer

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.engines.cells import WARM_UP_STEPS, Cell
-from decode.scheduler import DecodeLimits, DecodeScheduler
+from decode.answers import Answers
 from engine.cache.prefix_cache import PrefixCache
 from engine.steps.runner import ModelRunner
 from engine.steps.sequence import Sampled
-from node.core.instructions import Send
+from node.core.instructions import SendMessage
+from node.core.scheduler import Scheduler, SchedulerLimits
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import Generate, encode
@@ -71,15 +72,12 @@ class _Loop:
     def __init__(self, runner: ModelRunner, cell: Cell, sampling: Sampling) -> None:
         self._runner = runner
         hasher = PageHasher("bench", runner.layout)
-        limits = DecodeLimits(
-            chunk_tokens=cell.num_tokens,
-            max_running=cell.batch,
-            max_waiting=cell.batch,
-            receive_timeout_s=60.0,
+        limits = SchedulerLimits(
+            chunk_tokens=cell.num_tokens, max_running=cell.batch, max_waiting=cell.batch
         )
         cache = PrefixCache(runner.kv_cache.num_pages)
-        self._scheduler = DecodeScheduler(
-            Node("d0", 1), Addresses("", ("",)), cache, hasher, limits
+        self._scheduler = Scheduler(
+            "decode", Node("d0", 1), Addresses("", ("",)), cache, hasher, limits, [Answers]
         )
         chance = random.Random(7)
         for i in range(cell.batch):
@@ -99,7 +97,7 @@ class _Loop:
         slices, _ = self._scheduler.next_batch(time.monotonic())
         sampled = self._runner.start(slices).sampled()
         for instruction in self._scheduler.finish(sampled, time.monotonic()):
-            if isinstance(instruction, Send):
+            if isinstance(instruction, SendMessage):
                 encode(instruction.message)
         self._scheduler.load()
 
@@ -115,7 +113,7 @@ def _request(name: str, prompt: list[int], sampling: Sampling, max_new_tokens: i
         namespace=SHARED,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
-        stop_token_ids=[],
+        end_token_ids=[],
         prefill_node=None,
         prefill_address="",
         reply_address="coordinator",

@@ -17,7 +17,7 @@ from benchmarks.engines.loop import Overhead
 class Row:
     cell: Cell
     timings: Mapping[str, Timing]
-    """By the engine's name; ours is there."""
+    """Timings by the name of the engine; ours is among them."""
     step_floor_s: float
     prefill_floor_s: float
     overhead: Overhead | None = None

@@ -24,9 +24,11 @@ from benchmarks.replaying.leaf_lru import LeafLru
 from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
 from coordinator.core.registry import Registry
 from coordinator.ownership.index import PrefixIndex
+from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
-from coordinator.routing.placement import Placement, Work
+from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES, Candidate, Policy
+from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Route, Router
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
@@ -123,7 +125,7 @@ class Outcome:
 class _Job:
     request: TraceRequest
     coordinator: _Coordinator
-    request_id: str
+    routed: RoutedRequest
     fetched_pages: int = 0
     """Leading blocks that are there when the fetch has ended."""
     fetch_ends: float = 0.0
@@ -231,11 +233,12 @@ class Replay:
         request = self._trace[number]
         coordinator = self._coordinators[number % len(self._coordinators)]
         request_id = str(number)
-        self._jobs[request_id] = _Job(request, coordinator, request_id)
         num_pages = len(request.hashes)
-        work = Work(request.num_tokens, num_pages, num_pages, request.hashes)
+        demand = Demand(request.num_tokens, num_pages, num_pages, request.hashes)
+        routed = RoutedRequest(request_id, demand, self._now)
+        self._jobs[request_id] = _Job(request, coordinator, routed)
         started = time.perf_counter()
-        coordinator.queue.add(request_id, work, self._now)
+        coordinator.queue.add(routed, self._now)
         self._outcome.decision_s += time.perf_counter() - started
         self._dispatch(coordinator)
 
@@ -243,8 +246,8 @@ class Replay:
         started = time.perf_counter()
         sent = coordinator.queue.dispatch(self._now)
         self._outcome.decision_s += time.perf_counter() - started
-        for request_id, route in sent:
-            self._send(self._jobs[request_id], route)
+        for routed, route in sent:
+            self._send(self._jobs[routed.request_id], route)
         wait_s = coordinator.queue.dispatch_in_s(self._now)
         if wait_s is not None:
             when = self._now + wait_s
@@ -308,8 +311,8 @@ class Replay:
 
     def _told(self, job: _Job) -> None:
         """The first token reaches the coordinator, after the ownership that became known."""
-        job.coordinator.placement.ended(job.request_id, self._now)
-        del self._jobs[job.request_id]
+        job.coordinator.placement.ended(job.routed, self._now)
+        del self._jobs[job.routed.request_id]
         self._dispatch(job.coordinator)
 
 

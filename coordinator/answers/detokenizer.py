@@ -2,20 +2,20 @@
 
 A byte-level token may be part of a character, and some tokenizers change a token's text by its
 neighbours. So the new text is the difference of two decodings of a short window (the method of
-Hugging Face's text-generation-inference), held back while it ends in a broken character.
+Hugging Face's text-generation-inference), held back while it ends in a broken character. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from coordinator.core.request import DecodeFunction
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 MAX_HELD_TOKENS = 16
 """A character has at most 4 bytes; what is broken for longer is really no UTF-8."""
 
 MAX_CONTEXT_TOKENS = 5
-
-DecodeFunction = Callable[[Sequence[int]], str]
 
 
 class Detokenizer:

@@ -22,7 +22,7 @@ class HotPrefix:
     """A prefix that requests had in common with what was cached."""
 
     page_hash: PageHash
-    """Of its last page."""
+    """The hash of its last page, which covers all of it."""
     num_tokens: int
     first_tokens: list[int]
     is_salted: bool

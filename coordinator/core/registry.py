@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocol.ids import Node, Role
@@ -10,6 +11,48 @@ from protocol.layout import KVLayout
 from protocol.messages import Heartbeat, Load, NodeInfo
 
 log = logging.getLogger(__name__)
+
+
+DEFAULT_PREFILL_TOKENS_PER_S = 5_000.0
+"""Until any node has measured its own rate."""
+
+
+class PresumedRates:
+    """The means of what the nodes of a cluster have measured, for those that have not yet.
+
+    Nodes of a cluster are much alike, and a default may be off by a factor of ten: a node that has
+    just come would seem far faster, or slower, than all others.
+    """
+
+    def __init__(self, nodes: Mapping[str, LiveNode]) -> None:
+        self._nodes = nodes
+        self._means: dict[str, float] = {}
+        """Means that were asked for since the last heartbeat, by the name of the rate."""
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self._mean("prefill_tokens_per_s") or DEFAULT_PREFILL_TOKENS_PER_S
+
+    @property
+    def step_s(self) -> float:
+        """0 when no node has measured it."""
+        return self._mean("step_s")
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """0 when no node has measured it."""
+        return self._mean("link_bytes_per_s")
+
+    def forget(self) -> None:
+        """Some node has said something new, or has left."""
+        self._means.clear()
+
+    def _mean(self, name: str) -> float:
+        if name not in self._means:
+            rates = [getattr(live.load, name) for live in self._nodes.values()]
+            measured = [rate for rate in rates if rate]
+            self._means[name] = sum(measured) / len(measured) if measured else 0.0
+        return self._means[name]
 
 
 @dataclass
@@ -20,6 +63,18 @@ class LiveNode:
     load: Load
     lease_ends: float
     last_heartbeat: float
+    presumed: PresumedRates
+    """What to take for rates that it has not measured itself."""
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """How fast it computes prompts: measured, else presumed."""
+        return self.load.prefill_tokens_per_s or self.presumed.prefill_tokens_per_s
+
+    @property
+    def step_s(self) -> float:
+        """How long one of its steps takes at least: measured, else presumed; 0: nobody knows."""
+        return self.load.step_s or self.presumed.step_s
 
     @property
     def node(self) -> Node:
@@ -27,7 +82,7 @@ class LiveNode:
 
 
 @dataclass(frozen=True)
-class Model:
+class ClusterModel:
     """What all nodes of one cluster have in common; pages of different models never meet."""
 
     fingerprint: str
@@ -35,28 +90,29 @@ class Model:
 
 
 class Registry:
-    """Nodes join with their first heartbeat and leave with a goodbye, a newer life or silence."""
+    """Nodes join with their first heartbeat, and leave with a goodbye, a newer incarnation or
+    silence."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
         self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until one joins or leaves
-        self._link_bytes_per_s: float | None = None  # until the next heartbeat
+        self._presumed = PresumedRates(self._nodes)
         self._refused: dict[str, Node] = {}  # by name, to say it once
 
     @property
-    def model(self) -> Model | None:
+    def model(self) -> ClusterModel | None:
         """The model served now; None without nodes."""
         for live in self._nodes.values():
-            return Model(live.info.model_fingerprint, live.info.layout)
+            return ClusterModel(live.info.model_fingerprint, live.info.layout)
         return None
 
     def context_length(self, model_limit: int) -> int:
-        """Tokens of the longest sequence that every live node serves."""
+        """Returns the tokens of the longest sequence that every live node serves."""
         limits = [live.info.context_length for live in self._nodes.values()]
         return min([model_limit, *filter(None, limits)])
 
     def heartbeat(self, message: Heartbeat, now: float) -> NodeInfo | None:
-        """Notes a heartbeat; returns the older life that this one replaces, if any."""
+        """Notes a heartbeat; returns the older incarnation that this one replaces, if any."""
         info = message.info
         known = self._nodes.get(info.node.name)
         if known is not None and info.node.incarnation < known.node.incarnation:
@@ -71,18 +127,20 @@ class Registry:
         lease_ends = now + message.lease_s
         live = self._nodes.get(info.node.name)
         if live is None:
-            self._nodes[info.node.name] = LiveNode(info, message.load, lease_ends, now)
+            self._nodes[info.node.name] = LiveNode(
+                info, message.load, lease_ends, now, self._presumed
+            )
             self._by_role.clear()
         else:
             if live.load.role != message.load.role:
                 self._by_role.clear()
             live.info, live.load = info, message.load
             live.lease_ends, live.last_heartbeat = lease_ends, now
-        self._link_bytes_per_s = None
+        self._presumed.forget()
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:
-        """The node said goodbye; None if this life of it is not known."""
+        """Takes a goodbye; returns None if this incarnation of the node is not known."""
         known = self._nodes.get(node.name)
         if known is None or known.node != node:
             return None
@@ -99,12 +157,12 @@ class Registry:
         return [live.info for live in gone]
 
     def get(self, node: Node) -> LiveNode | None:
-        """None if this life of the node is not known."""
+        """Returns None if this incarnation of the node is not known."""
         live = self._nodes.get(node.name)
         return live if live is not None and live.node == node else None
 
     def live(self, role: Role | None = None) -> list[LiveNode]:
-        """Live nodes, by name, of one role or of both."""
+        """Returns the live nodes in the order of their names, of one role or of both."""
         if role not in self._by_role:
             nodes = sorted(self._nodes.values(), key=lambda live: live.node.name)
             self._by_role[role] = [n for n in nodes if role is None or n.load.role == role]
@@ -113,21 +171,17 @@ class Registry:
     @property
     def link_bytes_per_s(self) -> float:
         """Mean of the rates that nodes have measured on their links; 0 when none has."""
-        if self._link_bytes_per_s is None:
-            rates = [live.load.link_bytes_per_s for live in self._nodes.values()]
-            measured = [rate for rate in rates if rate]
-            self._link_bytes_per_s = sum(measured) / len(measured) if measured else 0.0
-        return self._link_bytes_per_s
+        return self._presumed.link_bytes_per_s
 
     def _drop(self, name: str) -> None:
         del self._nodes[name]
         self._by_role.clear()
-        self._link_bytes_per_s = None
+        self._presumed.forget()
 
     def _is_foreign(self, info: NodeInfo) -> bool:
         """True (and one log line) for a node whose model or KV layout is not the cluster's."""
         model = self.model
-        if model is None or model == Model(info.model_fingerprint, info.layout):
+        if model is None or model == ClusterModel(info.model_fingerprint, info.layout):
             self._refused.pop(info.node.name, None)
             return False
         if self._refused.get(info.node.name) != info.node:

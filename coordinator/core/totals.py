@@ -3,63 +3,76 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import msgspec
 
 WINDOW_S = 300.0
 BUCKET_S = 10.0
 
 
-@dataclass
-class Counts:
-    """Sums over finished requests."""
+class RequestCounters(msgspec.Struct):
+    """Sums over requests that have ended. The admin API and the tables are views of it."""
 
-    requests: int = 0
-    requests_hit: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    fetched_tokens: int = 0
-    """Of `cached_tokens`, those whose pages came from another node."""
-    completion_tokens: int = 0
-    transferred_pages: int = 0
-    retries: int = 0
-    failed: int = 0
+    requests: Annotated[int, msgspec.Meta(description="Requests that have ended.")] = 0
+    requests_hit: Annotated[
+        int, msgspec.Meta(description="Requests that found pages of their prompt cached.")
+    ] = 0
+    prompt_tokens: Annotated[int, msgspec.Meta(description="Tokens of prompts.")] = 0
+    cached_tokens: Annotated[
+        int, msgspec.Meta(description="Prompt tokens whose KV was cached on some node.")
+    ] = 0
+    fetched_tokens: Annotated[
+        int,
+        msgspec.Meta(
+            description="Cached tokens whose pages another node sent to the one that computed."
+        ),
+    ] = 0
+    completion_tokens: Annotated[int, msgspec.Meta(description="Tokens of answers.")] = 0
+    transferred_pages: Annotated[
+        int, msgspec.Meta(description="Pages that prefill nodes sent to decode nodes.")
+    ] = 0
+    retries: Annotated[int, msgspec.Meta(description="Attempts after the first one.")] = 0
+    failed_requests: Annotated[
+        int, msgspec.Meta(description="Requests that ended with an error.")
+    ] = 0
 
-    def add(self, other: Counts) -> None:
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+    def add(self, other: RequestCounters) -> None:
+        """Adds every counter of `other` to this one's."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    @property
-    def request_hit_ratio(self) -> float:
-        return ratio(self.requests_hit, self.requests)
-
-    @property
-    def token_hit_ratio(self) -> float:
-        return ratio(self.cached_tokens, self.prompt_tokens)
+    def report(self) -> dict[str, Any]:
+        """Returns the counters and the two shares of hits, as the admin API shows them."""
+        return msgspec.structs.asdict(self) | {
+            "request_hit_ratio": ratio(self.requests_hit, self.requests),
+            "token_hit_ratio": ratio(self.cached_tokens, self.prompt_tokens),
+        }
 
 
 class Totals:
     """`lifetime`, and buckets of BUCKET_S that together are the window."""
 
     def __init__(self) -> None:
-        self.lifetime = Counts()
-        self._buckets: deque[tuple[float, Counts]] = deque()
+        self.lifetime = RequestCounters()
+        self._buckets: deque[tuple[float, RequestCounters]] = deque()
 
-    def finished(self, counts: Counts, now: float) -> None:
-        """One more request, as counts of it alone."""
-        self.lifetime.add(counts)
+    def finished(self, counters: RequestCounters, now: float) -> None:
+        """Adds one more request, given as the counters of it alone."""
+        self.lifetime.add(counters)
         began = now - now % BUCKET_S
         if not self._buckets or self._buckets[-1][0] < began:
-            self._buckets.append((began, Counts()))
+            self._buckets.append((began, RequestCounters()))
             self._drop_old(now)
-        self._buckets[-1][1].add(counts)
+        self._buckets[-1][1].add(counters)
 
-    def recent(self, now: float) -> Counts:
-        """Of the last WINDOW_S, to a bucket."""
+    def recent(self, now: float) -> RequestCounters:
+        """Returns the sums over the last WINDOW_S, to a bucket."""
         self._drop_old(now)
-        counts = Counts()
+        counters = RequestCounters()
         for _, bucket in self._buckets:
-            counts.add(bucket)
-        return counts
+            counters.add(bucket)
+        return counters
 
     def _drop_old(self, now: float) -> None:
         while self._buckets and self._buckets[0][0] <= now - WINDOW_S - BUCKET_S:
@@ -67,4 +80,5 @@ class Totals:
 
 
 def ratio(part: int, whole: int) -> float:
+    """Returns `part` as a share of `whole`; 0 of nothing."""
     return round(part / whole, 4) if whole else 0.0

@@ -1,23 +1,27 @@
-"""`Tracker`: every running request, and the one place that retries. Pure.
+"""`Tracker`: every unfinished request, and the one place that retries. Pure.
 
 A request waits in the dispatch queue until it is bound to nodes. It has attempts; only messages of
 the newest one count. When a node fails, the next attempt sends the prompt plus the tokens answered
-so far, so the client's stream goes on. Each request ends with exactly one `Ended`.
+so far, so the client's stream goes on. Each request ends with exactly one `AnswerEnded`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
+from coordinator.answers.answer import Answer, ErrorKind, NewTokens
+from coordinator.core.demands import DemandMaker
+from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
+from coordinator.core.statistics import Statistics
+from coordinator.core.tracked_request import TrackedRequest
+from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
-from coordinator.routing.placement import Placement, Work
+from coordinator.routing.placement import Placement
+from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import NoRoute, Route
-from protocol.hashing import PageHash, token_bytes
+from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Generate, Message, TokenOut, TokensOut
-from protocol.namespace import Namespace
-from protocol.sampling import Sampling, TokenLogprobs
+from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
 
 MAX_FAILURES = 4
 """Nodes that may fail one request before it fails."""
@@ -26,242 +30,175 @@ RETRY_WITHIN_S = 10.0
 BUSY_RETRY_S = 0.5
 """When every node's queue is full, each is asked again after so long."""
 
-NODE_FAILED = 503
-TOO_BUSY = 429
-BAD_REQUEST = 400
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to answer, validated and tokenized."""
-
-    request_id: str
-    tokens: list[int]
-    namespace: Namespace
-    sampling: Sampling
-    max_new_tokens: int
-    stop_token_ids: list[int]
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send a message to a node."""
-
-    address: str
-    message: Message
-
-
-@dataclass(frozen=True)
-class Produced:
-    """New tokens of a request."""
-
-    request_id: str
-    request: Request
-    hashes: list[PageHash]
-    """Of the full pages of its prompt."""
-    tokens: list[int]
-    attempt: int
-    route: Route
-    cached_tokens: int
-    fetched_tokens: int
-    transferred_pages: int
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """One for each of `tokens`, if the request asks for them."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of a request. `finish` is "stop", "length" or "error"."""
-
-    request_id: str
-    finish: str
-    message: str = ""
-    status_code: int = 200
-    attempts: int = 0
-
-
-@dataclass(frozen=True)
-class Stray:
-    """A node works on an attempt that nobody waits for."""
-
-    attempt: Attempt
-    node: Node
-
-
-Outcome = Send | Produced | Ended | Stray
-
-
-@dataclass(eq=False)
-class _Running:
-    request: Request
-    arrived: float
-    work: Work | None
-    """The prompt, with what was answered so far; None: to be made when there is a node."""
-    attempt: int = 0
-    route: Route | None = None
-    """None: it waits for a node."""
-    answered: list[int] = field(default_factory=list)
-    num_answered_before: int = 0
-    """Of `answered`, by earlier attempts."""
-    avoid: set[str] = field(default_factory=set)
-    """Nodes that failed it or were too busy."""
-    num_failures: int = 0
-    last_failure: str = ""
-    status_code: int = NODE_FAILED
-    """What the last failure makes of it if it has to end."""
-    started_at: float = 0.0
-    """When the current attempt was sent."""
-    retry_at: float = 0.0
-    give_up_at: float | None = None
-    """When a request gives up that no node can take. Set by a failure, by the first of several
-    busy replies in a row, or when there is no node; cleared by a token."""
-    answering: bool = False
-    """A token of the current attempt has arrived: its prompt is computed."""
-
-    @property
-    def current(self) -> Attempt:
-        return Attempt(self.request.request_id, self.attempt)
-
-
-WorkFunction = Callable[[list[int], Namespace, int, Collection[str]], Work]
-"""(tokens, namespace, max_new_tokens, nodes to avoid) → what is to be placed."""
-
 
 class Tracker:
-    """`make_work` hashes prompts; `reply_address` is where nodes send this coordinator's tokens."""
+    """Sends requests to nodes and takes what these say, until each request has ended once."""
 
     def __init__(
         self,
         placement: Placement,
         queue: DispatchQueue,
-        make_work: WorkFunction,
+        demands: DemandMaker,
+        statistics: Statistics,
         reply_address: str,
     ) -> None:
+        """`reply_address` is where nodes send the tokens of this coordinator's requests."""
         self._placement = placement
         self._queue = queue
-        self._make_work = make_work
+        self._demands = demands
+        self._statistics = statistics
         self._reply_address = reply_address
-        self._running: dict[str, _Running] = {}
+        self._requests: dict[str, TrackedRequest] = {}
+        self._rids: set[str] = set()
+        """The clients' names of the same requests."""
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._requests)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._running
+        return request_id in self._requests
 
     @property
     def num_waiting(self) -> int:
         """Requests in the dispatch queue."""
         return len(self._queue)
 
-    def submit(self, request: Request, now: float) -> list[Outcome]:
-        """Starts a request; raises NoRoute (and keeps nothing) when no node can take it."""
-        assert request.request_id not in self._running
-        work = self._make_work(request.tokens, request.namespace, request.max_new_tokens, ())
-        self._placement.require_room(work)
-        self._running[request.request_id] = _Running(request, now, work)
-        self._queue.add(request.request_id, work, now)
+    def has_rid(self, rid: str) -> bool:
+        """Returns True while a request has this name of a client's."""
+        return rid in self._rids
+
+    def submit(self, answer: Answer, now: float) -> list[Instruction]:
+        """Starts a request. Raises NoRoute, and keeps nothing, when no node can take it."""
+        assert answer.request_id not in self._requests and answer.rid not in self._rids
+        tracked = TrackedRequest(answer)
+        demand = self._demands.demand_of(tracked)
+        self._placement.require_room(demand)
+        self._requests[answer.request_id] = tracked
+        self._rids.add(answer.rid)
+        self._enqueue(tracked, demand, now)
         return self.dispatch(now)
 
-    def dispatch(self, now: float) -> list[Outcome]:
+    def dispatch(self, now: float) -> list[Instruction]:
         """Sends what nodes have room for."""
         return [
-            self._start(self._running[request_id], route, now)
-            for request_id, route in self._queue.dispatch(now)
+            self._start(self._requests[routed.request_id], route, now)
+            for routed, route in self._queue.dispatch(now)
         ]
 
-    def tokens(self, message: TokensOut, now: float) -> list[Outcome]:
-        outcomes: list[Outcome] = []
+    def tokens(self, message: TokensOut, now: float) -> list[Instruction]:
+        """Takes the tokens of one step of a decode node."""
+        instructions: list[Instruction] = []
         for out in message.outs:
-            running = self._current(out.attempt)
-            if running is None or running.route is None or running.route.decode != message.node:
-                outcomes.append(Stray(out.attempt, message.node))
-            elif problem := _problem(running, out):
-                outcomes.append(Send(running.route.decode_address, Cancel(out.attempt)))
-                outcomes += self._failed(running, message.node, problem, now)
-                outcomes += self.dispatch(now)
+            tracked = self._current(out.attempt)
+            if tracked is None or tracked.route is None or tracked.route.decode != message.node:
+                instructions += self._cancel_stray(out.attempt, message.node)
+            elif problem := tracked.problem_with(out):
+                instructions.append(Send(tracked.route.decode_address, Cancel(out.attempt)))
+                instructions += self._failed(tracked, message.node, problem, now)
+                instructions += self.dispatch(now)
             else:
-                outcomes += self._take(running, out, now)
-        return outcomes
+                instructions += self._take(tracked, tracked.route, out, now)
+        return instructions
 
-    def failed(self, message: Failed, now: float) -> list[Outcome]:
-        running = self._current(message.attempt)
-        if running is None:
+    def failed(self, message: Failed, now: float) -> list[Instruction]:
+        """Takes the end of an attempt that has no answer."""
+        tracked = self._current(message.attempt)
+        if tracked is None:
             return []
         if message.kind == "request":
-            return [self._end(running, now, "error", message.reason, BAD_REQUEST)]
+            return [self._abort(tracked, "bad_request", message.reason, now)]
         if message.kind == "busy":
-            outcomes = self._busy(running, message.node, message.reason, now)
+            instructions = self._busy(tracked, message.node, message.reason, now)
         else:
-            outcomes = self._failed(running, message.node, message.reason, now)
-        return outcomes + self.dispatch(now)
+            instructions = self._failed(tracked, message.node, message.reason, now)
+        return instructions + self.dispatch(now)
 
-    def undeliverable(self, attempt: Attempt, now: float) -> list[Outcome]:
-        """The decode node could not be told of this attempt."""
-        running = self._current(attempt)
-        if running is None or running.route is None:
+    def undeliverable(self, attempt: Attempt, now: float) -> list[Instruction]:
+        """Takes that the decode node could not be told of this attempt."""
+        tracked = self._current(attempt)
+        if tracked is None or tracked.route is None:
             return []
-        node = running.route.decode
+        node = tracked.route.decode
         # If all were tried, a little later: its queue may be read, or its lease end.
-        retry_in_s = BUSY_RETRY_S if node.name in running.avoid else 0.0
+        retry_in_s = BUSY_RETRY_S if node.name in tracked.avoid else 0.0
         reason = f"node {node.name} cannot be reached"
-        return self._failed(running, node, reason, now, retry_in_s)
+        return self._failed(tracked, node, reason, now, retry_in_s)
 
-    def node_lost(self, node: Node, now: float) -> list[Outcome]:
-        """Every request that needs this node goes elsewhere."""
+    def node_lost(self, node: Node, now: float) -> list[Instruction]:
+        """Sends every request that needs this node elsewhere."""
         self._placement.forget(node)
-        outcomes: list[Outcome] = []
-        for running in list(self._running.values()):
-            route = running.route
-            if route is None or not _needs(running, route, node):
+        instructions: list[Instruction] = []
+        for tracked in list(self._requests.values()):
+            route = tracked.route
+            if route is None or not _needs(tracked, route, node):
                 continue
             if route.decode != node:
-                outcomes.append(Send(route.decode_address, Cancel(running.current)))
-            outcomes += self._failed(running, node, f"node {node.name} was lost", now)
-        return outcomes + self.dispatch(now)
+                instructions.append(Send(route.decode_address, Cancel(tracked.current)))
+            instructions += self._failed(tracked, node, f"node {node.name} was lost", now)
+        return instructions + self.dispatch(now)
 
-    def cancel(self, request_id: str, now: float) -> list[Outcome]:
-        """The client does not want it any more (or has enough); no `Ended` follows."""
-        running = self._running.get(request_id)
-        if running is None:
+    def cancel(self, request_id: str, now: float) -> list[Instruction]:
+        """Ends a request that the client does not want any more. Harmless twice."""
+        tracked = self._requests.get(request_id)
+        if tracked is None:
             return []
-        self._drop(running, now)
-        if running.route is None:
-            return []
-        return [Send(running.route.decode_address, Cancel(running.current))]
+        instructions = self._cancel_current(tracked)
+        tracked.answer.abort("client_left", "the client has left", tracked.attempt_number, now)
+        self._drop(tracked, now)
+        return [*instructions, AnswerEnded(tracked.answer)]
 
-    def remake(self, now: float) -> list[Outcome]:
-        """The cluster serves another model or layout now: what waits is hashed again."""
-        outcomes: list[Outcome] = []
-        for running in [r for r in self._running.values() if r.route is None]:
-            self._queue.remove(running.request.request_id)
-            running.work = None
-            outcomes += self._wait(running, now)
-        return outcomes
+    def time_out(self, older_than_s: float, now: float) -> list[Instruction]:
+        """Ends the requests that have taken longer than `older_than_s`."""
+        instructions: list[Instruction] = []
+        for tracked in list(self._requests.values()):  # the oldest first
+            if now - tracked.answer.started_at <= older_than_s:
+                break
+            instructions += self._cancel_current(tracked)
+            message = f"the request did not end within {older_than_s:g} s"
+            instructions.append(self._abort(tracked, "timed_out", message, now))
+        return instructions
 
-    def tick(self, now: float) -> list[Outcome]:
-        """Tries again for requests without a node, and gives up on those that waited too long."""
-        outcomes: list[Outcome] = []
-        for running in [r for r in self._running.values() if r.route is None]:
-            outcomes += self._wait(running, now)
-        return outcomes + self.dispatch(now)
+    def hash_again(self, now: float) -> list[Instruction]:
+        """Hashes what waits again, when the cluster serves another model or layout now."""
+        instructions: list[Instruction] = []
+        for tracked in self._without_route():
+            if tracked.routed is not None:
+                self._queue.remove(tracked.routed)
+                tracked.routed = None
+            instructions += self._wait(tracked, now)
+        return instructions
 
-    def _start(self, running: _Running, route: Route, now: float) -> Outcome:
-        request = running.request
-        if now - running.retry_at > RETRY_WITHIN_S:
-            running.give_up_at = None  # it waited here for its turn, not for a busy node
-        running.attempt += 1
-        running.route = route
-        running.num_answered_before = len(running.answered)
-        running.answering = False
-        running.started_at = now
+    def retry(self, now: float) -> list[Instruction]:
+        """Looks for a node for those that have none, and gives up on those that waited too long."""
+        instructions: list[Instruction] = []
+        for tracked in self._without_route():
+            instructions += self._wait(tracked, now)
+        return instructions
+
+    def _without_route(self) -> list[TrackedRequest]:
+        return [tracked for tracked in self._requests.values() if tracked.route is None]
+
+    def _enqueue(self, tracked: TrackedRequest, demand: Demand, now: float) -> None:
+        arrived = tracked.answer.started_at
+        tracked.routed = RoutedRequest(tracked.request_id, demand, arrived)
+        self._queue.add(tracked.routed, now)
+
+    def _start(self, tracked: TrackedRequest, route: Route, now: float) -> Instruction:
+        request = tracked.answer.request
+        if now - tracked.retry_at > RETRY_WITHIN_S:
+            tracked.give_up_at = None  # it waited here for its turn, not for a busy node
+        tracked.attempt_number += 1
+        tracked.route = route
+        tracked.num_answered_before = len(tracked.answered)
+        tracked.is_answering = False
+        tracked.started_at = now
         generate = Generate(
-            attempt=running.current,
-            tokens=token_bytes(request.tokens + running.answered),
+            attempt=tracked.current,
+            tokens=token_bytes(tracked.tokens),
             namespace=request.namespace,
             sampling=request.sampling,
-            max_new_tokens=request.max_new_tokens - len(running.answered),
-            stop_token_ids=request.stop_token_ids,
+            max_new_tokens=tracked.num_tokens_left,
+            end_token_ids=list(request.end_token_ids),
             prefill_node=route.prefill,
             prefill_address=route.prefill_address,
             reply_address=self._reply_address,
@@ -271,127 +208,149 @@ class Tracker:
         )
         return Send(route.decode_address, generate)
 
-    def _take(self, running: _Running, out: TokenOut, now: float) -> list[Outcome]:
-        assert running.route is not None  # it is current
-        if not running.answering:
-            self._placement.computed(running.request.request_id, now)
-        running.answering = True
-        running.give_up_at = None
-        running.answered += out.tokens
-        outcomes: list[Outcome] = [
-            Produced(
-                running.request.request_id,
-                running.request,
-                running.work.hashes if running.work is not None else [],
-                out.tokens,
-                running.attempt,
-                running.route,
-                out.cached_tokens,
-                out.fetched_tokens,
-                out.transferred_pages,
-                out.logprobs,
-            )
-        ]
-        if out.finish:
-            outcomes.append(self._end(running, now, out.finish))
-        return outcomes
+    def _take(
+        self, tracked: TrackedRequest, route: Route, out: TokenOut, now: float
+    ) -> list[Instruction]:
+        answer = tracked.answer
+        is_first = answer.first_token_at is None
+        if not tracked.is_answering and tracked.routed is not None:
+            self._placement.computed(tracked.routed, now)
+            self._prompt_is_computed(tracked.routed, route, now)
+        tracked.is_answering = True
+        tracked.give_up_at = None
+        tracked.answered += out.tokens
+        new = NewTokens(
+            out.tokens, out.logprobs, out.cached_tokens, out.fetched_tokens, out.transferred_pages
+        )
+        is_stopped = answer.grow(new, route, tracked.attempt_number, now)
+        if is_first:
+            self._statistics.answer_began(tracked, now)
+        if not is_stopped and not out.finish:
+            return [AnswerChanged(answer)]
+        instructions: list[Instruction] = []
+        if not out.finish:  # the node does not know stop strings
+            instructions = self._cancel_current(tracked)
+        else:
+            self._answer_is_computed(tracked, route, now)
+            if not is_stopped:
+                answer.finish(out.finish, now)
+        return [*instructions, self._end(tracked, now)]
+
+    def _prompt_is_computed(self, routed: RoutedRequest, route: Route, now: float) -> None:
+        """Both nodes have committed the pages of the prompt before its first token was sent."""
+        for node in {route.computes, route.decode}:
+            self._placement.owns(node, routed.demand.hashes, now)
+
+    def _answer_is_computed(self, tracked: TrackedRequest, route: Route, now: float) -> None:
+        """The decode node has committed prompt and answer before it sent the last tokens.
+
+        A next turn may come before its events do. The last token has no KV: no step has read it.
+        """
+        num_tokens = len(tracked.answer.request.tokens) + len(tracked.answered) - 1
+        hashes = self._demands.hash_pages(tracked, num_tokens)
+        self._placement.owns(route.decode, hashes, now)
 
     def _failed(
-        self, running: _Running, node: Node, reason: str, now: float, retry_in_s: float = 0.0
-    ) -> list[Outcome]:
+        self,
+        tracked: TrackedRequest,
+        node: Node,
+        reason: str,
+        now: float,
+        retry_in_s: float = 0.0,
+    ) -> list[Instruction]:
         """A node could not do it: another one is to, at once."""
-        running.num_failures += 1
-        if running.num_failures == MAX_FAILURES:
-            message = f"gave up after {running.attempt} attempts; the last one: {reason}"
-            return [self._end(running, now, "error", message, NODE_FAILED)]
-        running.status_code = NODE_FAILED
-        running.retry_at, running.give_up_at = now + retry_in_s, now + RETRY_WITHIN_S
-        return self._lost_its_node(running, node, reason, now)
+        tracked.num_failures += 1
+        if tracked.num_failures == MAX_FAILURES:
+            number = tracked.attempt_number
+            message = f"gave up after {number} attempts; the last one: {reason}"
+            return [self._abort(tracked, "unavailable", message, now)]
+        tracked.error_kind = "unavailable"
+        tracked.retry_at, tracked.give_up_at = now + retry_in_s, now + RETRY_WITHIN_S
+        return self._lost_its_node(tracked, node, reason, now)
 
-    def _busy(self, running: _Running, node: Node, reason: str, now: float) -> list[Outcome]:
+    def _busy(
+        self, tracked: TrackedRequest, node: Node, reason: str, now: float
+    ) -> list[Instruction]:
         """A node's queue is full: another one is asked at once; if all were, a little later."""
-        running.status_code = TOO_BUSY
-        running.retry_at = now + BUSY_RETRY_S if node.name in running.avoid else now
-        was_waiting_for_this_node = now - running.started_at > RETRY_WITHIN_S
-        if running.give_up_at is None or was_waiting_for_this_node:
-            running.give_up_at = now + RETRY_WITHIN_S
-        elif now >= running.give_up_at:
-            return [self._end(running, now, "error", reason, TOO_BUSY)]
-        return self._lost_its_node(running, node, reason, now)
+        tracked.error_kind = "too_busy"
+        tracked.retry_at = now + BUSY_RETRY_S if node.name in tracked.avoid else now
+        was_waiting_for_this_node = now - tracked.started_at > RETRY_WITHIN_S
+        if tracked.give_up_at is None or was_waiting_for_this_node:
+            tracked.give_up_at = now + RETRY_WITHIN_S
+        elif now >= tracked.give_up_at:
+            return [self._abort(tracked, "too_busy", reason, now)]
+        return self._lost_its_node(tracked, node, reason, now)
 
     def _lost_its_node(
-        self, running: _Running, node: Node, reason: str, now: float
-    ) -> list[Outcome]:
-        request = running.request
-        self._placement.ended(request.request_id, now)
-        running.avoid.add(node.name)
-        running.last_failure = reason
-        running.route = None
-        running.work = None
-        return self._wait(running, now)
+        self, tracked: TrackedRequest, node: Node, reason: str, now: float
+    ) -> list[Instruction]:
+        if tracked.routed is not None:
+            self._placement.ended(tracked.routed, now)
+        tracked.avoid.add(node.name)
+        tracked.last_failure = reason
+        tracked.route = tracked.routed = None
+        return self._wait(tracked, now)
 
-    def _wait(self, running: _Running, now: float) -> list[Outcome]:
+    def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         """Queues a request that has no node, if it is time; ends it if there was none too long."""
-        if now < running.retry_at:
+        if now < tracked.retry_at:
             return []
         try:
-            work = running.work = running.work or self._work(running)
-            self._placement.require_room(work)
+            routed = tracked.routed
+            demand = routed.demand if routed is not None else self._demands.demand_of(tracked)
+            self._placement.require_room(demand)
         except NoRoute as error:
-            if running.give_up_at is None:
-                running.give_up_at = now + RETRY_WITHIN_S
-            if now < running.give_up_at:
+            if tracked.give_up_at is None:
+                tracked.give_up_at = now + RETRY_WITHIN_S
+            if now < tracked.give_up_at:
                 return []
-            reason = f"{running.last_failure}, and {error}" if running.last_failure else str(error)
-            return [self._end(running, now, "error", reason, running.status_code)]
-        if running.request.request_id not in self._queue:
-            self._queue.add(running.request.request_id, work, running.arrived)
-        waits_for_its_turn = now - running.retry_at > RETRY_WITHIN_S
-        if running.status_code == NODE_FAILED or waits_for_its_turn:
-            running.give_up_at, running.status_code = None, NODE_FAILED  # there is a node
+            failure = tracked.last_failure
+            reason = f"{failure}, and {error}" if failure else str(error)
+            return [self._abort(tracked, tracked.error_kind, reason, now)]
+        if routed is None:
+            self._enqueue(tracked, demand, now)
+        waits_for_its_turn = now - tracked.retry_at > RETRY_WITHIN_S
+        if tracked.error_kind == "unavailable" or waits_for_its_turn:
+            tracked.give_up_at, tracked.error_kind = None, "unavailable"  # there is a node
         return []
 
-    def _work(self, running: _Running) -> Work:
-        """Raises NoRoute."""
-        request = running.request
-        return self._make_work(
-            request.tokens + running.answered,
-            request.namespace,
-            request.max_new_tokens - len(running.answered),
-            frozenset(running.avoid),
-        )
+    def _abort(
+        self, tracked: TrackedRequest, kind: ErrorKind, message: str, now: float
+    ) -> Instruction:
+        tracked.answer.abort(kind, message, tracked.attempt_number, now)
+        return self._end(tracked, now)
 
-    def _end(
-        self, running: _Running, now: float, finish: str, message: str = "", status_code: int = 200
-    ) -> Ended:
-        self._drop(running, now)
-        request_id = running.request.request_id
-        return Ended(request_id, finish, message, status_code, running.attempt)
+    def _end(self, tracked: TrackedRequest, now: float) -> Instruction:
+        self._drop(tracked, now)
+        self._statistics.answer_ended(tracked, now)
+        return AnswerEnded(tracked.answer)
 
-    def _drop(self, running: _Running, now: float) -> None:
-        request_id = running.request.request_id
-        del self._running[request_id]
-        self._queue.remove(request_id)
-        self._placement.ended(request_id, now)
+    def _drop(self, tracked: TrackedRequest, now: float) -> None:
+        del self._requests[tracked.request_id]
+        self._rids.discard(tracked.answer.rid)
+        if tracked.routed is not None:
+            self._queue.remove(tracked.routed)
+            self._placement.ended(tracked.routed, now)
 
-    def _current(self, attempt: Attempt) -> _Running | None:
-        """The request this attempt is the newest of; None for anything older, given up or
+    def _cancel_current(self, tracked: TrackedRequest) -> list[Instruction]:
+        if tracked.route is None:
+            return []
+        return [Send(tracked.route.decode_address, Cancel(tracked.current))]
+
+    def _cancel_stray(self, attempt: Attempt, node: Node) -> Iterable[Instruction]:
+        """A node works on an attempt that nobody waits for."""
+        live = self._placement.registry.get(node)
+        return [] if live is None else [Send(live.info.control_address, Cancel(attempt))]
+
+    def _current(self, attempt: Attempt) -> TrackedRequest | None:
+        """Returns the request whose newest attempt this is; None for anything older, given up or
         unknown."""
-        running = self._running.get(attempt.request_id)
-        if running is None or running.route is None or running.current != attempt:
+        tracked = self._requests.get(attempt.request_id)
+        if tracked is None or tracked.route is None or tracked.current != attempt:
             return None
-        return running
+        return tracked
 
 
-def _problem(running: _Running, out: TokenOut) -> str:
-    """Why these tokens cannot be used; "" if they can."""
-    if running.num_answered_before + out.start != len(running.answered):
-        return "tokens were lost on the way"
-    if running.request.sampling.wants_logprobs and len(out.logprobs) != len(out.tokens):
-        return "tokens came without their logprobs"
-    return ""
-
-
-def _needs(running: _Running, route: Route, node: Node) -> bool:
+def _needs(tracked: TrackedRequest, route: Route, node: Node) -> bool:
     """A prefill node is needed until the first token; the decode node until the end."""
-    return route.decode == node or (route.prefill == node and not running.answering)
+    return route.decode == node or (route.prefill == node and not tracked.is_answering)

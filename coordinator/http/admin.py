@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -11,13 +10,13 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
 from coordinator.core.hot_prefixes import MAX_PREFIXES
 from coordinator.core.registry import LiveNode
-from coordinator.core.totals import Counts, ratio
+from coordinator.core.totals import ratio
 from coordinator.http import admin_examples as examples
 from coordinator.http.admin_examples import example, takes
 from coordinator.http.admin_token import require_token
-from coordinator.http.intake import tokenize
+from coordinator.http.intake import make_request, tokenize
 from coordinator.http.replies import FAULTS, error_reply, fault_status, json_reply
-from coordinator.http.schema import BadRequest, Prompt, parse_generate, parse_object, tenant
+from coordinator.http.schema import BadRequest, GeneratePrompt, parse_generate, parse_object, tenant
 from coordinator.ownership.audit import audit
 from coordinator.routing.policies import Candidate
 from coordinator.routing.router import Route
@@ -44,23 +43,23 @@ async def cache_stats(request: Request) -> Response:
     of nodes are since the start of the node, whoever asked. Counting looks at no page.
     """
     service = _service(request)
-    nodes = {live.node.name: _node_stats(live, service) for live in service.registry.live()}
-    index, follower = service.index, service.follower
+    nodes = {live.node.name: _node_stats(live, service) for live in service.core.registry.live()}
+    index, follower, totals = service.core.index, service.follower, service.core.statistics.totals
     cluster = {
-        **_counts(service.totals.lifetime),
-        "last_5_minutes": _counts(service.totals.recent(_now())),
+        **totals.lifetime.report(),
+        "last_5_minutes": totals.recent(service.now()).report(),
         "pages": {
             name: sum(node["pages"][name] for node in nodes.values())
             for name in ("total", "used", "held", "cached", "free")
         },
-        "node_counters": _sums(live.load.counters for live in service.registry.live()),
-        "running_requests": service.num_running,
-        "waiting_requests": service.num_waiting,
+        "node_counters": _sums(live.load.counters for live in service.core.registry.live()),
+        "running_requests": service.core.num_running,
+        "waiting_requests": service.core.num_waiting,
         "unique_owned_pages": index.num_unique_pages,
         "duplicate_owned_pages": index.num_owned_pages - index.num_unique_pages,
         "index_bytes": index.num_bytes,
-        "index_lag_s": round(follower.lag_s, 4),
-        "redis_connected": follower.connected,
+        "index_lag_s": round(follower.mirror.lag_s, 4),
+        "redis_connected": follower.mirror.is_connected,
         "policy": service.config.policy,
     }
     return json_reply({"cluster": cluster, "nodes": nodes})
@@ -75,9 +74,10 @@ async def prefixes(
 
     `first_words` are shown with --show-prompt-words, and never of a tenant with a cache_salt.
     """
-    service, now = _service(request), _now()
-    shows_words = service.config.show_prompt_words
-    hottest = service.hot_prefixes.hottest(limit)
+    service = _service(request)
+    now = service.now()
+    index, shows_words = service.core.index, service.config.show_prompt_words
+    hottest = service.core.statistics.hot_prefixes.hottest(limit)
     return json_reply(
         {
             "prefixes": [
@@ -87,7 +87,7 @@ async def prefixes(
                     "hits": prefix.hits,
                     "hits_overcounted_by_at_most": prefix.error,
                     "last_hit_s_ago": round(now - prefix.last_hit, 3),
-                    "owners": sorted(node.name for node in service.index.owners(prefix.page_hash)),
+                    "owners": sorted(node.name for node in index.owners(prefix.page_hash)),
                     "salted": prefix.is_salted,
                     "first_words": service.tokenizer.decode(prefix.first_tokens, True)
                     if shows_words and not prefix.is_salted
@@ -113,7 +113,7 @@ async def flush(request: Request) -> Response:
         node, cache_salt = _flush_target(await _body(request))
     except BadRequest as error:
         return error_reply(400, str(error))
-    nodes = [live for live in service.registry.live() if node in (None, live.node.name)]
+    nodes = [live for live in service.core.registry.live() if node in (None, live.node.name)]
     if node is not None and not nodes:
         return error_reply(404, _unknown(node, service))
     pages = await service.flush_cache(nodes, cache_salt, FLUSH_TIMEOUT_S)
@@ -147,28 +147,29 @@ async def nodes(request: Request) -> Response:
     `links`: what it sent to and received from each peer since its start; of `in`, `exposed_s` is
     how long requests waited for pages while nothing was computed for them.
     """
-    service, now = _service(request), _now()
+    service = _service(request)
+    now = service.now()
     return json_reply(
         [
             {
                 "name": live.node.name,
                 "incarnation": live.node.incarnation,
                 "role": live.load.role,
-                "draining": live.node.name in service.placement.draining,
+                "draining": live.node.name in service.core.placement.draining,
                 "control_address": live.info.control_address,
                 "data_addresses": live.info.data_addresses,
                 "device": live.info.device,
                 "layout": msgspec.structs.asdict(live.info.layout),
                 "model_fingerprint": live.info.model_fingerprint,
                 "num_pages": live.info.num_pages,
-                "owned_pages": service.index.num_pages(live.node),
+                "owned_pages": service.core.index.num_pages(live.node),
                 "lease_ends_in_s": round(live.lease_ends - now, 3),
                 "last_heartbeat_s_ago": round(now - live.last_heartbeat, 3),
-                "backlog_s": round(service.placement.backlog_s(live.node, now), 4),
+                "backlog_s": round(service.core.placement.backlog_s(live.node, now), 4),
                 "load": _load(live.load),
                 "links": [_link(link) for link in live.load.links],
             }
-            for live in service.registry.live()
+            for live in service.core.registry.live()
         ]
     )
 
@@ -202,7 +203,9 @@ async def explain(request: Request) -> Response:
     try:
         prompt = _one_prompt(await _body(request))
         tokens = await tokenize(prompt, service.tokenizer)
-        candidates, route = service.explain(prompt, tokens)
+        service.core.require_ready()
+        asked = make_request(prompt, tokens, 0, service.tokenizer, service.max_total_tokens)
+        candidates, route = service.core.explain(asked, service.now())
     except FAULTS as error:
         return error_reply(fault_status(error), str(error))
     layout = candidates.decode[0].live.info.layout
@@ -229,16 +232,18 @@ async def explain(request: Request) -> Response:
 
 
 async def _set_draining(service: Service, name: str, draining: bool) -> Response:
-    known = {live.node.name for live in service.registry.live()} | service.placement.draining
+    known = {
+        live.node.name for live in service.core.registry.live()
+    } | service.core.placement.draining
     if name not in known:
         return error_reply(404, _unknown(name, service))
     try:
         await service.set_draining(name, draining)
     except REDIS_ERRORS as error:
         return error_reply(503, f"Redis is unreachable, nothing was changed: {error}")
-    backlog = service.placement.backlogs.get(name)
-    running = backlog.num_requests if backlog is not None else 0
-    return json_reply({"name": name, "draining": draining, "running_requests": running})
+    backlog = service.core.placement.backlogs.get(name)
+    num_unfinished = backlog.num_requests if backlog is not None else 0
+    return json_reply({"name": name, "draining": draining, "unfinished_requests": num_unfinished})
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -254,7 +259,7 @@ async def _body(request: Request) -> dict[str, Any]:
     return parse_object(raw) if raw else {}
 
 
-def _one_prompt(body: dict[str, Any]) -> Prompt:
+def _one_prompt(body: dict[str, Any]) -> GeneratePrompt:
     """Raises BadRequest."""
     if "messages" in body:
         raise BadRequest("messages are not supported by this version; give text or input_ids")
@@ -276,7 +281,7 @@ def _flush_target(given: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _unknown(name: str, service: Service) -> str:
-    names = ", ".join(live.node.name for live in service.registry.live())
+    names = ", ".join(live.node.name for live in service.core.registry.live())
     return f"no node is named {name!r}; there are {names or 'none'}"
 
 
@@ -299,6 +304,7 @@ def _candidate(candidate: Candidate, route: Route, task: str) -> dict[str, Any]:
         "transfer_ms": _ms(cost.transfer_s),
         "wait_ms": _ms(cost.wait_s),
         "evict_ms": _ms(cost.evict_s),
+        "delay_ms": _ms(cost.delay_s),
         "first_token_ms": _ms(cost.first_token_s),
         "score_ms": _ms(candidate.score),
         "chosen": node == chosen_node and is_same_fetch,
@@ -310,7 +316,7 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
     found = load.counters.reused_tokens + load.counters.fetched_tokens
     return {
         "role": live.load.role,
-        "draining": live.node.name in service.placement.draining,
+        "draining": live.node.name in service.core.placement.draining,
         "pages": {
             "total": live.info.num_pages,
             "used": load.held_pages + load.cached_pages,
@@ -318,7 +324,7 @@ def _node_stats(live: LiveNode, service: Service) -> dict[str, Any]:
             "cached": load.cached_pages,
             "free": load.free_pages,
         },
-        "owned_pages": service.index.num_pages(live.node),
+        "owned_pages": service.core.index.num_pages(live.node),
         "counters": msgspec.structs.asdict(load.counters),
         "token_hit_ratio": ratio(found, found + load.counters.computed_tokens),
         "request_hit_ratio": ratio(load.counters.requests_hit, load.counters.requests),
@@ -353,25 +359,5 @@ def _link(link: LinkLoad) -> dict[str, Any]:
     }
 
 
-def _counts(counts: Counts) -> dict[str, Any]:
-    return {
-        "requests": counts.requests,
-        "requests_hit": counts.requests_hit,
-        "request_hit_ratio": counts.request_hit_ratio,
-        "prompt_tokens": counts.prompt_tokens,
-        "cached_tokens": counts.cached_tokens,
-        "fetched_tokens": counts.fetched_tokens,
-        "token_hit_ratio": counts.token_hit_ratio,
-        "completion_tokens": counts.completion_tokens,
-        "transferred_pages": counts.transferred_pages,
-        "retries": counts.retries,
-        "failed_requests": counts.failed,
-    }
-
-
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
-
-
-def _now() -> float:
-    return time.monotonic()

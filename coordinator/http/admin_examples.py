@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from coordinator.core.totals import RequestCounters
 from coordinator.routing.policies import POLICIES
 from protocol.counters import NodeCounters
 from protocol.layout import KVLayout
@@ -13,19 +14,15 @@ from protocol.messages import Load
 
 Responses = dict[int | str, dict[str, Any]]
 
-COUNTS = {
-    "requests": 1204,
-    "requests_hit": 1011,
-    "request_hit_ratio": 0.8397,
-    "prompt_tokens": 913408,
-    "cached_tokens": 610304,
-    "fetched_tokens": 41984,
-    "token_hit_ratio": 0.6682,
-    "completion_tokens": 154112,
-    "transferred_pages": 19822,
-    "retries": 0,
-    "failed_requests": 0,
-}
+COUNTS = RequestCounters(
+    requests=1204,
+    requests_hit=1011,
+    prompt_tokens=913408,
+    cached_tokens=610304,
+    fetched_tokens=41984,
+    completion_tokens=154112,
+    transferred_pages=19822,
+).report()
 PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
 COUNTERS = NodeCounters(
     requests=1204,
@@ -137,7 +134,7 @@ NODES = [
         ],
     }
 ]
-DRAINED = {"name": "p0", "draining": True, "running_requests": 2}
+DRAINED = {"name": "p0", "draining": True, "unfinished_requests": 2}
 PROMPT = {"text": "Once upon a time", "cache_salt": "tenant-7"}
 CANDIDATE = {
     "node": "p0",
@@ -150,6 +147,7 @@ CANDIDATE = {
     "transfer_ms": 0.0,
     "wait_ms": 0.0,
     "evict_ms": 0.0,
+    "delay_ms": 0.0,
     "first_token_ms": 9.5,
     "score_ms": 22.3,
     "chosen": True,

@@ -8,11 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from coordinator.core.core import NO_NODE
+from coordinator.core.errors import RequestRefused
+from coordinator.core.request import Request as GenerateRequest
 from coordinator.http.admin_token import require_token
-from coordinator.http.replies import FAULTS, error_reply, json_reply
-from coordinator.http.schema import Prompt, SamplingParams
-from coordinator.service import NO_NODE, Service
+from coordinator.http.replies import error_reply, json_reply
+from coordinator.service import Service
 from protocol.config import hide_password
+from protocol.sampling import Sampling
 
 try:
     VERSION = version("kvrelay")
@@ -32,14 +35,14 @@ def _service(request: Request) -> Service:
 
 @router.get("/health", response_model=None)
 async def health() -> Response:
-    """200 while this process is up."""
+    """Answers 200 while this process is up."""
     return Response(status_code=200)
 
 
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> Response:
-    """200 when a request would find a node."""
-    if _service(request).ready:
+    """Answers 200 when a request would find a node."""
+    if _service(request).core.is_ready:
         return Response(status_code=200)
     return error_reply(503, NO_NODE)
 
@@ -48,32 +51,26 @@ async def ready(request: Request) -> Response:
 async def health_generate(request: Request) -> Response:
     """Really generates one token."""
     service = _service(request)
-    prompt = Prompt(
-        text=None,
-        input_ids=[0],
-        sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
-        rid=None,
-        cache_salt="",
-    )
+    one_token = GenerateRequest(tokens=[0], sampling=Sampling(temperature=0.0), max_new_tokens=1)
     try:
-        generation = service.submit(prompt, [0], 0, None)
-    except FAULTS as error:
+        mailbox = service.submit(one_token)
+    except RequestRefused as error:
         return error_reply(503, str(error))
+    answer = mailbox.answer
     try:
-        while not generation.done:
-            await generation.changed(HEALTH_TIMEOUT_S)
+        await mailbox.finished(HEALTH_TIMEOUT_S)
     except asyncio.TimeoutError:
-        service.cancel(generation.request_id)
+        service.cancel(answer.request_id)
         return error_reply(503, f"no token within {HEALTH_TIMEOUT_S:g} s")
-    if generation.error is not None:
-        return error_reply(503, generation.error.message)
+    if answer.error is not None:
+        return error_reply(503, answer.error.message)
     return Response(status_code=200)
 
 
 @router.get("/get_model_info", response_model=None)
 @router.get("/model_info", response_model=None)
 async def model_info(request: Request) -> Response:
-    """What model is served."""
+    """Tells what model is served."""
     service = _service(request)
     config = service.config
     return json_reply(
@@ -92,9 +89,9 @@ async def model_info(request: Request) -> Response:
 @router.get("/get_server_info", response_model=None)
 @router.get("/server_info", response_model=None)
 async def server_info(request: Request) -> Response:
-    """Settings, sizes and the nodes alive now."""
+    """Tells settings, sizes and the nodes that live now."""
     service = _service(request)
-    model = service.registry.model
+    model = service.core.registry.model
     settings = asdict(service.config) | {
         "redis_url": hide_password(service.config.redis_url),
         "admin_token": "***" if service.config.admin_token else "",
@@ -104,10 +101,10 @@ async def server_info(request: Request) -> Response:
         | {
             "version": VERSION,
             "page_size": model.layout.page_size if model else None,
-            "max_total_num_tokens": service.max_total_tokens,
+            "max_total_num_tokens": service.core.max_total_tokens,
             "nodes": [
                 {"name": live.node.name, "role": live.load.role, "device": live.info.device}
-                for live in service.registry.live()
+                for live in service.core.registry.live()
             ],
         }
     )
@@ -123,11 +120,11 @@ async def flush_cache(request: Request) -> Response:
     """Every node forgets its cached pages; 400 while requests run. Asks for the admin token, when
     one is set."""
     service = _service(request)
-    if service.num_running:
+    if num_unfinished := service.core.num_unfinished:
         return error_reply(
-            400, f"{service.num_running} requests are running; flush when they have ended"
+            400, f"{num_unfinished} requests are running; flush when they have ended"
         )
-    nodes = service.registry.live()
+    nodes = service.core.registry.live()
     flushed = await service.flush_cache(nodes, None, FLUSH_TIMEOUT_S)
     if len(flushed) < len(nodes):
         return error_reply(503, "not every node answered in time; try again")

@@ -1,14 +1,15 @@
-"""From a checked body to the requests of the cluster: ids, limits, seeds."""
+"""From a checked body of SGLang's form to neutral requests: token ids, limits, seeds."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 from collections.abc import Sequence
+from functools import partial
 
 from coordinator.answers.tokenizer import Tokenizer
-from coordinator.core.tracker import Request
-from coordinator.http.schema import BadRequest, Prompt
+from coordinator.core.request import Request
+from coordinator.http.schema import BadRequest, GeneratePrompt
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 
@@ -16,8 +17,8 @@ LONG_TEXT = 4096
 """Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
 
 
-async def tokenize(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids; a long text does not hold up the event loop. Raises BadRequest."""
+async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
+    """Returns the prompt's ids; a long text does not hold up the event loop. Raises BadRequest."""
     if prompt.input_ids is not None:
         tokens = prompt.input_ids
     elif len(prompt.text or "") > LONG_TEXT:
@@ -31,14 +32,14 @@ async def tokenize(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
 
 
 def make_request(
-    request_id: str,
-    prompt: Prompt,
+    prompt: GeneratePrompt,
     tokens: list[int],
     choice: int,
     tokenizer: Tokenizer,
     max_total_tokens: int,
 ) -> Request:
-    """One of the n answers to `tokens`: `choice` gives each its own seed.
+    """Returns the request for one of the n answers to `tokens`: `choice` gives each its own seed,
+    and its own rid.
 
     `max_total_tokens` bounds prompt and answer together. Raises BadRequest.
     """
@@ -56,25 +57,29 @@ def make_request(
         raise BadRequest(
             f"min_new_tokens is {params.min_new_tokens}; the answer has at most {max_new_tokens}"
         )
-    stop_token_ids = list(params.stop_token_ids or [])
-    _check_ids(stop_token_ids, "stop_token_ids", tokenizer)
+    end_token_ids = list(params.stop_token_ids or [])
+    _check_ids(end_token_ids, "stop_token_ids", tokenizer)
     if not params.ignore_eos:
-        stop_token_ids += tokenizer.eos_token_ids
+        end_token_ids += tokenizer.eos_token_ids
+    rid = prompt.rid or ""
     return Request(
-        request_id=request_id,
         tokens=tokens,
-        namespace=Namespace(prompt.cache_salt),
-        sampling=_sampling(prompt, len(tokens), choice, stop_token_ids, tokenizer),
+        sampling=_sampling(prompt, len(tokens), choice, end_token_ids, tokenizer),
         max_new_tokens=max_new_tokens,
-        stop_token_ids=stop_token_ids,
+        end_token_ids=end_token_ids,
+        namespace=Namespace(prompt.cache_salt),
+        rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
+        stop_strings=params.stops,
+        keeps_stop=params.no_stop_trim,
+        decode=partial(tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
     )
 
 
 def _sampling(
-    prompt: Prompt,
+    prompt: GeneratePrompt,
     prompt_length: int,
     choice: int,
-    stop_token_ids: list[int],
+    end_token_ids: list[int],
     tokenizer: Tokenizer,
 ) -> Sampling:
     """Raises BadRequest."""
@@ -94,7 +99,7 @@ def _sampling(
         logit_bias=tuple(params.biases),
         prompt_length=prompt_length,
         min_new_tokens=params.min_new_tokens,
-        stop_token_ids=tuple(stop_token_ids) if params.min_new_tokens else (),
+        end_token_ids=tuple(end_token_ids) if params.min_new_tokens else (),
         num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
         logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
     )

@@ -7,20 +7,25 @@ from typing import Any
 import msgspec
 from fastapi import Response
 
-from coordinator.answers.generation import Abort
+from coordinator.answers.answer import AnswerError
+from coordinator.core.errors import RequestRefused, TooBusy, Unavailable
 from coordinator.http.schema import BadRequest
-from coordinator.service import TooBusy, Unavailable
+from coordinator.http.sglang import ERROR_TYPES, STATUS_CODES
 
-ERROR_TYPES = {400: "BadRequest", 429: "TooManyRequests", 503: "ServiceUnavailable"}
-FAULTS = (BadRequest, TooBusy, Unavailable)
+FAULTS = (BadRequest, RequestRefused)
 """What refusing a request raises."""
 
 
 def fault_status(error: Exception) -> int:
-    """The status code of one of FAULTS."""
-    if isinstance(error, BadRequest):
-        return 400
-    return 429 if isinstance(error, TooBusy) else 503
+    """Returns the status code of one of FAULTS."""
+    if isinstance(error, Unavailable):
+        return 503
+    return 429 if isinstance(error, TooBusy) else 400
+
+
+def answer_error_reply(error: AnswerError) -> Response:
+    """Returns the reply to a request that has no answer."""
+    return error_reply(STATUS_CODES[error.kind], error.message)
 
 
 def json_reply(
@@ -44,15 +49,3 @@ def error_reply(status_code: int, message: str) -> Response:
         )
     headers = {"Retry-After": "1"} if status_code == 429 else None
     return json_reply({"error": {"message": message}}, status_code, headers)
-
-
-def stream_error(error: Abort) -> dict[str, Any]:
-    """An error inside an event stream."""
-    return {
-        "error": {
-            "message": error.message,
-            "type": ERROR_TYPES.get(error.status_code, "InternalServerError"),
-            "code": error.status_code,
-            "retryable": error.status_code in (429, 503),
-        }
-    }

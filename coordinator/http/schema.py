@@ -105,7 +105,7 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    """Of one kind only."""
+    """Ids of one prompt, or lists of ids for several."""
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     stream: bool = False
     rid: str | list[str] | None = None
@@ -124,13 +124,13 @@ class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
     """Logprobs wanted of every token of an answer, besides its own."""
 
     num_top: int = 0
-    """Of so many likeliest tokens."""
+    """So many of the likeliest tokens are shown at each position."""
     token_ids: tuple[int, ...] = ()
     with_text: bool = False
     """Ids are to have their texts beside them."""
 
 
-class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt of a body, with its own parameters. Exactly one of text and input_ids is set."""
 
     text: str | None
@@ -145,7 +145,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
     """`is_batch`: the client sent lists and wants a list back."""
 
-    prompts: list[Prompt]
+    prompts: list[GeneratePrompt]
     is_batch: bool
     stream: bool
 
@@ -177,7 +177,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
     extra_keys = _spread(body.extra_key or "", count, "extra_key")
     logprobs = _logprobs(body, params, count)
     prompts = [
-        Prompt(
+        GeneratePrompt(
             text=texts[i] if texts else None,
             input_ids=ids[i] if ids else None,
             sampling=params[i],
@@ -245,7 +245,7 @@ def _logprobs(
 
 
 def _logprob_ids(body: GenerateBody, count: int) -> list[list[int]]:
-    """Of each prompt."""
+    """Returns the ids that each prompt asks for."""
     given = body.token_ids_logprob or []
     kinds = set(map(type, given))
     if int in kinds and len(kinds) > 1:

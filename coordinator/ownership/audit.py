@@ -56,7 +56,7 @@ async def audit(service: Service, repair: bool) -> dict[str, NodeAudit]:
 
     `repair`: a node whose record differs writes it again; a mirror that differs is read again.
     """
-    nodes = service.registry.live()
+    nodes = service.core.registry.live()
     audits = await _compare(service, nodes)
     suspects = [live for live in nodes if any(audits[live.node.name].differences.values())]
     if suspects:
@@ -95,7 +95,7 @@ async def _compare(service: Service, nodes: list[LiveNode]) -> dict[str, NodeAud
             problem = f"Redis is unreachable: {error}"
             audits[name] = NodeAudit(len(blob) // PAGE_HASH_BYTES, problem=problem)
             continue
-        mirror = service.index.pages(live.node)
+        mirror = service.core.index.pages(live.node)
         # A million pages take most of a second; requests have their turn meanwhile.
         audits[name] = await asyncio.to_thread(compare, blob, record, mirror)
     return audits

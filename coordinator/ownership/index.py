@@ -49,11 +49,14 @@ class PrefixIndex:
         self._masks: dict[PageHash, int] = {}
         self._owners: dict[Node, _Owner] = {}
         self._nodes: dict[int, Node] = {}  # by bit
+        self.version = 0
+        """Grows with every change: while it stays, `match` says the same."""
         self.on_removed: Callable[[Node, Collection[PageHash]], None] | None = None
         """Told by `removed` of pages that a node owns no more, also of those not known here."""
 
     def stored(self, node: Node, hashes: Iterable[PageHash]) -> None:
         """The node owns these pages too; parents come before children. Harmless twice."""
+        self.version += 1
         owner = self._owners.get(node) or self._add(node)
         masks, bit, with_it = self._masks, owner.bit, owner.with_it
         get = masks.get
@@ -65,6 +68,7 @@ class PrefixIndex:
 
     def removed(self, node: Node, hashes: Collection[PageHash]) -> None:
         """The node owns these pages no more. Harmless for pages that it does not own."""
+        self.version += 1
         if self.on_removed is not None:
             self.on_removed(node, hashes)
         owner = self._owners.get(node)
@@ -84,6 +88,7 @@ class PrefixIndex:
     def forget(self, *nodes: Node) -> None:
         """The leases of these nodes ended: they own nothing. Looks at every page, once for all
         (55 ms for a million)."""
+        self.version += 1
         known = [node for node in nodes if node in self._owners]
         gone = 0
         for node in known:

@@ -8,8 +8,21 @@ rule over this coordinator's own requests.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 SETTLING_S = 0.1
 """A prompt sent so recently may not be counted in a heartbeat yet."""
+
+
+@dataclass(eq=False, frozen=True)
+class Booking:
+    """What one attempt takes of the node that computes its prompt and of the one that answers."""
+
+    work_s: float
+    """Time that its prompt occupies the computing node."""
+    num_pages: int
+    """Pages that it will take of the decode node."""
+    sent_at: float
 
 
 class Backlog:
@@ -25,8 +38,9 @@ class Backlog:
         equally free."""
         self.promised_pages = 0
         """Pages that requests were promised which no heartbeat can show as held yet."""
-        self._promised: dict[str, tuple[int, float]] = {}  # request → pages, sent at
-        self._ours: dict[str, tuple[float, float]] = {}  # request → seconds of work, sent at
+        self._promised: set[Booking] = set()
+        self._ours: dict[Booking, None] = {}
+        """Prompts that were sent and are not computed yet, in the order they were sent."""
         self._ours_s = 0.0
         self._head_s = 0.0
         """Work of the first of ours, which is computed now; since `_head_began`."""
@@ -35,47 +49,47 @@ class Backlog:
         self._others_s = 0.0
         self._heard_at = 0.0
 
-    def sent(self, request_id: str, work_s: float, now: float) -> None:
-        """A prompt of `work_s` was sent to the node."""
+    def sent(self, booking: Booking) -> None:
+        """Adds a prompt to what the node has to compute."""
         if not self._ours:
-            self._head_s, self._head_began = work_s, now
-        self._ours[request_id] = (work_s, now)
-        self._ours_s += work_s
-        self.total_s += work_s
+            self._head_s, self._head_began = booking.work_s, booking.sent_at
+        self._ours[booking] = None
+        self._ours_s += booking.work_s
+        self.total_s += booking.work_s
 
-    def promise(self, request_id: str, num_pages: int, now: float) -> None:
-        """A request was sent that will take `num_pages` more pages of the node."""
-        self._promised[request_id] = (num_pages, now)
-        self.promised_pages += num_pages
+    def promise(self, booking: Booking) -> None:
+        """Promises the pages of a request that was sent to the node."""
+        self._promised.add(booking)
+        self.promised_pages += booking.num_pages
 
-    def ended(self, request_id: str) -> None:
-        """It takes no more. Harmless twice."""
-        num_pages, _ = self._promised.pop(request_id, (0, 0.0))
-        self.promised_pages -= num_pages
+    def ended(self, booking: Booking) -> None:
+        """Takes a promise back: the request has its pages, or needs none. Harmless twice."""
+        if booking in self._promised:
+            self._promised.discard(booking)
+            self.promised_pages -= booking.num_pages
 
-    def computed(self, request_id: str, now: float) -> None:
-        """Its first token is here, or it was given up. Harmless twice."""
-        if request_id not in self._ours:
+    def computed(self, booking: Booking, now: float) -> None:
+        """Takes a prompt off: its first token is here, or it was given up. Harmless twice."""
+        if booking not in self._ours:
             return
-        was_head = request_id == next(iter(self._ours))
-        work_s, _ = self._ours.pop(request_id)
-        self._ours_s = self._ours_s - work_s if self._ours else 0.0
+        was_head = booking is next(iter(self._ours))
+        del self._ours[booking]
+        self._ours_s = self._ours_s - booking.work_s if self._ours else 0.0
         if was_head and self._ours:
-            self._head_s, self._head_began = next(iter(self._ours.values()))[0], now
+            self._head_s, self._head_began = next(iter(self._ours)).work_s, now
 
     def heard(self, queued_s: float, now: float) -> None:
-        """A heartbeat: the node has prompts of `queued_s` to compute."""
+        """Takes from a heartbeat that the node has prompts of `queued_s` to compute."""
         self.num_unheard = 0
-        for request_id, (_, at) in list(self._promised.items()):
-            if now - at >= SETTLING_S:
-                self.ended(request_id)
-        known_s = sum(work_s for work_s, at in self._ours.values() if now - at >= SETTLING_S)
+        for booking in [one for one in self._promised if now - one.sent_at >= SETTLING_S]:
+            self.ended(booking)
+        known_s = sum(one.work_s for one in self._ours if now - one.sent_at >= SETTLING_S)
         self._heard_s = queued_s
         self._others_s = max(0.0, queued_s - known_s)
         self._heard_at = now
 
     def seconds(self, now: float) -> float:
-        """Estimated time until a prompt that is sent now would begin to be computed."""
+        """Estimates the time until a prompt that is sent now would begin to be computed."""
         elapsed_s = now - self._heard_at
         others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
         if not self._ours:

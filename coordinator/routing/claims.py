@@ -1,8 +1,8 @@
-"""`Claims`: pages that nodes will own soon, because a request was just sent there. Pure.
+"""`Claims`: pages that nodes own, or will own soon, though their events have not told yet. Pure.
 
 A policy that waits for ownership events sends the next turn of a conversation, or the tenth copy
-of a prompt, somewhere else, and the same pages are computed twice. So what is dispatched counts at
-once, until the node's own events have told what became of it.
+of a prompt, somewhere else, and the same pages are computed twice. So what is dispatched, and what
+tokens tell of, counts at once, until the node's own events have told what became of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KEPT_S = 5.0
 
 
 class Claims:
-    """Two generations of claims; the older one is dropped as a whole."""
+    """Keeps two generations of claims; the older one is dropped as a whole."""
 
     def __init__(self) -> None:
         self._newer: dict[Node, set[PageHash]] = {}
@@ -25,14 +25,15 @@ class Claims:
         self._began = 0.0
 
     def claim(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
-        """`node` is about to own all of `hashes`; the first `num_owned` it owns already."""
+        """Notes that `node` has, or will have, all of `hashes`; that it owns the first `num_owned`
+        is known already."""
         self._age(now)
         self._newer.setdefault(node, set()).update(hashes[num_owned:])
 
     def extend(
         self, hashes: Sequence[PageHash], owned: Mapping[Node, int], now: float
     ) -> dict[Node, int]:
-        """Leading pages that each node owns or will own soon, given those that it owns."""
+        """Returns the leading pages of each node, given those that it is known to own."""
         self._age(now)
         depths = dict(owned)
         num_pages = len(hashes)
@@ -44,13 +45,13 @@ class Claims:
         return depths
 
     def drop(self, node: Node, hashes: Collection[PageHash]) -> None:
-        """The node says that it has these pages no more."""
+        """Takes that the node has these pages no more."""
         for generation in (self._older, self._newer):
             if node in generation:
                 generation[node].difference_update(hashes)
 
     def forget(self, node: Node) -> None:
-        """A life of a node is over."""
+        """Forgets an incarnation of a node that is over."""
         self._older.pop(node, None)
         self._newer.pop(node, None)
 
@@ -66,7 +67,8 @@ class Claims:
 
 
 def _end(hashes: Sequence[PageHash], claimed: set[PageHash], low: int) -> int:
-    """First position behind `low` that is not claimed; claims are whole rests of chains."""
+    """Returns the first position behind `low` that is not claimed; claims are whole rests of
+    chains."""
     high = len(hashes)
     while high - low > 1:
         middle = (low + high) // 2

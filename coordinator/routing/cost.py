@@ -1,13 +1,16 @@
-"""What a route would cost, term by term, in seconds. Pure.
+"""`Cost`: what a route would cost, term by term, in seconds. Pure.
 
     score = max(queue, fetch) + compute + transfer + wait       time to the first token
           + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
+          + delay                                               what it costs answers beside it
 
 `queue` and `fetch` overlap: the node computes others' prompts while pages travel. A request's own
 work counts more than its queue, because it also delays everybody behind it (weights of 3 to 5 gave
 the most cache hits and the least mean latency on Mooncake's open trace). `evict`: pages that come
 to a full node push out others, and a share of those, the share of pages that are hits at present,
-will have to be computed again.
+will have to be computed again. `delay`: a decode node that computes a prompt lengthens its steps,
+and each answer there waits so much longer. The step itself runs anyway for these answers: the
+prompt waits for it, and only what its tokens add to it is work.
 
 The terms of the prefill node (queue, fetch, compute, its evictions) and those of the decode node
 (transfer, wait, its evictions) add up, so each is chosen by itself. Rates are measured by the
@@ -25,8 +28,6 @@ EVICTED_REUSE = 0.5
 """How often evicted pages are asked for again, compared with all pages."""
 HOP_S = 0.001
 """One control message between two nodes."""
-DEFAULT_PREFILL_TOKENS_PER_S = 5_000.0
-"""Until a node has measured its own rate."""
 DEFAULT_LINK_BYTES_PER_S = 1e9
 DEFAULT_STEP_S = 0.02
 ANSWER_STEPS = 64
@@ -42,6 +43,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     transfer_s: float = 0.0
     wait_s: float = 0.0
     evict_s: float = 0.0
+    delay_s: float = 0.0
+    """Time that the answers on a decode node lose to the prompt, all together."""
 
     @property
     def first_token_s(self) -> float:
@@ -57,10 +60,11 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             + self.transfer_s
             + self.wait_s
             + self.evict_s
+            + self.delay_s
         )
 
     def __add__(self, other: Cost) -> Cost:
-        """The terms of the prefill node and of the decode node together."""
+        """Adds the terms of the prefill node and of the decode node."""
         return Cost(
             self.queue_s + other.queue_s,
             self.fetch_s + other.fetch_s,
@@ -68,29 +72,33 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             self.transfer_s + other.transfer_s,
             self.wait_s + other.wait_s,
             self.evict_s + other.evict_s,
+            self.delay_s + other.delay_s,
         )
 
 
 def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
-    """The computing node's part of a score, but for evictions."""
+    """Returns the computing node's part of a score, but for evictions."""
     return (queue_s if queue_s > fetch_s else fetch_s) + OWN_WORK_WEIGHT * compute_s
 
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:
-    """`num_tokens` of a prompt, at least one; a step of nothing else takes `step_s` too."""
-    load = live.load
-    rate = load.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S
-    return load.step_s + (num_tokens if num_tokens > 1 else 1) / rate
+    """Returns how long `num_tokens` of a prompt, at least one, take in a step of their own."""
+    return live.step_s + chunk_s(live, num_tokens)
+
+
+def chunk_s(live: LiveNode, num_tokens: int) -> float:
+    """Returns what `num_tokens` of a prompt, at least one, add to a step of the node."""
+    return (num_tokens if num_tokens > 1 else 1) / live.prefill_tokens_per_s
 
 
 def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
-    """Pages from one node to another, asked for and answered."""
+    """Returns how long pages take from one node to another, asked for and answered."""
     return 2 * HOP_S + num_bytes / link_bytes_per_s
 
 
 def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
-    """Work that will have to be done again for the pages which `num_new_pages` push out, weighed
-    as a request's own work is.
+    """Returns the work that will have to be done again for the pages which `num_new_pages` push
+    out, weighed as a request's own work is.
 
     A node without room for all of them counts as full: what is free on a busy node is spoken for.
     `hit_share`: of the pages that prompts asked for lately, those that were found. The pages that
@@ -100,17 +108,17 @@ def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
         return 0.0
     evicted_tokens = num_new_pages * live.info.layout.page_size
     reuse = hit_share * EVICTED_REUSE
-    return OWN_WORK_WEIGHT * reuse * evicted_tokens / prefill_tokens_per_s(live)
+    return OWN_WORK_WEIGHT * reuse * evicted_tokens / live.prefill_tokens_per_s
 
 
 def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float = 0.0) -> float:
-    """How long a request waits at a decode node before its tokens flow.
+    """Returns how long a request waits at a decode node before its tokens flow.
 
     `num_requests` of this coordinator are there already; it needs `num_pages` more. A step for the
     running batch, and while pages or places are short, as long as one answer takes.
     """
     load, max_running = live.load, live.info.max_running_requests
-    step_s = load.step_s or DEFAULT_STEP_S
+    step_s = live.step_s or DEFAULT_STEP_S
     running = load.num_running + load.num_waiting
     if num_requests > running:
         running = num_requests
@@ -119,7 +127,3 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float 
         num_ahead = max(0, running - max_running) + num_before
         wait += step_s * ANSWER_STEPS * (1 + num_ahead / max_running)
     return wait
-
-
-def prefill_tokens_per_s(live: LiveNode) -> float:
-    return live.load.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S

@@ -21,121 +21,113 @@ import heapq
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from coordinator.routing.placement import Placement, Work
-from coordinator.routing.router import Plan, Route
+from coordinator.routing.placement import Placement
+from coordinator.routing.routed_request import RoutedRequest
+from coordinator.routing.router import PlannedWork, Route
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0001, 0.05
-"""Between two looks, if nothing happens."""
+"""Time between two looks at the queue, if nothing happens."""
 VAIN_PAUSE_S = 0.02
-"""After a look in vain; see `_pause_s`."""
+"""Time until the next full look after one that found nothing to send; see `_pause_s`."""
 LOOK_AHEAD = 32
 """So many requests are considered when a node becomes free: the first in order may go elsewhere."""
 GOAL_QUANTILE = 0.99
 GOAL_WINDOW = 1_000
-"""Recent requests that the goal is taken from."""
+"""The goal is taken from so many recent requests."""
 PATIENCE_GOALS = 10
 """Who has waited so long goes first, and may wait at a decode node for its pages."""
 HEAD_START_SHARE = 0.5
-"""Of the goal: waiting less than this changes little about who goes first."""
+"""Waiting for less than this share of the goal changes little about who goes first."""
 DANGER_SHARE = 0.3
 """In the last 30 % of the goal a request is about to miss it."""
 CALM_SHARE = 0.5
 """The backlog is short while the nodes could compute it within half of the goal."""
 
 
-@dataclass(eq=False)
-class _Waiting:
-    request_id: str
-    work: Work
-    arrived: float
-    work_s: float
-    skips_prefill: bool
-    """A decode node would compute it, so busy prefill nodes do not matter."""
-    is_new: bool = True
-    """It was not looked at yet."""
-
-
 class DispatchQueue:
-    """`binds_late` False: every request is sent at once, in the order they came."""
+    """Holds the requests that have no node. Without `binds_late` every request is sent at once, in
+    the order in which they came."""
 
     def __init__(self, placement: Placement, binds_late: bool) -> None:
         self._placement = placement
         self._binds_late = binds_late
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[RoutedRequest, None] = {}
         self._goal = _Goal()
         self._looked_in_vain = (0.0, -1)
-        self._plan = Plan()
-        """Of the last look in vain: what those who wait will need."""
+        self._planned = PlannedWork()
+        """What those who wait will need, as the last look in vain has found."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._waiting
+    def __contains__(self, routed: RoutedRequest) -> bool:
+        return routed in self._waiting
 
-    def add(self, request_id: str, work: Work, arrived: float) -> None:
-        """`arrived`: when the client asked; a second attempt keeps the time of the first."""
-        work_s, skips_prefill = self._placement.assess(work)
-        self._goal.observe(work_s)
-        self._waiting[request_id] = _Waiting(request_id, work, arrived, work_s, skips_prefill)
+    def add(self, routed: RoutedRequest, now: float) -> None:
+        """Lets a request wait for its turn; sets what its order depends on."""
+        routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand, now)
+        routed.was_looked_at = False
+        self._goal.observe(routed.work_s)
+        self._waiting[routed] = None
 
-    def remove(self, request_id: str) -> None:
-        """The client left. Harmless for a request that does not wait."""
-        self._waiting.pop(request_id, None)
+    def remove(self, routed: RoutedRequest) -> None:
+        """Takes off a request that is not wanted any more. Harmless if it does not wait."""
+        self._waiting.pop(routed, None)
 
-    def dispatch(self, now: float) -> list[tuple[str, Route]]:
-        """Routes, and books, what is to be sent now."""
-        sent: list[tuple[str, Route]] = []
+    def dispatch(self, now: float) -> list[tuple[RoutedRequest, Route]]:
+        """Routes and books the requests that are to be sent now, and returns them."""
+        sent: list[tuple[RoutedRequest, Route]] = []
         ahead_s = DISPATCH_AHEAD_S if self._binds_late else float("inf")
         if not self._waiting:
             return sent
         busy_s = self._placement.busy_s(now)
         all_busy = min(busy_s, default=0.0) > ahead_s
-        eligible = self._eligible(self._waiting.values(), all_busy)
+        eligible = self._eligible(self._waiting, all_busy)
         is_pause = self._pause_s(now) > 0
         if is_pause:
-            looked_at, plan = [one for one in eligible if one.is_new], self._plan
+            looked_at, planned = [o for o in eligible if not o.was_looked_at], self._planned
         else:
-            looked_at, plan = self._first(eligible, now, len(busy_s)), Plan()
+            looked_at, planned = self._first(eligible, now, len(busy_s)), PlannedWork()
         for waiting in looked_at:
             if all_busy and not waiting.skips_prefill:
                 continue
-            waiting.is_new = False
-            route = self._placement.route(waiting.work, now, plan)
-            admission_pages = waiting.work.admission_pages
+            waiting.was_looked_at = True
+            route = self._placement.route(waiting.demand, now, planned)
+            admission_pages = waiting.demand.admission_pages
             # A fetch that takes as long as the queue had better begin.
             is_turn = route.queue_s <= max(ahead_s, route.cost.fetch_s)
-            if is_turn and self._may_start(waiting, route, plan, now):
-                del self._waiting[waiting.request_id]
-                self._placement.book(waiting.request_id, waiting.work, route, now)
-                sent.append((waiting.request_id, route))
+            if is_turn and self._may_start(waiting, route, planned, now):
+                del self._waiting[waiting]
+                self._placement.book(waiting, route, now)
+                sent.append((waiting, route))
                 all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
             elif is_turn:  # those looked at stand for all that wait
-                plan.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))
+                planned.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))
             else:  # its turn is not yet; who comes after it must not count on its nodes
-                plan.add(route, admission_pages)
+                planned.add(route, admission_pages)
         if looked_at and not sent and not is_pause:
-            self._plan = plan
+            self._planned = planned
             self._looked_in_vain = (now, self._placement.num_changes)
         return sent
 
-    def _may_start(self, waiting: _Waiting, route: Route, plan: Plan, now: float) -> bool:
-        """The decode node has room, or it was waited for too long here."""
+    def _may_start(
+        self, waiting: RoutedRequest, route: Route, planned: PlannedWork, now: float
+    ) -> bool:
+        """True if the decode node has room, or the request has waited for it too long here."""
         if not self._binds_late:
             return True
-        if self._placement.has_room(route, waiting.work.admission_pages, plan):
+        if self._placement.has_room(route, waiting.demand.admission_pages, planned):
             return True
-        return self._is_impatient(waiting, now) and self._placement.may_wait(route, plan)
+        return self._is_impatient(waiting, now) and self._placement.may_wait(route, planned)
 
-    def _is_impatient(self, waiting: _Waiting, now: float) -> bool:
+    def _is_impatient(self, waiting: RoutedRequest, now: float) -> bool:
         return now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
 
     def dispatch_in_s(self, now: float) -> float | None:
-        """When to call `dispatch` again if nothing happens before; None: nothing waits."""
+        """Returns when to call `dispatch` again if nothing happens before; None: nothing waits."""
         if not self._waiting:
             return None
         waits = [busy_s - DISPATCH_AHEAD_S for busy_s in self._placement.busy_s(now)]
@@ -143,34 +135,42 @@ class DispatchQueue:
         return max(MIN_WAIT_S, soonest, self._pause_s(now))
 
     def _pause_s(self, now: float) -> float:
-        """After a look that found nothing to send only new requests are looked at, until something
-        became free or a while went by: with long queues a look takes milliseconds, and messages
-        come all the time."""
+        """Returns how long only new requests are looked at.
+
+        After a look that found nothing to send that is until something became free or a while went
+        by: with long queues a look takes milliseconds, and messages come all the time.
+        """
         looked_at, num_changes = self._looked_in_vain
         if num_changes != self._placement.num_changes:
             return 0.0
         return max(0.0, looked_at + VAIN_PAUSE_S - now)
 
-    def _eligible(self, waiting: Iterable[_Waiting], all_busy: bool) -> list[_Waiting]:
-        """Those that could be sent now. Not those that no decode node has room for: they wait for
-        one to come, as long as the tracker lets them, and must not keep others from being looked
-        at. Nor, while all prefill nodes are busy, those that need one."""
+    def _eligible(self, waiting: Iterable[RoutedRequest], all_busy: bool) -> list[RoutedRequest]:
+        """Returns the requests that could be sent now.
+
+        Those that no decode node is large enough for wait for one to come, as long as the tracker
+        lets them, and must not keep others from being looked at. While all prefill nodes are busy,
+        those that need one are left out too.
+        """
         most_pages = self._placement.most_pages
         return [
             one
             for one in waiting
-            if one.work.num_pages <= most_pages and (one.skips_prefill or not all_busy)
+            if one.demand.num_pages <= most_pages and (one.skips_prefill or not all_busy)
         ]
 
-    def _first(self, waiting: list[_Waiting], now: float, num_nodes: int) -> list[_Waiting]:
-        """The first requests in order; at most LOOK_AHEAD, or all when none waits for a node."""
+    def _first(
+        self, waiting: list[RoutedRequest], now: float, num_nodes: int
+    ) -> list[RoutedRequest]:
+        """Returns the first requests in order; at most LOOK_AHEAD, or all when none waits for a
+        node."""
         if not self._binds_late or len(waiting) < 2:
             return waiting
         goal_s = self._goal.seconds
         backlog_s = sum(one.work_s for one in waiting)
         is_calm = backlog_s < CALM_SHARE * goal_s * num_nodes
 
-        def order(one: _Waiting) -> tuple[int, float]:
+        def order(one: RoutedRequest) -> tuple[int, float]:
             response_s = now - one.arrived + one.work_s
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
                 return 0, goal_s - response_s
@@ -183,7 +183,7 @@ class DispatchQueue:
 
 
 class _Goal:
-    """A quantile of the last observations."""
+    """Keeps the last observations, and tells a quantile of them."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque()

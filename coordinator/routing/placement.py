@@ -7,20 +7,20 @@ router. The replay benchmark drives it with virtual nodes, the tracker with real
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 
 from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
-from coordinator.routing.backlog import Backlog
+from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.claims import Claims
-from coordinator.routing.cost import compute_s, prefill_tokens_per_s
+from coordinator.routing.cost import compute_s
+from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import (
     NOTHING_PLANNED,
     Candidates,
     Cluster,
-    Demand,
-    Plan,
+    PlannedWork,
     Route,
     Router,
     no_room,
@@ -32,28 +32,6 @@ PLACES_AHEAD = 8
 """A decode node is given an eighth more requests than it has places for."""
 HIT_SHARE_MEMORY = 0.999
 """What a share of hits keeps of itself with each further request."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A prompt to be placed: its tokens, and the hashes of its full pages."""
-
-    num_tokens: int
-    num_pages: int
-    """Of prompt and answer together: a node with fewer could never answer."""
-    admission_pages: int
-    """Those of them that a decode node needs to begin; it finds the others as the answer grows."""
-    hashes: list[PageHash]
-    avoid: Collection[str] = field(default=())
-
-
-@dataclass
-class _Booking:
-    """The backlogs that a request counts in; they are of one life of a node, as its name is not."""
-
-    computing: Backlog
-    answering: Backlog
-    is_computed: bool = False
 
 
 class Placement:
@@ -69,143 +47,163 @@ class Placement:
         self._open: dict[Role, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
         self.num_changes = 0
         """Grows whenever a node may have become free."""
-        self._claims = Claims()
-        index.on_removed = self._claims.drop
-        self._booked: dict[str, _Booking] = {}
+        self._expected = Claims()
+        """Pages that nodes will own, because requests were sent there."""
+        self._told = Claims()
+        """Pages that nodes own, as the tokens tell that they sent: a node commits pages before.
+        The record of ownership in Redis tells the same, perhaps later."""
+        index.on_removed = self._removed
         self._hit_pages = 0.0
         self._asked_pages = 0.0
 
-    def route(self, work: Work, now: float, plan: Plan = NOTHING_PLANNED) -> Route:
-        """Where `work` would go now, after what is planned to be sent before it. Raises NoRoute."""
-        return self._router.route(self._demand(work, now), self._cluster(now, plan))
+    def route(self, demand: Demand, now: float, planned: PlannedWork = NOTHING_PLANNED) -> Route:
+        """Returns where a request would go now, after what is planned to be sent before it.
 
-    def has_room(self, route: Route, admission_pages: int, plan: Plan) -> bool:
-        """The decode node of `route` could begin to answer: it has a place and the pages."""
+        Raises NoRoute.
+        """
+        owners = self._owners(demand, now)
+        return self._router.route(demand, owners, self._cluster(now, planned))
+
+    def has_room(self, route: Route, admission_pages: int, planned: PlannedWork) -> bool:
+        """True if the decode node of `route` could begin to answer: it has a place and pages."""
         live = self.registry.get(route.decode)
         if live is None:
             return False
         load, max_running = live.load, live.info.max_running_requests
         # Some wait there for the places that become free; for pages nobody should.
         most = max_running + max(1, max_running // PLACES_AHEAD)
-        promised = plan.pages.get(route.decode.name, 0) + self._promised_pages(route.decode)
+        promised = planned.pages.get(route.decode.name, 0) + self._promised_pages(route.decode)
         num_new_pages = admission_pages - route.decode_pages
         has_pages = num_new_pages <= load.room_pages - promised
         return self._num_requests(live) < most and has_pages
 
-    def may_wait(self, route: Route, plan: Plan) -> bool:
-        """The decode node has a place, and nobody waits for its pages: one that waited for them
-        too long may do so there, where nobody overtakes it, whichever coordinator sent it."""
+    def may_wait(self, route: Route, planned: PlannedWork) -> bool:
+        """True if the decode node has a place and nobody waits for its pages.
+
+        A request that has waited too long for pages may then wait at the node, where nobody
+        overtakes it, whichever coordinator sent it.
+        """
         live = self.registry.get(route.decode)
         return (
             live is not None
             and live.load.num_waiting == 0
             and self._promised_pages(route.decode) <= max(0, live.load.room_pages)
-            and route.decode.name not in plan.pages
+            and route.decode.name not in planned.pages
             and self._num_requests(live) < live.info.max_running_requests
         )
 
     def _promised_pages(self, node: Node) -> int:
-        """To requests of this coordinator, which no heartbeat shows yet."""
+        """Returns pages promised to requests of this coordinator that no heartbeat shows yet."""
         backlog = self.backlogs.get(node.name)
         return backlog.promised_pages if backlog is not None else 0
 
     def _num_requests(self, live: LiveNode) -> int:
-        """At a decode node, of all coordinators: as it said, and what came and went since."""
+        """Returns the requests at a decode node, of all coordinators: those that its heartbeat
+        told, and what came and went since."""
         num_requests = live.load.num_running + live.load.num_waiting
         backlog = self.backlogs.get(live.node.name)
         if backlog is None:
             return num_requests
         return max(num_requests + backlog.num_unheard, backlog.num_requests)
 
-    def require_room(self, work: Work) -> None:
+    def require_room(self, demand: Demand) -> None:
         """Raises NoRoute when no decode node could ever answer."""
         nodes = self.open("decode")
-        if not any(work.num_pages <= live.info.num_pages for live in nodes):
-            raise no_room(work.num_pages)
+        if not any(demand.num_pages <= live.info.num_pages for live in nodes):
+            raise no_room(demand.num_pages)
 
-    def explain(self, work: Work, now: float) -> tuple[Candidates, Route]:
-        """Every candidate with its cost, and the choice; books nothing. Raises NoRoute.
+    def explain(self, demand: Demand, now: float) -> tuple[Candidates, Route]:
+        """Returns every candidate with its cost, and the choice; books nothing. Raises NoRoute.
 
         A copy of the router chooses: it takes no turn and no chance from the requests to come.
         """
-        demand = self._demand(work, now)
-        candidates = self._router.candidates(demand, self._cluster(now, NOTHING_PLANNED))
+        owners = self._owners(demand, now)
+        candidates = self._router.candidates(demand, owners, self._cluster(now, NOTHING_PLANNED))
         return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
-    def assess(self, work: Work) -> tuple[float, bool]:
-        """Seconds of work that the prompt is with the longest prefix that any node has, and whether
-        a decode node would compute it whatever the prefill nodes do: it has nearly all of it, or
-        none of them may take it."""
+    def assess(self, demand: Demand, now: float) -> tuple[float, bool]:
+        """Returns the least time that the prompt takes to compute, with the longest prefix that
+        any node has, and whether a decode node would compute it whatever the prefill nodes do: it
+        has nearly all of it, or none of them may take it."""
         nodes = self._computing_nodes()
         if not nodes:
             return 0.0, False
-        owned = self.index.match(work.hashes)
+        owned = self._owners(demand, now).owned
         page_size = nodes[0].info.layout.page_size
-        num_cached = min(max(owned.values(), default=0) * page_size, work.num_tokens - 1)
-        work_s = min(compute_s(live, work.num_tokens - num_cached) for live in nodes)
+        num_cached = min(max(owned.values(), default=0) * page_size, demand.num_tokens - 1)
+        work_s = min(compute_s(live, demand.num_tokens - num_cached) for live in nodes)
         prefills = self.open("prefill")
         if not prefills:
             return work_s, False
-        allowed = [live for live in prefills if live.node.name not in work.avoid]
+        allowed = [live for live in prefills if live.node.name not in demand.avoid]
         decodes = self.open("decode")
-        return work_s, self._router.skips_prefill(work.num_tokens, owned, allowed, decodes)
+        return work_s, self._router.skips_prefill(demand.num_tokens, owned, allowed, decodes)
 
-    def book(self, request_id: str, work: Work, route: Route, now: float) -> None:
-        """`work` is sent along `route`."""
-        assert request_id not in self._booked
-        booking = _Booking(self._backlog(route.computes), self._backlog(route.decode))
-        self._booked[request_id] = booking
-        booking.computing.sent(request_id, route.busy_s, now)
-        booking.answering.num_requests += 1
-        booking.answering.num_unheard += 1
-        booking.answering.promise(request_id, work.admission_pages - route.decode_pages, now)
-        if booking.computing is not booking.answering:
-            booking.computing.num_requests += 1
-        owned = self.index.match(work.hashes)
+    def book(self, routed: RoutedRequest, route: Route, now: float) -> None:
+        """Notes that a request is sent along `route`."""
+        assert routed.booking is None
+        demand = routed.demand
+        num_new_pages = demand.admission_pages - route.decode_pages
+        booking = routed.booking = Booking(route.busy_s, num_new_pages, now)
+        computing = routed.computing = self._backlog(route.computes)
+        answering = routed.answering = self._backlog(route.decode)
+        computing.sent(booking)
+        answering.num_requests += 1
+        answering.num_unheard += 1
+        answering.promise(booking)
+        if computing is not answering:
+            computing.num_requests += 1
+        owned = demand.owned_pages(self.index)
         for node in {route.computes, route.decode}:
-            self._claims.claim(node, work.hashes, owned.get(node, 0), now)
-        self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(work.hashes)
+            self._expected.claim(node, demand.hashes, owned.get(node, 0), now)
+        self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(demand.hashes)
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
 
-    def computed(self, request_id: str, now: float) -> None:
-        """The first token is here, a prefill node's part is done. Harmless twice."""
-        booking = self._booked.get(request_id)
-        if booking is None or booking.is_computed:
+    def computed(self, routed: RoutedRequest, now: float) -> None:
+        """Notes that the prompt is computed: the first token is here. Harmless twice."""
+        if routed.booking is None or routed.computing is None:
             return
-        booking.is_computed = True
         self.num_changes += 1
-        booking.computing.computed(request_id, now)
-        if booking.computing is not booking.answering:
-            booking.computing.num_requests -= 1
+        routed.computing.computed(routed.booking, now)
+        if routed.computing is not routed.answering:
+            routed.computing.num_requests -= 1
+        routed.computing = None
 
-    def ended(self, request_id: str, now: float) -> None:
-        """The attempt is over, whatever became of it. Harmless twice."""
-        self.computed(request_id, now)
-        booking = self._booked.pop(request_id, None)
-        if booking is not None:
-            self.num_changes += 1
-            booking.answering.num_requests -= 1
-            booking.answering.num_unheard -= 1
-            booking.answering.ended(request_id)
+    def ended(self, routed: RoutedRequest, now: float) -> None:
+        """Notes that the attempt is over, whatever became of it. Harmless twice."""
+        self.computed(routed, now)
+        if routed.booking is None or routed.answering is None:
+            return
+        self.num_changes += 1
+        routed.answering.num_requests -= 1
+        routed.answering.num_unheard -= 1
+        routed.answering.ended(routed.booking)
+        routed.booking = routed.answering = None
+
+    def owns(self, node: Node, hashes: Sequence[PageHash], now: float) -> None:
+        """Notes that a node has all of these pages, before the record in Redis may tell."""
+        num_known = self.index.match(hashes).get(node, 0)
+        self._told.claim(node, hashes, num_known, now)
 
     def heard(self, live: LiveNode, now: float) -> None:
-        """A heartbeat of this node."""
-        queued_s = live.load.queued_tokens / prefill_tokens_per_s(live)
+        """Takes what a heartbeat of this node says."""
+        queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
         self._backlog(live.node).heard(queued_s, now)
 
     def forget(self, node: Node) -> None:
-        """A life of a node is over; its requests are ended one by one."""
+        """Forgets an incarnation of a node that is over; its requests are ended one by one."""
         self.backlogs.pop(node.name, None)
-        self._claims.forget(node)
+        self._expected.forget(node)
+        self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """How long each node that computes prompts has something to compute."""
+        """Returns how long each node that computes prompts has something to compute."""
         nodes = self._computing_nodes()
         backlogs = [self.backlogs.get(live.node.name) for live in nodes]
         return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
 
     def backlog_s(self, node: Node, now: float) -> float:
-        """How long its prompts will keep a node busy."""
+        """Returns how long its prompts will keep a node busy."""
         backlog = self.backlogs.get(node.name)
         return backlog.seconds(now) if backlog is not None else 0.0
 
@@ -217,17 +215,18 @@ class Placement:
 
     @property
     def hit_share(self) -> float:
-        """Of the pages that prompts asked for lately, those that were found."""
+        """Share of the pages that prompts asked for lately which were found."""
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
-    def _demand(self, work: Work, now: float) -> Demand:
-        owned = self.index.match(work.hashes)
-        expected = self._claims.extend(work.hashes, owned, now)
-        return Demand(
-            work.num_tokens, work.num_pages, work.admission_pages, owned, expected, work.avoid
-        )
+    def _owners(self, demand: Demand, now: float) -> PageOwners:
+        owned = self._told.extend(demand.hashes, demand.owned_pages(self.index), now)
+        return PageOwners(owned, self._expected.extend(demand.hashes, owned, now))
 
-    def _cluster(self, now: float, plan: Plan) -> Cluster:
+    def _removed(self, node: Node, hashes: Collection[PageHash]) -> None:
+        self._expected.drop(node, hashes)
+        self._told.drop(node, hashes)
+
+    def _cluster(self, now: float, planned: PlannedWork) -> Cluster:
         return Cluster(
             prefill=self.open("prefill"),
             decode=self.open("decode"),
@@ -235,12 +234,12 @@ class Placement:
             link_bytes_per_s=self.registry.link_bytes_per_s,
             backlogs=self.backlogs,
             hit_share=self.hit_share,
-            plan=plan,
+            planned=planned,
             now=now,
         )
 
     def open(self, role: Role) -> list[LiveNode]:
-        """Live nodes of a role that get new requests."""
+        """Returns the live nodes of a role that get new requests."""
         nodes = self.registry.live(role)
         if not self.draining:
             return nodes

@@ -1,4 +1,4 @@
-"""Routing policies: which of the candidates. Pure; one contract suite holds for all of them.
+"""Routing policies choose among the candidates. Pure; one contract suite holds for all of them.
 
 A policy is asked twice for a request: for the node that computes its prompt, and for the one that
 answers it. To add one, write a class with `choose` and name it in `POLICIES`.
@@ -17,6 +17,8 @@ from protocol.ids import Role
 
 TIE_S = 0.001
 """Scores closer than this are equal: estimates are no better."""
+NEAR_TIE_SHARE = 0.05
+"""Rates that equal nodes measure differ by so much."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -54,8 +56,12 @@ class Policy(Protocol):
 
 
 class CheapestRoute:
-    """The least estimated cost; among equals the one that was given least work so far, so that
-    several coordinators do not run to the same idle node; then by chance."""
+    """Takes the least estimated cost.
+
+    Among equals an owner wins: the node that has most of the prompt itself, so that pages are not
+    copied for nothing. Then the one that was given least work so far, so that several coordinators
+    do not run to the same idle node; then chance decides.
+    """
 
     weighs_cost = True
     binds_late = True
@@ -64,10 +70,31 @@ class CheapestRoute:
         self._chance = chance
 
     def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
-        limit = min([candidate.score for candidate in candidates]) + TIE_S
+        best = min(candidates, key=_score)
+        if best.fetch_from is not None:
+            best = _owner_instead(candidates, best)
+        limit = best.score + TIE_S
         equals = [candidate for candidate in candidates if candidate.score <= limit]
+        most_owned = max(candidate.owned_pages for candidate in equals)
+        equals = [candidate for candidate in equals if candidate.owned_pages == most_owned]
         least = min(candidate.work_s for candidate in equals)
         return _any([c for c in equals if c.work_s == least], self._chance)
+
+
+def _owner_instead(candidates: Sequence[Candidate], fetching: Candidate) -> Candidate:
+    """Returns the best of those that have what `fetching` would fetch and cost nearly the same;
+    `fetching` itself if there is none."""
+    limit = fetching.score * (1 + NEAR_TIE_SHARE) + TIE_S
+    owners = [
+        candidate
+        for candidate in candidates
+        if candidate.owned_pages >= fetching.fetch_pages and candidate.score <= limit
+    ]
+    return min(owners, key=_score, default=fetching)
+
+
+def _score(candidate: Candidate) -> float:
+    return candidate.score
 
 
 class RoundRobin:

@@ -7,9 +7,8 @@ policy chooses. Costs of the two add up, so they are chosen apart, in time linea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
@@ -17,38 +16,22 @@ from coordinator.core.registry import LiveNode
 from coordinator.routing import cost as costs
 from coordinator.routing.backlog import Backlog
 from coordinator.routing.cost import Cost
-from coordinator.routing.policies import Candidate, Policy
+from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.policies import TIE_S, Candidate, Policy
 from protocol.ids import Node
 from protocol.layout import KVLayout
 
-Task = Literal["prefill", "decode", "both"]
-
 
 @dataclass(frozen=True)
-class Demand:
-    """What routing needs to know of a request: `num_tokens` of prompt, pages of prompt and answer
-    in `num_pages`, and those that its admission takes."""
-
-    num_tokens: int
-    num_pages: int
-    admission_pages: int
-    owned_pages: Mapping[Node, int]
-    """Leading pages of the prompt that a node owns now: it can send them to another."""
-    expected_pages: Mapping[Node, int]
-    """The same with those it will own when what was sent there before is computed."""
-    avoid: Collection[str] = ()
-    """Names of nodes that failed this request: of decode nodes they are taken when there is no
-    other; instead of such prefill nodes, decode computes."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What requests that go first will need, by node name: seconds of prompts; pages of decode
-    nodes, and places of those that have none."""
+class PlannedWork:
+    """What the requests that go first will take of the nodes, by node name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    """Time to compute the prompts that will be sent to the node."""
     pages: dict[str, int] = field(default_factory=dict)
+    """Pages that requests will take of a decode node."""
     requests: dict[str, float] = field(default_factory=dict)
+    """Requests that wait for room at a decode node."""
 
     def add(self, route: Route, admission_pages: int) -> None:
         """A request whose admission takes so many pages goes along `route` first."""
@@ -68,7 +51,7 @@ class Plan:
         self.pages[answers] = self.pages.get(answers, 0) + admission_pages - route.decode_pages
 
 
-NOTHING_PLANNED = Plan()
+NOTHING_PLANNED = PlannedWork()
 
 
 @dataclass(frozen=True)
@@ -80,12 +63,12 @@ class Cluster:
     find: Callable[[Node], LiveNode | None]
     """Any live node, also one that gets no new requests: it can still be fetched from."""
     link_bytes_per_s: float
-    """Between any two nodes; 0: not measured yet."""
+    """Rate between any two nodes; 0: not measured yet."""
     backlogs: Mapping[str, Backlog]
-    """By node name; a node without one has nothing to do."""
+    """Backlogs by node name; a node without one has nothing to do."""
     hit_share: float
-    """Of the pages that prompts asked for lately, those that were found."""
-    plan: Plan
+    """Share of the pages that prompts asked for lately which were found."""
+    planned: PlannedWork
     now: float
 
 
@@ -103,7 +86,7 @@ class Route(msgspec.Struct, frozen=True):
     cached_pages: int
     """Leading pages that need no computing there."""
     decode_pages: int
-    """Of prompt and answer, those that the decode node has."""
+    """Pages of prompt and answer that the decode node has."""
     busy_s: float
     """Estimated time that it occupies the computing node: its work, and the end of a fetch that
     its queue does not cover."""
@@ -140,15 +123,16 @@ class Router:
     """Costs every candidate and lets `policy` choose."""
 
     def __init__(self, policy: Policy, local_prefill_max_tokens: int) -> None:
-        """Up to so many uncached tokens a decode node may compute itself, if that is cheaper."""
+        """A decode node may compute up to `local_prefill_max_tokens` uncached tokens itself, if
+        that is cheaper."""
         self._policy = policy
         self._local_prefill_max_tokens = local_prefill_max_tokens
 
-    def route(self, demand: Demand, cluster: Cluster) -> Route:
-        """Raises NoRoute."""
-        return self.choose(demand, self.candidates(demand, cluster))
+    def route(self, demand: Demand, owners: PageOwners, cluster: Cluster) -> Route:
+        """Returns the policy's choice. Raises NoRoute."""
+        return self.choose(demand, self.candidates(demand, owners, cluster))
 
-    def candidates(self, demand: Demand, cluster: Cluster) -> Candidates:
+    def candidates(self, demand: Demand, owners: PageOwners, cluster: Cluster) -> Candidates:
         """Raises NoRoute when no decode node could answer."""
         decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
         if not decodes:
@@ -161,7 +145,7 @@ class Router:
             for p in cluster.prefill
             if num_prompt_pages <= p.info.num_pages and p.node.name not in demand.avoid
         ]
-        costing = _Costing(demand, cluster, layout, may_fetch=self._policy.weighs_cost)
+        costing = _Costing(demand, owners, cluster, layout, may_fetch=self._policy.weighs_cost)
         computing = [costing.computing(live) for live in prefills]
         answering = [costing.answering(live) for live in decodes]
         if not prefills:
@@ -175,8 +159,10 @@ class Router:
     def _worth_doing_both(
         self, costing: _Costing, answering: list[Candidate]
     ) -> Iterator[Candidate]:
-        """Decode nodes that have all but a little; one that would have to fetch for that is worth
-        it only if it would answer anyway."""
+        """Yields decode nodes that have all but a little of the prompt.
+
+        One that would have to fetch for that is worth it only if it would answer anyway.
+        """
         first_to_answer = min(answering, key=_score)
         enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
         for one in answering:
@@ -192,8 +178,8 @@ class Router:
         prefills: list[LiveNode],
         decodes: list[LiveNode],
     ) -> bool:
-        """Some decode node would compute such a prompt itself: it owns nearly all of it, or no
-        prefill node is large enough."""
+        """Returns True if some decode node would compute such a prompt itself: it owns nearly all
+        of it, or no prefill node is large enough."""
         if not any(p.info.layout.num_pages(num_tokens) <= p.info.num_pages for p in prefills):
             return True
         return self._policy.weighs_cost and any(
@@ -203,7 +189,7 @@ class Router:
         )
 
     def choose(self, demand: Demand, candidates: Candidates) -> Route:
-        """The policy's choice, with its reason."""
+        """Returns the policy's choice, with its reason."""
         both = self._policy.choose(candidates.both, "decode") if candidates.both else None
         if not candidates.prefill:
             assert both is not None  # some decode node is there
@@ -211,7 +197,7 @@ class Router:
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
         apart_s = prefill.score + decode.score
-        if both is not None and both.score <= apart_s:
+        if both is not None and both.score <= apart_s + TIE_S:
             others = _others(candidates.both, both)
             return _route(demand, both, both, [*others, (apart_s, prefill)])
         others = [(s + decode.score, c) for s, c in _others(candidates.prefill, prefill)]
@@ -221,10 +207,18 @@ class Router:
 
 
 class _Costing:
-    """Costs of the candidates of one request."""
+    """Estimates the costs of the candidates of one request."""
 
-    def __init__(self, demand: Demand, cluster: Cluster, layout: KVLayout, may_fetch: bool) -> None:
+    def __init__(
+        self,
+        demand: Demand,
+        owners: PageOwners,
+        cluster: Cluster,
+        layout: KVLayout,
+        may_fetch: bool,
+    ) -> None:
         self._demand = demand
+        self._owners = owners
         self._cluster = cluster
         self._num_prompt_pages = layout.num_pages(demand.num_tokens)
         self._page_size = layout.page_size
@@ -239,12 +233,12 @@ class _Costing:
         self._source_bytes_per_s = measured or self._link_bytes_per_s
 
     def computing(self, live: LiveNode) -> Candidate:
-        """`live` computes the prompt: from what it has itself, or after it has fetched the longest
-        prefix that another node could send it, whichever costs less."""
+        """Returns `live` as the node that computes the prompt: from what it has itself, or after it
+        has fetched the longest prefix that another node could send it, whichever costs less."""
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
         backlog = cluster.backlogs.get(node.name)
-        queue_s = cluster.plan.seconds.get(node.name, 0.0)
+        queue_s = cluster.planned.seconds.get(node.name, 0.0)
         if backlog is not None:
             queue_s += backlog.seconds(cluster.now)
         compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
@@ -262,7 +256,7 @@ class _Costing:
         return _candidate(live, cost, owned, backlog)
 
     def answering(self, live: LiveNode) -> Candidate:
-        """`live` answers; pages of the prompt come from elsewhere."""
+        """Returns `live` as the node that answers; pages of the prompt come from elsewhere."""
         demand, node = self._demand, live.info.node
         owned = self._owned_pages(node)
         backlog = self._cluster.backlogs.get(node.name)
@@ -270,42 +264,52 @@ class _Costing:
         num_new_pages = demand.admission_pages - owned
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
-        plan = self._cluster.plan
-        promised = plan.pages.get(node.name, 0)
+        planned = self._cluster.planned
+        promised = planned.pages.get(node.name, 0)
         if backlog is not None:
             promised += backlog.promised_pages
-        waiting = plan.requests.get(node.name, 0.0)
+        waiting = planned.requests.get(node.name, 0.0)
         wait_s = costs.wait_s(live, num_requests, num_new_pages + promised, waiting)
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
         return _candidate(live, cost, owned, backlog)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
-        """One decode node does both: nothing is sent, but the chunks of the prompt slow down the
-        answers beside it."""
-        slowed = 1 + computing.live.load.num_running
+        """Returns the node as one that does both: nothing is sent, but the chunks of the prompt
+        slow down the answers beside it."""
+        live, cost = computing.live, computing.cost
+        wait_s, compute_s, delay_s = answering.cost.wait_s, cost.compute_s, 0.0
+        if live.load.num_running > 0:
+            # Its steps run anyway, so the prompt waits for one, and works only what it adds.
+            num_tokens = self._demand.num_tokens - computing.cached_pages * self._page_size
+            compute_s = costs.chunk_s(live, num_tokens)
+            wait_s += live.step_s
+            delay_s = live.load.num_running * compute_s
         cost = msgspec.structs.replace(
-            computing.cost,
-            compute_s=computing.cost.compute_s * slowed,
-            wait_s=answering.cost.wait_s,
+            cost,
+            compute_s=compute_s,
+            wait_s=wait_s,
             evict_s=answering.cost.evict_s,
+            delay_s=delay_s,
         )
         return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
     def pages_that_leave(self, num_tokens: int) -> int:
-        """Least number of cached pages that leave at most so many tokens to compute."""
+        """Returns the least number of cached pages that leave at most so many tokens to compute."""
         return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
 
     def _owned_pages(self, node: Node) -> int:
-        """Leading pages that the node has or will have, and the prompt may hit."""
-        owned = self._demand.expected_pages.get(node, 0)
+        """Returns how many leading pages the node has or will have, and the prompt may hit."""
+        owned = self._owners.expected.get(node, 0)
         return owned if owned < self._num_reusable else self._num_reusable
 
     def _best_source(self) -> tuple[LiveNode | None, int]:
-        """The node that owns most of the prompt now; among equals the one that does least. None
-        that an earlier attempt failed at: it may be dead, and its pages still known."""
+        """Returns the node that owns most of the prompt now; among equals the one that does least.
+
+        A node that an earlier attempt failed at is left out: it may be dead, and its pages known.
+        """
         best, best_pages, best_load = None, 0, 0
-        for node, pages in self._demand.owned_pages.items():
+        for node, pages in self._owners.owned.items():
             live = self._cluster.find(node)
             if live is None or pages < best_pages or node.name in self._demand.avoid:
                 continue
@@ -344,7 +348,7 @@ def _route(
     answering: Candidate,
     others: list[tuple[float, Candidate]],
 ) -> Route:
-    """`computing` and `answering` are one and the same when a decode node does both."""
+    """Makes the route; `computing` and `answering` are the same when a decode node does both."""
     is_apart = computing is not answering
     cost = computing.cost + answering.cost if is_apart else computing.cost
     source = computing.fetch_from
@@ -385,12 +389,12 @@ def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Co
 
 
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:
-    """Scores of the candidates on other nodes."""
+    """Returns the candidates on other nodes with their scores."""
     return [(c.score, c) for c in candidates if c.live is not chosen.live]
 
 
 def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
-    """The best alternative, and how much more it would have cost."""
+    """Tells the best alternative, and how much more it would have cost."""
     if not others:
         return "no other node"
     least, best = min(others, key=lambda other: other[0])

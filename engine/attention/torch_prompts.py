@@ -3,6 +3,9 @@
 A slice of more than `TILE` rows is computed alone, tile after tile, each over the keys that it can
 see: K and V are gathered once, and one mask, as wide as the longest tile sees, serves all tiles.
 Shorter slices of like length and context go together, padded.
+
+In half precision a CPU's library compiles a kernel for every number of keys that it meets and keeps
+it for good, so there a tile is given a multiple of `KEY_STEP` keys, of which a mask hides the last.
 """
 
 from __future__ import annotations
@@ -25,8 +28,24 @@ TILE = 128
 """Rows of a tile. Fewer make small products; with more, the mask throws many results away."""
 CUDA_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """torch would offer tiles of a mask to cuDNN's kernel too, which cannot take them."""
+KEY_STEP = 64
+"""Keys of a tile are padded to a multiple of this where each number of keys costs memory."""
 GROUP_BYTES = 8 << 20
 """Most bytes of float32 keys that are gathered for slices that are computed together."""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Rows of a slice, counted from its first one, and the gathered keys that they are given: those
+    that its last row sees, and `num_padding` behind them."""
+
+    rows: slice
+    keys: slice
+    num_padding: int
+
+    @property
+    def num_seen(self) -> int:
+        return self.keys.stop - self.keys.start - self.num_padding
 
 
 @dataclass(frozen=True)
@@ -37,8 +56,7 @@ class _Alone:
     end: int
     key_rows: Tensor
     """[kv_heads * keys] rows of the pool."""
-    tiles: list[tuple[slice, slice]]
-    """Rows, counted from `begin`, and the keys that they see."""
+    tiles: list[_Tile]
 
 
 @dataclass(frozen=True)
@@ -67,24 +85,20 @@ class PromptsPlan:
         firsts = np.zeros_like(stops) if window is None else np.maximum(starts + 1 - window, 0)
         counts = stops - firsts
         groups = _groups(ends - begins, counts, cache)
+        device = part.page_tables.device
+        step = _key_step(device, dtype)
         self._alone = [
-            _Alone(
-                begin=int(begins[i]),
-                end=int(ends[i]),
-                key_rows=key_rows(part, cache, group, firsts[group], counts[group], int(counts[i])),
-                tiles=_tiles(int(starts[i]), int(stops[i]), int(firsts[i]), window),
-            )
+            _alone(part, cache, int(group[0]), firsts, counts, window, step)
             for group in groups
             if len(group) == 1
-            for i in group
         ]
-        widest = max((k.stop - k.start for a in self._alone for _, k in a.tiles), default=0)
-        queries = np.arange(widest - TILE, widest)[:, None]
-        self._mask = _mask(queries, np.arange(widest), window, dtype).to(part.page_tables.device)
-        """[TILE, most keys], for a tile whose last row sees the last key. A smaller tile takes the
-        lower right corner."""
+        self._widest = max((t.num_seen for a in self._alone for t in a.tiles), default=0)
+        queries = np.arange(self._widest - TILE, self._widest)[:, None]
+        columns = np.arange(self._widest + step - 1)
+        self._mask = _mask(queries, columns, window, dtype).to(device)
+        """[TILE, most keys and padding], for a tile whose last row sees the key `_widest` - 1."""
         self._together = [
-            _together(part, cache, window, dtype, group, firsts[group])
+            _together(part, cache, window, dtype, group, firsts[group], step)
             for group in groups
             if len(group) > 1
         ]
@@ -99,10 +113,13 @@ class PromptsPlan:
             value = values.index_select(0, alone.key_rows).view(1, *shape)
             its_query = query[alone.begin : alone.end].transpose(0, 1)[None]
             its_output = output[alone.begin : alone.end].transpose(0, 1)[None]
-            for rows, seen in alone.tiles:
-                mask = self._mask[rows.start - rows.stop :, seen.start - seen.stop :]
-                its_output[:, :, rows] = _attend(
-                    its_query[:, :, rows], key[:, :, seen], value[:, :, seen], mask, form
+            for tile in alone.tiles:
+                its_output[:, :, tile.rows] = _attend(
+                    its_query[:, :, tile.rows],
+                    key[:, :, tile.keys],
+                    value[:, :, tile.keys],
+                    self._mask_of(tile),
+                    form,
                 )
         for group in self._together:
             size = group.num_slices
@@ -113,6 +130,15 @@ class PromptsPlan:
             # Padding wrote some rows several times, each time with the same value.
             output.index_copy_(0, group.query_rows, result.transpose(1, 2).flatten(0, 1))
         return output
+
+    def _mask_of(self, tile: _Tile) -> Tensor:
+        """[rows, keys] of the tile."""
+        columns = slice(self._widest - tile.num_seen, self._widest + tile.num_padding)
+        return self._mask[tile.rows.start - tile.rows.stop :, columns]
+
+
+def _key_step(device: torch.device, dtype: torch.dtype) -> int:
+    return KEY_STEP if device.type == "cpu" and dtype != torch.float32 else 1
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, form: AttentionForm) -> Tensor:
@@ -162,15 +188,35 @@ def _groups(lengths: np.ndarray, num_keys: np.ndarray, cache: KVCache) -> list[n
     return groups
 
 
-def _tiles(start: int, stop: int, first: int, window: int | None) -> list[tuple[slice, slice]]:
-    """Cuts the slice [start, stop) of a sequence into tiles of nearly equal size; returns the rows
-    of each, counted from `start`, and the keys that it sees, counted from `first`."""
+def _alone(
+    part: SliceGroup,
+    cache: KVCache,
+    index: int,
+    firsts: np.ndarray,
+    counts: np.ndarray,
+    window: int | None,
+    step: int,
+) -> _Alone:
+    begin, end = (int(row) for row in part.row_starts_host[index : index + 2])
+    first, stop = int(firsts[index]), int(part.context_lengths_host[index])
+    tiles = _tiles(stop - (end - begin), stop, first, window, step)
+    its = np.array([index])
+    num_keys = max(tile.keys.stop for tile in tiles)
+    rows = key_rows(part, cache, its, firsts[its], counts[its], num_keys)
+    return _Alone(begin, end, rows, tiles)
+
+
+def _tiles(start: int, stop: int, first: int, window: int | None, step: int) -> list[_Tile]:
+    """Cuts the slice [start, stop) of a sequence, whose keys are gathered from `first` on, into
+    tiles of nearly equal size."""
     size = -(-(stop - start) // -(-(stop - start) // TILE))
     tiles = []
     for begin in range(start, stop, size):
         end = min(begin + size, stop)
         seen = first if window is None else max(first, begin + 1 - window)
-        tiles.append((slice(begin - start, end - start), slice(seen - first, end - first)))
+        num_padding = -(end - seen) % step
+        keys = slice(seen - first, end - first + num_padding)
+        tiles.append(_Tile(slice(begin - start, end - start), keys, num_padding))
     return tiles
 
 
@@ -181,19 +227,21 @@ def _together(
     dtype: torch.dtype,
     group: np.ndarray,
     firsts: np.ndarray,
+    step: int,
 ) -> _Together:
     begins, stops = part.row_starts_host[group], part.context_lengths_host[group]
     lengths = part.row_starts_host[group + 1] - begins
     counts = stops - firsts
     rows = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)  # [slices, most rows]
     queries = ((stops - lengths)[:, None] + rows)[:, :, None]
-    columns = np.arange(counts.max())
+    num_keys = -(-int(counts.max()) // step) * step
+    columns = np.arange(num_keys)
     # Padding is given a position behind every query, so that causality masks it.
     keys = firsts[:, None] + np.where(columns < counts[:, None], columns, stops.max())
     device = part.page_tables.device
     return _Together(
         num_slices=len(group),
         query_rows=torch.from_numpy((begins[:, None] + rows).flatten()).to(device),
-        key_rows=key_rows(part, cache, group, firsts, counts, int(counts.max())),
+        key_rows=key_rows(part, cache, group, firsts, counts, num_keys),
         mask=_mask(queries, keys[:, None], window, dtype)[:, None].to(device),
     )

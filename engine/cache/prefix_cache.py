@@ -3,8 +3,8 @@
 A page is always in exactly one of three states:
 
     free     in the pool
-    held     by at least one lease: private to it, or cached and on a lease's path
-    cached   in the tree and held by nobody: the next lease may hit it or evict it
+    held     by at least one request: private to it, or cached and on its path in the tree
+    cached   in the tree and held by nobody: the next request may hit it or evict it
 
     free + held + cached == total
 """
@@ -21,12 +21,12 @@ from protocol.namespace import SHARED, Namespace
 
 
 @dataclass(eq=False)
-class Lease:
+class HeldPages:
     """The pages one request holds, in the order of its tokens. Made by a `PrefixCache`."""
 
     pages: list[int]
     num_cached_pages: int
-    """Leading pages that were cached when the lease was acquired: their KV needs no computing."""
+    """Leading pages that were cached when they were acquired: their KV needs no computing."""
     node: RadixNode = field(repr=False)
     private: set[int] = field(repr=False)
     """Pages of this lease that are not in the tree; freed on release."""
@@ -78,15 +78,15 @@ class PrefixCache:
         """
         return self._tree.find(hashes)
 
-    def hold(self, hashes: Sequence[PageHash]) -> Lease:
-        """A lease on the longest cached prefix, which counts as no use of its pages: once it is
+    def hold(self, hashes: Sequence[PageHash]) -> HeldPages:
+        """Holds the longest cached prefix. That counts as no use of its pages: once they are
         released they are evicted as early as without it."""
         pages, node = self._tree.match(hashes, now=None)
         self._tree.lock(node)
-        return Lease(pages, len(pages), node, private=set(), num_committed_pages=len(pages))
+        return HeldPages(pages, len(pages), node, private=set(), num_committed_pages=len(pages))
 
     def hashes(self) -> list[PageHash]:
-        """Of every page that can be found, held or not."""
+        """Returns the hashes of all pages that can be found, held or not."""
         return self._tree.hashes()
 
     def acquire(
@@ -96,11 +96,11 @@ class PrefixCache:
         now: float,
         namespace: Namespace = SHARED,
         num_spare_pages: int = 0,
-    ) -> Lease | None:
-        """A lease on `num_pages` pages, the first of them the longest cached prefix of `hashes`.
+    ) -> HeldPages | None:
+        """Holds `num_pages` pages, the first of them the longest cached prefix of `hashes`.
 
         `namespace` is the one that the hashes are chained from. Evicts as much
-        as it needs. None: there is no room until another lease is released, or not so much that
+        as it needs. None: there is no room until others are released, or not so much that
         `num_spare_pages` more could be given.
         """
         assert num_pages >= len(hashes)
@@ -110,51 +110,51 @@ class PrefixCache:
         if new_pages is None:
             self._tree.unlock(node)
             return None
-        return Lease(pages + new_pages, len(pages), node, set(new_pages), namespace, len(pages))
+        return HeldPages(pages + new_pages, len(pages), node, set(new_pages), namespace, len(pages))
 
-    def extend(self, lease: Lease, num_pages: int) -> bool:
-        """Makes the lease so many pages long, evicting as much as that needs. False, and no change:
-        there is no room until another lease is released."""
-        assert not lease.released and num_pages > len(lease.pages)
-        new_pages = self._allocate(num_pages - len(lease.pages))
+    def extend(self, held: HeldPages, num_pages: int) -> bool:
+        """Makes them so many pages, evicting as much as that needs. False, and no change:
+        there is no room until others are released."""
+        assert not held.released and num_pages > len(held.pages)
+        new_pages = self._allocate(num_pages - len(held.pages))
         if new_pages is None:
             return False
-        lease.pages += new_pages
-        lease.private.update(new_pages)
+        held.pages += new_pages
+        held.private.update(new_pages)
         return True
 
-    def commit(self, lease: Lease, hashes: Sequence[PageHash], now: float) -> None:
-        """The first len(hashes) pages of the lease hold what `hashes` say: make them findable.
+    def commit(self, held: HeldPages, hashes: Sequence[PageHash], now: float) -> None:
+        """The first len(hashes) of the held pages contain what `hashes` say: make them findable.
 
-        Where another lease committed the same content first, its page stays and ours remains
+        Where another request committed the same content first, its page stays and ours remains
         private to us. Repeating what was committed before changes nothing.
         """
-        assert not lease.released and len(hashes) <= len(lease.pages)
-        if len(hashes) <= lease.num_committed_pages:
+        assert not held.released and len(hashes) <= len(held.pages)
+        if len(hashes) <= held.num_committed_pages:
             return
-        present, node = self._tree.insert(hashes, lease.pages[: len(hashes)], now)
-        taken = lease.pages[present : len(hashes)]
-        assert lease.private.issuperset(taken), "a shared page was committed again"
-        lease.private.difference_update(taken)
+        present, node = self._tree.insert(hashes, held.pages[: len(hashes)], now)
+        taken = held.pages[present : len(hashes)]
+        assert held.private.issuperset(taken), "a shared page was committed again"
+        held.private.difference_update(taken)
         self._num_private_pages -= len(taken)
         self._tree.lock(node)
-        self._tree.unlock(lease.node)
-        lease.node = node
-        lease.num_committed_pages = len(hashes)
+        self._tree.unlock(held.node)
+        held.node = node
+        held.num_committed_pages = len(hashes)
         if taken:
-            self._salts[hashes[0]] = lease.namespace.salt
+            self._salts[hashes[0]] = held.namespace.salt
             self._changes.append(CacheChange([], list(hashes[present:])))
 
-    def release(self, lease: Lease) -> None:
-        """Ends the lease: private pages become free, committed ones stay cached."""
-        assert not lease.released, "lease released twice"
-        lease.released = True
-        self._pool.free(lease.private)
-        self._num_private_pages -= len(lease.private)
-        self._tree.unlock(lease.node)
+    def release(self, held: HeldPages) -> None:
+        """Gives the pages back: private ones become free, committed ones stay cached."""
+        assert not held.released, "pages released twice"
+        held.released = True
+        self._pool.free(held.private)
+        self._num_private_pages -= len(held.private)
+        self._tree.unlock(held.node)
 
     def flush(self, cache_salt: str | None = None) -> int:
-        """Forgets every cached page that no lease holds; returns how many.
+        """Forgets every cached page that no request holds; returns how many.
 
         With a `cache_salt` only the pages of that tenant; "" is the tenant without a salt.
         """

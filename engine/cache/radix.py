@@ -21,7 +21,7 @@ from protocol.hashing import PageHash
 
 
 class RadixNode:
-    """A run of pages below `parent`. `locks` counts the leases whose path goes through it;
+    """A run of pages below `parent`. `locks` counts the requests whose path goes through it;
     `is_queued` says that it has its one entry in the tree's queue of eviction."""
 
     __slots__ = ("children", "hashes", "is_queued", "last_used", "locks", "pages", "parent")
@@ -98,7 +98,7 @@ class RadixTree:
         return pages
 
     def hashes(self) -> list[PageHash]:
-        """Of all pages, parents before children."""
+        """Returns the hashes of all pages, parents before children."""
         return [page_hash for node in _below(self.root) for page_hash in node.hashes]
 
     def insert(

@@ -98,7 +98,7 @@ class TorchKernels:
         begin = 0
         for group, end in enumerate(ends.tolist()):
             if end > begin:
-                torch.mm(x[begin:end], weight[group].t(), out=output[begin:end])
+                output[begin:end] = self.linear(x[begin:end], weight[group], None)
             begin = end
         return output
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation
+from engine.kernels.row_blocks import blocks
 from engine.model.families import Activation
 
 CPU_SIZES = (4, 8, 16, 32, 64, 128)
@@ -112,13 +113,3 @@ def agreeing_sizes(weight: Tensor) -> list[int]:
     expected = torch.mm(x, weight.t())
     agreeing = [n for n in sizes[:-1] if torch.equal(torch.mm(x[-n:], weight.t()), expected[-n:])]
     return [*agreeing, sizes[-1]]
-
-
-def blocks(num_rows: int, sizes: list[int]) -> list[int]:
-    """Returns the bounds of blocks that hold all rows: blocks of the largest size, then one of the
-    smallest size that holds the rest."""
-    bounds = list(range(0, num_rows + 1, sizes[-1]))
-    rest = num_rows - bounds[-1]
-    if rest:
-        bounds.append(bounds[-1] + next(n for n in sizes if n >= rest))
-    return bounds

@@ -42,17 +42,6 @@ class NativeKernels(TorchKernels):
         )
         return output
 
-    def grouped_linear(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        if x.dtype != torch.float32:
-            return super().grouped_linear(x, weight, ends)
-        output = x.new_empty(x.shape[0], weight.shape[1])
-        begin = 0
-        for group, end in enumerate(ends.tolist()):
-            if end > begin:
-                output[begin:end] = self.linear(x[begin:end], weight[group], None)
-            begin = end
-        return output
-
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not _takes(x, weight):
             return super().rms_norm(x, weight, eps)

@@ -43,7 +43,7 @@ def adjust(
         (row, token)
         for row, (s, position) in enumerate(zip(samplings, positions, strict=True))
         if position - s.prompt_length < s.min_new_tokens
-        for token in s.stop_token_ids
+        for token in s.end_token_ids
     ]
     if early:
         places = _places(early, logits.device)

@@ -137,7 +137,7 @@ class ModelRunner:
         arrays = StepArrays.of(slices, self.layout.page_size, after.slices if after else ())
         previous = after.choices.tokens if after is not None and after.choices is not None else None
         is_recorded = self._graphs is not None and self._graphs.takes(arrays, previous)
-        # On a CPU nothing is compiled while a node serves.
+        # What libraries compile for a CPU takes them milliseconds, less than such a step.
         has_compiled = self.device.type == "cuda" and self._shapes.add(arrays, is_recorded)
         if self._graphs is not None and is_recorded:
             logits = self._graphs.run(arrays, previous)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.cache.prefix_cache import Lease
+from engine.cache.prefix_cache import HeldPages
 from protocol.sampling import Sampling, TokenLogprobs
 
 UNKNOWN = -1
@@ -53,20 +53,20 @@ class Sampled:
 
 
 class Sequence:
-    """Tokens known so far, of which the first `num_computed` have their KV in the lease's pages,
+    """Tokens known so far, of which the first `num_computed` have their KV in the held pages,
     and those behind them are computed by steps that are under way."""
 
     def __init__(
         self,
         tokens: list[int],
-        lease: Lease,
+        held: HeldPages,
         sampling: Sampling,
         num_computed: int,
         sequence_id: int,
     ) -> None:
         """`sequence_id` names its state in the runner; no other sequence of the node has it."""
         self.tokens = tokens
-        self.lease = lease
+        self.held = held
         self.sampling = sampling
         self.num_computed = num_computed
         self.sequence_id = sequence_id
@@ -77,7 +77,7 @@ class Sequence:
         """Tokens that the state in the runner has when the steps under way are over."""
         self._position = 0
         """The place of the newest slice in its step."""
-        self._pages = np.array(lease.pages, dtype=np.int32)
+        self._pages = np.array(held.pages, dtype=np.int32)
 
     @property
     def num_uncomputed(self) -> int:
@@ -151,8 +151,8 @@ class Sequence:
         self.num_computed += len(part.token_ids)
 
     def _page_table(self) -> np.ndarray:
-        """Copies what is new of a lease that has grown; slices made before keep their table."""
-        pages = self.lease.pages
+        """Copies what is new of pages that have grown; slices made before keep their table."""
+        pages = self.held.pages
         if len(self._pages) < len(pages):
             grown = np.array(pages[len(self._pages) :], dtype=np.int32)
             self._pages = np.concatenate((self._pages, grown))

@@ -14,7 +14,7 @@ from kvtransfer.transport import PeerLost
 
 
 @dataclass(frozen=True)
-class Plan:
+class FaultPlan:
     """Faults by the number of a message, counted from 0 over all pairs.
 
     `cut_sends` and `cut_receives` lose the peer there; `corrupt` flips a bit on the way out;
@@ -31,7 +31,7 @@ class Plan:
 class Faults:
     """A plan, how far it has come, and its switches; shared by the backends of several nodes."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: FaultPlan) -> None:
         self.plan = plan
         self.num_sends = 0
         self.num_receives = 0

@@ -15,7 +15,7 @@ from kvtransfer.backends.pair import RECEIVER_RANK
 from kvtransfer.transport import PeerLost
 
 
-class _Message:
+class _LocalMessage:
     """Bytes on offer until `taken`."""
 
     def __init__(self, content: Tensor) -> None:
@@ -34,7 +34,7 @@ class LocalBackend:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._queues: dict[str, queue.Queue[_Message]] = {}
+        self._queues: dict[str, queue.Queue[_LocalMessage]] = {}
 
     def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> LocalPair:
         if rank == RECEIVER_RANK:
@@ -47,11 +47,11 @@ class LocalBackend:
 
 
 class LocalPair:
-    def __init__(self, messages: queue.Queue[_Message], timeout_s: float) -> None:
+    def __init__(self, messages: queue.Queue[_LocalMessage], timeout_s: float) -> None:
         self._messages = messages
         self._timeout_s = timeout_s
         self._reserved = torch.empty(0)
-        self._under_way: deque[_Message] = deque()
+        self._under_way: deque[_LocalMessage] = deque()
         self._posted: deque[Tensor] = deque()
 
     def reserve(self, num_bytes: int) -> Tensor:
@@ -59,7 +59,7 @@ class LocalPair:
         return self._reserved
 
     def send(self) -> None:
-        self._under_way.append(_Message(self._reserved))
+        self._under_way.append(_LocalMessage(self._reserved))
         self._messages.put_nowait(self._under_way[-1])  # full only beyond the window
 
     def sent(self) -> None:

@@ -56,7 +56,7 @@ class ReceivingEnd:
 
 
 @dataclass(frozen=True, eq=False)
-class _Message:
+class _IncomingMessage:
     """The next of a frame; its bytes are received and dropped when nobody wants them."""
 
     rows: range
@@ -135,8 +135,8 @@ class _Receiver:
         self._meter = meter
         self._readable = select.poll()  # `select.select` knows no file beyond the 1024th
         self._readable.register(self._connection, select.POLLIN)
-        self._announced: deque[_Message] = deque()
-        self._posted: deque[_Message] = deque()
+        self._announced: deque[_IncomingMessage] = deque()
+        self._posted: deque[_IncomingMessage] = deque()
 
     def run(self) -> None:
         """Returns after the peer's `Bye`, when all that it sent is here. Raises PeerLost."""
@@ -175,14 +175,14 @@ class _Receiver:
         arrivals = self._end.inbox.find(header.transfer)
         part = arrivals.announce(shape, self._link, self._pool) if arrivals else None
         for rows in self._cut.messages(shape):
-            self._announced.append(_Message(rows, header.has_checksums, part))
+            self._announced.append(_IncomingMessage(rows, header.has_checksums, part))
 
-    def _post(self, message: _Message) -> None:
+    def _post(self, message: _IncomingMessage) -> None:
         num_bytes = len(message.rows) * self._cut.row_bytes
         self._pair.post(num_bytes + (CHECKSUM_BYTES if message.has_checksum else 0))
         self._posted.append(message)
 
-    def _receive(self, message: _Message) -> None:
+    def _receive(self, message: _IncomingMessage) -> None:
         buffer = self._pair.received()
         num_bytes = len(message.rows) * self._cut.row_bytes
         if message.has_checksum and not has_right_checksum(buffer):

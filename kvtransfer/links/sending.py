@@ -13,7 +13,7 @@ from kvtransfer.transport import OnDone
 from protocol.ids import Attempt
 
 
-class Sending:
+class PageSend:
     """Thread-safe. `on_done` is called once, when no frame is left that could still read its pages:
     with the first error, if there was one."""
 
@@ -48,7 +48,7 @@ class Sending:
 class Frame:
     """Rows to be sent: `pages` (of the pool) in the layers that `shape` names."""
 
-    sending: Sending
+    sending: PageSend
     shape: FrameShape
     pages: Sequence[int]
     ready: torch.cuda.Event | None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvtransfer.links.outgoing import OutgoingLink
-from kvtransfer.links.sending import Frame, Sending
+from kvtransfer.links.sending import Frame, PageSend
 from kvtransfer.pages.layout import FrameShape
 from protocol.ids import Attempt
 
@@ -23,7 +23,7 @@ class LayerStream:
     def __init__(
         self,
         links: Sequence[OutgoingLink],
-        sending: Sending,
+        sending: PageSend,
         pool: Tensor,
         pages: Sequence[int],
         offset: int,

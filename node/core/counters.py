@@ -16,7 +16,7 @@ class Counters(NodeCounters):
     """The node's counters, with what several of them mean together."""
 
     exposed_s: dict[str, float] = msgspec.field(default_factory=dict)
-    """By peer: how long requests waited for its pages while nothing was computed for them."""
+    """How long requests waited for the pages of each peer while nothing was computed for them."""
 
     def started(self, num_cached_tokens: int) -> None:
         """Counts a request that is admitted with so many tokens of its prompt cached here.

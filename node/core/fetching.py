@@ -1,5 +1,5 @@
 """Fetching the first pages of a prompt from a node that owns them, in place of computing them.
-Pure; both schedulers have one.
+Pure.
 
     asker   acquire ──► ExpectPages, Fetch ──► pages arrive: commit them
                                           ├──► all are here: compute what follows
@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import Any
 
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from engine.steps.sequence import Sequence
 from node.core.counters import Counters
 from node.core.instructions import (
@@ -24,32 +25,34 @@ from node.core.instructions import (
     ExpectPages,
     Instruction,
     PagesSent,
-    Send,
+    SendMessage,
     SendPages,
 )
+from node.core.job import Job
 from protocol.hashing import PageHash, PageHasher, join_hashes, split_hashes
 from protocol.ids import Addresses, Attempt, Node
-from protocol.messages import Fetch, FetchRefused, Generate, Prefill
+from protocol.messages import Fetch, FetchRefused
 
 FETCH_TIMEOUT_S = 3.0
-"""Without progress. A dead owner says nothing, and one in a long step nothing for its length."""
+"""How long a fetch may make no progress. A dead owner says nothing, and one in a long step says
+nothing for its length."""
 
 
 @dataclass(eq=False)
-class _UnderWay:
+class _PendingFetch:
     sequence: Sequence
     chain: Seq[PageHash]
-    """From the first page of the prompt to the last fetched one."""
+    """Page hashes from the first page of the prompt to the last fetched one."""
     owner: str
     asked: float
     deadline: float
 
 
 @dataclass(eq=False)
-class _Serving:
+class _ServedFetch:
     """All sends of one attempt to whoever asked for it; their ends cannot be told apart."""
 
-    leases: list[Lease] = field(default_factory=list)
+    all_held: list[HeldPages] = field(default_factory=list)
     num_ended: int = 0
 
 
@@ -73,8 +76,8 @@ class Fetching:
         self._page_size = hasher.page_size
         self._counters = counters
         self._timeout_s = timeout_s
-        self._under_way: dict[Attempt, _UnderWay] = {}
-        self._serving: dict[Attempt, _Serving] = {}
+        self._under_way: dict[Attempt, _PendingFetch] = {}
+        self._serving: dict[Attempt, _ServedFetch] = {}
 
     def __contains__(self, attempt: Attempt) -> bool:
         return attempt in self._under_way
@@ -88,39 +91,39 @@ class Fetching:
         )
 
     def chains(self) -> Iterator[Seq[PageHash]]:
-        """Pages that are here or under way, from the first page of a prompt on."""
+        """Returns page hashes, from the first page of a prompt on, of pages that are here or under
+        way."""
         return (fetch.chain for fetch in self._under_way.values())
 
     # The asker
 
-    def begin(
-        self, request: Generate | Prefill, sequence: Sequence, reusable: Seq[PageHash], now: float
-    ) -> list[Instruction]:
-        """Asks the owner that `request` names for what the lease lacks; [] if it lacks nothing.
+    def begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
+        """Asks the owner that the job names for pages that it lacks; [] if it lacks none of them.
 
-        `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the request
+        `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the attempt
         is under way (`in`) and the pages that it lacks belong to the transfer.
         """
-        chain = reusable[: request.fetch_pages]
-        num_cached = sequence.lease.num_cached_pages
-        owner = request.fetch_node
-        if not request.fetch_address or owner is None or owner == self._node:
+        sequence, order = job.sequence, job.fetch
+        if order is None or order.owner == self._node:
             return []
+        assert sequence is not None
+        chain = reusable[: order.num_pages]
+        num_cached = sequence.held.num_cached_pages
         if len(chain) <= num_cached:
             return []
-        self._under_way[request.attempt] = _UnderWay(
-            sequence, chain, owner.name, now, now + self._timeout_s
+        self._under_way[job.attempt] = _PendingFetch(
+            sequence, chain, order.owner.name, now, now + self._timeout_s
         )
         question = Fetch(
-            attempt=request.attempt,
+            attempt=job.attempt,
             hashes=join_hashes(chain),
             skip_pages=num_cached,
             reply_address=self._addresses.control,
             data_addresses=self._addresses.data,
         )
         return [
-            ExpectPages(request.attempt, sequence.lease.pages[num_cached : len(chain)]),
-            Send(request.fetch_address, question),
+            ExpectPages(job.attempt, sequence.held.pages[num_cached : len(chain)]),
+            SendMessage(order.address, question),
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> int:
@@ -133,14 +136,14 @@ class Fetching:
         if fetch is None:
             return 0
         sequence = fetch.sequence
-        num_pages_here = sequence.lease.num_cached_pages + num_pages
+        num_pages_here = sequence.held.num_cached_pages + num_pages
         num_tokens = num_pages_here * self._page_size - sequence.num_computed
         if num_tokens <= 0:
             return 0
         fetch.deadline = now + self._timeout_s
         sequence.num_computed += num_tokens
         self._counters.fetched(num_tokens // self._page_size, num_tokens)
-        self._cache.commit(sequence.lease, fetch.chain[:num_pages_here], now)
+        self._cache.commit(sequence.held, fetch.chain[:num_pages_here], now)
         return num_tokens
 
     def received(self, attempt: Attempt, now: float) -> int:
@@ -148,7 +151,7 @@ class Fetching:
         fetch = self._under_way.get(attempt)
         if fetch is None:
             return 0
-        num_pages = len(fetch.chain) - fetch.sequence.lease.num_cached_pages
+        num_pages = len(fetch.chain) - fetch.sequence.held.num_cached_pages
         num_tokens = self.arrived(attempt, num_pages, now)
         self._end(attempt, now)
         return num_tokens
@@ -167,6 +170,7 @@ class Fetching:
         return self.give_up(attempt, now)
 
     def expire(self, now: float) -> list[Instruction]:
+        """Gives up every fetch that made no progress for too long."""
         late = [attempt for attempt, fetch in self._under_way.items() if now >= fetch.deadline]
         return [instruction for attempt in late for instruction in self.failed(attempt, now)]
 
@@ -183,15 +187,15 @@ class Fetching:
         another copy from now on.
         """
         chain = split_hashes(fetch.hashes)
-        lease = self._cache.hold(chain)
-        if len(lease.pages) < len(chain):
-            self._cache.release(lease)
-            num_pages = len(lease.pages)
+        held = self._cache.hold(chain)
+        if len(held.pages) < len(chain):
+            self._cache.release(held)
+            num_pages = len(held.pages)
             reason = f"{self._node.name} has {num_pages} of these {len(chain)} pages (any more)"
             refused = FetchRefused(fetch.attempt, reason, self._node)
-            return [Send(fetch.reply_address, refused)]
-        self._serving.setdefault(fetch.attempt, _Serving()).leases.append(lease)
-        pages = lease.pages[fetch.skip_pages :]
+            return [SendMessage(fetch.reply_address, refused)]
+        self._serving.setdefault(fetch.attempt, _ServedFetch()).all_held.append(held)
+        pages = held.pages[fetch.skip_pages :]
         self._counters.pages_sent += len(pages)
         return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
 
@@ -200,7 +204,7 @@ class Fetching:
         self._counters.transfer_failures += bool(event.error)
         serving = self._serving[event.transfer]
         serving.num_ended += 1
-        if serving.num_ended == len(serving.leases):
+        if serving.num_ended == len(serving.all_held):
             del self._serving[event.transfer]
-            for lease in serving.leases:
-                self._cache.release(lease)
+            for held in serving.all_held:
+                self._cache.release(held)

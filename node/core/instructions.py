@@ -1,22 +1,19 @@
-"""What a scheduler tells its shell to do, and what the shell tells it besides messages. Pure.
+"""What the core of a node tells its shell to do, and what it is told besides messages. Pure.
 
-A scheduler decides and never acts. The shell carries out instructions strictly in their order;
-so pages that an `AbortTransfer` gives up may be promised to a later `ExpectPages` of the same list.
+The core decides and never acts. The shell carries out instructions strictly in their order; so
+pages that an `AbortTransfer` gives up may be promised to a later `ExpectPages` of the same list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from engine.steps.sequence import Sampled, Slice
 from protocol.ids import Attempt
-from protocol.messages import AnyMessage, Load, Message
+from protocol.messages import AnyMessage, Message
 
 
 @dataclass(frozen=True)
-class Send:
+class SendMessage:
     """Send a control message."""
 
     address: str
@@ -28,7 +25,7 @@ class SendPages:
     """Send these pages as pages `offset …` of the transfer; they stay held until `PagesSent`."""
 
     data_addresses: tuple[str, ...]
-    """Of all ranks of the receiving node, in order."""
+    """Where all ranks of the receiving node take pages, in order."""
     transfer: Attempt
     pages: list[int]
     offset: int
@@ -60,6 +57,9 @@ class ExpectPages:
 
     transfer: Attempt
     pages: list[int]
+    serial: int = 0
+    """Set by the `NodeCore`, and repeated in all news of this transfer: news of one that was
+    aborted must not be taken for news of the next one of the same name."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,28 @@ class AbortTransfer:
     transfer: Attempt
 
 
-Instruction = Send | SendPages | StreamPages | CancelSends | ExpectPages | AbortTransfer
+@dataclass(frozen=True)
+class EndSequence:
+    """The runner may forget the state of this sequence once no step under way needs it."""
+
+    sequence_id: int
+
+
+@dataclass(frozen=True)
+class RewriteRecord:
+    """Write the whole record of this node in Redis again."""
+
+
+Instruction = (
+    SendMessage
+    | SendPages
+    | StreamPages
+    | CancelSends
+    | ExpectPages
+    | AbortTransfer
+    | EndSequence
+    | RewriteRecord
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,7 @@ class PagesArrived:
 
     transfer: Attempt
     num_pages: int
+    serial: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,7 @@ class PagesReceived:
     """All pages of an expected transfer are in the pool."""
 
     transfer: Attempt
+    serial: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,11 @@ class ReceiveFailed:
 
     transfer: Attempt
     reason: str
+    serial: int = 0
+
+
+TransferNews = PagesArrived | PagesReceived | ReceiveFailed
+"""What becomes of an expected transfer."""
 
 
 @dataclass(frozen=True)
@@ -103,28 +131,7 @@ class PagesSent:
     transfer: Attempt
     error: str = ""
     is_fetch: bool = False
-    """As in the `SendPages`: one attempt may be sent here and served to others."""
+    """Repeats that of the `SendPages`: one attempt may be sent here and served to others."""
 
 
-Event = AnyMessage | PagesArrived | PagesReceived | ReceiveFailed | PagesSent
-
-
-class Scheduler(Protocol):
-    """The pure half of a node. `now` is monotonic seconds."""
-
-    def handle(self, event: Event, now: float) -> list[Instruction]: ...
-
-    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        """The next step, and what to do before it is started; from now on it is under way, and one
-        more may be planned before it is over. Without slices there is no step: nothing can be
-        computed before the next event, the end of the step under way or a deadline."""
-
-    def finish(self, sampled: Sequence[Sampled | None], now: float) -> list[Instruction]:
-        """The oldest step under way is over. Takes what was sampled for each of its slices."""
-
-    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
-        """These slices of the oldest step under way (by position) could not be computed: their
-        requests fail and their pages come back. `finish` follows, with the rest."""
-
-    def load(self) -> Load:
-        """Queues, pages and counters; the shell adds measured rates."""
+Event = AnyMessage | TransferNews | PagesSent

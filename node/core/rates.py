@@ -27,6 +27,8 @@ class Rates:
     def observe(self, slices: Sequence[Slice], seconds: float) -> None:
         """Takes one step that the device needed `seconds` for, from its start or the end of the
         step before it to its own end."""
+        if seconds <= 0:  # a clock that is coarse, or played, tells nothing
+            return
         lengths = [len(s.token_ids) for s in slices if len(s.token_ids) > 1]
         if not lengths:
             self.step_s = _blend(self.step_s, seconds)

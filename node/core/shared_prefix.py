@@ -10,7 +10,7 @@ from engine.cache.prefix_cache import PrefixCache
 from protocol.hashing import PageHash
 
 MAX_LOOKED_AT = 32
-"""Of the prompts that wait, so many are looked at before each step."""
+"""How many of the prompts that wait are looked at before each step."""
 
 
 def next_page_is_coming(

@@ -1,26 +1,30 @@
-"""The shell around a scheduler: everything that touches the world, and one loop.
+"""`NodeShell`: the loop of a node. It carries between the core, which decides, and the world, and
+knows nothing of what is decided.
 
-It knows messages, pages and transfers, and nothing of what a scheduler decides.
+    one turn:  begin_turn   messages and news of transfers ─► core ─► instructions are carried out,
+                            and a step is started
+               (the device computes)
+               end_turn     steps that must be over are awaited ─► core ─► instructions,
+                            then what changed is published and told
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from engine.cache.prefix_cache import PrefixCache
 from engine.steps.sequence import Slice
-from kvtransfer.transport import PageStream, Transport
+from kvtransfer.transport import PageStream
+from node.core.core import NodeCore
+from node.core.expected_transfers import without_outdated
 from node.core.instructions import (
     AbortTransfer,
     CancelSends,
+    EndSequence,
     Event,
     ExpectPages,
     Instruction,
@@ -28,116 +32,112 @@ from node.core.instructions import (
     PagesReceived,
     PagesSent,
     ReceiveFailed,
-    Scheduler,
-    Send,
+    RewriteRecord,
+    SendMessage,
     SendPages,
     StreamPages,
 )
 from node.core.links import link_loads
 from node.resources import resident_bytes
-from node.shell.heartbeat import Heartbeats
-from node.shell.publisher import OwnershipPublisher
+from node.shell.ports import ChannelPort, HeartbeatsPort, PublisherPort, TransportPort
 from node.shell.runner import Runner
 from node.shell.steps import Steps
-from protocol.channel import Channel, PeerUnreachable
-from protocol.counters import NodeCounters
-from protocol.hashing import join_hashes
-from protocol.ids import Attempt, Node
-from protocol.messages import (
-    AnyMessage,
-    AuditPages,
-    AuditReply,
-    CacheFlushed,
-    FlushCache,
-    Load,
-    Republish,
-)
+from protocol.channel import PeerUnreachable
+from protocol.ids import Attempt
+from protocol.messages import LinkLoad, Load
 
 log = logging.getLogger(__name__)
 
-LINKS_INTERVAL_S = 0.05
+LOOK_INTERVAL_S = 0.05
 """Looking at the links of 16 peers costs 0.1 ms: not something to do in every step."""
 IDLE_WAIT_S = 0.1
 """How long an idle loop waits for the next event before it looks at its deadlines."""
 
 
-@dataclass(eq=False)
-class _Expected:
-    """One life of an expected transfer: news of an aborted one must not be taken for those of the
-    next one of the same name."""
-
-    transfer: Attempt
-    num_arrived: int = 0
-    num_told: int = 0
-
-
 class NodeShell:
-    """Runs one scheduler until `stop`. Owns nothing that it is given; see `node.build`."""
+    """Runs one core until `stop`. Owns nothing that it is given; see `node.build`."""
 
     def __init__(
         self,
-        node: Node,
-        channel: Channel,
-        scheduler: Scheduler,
-        cache: PrefixCache,
+        core: NodeCore,
+        channel: ChannelPort,
+        transport: TransportPort,
         runner: Runner,
-        transport: Transport,
-        publisher: OwnershipPublisher,
-        heartbeats: Heartbeats,
+        publisher: PublisherPort,
+        heartbeats: HeartbeatsPort,
+        clock: Callable[[], float],
     ) -> None:
-        self._node = node
+        """`clock` gives monotonic seconds."""
+        self._core = core
         self._channel = channel
-        self._scheduler = scheduler
-        self._cache = cache
         self._transport = transport
         self._publisher = publisher
         self._heartbeats = heartbeats
-        self._transfer_events: deque[tuple[_Expected | None, Event]] = deque()
-        self._expected: dict[Attempt, _Expected] = {}
-        self._streams: dict[Attempt, PageStream] = {}  # of pages that the newest step computes
-        self._steps = Steps(runner, time.monotonic)
-        self._links: dict[str, Any] = {}
+        self._clock = clock
+        self._steps = Steps(runner, clock)
+        self._transfer_events: deque[Event] = deque()
+        self._streams: dict[Attempt, PageStream] = {}
+        """Sends of pages that the newest step computes."""
+        self._planned: Sequence[Slice] = ()
+        """The step that this turn started."""
+        self._idle = True
+        """The last turn had nothing to compute."""
+        self._links: tuple[LinkLoad, ...] = ()
+        self._link_bytes_per_s = 0.0
         self._bytes_sent = 0
-        self._next_look_at_links = 0.0
+        self._rss_bytes = 0
+        self._next_look = 0.0
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Ends `run` after the current step; may be called from any thread or signal handler."""
+        """Ends `run` after the current turn; may be called from any thread or signal handler."""
         self._stop.set()
         self._channel.wake()
 
     def run(self) -> None:
         """Raises DeviceBroken when a new process is needed."""
-        idle = True
         while not self._stop.is_set():
-            for event in self._events(wait=idle):
-                self._execute(self._scheduler.handle(event, time.monotonic()))
-            slices, instructions = self._scheduler.next_batch(time.monotonic())
-            self._execute(instructions)
-            if slices:
-                if idle:  # others need not wait for the end of this step to know of it
-                    self._heartbeats.update(self._load(idle))
-                self._start(slices)
-            idle = not slices and not self._steps
-            while self._steps and not (slices and self._steps.may_stay):
-                self._settle()
-            self._report(idle)
+            self.begin_turn()
+            self.end_turn()
         while self._steps:
             self._settle()
 
-    def _start(self, slices: Sequence[Slice]) -> None:
-        if self._steps.start(slices, self._layers_ready):
+    @property
+    def is_computing(self) -> bool:
+        """A step is under way."""
+        return len(self._steps) > 0
+
+    def begin_turn(self) -> None:
+        """Takes everything that has come, and starts a step if there is something to compute. An
+        idle node waits a moment for something to come."""
+        for event in self._events():
+            self._carry_out(self._core.handle(event, self._clock()))
+        self._planned, instructions = self._core.next_batch(self._clock())
+        self._carry_out(instructions)
+        if not self._planned:
+            return
+        if self._idle:  # others need not wait for the end of this step to know of it
+            self._heartbeats.update(self._load())
+        if self._steps.start(self._planned, self._layers_ready):
             self._finish_streams()
+
+    def end_turn(self) -> None:
+        """Waits for every step that must be over before the next turn, and reports."""
+        self._idle = not self._planned and not self._steps
+        while self._steps and not (self._planned and self._steps.may_stay):
+            self._settle()
+        if changes := self._core.take_changes():
+            self._publisher.publish(changes)
+        self._heartbeats.update(self._load())
 
     def _settle(self) -> None:
         """Waits for the oldest step."""
-        outcome, now = self._steps.settle(), time.monotonic()
+        outcome, now = self._steps.settle(), self._clock()
         if outcome.failed:
-            reason = f"a step failed on {self._node.name}: {outcome.reason}"
-            self._execute(self._scheduler.abandon(outcome.failed, reason, now))
+            self._carry_out(self._core.abandon(outcome.failed, outcome.reason, now))
         if not self._steps:  # those who failed are cancelled; others need not wait any more
             self._finish_streams()
-        self._execute(self._scheduler.finish(outcome.sampled, now))
+        self._carry_out(self._core.finish(outcome.sampled, now))
 
     def _layers_ready(self, num_layers: int) -> None:
         for stream in self._streams.values():
@@ -148,29 +148,17 @@ class NodeShell:
             stream.finish()
         self._streams.clear()
 
-    def _events(self, wait: bool) -> Iterable[Event]:
-        timeout_s = IDLE_WAIT_S if wait and not self._transfer_events else 0.0
-        for message in self._channel.drain(timeout_s):
-            if not self._operate(message):
-                yield message
+    def _events(self) -> list[Event]:
+        """Messages first: what a transfer brought may be unwanted by them."""
+        timeout_s = IDLE_WAIT_S if self._idle and not self._transfer_events else 0.0
+        events: list[Event] = list(self._channel.drain(timeout_s))
         while self._transfer_events:
-            expected, event = self._transfer_events.popleft()
-            if expected is None:
-                yield event
-            elif self._expected.get(expected.transfer) is expected:  # else it was aborted
-                yield from self._news_of(expected, event)
+            events.append(self._transfer_events.popleft())
+        return without_outdated(events)
 
-    def _news_of(self, expected: _Expected, event: Event) -> Iterable[Event]:
-        if not isinstance(event, PagesArrived):
-            del self._expected[expected.transfer]
-            yield event
-        elif expected.num_told < expected.num_arrived:  # of several the newest is told
-            expected.num_told = expected.num_arrived
-            yield PagesArrived(expected.transfer, expected.num_told)
-
-    def _execute(self, instructions: Iterable[Instruction]) -> None:
+    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
-            if isinstance(instruction, Send):
+            if isinstance(instruction, SendMessage):
                 self._send(instruction)
             elif isinstance(instruction, SendPages):
                 self._send_pages(instruction)
@@ -183,15 +171,18 @@ class NodeShell:
                 self._expect(instruction)
             elif isinstance(instruction, AbortTransfer):
                 self._transport.abort(instruction.transfer)
-                self._expected.pop(instruction.transfer, None)
+            elif isinstance(instruction, EndSequence):
+                self._steps.end_sequence(instruction.sequence_id)
+            elif isinstance(instruction, RewriteRecord):
+                self._publisher.republish()
 
-    def _send(self, instruction: Send) -> None:
+    def _send(self, work: SendMessage) -> None:
         try:
-            self._channel.send(instruction.address, instruction.message)
+            self._channel.send(work.address, work.message)
         except PeerUnreachable as error:
             # The peer's absence is noticed by lease and deadline; this message has no reader.
             log.warning("message dropped: %s", error)
-            self._channel.forget(instruction.address)
+            self._channel.forget(work.address)
 
     def _send_pages(self, work: SendPages) -> None:
         def on_done(error: str) -> None:
@@ -208,72 +199,47 @@ class NodeShell:
         )
 
     def _expect(self, work: ExpectPages) -> None:
-        transfer = work.transfer
-        self._expected[transfer] = expected = _Expected(transfer)
+        transfer, serial = work.transfer, work.serial
 
         def on_progress(num_pages: int) -> None:
-            expected.num_arrived = num_pages
-            self._transfer_event(PagesArrived(transfer, num_pages), expected)
+            self._transfer_event(PagesArrived(transfer, num_pages, serial))
 
         def on_done(error: str) -> None:
-            end = ReceiveFailed(transfer, error) if error else PagesReceived(transfer)
-            self._transfer_event(end, expected)
+            if error:
+                self._transfer_event(ReceiveFailed(transfer, error, serial))
+            else:
+                self._transfer_event(PagesReceived(transfer, serial))
 
-        self._transport.expect(work.transfer, work.pages, on_progress, on_done)
+        self._transport.expect(transfer, work.pages, on_progress, on_done)
 
-    def _transfer_event(self, event: Event, expected: _Expected | None = None) -> None:
+    def _transfer_event(self, event: Event) -> None:
         """Called on transport threads; a deque append is atomic."""
-        self._transfer_events.append((expected, event))
+        self._transfer_events.append(event)
         self._channel.wake()
 
-    def _operate(self, message: AnyMessage) -> bool:
-        """Carries out what an operator wants of the cache; False: the message is no such thing."""
-        if isinstance(message, FlushCache):
-            num_pages = self._cache.flush(message.cache_salt)
-            flushed = CacheFlushed(self._node, message.flush_id, num_pages)
-            self._send(Send(message.reply_address, flushed))
-        elif isinstance(message, AuditPages):
-            hashes = join_hashes(self._cache.hashes())
-            self._send(
-                Send(message.reply_address, AuditReply(self._node, message.audit_id, hashes))
-            )
-        elif isinstance(message, Republish):
-            self._publisher.republish()
-        else:
-            return False
-        return True
-
-    def _report(self, idle: bool) -> None:
-        if changes := self._cache.take_changes():
-            self._publisher.publish(changes)
-        self._heartbeats.update(self._load(idle))
-
-    def _load(self, idle: bool) -> Load:
-        load, now = self._scheduler.load(), time.monotonic()
-        if idle or now >= self._next_look_at_links:
-            self._next_look_at_links = now + LINKS_INTERVAL_S
-            self._links = self._look_at_links(load)
+    def _load(self) -> Load:
+        load, now = self._core.load(), self._clock()
+        if self._idle or now >= self._next_look:
+            self._next_look = now + LOOK_INTERVAL_S
+            self._look(load)
         return msgspec.structs.replace(
             load,
             prefill_tokens_per_s=self._steps.rates.prefill_tokens_per_s,
             step_s=self._steps.rates.step_s,
-            rss_bytes=resident_bytes(),
-            counters=self._count(load),
-            **self._links,
+            rss_bytes=self._rss_bytes,
+            link_bytes_per_s=self._link_bytes_per_s,
+            links=self._links,
+            counters=msgspec.structs.replace(
+                load.counters, busy_s=self._steps.busy_s, bytes_sent=self._bytes_sent
+            ),
         )
 
-    def _count(self, load: Load) -> NodeCounters:
-        return msgspec.structs.replace(
-            load.counters, busy_s=self._steps.busy_s, bytes_sent=self._bytes_sent
-        )
-
-    def _look_at_links(self, load: Load) -> dict[str, Any]:
-        """The fields of `Load` about links; of `load`, its waits for them."""
+    def _look(self, load: Load) -> None:
+        """Looks at this process and at its links; `load` has how long the core waited for them."""
         links = self._transport.links()
         outgoing = [link for link in links if link.direction == "out"]
-        self._bytes_sent = sum(link.bytes_moved for link in outgoing)
         rates = [link.bytes_per_s for link in outgoing if link.bytes_per_s]
-        return {
-            "link_bytes_per_s": sum(rates) / len(rates) if rates else 0.0,
-            "links": link_loads(links, load.links),
-        }
+        self._bytes_sent = sum(link.bytes_moved for link in outgoing)
+        self._link_bytes_per_s = sum(rates) / len(rates) if rates else 0.0
+        self._links = link_loads(links, load.links)
+        self._rss_bytes = resident_bytes()

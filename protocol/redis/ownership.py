@@ -14,10 +14,12 @@ keys and one XREAD over the streams of all nodes work there too. The price is th
 them all; it is what a plain Redis would hold, and a Cluster serves here for its failover.
 
 Every write goes through a script that first compares the incarnation with the lease (fencing):
-a node that was replaced cannot write any more. Changes must follow one another: a Redis that lost
-some (a failover to a replica that lagged) answers LOST, and the node writes its whole set again.
-The pages and stream of a dead node outlive its lease by a factor of 20, then Redis drops them. One
-Redis database belongs to one cluster. Knows no connection; callers run the scripts.
+a node that was replaced cannot write any more. An older incarnation may have the lease when Redis
+came back empty and it registered first: the newer one is answered LOST, and registers over it.
+Changes must follow one another: a Redis that lost some (a failover to a replica that lagged)
+answers LOST, and the node writes its whole set again. The pages and stream of a dead node outlive
+its lease by a factor of 20, then Redis drops them. One Redis database belongs to one cluster. Knows
+no connection; callers run the scripts.
 
 At every moment the set of a node is prefix-closed: a change is applied whole, in one script, and a
 rewrite adds parents before children.
@@ -44,7 +46,8 @@ APPLIED, LOST, FENCED = 1, 0, -1
 _GUARD = """
 local current = redis.call('GET', KEYS[1])
 if not current then return 0 end
-if current ~= ARGV[1] then return -1 end
+if tonumber(current) > tonumber(ARGV[1]) then return -1 end
+if current ~= ARGV[1] then return 0 end
 """
 _KEEP = """
 redis.call('PEXPIRE', KEYS[1], ARGV[2])

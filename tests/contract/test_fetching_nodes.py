@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from decode.scheduler import DecodeLimits, DecodeScheduler
+from decode.answers import Answers
 from engine.cache.prefix_cache import PrefixCache
 from engine.steps.sequence import Sampled, Slice
 from engine.steps.step import OnLayer
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
+from node.core.core import NodeCore
+from node.core.scheduler import Scheduler, SchedulerLimits
+from node.core.work import WorkFactory
 from node.shell.shell import NodeShell
-from prefill.scheduler import PrefillLimits, PrefillScheduler
+from prefill.handovers import Handovers
 from protocol.channel import Channel
 from protocol.hashing import PageHasher, token_bytes
 from protocol.ids import Addresses, Attempt, Node, Role
@@ -113,6 +116,9 @@ class NoRedis:
     def publish(self, changes: object) -> None:
         pass
 
+    def republish(self) -> None:
+        pass
+
     def update(self, load: object) -> None:
         pass
 
@@ -137,28 +143,24 @@ class LiveNode:
         )
         self.address = self._channel.address
         addresses = Addresses(self.address, (self._transport.address,))
-        self.scheduler: PrefillScheduler | DecodeScheduler
-        if role == "prefill":
-            prefill_limits = PrefillLimits(32, 4, 8, FETCH_TIMEOUT_S)
-            self.scheduler = PrefillScheduler(
-                self.node, addresses, self.cache, HASHER, prefill_limits
-            )
-        else:
-            decode_limits = DecodeLimits(32, 4, 8, DEADLINE_S, FETCH_TIMEOUT_S)
-            self.scheduler = DecodeScheduler(
-                self.node, addresses, self.cache, HASHER, decode_limits
-            )
-        model: Any = self.model
-        no_redis: Any = NoRedis()
+        limits = SchedulerLimits(
+            chunk_tokens=32,
+            max_running=4,
+            max_waiting=8,
+            receive_timeout_s=DEADLINE_S,
+            fetch_timeout_s=FETCH_TIMEOUT_S,
+        )
+        kinds: list[WorkFactory] = [Handovers if role == "prefill" else Answers]
+        self.scheduler = Scheduler(role, self.node, addresses, self.cache, HASHER, limits, kinds)
+        no_redis = NoRedis()
         self._shell = NodeShell(
-            self.node,
+            NodeCore(self.node, self.cache, self.scheduler),
             self._channel,
-            self.scheduler,
-            self.cache,
-            model,
             self._transport,
+            self.model,
             no_redis,
             no_redis,
+            time.monotonic,
         )
         self._thread = threading.Thread(target=self._shell.run, daemon=True)
         self._thread.start()
@@ -202,7 +204,7 @@ class LiveCluster:
             namespace=SHARED,
             sampling=Sampling(temperature=0.0),
             max_new_tokens=6,
-            stop_token_ids=[],
+            end_token_ids=[],
             prefill_node=prefill.node if prefill else None,
             prefill_address=prefill.address if prefill else "",
             reply_address=self._channel.address,

@@ -8,13 +8,15 @@ from typing import Any, Protocol
 
 import pytest
 
+from coordinator.ownership.index import PrefixIndex
+from coordinator.ownership.mirror import OwnershipMirror
 from coordinator.ownership.redis_index import RedisIndex
 from protocol.hashing import PageHash, chain_start, join_hashes, page_hashes, split_hashes
 from protocol.ids import Node
 from protocol.namespace import Namespace
 from protocol.redis import ownership
 from protocol.redis.client import connect_async
-from tests.support.nodes import LAYOUT, Mirror
+from tests.support.nodes import LAYOUT, ReloadedIndex
 from tests.support.owners import Server, Writer
 
 PAGE_SIZE = 4
@@ -51,7 +53,9 @@ class RecordIndex(Writer):
         return split_hashes(self._loop.run_until_complete(self._index.pages(node)))
 
     def nodes(self) -> list[Node]:
-        return [*self._loop.run_until_complete(self._index.sequences())]
+        scripts = self.redis.register_script(ownership.LIST_NODES)
+        listed = scripts([ownership.NODES_KEY], [ownership.NODE_PREFIX])
+        return [*OwnershipMirror("tcp://me:1", PrefixIndex()).parse_nodes(listed)]
 
     def close(self) -> None:
         self._loop.run_until_complete(self._client.aclose())
@@ -78,7 +82,7 @@ def record(server: Server) -> Iterator[RecordIndex]:
 @pytest.fixture(params=["memory", "redis"])
 def index(request: pytest.FixtureRequest) -> Index:
     if request.param == "memory":
-        return Mirror()
+        return ReloadedIndex()
     record: RecordIndex = request.getfixturevalue("record")
     return record
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.links.handshake import VERSION, Hello, Place, choose_backend
 from kvtransfer.pages.layout import WHOLE
 from protocol.ids import Node
@@ -51,7 +51,7 @@ def test_without_a_common_way_the_peer_says_what_to_do(make: Make) -> None:
 
 
 def test_a_backend_that_makes_no_pair_is_replaced_by_the_next(make: Make) -> None:
-    broken, shm, gloo = Faults(Plan(no_pairs=True)), new_backend("shm"), new_backend("gloo")
+    broken, shm, gloo = Faults(FaultPlan(no_pairs=True)), new_backend("shm"), new_backend("gloo")
     a, b = (make(name, backend=shm, faults=broken, others=[gloo]) for name in "ab")
     assert "no pair" in move(a, b)
     assert move(a, b, number=2) == ""

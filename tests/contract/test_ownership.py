@@ -117,6 +117,15 @@ def test_a_replaced_life_of_a_node_can_write_no_more(publish: Start, following: 
     wait_until(lambda: following.knows(Node("p0", 1), []))
 
 
+def test_the_newer_life_takes_the_lease_back_from_the_older_one(server: Server) -> None:
+    """As when Redis came back empty, and the older one was first to write."""
+    writer, old, new = Writer(server.client()), Node("p0", 1), Node("p0", 2)
+    writer.register(old)
+    assert writer.call(ownership.RENEW, new, 0) == ownership.LOST, "it is not told to stop"
+    writer.reload(new, PAGES[:1])
+    assert writer.call(ownership.RENEW, old, 0) == ownership.FENCED
+
+
 def test_an_old_life_that_leaves_does_not_take_the_newer_ones_lease(
     server: Server, publish: Start, following: Following
 ) -> None:
@@ -236,7 +245,7 @@ def test_a_node_republishes_when_asked(
     assert following.record(P0) == {*PAGES} - {PAGES[2]}
     node.publisher.republish()
     wait_until(lambda: following.record(P0) == set(PAGES))
-    wait_until(lambda: following.follower.num_reloads > 0)
+    wait_until(lambda: following.follower.mirror.num_reloads > 0)
     assert following.knows(P0, PAGES)
 
 
@@ -248,7 +257,7 @@ def test_a_rewrite_keeps_parents_before_children(server: Server, following: Foll
         publishing.removed(PAGES[3], PAGES[2], PAGES[1], PAGES[0])
         publishing.stored(PAGES[7], PAGES[0], PAGES[1])
         wait_until(lambda: following.knows(P0, [PAGES[7], PAGES[0], PAGES[1]]))
-        assert list(publishing.publisher._owned) == [PAGES[7], PAGES[0], PAGES[1]]
+        assert publishing.publisher._writer.owned == [PAGES[7], PAGES[0], PAGES[1]]
     finally:
         publishing.publisher.close()
 
@@ -265,7 +274,7 @@ def test_a_gap_in_the_changes_makes_the_set_be_read_again(
     writer.sequences[P0] += 1
     writer.stored(P0, [PAGES[3]])
     wait_until(lambda: following.knows(P0, PAGES[1:4]))
-    assert following.follower.num_reloads == 1
+    assert following.follower.mirror.num_reloads == 1
 
 
 def test_a_redis_whose_clock_is_behind_hides_no_change(
@@ -287,7 +296,7 @@ def test_a_redis_whose_clock_is_behind_hides_no_change(
     wait_until(lambda: following.knows(P0, PAGES[:4]))
     writer.removed(P0, [PAGES[3]])
     wait_until(lambda: following.knows(P0, PAGES[:3]))
-    assert following.follower.num_reloads == 1
+    assert following.follower.mirror.num_reloads == 1
 
 
 def test_a_set_that_is_being_rewritten_is_not_read(server: Server, following: Following) -> None:
@@ -312,10 +321,10 @@ def test_a_mirror_is_read_again_when_asked(publish: Start, following: Following)
 
     publish(P0).stored(*PAGES)
     wait_until(lambda: following.knows(P0, PAGES))
-    before = following.follower.num_reloads
+    before = following.follower.mirror.num_reloads
     following.call(spoil_and_reload())
     assert following.knows(P0, PAGES)
-    assert following.follower.num_reloads == before + 1
+    assert following.follower.mirror.num_reloads == before + 1
 
 
 def test_draining_is_known_to_every_coordinator(
@@ -325,13 +334,13 @@ def test_draining_is_known_to_every_coordinator(
     try:
         following.call(following.follower.set_draining("p0", True))
         following.call(following.follower.set_draining("p1", True))
-        assert following.follower.draining == {"p0", "p1"}
-        wait_until(lambda: other.follower.draining == {"p0", "p1"})
+        assert following.follower.mirror.draining == {"p0", "p1"}
+        wait_until(lambda: other.follower.mirror.draining == {"p0", "p1"})
         other.call(other.follower.set_draining("p0", False))
-        wait_until(lambda: following.follower.draining == {"p1"})
+        wait_until(lambda: following.follower.mirror.draining == {"p1"})
         server.client().flushall()
         late = Following(redis_url)
-        wait_until(lambda: late.follower.draining == {"p1"})
+        wait_until(lambda: late.follower.mirror.draining == {"p1"})
         late.close()
     finally:
         other.close()
@@ -342,8 +351,8 @@ def test_the_lag_of_changes_is_measured(publish: Start, following: Following) ->
     node.stored(PAGES[0])
     wait_until(lambda: following.knows(P0, PAGES[:1]))
     node.stored(PAGES[1])
-    wait_until(lambda: following.follower.lag_s > 0)
-    assert following.follower.lag_s < DEADLINE_S
+    wait_until(lambda: following.follower.mirror.lag_s > 0)
+    assert following.follower.mirror.lag_s < DEADLINE_S
 
 
 def test_a_redis_that_hangs_holds_up_nobody(
@@ -351,11 +360,11 @@ def test_a_redis_that_hangs_holds_up_nobody(
 ) -> None:
     node = publish(P0)
     node.stored(*PAGES[:4])
-    wait_until(lambda: following.knows(P0, PAGES[:4]) and following.follower.connected)
+    wait_until(lambda: following.knows(P0, PAGES[:4]) and following.follower.mirror.is_connected)
     stalls: list[float] = []
 
     async def beat() -> None:
-        while following.follower.connected:
+        while following.follower.mirror.is_connected:
             before = time.monotonic()
             await asyncio.sleep(0.01)
             stalls.append(time.monotonic() - before)
@@ -389,9 +398,9 @@ def test_a_redis_that_comes_back_empty_is_filled_again(
     for each in publishing:
         each.stored(*PAGES[:4])
     wait_until(lambda: all(following.knows(node, PAGES[:4]) for node in nodes))
-    wait_until(lambda: following.follower.connected)
+    wait_until(lambda: following.follower.mirror.is_connected)
     server.stop()
-    wait_until(lambda: not following.follower.connected)
+    wait_until(lambda: not following.follower.mirror.is_connected)
     publishing[0].stored(PAGES[4])
     assert all(following.knows(node, PAGES[:4]) for node in nodes)  # from memory
     server.start()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.pages.layout import Shard
 from node.ranks.commands import TransportCommand, TransportReport
 from node.ranks.executor import RankTransport
@@ -134,7 +134,7 @@ def test_one_rank_that_does_not_receive_fails_the_transfer_and_stops_the_others(
     make: Make, nodes: list[ParallelNode]
 ) -> None:
     decode = ParallelNode(make, "d", 2)
-    prefill = ParallelNode(make, "p", 2, {1: Faults(Plan(cut_sends=frozenset([1])))})
+    prefill = ParallelNode(make, "p", 2, {1: Faults(FaultPlan(cut_sends=frozenset([1])))})
     nodes += [prefill, decode]
     decode.expect(attempt(), [0, 1, 2])
     for offset, page in enumerate((4, 5)):

@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.router import NoRoute, Route
 from protocol.ids import Node
-from tests.support.nodes import Nodes, load_of, work_of
+from tests.support.nodes import Nodes, demand_of, load_of
 
-WORK = work_of(1600, "a")
+WORK = demand_of(1600, "a")
 NAMES = ["p0", "p1", "p2", "d0", "d1", "d2"]
 
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def route(nodes: Nodes, avoid: tuple[str, ...] = (), now: float = 0.0) -> Route:
-    return nodes.placement.route(work_of(1600, "a", avoid), now)
+    return nodes.placement.route(demand_of(1600, "a", avoid), now)
 
 
 def run_through(nodes: Nodes, count: int) -> list[Route]:
     """Prompts of their own, one after another: each ends before the next one comes."""
     routes = []
     for i in range(count):
-        now, work = 10.0 * i, work_of(1600, f"own{i}-")
+        now, work = 10.0 * i, demand_of(1600, f"own{i}-")
         chosen = nodes.placement.route(work, now)
-        nodes.placement.book(str(i), work, chosen, now)
-        nodes.placement.ended(str(i), now + 5.0)
+        nodes.book(str(i), work, chosen, now)
+        nodes.ended(str(i), now + 5.0)
         routes.append(chosen)
     return routes
 
@@ -118,9 +118,9 @@ def test_a_burst_is_spread(policy: str) -> None:
     nodes = Nodes("p0", "p1", "p2", "d0", policy=policy)
     chosen = []
     for i in range(9):
-        work = work_of(1600, f"own{i}-")
+        work = demand_of(1600, f"own{i}-")
         one = nodes.placement.route(work, 0.0)
-        nodes.placement.book(str(i), work, one, 0.0)
+        nodes.book(str(i), work, one, 0.0)
         chosen.append(one.computes.name)
     assert sorted(chosen) == ["p0"] * 3 + ["p1"] * 3 + ["p2"] * 3
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from torch import Tensor
 
-from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.backends.faulty import FaultPlan, Faults
 from tests.support.endpoints import LAYOUT, Endpoint, Make, attempt, same, until
 
 LAYERS = LAYOUT.num_layers
@@ -37,7 +37,7 @@ def test_a_layer_travels_before_the_next_one_is_computed(make: Make) -> None:
 
 
 def test_layers_of_a_short_chunk_are_sent_together(make: Make) -> None:
-    counting = Faults(Plan())
+    counting = Faults(FaultPlan())
     two_layers = 2 * 3 * LAYOUT.layer_page_bytes
     a = make("a", faults=counting, min_send_bytes=two_layers)
     b = make("b", faults=counting)
@@ -77,7 +77,7 @@ def test_progress_tells_how_many_leading_pages_are_complete(make: Make) -> None:
 
 
 def test_cancelled_frames_are_not_sent_and_every_send_ends(make: Make) -> None:
-    slow = Faults(Plan(hold=frozenset([0])))
+    slow = Faults(FaultPlan(hold=frozenset([0])))
     a, b = make("a", faults=slow), make("b", faults=slow)
     b.expect(attempt(1), [0])
     b.expect(attempt(2), [1])
@@ -98,7 +98,7 @@ def test_cancelled_frames_are_not_sent_and_every_send_ends(make: Make) -> None:
 
 
 def test_an_unfinished_stream_ends_when_its_link_is_lost(make: Make) -> None:
-    broken = Faults(Plan(cut_sends=frozenset([1])))
+    broken = Faults(FaultPlan(cut_sends=frozenset([1])))
     a, b = make("a", faults=broken, min_send_bytes=1), make("b", faults=broken)
     b.expect(attempt(), [0])
     stream = a.stream(b.address, attempt(), [0])

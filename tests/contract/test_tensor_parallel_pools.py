@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.pages.layout import Shard
 from protocol.layout import KVLayout
 from tests.support.endpoints import NUM_PAGES, Endpoint, Make, attempt, same
@@ -68,7 +68,7 @@ def test_every_rank_gets_its_heads_byte_for_byte(
 
 def test_one_lost_rank_fails_the_transfer_where_it_sends_to(make: Make) -> None:
     """Its sends are cut; the other ranks' pages arrive."""
-    layout, broken = HEADS[4], Faults(Plan(cut_sends=frozenset([1])))
+    layout, broken = HEADS[4], Faults(FaultPlan(cut_sends=frozenset([1])))
     decode = node(make, "d", 2, layout)
     prefill = [
         make(

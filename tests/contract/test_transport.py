@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvtransfer.backends.faulty import Faults, Plan
+from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.links.counts import LinkCounts
 from kvtransfer.pages.staging import PageRows
 from protocol.layout import KVLayout
@@ -98,7 +98,7 @@ def test_a_transfer_larger_than_a_frame(make: Make) -> None:
 
 
 def test_after_an_abort_nothing_is_written(make: Make) -> None:
-    slow = Faults(Plan(hold=frozenset([1])))
+    slow = Faults(FaultPlan(hold=frozenset([1])))
     a, b = make("a", faults=slow), make("b", faults=slow)
     b.expect(attempt(), [0, 1])
     a.send(b.address, attempt(), [0], offset=0)
@@ -172,7 +172,7 @@ def test_a_peer_that_is_not_there(make: Make) -> None:
 
 
 def test_a_corrupted_page_set_fails_and_is_counted(make: Make) -> None:
-    broken = Faults(Plan(corrupt=frozenset([0])))
+    broken = Faults(FaultPlan(corrupt=frozenset([0])))
     a, b = make("a", faults=broken), make("b", faults=broken)
     before = b.pool.clone()
     b.expect(attempt(), [0])
@@ -186,9 +186,9 @@ def test_a_corrupted_page_set_fails_and_is_counted(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", [Plan(cut_sends=frozenset([1])), Plan(cut_receives=frozenset([1]))]
+    "plan", [FaultPlan(cut_sends=frozenset([1])), FaultPlan(cut_receives=frozenset([1]))]
 )
-def test_a_cut_link_fails_its_transfers_and_a_new_one_works(make: Make, plan: Plan) -> None:
+def test_a_cut_link_fails_its_transfers_and_a_new_one_works(make: Make, plan: FaultPlan) -> None:
     broken = Faults(plan)
     a, b = make("a", faults=broken), make("b", faults=broken)
     b.expect(attempt(), [0, 1])
@@ -201,7 +201,7 @@ def test_a_cut_link_fails_its_transfers_and_a_new_one_works(make: Make, plan: Pl
 
 
 def test_a_part_that_is_lost_on_its_way_in_fails_its_transfer(make: Make) -> None:
-    broken = Faults(Plan(cut_receives=frozenset([0])))
+    broken = Faults(FaultPlan(cut_receives=frozenset([0])))
     a, b = make("a", faults=broken), make("b", faults=broken)
     b.expect(attempt(), [0])
     a.send(b.address, attempt(), [1])

@@ -20,6 +20,7 @@ from kvrelay.client import Client, ClientError
 from protocol.hashing import PageHasher
 from protocol.ids import Node
 from protocol.layout import KVLayout
+from protocol.namespace import Namespace
 from protocol.redis import ownership
 from protocol.redis.client import connect
 from tests.support.clusters import Cluster, start_cluster, wait_until
@@ -124,7 +125,7 @@ def test_the_shared_prefix_is_among_the_hottest(pair_cluster: Cluster) -> None:
     listed = {prefix["page_hash"]: prefix for prefix in pair_cluster.admin.prefixes(limit=1000)}
     assert list(listed) == [prefix["page_hash"] for prefix in pair_cluster.admin.prefixes(1000)]
     for salt in ("", "acme"):
-        prefix = listed[hasher.hashes(common, tenant(salt, ""))[-1].hex()]
+        prefix = listed[hasher.hashes(common, Namespace(tenant(salt, "")))[-1].hex()]
         assert prefix["tokens"] == 4 * PAGE_SIZE and prefix["hits"] == 3
         assert prefix["owners"] == ["d0", "p0"] and prefix["hits_overcounted_by_at_most"] == 0
         assert prefix["first_words"] is None and prefix["salted"] == bool(salt)
@@ -198,7 +199,7 @@ def test_a_drained_node_ends_its_work_and_gets_no_more(tiny_cluster: Cluster) ->
             if not drained:
                 drained = update["meta_info"]["decode_node"]
                 answer = tiny_cluster.admin.drain(drained)
-                assert answer == {"name": drained, "draining": True, "running_requests": 1}
+                assert answer == {"name": drained, "draining": True, "unfinished_requests": 1}
                 others = [tiny_cluster.generate(f"{i} {STORY}")["meta_info"] for i in range(6)]
                 assert drained not in {meta["decode_node"] for meta in others}
     assert update["meta_info"]["finish_reason"] == {"type": "length", "length": 400}

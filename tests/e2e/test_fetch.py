@@ -31,9 +31,9 @@ def test_what_prefill_forgot_is_fetched_from_decode(
     assert meta["transferred_pages"] == 1, "decode has the others itself"
     assert "fetched from d0" in meta["route_reason"]
     after = pair_cluster.settle()
-    load_before, load_after = (nodes["p0"]["load"] for nodes in (before, after))
-    fetched = load_after["fetched_tokens_total"] - load_before["fetched_tokens_total"]
-    computed = load_after["computed_tokens_total"] - load_before["computed_tokens_total"]
+    load_before, load_after = (nodes["p0"]["load"]["counters"] for nodes in (before, after))
+    fetched = load_after["fetched_tokens"] - load_before["fetched_tokens"]
+    computed = load_after["computed_tokens"] - load_before["computed_tokens"]
     assert (fetched, computed) == (reusable, len(prompt) - reusable)
 
 

@@ -34,7 +34,7 @@ ALL_AT_ONCE = Sampling(
     repetition_penalty=1.5,
     logit_bias=((20, 2.0), (21, -2.0)),
     min_new_tokens=12,
-    stop_token_ids=(30, 31, 32),
+    end_token_ids=(30, 31, 32),
     num_top_logprobs=4,
     logprob_token_ids=(7, 8),
 )
@@ -173,5 +173,5 @@ def test_other_seeds_and_penalties_give_other_tokens(runner: ModelRunner) -> Non
     ]
     answers = {tuple(alone(runner, sampling).tokens) for sampling in variants}
     assert len(answers) == len(variants)
-    stops = set(ALL_AT_ONCE.stop_token_ids)
+    stops = set(ALL_AT_ONCE.end_token_ids)
     assert not stops & set(alone(runner, ALL_AT_ONCE).tokens[len(PROMPT) : len(PROMPT) + 12])

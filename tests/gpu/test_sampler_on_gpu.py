@@ -33,7 +33,7 @@ SAMPLINGS = [
         logit_bias=((20, 2.0), (21, -2.0)),
         prompt_length=10,
         min_new_tokens=70,
-        stop_token_ids=(30, 31, 32),
+        end_token_ids=(30, 31, 32),
         num_top_logprobs=4,
         logprob_token_ids=(7, 8),
     ),

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from engine.cache.page_pool import PagePool
-from engine.cache.prefix_cache import Lease, PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from engine.cache.radix import RadixTree
 from protocol.hashing import PageHash
 from protocol.namespace import Namespace
@@ -183,12 +183,12 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Shadow: what each page holds, written by leases as requests would."""
+    """Shadow: what each page holds, written by requests."""
 
     cache_type = PrefixCache
     pool_type = PagePool
     tree_type = RadixTree
-    leases = Bundle("leases")
+    all_held = Bundle("all_held")
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,13 +196,13 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache._pool = self.pool_type(NUM_PAGES)
         self.cache._tree = self.tree_type()
         self.content: dict[int, bytes] = {}
-        self.open: dict[Lease, list[bytes]] = {}
+        self.open: dict[HeldPages, list[bytes]] = {}
         """With the hashes of what each computes."""
         self.owned: set[bytes] = set()
         self.clock = (tick // 4 for tick in itertools.count())  # ties happen
 
     @rule(
-        target=leases,
+        target=all_held,
         path=paths,
         salt=salts,
         extra=st.integers(0, 3),
@@ -212,58 +212,58 @@ class CacheMachine(RuleBasedStateMachine):
         hashes = hashes_of(path, salt)
         known = len(self.cache.find(hashes))
         room = self.cache.num_free_pages + self.cache.num_cached_pages
-        lease = self.cache.acquire(
+        held = self.cache.acquire(
             hashes, len(hashes) + extra, next(self.clock), Namespace(salt), spare
         )
-        if lease is None:
+        if held is None:
             assert len(hashes) + extra + spare > room, "refused although there was room"
             return multiple()
         assert self.cache.num_free_pages + self.cache.num_cached_pages >= spare
-        assert lease.num_cached_pages == known
-        for page, page_hash in zip(lease.pages[:known], hashes, strict=False):
+        assert held.num_cached_pages == known
+        for page, page_hash in zip(held.pages[:known], hashes, strict=False):
             assert self.content[page] == page_hash, "a hit is not a true prefix"
         for other in self.open:
-            assert not set(lease.pages[known:]) & set(other.pages), "a held page was given out"
-        for page, page_hash in zip(lease.pages[known:], hashes[known:], strict=False):
+            assert not set(held.pages[known:]) & set(other.pages), "a held page was given out"
+        for page, page_hash in zip(held.pages[known:], hashes[known:], strict=False):
             self.content[page] = page_hash  # compute it
-        self.open[lease] = hashes
-        return lease
+        self.open[held] = hashes
+        return held
 
-    @rule(target=leases, path=paths, salt=salts)
+    @rule(target=all_held, path=paths, salt=salts)
     def hold(self, path: str, salt: str) -> object:
         hashes = hashes_of(path, salt)
         pages = self.cache.find(hashes)
-        lease = self.cache.hold(hashes)
-        assert lease.pages == pages
+        held = self.cache.hold(hashes)
+        assert held.pages == pages
         assert [self.content[page] for page in pages] == hashes[: len(pages)]
-        self.open[lease] = hashes[: len(pages)]
-        return lease
+        self.open[held] = hashes[: len(pages)]
+        return held
 
-    @rule(lease=leases, extra=st.integers(1, 3))
-    def extend(self, lease: Lease, extra: int) -> None:
-        if lease.released:
+    @rule(held=all_held, extra=st.integers(1, 3))
+    def extend(self, held: HeldPages, extra: int) -> None:
+        if held.released:
             return
-        before = list(lease.pages)
+        before = list(held.pages)
         room = self.cache.num_free_pages + self.cache.num_cached_pages
-        extended = self.cache.extend(lease, len(before) + extra)
+        extended = self.cache.extend(held, len(before) + extra)
         assert extended == (extra <= room)
-        assert lease.pages[: len(before)] == before
-        added = set(lease.pages[len(before) :])
+        assert held.pages[: len(before)] == before
+        added = set(held.pages[len(before) :])
         assert len(added) == (extra if extended else 0)
-        for other in self.open.keys() - {lease}:
+        for other in self.open.keys() - {held}:
             assert not added & set(other.pages), "a held page was given out"
 
-    @rule(lease=leases, length=st.integers(0, 6))
-    def commit(self, lease: Lease, length: int) -> None:
-        if not lease.released:
-            length = max(length, lease.num_cached_pages)
-            self.cache.commit(lease, self.open[lease][:length], next(self.clock))
+    @rule(held=all_held, length=st.integers(0, 6))
+    def commit(self, held: HeldPages, length: int) -> None:
+        if not held.released:
+            length = max(length, held.num_cached_pages)
+            self.cache.commit(held, self.open[held][:length], next(self.clock))
 
-    @rule(lease=consumes(leases))
-    def release(self, lease: Lease) -> None:
-        if not lease.released:
-            self.cache.release(lease)
-            del self.open[lease]
+    @rule(held=consumes(all_held))
+    def release(self, held: HeldPages) -> None:
+        if not held.released:
+            self.cache.release(held)
+            del self.open[held]
 
     @rule()
     def flush(self) -> None:
@@ -276,15 +276,15 @@ class CacheMachine(RuleBasedStateMachine):
         before = set(self.cache.hashes())
         self.cache.flush(salt)
         of_tenant = {h for h in before if h.isupper() == bool(salt)}
-        held = {h for lease, chain in self.open.items() for h in chain[: lease.num_committed_pages]}
-        assert set(self.cache.hashes()) == before - (of_tenant - held)
+        kept = {h for held, chain in self.open.items() for h in chain[: held.num_committed_pages]}
+        assert set(self.cache.hashes()) == before - (of_tenant - kept)
 
     @invariant()
     def free_held_and_cached_add_up(self) -> None:
         cache = self.cache
-        held = {page for lease in self.open for page in lease.pages}
+        pages = {page for held in self.open for page in held.pages}
         assert cache.num_free_pages + cache.num_held_pages + cache.num_cached_pages == NUM_PAGES
-        assert cache.num_held_pages >= len(held)
+        assert cache.num_held_pages >= len(pages)
         if not self.open:
             assert cache.num_held_pages == 0, "something is held at quiescence"
 
@@ -303,7 +303,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert len(self.owned) == NUM_PAGES - self.cache.num_free_pages - self._private()
 
     def _private(self) -> int:
-        return sum(len(lease.private) for lease in self.open)
+        return sum(len(held.private) for held in self.open)
 
 
 @pytest.mark.hypothesis
@@ -313,7 +313,7 @@ def test_properties_hold(machine: type[RuleBasedStateMachine]) -> None:
 
 
 class EvictsHeldPages(RadixTree):
-    """Planted bug: forgets that leases lock their path."""
+    """Planted bug: forgets that held pages lock their path."""
 
     def lock(self, node: object) -> None:
         pass
@@ -352,10 +352,10 @@ class HoldsNothing(PrefixCache):
     """Planted bug: what is held may be evicted."""
 
     def hold(self, hashes):  # type: ignore[no-untyped-def]
-        lease = super().hold(hashes)
-        self._tree.unlock(lease.node)
-        lease.node = self._tree.root
-        return lease
+        held = super().hold(hashes)
+        self._tree.unlock(held.node)
+        held.node = self._tree.root
+        return held
 
 
 class FlushesEverybody(PrefixCache):
@@ -393,19 +393,19 @@ class RefusesEverything(PrefixCache):
 class LosesWhatItAdds(PrefixCache):
     """Planted bug: does not free on release by what a lease was extended."""
 
-    def extend(self, lease: Lease, num_pages: int) -> bool:
-        private = set(lease.private)
-        extended = super().extend(lease, num_pages)
-        lease.private = private
+    def extend(self, held: HeldPages, num_pages: int) -> bool:
+        private = set(held.private)
+        extended = super().extend(held, num_pages)
+        held.private = private
         return extended
 
 
 class FreesWhatOthersHit(PrefixCache):
     """Planted bug: takes committed pages for its own when it releases a lease."""
 
-    def release(self, lease: Lease) -> None:
-        lease.private.update(lease.pages)
-        super().release(lease)
+    def release(self, held: HeldPages) -> None:
+        held.private.update(held.pages)
+        super().release(held)
 
 
 @pytest.mark.parametrize(

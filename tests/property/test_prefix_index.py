@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from protocol.hashing import PageHash
 from protocol.ids import Node
-from tests.support.nodes import Mirror
+from tests.support.nodes import ReloadedIndex
 
 MAX_PAGES = 40
 paths = st.one_of(
@@ -40,7 +40,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = Mirror()
+        self.index = ReloadedIndex()
         self.shadow: dict[Node, set[PageHash]] = {}
         self.told: dict[Node, list[tuple[bool, list[PageHash]]]] = {}
         self.lives: dict[str, int] = {}
@@ -156,7 +156,7 @@ def test_after_lost_events_a_depth_ends_with_a_page_that_is_owned(
 ) -> None:
     """Whatever is missing in between: nobody is found who does not own the first page, and the
     last page of every depth is there."""
-    index, hashes = Mirror(), chain("a" * MAX_PAGES)
+    index, hashes = ReloadedIndex(), chain("a" * MAX_PAGES)
     for node, positions in owned.items():
         index.stored(node, [hashes[i] for i in positions])
     depths = index.match(hashes[:num_asked])
@@ -173,7 +173,7 @@ def test_after_lost_events_a_depth_ends_with_a_page_that_is_owned(
     num_asked=st.integers(0, MAX_PAGES),
 )
 def test_many_nodes(depths: list[int], num_asked: int) -> None:
-    index, hashes = Mirror(), chain("a" * MAX_PAGES)
+    index, hashes = ReloadedIndex(), chain("a" * MAX_PAGES)
     nodes = [Node(f"n{i}", 1) for i in range(len(depths))]
     for node, depth in zip(nodes, depths, strict=True):
         index.stored(node, hashes[:depth])

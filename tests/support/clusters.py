@@ -74,7 +74,12 @@ class Cluster:
         return {node["name"]: node for node in self.http.get("/admin/nodes").json()}
 
     def total(self, counter: str) -> int:
+        """Sums one number of the loads of all nodes."""
         return sum(node["load"][counter] for node in self.nodes().values())
+
+    def counted(self, counter: str) -> int:
+        """Sums one of the counters of all nodes."""
+        return sum(node["load"]["counters"][counter] for node in self.nodes().values())
 
     def wait_until_idle(self) -> None:
         """Until every node reports that nothing runs, waits or is held; and no page is lost."""

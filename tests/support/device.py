@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.steps.sequence import UNKNOWN, Sampled, Slice
 
@@ -21,10 +21,14 @@ def next_token(tokens: list[int]) -> int:
 class Device:
     """Computes steps in the order in which they were started, and no earlier than it has to."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, num_tokens: Callable[[], int] = lambda: 1) -> None:
+        """`num_tokens`: how many tokens the next sample has."""
         self.pool: Pool = {}
+        self.states: dict[int, list[int]] = {}
+        """The tokens that the state of each sequence was fed."""
         self.num_started = 0
         self._page_size = page_size
+        self._num_tokens = num_tokens
         self._queue: deque[Sequence[Slice]] = deque()
         """Started, and not computed."""
         self._results: deque[list[Sampled | None]] = deque()
@@ -43,9 +47,11 @@ class Device:
         """The first `num_steps` steps are done when this returns."""
         while self.num_started - len(self._queue) < num_steps:
             slices = self._queue.popleft()
-            for part in slices:
-                self._write(part)
-            self._newest = [self._sample(part) for part in slices]
+            tokens = [self._tokens_of(part) for part in slices]
+            for part, ids in zip(slices, tokens, strict=True):
+                for position, token in enumerate(ids, part.start):
+                    self.pool[self._slot(part, position)] = token
+            self._newest = [self._sample(*each) for each in zip(slices, tokens, strict=True)]
             self._results.append(self._newest)
 
     def finish(self) -> list[Sampled | None]:
@@ -53,6 +59,9 @@ class Device:
         if not self._results:
             self.compute_until(self.num_started - len(self._queue) + 1)
         return self._results.popleft()
+
+    def end_sequence(self, sequence_id: int) -> None:
+        self.states.pop(sequence_id, None)
 
     def contents(self, page: int) -> dict[int, int]:
         return {slot: token for (p, slot), token in self.pool.items() if p == page}
@@ -63,7 +72,7 @@ class Device:
         for slot, token in content.items():
             self.pool[page, slot] = token
 
-    def _write(self, part: Slice) -> None:
+    def _tokens_of(self, part: Slice) -> list[int]:
         tokens = list(part.token_ids)
         if part.follows is not None:
             assert tokens == [UNKNOWN]
@@ -71,15 +80,19 @@ class Device:
             assert before is not None, "it follows what samples nothing"
             tokens = [before.tokens[0]]
         assert UNKNOWN not in tokens
-        for position, token in enumerate(tokens, part.start):
-            self.pool[self._slot(part, position)] = token
+        return tokens
 
-    def _sample(self, part: Slice) -> Sampled | None:
+    def _sample(self, part: Slice, token_ids: list[int]) -> Sampled | None:
         if part.sampling is None:
             return None
-        end = part.start + len(part.token_ids)
-        context = [self.pool.get(self._slot(part, i), -1) for i in range(end)]
-        return Sampled((next_token(context),))
+        context = [self.pool.get(self._slot(part, i), -1) for i in range(part.end)]
+        if part.sampling.has_state:
+            fed = self.states.setdefault(part.sequence_id, [])
+            fed += [*part.replay, *token_ids]
+            assert fed == context, "its state is not that of its tokens"
+        for _ in range(self._num_tokens()):
+            context.append(next_token(context))
+        return Sampled(tuple(context[part.end :]))
 
     def _slot(self, part: Slice, position: int) -> tuple[int, int]:
         return int(part.pages[position // self._page_size]), position % self._page_size

@@ -10,16 +10,16 @@ import msgspec
 
 from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
+from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
-from coordinator.routing.placement import Placement, Work
+from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import Router
-from protocol.admission import admission_tokens, most_tokens
-from protocol.hashing import PAGE_HASH_BYTES, PageHash, chain_start, page_hashes
+from coordinator.routing.routed_request import RoutedRequest
+from coordinator.routing.router import Route, Router
+from protocol.hashing import PAGE_HASH_BYTES, PageHash
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
 from protocol.messages import Heartbeat, Load, NodeInfo
-from protocol.namespace import Namespace
 
 LAYOUT = KVLayout(num_layers=2, page_size=16, num_kv_heads=2, head_dim=16, dtype="float32")
 LEASE_S = 3.0
@@ -66,7 +66,7 @@ def registry_of(loads: dict[str, Load], now: float = 0.0) -> Registry:
     return registry
 
 
-class Mirror(PrefixIndex):
+class ReloadedIndex(PrefixIndex):
     """Reloads a node as the follower does: what was found is stored, what was not is removed."""
 
     def reload(self, node: Node, hashes: Sequence[PageHash]) -> None:
@@ -90,6 +90,7 @@ class Nodes:
         router = Router(chosen, local_prefill_max_tokens)
         self.placement = Placement(self.registry, self.index, router)
         self.queue = DispatchQueue(self.placement, chosen.binds_late)
+        self._requests: dict[str, RoutedRequest] = {}
         for name in names:
             self.join(name)
 
@@ -122,22 +123,41 @@ class Nodes:
         self.registry.remove(node)
         return node
 
-    def make_work(
-        self, tokens: list[int], namespace: Namespace, max_new_tokens: int, avoid: Collection[str]
-    ) -> Work:
-        hashes = page_hashes(tokens, LAYOUT.page_size, chain_start("model", LAYOUT, namespace))
-        most = most_tokens(len(tokens), max_new_tokens)
-        admission_pages = LAYOUT.num_pages(admission_tokens(len(tokens), most))
-        return Work(len(tokens), LAYOUT.num_pages(most), admission_pages, hashes, avoid)
+    def wait(self, request_id: str, demand: Demand, arrived: float) -> None:
+        """Lets a request wait for its turn."""
+        routed = self._requests[request_id] = RoutedRequest(request_id, demand, arrived)
+        self.queue.add(routed, arrived)
+
+    def remove(self, request_id: str) -> None:
+        if request_id in self._requests:
+            self.queue.remove(self._requests[request_id])
+
+    def waits(self, request_id: str) -> bool:
+        return request_id in self._requests and self._requests[request_id] in self.queue
+
+    def dispatch(self, now: float) -> list[tuple[str, Route]]:
+        """What the queue sends, by request id."""
+        return [(routed.request_id, route) for routed, route in self.queue.dispatch(now)]
+
+    def book(self, request_id: str, demand: Demand, route: Route, now: float) -> None:
+        """Sends a request past the queue."""
+        routed = self._requests[request_id] = RoutedRequest(request_id, demand, now)
+        self.placement.book(routed, route, now)
+
+    def computed(self, request_id: str, now: float) -> None:
+        self.placement.computed(self._requests[request_id], now)
+
+    def ended(self, request_id: str, now: float) -> None:
+        self.placement.ended(self._requests[request_id], now)
 
 
-def work_of(
+def demand_of(
     num_tokens: int, chain: str = "", avoid: Collection[str] = (), answer_pages: int = 1
-) -> Work:
+) -> Demand:
     """A prompt of its own, or of `chain`; of the pages for its answer it needs one to begin."""
     hashes = chain_of(chain, num_tokens // LAYOUT.page_size) if chain else []
     num_pages = LAYOUT.num_pages(num_tokens)
-    return Work(num_tokens, num_pages + answer_pages, num_pages + 1, hashes, avoid)
+    return Demand(num_tokens, num_pages + answer_pages, num_pages + 1, hashes, avoid)
 
 
 def chain_of(name: str, num_pages: int) -> list[PageHash]:

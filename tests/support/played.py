@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from engine.cache.prefix_cache import CacheChange
 from engine.steps.sequence import Sampled, Slice
 from engine.steps.step import OnLayer
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
+from node.core.core import NodeCore
+from node.core.scheduler import Scheduler
 from node.shell.shell import NodeShell
-from protocol.ids import Attempt, Node
-from protocol.messages import AnyMessage, Message
-from tests.support.world import DECODE
+from protocol.ids import Attempt
+from protocol.messages import AnyMessage, Load, Message
+from tests.support.world import D0, DECODE
 
 POISON = 777
 
@@ -70,7 +72,7 @@ class Runner:
 
 
 class Peers:
-    """Everybody else: stands in for a node's channel and for its transport."""
+    """Everybody else: stands in for all ports of a shell but its runner."""
 
     def __init__(self) -> None:
         self.said: list[Message] = []
@@ -78,14 +80,20 @@ class Peers:
         """What the transport was told, and of which request."""
         self.on_progress: dict[Attempt, OnProgress] = {}
         self.on_done: dict[Attempt, OnDone] = {}
+        self.inbox: list[AnyMessage] = []
+        """What the node hears in its next turn."""
+        self.changes: list[CacheChange] = []
+        self.num_republished = 0
+        self.loads: list[Load] = []
 
     # A channel
 
-    def send(self, address: str, message: Message) -> None:
+    def send(self, address: str, message: Message) -> None:  # type: ignore[override]
         self.said.append(message)
 
     def drain(self, timeout_s: float) -> list[AnyMessage]:
-        return []
+        messages, self.inbox = self.inbox, []
+        return messages
 
     def wake(self) -> None:
         pass
@@ -132,6 +140,17 @@ class Peers:
     def abort(self, transfer: Attempt) -> None:
         self.told.append(("abort", transfer.request_id))
 
+    # A publisher and heartbeats
+
+    def publish(self, changes: Iterable[CacheChange]) -> None:
+        self.changes += changes
+
+    def republish(self) -> None:
+        self.num_republished += 1
+
+    def update(self, load: Load) -> None:
+        self.loads.append(load)
+
 
 class Stream:
     def __init__(self, transfer: Attempt, told: list[tuple[str, str]]) -> None:
@@ -145,16 +164,18 @@ class Stream:
 
 
 def shell_of(
-    scheduler: Any, error: Exception, peers: Peers | None = None, runner: Runner | None = None
+    scheduler: Scheduler,
+    runner: Runner,
+    peers: Peers | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> NodeShell:
-    others: list[Any] = [runner or Runner(error), peers or Peers(), None, None]
-    return NodeShell(Node("d0", 1), peers or Peers(), scheduler, None, *others)  # type: ignore[arg-type]
+    """A shell whose time stands still."""
+    peers = peers or Peers()
+    core = NodeCore(D0, scheduler._cache, scheduler)
+    return NodeShell(core, peers, peers, runner, peers, peers, clock)
 
 
-def step_of(scheduler: Any, shell: NodeShell) -> int:
-    """Plans a step, starts it and waits for it; returns its number of slices."""
-    slices, instructions = scheduler.next_batch(0.0)
-    shell._execute(instructions)
-    shell._start(slices)
-    shell._settle()
-    return len(slices)
+def turn(shell: NodeShell) -> None:
+    """Plans a step, starts it and waits for it."""
+    shell.begin_turn()
+    shell.end_turn()

@@ -23,7 +23,7 @@ def adjusted(
             logit = logit / factor if logit > 0 else logit * factor
         logit += biases.get(token, 0.0)
         is_early = position - sampling.prompt_length < sampling.min_new_tokens
-        changed.append(-math.inf if is_early and token in sampling.stop_token_ids else logit)
+        changed.append(-math.inf if is_early and token in sampling.end_token_ids else logit)
     return changed
 
 

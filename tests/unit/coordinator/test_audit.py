@@ -17,7 +17,7 @@ from protocol.hashing import PageHash, join_hashes
 from protocol.ids import Node
 from protocol.messages import AuditPages, Message, Republish
 from protocol.redis.client import REDIS_ERRORS
-from tests.support.nodes import Mirror, load_of, registry_of
+from tests.support.nodes import ReloadedIndex, load_of, registry_of
 
 P0 = Node("p0", 1)
 A, B, C = (bytes([n]) * 16 for n in range(3))
@@ -33,9 +33,9 @@ class FakeService:
         mirror: set[PageHash],
     ) -> None:
         self._trees, self._records = list(trees), list(records)
-        self.registry = registry_of({"p0": load_of()})
-        self.index = Mirror()
+        self.index = ReloadedIndex()
         self.index.stored(P0, mirror)
+        self.core = SimpleNamespace(registry=registry_of({"p0": load_of()}), index=self.index)
         self.follower = SimpleNamespace(record=self, reload=self.reload)
         self.sent: list[Message] = []
         self.redis_error: Exception | None = None

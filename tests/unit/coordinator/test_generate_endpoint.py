@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_service import D0, DEADLINE_S, run, running_service
+from test_service import D0, DEADLINE_S, received, run, running_service
 
 from coordinator.http.generate import GenerateEndpoint
 from coordinator.service import Service
 from protocol.channel import Channel
-from protocol.messages import AnyMessage, Cancel, Generate, TokenOut, TokensOut
+from protocol.ids import Node
+from protocol.messages import Cancel, Generate, TokenOut, TokensOut
 from protocol.sampling import Sampling, TokenLogprobs
+from tests.support.nodes import heartbeat
 
 BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
 
@@ -63,16 +65,7 @@ def decode() -> Iterator[Channel]:
 
 def answer(service: Service, generate: Generate, start: int, finish: str) -> None:
     out = TokenOut(generate.attempt, start, [100], finish)
-    service._handle(TokensOut([out], D0))
-
-
-async def received(decode: Channel, count: int) -> list[AnyMessage]:
-    messages: list[AnyMessage] = []
-    while len(messages) < count:
-        arrived = await asyncio.to_thread(decode.drain, DEADLINE_S)
-        assert arrived, "nothing arrived"
-        messages += arrived
-    return messages
+    service.handle(TokensOut([out], D0))
 
 
 async def generate_of(decode: Channel) -> Generate:
@@ -138,13 +131,13 @@ def test_parameters_travel_to_the_node_and_logprobs_to_the_client(decode: Channe
                 logit_bias=((3, -4.0),),
                 prompt_length=3,
                 min_new_tokens=2,
-                stop_token_ids=(5, *eos),
+                end_token_ids=(5, *eos),
                 num_top_logprobs=1,
                 logprob_token_ids=(8,),
             )
             logprobs = TokenLogprobs(-0.5, [(4, -0.25)], [-7.0])
             out = TokenOut(generate.attempt, 0, [100], "length", logprobs=[logprobs])
-            service._handle(TokensOut([out], D0))
+            service.handle(TokensOut([out], D0))
             _, answer = await exchange.ended()
             meta = json.loads(answer)["meta_info"]
             assert meta["output_token_logprobs"] == [[-0.5, 100, None]]
@@ -190,7 +183,31 @@ def test_a_client_that_leaves_cancels_all_its_prompts(
             cancelled = await received(decode, num_prompts)
             assert cancelled == [Cancel(g.attempt) for g in sent if isinstance(g, Generate)]
             await exchange.ended()
-            assert service.num_running == 0
+            assert service.core.num_unfinished == 0
+
+    run(test)
+
+
+def test_a_request_longer_than_nodes_serve_is_refused(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            service.handle(heartbeat("prefill", Node("p0", 1), context_length=8))
+            body = {"input_ids": [7], "sampling_params": {"max_new_tokens": 8}}
+            status, answer = await Exchange(service, whole(body)).ended()
+            assert status == 400 and b"max_new_tokens 8; at most 8 fit" in answer
+
+    run(test)
+
+
+def test_a_rid_that_is_running_is_refused(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            first = Exchange(service, whole(BODY | {"rid": "mine"}))
+            await generate_of(decode)
+            status, answer = await Exchange(service, whole(BODY | {"rid": "mine"})).ended()
+            assert status == 400 and b"'mine' is running" in answer
+            first.leave()
+            await asyncio.wait_for(first.handler, DEADLINE_S)
 
     run(test)
 
@@ -201,7 +218,7 @@ def test_a_client_that_leaves_within_its_body_starts_nothing(decode: Channel) ->
             exchange = Exchange(service, [b"{"], is_whole=False)
             exchange.leave()
             await asyncio.wait_for(exchange.handler, DEADLINE_S)
-            assert not exchange.sent and service.num_running == 0
+            assert not exchange.sent and service.core.num_unfinished == 0
 
     run(test)
 

@@ -12,19 +12,28 @@ import msgspec
 import pytest
 
 from coordinator import service as service_module
-from coordinator.answers.generation import Generation
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
-from coordinator.http.schema import BadRequest, Prompt, SamplingParams
+from coordinator.core.request import Request
+from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
-from coordinator.routing.placement import Work
+from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Route
 from coordinator.service import Service
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from protocol.channel import Channel
 from protocol.ids import Attempt, Node
-from protocol.messages import AnyMessage, Cancel, Generate, Goodbye, TokenOut, TokensOut
+from protocol.messages import (
+    AnyMessage,
+    Cancel,
+    CoordinatorAlive,
+    Generate,
+    Goodbye,
+    TokenOut,
+    TokensOut,
+)
+from protocol.sampling import Sampling
 from tests.support.nodes import LAYOUT, heartbeat, load_of
 
 D0 = Node("d0", 1)
@@ -41,7 +50,7 @@ async def running_service(
     )
     service = Service(config, Tokenizer(Path(EMBEDDED)), Channel("127.0.0.1"))
     await service.start()
-    service._handle(heartbeat("decode", D0, control_address=decode.address))
+    service.handle(heartbeat("decode", D0, control_address=decode.address))
     try:
         yield service
     finally:
@@ -55,14 +64,22 @@ def decode() -> Iterator[Channel]:
     channel.close()
 
 
-def submit(service: Service) -> Generation:
-    sampling = SamplingParams(max_new_tokens=8, ignore_eos=True)
-    prompt = Prompt(text=None, input_ids=[7], sampling=sampling, rid=None, cache_salt="")
-    return service.submit(prompt, [7], 0, None)
+def submit(service: Service, rid: str = "") -> Mailbox:
+    return service.submit(Request([7], Sampling(), max_new_tokens=8, rid=rid))
+
+
+async def received(decode: Channel, count: int = 1) -> list[AnyMessage]:
+    """What comes next, without the signs that the coordinator is alive."""
+    messages: list[AnyMessage] = []
+    while len(messages) < count:
+        arrived = await asyncio.to_thread(decode.drain, DEADLINE_S)
+        assert arrived, "nothing arrived"
+        messages += [m for m in arrived if not isinstance(m, CoordinatorAlive)]
+    return messages
 
 
 async def next_message(decode: Channel) -> AnyMessage:
-    (message,) = await asyncio.to_thread(decode.drain, DEADLINE_S)
+    (message,) = await received(decode)
     return message
 
 
@@ -70,15 +87,28 @@ def run(test: Callable[[], object]) -> None:
     asyncio.run(asyncio.wait_for(test(), 3 * DEADLINE_S))  # type: ignore[arg-type]
 
 
-def test_a_request_longer_than_nodes_serve_is_refused(decode: Channel) -> None:
+def test_the_shortest_context_of_all_nodes_is_the_limit(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode) as service:
+            before = service.max_total_tokens
             p0 = Node("p0", 1)
-            service._handle(heartbeat("prefill", p0, context_length=8))
-            with pytest.raises(BadRequest, match="max_new_tokens 8; at most 8 fit"):
-                submit(service)
-            service._handle(Goodbye(p0))
+            service.handle(heartbeat("prefill", p0, context_length=8))
+            assert service.max_total_tokens == 8 < before
+            service.handle(Goodbye(p0))
+            assert service.max_total_tokens == before
+
+    run(test)
+
+
+def test_nodes_hear_that_the_coordinator_is_alive(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            messages = await asyncio.to_thread(decode.drain, DEADLINE_S)
+            (alive,) = messages
+            assert isinstance(alive, CoordinatorAlive)
             submit(service)
+            generate = await next_message(decode)
+            assert isinstance(generate, Generate) and generate.reply_address == alive.address
 
     run(test)
 
@@ -87,22 +117,24 @@ def test_work_that_nobody_waits_for_is_cancelled(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode) as service:
             stray = Attempt("unknown", 3)
-            service._handle(TokensOut([TokenOut(stray, 0, [5])], D0))
+            service.handle(TokensOut([TokenOut(stray, 0, [5])], D0))
             assert await next_message(decode) == Cancel(stray)
 
     run(test)
 
 
-def test_a_request_that_takes_too_long_is_504_and_cancelled(decode: Channel) -> None:
+def test_a_request_that_takes_too_long_is_ended_and_cancelled(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode, request_timeout_s=0.2) as service:
-            generation = submit(service)
+            mailbox = submit(service)
             generate = await next_message(decode)
             assert isinstance(generate, Generate)
-            await generation.changed(DEADLINE_S)
-            assert generation.error is not None and generation.error.status_code == 504
+            await mailbox.finished(DEADLINE_S)
+            error = mailbox.answer.error
+            assert error is not None and error.kind == "timed_out"
             assert await next_message(decode) == Cancel(generate.attempt)
-            assert service.num_running == 0 and service.totals.lifetime.failed == 1
+            assert service.core.num_unfinished == 0
+            assert service.core.statistics.totals.lifetime.failed_requests == 1
 
     run(test)
 
@@ -112,8 +144,8 @@ def test_a_request_outlives_the_last_node_for_a_while(decode: Channel) -> None:
         async with running_service(decode) as service:
             submit(service)
             await next_message(decode)
-            service._handle(Goodbye(D0))
-            assert service.num_running == 1
+            service.handle(Goodbye(D0))
+            assert service.core.num_unfinished == 1
 
     run(test)
 
@@ -153,13 +185,13 @@ def test_one_timer_waits_for_the_next_dispatch(
                 return timers[-1]
 
             busy = load_of(queued_tokens=1_000_000)
-            service._handle(heartbeat("decode", D0, busy, control_address=decode.address))
+            many = {"max_queued_requests": 100, "control_address": decode.address}
+            service.handle(heartbeat("decode", D0, busy, **many))
             monkeypatch.setattr(loop, "call_later", recorded)
             submit(service)
-            for _ in range(50):
-                service._dispatch()
-            assert service.num_waiting == 1
-            assert len(timers) > 50
+            for i in range(50):
+                submit(service, f"another {i}")
+            assert service.core.num_waiting > 1
             assert len([timer for timer in timers if not timer.cancelled()]) == 1
 
     run(test)
@@ -169,24 +201,25 @@ def test_a_restarted_node_with_another_layout_gets_work_of_that_layout(decode: C
     async def test() -> None:
         async with running_service(decode) as service:
             busy = load_of(queued_tokens=1_000_000)
-            service._handle(heartbeat("decode", D0, busy, control_address=decode.address))
+            service.handle(heartbeat("decode", D0, busy, control_address=decode.address))
             submit(service)
             placed: list[int] = []
-            book = service.placement.book
+            placement = service.core.placement
+            book = placement.book
 
-            def booked(request_id: str, work: Work, route: Route, now: float) -> None:
-                placed.append(work.num_pages)
-                book(request_id, work, route, now)
+            def booked(routed: RoutedRequest, route: Route, now: float) -> None:
+                placed.append(routed.demand.num_pages)
+                book(routed, route, now)
 
-            service.placement.book = booked  # type: ignore[method-assign]
-            later = service._now() + 1.0
-            service._now = lambda: later  # type: ignore[method-assign]
+            placement.book = booked  # type: ignore[method-assign]
+            later = service.now() + 1.0
+            service.now = lambda: later  # type: ignore[method-assign]
             single = msgspec.structs.replace(LAYOUT, page_size=1)
             again = heartbeat(
                 "decode", Node("d0", 2), layout=single, control_address=decode.address
             )
-            service._handle(again)
-            service._dispatch()
+            service.handle(again)
+            service.tick()
             assert placed == [single.num_pages(1 + 8 - 1)]
 
     run(test)
@@ -195,15 +228,12 @@ def test_a_restarted_node_with_another_layout_gets_work_of_that_layout(decode: C
 def test_an_answer_of_one_token_counts_among_the_hottest(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode) as service:
-            sampling = SamplingParams(max_new_tokens=1, ignore_eos=True)
-            ids = list(range(1, 40))
-            prompt = Prompt(text=None, input_ids=ids, sampling=sampling, rid=None, cache_salt="")
-            service.submit(prompt, ids, 0, None)
+            service.submit(Request(list(range(1, 40)), Sampling(), max_new_tokens=1))
             generate = await next_message(decode)
             assert isinstance(generate, Generate)
             out = TokenOut(generate.attempt, 0, [5], "length", cached_tokens=32)
-            service._handle(TokensOut([out], D0))
-            (hottest,) = service.hot_prefixes.hottest(5)
+            service.handle(TokensOut([out], D0))
+            (hottest,) = service.core.statistics.hot_prefixes.hottest(5)
             assert hottest.num_tokens == 32
 
     run(test)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from coordinator.core.tracker import (
-    BUSY_RETRY_S,
-    MAX_FAILURES,
-    RETRY_WITHIN_S,
-    Ended,
-    Outcome,
-    Produced,
-    Request,
+from coordinator.answers.answer import Answer, AnswerError, FinishReason
+from coordinator.core.demands import DemandMaker
+from coordinator.core.instructions import (
+    AnswerChanged,
+    AnswerEnded,
+    Instruction,
     Send,
-    Stray,
-    Tracker,
 )
+from coordinator.core.request import Request
+from coordinator.core.statistics import Statistics
+from coordinator.core.tracker import BUSY_RETRY_S, MAX_FAILURES, RETRY_WITHIN_S, Tracker
 from coordinator.routing.router import NoRoute
+from protocol import hashing
 from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, FailureKind, Generate, TokenOut, TokensOut
-from protocol.namespace import SHARED
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.nodes import Nodes, booked, load_of
 
@@ -36,12 +35,19 @@ LONG = 2_000
 """Tokens of a prompt that keeps a node busy for two seconds."""
 
 
-def request(name: str = "r", max_new_tokens: int = 8, num_tokens: int = 3) -> Request:
+def request(
+    name: str = "r",
+    max_new_tokens: int = 8,
+    num_tokens: int = 3,
+    now: float = 0.0,
+    sampling: Sampling = Sampling(seed=5),  # noqa: B008 - it is frozen
+) -> Answer:
+    """The answer to a request of this id, which is yet to be submitted."""
     tokens = list(range(1, num_tokens + 1))
-    return Request(name, tokens, SHARED, Sampling(seed=5), max_new_tokens, [0])
+    return Answer(Request(tokens, sampling, max_new_tokens, end_token_ids=[0]), name, now)
 
 
-def sent(outcomes: list[Outcome]) -> Generate:
+def sent(outcomes: list[Instruction]) -> Generate:
     messages = [o.message for o in outcomes if isinstance(o, Send)]
     generates = [m for m in messages if isinstance(m, Generate)]
     assert len(generates) == 1
@@ -55,7 +61,8 @@ def tokens_of(
 
 
 def tracker_of(nodes: Nodes) -> Tracker:
-    return Tracker(nodes.placement, nodes.queue, nodes.make_work, "tcp://me:1")
+    demands, statistics = DemandMaker(nodes.registry), Statistics(nodes.registry)
+    return Tracker(nodes.placement, nodes.queue, demands, statistics, "tcp://me:1")
 
 
 def start(*names: str) -> tuple[Tracker, Nodes, Generate]:
@@ -67,13 +74,23 @@ def start(*names: str) -> tuple[Tracker, Nodes, Generate]:
     return tracker, nodes, sent(tracker.submit(request(), 0.0))
 
 
-def lose(tracker: Tracker, nodes: Nodes, name: str, now: float) -> list[Outcome]:
+def stray(attempt: Attempt, name: str = "d0") -> Send:
+    """What is sent to a node that works on something that nobody waits for."""
+    return Send(f"tcp://{name}:1", Cancel(attempt))
+
+
+def tick(tracker: Tracker, now: float) -> list[Instruction]:
+    return tracker.retry(now) + tracker.dispatch(now)
+
+
+def lose(tracker: Tracker, nodes: Nodes, name: str, now: float) -> list[Instruction]:
     return tracker.node_lost(nodes.leave(name), now)
 
 
-def ended(outcomes: list[Outcome]) -> dict[str, int]:
-    """Status by request id."""
-    return {o.request_id: o.status_code for o in outcomes if isinstance(o, Ended)}
+def ended(outcomes: list[Instruction]) -> dict[str, str]:
+    """By request id, the kind of error that it ended with, or how it ended well."""
+    answers = [o.answer for o in outcomes if isinstance(o, AnswerEnded)]
+    return {a.request_id: a.error.kind if a.error else a.finish_reason.kind for a in answers}  # type: ignore[union-attr]
 
 
 def test_tokens_until_the_end() -> None:
@@ -81,12 +98,14 @@ def test_tokens_until_the_end() -> None:
     assert generate.reply_address == "tcp://me:1"
     assert generate.prefill_address == "tcp://p0:1"
     assert tokens_from_bytes(generate.tokens) == [1, 2, 3]
-    (produced,) = tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
-    assert isinstance(produced, Produced) and produced.tokens == [7]
-    *_, end = tracker.tokens(tokens_of(generate.attempt, 0, finish="stop", start=1), 0.2)
-    assert end == Ended("r", "stop", attempts=1)
+    (changed,) = tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
+    assert isinstance(changed, AnswerChanged) and changed.answer.output_ids == [7]
+    (end,) = tracker.tokens(tokens_of(generate.attempt, 0, finish="stop", start=1), 0.2)
+    assert isinstance(end, AnswerEnded) and end.answer.output_ids == [7, 0]
+    assert end.answer.finish_reason == FinishReason("stop", matched=0)
+    assert end.answer.num_attempts == 1
     assert len(tracker) == 0
-    assert tracker.tokens(tokens_of(generate.attempt, 9), 0.3) == [Stray(generate.attempt, D0)]
+    assert tracker.tokens(tokens_of(generate.attempt, 9), 0.3) == [stray(generate.attempt)]
 
 
 def test_a_gap_in_the_tokens_is_a_failure_and_what_was_told_stays() -> None:
@@ -96,8 +115,8 @@ def test_a_gap_in_the_tokens_is_a_failure_and_what_was_told_stays() -> None:
     assert Send("tcp://d0:1", Cancel(generate.attempt)) in outcomes
     again = sent(outcomes)
     assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
-    (produced,) = tracker.tokens(tokens_of(again.attempt, 9, node=D1), 0.3)
-    assert isinstance(produced, Produced) and produced.tokens == [9]
+    (changed,) = tracker.tokens(tokens_of(again.attempt, 9, node=D1), 0.3)
+    assert isinstance(changed, AnswerChanged) and changed.answer.output_ids == [7, 8, 9]
 
 
 def test_logprobs_come_with_their_tokens_or_the_attempt_has_failed() -> None:
@@ -105,11 +124,11 @@ def test_logprobs_come_with_their_tokens_or_the_attempt_has_failed() -> None:
     tracker = tracker_of(nodes)
     nodes.join("d1", load_of(num_running=7, queued_tokens=10))
     sampling = Sampling(seed=5, prompt_length=3, num_top_logprobs=0)
-    generate = sent(tracker.submit(replace(request(), sampling=sampling), 0.0))
+    generate = sent(tracker.submit(request(sampling=sampling), 0.0))
     logprobs = [TokenLogprobs(-0.25), TokenLogprobs(-1.5)]
     out = TokenOut(generate.attempt, 0, [7, 8], logprobs=logprobs)
-    (produced,) = tracker.tokens(TokensOut([out], D0), 0.1)
-    assert isinstance(produced, Produced) and produced.logprobs == logprobs
+    (changed,) = tracker.tokens(TokensOut([out], D0), 0.1)
+    assert isinstance(changed, AnswerChanged) and changed.answer.logprobs == logprobs
     again = sent(tracker.tokens(tokens_of(generate.attempt, 9, start=2), 0.2))
     assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
     assert again.sampling == sampling, "the prompt became longer, not what the client sent"
@@ -117,8 +136,8 @@ def test_logprobs_come_with_their_tokens_or_the_attempt_has_failed() -> None:
 
 def test_tokens_count_only_from_the_node_that_was_asked() -> None:
     tracker, _, generate = start("d0", "d1")
-    stray = tracker.tokens(tokens_of(generate.attempt, 7, node=D1), 0.1)
-    assert stray == [Stray(generate.attempt, D1)]
+    outcomes = tracker.tokens(tokens_of(generate.attempt, 7, node=D1), 0.1)
+    assert outcomes == [stray(generate.attempt, "d1")]
 
 
 def test_a_lost_decode_node_is_replaced_and_the_answer_goes_on() -> None:
@@ -129,8 +148,7 @@ def test_a_lost_decode_node_is_replaced_and_the_answer_goes_on() -> None:
     assert tokens_from_bytes(again.tokens) == [1, 2, 3, 7, 8]
     assert again.max_new_tokens == 6
     assert again.sampling == generate.sampling, "a retry draws the same tokens"
-    stray = tracker.tokens(tokens_of(generate.attempt, 9), 1.1)
-    assert stray == [Stray(generate.attempt, D0)], "the old attempt is void"
+    assert tracker.tokens(tokens_of(generate.attempt, 9), 1.1) == [], "the old attempt is void"
 
 
 def test_a_prefill_node_is_needed_until_the_first_token_only() -> None:
@@ -146,16 +164,16 @@ def test_a_prefill_node_is_needed_until_the_first_token_only() -> None:
 def test_without_any_node_it_waits_then_fails_once() -> None:
     tracker, nodes, _ = start("d0")
     assert lose(tracker, nodes, "d0", 1.0) == []
-    assert tracker.tick(1.0 + RETRY_WITHIN_S - 0.1) == []
-    assert ended(tracker.tick(1.0 + RETRY_WITHIN_S)) == {"r": 503}
-    assert tracker.tick(100.0) == []
+    assert tick(tracker, 1.0 + RETRY_WITHIN_S - 0.1) == []
+    assert ended(tick(tracker, 1.0 + RETRY_WITHIN_S)) == {"r": "unavailable"}
+    assert tick(tracker, 100.0) == []
 
 
 def test_a_node_that_comes_back_in_time_gets_the_request() -> None:
     tracker, nodes, _ = start("d0")
     lose(tracker, nodes, "d0", 1.0)
     nodes.join("d1")
-    assert sent(tracker.tick(2.0)).attempt.number == 2
+    assert sent(tick(tracker, 2.0)).attempt.number == 2
 
 
 def test_requests_wait_for_busy_nodes_as_long_as_it_takes() -> None:
@@ -167,7 +185,7 @@ def test_requests_wait_for_busy_nodes_as_long_as_it_takes() -> None:
     while now < 10 * RETRY_WITHIN_S:
         now += 0.5
         nodes.heard("d0", load_of(queued_tokens=LONG), now)
-        assert tracker.tick(now) == []
+        assert tick(tracker, now) == []
     tracker.tokens(tokens_of(first.attempt, 7), now)
     nodes.heard("d0", load_of(), now)
     assert sent(tracker.dispatch(now)).attempt == Attempt("b", 1)
@@ -180,9 +198,9 @@ def test_requests_that_wait_while_all_nodes_die_end_too() -> None:
     tracker.submit(request("a", num_tokens=LONG), 0.0)
     tracker.submit(request("b"), 0.0)
     assert lose(tracker, nodes, "d0", 1.0) == []
-    assert tracker.tick(1.0) == []
-    assert tracker.tick(1.0 + RETRY_WITHIN_S - 0.1) == []
-    assert ended(tracker.tick(1.0 + RETRY_WITHIN_S)) == {"a": 503, "b": 503}
+    assert tick(tracker, 1.0) == []
+    assert tick(tracker, 1.0 + RETRY_WITHIN_S - 0.1) == []
+    assert ended(tick(tracker, 1.0 + RETRY_WITHIN_S)) == {"a": "unavailable", "b": "unavailable"}
     assert len(tracker) == tracker.num_waiting == 0
 
 
@@ -191,7 +209,7 @@ def test_a_retry_that_waits_keeps_its_place() -> None:
     tracker, nodes, _ = start("d0", "d1")
     for name in ("d0", "d1"):
         nodes.heard(name, load_of(queued_tokens=LONG), 0.1)
-    assert tracker.submit(request("later"), 0.2) == []
+    assert tracker.submit(request("later", now=0.2), 0.2) == []
     assert lose(tracker, nodes, "d0", 0.3) == []
     nodes.heard("d1", load_of(), 3.0)
     attempts = [o.message.attempt for o in tracker.dispatch(3.0) if isinstance(o, Send)]  # type: ignore[union-attr]
@@ -202,10 +220,10 @@ def test_each_lack_of_nodes_is_waited_for_anew() -> None:
     tracker, nodes, _ = start("d0")
     lose(tracker, nodes, "d0", 1.0)
     nodes.heard("d1", load_of(queued_tokens=1_000_000), 2.0)
-    assert tracker.tick(2.0) == [] and tracker.num_waiting == 1
+    assert tick(tracker, 2.0) == [] and tracker.num_waiting == 1
     later = 5 * RETRY_WITHIN_S
     lose(tracker, nodes, "d1", later)
-    assert ended(tracker.tick(later)) == {}
+    assert ended(tick(tracker, later)) == {}
 
 
 def test_attempts_are_bounded() -> None:
@@ -215,14 +233,16 @@ def test_attempts_are_bounded() -> None:
         assert sent(tracker.failed(failed, 0.0)).attempt.number == number + 1
     last = Failed(Attempt("r", MAX_FAILURES), "broken", "node", D0)
     (end,) = tracker.failed(last, 0.0)
-    assert isinstance(end, Ended)
-    assert "4 attempts" in end.message and end.status_code == 503
+    assert isinstance(end, AnswerEnded) and end.answer.error is not None
+    assert "4 attempts" in end.answer.error.message and end.answer.error.kind == "unavailable"
 
 
 def test_what_no_retry_can_mend_ends_at_once() -> None:
     tracker, _, generate = start("d0")
     failed = Failed(generate.attempt, "too long", "request", D0)
-    assert tracker.failed(failed, 0.0) == [Ended("r", "error", "too long", 400, 1)]
+    (end,) = tracker.failed(failed, 0.0)
+    assert isinstance(end, AnswerEnded) and end.answer.num_attempts == 1
+    assert end.answer.error == AnswerError("bad_request", "too long")
 
 
 def test_a_prefill_node_that_failed_is_not_asked_again() -> None:
@@ -245,12 +265,12 @@ def test_busy_nodes_are_asked_again_later_and_cost_no_attempt() -> None:
     for _ in range(3 * MAX_FAILURES):
         outcomes = tracker.failed(Failed(generate.attempt, "full", "busy", decode), now)
         if not outcomes:
-            assert tracker.tick(now + BUSY_RETRY_S / 2) == []
+            assert tick(tracker, now + BUSY_RETRY_S / 2) == []
             now += BUSY_RETRY_S
-            outcomes = tracker.tick(now)
+            outcomes = tick(tracker, now)
         generate, decode = sent(outcomes), D0
     outcomes = tracker.failed(Failed(generate.attempt, "full", "busy", D0), RETRY_WITHIN_S)
-    assert ended(outcomes) == {"r": 429}
+    assert ended(outcomes) == {"r": "too_busy"}
 
 
 def test_a_busy_node_long_after_another_one_is_waited_for_again() -> None:
@@ -261,19 +281,21 @@ def test_a_busy_node_long_after_another_one_is_waited_for_again() -> None:
     assert ended(outcomes) == {}
 
 
-def test_cancel_tells_the_decode_node_and_nothing_else() -> None:
+def test_cancel_tells_the_decode_node_and_ends_the_answer() -> None:
     tracker, nodes, generate = start("p0", "d0")
-    assert tracker.cancel("r", 0.1) == [Send("tcp://d0:1", Cancel(generate.attempt))]
+    cancel, end = tracker.cancel("r", 0.1)
+    assert cancel == Send("tcp://d0:1", Cancel(generate.attempt))
+    assert ended([end]) == {"r": "client_left"}
     assert tracker.cancel("r", 0.1) == []
     assert len(tracker) == 0 and booked(nodes.placement) == {}
 
 
-def test_cancel_of_a_request_that_waits_tells_nobody() -> None:
+def test_cancel_of_a_request_that_waits_tells_no_node() -> None:
     nodes = Nodes("d0")
     tracker = tracker_of(nodes)
     tracker.submit(request("a", num_tokens=LONG), 0.0)
     tracker.submit(request("b"), 0.0)
-    assert tracker.cancel("b", 0.1) == []
+    assert ended(tracker.cancel("b", 0.1)) == {"b": "client_left"}
     assert len(tracker) == 1 and tracker.num_waiting == 0
 
 
@@ -310,16 +332,17 @@ class TrackerMachine(RuleBasedStateMachine):
         self.count = 0
         self.sent: list[Generate] = []
         self.asked: dict[str, tuple[Attempt, Node, int]] = {}  # newest attempt, tokens so far
-        self.produced: dict[str, int] = {}
+        self.names: list[str] = []
         self.ends: dict[str, int] = {}
 
-    def take(self, outcomes: list[Outcome]) -> None:
+    def take(self, outcomes: list[Instruction]) -> None:
         for outcome in outcomes:
-            if isinstance(outcome, Ended):
-                self.ends[outcome.request_id] = self.ends.get(outcome.request_id, 0) + 1
-            elif isinstance(outcome, Produced):
-                assert outcome.request_id not in self.ends, "a token after the end"
-                self.produced[outcome.request_id] += len(outcome.tokens)
+            if isinstance(outcome, AnswerEnded):
+                assert outcome.answer.is_done
+                name = outcome.answer.request_id
+                self.ends[name] = self.ends.get(name, 0) + 1
+            elif isinstance(outcome, AnswerChanged):
+                assert outcome.answer.request_id not in self.ends, "a token after the end"
             elif isinstance(outcome, Send) and isinstance(outcome.message, Generate):
                 assert outcome.message.attempt.request_id not in self.ends, "sent after the end"
                 self.sent.append(outcome.message)
@@ -331,9 +354,11 @@ class TrackerMachine(RuleBasedStateMachine):
     def submit(self, num_tokens: int) -> None:
         self.count += 1
         name = f"r{self.count}"
-        self.produced[name] = 0
+        self.names.append(name)
         try:
-            self.take(self.tracker.submit(request(name, num_tokens=num_tokens), self.now))
+            self.take(
+                self.tracker.submit(request(name, num_tokens=num_tokens, now=self.now), self.now)
+            )
         except NoRoute:
             self.ends[name] = 1
 
@@ -375,11 +400,7 @@ class TrackerMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         if self.sent:
             name = data.draw(st.sampled_from(self.sent)).attempt.request_id
-            was_running = name in self.tracker
-            outcomes = self.tracker.cancel(name, self.now)
-            assert all(isinstance(o, Send) and isinstance(o.message, Cancel) for o in outcomes)
-            if was_running:
-                self.ends[name] = 1
+            self.take(self.tracker.cancel(name, self.now))
 
     @rule(name=NAMES)
     def lose(self, name: str) -> None:
@@ -409,7 +430,7 @@ class TrackerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 1.0, RETRY_WITHIN_S]))
     def tick(self, seconds: float) -> None:
         self.now += seconds
-        self.take(self.tracker.tick(self.now))
+        self.take(tick(self.tracker, self.now))
 
     @rule(seconds=st.floats(0.0, 0.2))
     def dispatch(self, seconds: float) -> None:
@@ -419,7 +440,7 @@ class TrackerMachine(RuleBasedStateMachine):
     @invariant()
     def at_most_one_end(self) -> None:
         assert all(count == 1 for count in self.ends.values())
-        for name in self.produced:
+        for name in self.names:
             assert (name in self.tracker) != (name in self.ends)
 
     @invariant()
@@ -460,7 +481,7 @@ def test_an_end_says_how_many_attempts_there_were() -> None:
     for number in range(1, MAX_FAILURES + 1):
         outcomes = tracker.failed(Failed(Attempt("r", number), "broken", "node", D0), 0.0)
     (end,) = outcomes
-    assert isinstance(end, Ended) and end.attempts == MAX_FAILURES
+    assert isinstance(end, AnswerEnded) and end.answer.num_attempts == MAX_FAILURES
 
 
 def test_requests_of_a_lost_node_go_in_their_order() -> None:
@@ -478,17 +499,67 @@ def test_requests_of_a_lost_node_go_in_their_order() -> None:
 
 def test_what_waits_is_hashed_again_when_the_model_changes() -> None:
     nodes = Nodes("d0")
-    tracker = tracker_of(nodes)
-    made = 0
-    make_work = nodes.make_work
-
-    def counting(*arguments: object) -> object:
-        nonlocal made
-        made += 1
-        return make_work(*arguments)  # type: ignore[arg-type]
-
-    tracker = Tracker(nodes.placement, nodes.queue, counting, "me")  # type: ignore[arg-type]
+    demands = DemandMaker(nodes.registry)
+    tracker = Tracker(nodes.placement, nodes.queue, demands, Statistics(nodes.registry), "me")
     nodes.heard("d0", load_of(queued_tokens=100_000), 0.0)
-    assert tracker.submit(request(), 0.0) == []
-    assert tracker.remake(0.1) == []
-    assert made == 2 and tracker.num_waiting == 1
+    answer = request(num_tokens=40)
+    assert tracker.submit(answer, 0.0) == []
+    before = tracker._requests["r"].hashes
+    assert tracker.hash_again(0.1) == [] and tracker._requests["r"].hashes is before
+    nodes.leave("d0")
+    nodes.join("d0", load_of(queued_tokens=100_000), incarnation=2, model_fingerprint="other")
+    assert demands.model_has_changed() and not demands.model_has_changed()
+    assert tracker.hash_again(0.1) == [] and len(nodes.queue) == 1
+    after = tracker._requests["r"].hashes
+    assert len(after) == len(before) == 2 and not set(after) & set(before)
+
+
+def text_of(ids: Sequence[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+def test_a_stop_string_ends_the_answer_and_the_node_is_told() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    asked = Request(
+        [1], Sampling(), 8, stop_strings=["b"], decode=lambda ids: "".join(map(chr, ids))
+    )
+    generate = sent(tracker.submit(Answer(asked, "r", 0.0), 0.0))
+    cancel, end = tracker.tokens(tokens_of(generate.attempt, *map(ord, "abc")), 0.1)
+    assert cancel == Send("tcp://d0:1", Cancel(generate.attempt))
+    assert isinstance(end, AnswerEnded) and end.answer.text == "a"
+    assert len(tracker) == 0 and booked(nodes.placement) == {}
+
+
+def test_a_page_is_hashed_once_over_all_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    hash_pages = hashing.page_hashes
+
+    def counted(tokens: Sequence[int], page_size: int, start: bytes) -> list[bytes]:
+        hashed.append(len(tokens) // page_size)
+        return hash_pages(tokens, page_size, start)
+
+    monkeypatch.setattr(hashing, "page_hashes", counted)
+    nodes = Nodes("d0", "d1")
+    tracker = tracker_of(nodes)
+    nodes.join("d1", load_of(num_running=7, queued_tokens=10))
+    generate = sent(tracker.submit(request(max_new_tokens=64, num_tokens=40), 0.0))
+    tracker.tokens(tokens_of(generate.attempt, *range(100, 140)), 0.1)
+    again = sent(lose(tracker, nodes, "d0", 0.2))
+    assert len(tokens_from_bytes(again.tokens)) == 80
+    assert hashed == [2, 3], "the pages of the prompt, then those of the answer"
+
+
+def test_names_are_free_again_when_their_requests_have_ended() -> None:
+    tracker, _, generate = start("d0")
+    assert tracker.has_rid("r")
+    tracker.tokens(tokens_of(generate.attempt, 0, finish="stop"), 0.1)
+    assert not tracker.has_rid("r")
+
+
+def test_what_takes_too_long_is_ended_and_cancelled() -> None:
+    tracker, _, generate = start("d0")
+    assert tracker.time_out(5.0, 5.0) == []
+    outcomes = tracker.time_out(5.0, 5.1)
+    assert outcomes[0] == Send("tcp://d0:1", Cancel(generate.attempt))
+    assert ended(outcomes) == {"r": "timed_out"} and len(tracker) == 0

@@ -137,11 +137,16 @@ def test_a_plan_is_forgotten_with_its_batch(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3, 150])
 def test_half_precision(
-    make_backend: Callable[[], AttentionBackend], dtype: torch.dtype, softcap: float | None
+    make_backend: Callable[[], AttentionBackend],
+    dtype: torch.dtype,
+    softcap: float | None,
+    window: int | None,
 ) -> None:
-    case = Case([(0, 20), (33, 1), (4, 7), (5, 8)], dtype=dtype)
-    case.check(make_backend(), form_of(None, softcap))
+    """Short prompts that go together, and one of several tiles."""
+    case = Case([(0, 20), (33, 1), (4, 7), (5, 8), (70, 301)], dtype=dtype)
+    case.check(make_backend(), form_of(window, softcap))
 
 
 class TestKVCache:

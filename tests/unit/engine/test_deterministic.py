@@ -18,8 +18,8 @@ from engine.kernels.deterministic_kernels import (
     CPU_SIZES,
     DeterministicKernels,
     agreeing_sizes,
-    blocks,
 )
+from engine.kernels.row_blocks import blocks
 from engine.model.families import Activation
 
 

@@ -60,7 +60,7 @@ def rows(draw: st.DrawFn) -> Row:
         logit_bias=tuple(biases.items()),
         prompt_length=draw(st.integers(1, len(history))),
         min_new_tokens=draw(st.sampled_from([0, 0, 5])),
-        stop_token_ids=tuple(draw(st.lists(TOKENS, max_size=3, unique=True))),
+        end_token_ids=tuple(draw(st.lists(TOKENS, max_size=3, unique=True))),
         num_top_logprobs=draw(st.sampled_from([-1, -1, 0, 3, VOCAB_SIZE])),
         logprob_token_ids=tuple(draw(st.lists(TOKENS, max_size=3))),
     )
@@ -134,7 +134,7 @@ def test_logits_stay_as_they_were() -> None:
     logits = torch.randn(2, 8)
     before = logits.clone()
     sampling = Sampling(
-        frequency_penalty=1.0, logit_bias=((3, 2.0),), min_new_tokens=9, stop_token_ids=(1,)
+        frequency_penalty=1.0, logit_bias=((3, 2.0),), min_new_tokens=9, end_token_ids=(1,)
     )
     for samplings in ([sampling, sampling], [sampling, Sampling()]):
         sample(logits, samplings, [2, 2], seen_in([([1, 2], s) for s in samplings], 8))
@@ -206,7 +206,7 @@ def test_extreme_penalties_and_biases_stay_numbers() -> None:
     samplings = [
         Sampling(temperature=1e-30, repetition_penalty=1e-300, num_top_logprobs=16),
         Sampling(temperature=1e-30, logit_bias=((3, 1e30), (4, -1e30)), num_top_logprobs=16),
-        Sampling(min_new_tokens=5, stop_token_ids=tuple(range(15)), num_top_logprobs=16),
+        Sampling(min_new_tokens=5, end_token_ids=tuple(range(15)), num_top_logprobs=16),
     ]
     seen = seen_in([([0, 1, 2], s) for s in samplings], 16)
     choices = sample(logits, samplings, [2] * 3, seen)

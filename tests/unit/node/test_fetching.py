@@ -20,12 +20,11 @@ from node.core.instructions import (
     PagesReceived,
     PagesSent,
     ReceiveFailed,
-    Scheduler,
-    Send,
+    SendMessage,
     SendPages,
     StreamPages,
 )
-from prefill.scheduler import PrefillScheduler
+from node.core.scheduler import Scheduler
 from protocol.hashing import join_hashes, split_hashes, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -63,7 +62,7 @@ R1 = Attempt("r", 1)
 PROMPT = list(range(1, 101))  # 6 full pages, all reusable, and a part
 
 
-def owner_scheduler(num_pages: int = 64) -> PrefillScheduler:
+def owner_scheduler(num_pages: int = 64) -> Scheduler:
     return prefill_scheduler(num_pages, node=P1, address=OWNER)
 
 
@@ -121,7 +120,7 @@ def fetch_of(num_pages: int, skip_pages: int = 0) -> Fetch:
 
 
 def messages(instructions: list[Instruction], kind: type[Message]) -> list[Message]:
-    sent = [i.message for i in instructions if isinstance(i, Send)]
+    sent = [i.message for i in instructions if isinstance(i, SendMessage)]
     return [message for message in sent if isinstance(message, kind)]
 
 
@@ -144,7 +143,7 @@ def test_the_asker_reserves_asks_and_computes_only_the_rest(kind: str) -> None:
     assert slices == [], "its pages are not here yet"
     assert asker.load().queued_tokens == len(PROMPT) - 6 * PAGE
     assert isinstance(expect, ExpectPages) and expect.transfer == R1
-    assert isinstance(ask, Send) and ask.address == OWNER
+    assert isinstance(ask, SendMessage) and ask.address == OWNER
     assert isinstance(ask.message, Fetch)
     assert split_hashes(ask.message.hashes) == HASHER.hashes(PROMPT)[:6]
     assert (ask.message.skip_pages, ask.message.reply_address) == (0, kind)
@@ -155,7 +154,7 @@ def test_the_asker_reserves_asks_and_computes_only_the_rest(kind: str) -> None:
     (part,), _ = asker.next_batch(1.0)
     assert (part.start, list(part.token_ids)) == (6 * PAGE, PROMPT[6 * PAGE :])
     assert list(part.pages[:6]) == expect.pages
-    (reply,) = [i for i in asker.finish([Sampled((7,))], 1.0) if isinstance(i, Send)]
+    (reply,) = [i for i in asker.finish([Sampled((7,))], 1.0) if isinstance(i, SendMessage)]
     if kind == PREFILL:
         assert reply.message == PrefillDone(R1, [7], 6 * PAGE, P0, 6 * PAGE)
     else:
@@ -236,7 +235,7 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     asker.finish([None], late)
     (part,), _ = asker.next_batch(late)
     (reply,) = asker.finish([Sampled((7,))], late)
-    assert isinstance(reply, Send)
+    assert isinstance(reply, SendMessage)
     if kind == PREFILL:
         assert reply.message == PrefillDone(R1, [7], 3 * PAGE, P0, 3 * PAGE)
     else:
@@ -305,10 +304,10 @@ def test_a_job_whose_cached_pages_cannot_be_sent_fetches_no_longer() -> None:
     compute(prefill)
     prefill.handle(prefill_request(), 0.0)
     _, instructions = prefill.next_batch(0.0)
-    assert [type(i) for i in instructions] == [SendPages, ExpectPages, Send]
+    assert [type(i) for i in instructions] == [SendPages, ExpectPages, SendMessage]
     broken = prefill.handle(PagesSent(R1, "peer lost"), 0.0)
     failed = Failed(R1, "peer lost", "node", P0)
-    assert broken == [AbortTransfer(R1), Send(DECODE, failed)]
+    assert broken == [AbortTransfer(R1), SendMessage(DECODE, failed)]
     assert prefill.load().held_pages == 0
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decode.scheduler import DecodeScheduler
 from engine.steps.sequence import Slice
-from node.core.instructions import AbortTransfer, Instruction, Send
+from node.core.instructions import AbortTransfer, Instruction, SendMessage
+from node.core.scheduler import Scheduler
 from protocol.admission import admission_tokens, most_tokens
 from protocol.messages import Cancel, Fetch, TokensOut
 from protocol.sampling import Sampling
@@ -41,21 +41,30 @@ long_answers = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(long_answers, st.integers(0, 1 << 30), st.booleans(), st.booleans(), st.booleans())
+@given(
+    long_answers,
+    st.integers(0, 1 << 30),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+)
 def test_whatever_happens_every_request_ends_once_with_the_models_tokens(
     asked: list[tuple[str, int, int]],
     seed: int,
     ahead: bool,
     lossy: bool,
     breaking: bool,
+    most_tokens: int,
 ) -> None:
     """Cancelled at any moment, stopped early, with penalties, from a prefill node that fails or
-    none: with a pool that all answers exceed together, and steps that run ahead."""
+    none: with a pool that all answers exceed together, steps that run ahead, and steps that sample
+    several tokens."""
     rng = random.Random(seed)
     texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
     prefill = prefill_scheduler(num_pages=16)
     decode = decode_scheduler(num_pages=rng.randint(POOL, 2 * POOL), running=8)
-    world = World(rng, {PREFILL: prefill, DECODE: decode}, lossy, breaking, ahead)
+    world = World(rng, {PREFILL: prefill, DECODE: decode}, lossy, breaking, ahead, most_tokens)
     stops = range(1, rng.choice([1, 3]))
     penalty = Sampling(temperature=0.0, frequency_penalty=0.5)
     cancelled = set()
@@ -89,6 +98,7 @@ def test_whatever_happens_every_request_ends_once_with_the_models_tokens(
             assert breaking and name not in world.tokens
     assert prefill.load().held_pages == decode.load().held_pages == 0
     assert not world.expected
+    assert not any(node.device.states for node in world.nodes.values()), "a state is left"
     assert prefill.next_batch(world.now) == decode.next_batch(world.now) == ([], [])
 
 
@@ -114,7 +124,7 @@ def test_answers_that_exceed_the_pool_together_are_all_given(prefill: str, ahead
 class Node:
     """A decode node of few pages, step by step."""
 
-    def __init__(self, decode: DecodeScheduler) -> None:
+    def __init__(self, decode: Scheduler) -> None:
         self.decode = decode
         self.device = Device(PAGE)
         self.num_tokens: dict[str, int] = {}
@@ -137,7 +147,7 @@ class Node:
 
     def tell(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
-            if isinstance(instruction, Send) and isinstance(instruction.message, TokensOut):
+            if isinstance(instruction, SendMessage) and isinstance(instruction.message, TokensOut):
                 for out in instruction.message.outs:
                     name = out.attempt.request_id
                     self.num_tokens[name] = self.num_tokens.get(name, 0) + len(out.tokens)
@@ -207,7 +217,7 @@ def test_a_fetch_ends_before_its_pages_go_to_an_older_answer_and_is_not_asked_fo
     young = generate("young", [2] * 100, 1, prefill="", fetch=(P0, PREFILL, 6))
     node.decode.handle(generate("old", [1] * 20, 160, prefill=""), 0.0)
     node.decode.handle(young, 0.0)
-    asked = [i for i in node.step()[1] if isinstance(i, Send)]
+    asked = [i for i in node.step()[1] if isinstance(i, SendMessage)]
     assert [type(send.message) for send in asked] == [Fetch]
     instructions = [i for _ in range(130) for i in node.step()[1]]
     assert instructions == [AbortTransfer(young.attempt)]

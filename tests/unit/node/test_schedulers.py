@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decode.scheduler import DecodeScheduler
 from engine.steps.sequence import Sampled
 from node.core.instructions import (
     AbortTransfer,
@@ -20,10 +19,10 @@ from node.core.instructions import (
     PagesReceived,
     PagesSent,
     ReceiveFailed,
-    Send,
+    SendMessage,
     StreamPages,
 )
-from prefill.scheduler import PrefillScheduler
+from node.core.scheduler import Scheduler
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -130,7 +129,7 @@ def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
     world.run()
     decode.handle(generate("s", prompt + [7] * 20), 0.0)
     _, (expect, send) = decode.next_batch(0.0)
-    assert isinstance(expect, ExpectPages) and isinstance(send, Send)
+    assert isinstance(expect, ExpectPages) and isinstance(send, SendMessage)
     assert isinstance(send.message, Prefill)
     assert send.message.skip_pages == 6
     assert len(expect.pages) == 2  # of the 8 pages of 120 tokens
@@ -151,7 +150,7 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
         streamed.append(list(range(stream.offset, stream.offset + len(stream.pages))))
         done = scheduler.finish([Sampled((7,)) if part.sampling else None], 0.0)
     assert streamed == [[0], [1, 2], [3, 4], [5]]  # 7 pages, of which decode has the first
-    assert done == [Send("reply", PrefillDone(attempt, [7], 0, P0))]
+    assert done == [SendMessage("reply", PrefillDone(attempt, [7], 0, P0))]
     assert scheduler.next_batch(0.0) == ([], [])
     assert scheduler.load().num_running == 0
     for _ in range(4):
@@ -212,7 +211,7 @@ def test_a_prompt_that_waited_for_one_that_was_given_up_computes_all() -> None:
 def test_what_can_never_fit_is_refused_for_good() -> None:
     decode = decode_scheduler(num_pages=4)
     (send,) = decode.handle(generate("r", [1] * 60, max_new_tokens=10), 0.0)
-    assert isinstance(send, Send) and isinstance(send.message, Failed)
+    assert isinstance(send, SendMessage) and isinstance(send.message, Failed)
     assert send.message.kind == "request"
     assert "5 pages" in send.message.reason and "has 4" in send.message.reason
 
@@ -232,7 +231,7 @@ def test_queues_are_bounded(kind: str) -> None:
             )
             replies += prefill.handle(request, 0.0)
     (send,) = replies
-    assert isinstance(send, Send) and isinstance(send.message, Failed)
+    assert isinstance(send, SendMessage) and isinstance(send.message, Failed)
     assert send.message.kind == "busy"
     assert "2 " in send.message.reason
 
@@ -257,7 +256,7 @@ def test_a_prefill_that_never_comes_fails_in_time_and_is_aborted_before_its_page
     assert decode.next_batch(9.9) == ([], [])
     _, instructions = decode.next_batch(10.0)
     assert isinstance(instructions[0], AbortTransfer)
-    failures = [i.message for i in instructions if isinstance(i, Send)]
+    failures = [i.message for i in instructions if isinstance(i, SendMessage)]
     assert any(isinstance(m, Failed) and "10 s" in m.reason for m in failures)
     assert decode.load().held_pages == 0
 
@@ -267,7 +266,7 @@ def test_a_broken_receive_fails_the_attempt() -> None:
     decode.handle(generate("r", [1] * 40), 0.0)
     decode.next_batch(0.0)
     instructions = decode.handle(ReceiveFailed(Attempt("r", 1), "peer lost"), 0.0)
-    failed = [i.message for i in instructions if isinstance(i, Send)][-1]
+    failed = [i.message for i in instructions if isinstance(i, SendMessage)][-1]
     assert isinstance(failed, Failed) and failed.reason == "peer lost"
     assert (failed.kind, failed.node) == ("node", P0), "the sender is to be avoided"
     assert decode.load().held_pages == 0
@@ -279,7 +278,7 @@ def test_what_prefill_says_of_itself_reaches_the_coordinator(kind: FailureKind) 
     decode.handle(generate("r", [1] * 40), 0.0)
     decode.next_batch(0.0)
     failed = Failed(Attempt("r", 1), "no room", kind, P0)
-    assert Send(COORDINATOR, failed) in decode.handle(failed, 0.0)
+    assert SendMessage(COORDINATOR, failed) in decode.handle(failed, 0.0)
     assert decode.load().held_pages == 0
 
 
@@ -289,7 +288,7 @@ def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: i
     decode.handle(generate("r", [1] * 40, max_new_tokens, prefill=""), 0.0)
     while slices := decode.next_batch(0.0)[0]:
         (out,) = decode.finish([Sampled((STOP,)) if slices[0].sampling else None], 0.0) or [None]
-    assert isinstance(out, Send) and isinstance(out.message, TokensOut)
+    assert isinstance(out, SendMessage) and isinstance(out.message, TokensOut)
     (token,) = out.message.outs
     assert (token.tokens, token.finish) == (([STOP], "stop") if max_new_tokens else ([], "length"))
 
@@ -303,7 +302,7 @@ def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> No
     for scheduler, address, node in ((decode, COORDINATOR, Node("d0", 1)), (prefill, "d", P0)):
         assert scheduler.next_batch(0.0)[0]
         attempt = Attempt("r" if scheduler is decode else "s", 1)
-        failed = Send(address, Failed(attempt, "no memory", "node", node))
+        failed = SendMessage(address, Failed(attempt, "no memory", "node", node))
         streams = [] if scheduler is decode else [CancelSends(attempt)]
         assert scheduler.abandon({0}, "no memory", 0.0) == [*streams, failed]
         assert scheduler.finish([], 0.0) == []
@@ -327,7 +326,7 @@ def test_a_newer_attempt_replaces_the_older_one() -> None:
 
 @pytest.mark.parametrize("kind", [PREFILL, DECODE])
 def test_pages_belong_to_the_tenant_who_asked(kind: str) -> None:
-    scheduler: PrefillScheduler | DecodeScheduler
+    scheduler: Scheduler
     if kind == PREFILL:
         scheduler = prefill_scheduler()
         scheduler.handle(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from test_fetching import PROMPT, R1, both_kinds, compute, fetch_of, messages, owner_scheduler
 
-from decode.scheduler import DecodeScheduler
 from node.core.instructions import (
     Event,
     PagesSent,
-    Scheduler,
-    Send,
+    SendMessage,
     SendPages,
 )
-from prefill.scheduler import PrefillScheduler
+from node.core.scheduler import Scheduler
 from protocol.hashing import join_hashes, token_bytes
 from protocol.ids import Attempt
 from protocol.messages import (
@@ -33,7 +31,7 @@ from tests.support.world import (
 
 def owner_of(kind: str) -> Scheduler:
     """Has computed PROMPT."""
-    owner: PrefillScheduler | DecodeScheduler
+    owner: Scheduler
     if kind == PREFILL:
         owner = owner_scheduler()
         owner.handle(Prefill(R1, token_bytes(PROMPT), SHARED, Sampling(), 7, "d", ("d",)), 0.0)
@@ -63,7 +61,7 @@ def test_an_owner_sends_all_or_refuses(kind: str) -> None:
     assert owner.load().held_pages == 0
     longer = Fetch(R1, join_hashes(HASHER.hashes(PROMPT + [5] * 20)), 0, PREFILL, ("data",))
     (refused,) = owner.handle(longer, 0.0)
-    assert isinstance(refused, Send) and refused.address == PREFILL
+    assert isinstance(refused, SendMessage) and refused.address == PREFILL
     assert isinstance(refused.message, FetchRefused)
     assert "6 of these 7" in refused.message.reason
 
@@ -119,4 +117,4 @@ def test_serving_is_no_use_of_the_pages() -> None:
     owner.handle(third, 3.0)
     owner.next_batch(3.0)
     assert isinstance(owner.handle(fetch(2), 3.0)[0], SendPages)
-    assert isinstance(owner.handle(fetch(1), 3.0)[0], Send)
+    assert isinstance(owner.handle(fetch(1), 3.0)[0], SendMessage)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decode.scheduler import DecodeScheduler
 from engine.steps.sequence import Sampled
 from node.core.instructions import (
     CancelSends,
@@ -17,11 +16,11 @@ from node.core.instructions import (
     PagesArrived,
     PagesReceived,
     PagesSent,
-    Send,
+    SendMessage,
     SendPages,
     StreamPages,
 )
-from prefill.scheduler import PrefillScheduler
+from node.core.scheduler import Scheduler
 from protocol.ids import Attempt
 from protocol.messages import (
     Cancel,
@@ -50,7 +49,7 @@ def test_a_send_that_fails_fails_its_job_once_and_holds_its_pages_to_the_last() 
     for _ in range(2):
         prefill.next_batch(0.0)
         prefill.finish([None], 0.0)
-    failed = Send(DECODE, Failed(attempt, "peer lost", "node", P0))
+    failed = SendMessage(DECODE, Failed(attempt, "peer lost", "node", P0))
     assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [CancelSends(attempt), failed]
     assert prefill.next_batch(0.0) == ([], [])
     assert prefill.load().held_pages == 6
@@ -64,7 +63,7 @@ def test_a_send_that_fails_after_the_last_step_is_told() -> None:
     prefill.handle(asked_prefill("r", 20), 0.0)
     prefill.next_batch(0.0)
     prefill.finish([Sampled((7,))], 0.0)
-    failed = Send(DECODE, Failed(attempt, "peer lost", "node", P0))
+    failed = SendMessage(DECODE, Failed(attempt, "peer lost", "node", P0))
     assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [failed]
     assert prefill.load().held_pages == 0
 
@@ -114,7 +113,7 @@ def test_what_is_sent_makes_no_room_for_others_but_a_place() -> None:
     assert prefill.next_batch(0.0)[0]
 
 
-def owned(scheduler: DecodeScheduler | PrefillScheduler, prompt: list[int]) -> int:
+def owned(scheduler: Scheduler, prompt: list[int]) -> int:
     """Leading pages of the prompt that can be found."""
     return len(scheduler._cache.find(HASHER.hashes(prompt)))
 
@@ -178,6 +177,13 @@ def test_pages_that_several_need_at_once_travel_once(count: int, rng: random.Ran
     assert decode.load().counters.pages_received == world.num_delivered
 
 
+def turn_of(world: World, name: str) -> None:
+    """The node hears everything that is on its way to it, and acts on it."""
+    while world.queues[name]:
+        world.hear(name)
+    world.step(name)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 3), st.randoms(use_true_random=False))
 def test_what_has_arrived_for_a_cancelled_one_travels_to_no_other(
@@ -193,12 +199,12 @@ def test_what_has_arrived_for_a_cancelled_one_travels_to_no_other(
     for _ in range(num_steps):
         world.step(PREFILL)
         for travelling in list(world.travelling):
-            world.deliver(travelling, len(travelling.work.pages) - travelling.num_delivered)
+            world.deliver(travelling, len(travelling.pages) - travelling.num_delivered)
     assert world.num_delivered == 2 * num_steps
+    turn_of(world, DECODE)
     world.post(DECODE, Cancel(Attempt("r0", 1)))
-    while world.queues[DECODE]:
-        world.hear(DECODE)
-    assert decode.load().cached_pages == 2 * num_steps
+    turn_of(world, DECODE)
+    assert owned(decode, COMMON) == 2 * num_steps
     world.run()
     for name in ("r1", "r2"):
         assert world.tokens[name] == answer_of(alike(3)[name], 4)
@@ -213,7 +219,7 @@ def test_who_does_not_compute_here_does_not_wait_for_what_is_computed_here() -> 
     decode.handle(generate("there", COMMON), 0.0)
     slices, instructions = decode.next_batch(0.0)
     assert len(slices) == 1
-    assert [type(i) for i in instructions] == [ExpectPages, Send]
+    assert [type(i) for i in instructions] == [ExpectPages, SendMessage]
 
 
 def test_who_computes_here_waits_for_what_is_received() -> None:
@@ -233,7 +239,7 @@ def test_nobody_waits_for_pages_that_do_not_come() -> None:
     decode = decode_scheduler()
     for name in ("first", "second"):
         decode.handle(generate(name, [*COMMON, 99]), 0.0)
-    assert [type(i) for i in decode.next_batch(0.0)[1]] == [ExpectPages, Send], "one of them"
+    assert [type(i) for i in decode.next_batch(0.0)[1]] == [ExpectPages, SendMessage], "one of them"
     assert decode.next_batch(1.0)[1] == []
     decode.handle(PagesArrived(Attempt("first", 1), 1), 1.5)
     assert decode.next_batch(3.0)[1] == [], "one page has come since"

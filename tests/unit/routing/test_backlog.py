@@ -7,63 +7,79 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pytest import approx
 
-from coordinator.routing.backlog import SETTLING_S, Backlog
+from coordinator.routing.backlog import SETTLING_S, Backlog, Booking
+
+
+class NamedBacklog(Backlog):
+    """A backlog whose bookings have names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bookings: dict[str, Booking] = {}
+
+    def send(self, name: str, work_s: float, now: float) -> None:
+        booking = self._bookings[name] = Booking(work_s, 0, now)
+        self.sent(booking)
+
+    def compute(self, name: str, now: float) -> None:
+        if name in self._bookings:
+            self.computed(self._bookings[name], now)
 
 
 def test_what_was_sent_is_computed_in_order_as_time_passes() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 2.0, now=10.0)
-    backlog.sent("b", 3.0, now=10.0)
+    backlog = NamedBacklog()
+    backlog.send("a", 2.0, 10.0)
+    backlog.send("b", 3.0, 10.0)
     assert backlog.seconds(10.0) == 5.0
     assert backlog.seconds(11.5) == 3.5
     assert backlog.seconds(14.0) == 3.0, "b waits for a, which takes longer than was thought"
-    backlog.computed("a", 14.0)
+    backlog.compute("a", 14.0)
     assert backlog.seconds(14.0) == 3.0
     assert backlog.seconds(15.0) == 2.0
-    backlog.computed("b", 15.0)
+    backlog.compute("b", 15.0)
     assert backlog.seconds(15.0) == 0.0
 
 
 def test_an_early_end_frees_the_rest() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 2.0, 0.0)
-    backlog.sent("b", 3.0, 0.0)
-    backlog.computed("a", 0.1)
+    backlog = NamedBacklog()
+    backlog.send("a", 2.0, 0.0)
+    backlog.send("b", 3.0, 0.0)
+    backlog.compute("a", 0.1)
     assert backlog.seconds(0.1) == 3.0
-    backlog.computed("a", 0.2)
+    backlog.compute("a", 0.2)
     assert backlog.seconds(0.2) == approx(2.9)
 
 
 def test_a_late_end_is_still_there_as_long_as_the_node_says_so() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 2.0, 0.0)
+    backlog = NamedBacklog()
+    backlog.send("a", 2.0, 0.0)
     assert backlog.seconds(5.0) == 0.0, "nothing else is known"
     backlog.heard(1.5, 5.0)
     assert backlog.seconds(5.0) == 1.5
     assert backlog.seconds(6.0) == 0.5
-    backlog.computed("a", 6.0)
+    backlog.compute("a", 6.0)
     assert backlog.seconds(6.0) == 0.0
 
 
 def test_a_later_one_that_is_given_up_does_not_restart_the_first() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 10.0, 0.0)
-    backlog.sent("b", 1.0, 0.0)
-    backlog.computed("b", 9.0)
+    backlog = NamedBacklog()
+    backlog.send("a", 10.0, 0.0)
+    backlog.send("b", 1.0, 0.0)
+    backlog.compute("b", 9.0)
     assert backlog.seconds(9.0) == 1.0
 
 
 def test_what_others_sent_counts_and_runs_out() -> None:
-    backlog = Backlog()
+    backlog = NamedBacklog()
     backlog.heard(4.0, 10.0)
     assert [backlog.seconds(now) for now in (10.0, 12.0, 14.0, 20.0)] == [4.0, 2.0, 0.0, 0.0]
-    backlog.sent("a", 1.0, 12.0)
+    backlog.send("a", 1.0, 12.0)
     assert backlog.seconds(12.0) == 3.0
 
 
 def test_a_heartbeat_does_not_count_ours_twice() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 2.0, 0.0)
+    backlog = NamedBacklog()
+    backlog.send("a", 2.0, 0.0)
     backlog.heard(2.0, SETTLING_S)
     assert backlog.seconds(SETTLING_S) <= 2.0
     backlog.heard(5.0, 2 * SETTLING_S)
@@ -71,17 +87,17 @@ def test_a_heartbeat_does_not_count_ours_twice() -> None:
 
 
 def test_what_was_just_sent_is_not_in_the_heartbeat_yet() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 2.0, 0.0)
+    backlog = NamedBacklog()
+    backlog.send("a", 2.0, 0.0)
     backlog.heard(3.0, SETTLING_S / 2)
     assert backlog.seconds(SETTLING_S / 2) == approx(5.0, abs=SETTLING_S)
 
 
 def test_work_ever_sent_is_remembered() -> None:
-    backlog = Backlog()
-    backlog.sent("a", 2.0, 0.0)
-    backlog.computed("a", 0.0)
-    backlog.sent("b", 1.0, 0.0)
+    backlog = NamedBacklog()
+    backlog.send("a", 2.0, 0.0)
+    backlog.compute("a", 0.0)
+    backlog.send("b", 1.0, 0.0)
     assert backlog.total_s == 3.0
 
 
@@ -94,7 +110,7 @@ class BacklogMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backlog = Backlog()
+        self.backlog = NamedBacklog()
         self.ours: dict[str, float] = {}
         self.heard_s = 0.0
         self.now = 1000.0
@@ -102,12 +118,12 @@ class BacklogMachine(RuleBasedStateMachine):
     @rule(request_id=ids, work_s=seconds)
     def sent(self, request_id: str, work_s: float) -> None:
         if request_id not in self.ours:
-            self.backlog.sent(request_id, work_s, self.now)
+            self.backlog.send(request_id, work_s, self.now)
             self.ours[request_id] = work_s
 
     @rule(request_id=ids)
     def computed(self, request_id: str) -> None:
-        self.backlog.computed(request_id, self.now)
+        self.backlog.compute(request_id, self.now)
         self.ours.pop(request_id, None)
 
     @rule(queued_s=seconds)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.core.registry import LiveNode
+from coordinator.core.registry import DEFAULT_PREFILL_TOKENS_PER_S, LiveNode
 from coordinator.routing import cost
 from coordinator.routing.cost import ANSWER_STEPS, HOP_S, OWN_WORK_WEIGHT, Cost
 from protocol.messages import Load
@@ -53,7 +53,7 @@ def test_computing_takes_a_step_and_at_least_one_token() -> None:
     node = live(load_of())
     assert cost.compute_s(node, 500) == pytest.approx(0.51)
     assert cost.compute_s(node, 1) == cost.compute_s(node, 0) == cost.compute_s(node, -5)
-    assert cost.compute_s(live(Load(role="decode")), 500) == 500 / cost.DEFAULT_PREFILL_TOKENS_PER_S
+    assert cost.compute_s(live(Load(role="decode")), 500) == 500 / DEFAULT_PREFILL_TOKENS_PER_S
 
 
 def test_moving_pages_takes_two_messages_and_the_link() -> None:

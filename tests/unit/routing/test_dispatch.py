@@ -22,10 +22,9 @@ from coordinator.routing.dispatch import (
     MAX_WAIT_S,
     PATIENCE_GOALS,
     VAIN_PAUSE_S,
-    DispatchQueue,
 )
 from protocol.ids import Node
-from tests.support.nodes import LAYOUT, Nodes, load_of, work_of
+from tests.support.nodes import LAYOUT, Nodes, demand_of, load_of
 
 
 def busy(nodes: Nodes, name: str, seconds: float, now: float = 0.0) -> None:
@@ -33,14 +32,14 @@ def busy(nodes: Nodes, name: str, seconds: float, now: float = 0.0) -> None:
 
 
 def names(nodes: Nodes, now: float) -> list[str]:
-    return [request_id for request_id, _ in nodes.queue.dispatch(now)]
+    return [request_id for request_id, _ in nodes.dispatch(now)]
 
 
-def expect(queue: DispatchQueue, work_s: float) -> None:
+def expect(nodes: Nodes, work_s: float) -> None:
     """The goal becomes what recent prompts take."""
     for i in range(100):
-        queue.add(f"recent{i}", work_of(round(work_s * 1000) - 10), 0.0)
-        queue.remove(f"recent{i}")
+        nodes.wait(f"recent{i}", demand_of(round(work_s * 1000) - 10), 0.0)
+        nodes.remove(f"recent{i}")
 
 
 def simulate(
@@ -59,11 +58,11 @@ def simulate(
         now = min(look_at, arrival[0] if arrival else look_at, ends[0][0] if ends else look_at)
         assert now < float("inf"), "requests wait, and nobody will look"
         while ends and ends[0][0] <= now:
-            nodes.placement.ended(heapq.heappop(ends)[1], now)
+            nodes.ended(heapq.heappop(ends)[1], now)
         while arrival and arrival[0] <= now:
-            nodes.queue.add(arrival[1], work_of(arrival[2]), arrival[0])
+            nodes.wait(arrival[1], demand_of(arrival[2]), arrival[0])
             arrival = next(arrivals, None)
-        for request_id, route in nodes.queue.dispatch(now):
+        for request_id, route in nodes.dispatch(now):
             assert request_id not in dispatched
             dispatched[request_id] = now
             if until(request_id):
@@ -79,13 +78,13 @@ def simulate(
 def test_a_node_gets_its_next_prompt_shortly_before_it_is_free() -> None:
     nodes = Nodes("p0", "d0")
     busy(nodes, "p0", 2.0)
-    nodes.queue.add("a", work_of(100), 0.0)
+    nodes.wait("a", demand_of(100), 0.0)
     assert names(nodes, 0.0) == []
     assert nodes.queue.dispatch_in_s(0.0) == MAX_WAIT_S
     now = 2.0 - DISPATCH_AHEAD_S - 0.01
     assert nodes.queue.dispatch_in_s(now) == pytest.approx(0.01)
     assert names(nodes, now) == []
-    ((request_id, route),) = nodes.queue.dispatch(now + 0.011)
+    ((request_id, route),) = nodes.dispatch(now + 0.011)
     assert (request_id, route.prefill) == ("a", Node("p0", 1))
     assert len(nodes.queue) == 0 and nodes.queue.dispatch_in_s(3.0) is None
 
@@ -93,7 +92,7 @@ def test_a_node_gets_its_next_prompt_shortly_before_it_is_free() -> None:
 def test_what_is_sent_counts_for_the_next() -> None:
     nodes = Nodes("p0", "p1", "d0")
     for name in "abc":
-        nodes.queue.add(name, work_of(1000), 0.0)
+        nodes.wait(name, demand_of(1000), 0.0)
     assert len(names(nodes, 0.0)) == 2
     assert names(nodes, 0.5) == []
     assert len(names(nodes, 0.97)) == 1
@@ -102,16 +101,16 @@ def test_what_is_sent_counts_for_the_next() -> None:
 def test_short_requests_overtake_long_ones() -> None:
     nodes = Nodes("p0", "d0")
     busy(nodes, "p0", 1.0)
-    nodes.queue.add("long", work_of(4000), 0.0)
-    nodes.queue.add("short", work_of(100), 0.5)
+    nodes.wait("long", demand_of(4000), 0.0)
+    nodes.wait("short", demand_of(100), 0.5)
     assert names(nodes, 1.0) == ["short"]
 
 
 def test_who_has_waited_long_enough_is_not_overtaken() -> None:
     nodes = Nodes("p0", "d0")
     busy(nodes, "p0", 10.0)
-    nodes.queue.add("long", work_of(2000), 0.0)
-    nodes.queue.add("short", work_of(300), 9.9)
+    nodes.wait("long", demand_of(2000), 0.0)
+    nodes.wait("short", demand_of(300), 9.9)
     assert names(nodes, 10.0) == ["long"]
 
 
@@ -119,19 +118,19 @@ def test_a_request_about_to_miss_the_goal_goes_first_while_calm() -> None:
     """The goal is 1 s. In danger: 0.5 s waited and 0.3 s of work; the tiny one has the ratio."""
     for name, is_first in (("calm", "danger"), ("not calm", "tiny")):
         nodes = Nodes("p0", "d0")
-        expect(nodes.queue, 1.0)
-        nodes.queue.add("danger", work_of(290), 0.0)
-        nodes.queue.add("tiny", work_of(40), 0.1)
+        expect(nodes, 1.0)
+        nodes.wait("danger", demand_of(290), 0.0)
+        nodes.wait("tiny", demand_of(40), 0.1)
         if name == "not calm":
-            nodes.queue.add("much", work_of(400), 0.5)
+            nodes.wait("much", demand_of(400), 0.5)
         assert names(nodes, 0.5)[0] == is_first
 
 
 def test_a_request_that_missed_the_goal_has_no_precedence() -> None:
     nodes = Nodes("p0", "d0")
-    expect(nodes.queue, 1.0)
-    nodes.queue.add("missed", work_of(290), -0.5)
-    nodes.queue.add("tiny", work_of(40), 0.1)
+    expect(nodes, 1.0)
+    nodes.wait("missed", demand_of(290), -0.5)
+    nodes.wait("tiny", demand_of(40), 0.1)
     assert names(nodes, 0.5)[0] == "tiny"
 
 
@@ -142,13 +141,13 @@ def test_a_first_one_that_waits_for_its_owner_does_not_keep_others_from_idle_nod
         load = load_of(queued_tokens)
         slow = msgspec.structs.replace(load, link_bytes_per_s=LAYOUT.page_bytes / 0.1)
         nodes.heard(name, slow, 0.0)
-    owned = work_of(4000, "a")
+    owned = demand_of(4000, "a")
     nodes.index.stored(Node("p0", 1), owned.hashes)
-    nodes.queue.add("first", owned, -100.0)
-    nodes.queue.add("second", work_of(500), 0.0)
-    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    nodes.wait("first", owned, -100.0)
+    nodes.wait("second", demand_of(500), 0.0)
+    ((request_id, route),) = nodes.dispatch(0.0)
     assert (request_id, route.prefill) == ("second", Node("p1", 1))
-    assert "first" in nodes.queue and "second" not in nodes.queue
+    assert nodes.waits("first") and not nodes.waits("second")
     assert names(nodes, 0.96) == ["first"]
 
 
@@ -160,12 +159,12 @@ def test_who_comes_after_does_not_count_on_a_node_that_is_promised() -> None:
             load_of(queued_tokens), link_bytes_per_s=LAYOUT.page_bytes / 0.1
         )
         nodes.heard(name, slow, 0.0)
-    first, second = work_of(4000, "a"), work_of(1000, "b")
+    first, second = demand_of(4000, "a"), demand_of(1000, "b")
     nodes.index.stored(Node("p0", 1), first.hashes[:100] + second.hashes[:20])
-    nodes.queue.add("second", second, 0.0)
+    nodes.wait("second", second, 0.0)
     assert names(nodes, 0.0) == []
-    nodes.queue.add("first", first, -100.0)
-    ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S)
+    nodes.wait("first", first, -100.0)
+    ((request_id, route),) = nodes.dispatch(VAIN_PAUSE_S)
     assert (request_id, route.prefill) == ("second", Node("p1", 1))
 
 
@@ -178,9 +177,9 @@ def test_a_fetch_as_long_as_the_queue_begins_at_once(pages_per_s: int, is_sent: 
     nodes.join("d0", msgspec.structs.replace(load_of(), link_bytes_per_s=link))
     nodes.join("p1", num_pages=10)
     busy(nodes, "p0", 0.6)
-    work = work_of(4000, "a")
+    work = demand_of(4000, "a")
     nodes.index.stored(Node("d0", 1), work.hashes)
-    nodes.queue.add("a", work, 0.0)
+    nodes.wait("a", work, 0.0)
     assert names(nodes, 0.0) == (["a"] if is_sent else [])
 
 
@@ -188,9 +187,9 @@ def test_what_has_no_room_holds_nobody_up() -> None:
     nodes = Nodes("p0", "d0")
     nodes.join("d1", num_pages=5000)
     for i in range(2 * LOOK_AHEAD):
-        nodes.queue.add(f"large{i}", work_of(32_000), -1000.0)
+        nodes.wait(f"large{i}", demand_of(32_000), -1000.0)
     nodes.leave("d1")
-    nodes.queue.add("small", work_of(100), 0.0)
+    nodes.wait("small", demand_of(100), 0.0)
     assert names(nodes, 0.0) == ["small"]
     assert len(nodes.queue) == 2 * LOOK_AHEAD
     nodes.join("d1", load_of(free_pages=5000), now=1.0, num_pages=5000)
@@ -199,7 +198,7 @@ def test_what_has_no_room_holds_nobody_up() -> None:
 
 def test_without_nodes_it_waits() -> None:
     nodes = Nodes("d0")
-    nodes.queue.add("a", work_of(100), 0.0)
+    nodes.wait("a", demand_of(100), 0.0)
     nodes.leave("d0")
     assert names(nodes, 0.0) == []
     assert nodes.queue.dispatch_in_s(0.0) is not None
@@ -211,7 +210,7 @@ def test_at_most_so_many_are_looked_at() -> None:
     nodes = Nodes(*(f"p{i}" for i in range(LOOK_AHEAD + 5)))
     nodes.join("d0", max_running_requests=100)
     for i in range(LOOK_AHEAD + 5):
-        nodes.queue.add(str(i), work_of(300), 0.0)
+        nodes.wait(str(i), demand_of(300), 0.0)
     assert len(names(nodes, 0.0)) == LOOK_AHEAD
     assert len(names(nodes, 0.0)) == 5
 
@@ -223,7 +222,7 @@ def test_policies_that_do_not_weigh_costs_send_all_at_once_in_order(policy: str)
         busy(nodes, name, 100.0)
     ids = [str(i) for i in range(3 * LOOK_AHEAD)]
     for i, request_id in enumerate(ids):
-        nodes.queue.add(request_id, work_of(1000 + 37 * i % 90), 0.0)
+        nodes.wait(request_id, demand_of(1000 + 37 * i % 90), 0.0)
     assert names(nodes, 0.0) == ids
     assert nodes.queue.dispatch_in_s(0.0) is None
 
@@ -240,11 +239,11 @@ def test_each_is_dispatched_once_unless_it_is_removed(
 ) -> None:
     nodes = Nodes(*(f"p{i}" for i in range(num_nodes)), "d0", seed=seed)
     for i, count in enumerate(num_tokens):
-        nodes.queue.add(str(i), work_of(count), 0.0)
+        nodes.wait(str(i), demand_of(count), 0.0)
     for i in removed:
-        nodes.queue.remove(str(i))
+        nodes.remove(str(i))
     wanted = {str(i) for i in range(len(num_tokens)) if i not in removed}
-    assert {str(i) for i in range(60) if str(i) in nodes.queue} == wanted
+    assert {str(i) for i in range(60) if nodes.waits(str(i))} == wanted
     dispatched = simulate(nodes, iter([]), lambda _: False) if wanted else {}
     assert dispatched.keys() == wanted
     assert nodes.queue.dispatch_in_s(0.0) is None and names(nodes, 1e9) == []
@@ -315,12 +314,12 @@ def test_after_a_look_in_vain_only_new_requests_are_looked_at() -> None:
     nodes = Nodes("p0", "p1")
     nodes.join("d0", load_of(free_pages=300))
     nodes.join("d1", load_of(free_pages=100), num_pages=100)
-    nodes.queue.add("large", work_of(8000), 0.0)
+    nodes.wait("large", demand_of(8000), 0.0)
     assert names(nodes, 0.0) == []
     nodes.join("d0", load_of(free_pages=505))
     assert names(nodes, VAIN_PAUSE_S / 2) == [], "not at once"
-    nodes.queue.add("small", work_of(100), 0.0)
-    ((request_id, route),) = nodes.queue.dispatch(VAIN_PAUSE_S / 2)
+    nodes.wait("small", demand_of(100), 0.0)
+    ((request_id, route),) = nodes.dispatch(VAIN_PAUSE_S / 2)
     assert (request_id, route.decode.name) == ("small", "d1"), "pages of d0 are planned"
     assert names(nodes, VAIN_PAUSE_S) == ["large"]
 
@@ -328,11 +327,11 @@ def test_after_a_look_in_vain_only_new_requests_are_looked_at() -> None:
 def test_what_became_free_ends_the_pause() -> None:
     nodes = Nodes("p0")
     nodes.join("d0", load_of(free_pages=600))
-    nodes.queue.add("first", work_of(8000), 0.0)
+    nodes.wait("first", demand_of(8000), 0.0)
     assert names(nodes, 0.0) == ["first"]
-    nodes.queue.add("second", work_of(8000), 0.0)
+    nodes.wait("second", demand_of(8000), 0.0)
     assert names(nodes, 0.0) == [], "the pages are promised to the first"
-    nodes.placement.ended("first", 0.001)
+    nodes.ended("first", 0.001)
     assert names(nodes, 0.001) == ["second"]
 
 
@@ -341,9 +340,9 @@ def test_promised_pages_are_not_promised_twice() -> None:
     nodes = Nodes("p0", "d0", "d1")
     routes = []
     for i in range(2):
-        work = work_of(8000, f"chain{i}")
+        work = demand_of(8000, f"chain{i}")
         routes.append(nodes.placement.route(work, 0.0))
-        nodes.placement.book(str(i), work, routes[-1], 0.0)
+        nodes.book(str(i), work, routes[-1], 0.0)
     assert {route.decode.name for route in routes} == {"d0", "d1"}
 
 
@@ -353,15 +352,15 @@ def test_long_answers_are_sent_while_they_can_begin() -> None:
     nodes = Nodes("p0")
     nodes.join("d0", load_of(free_pages=45), num_pages=45)
     for i in range(6):
-        nodes.queue.add(str(i), work_of(9 * 16, answer_pages=36), 0.0)
+        nodes.wait(str(i), demand_of(9 * 16, answer_pages=36), 0.0)
     sent: list[str] = []
     for look in range(7):
         new = names(nodes, now := 0.16 * look)
         for name in new:
-            nodes.placement.computed(name, now)
+            nodes.computed(name, now)
         sent += new
     assert len(sent) == 4 and len(nodes.queue) == 2
-    nodes.placement.ended(sent[0], 1.12)
+    nodes.ended(sent[0], 1.12)
     assert len(names(nodes, 1.12)) == 1
 
 
@@ -375,12 +374,12 @@ def test_a_plan_takes_what_an_admission_takes() -> None:
         )
         nodes.heard(name, slow, 0.0)
     nodes.join("d0", load_of(free_pages=400), num_pages=400)
-    first, second = work_of(4000, "a", answer_pages=150), work_of(800, "b", answer_pages=300)
+    first, second = demand_of(4000, "a", answer_pages=150), demand_of(800, "b", answer_pages=300)
     nodes.index.stored(Node("p0", 1), first.hashes)
-    nodes.queue.add("first", first, -100.0)
-    nodes.queue.add("second", second, 0.0)
+    nodes.wait("first", first, -100.0)
+    nodes.wait("second", second, 0.0)
     assert names(nodes, 0.0) == ["second"]
-    assert "first" in nodes.queue
+    assert nodes.waits("first")
 
 
 def test_a_large_request_is_not_passed_for_ever() -> None:
@@ -388,38 +387,38 @@ def test_a_large_request_is_not_passed_for_ever() -> None:
     large one has waited long enough leave it room."""
     nodes = Nodes("p0")
     nodes.join("d0", load_of(free_pages=500))
-    nodes.queue.add("large", work_of(7900), 0.0)
+    nodes.wait("large", demand_of(7900), 0.0)
     sent: list[str] = []
     now = 0.0
     while "large" not in sent:
         assert now < 2 * PATIENCE_GOALS * 8
-        nodes.queue.add(f"small{now:.2f}", work_of(100), now)
+        nodes.wait(f"small{now:.2f}", demand_of(100), now)
         new = names(nodes, now)
         sent += new
         used = sum(16 for name in new if name != "large")
         nodes.join("d0", load_of(free_pages=500 - used), now=now)
         for name in new:
             if name != "large":
-                nodes.placement.ended(name, now)
+                nodes.ended(name, now)
         now += 0.05
 
 
 def test_prompts_that_decode_nodes_have_do_not_wait_for_prefill_nodes() -> None:
     nodes = Nodes("p0", "d0", local_prefill_max_tokens=64)
-    work = work_of(1000, "a")
+    work = demand_of(1000, "a")
     nodes.index.stored(Node("d0", 1), work.hashes)
     busy(nodes, "p0", 20.0)
-    nodes.queue.add("cached", work, 0.0)
-    nodes.queue.add("other", work_of(1000, "b"), 0.0)
-    ((request_id, route),) = nodes.queue.dispatch(0.0)
+    nodes.wait("cached", work, 0.0)
+    nodes.wait("other", demand_of(1000, "b"), 0.0)
+    ((request_id, route),) = nodes.dispatch(0.0)
     assert (request_id, route.prefill) == ("cached", None)
 
 
 def test_a_retry_does_not_wait_for_the_node_that_it_avoids() -> None:
     nodes = Nodes("p0", "d0")
     busy(nodes, "p0", 30.0)
-    nodes.queue.add("a", work_of(1000, avoid=("p0",)), 0.0)
-    ((_, route),) = nodes.queue.dispatch(0.0)
+    nodes.wait("a", demand_of(1000, avoid=("p0",)), 0.0)
+    ((_, route),) = nodes.dispatch(0.0)
     assert route.prefill is None
 
 
@@ -429,8 +428,8 @@ def test_who_waits_for_pages_keeps_no_prefill_node_from_others() -> None:
     nodes.join("d0", load_of(num_running=7, free_pages=500))
     nodes.join("d1", load_of(free_pages=100), num_pages=100)
     for i in range(2):
-        nodes.queue.add(f"large{i}", work_of(14_000), -1000.0)
-    nodes.queue.add("small", work_of(20), 0.0)
+        nodes.wait(f"large{i}", demand_of(14_000), -1000.0)
+    nodes.wait("small", demand_of(20), 0.0)
     assert names(nodes, 0.0) == ["large0", "small"]
 
 
@@ -438,7 +437,7 @@ def test_who_waited_too_long_for_pages_waits_at_the_node() -> None:
     """Requests of another coordinator take every page that becomes free."""
     nodes = Nodes("p0")
     nodes.join("d0", load_of(num_running=3, free_pages=300))
-    nodes.queue.add("large", work_of(9000), 0.0)
+    nodes.wait("large", demand_of(9000), 0.0)
     assert names(nodes, 0.0) == []
     patience_s = PATIENCE_GOALS * 9.1
     assert names(nodes, patience_s - 10) == []
@@ -449,7 +448,7 @@ def test_one_at_a_time_waits_at_a_node_for_its_pages() -> None:
     nodes = Nodes("p0", "p1")
     nodes.heard("d0", load_of(num_running=3, free_pages=30), 0.0)
     for i in range(2):
-        nodes.queue.add(str(i), work_of(40 * 16), -1000.0)
+        nodes.wait(str(i), demand_of(40 * 16), -1000.0)
     assert names(nodes, 0.0) == ["0"]
     assert names(nodes, 1.0) == [], "no heartbeat has shown it yet"
     nodes.heard("d0", load_of(num_running=4, free_pages=0), 2.0)
@@ -463,10 +462,10 @@ def test_a_full_node_gets_dearer_with_those_who_wait_for_it() -> None:
         load = load_of(num_running=num_running)
         slow = msgspec.structs.replace(load, link_bytes_per_s=LAYOUT.page_bytes * 50)
         nodes.join(name, slow)
-    prefix = work_of(1600, "a")
+    prefix = demand_of(1600, "a")
     for name in ("p0", "p1", "d0"):
         nodes.index.stored(Node(name, 1), prefix.hashes)
     for i in range(150):
-        nodes.queue.add(f"r{i}", prefix, 0.0)
-    decodes = {route.decode.name for _, route in nodes.queue.dispatch(0.0)}
+        nodes.wait(f"r{i}", prefix, 0.0)
+    decodes = {route.decode.name for _, route in nodes.dispatch(0.0)}
     assert decodes == {"d1"}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from coordinator.core.registry import Registry
-from coordinator.routing.backlog import Backlog
+from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
+from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import Candidates, Cluster, Demand, NoRoute, Plan, Route, Router
+from coordinator.routing.router import Candidates, Cluster, NoRoute, PlannedWork, Route, Router
 from protocol.ids import Node
 from protocol.messages import Load
-from tests.support.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of, work_of
+from tests.support.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
+from tests.support.nodes import demand_of as nodes_demand_of
 
 EVICTED = EVICTED_REUSE * OWN_WORK_WEIGHT
 IDLE = load_of()
@@ -26,7 +29,7 @@ SLOW_LINK = PAGE_BYTES / 0.1
 
 def backlog_of(work_s: float) -> Backlog:
     backlog = Backlog()
-    backlog.sent("before", work_s, 0.0)
+    backlog.sent(Booking(work_s, 0, 0.0))
     backlog.num_requests = 1
     return backlog
 
@@ -44,22 +47,24 @@ def cluster_of(
         link_bytes_per_s=registry.link_bytes_per_s,
         backlogs={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
         hit_share=hit_share,
-        plan=Plan(planned_s or {}),
+        planned=PlannedWork(planned_s or {}),
         now=0.0,
     )
 
 
-def demand_of(
-    owned: Mapping[str, int] | None = None,
-    expected: Mapping[str, int] | None = None,
-    num_tokens: int = 1600,
-    avoid: tuple[str, ...] = (),
-) -> Demand:
-    """8 pages for the answer, one to begin. `expected`: on top of what is owned."""
+def demand_of(num_tokens: int = 1600, avoid: tuple[str, ...] = ()) -> Demand:
+    """8 pages for the answer, one to begin."""
+    num_pages = LAYOUT.num_pages(num_tokens)
+    return Demand(num_tokens, num_pages + 8, num_pages + 1, [], avoid)
+
+
+def owners_of(
+    owned: Mapping[str, int] | None = None, expected: Mapping[str, int] | None = None
+) -> PageOwners:
+    """`expected`: on top of what is owned."""
     owned_pages = {Node(name, 1): pages for name, pages in (owned or {}).items()}
     expected_pages = owned_pages | {Node(n, 1): pages for n, pages in (expected or {}).items()}
-    num_pages = LAYOUT.num_pages(num_tokens)
-    return Demand(num_tokens, num_pages + 8, num_pages + 1, owned_pages, expected_pages, avoid)
+    return PageOwners(owned_pages, expected_pages)
 
 
 def router_of(local_prefill_max_tokens: int = 64, policy: str = "cost") -> Router:
@@ -78,7 +83,8 @@ def route(
     planned_s: dict[str, float] | None = None,
 ) -> Route:
     return router_of(local_prefill_max_tokens).route(
-        demand_of(owned, expected, num_tokens, avoid),
+        demand_of(num_tokens, avoid),
+        owners_of(owned, expected),
         cluster_of(registry, queues_s, hit_share, planned_s),
     )
 
@@ -146,10 +152,57 @@ def test_a_prompt_never_hits_the_page_of_its_last_token() -> None:
 
 def test_ties_go_to_the_node_that_was_given_least_work() -> None:
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
-    cluster = cluster_of(registry, {"p0": 3.0, "p1": 2.0})
-    for backlog in cluster.backlogs.values():
-        backlog.computed("before", 0.0)
-    assert names(router_of().route(demand_of(), cluster)) == ("p1", "d0")
+    cluster = cluster_of(registry)
+    cluster = replace(cluster, backlogs={"p0": Backlog(3.0), "p1": Backlog(2.0)})
+    assert names(router_of().route(demand_of(), owners_of(), cluster)) == ("p1", "d0")
+
+
+# Equal and nearly equal nodes
+
+
+def measured(load: Load = IDLE, **rates: float) -> Load:
+    return msgspec.structs.replace(load, **rates)  # type: ignore[arg-type]
+
+
+def test_among_equals_the_owner_wins_though_it_was_given_more_work() -> None:
+    """Both would fetch from the decode node, which has the answer too: p0 has the prompt."""
+    registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
+    cluster = replace(cluster_of(registry), backlogs={"p0": Backlog(3.0), "p1": Backlog(1.0)})
+    owners = owners_of({"p0": 60, "d0": 62})
+    for _ in range(5):
+        assert names(router_of(0).route(demand_of(), owners, cluster)) == ("p0", "d0")
+
+
+@pytest.mark.parametrize("slower", [0.96, 1.0, 1.04])
+def test_an_idle_owner_is_not_passed_over_because_another_measured_a_little_more(
+    slower: float,
+) -> None:
+    owner = measured(prefill_tokens_per_s=1000 * slower)
+    registry = registry_of({"p0": owner, "p1": IDLE, "d0": IDLE})
+    chosen = route(registry, owned={"p0": 60}, local_prefill_max_tokens=0)
+    assert names(chosen) == ("p0", "d0") and fetch(chosen) is None
+
+
+def test_a_node_that_measured_nothing_is_presumed_to_be_like_the_others() -> None:
+    """Not twice as fast by a default, whatever the device is."""
+    fresh = measured(prefill_tokens_per_s=0.0, step_s=0.0, link_bytes_per_s=0.0)
+    registry = registry_of({"p0": IDLE, "p1": fresh, "d0": IDLE})
+    candidates = router_of().candidates(demand_of(), owners_of(), cluster_of(registry))
+    first, second = candidates.prefill
+    assert first.cost.compute_s == second.cost.compute_s == pytest.approx(0.01 + 1.6)
+
+
+@pytest.mark.parametrize("num_running", [0, 1, 8, 20])
+def test_a_decode_node_with_all_but_the_last_page_computes_the_rest_itself(
+    num_running: int,
+) -> None:
+    """As on a GPU: 40,000 prompt tokens per second, 10 ms for a step of any kind."""
+    load = measured(prefill_tokens_per_s=40_000.0, step_s=0.01, link_bytes_per_s=2e10)
+    registry = registry_of({"p0": load, "p1": load})
+    busy = measured(load, num_running=num_running)
+    registry.heartbeat(heartbeat("decode", Node("d0", 1), busy, max_running_requests=64), 0.0)
+    for owned in ({"d0": 99}, {"d0": 99, "p0": 99}):
+        assert names(route(registry, owned=owned)) == (None, "d0")
 
 
 # Fetching
@@ -253,7 +306,9 @@ def test_replication_is_charged_on_a_full_node_only() -> None:
     registry = registry_of(
         {"p0": load_of(free_pages=99), "p1": load_of(free_pages=100), "d0": IDLE}
     )
-    candidates = router_of().candidates(demand_of(), cluster_of(registry, hit_share=0.5))
+    candidates = router_of().candidates(
+        demand_of(), owners_of(), cluster_of(registry, hit_share=0.5)
+    )
     assert [c.cost.evict_s for c in candidates.prefill] == [pytest.approx(EVICTED * 0.5 * 1.6), 0.0]
     chosen = router_of().choose(demand_of(), candidates)
     assert chosen.prefill == Node("p1", 1)
@@ -261,8 +316,9 @@ def test_replication_is_charged_on_a_full_node_only() -> None:
 
 def test_what_is_fetched_pushes_out_as_much_as_what_is_computed() -> None:
     registry = registry_of({"p0": load_of(free_pages=0), "d0": IDLE})
-    demand = demand_of(owned={"p0": 30, "d0": 80})
-    candidates = router_of(0).candidates(demand, cluster_of(registry, hit_share=0.5))
+    owners = owners_of({"p0": 30, "d0": 80})
+    cluster = cluster_of(registry, hit_share=0.5)
+    candidates = router_of(0).candidates(demand_of(), owners, cluster)
     (candidate,) = candidates.prefill
     assert candidate.fetch_pages == 80
     assert candidate.cost.evict_s == pytest.approx(EVICTED * 0.5 * 70 * 0.016)
@@ -350,7 +406,7 @@ def test_no_decode_node() -> None:
 
 def test_a_draining_node_gets_nothing_and_can_be_fetched_from() -> None:
     nodes = Nodes("p0", "p1", "d0", "d1")
-    work = work_of(1600, "a")
+    work = nodes_demand_of(1600, "a")
     nodes.index.stored(Node("p0", 1), work.hashes[:80])
     nodes.index.stored(Node("d0", 1), work.hashes[:10])
     nodes.placement.draining = frozenset({"p0", "d0"})
@@ -376,12 +432,12 @@ def test_of_nodes_that_have_no_heartbeat_left_the_one_with_fewer_of_our_requests
     """Heartbeats said that p0 is idle and p1 is not; that is long ago."""
     nodes = Nodes("p0", "p1", "d0")
     nodes.heard("p1", load_of(queued_tokens=5000), 0.0)
-    assert names(nodes.placement.route(work_of(160), 0.0)) == ("p0", "d0")
+    assert names(nodes.placement.route(nodes_demand_of(160), 0.0)) == ("p0", "d0")
     later = 1000.0
     chosen = []
     for i in range(4):
-        one = nodes.placement.route(work_of(1600), later)
-        nodes.placement.book(str(i), work_of(1600), one, later)
+        one = nodes.placement.route(nodes_demand_of(1600), later)
+        nodes.book(str(i), nodes_demand_of(1600), one, later)
         chosen.append(one.computes.name)
     assert sorted(chosen) == ["p0", "p0", "p1", "p1"]
 
@@ -404,19 +460,19 @@ def test_the_runner_up_is_another_node() -> None:
 
 def test_a_policy_that_does_not_weigh_costs_may_pass_over_a_cheaper_node() -> None:
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
-    demand, cluster = demand_of(owned={"p1": 50}), cluster_of(registry)
-    chosen = router_of(policy="round-robin").route(demand, cluster)
+    owners, cluster = owners_of({"p1": 50}), cluster_of(registry)
+    chosen = router_of(policy="round-robin").route(demand_of(), owners, cluster)
     assert chosen.prefill == Node("p0", 1)
     assert chosen.runner_up == "p1: 50 pages cached, 2400 ms less"
 
 
 def test_the_choice_is_the_least_of_the_candidates() -> None:
     registry = registry_of({"p0": load_of(free_pages=3), "p1": IDLE, "d0": IDLE, "d1": IDLE})
-    demand = demand_of(owned={"p0": 70, "d1": 98}, expected={"p1": 20})
+    owners = owners_of({"p0": 70, "d1": 98}, expected={"p1": 20})
     router = router_of(local_prefill_max_tokens=400)
     cluster = cluster_of(registry, {"p0": 0.2, "d1": 0.1}, hit_share=0.4)
-    candidates = router.candidates(demand, cluster)
-    chosen = router.choose(demand, candidates)
+    candidates = router.candidates(demand_of(), owners, cluster)
+    chosen = router.choose(demand_of(), candidates)
     assert chosen.cost.score == pytest.approx(least(candidates), abs=0.002)
 
 

@@ -1,0 +1,158 @@
+"""`Answer`: what has become of one request so far, in no dialect of HTTP. Pure.
+
+Text, token ids, logprobs, why it ended, and what it cost. Stop strings are found here. A formatter
+of each dialect (`coordinator/http/`) makes the response of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from coordinator.answers.detokenizer import Detokenizer, StopStrings
+from coordinator.core.request import Request
+from coordinator.core.totals import RequestCounters
+from coordinator.routing.router import Route
+from protocol.sampling import TokenLogprobs
+
+ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
+"""`bad_request`: no node can answer it. `too_busy`: later one may. `unavailable`: no node is left,
+or several have failed. `timed_out`: it took too long. `client_left`: nobody wants the answer."""
+
+
+@dataclass(frozen=True)
+class AnswerError:
+    """Why a request has no (whole) answer; `message` is for the client to read."""
+
+    kind: ErrorKind
+    message: str
+
+
+@dataclass(frozen=True)
+class FinishReason:
+    """How an answer ended: by a stop string or an end token, by its length, or without success."""
+
+    kind: Literal["stop", "length", "abort"]
+    matched: str | int | None = None
+    """The stop string, or the id of the end token."""
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """What a node has said about an answer at once."""
+
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+    """One for each of `tokens`, if the request asks for them."""
+    cached_tokens: int
+    fetched_tokens: int
+    transferred_pages: int
+
+
+class Answer:
+    """Grows with what nodes produce, whatever attempt it comes from, until it has ended."""
+
+    def __init__(self, request: Request, request_id: str, now: float) -> None:
+        self.request = request
+        self.request_id = request_id
+        """The cluster's name for it, which is never used twice."""
+        self.rid = request.rid or request_id
+        """The client's name for it."""
+        self.output_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        """One for each of `output_ids`, if the request asks for them."""
+        self.finish_reason: FinishReason | None = None
+        """None while it grows."""
+        self.error: AnswerError | None = None
+        """Why it was aborted."""
+        self.route: Route | None = None
+        """Where its last attempt went; None until a token came from there."""
+        self.num_attempts = 0
+        self.cached_tokens = 0
+        """Tokens of the prompt that needed no computing, as the first attempt found them."""
+        self.fetched_tokens = 0
+        """How many of `cached_tokens` came from another node."""
+        self.transferred_pages = 0
+        self.started_at = now
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+        self._detokenizer = Detokenizer(request.decode, request.tokens)
+        self._stops = StopStrings(request.stop_strings)
+        self._end_token_ids = frozenset(request.end_token_ids)
+        self._visible: int | None = None
+        """Length of the text that is shown, when a stop string or its beginning ends it."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def text(self) -> str:
+        """The text so far, without what may become a stop string."""
+        text = self._detokenizer.text
+        return text if self._visible is None else text[: self._visible]
+
+    def grow(self, new: NewTokens, route: Route, num_attempts: int, now: float) -> bool:
+        """Takes new tokens; returns True if a stop string has ended the answer."""
+        if self.first_token_at is None:
+            self.first_token_at = now
+            self.cached_tokens = new.cached_tokens
+            self.fetched_tokens = new.fetched_tokens
+        self.route, self.num_attempts = route, num_attempts
+        self.transferred_pages = max(self.transferred_pages, new.transferred_pages)
+        for i, token in enumerate(new.tokens):
+            self.output_ids.append(token)
+            if self.request.sampling.wants_logprobs:
+                self.logprobs.append(new.logprobs[i])
+            if token in self._end_token_ids and not self.request.keeps_stop:
+                continue  # it is among the ids, and not in the text
+            self._detokenizer.push(token)
+            if self._ends_with_stop(now):
+                return True
+        self._visible = self._stops.safe_length(self._detokenizer.text)
+        return False
+
+    def finish(self, kind: str, now: float) -> None:
+        """Ends it as the node said: "stop" or "length"."""
+        self._detokenizer.finish()
+        if self._ends_with_stop(now):
+            return
+        self.ended_at = now
+        self._visible = None
+        if kind == "stop":
+            self.finish_reason = FinishReason("stop", self.output_ids[-1])
+        else:
+            self.finish_reason = FinishReason("length")
+
+    def abort(self, kind: ErrorKind, message: str, num_attempts: int, now: float) -> None:
+        """Ends it without success."""
+        self.ended_at = now
+        self.num_attempts = max(self.num_attempts, num_attempts)
+        self.error = AnswerError(kind, message)
+        self.finish_reason = FinishReason("abort")
+
+    def counters(self) -> RequestCounters:
+        """Returns what it adds to the totals, when it has ended."""
+        return RequestCounters(
+            requests=1,
+            requests_hit=int(self.cached_tokens > 0),
+            prompt_tokens=len(self.request.tokens),
+            cached_tokens=self.cached_tokens,
+            fetched_tokens=self.fetched_tokens,
+            completion_tokens=len(self.output_ids),
+            transferred_pages=self.transferred_pages,
+            retries=max(0, self.num_attempts - 1),
+            failed_requests=int(self.error is not None),
+        )
+
+    def _ends_with_stop(self, now: float) -> bool:
+        """Looks for a stop string; ends the answer at the first one."""
+        found = self._stops.find(self._detokenizer.text)
+        if found is None:
+            return False
+        position, stop = found
+        self._visible = position + (len(stop) if self.request.keeps_stop else 0)
+        self.finish_reason = FinishReason("stop", stop)
+        self.ended_at = now
+        return True

@@ -1,0 +1,222 @@
+"""`CoordinatorCore`: everything that a coordinator decides. Pure.
+
+It is told what happens (a request, a message, time that passes) and answers with instructions for
+its shell, in the order in which they are to be carried out. The clock, chance and new ids are
+given; it knows no socket, no HTTP and no Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from coordinator.answers.answer import Answer
+from coordinator.config import CoordinatorConfig
+from coordinator.core.demands import DemandMaker
+from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
+from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
+from coordinator.core.registry import Registry
+from coordinator.core.request import Request
+from coordinator.core.statistics import Statistics
+from coordinator.core.tracked_request import TrackedRequest
+from coordinator.core.tracker import Tracker
+from coordinator.ownership.index import PrefixIndex
+from coordinator.routing.dispatch import DispatchQueue
+from coordinator.routing.placement import Placement
+from coordinator.routing.policies import POLICIES
+from coordinator.routing.router import Candidates, NoRoute, Route, Router
+from protocol.messages import (
+    COORDINATOR_LEASE_S,
+    AnyMessage,
+    CoordinatorAlive,
+    Failed,
+    Generate,
+    Goodbye,
+    Heartbeat,
+    Message,
+    NodeInfo,
+    TokensOut,
+)
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY_S = 0.05
+"""How often leases, deadlines and requests without a node are looked at."""
+ALIVE_EVERY_S = COORDINATOR_LEASE_S / 6
+NO_NODE = "no decode node takes requests: none is alive, or all are draining"
+
+
+class CoordinatorCore:
+    """Call `tick` at `wake_at` at the latest, and after every batch of messages look at `wake_at`
+    again: what became free is given away by the next `tick`."""
+
+    def __init__(
+        self,
+        settings: CoordinatorConfig,
+        address: str,
+        chance: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        """`address` is where nodes send their messages to this coordinator. `chance` must survive
+        a deep copy with its state (not a bound method): an explanation draws from a copy."""
+        self.registry = Registry()
+        self.index = PrefixIndex()
+        self.statistics = Statistics(self.registry)
+        policy = POLICIES[settings.policy](chance)
+        router = Router(policy, settings.local_prefill_max_tokens)
+        self.placement = Placement(self.registry, self.index, router)
+        self._settings = settings
+        self._address = address
+        self._new_id = new_id
+        self._demands = DemandMaker(self.registry)
+        self._queue = DispatchQueue(self.placement, policy.binds_late)
+        self._tracker = Tracker(
+            self.placement, self._queue, self._demands, self.statistics, address
+        )
+        self._next_check_at = 0.0
+        self._next_alive_at = 0.0
+        self._is_dispatch_due = False
+        """Something has happened since the dispatch queue was looked at."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended, whether they run or wait."""
+        return len(self._tracker)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not bound to a node."""
+        return len(self._queue)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that were sent to nodes and have not ended."""
+        return self.num_unfinished - self.num_waiting
+
+    @property
+    def is_ready(self) -> bool:
+        """True if a request would find a node."""
+        return bool(self.placement.open("decode"))
+
+    @property
+    def max_total_tokens(self) -> int:
+        """The longest prompt plus answer that a decode node has room for."""
+        nodes = self.placement.open("decode")
+        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
+
+    @property
+    def max_unfinished(self) -> int:
+        """Requests that the decode nodes, or this process, keep at once; more are refused."""
+        infos = [live.info for live in self.placement.open("decode")]
+        room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
+        return min(room, self._settings.max_queued_requests)
+
+    def submit(self, request: Request, now: float) -> list[Instruction]:
+        """Starts a request; the first instruction has its answer.
+
+        Raises DuplicateRequest, TooBusy or Unavailable; then nothing is kept.
+        """
+        # The id is ours, so that a rid that is used again never meets messages of its earlier use.
+        answer = Answer(request, self._new_id(), now)
+        if self._tracker.has_rid(answer.rid):
+            raise DuplicateRequest(f"a request with rid {answer.rid!r} is running")
+        self.require_ready()
+        if self.num_unfinished >= self.max_unfinished:
+            raise TooBusy(f"{self.num_unfinished} requests are unfinished; try again in a moment")
+        try:
+            return [AnswerStarted(answer), *self._tracker.submit(answer, now)]
+        except NoRoute as error:
+            raise Unavailable(str(error)) from None
+
+    def require_ready(self) -> None:
+        """Raises Unavailable if no decode node takes requests."""
+        if not self.is_ready:
+            raise Unavailable(NO_NODE)
+
+    def cancel(self, request_id: str, now: float) -> list[Instruction]:
+        """Ends a request that nobody waits for, on every node. Harmless twice."""
+        self._is_dispatch_due = True
+        return self._tracker.cancel(request_id, now)
+
+    def handle(self, message: AnyMessage, now: float) -> list[Instruction]:
+        """Takes a message of a node; one that is no business of the core changes nothing."""
+        self._is_dispatch_due = True
+        if isinstance(message, TokensOut):
+            return self._tracker.tokens(message, now)
+        if isinstance(message, Heartbeat):
+            return self._heard(message, now)
+        if isinstance(message, Failed):
+            log.warning("attempt %s failed: %s", message.attempt, message.reason)
+            return self._tracker.failed(message, now)
+        if isinstance(message, Goodbye):
+            return self._lost(self.registry.remove(message.node), now)
+        return []
+
+    def undeliverable(self, address: str, message: Message, now: float) -> list[Instruction]:
+        """Takes that a `Send` could not be queued."""
+        self._is_dispatch_due = True
+        if isinstance(message, Generate):
+            return self._tracker.undeliverable(message.attempt, now)
+        return []
+
+    def set_draining(self, names: Collection[str], now: float) -> None:
+        """Gives the nodes of these names, and no others, no new requests."""
+        if names != self.placement.draining:
+            self.placement.draining = frozenset(names)
+            self._is_dispatch_due = True
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Does what is due: ends leases and what took too long, tries again, sends what waits."""
+        instructions: list[Instruction] = []
+        if now >= self._next_check_at:
+            self._next_check_at = now + CHECK_EVERY_S
+            for info in self.registry.expire(now):
+                instructions += self._lost(info, now)
+            instructions += self._tracker.retry(now)
+            instructions += self._tracker.time_out(self._settings.request_timeout_s, now)
+            instructions += self._tell_alive(now)
+        self._is_dispatch_due = False
+        return instructions + self._tracker.dispatch(now)
+
+    def wake_at(self, now: float) -> float | None:
+        """Returns when `tick` is due; None: not before something happens."""
+        if self._is_dispatch_due and len(self._queue):
+            return now
+        if not self.num_unfinished and not self.registry.live():
+            return None
+        wait_s = self._queue.dispatch_in_s(now)
+        return self._next_check_at if wait_s is None else min(self._next_check_at, now + wait_s)
+
+    def explain(self, request: Request, now: float) -> tuple[Candidates, Route]:
+        """Returns what routing would do with a request now; keeps nothing. Raises Unavailable."""
+        self.require_ready()
+        try:
+            demand = self._demands.demand_of(TrackedRequest(Answer(request, "", now)))
+            return self.placement.explain(demand, now)
+        except NoRoute as error:
+            raise Unavailable(str(error)) from None
+
+    def _heard(self, message: Heartbeat, now: float) -> list[Instruction]:
+        replaced = self.registry.heartbeat(message, now)
+        instructions: list[Instruction] = []
+        if self._demands.model_has_changed():
+            instructions += self._tracker.hash_again(now)  # before anything is sent
+        instructions += self._lost(replaced, now)
+        live = self.registry.get(message.info.node)
+        if live is not None:
+            self.placement.heard(live, now)
+        return instructions
+
+    def _lost(self, info: NodeInfo | None, now: float) -> list[Instruction]:
+        """An incarnation of a node is over: what is queued for it must not reach the next one."""
+        if info is None:
+            return []
+        return [Forget(info.control_address), *self._tracker.node_lost(info.node, now)]
+
+    def _tell_alive(self, now: float) -> list[Instruction]:
+        """Lets nodes go on with this coordinator's requests."""
+        if now < self._next_alive_at:
+            return []
+        self._next_alive_at = now + ALIVE_EVERY_S
+        alive = CoordinatorAlive(self._address, COORDINATOR_LEASE_S)
+        return [Send(live.info.control_address, alive) for live in self.registry.live()]

@@ -1,0 +1,19 @@
+"""Why a request is refused before anything is kept of it. Pure."""
+
+from __future__ import annotations
+
+
+class RequestRefused(Exception):
+    """The coordinator does not take this request; the message is for the client to read."""
+
+
+class DuplicateRequest(RequestRefused):
+    """A request of the same name is not answered yet."""
+
+
+class TooBusy(RequestRefused):
+    """Too many requests are unfinished."""
+
+
+class Unavailable(RequestRefused):
+    """No node can serve it now."""

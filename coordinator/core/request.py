@@ -1,0 +1,38 @@
+"""`Request`: one prompt to answer, in no dialect of HTTP. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from protocol.namespace import SHARED, Namespace
+from protocol.sampling import Sampling
+
+DecodeFunction = Callable[[Sequence[int]], str]
+"""Token ids to text."""
+
+
+def no_text(ids: Sequence[int]) -> str:
+    """A `DecodeFunction` for requests of which only the token ids matter."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer, validated and tokenized. Its seed is set."""
+
+    tokens: list[int]
+    """Token ids of the prompt."""
+    sampling: Sampling
+    max_new_tokens: int
+    end_token_ids: Sequence[int] = ()
+    """Tokens that end the answer: the model's, and those that the client named."""
+    namespace: Namespace = SHARED
+    rid: str = ""
+    """The client's name for it; "" if it gave none."""
+    stop_strings: Sequence[str] = ()
+    """Texts that end the answer."""
+    keeps_stop: bool = False
+    """The text of the answer includes what ended it: the stop string, or the end token."""
+    decode: DecodeFunction = no_text
+    """Makes the text of the answer."""

@@ -1,0 +1,50 @@
+"""`Statistics`: what operators are told about the requests of this coordinator. Pure."""
+
+from __future__ import annotations
+
+import logging
+
+from coordinator.core.hot_prefixes import HotPrefixes
+from coordinator.core.registry import Registry
+from coordinator.core.totals import Totals
+from coordinator.core.tracked_request import TrackedRequest
+
+log = logging.getLogger(__name__)
+
+
+class Statistics:
+    """Counts requests as they end, and notes which prefixes they had in common."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.totals = Totals()
+        self.hot_prefixes = HotPrefixes()
+        self._registry = registry
+
+    def answer_began(self, tracked: TrackedRequest, now: float) -> None:
+        """Notes the cached prefix that the request has found."""
+        answer, model = tracked.answer, self._registry.model
+        if model is None or not answer.cached_tokens:
+            return
+        last_page = answer.cached_tokens // model.layout.page_size - 1
+        if 0 <= last_page < len(tracked.hashes):
+            request = answer.request
+            tokens = request.tokens[: answer.cached_tokens]
+            is_salted = bool(request.namespace.salt)
+            self.hot_prefixes.hit(tracked.hashes[last_page], tokens, is_salted, now)
+
+    def answer_ended(self, tracked: TrackedRequest, now: float) -> None:
+        """Counts the request and writes its line into the log."""
+        answer = tracked.answer
+        self.totals.finished(answer.counters(), now)
+        route = answer.route
+        log.info(
+            "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s; runner-up %s",
+            answer.rid,
+            answer.error or answer.finish_reason,
+            len(answer.request.tokens),
+            len(answer.output_ids),
+            answer.cached_tokens,
+            answer.num_attempts,
+            route.reason if route else "not routed",
+            route.runner_up if route else "none",
+        )

@@ -1,0 +1,76 @@
+"""`TrackedRequest`: the one record that the coordinator keeps of a request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from coordinator.answers.answer import Answer, ErrorKind
+from coordinator.routing.routed_request import RoutedRequest
+from coordinator.routing.router import Route
+from protocol.hashing import PageHash, PageHasher
+from protocol.ids import Attempt
+from protocol.messages import TokenOut
+
+
+@dataclass(eq=False)
+class TrackedRequest:
+    """A request from its arrival to its end, over all of its attempts."""
+
+    answer: Answer
+    routed: RoutedRequest | None = None
+    """Its place in the queue, or its booking; None while no node could take it."""
+    route: Route | None = None
+    """Where its current attempt runs; None while it waits."""
+    attempt_number: int = 0
+    answered: list[int] = field(default_factory=list)
+    """Tokens that nodes have produced; the prompt of the next attempt ends with them."""
+    num_answered_before: int = 0
+    """How many of `answered` earlier attempts have produced."""
+    hashes: Sequence[PageHash] = ()
+    """Page hashes of the prompt, as far as they were computed."""
+    hasher: PageHasher | None = None
+    """What computed them: those of another model are worth nothing."""
+    avoid: set[str] = field(default_factory=set)
+    """Names of nodes that failed it or were too busy."""
+    num_failures: int = 0
+    last_failure: str = ""
+    error_kind: ErrorKind = "unavailable"
+    """What the last failure makes of it if it has to end."""
+    started_at: float = 0.0
+    """When the current attempt was sent."""
+    retry_at: float = 0.0
+    """When it may be queued again."""
+    give_up_at: float | None = None
+    """When a request ends that no node can take. Set by a failure, by the first of several busy
+    replies in a row, or when there is no node; cleared by a token."""
+    is_answering: bool = False
+    """A token of the current attempt has arrived: its prompt is computed."""
+
+    @property
+    def request_id(self) -> str:
+        return self.answer.request_id
+
+    @property
+    def current(self) -> Attempt:
+        """The newest attempt; only messages about it count."""
+        return Attempt(self.request_id, self.attempt_number)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of the prompt and of the answer so far."""
+        return self.answer.request.tokens + self.answered
+
+    @property
+    def num_tokens_left(self) -> int:
+        """How many tokens the answer may still get."""
+        return self.answer.request.max_new_tokens - len(self.answered)
+
+    def problem_with(self, out: TokenOut) -> str:
+        """Returns why these tokens cannot be used; "" if they can."""
+        if self.num_answered_before + out.start != len(self.answered):
+            return "tokens were lost on the way"
+        wants_logprobs = self.answer.request.sampling.wants_logprobs
+        if wants_logprobs and len(out.logprobs) != len(out.tokens):
+            return "tokens came without their logprobs"
+        return ""

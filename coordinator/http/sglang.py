@@ -1,0 +1,139 @@
+"""Answers in SGLang's dialect: the response object of /generate, and its errors. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coordinator.answers.answer import Answer, AnswerError, ErrorKind, FinishReason
+from coordinator.core.request import DecodeFunction
+from protocol.sampling import TokenLogprobs
+
+STATUS_CODES: dict[ErrorKind, int] = {
+    "bad_request": 400,
+    "too_busy": 429,
+    "client_left": 499,  # nobody reads it; it is what access logs of proxies show
+    "unavailable": 503,
+    "timed_out": 504,
+}
+ERROR_TYPES = {400: "BadRequest", 429: "TooManyRequests", 503: "ServiceUnavailable"}
+LogprobEntry = tuple[float, int, str | None]
+"""A logprob, its token id, and the token's text if that is asked for."""
+
+
+class SGLangFormatter:
+    """Makes the response objects of one answer, at any moment of it."""
+
+    def __init__(self, answer: Answer, decode_token: DecodeFunction | None = None) -> None:
+        """`decode_token` makes the texts beside logprobs; None: they have none."""
+        self._answer = answer
+        self._logprobs = None
+        if answer.request.sampling.wants_logprobs:
+            self._logprobs = _LogprobLists(answer, decode_token)
+
+    def result(self, now: float) -> dict[str, Any]:
+        """Returns the response object of /generate."""
+        answer = self._answer
+        ended_at = answer.ended_at if answer.ended_at is not None else now
+        first_token_at = answer.first_token_at
+        meta: dict[str, Any] = {
+            "id": answer.rid,
+            "finish_reason": _finish_reason(answer.finish_reason, len(answer.output_ids)),
+            "prompt_tokens": len(answer.request.tokens),
+            "completion_tokens": len(answer.output_ids),
+            "cached_tokens": answer.cached_tokens,
+            "cached_tokens_details": {"device": answer.cached_tokens, "host": 0},
+            "e2e_latency": ended_at - answer.started_at,
+            "weight_version": "default",
+            "ttft": None if first_token_at is None else first_token_at - answer.started_at,
+            "attempts": answer.num_attempts,
+            "fetched_tokens": answer.fetched_tokens,
+            "transferred_pages": answer.transferred_pages,
+            **_route_fields(answer),
+        }
+        if self._logprobs is not None:
+            meta |= self._logprobs.fields()
+        return {
+            "text": answer.text,
+            "output_ids": list(answer.output_ids),
+            "meta_info": meta,
+            "error": None,
+        }
+
+
+def stream_error(error: AnswerError) -> dict[str, Any]:
+    """Returns an error as an object inside of an event stream."""
+    code = STATUS_CODES[error.kind]
+    return {
+        "error": {
+            "message": error.message,
+            "type": ERROR_TYPES.get(code, "InternalServerError"),
+            "code": code,
+            "retryable": error.kind in ("too_busy", "unavailable"),
+        }
+    }
+
+
+def _finish_reason(reason: FinishReason | None, num_tokens: int) -> dict[str, Any] | None:
+    if reason is None:
+        return None
+    if reason.kind == "stop":
+        return {"type": "stop", "matched": reason.matched}
+    if reason.kind == "length":
+        return {"type": "length", "length": num_tokens}
+    return {"type": "abort"}
+
+
+def _route_fields(answer: Answer) -> dict[str, Any]:
+    route = answer.route
+    prefill = route.prefill if route is not None else None
+    fetched_from = route.fetch_from if route is not None else None
+    return {
+        "prefill_node": prefill.name if prefill is not None else None,
+        "decode_node": route.decode.name if route is not None else None,
+        "route_reason": route.reason if route is not None else None,
+        "route_runner_up": route.runner_up if route is not None else None,
+        "fetched_from": fetched_from.name if fetched_from is not None else None,
+    }
+
+
+class _LogprobLists:
+    """The lists of logprobs in meta_info. They grow with the answer: making them anew for every
+    event of a long stream would take time that grows with its square."""
+
+    def __init__(self, answer: Answer, decode_token: DecodeFunction | None) -> None:
+        self._answer = answer
+        self._decode_token = decode_token
+        self._texts: dict[int, str] = {}
+        self._chosen: list[LogprobEntry] = []
+        self._top: list[list[LogprobEntry]] = []
+        self._wanted: list[list[LogprobEntry]] = []
+
+    def fields(self) -> dict[str, list[Any]]:
+        """Returns all lists so far. Those of the prompt are empty."""
+        answer, sampling = self._answer, self._answer.request.sampling
+        for i in range(len(self._chosen), len(answer.logprobs)):
+            self._append(answer.output_ids[i], answer.logprobs[i])
+        lists: dict[str, list[Any]] = {"token": self._chosen}
+        if sampling.num_top_logprobs > 0:
+            lists["top"] = self._top
+        if sampling.logprob_token_ids:
+            lists["token_ids"] = self._wanted
+        fields: dict[str, list[Any]] = {}
+        for name, entries in lists.items():
+            fields[f"input_{name}_logprobs"] = []
+            fields[f"output_{name}_logprobs"] = list(entries)
+        return fields
+
+    def _append(self, token: int, logprobs: TokenLogprobs) -> None:
+        self._chosen.append(self._entry(logprobs.chosen, token))
+        self._top.append([self._entry(logprob, top) for top, logprob in logprobs.top])
+        wanted_ids = self._answer.request.sampling.logprob_token_ids
+        wanted = zip(logprobs.wanted, wanted_ids, strict=True)
+        self._wanted.append([self._entry(*one) for one in wanted])
+
+    def _entry(self, logprob: float, token: int) -> LogprobEntry:
+        if self._decode_token is None:
+            return logprob, token, None
+        if token not in self._texts:
+            self._texts[token] = self._decode_token([token])
+        return logprob, token, self._texts[token]

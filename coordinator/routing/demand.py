@@ -1,0 +1,50 @@
+"""`Demand`: what one request asks of the nodes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from coordinator.ownership.index import PrefixIndex
+from protocol.hashing import PageHash
+from protocol.ids import Node
+
+
+@dataclass(eq=False)
+class Demand:
+    """A prompt to be placed, with the pages that it and its answer need.
+
+    It remembers what the index said of its pages, as long as the index does not change: a request
+    is looked at several times before it is sent.
+    """
+
+    num_tokens: int
+    """Tokens of the prompt."""
+    num_pages: int
+    """Pages of prompt and answer together: a node with fewer could never answer."""
+    admission_pages: int
+    """Those of them that a decode node needs to begin; it finds the others as the answer grows."""
+    hashes: list[PageHash]
+    """One for each full page of the prompt."""
+    avoid: Collection[str] = ()
+    """Names of nodes that failed this request. Such decode nodes are taken only when there is no
+    other; such prefill nodes never, the decode node computes the prompt instead."""
+    _owned: Mapping[Node, int] = field(default_factory=dict, init=False, repr=False)
+    _index_version: int = field(default=-1, init=False, repr=False)
+
+    def owned_pages(self, index: PrefixIndex) -> Mapping[Node, int]:
+        """Returns how many leading pages of the prompt each node owns."""
+        if self._index_version != index.version:
+            self._owned = index.match(self.hashes)
+            self._index_version = index.version
+        return self._owned
+
+
+@dataclass(frozen=True)
+class PageOwners:
+    """Leading pages of one prompt, by node."""
+
+    owned: Mapping[Node, int]
+    """Pages that the node has now: it can send them to another one."""
+    expected: Mapping[Node, int]
+    """The same with those that it will have when what was sent there before is computed."""

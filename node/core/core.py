@@ -1,0 +1,113 @@
+"""`NodeCore`: everything that a node decides. Pure: events come in, instructions and slices go out.
+
+    messages ─┐                      ┌─► instructions ─► channel, transport, runner, publisher
+              ├─► NodeCore ──────────┤
+    transfers ┘     Scheduler        └─► slices ───────► runner ─► finish, abandon
+                    ExpectedTransfers
+                    CoordinatorLeases
+
+It knows no socket, no tensor and no clock; `node/shell/shell.py` has these.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+from engine.cache.prefix_cache import CacheChange, PrefixCache
+from engine.steps.sequence import Sampled, Slice
+from node.core.coordinator_leases import CoordinatorLeases
+from node.core.expected_transfers import ExpectedTransfers
+from node.core.instructions import (
+    Event,
+    Instruction,
+    RewriteRecord,
+    SendMessage,
+    TransferNews,
+)
+from node.core.scheduler import Scheduler
+from protocol.hashing import join_hashes
+from protocol.ids import Attempt, Node
+from protocol.messages import (
+    COORDINATOR_LEASE_S,
+    AuditPages,
+    AuditReply,
+    CacheFlushed,
+    CoordinatorAlive,
+    FlushCache,
+    Generate,
+    Load,
+    Republish,
+)
+
+log = logging.getLogger(__name__)
+
+
+class NodeCore:
+    """One node without its world. `now` is monotonic seconds everywhere."""
+
+    def __init__(self, node: Node, cache: PrefixCache, scheduler: Scheduler) -> None:
+        """`cache` is the one that the scheduler uses."""
+        self._node = node
+        self._cache = cache
+        self._scheduler = scheduler
+        self._expected = ExpectedTransfers()
+        self._coordinators = CoordinatorLeases()
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Takes a message, or what became of pages that travel."""
+        if isinstance(event, FlushCache | AuditPages | Republish):
+            return [self._operate(event)]
+        if isinstance(event, CoordinatorAlive):
+            self._coordinators.heard(event.address, event.lease_s, now)
+            return []
+        if isinstance(event, TransferNews):
+            if not self._expected.is_current(event):
+                return []
+        elif isinstance(event, Generate):  # its sender may not know yet that this node lives
+            self._coordinators.heard(event.reply_address, COORDINATOR_LEASE_S, now)
+        return self._expected.noted(self._scheduler.handle(event, now))
+
+    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+        """Plans the next step, as `Scheduler.next_batch`. Every message that has come is handled
+        before: else a coordinator might be taken for silent because this node was busy."""
+        instructions: list[Instruction] = []
+        for address in self._coordinators.take_silent(now):
+            dropped = self._scheduler.drop_requests_of(address, now)
+            if dropped:
+                log.warning("coordinator %s is silent; its requests are dropped", address)
+            instructions += dropped
+        slices, planned = self._scheduler.next_batch(now)
+        return slices, self._expected.noted(instructions + planned)
+
+    def finish(self, sampled: Sequence[Sampled | None], now: float) -> list[Instruction]:
+        """The oldest step is over; see `Scheduler.finish`."""
+        return self._expected.noted(self._scheduler.finish(sampled, now))
+
+    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+        """Some slices of the oldest step failed; see `Scheduler.abandon`."""
+        reason = f"a step failed on {self._node.name}: {reason}"
+        return self._expected.noted(self._scheduler.abandon(failed, reason, now))
+
+    def load(self) -> Load:
+        """Returns queues, pages and counters; the shell adds what is measured."""
+        return self._scheduler.load()
+
+    def attempts_of(self, reply_address: str) -> list[Attempt]:
+        """Returns the attempts that this node works on for whoever listens at this address."""
+        return self._scheduler.attempts_of(reply_address)
+
+    def take_changes(self) -> list[CacheChange]:
+        """Returns which pages became findable or ceased to be since the last call, in order."""
+        return self._cache.take_changes()
+
+    def _operate(self, wish: FlushCache | AuditPages | Republish) -> Instruction:
+        """Answers what an operator wants of the cache."""
+        if isinstance(wish, FlushCache):
+            num_pages = self._cache.flush(wish.cache_salt)
+            flushed = CacheFlushed(self._node, wish.flush_id, num_pages)
+            return SendMessage(wish.reply_address, flushed)
+        if isinstance(wish, AuditPages):
+            hashes = join_hashes(self._cache.hashes())
+            return SendMessage(wish.reply_address, AuditReply(self._node, wish.audit_id, hashes))
+        return RewriteRecord()

@@ -1,0 +1,282 @@
+"""`Prompts`: the jobs of a node, from their arrival until they leave. Pure.
+
+    waiting ──admit──► fetching ──► computed chunk by chunk ──► the sink takes what follows ──► gone
+       ▲          └──► received: its sink knows ──────────────────────────┘            │
+       └──────────────────────────── gave way: no pages are left ──────────────────────┘
+
+Jobs are admitted in the order of their arrival. Admission takes the pages of the tokens that a job
+has, if some are left for everybody to grow; a job that finds no room costs nobody anything.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from engine.cache.prefix_cache import PrefixCache
+from engine.steps.sequence import Sequence
+from node.core.counters import Counters
+from node.core.fetching import Fetching
+from node.core.instructions import EndSequence, Instruction, SendMessage
+from node.core.job import Job, PlannedSlice
+from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
+from protocol.admission import admission_tokens
+from protocol.hashing import PageHash, PageHasher
+from protocol.ids import Attempt, Node
+from protocol.messages import Failed, FailureKind
+
+PATIENCE_S = 2.0
+"""How long a prompt for another node waits for pages before an answer here makes room for it."""
+
+ChainsComing = Callable[[], Iterable[Seq[PageHash]]]
+
+
+@dataclass(frozen=True)
+class PromptLimits:
+    """Bounds of the jobs of a node."""
+
+    max_running: int
+    """Jobs of one kind of work that are admitted at the same time. Each kind has places of its own:
+    else two nodes could fill all of theirs with answers whose prompts wait for one at the other."""
+    max_waiting: int
+
+
+class Prompts:
+    """Owns the order of jobs and their sequences; knows nothing of what they are for."""
+
+    def __init__(
+        self,
+        node: Node,
+        cache: PrefixCache,
+        hasher: PageHasher,
+        counters: Counters,
+        fetching: Fetching,
+        limits: PromptLimits,
+    ) -> None:
+        self._node = node
+        self._cache = cache
+        self._hasher = hasher
+        self._counters = counters
+        self._fetching = fetching
+        self._limits = limits
+        self._waiting: deque[Job[Any]] = deque()
+        self._admitted: list[Job[Any]] = []
+        """The oldest first."""
+        self._num_of_sink: Counter[int] = Counter()
+        """How many of them each sink has."""
+        self._blocked: Job[Any] | None = None
+        """The job that found no room last."""
+        self._blocked_since = 0.0
+        self._num_arrived = 0
+        self._num_sequences = 0
+
+    # Arrival and admission
+
+    def enqueue(self, job: Job[Any]) -> list[Instruction]:
+        """Takes a new job, or fails it: it can never fit, or too many wait."""
+        num_pages = self._hasher.num_pages(job.max_tokens)
+        if num_pages > self._cache.num_pages:
+            reason = (
+                f"this request needs {num_pages} pages, "
+                f"{self._node.name} has {self._cache.num_pages}"
+            )
+            return [self.failure(job, reason, job.sink.refusal_kind)]
+        if len(self._waiting) >= self._limits.max_waiting:
+            reason = f"{len(self._waiting)} requests wait already at {self._node.name}"
+            return [self.failure(job, reason, "busy")]
+        self._num_arrived += 1
+        job.arrival = self._num_arrived
+        job.hashes = self._hasher.hashes(job.tokens, job.namespace)
+        self._waiting.append(job)
+        return []
+
+    def admit(self, chains_coming: ChainsComing, now: float) -> list[Instruction]:
+        """Admits jobs in order of arrival, but lets one wait for pages that come for another one,
+        so that none travels twice; one that is computed here waits for those computed here, too."""
+        instructions: list[Instruction] = []
+        for job in list(islice(self._waiting, MAX_LOOKED_AT)):
+            if self._has_no_place(job) or not job.sink.may_begin(job):
+                continue
+            reusable = self._hasher.reusable(job.hashes, len(job.tokens))
+            if next_page_is_coming(self._cache, reusable, self._chains(job, chains_coming)):
+                continue
+            if not self._take_pages(job, reusable, now):
+                self._note_blocked(job, now)
+                break  # who comes later must not take the pages that this one waits for
+            instructions += self._begin(job, reusable, now)
+        return instructions
+
+    def should_make_room(self, now: float) -> bool:
+        """Returns whether answers that expect pages from elsewhere should make room for a prompt of
+        another node. That node may be waiting for room for theirs in just the same way."""
+        job = self._blocked
+        is_waiting = job is not None and job in self._waiting and not job.sink.waits_for_received
+        return is_waiting and now - self._blocked_since >= PATIENCE_S
+
+    def _note_blocked(self, job: Job[Any], now: float) -> None:
+        if job is not self._blocked:
+            self._blocked, self._blocked_since = job, now
+
+    def _has_no_place(self, job: Job[Any]) -> bool:
+        return self._num_of_sink[id(job.sink)] >= self._limits.max_running
+
+    def _take_pages(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> bool:
+        """Gives a waiting job its pages and its sequence. False: there is no room."""
+        num_pages = self._hasher.num_pages(len(job.tokens))
+        num_spare_pages = self._headroom() + self._admission_pages(job) - num_pages
+        held = self._cache.acquire(reusable, num_pages, now, job.namespace, num_spare_pages)
+        if held is None:
+            return False
+        num_cached = held.num_cached_pages * self._hasher.page_size
+        self._num_sequences += 1
+        job.sequence = Sequence(job.tokens, held, job.sampling, num_cached, self._num_sequences)
+        self._waiting.remove(job)
+        insort(self._admitted, job, key=lambda j: j.arrival)
+        self._num_of_sink[id(job.sink)] += 1
+        return True
+
+    def _begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
+        assert job.sequence is not None
+        if not job.was_admitted:
+            job.was_admitted = True
+            job.cached_tokens = job.sequence.num_computed if job.is_computed_here else 0
+            self._counters.started(job.cached_tokens)
+        instructions = job.sink.admitted(job, now)
+        if job.is_computed_here:
+            instructions += self._fetching.begin(job, reusable, now)
+        return instructions
+
+    def _chains(self, job: Job[Any], chains_coming: ChainsComing) -> Iterator[Seq[PageHash]]:
+        if job.sink.waits_for_received:
+            yield from chains_coming()
+        yield from self._fetching.chains()
+        if job.is_computed_here:
+            yield from (other.hashes for other in self._admitted if other.is_filling)
+
+    # Computing
+
+    def add_chunks(self, step: list[PlannedSlice], max_tokens: int) -> list[Instruction]:
+        """Adds chunks of prompts to a step, the oldest first, until they have `max_tokens`."""
+        instructions: list[Instruction] = []
+        for job in self._admitted:
+            if max_tokens == 0:
+                break
+            assert job.sequence is not None
+            is_due = job.is_computed_here and job.sequence.has_chunk
+            if not is_due or job.attempt in self._fetching:
+                continue
+            planned = PlannedSlice.of(job, max_tokens, position=len(step))
+            step.append(planned)
+            max_tokens -= len(planned.part.token_ids)
+            instructions += job.sink.before_chunk(job, planned.part)
+        return instructions
+
+    def computed(self, planned: PlannedSlice, now: float) -> None:
+        """The step of this slice, the oldest one under way, is over."""
+        planned.sequence.computed(planned.part)
+        if planned.is_given:
+            self._counters.computed_tokens += len(planned.part.token_ids)
+            self.commit(planned.job, now)
+
+    def commit(self, job: Job[Any], now: float) -> None:
+        """Makes the full pages of what is computed findable."""
+        assert job.sequence is not None
+        page_size = self._hasher.page_size
+        num_pages = job.sequence.num_computed // page_size
+        if num_pages > len(job.hashes):  # an answer that grew: hashing goes on behind its prompt
+            tokens = job.tokens[: num_pages * page_size]
+            job.hashes = self._hasher.hashes(tokens, job.namespace, known=job.hashes)
+        self._cache.commit(job.sequence.held, job.hashes[:num_pages], now)
+
+    def fetched(self, attempt: Attempt, num_tokens: int) -> list[Instruction]:
+        """So many more tokens of an admitted job came from their owner."""
+        if num_tokens == 0:
+            return []
+        (job,) = [job for job in self._admitted if job.attempt == attempt]
+        job.fetched_tokens += num_tokens
+        job.cached_tokens += num_tokens
+        return job.sink.fetched(job)
+
+    # Ends
+
+    def leave(self, job: Job[Any], now: float) -> list[Instruction]:
+        """The job is over. What is returned stops all writing into its pages before they are used
+        again; steps under way may still write there, but the device computes them first."""
+        sequence = job.sequence
+        assert sequence is not None
+        instructions = self._fetching.give_up(job.attempt, now)
+        self._admitted.remove(job)
+        self._num_of_sink[id(job.sink)] -= 1
+        job.sequence = None
+        instructions += job.sink.left(job, sequence.held)
+        if job.sampling.has_state:
+            instructions.append(EndSequence(sequence.sequence_id))
+        return instructions
+
+    def give_way(self, job: Job[Any], now: float) -> list[Instruction]:
+        """The job gives its pages back and waits again, at its old place. Then everything that it
+        has is computed here, and nothing is fetched: its old fetch may still arrive."""
+        self._counters.preemptions += 1
+        self.commit(job, now)
+        instructions = self.leave(job, now)
+        job.is_computed_here = True
+        job.fetch = None
+        insort(self._waiting, job, key=lambda j: j.arrival)
+        return instructions
+
+    def drop(self, attempt: Attempt, now: float) -> list[Instruction]:
+        """Gives up this attempt and every older one of its request."""
+        for job in [j for j in self._waiting if j.attempt.superseded_by(attempt)]:
+            self._waiting.remove(job)
+        leaving = [j for j in self._admitted if j.attempt.superseded_by(attempt)]
+        return [instruction for job in leaving for instruction in self.leave(job, now)]
+
+    def attempts_of(self, reply_address: str) -> list[Attempt]:
+        """Returns the attempts that were asked for from this address."""
+        jobs = chain(self._waiting, self._admitted)
+        return [job.attempt for job in jobs if job.reply_address == reply_address]
+
+    def failure(self, job: Job[Any], reason: str, kind: FailureKind) -> SendMessage:
+        """Tells whoever asked for the job that this node failed it."""
+        return SendMessage(job.reply_address, Failed(job.attempt, reason, kind, self._node))
+
+    # Sizes
+
+    @property
+    def num_running(self) -> int:
+        return len(self._admitted)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that this node is to compute of its prompts; those being fetched do not count."""
+        waiting = sum(len(job.tokens) for job in self._waiting if job.is_computed_here)
+        admitted = sum(
+            job.sequence.num_uncomputed for job in self._admitted if job.is_filling and job.sequence
+        )
+        return waiting + admitted - self._fetching.num_tokens
+
+    @property
+    def promised_pages(self) -> int:
+        """Pages for those who wait, and for those who grow."""
+        return self._headroom() + sum(map(self._admission_pages, self._waiting))
+
+    def _headroom(self) -> int:
+        """Pages that all that are admitted should find when they grow."""
+        return sum(
+            self._admission_pages(job) - len(job.sequence.held.pages)
+            for job in self._admitted
+            if job.sequence is not None
+        )
+
+    def _admission_pages(self, job: Job[Any]) -> int:
+        """Pages of the tokens that a job has, and of those that it should find room for."""
+        return self._hasher.num_pages(admission_tokens(len(job.tokens), job.max_tokens))

@@ -1,0 +1,196 @@
+"""`Scheduler`: what a node computes next, of all its kinds of work. Pure: time comes in,
+instructions and slices go out.
+
+A step has a token of every answer that goes on, and then chunks of prompts, whatever these are for.
+One more step may be planned while one is under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from engine.cache.prefix_cache import PrefixCache
+from engine.steps.sequence import Sampled, Slice
+from node.core.counters import Counters
+from node.core.fetching import FETCH_TIMEOUT_S, Fetching
+from node.core.instructions import (
+    Event,
+    Instruction,
+    PagesArrived,
+    PagesSent,
+    ReceiveFailed,
+    TransferNews,
+)
+from node.core.job import PlannedSlice
+from node.core.prompts import PromptLimits, Prompts
+from node.core.work import KindOfWork, NodeParts, WorkFactory
+from protocol.hashing import PageHash, PageHasher
+from protocol.ids import Addresses, Attempt, Node, Role
+from protocol.messages import Cancel, Fetch, FetchRefused, Generate, Load, Prefill
+
+RECEIVE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Bounds of a node; tokens, requests and seconds."""
+
+    chunk_tokens: int
+    """Prompt tokens in one step."""
+    max_running: int
+    max_waiting: int
+    receive_timeout_s: float = RECEIVE_TIMEOUT_S
+    """How long a prompt may take that another node computes for an answer here."""
+    fetch_timeout_s: float = FETCH_TIMEOUT_S
+    """How long a fetch may make no progress."""
+
+
+class Scheduler:
+    """Continuous batching: requests join and leave between any two steps."""
+
+    def __init__(
+        self,
+        role: Role,
+        node: Node,
+        addresses: Addresses,
+        cache: PrefixCache,
+        hasher: PageHasher,
+        limits: SchedulerLimits,
+        kinds: Seq[WorkFactory],
+    ) -> None:
+        """`addresses`: this node's own, told to other nodes. `kinds`: what work it does."""
+        self.role: Role = role
+        """Told in every load; it may change."""
+        self._cache = cache
+        self._limits = limits
+        self._counters = Counters()
+        self._fetching = Fetching(
+            node, addresses, cache, hasher, self._counters, limits.fetch_timeout_s
+        )
+        self._prompts = Prompts(
+            node,
+            cache,
+            hasher,
+            self._counters,
+            self._fetching,
+            PromptLimits(limits.max_running, limits.max_waiting),
+        )
+        parts = NodeParts(
+            node,
+            addresses,
+            cache,
+            hasher,
+            self._counters,
+            self._prompts,
+            limits.receive_timeout_s,
+        )
+        self._works: list[KindOfWork] = [make(parts) for make in kinds]
+        self._steps: deque[list[PlannedSlice]] = deque()
+        """The steps under way, the oldest first."""
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Takes a message or the news of a transfer."""
+        if isinstance(event, Cancel):
+            return self.drop(event.attempt, now)
+        if isinstance(event, Fetch):
+            return self._fetching.serve(event)
+        if isinstance(event, FetchRefused):
+            return self._fetching.give_up(event.attempt, now)
+        if isinstance(event, PagesSent) and event.is_fetch:
+            self._fetching.sent(event)
+            return []
+        if isinstance(event, TransferNews) and event.transfer in self._fetching:
+            return self._fetch_went_on(event, now)
+        instructions: list[Instruction] = []
+        if isinstance(event, Generate | Prefill):
+            instructions += self.drop(event.attempt, now)
+        for work in self._works:
+            instructions += work.handle(event, now)
+        return instructions
+
+    def drop(self, attempt: Attempt, now: float) -> list[Instruction]:
+        """Gives up this attempt and every older one of its request, whatever they are for."""
+        instructions = self._prompts.drop(attempt, now)
+        for work in self._works:
+            instructions += work.cancelled(attempt)
+        return instructions
+
+    def drop_requests_of(self, reply_address: str, now: float) -> list[Instruction]:
+        """Gives up everything that was asked for from this address."""
+        attempts = self.attempts_of(reply_address)
+        return [instruction for attempt in attempts for instruction in self.drop(attempt, now)]
+
+    def attempts_of(self, reply_address: str) -> list[Attempt]:
+        """Returns the attempts that were asked for from this address."""
+        return self._prompts.attempts_of(reply_address)
+
+    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+        """Plans the next step, and says what to do before it is started; from now on it is under
+        way. Without slices there is no step: nothing can be computed before the next event, the end
+        of the step under way or a deadline."""
+        assert len(self._steps) < 2, "two steps are under way"
+        instructions = self._fetching.expire(now)
+        for work in self._works:
+            instructions += work.before_step(now)
+        instructions += self._prompts.admit(lambda: self._chains_coming(now), now)
+        step: list[PlannedSlice] = []
+        for work in self._works:
+            work.add_tokens(step)
+        instructions += self._prompts.add_chunks(step, self._limits.chunk_tokens)
+        if step:
+            self._steps.append(step)
+        return [planned.part for planned in step], instructions
+
+    def finish(self, sampled: Seq[Sampled | None], now: float) -> list[Instruction]:
+        """The oldest step under way is over. Takes what was sampled for each of its slices."""
+        instructions: list[Instruction] = []
+        for planned, new in zip(self._steps.popleft(), sampled, strict=True):
+            if not planned.is_wanted:
+                continue
+            # A step that was started ahead may have sampled what is known by now.
+            is_next = planned.sequence.samples_next(planned.part)
+            self._prompts.computed(planned, now)
+            if new is not None and is_next:
+                instructions += planned.job.sink.sampled(planned.job, new, now)
+        for work in self._works:
+            instructions += work.after_step()
+        return instructions
+
+    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+        """These slices of the oldest step under way (by position) could not be computed: their
+        requests fail and their pages come back. `finish` follows, with the rest."""
+        instructions: list[Instruction] = []
+        step = self._steps[0]
+        for job in [step[i].job for i in sorted(failed) if step[i].is_wanted]:
+            instructions += self.drop(job.attempt, now)
+            instructions.append(self._prompts.failure(job, reason, "node"))
+        step[:] = [planned for i, planned in enumerate(step) if i not in failed]
+        return instructions
+
+    def load(self) -> Load:
+        """Returns queues, pages and counters; the shell adds measured rates."""
+        return self._counters.load(
+            self.role,
+            self._cache,
+            num_running=self._prompts.num_running,
+            num_waiting=self._prompts.num_waiting,
+            queued_tokens=self._prompts.queued_tokens,
+            promised_pages=self._prompts.promised_pages,
+        )
+
+    def _fetch_went_on(self, event: TransferNews, now: float) -> list[Instruction]:
+        transfer = event.transfer
+        if isinstance(event, ReceiveFailed):
+            return self._fetching.failed(transfer, now)
+        if isinstance(event, PagesArrived):
+            num_tokens = self._fetching.arrived(transfer, event.num_pages, now)
+        else:
+            num_tokens = self._fetching.received(transfer, now)
+        return self._prompts.fetched(transfer, num_tokens)
+
+    def _chains_coming(self, now: float) -> Iterator[Seq[PageHash]]:
+        for work in self._works:
+            yield from work.chains_coming(now)

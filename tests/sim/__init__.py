@@ -1,0 +1,1 @@
+"""Whole clusters on a virtual clock: real cores and shells, a played world, faults as data."""

@@ -1,0 +1,102 @@
+"""What clients of a simulated cluster ask, and what they got. Pure but for the dice."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from protocol.namespace import Namespace
+from protocol.sampling import Sampling
+from tests.sim.oracle import STOP, VOCABULARY, answer_of
+
+MAX_NEW_TOKENS = 12
+LONG_ANSWER = 250
+"""Tokens of an answer that is still given when the lease of a dead coordinator ends."""
+
+
+@dataclass(eq=False)
+class Asked:
+    """One request of one client."""
+
+    name: str
+    at: float
+    tokens: list[int]
+    namespace: Namespace
+    sampling: Sampling
+    max_new_tokens: int
+    end_token_ids: list[int]
+    cancel_at: float | None = None
+    """When the client leaves."""
+    next_turn: Asked | None = None
+    """Asked as soon as this one is answered; its prompt begins with this prompt and answer."""
+    right_answer: list[int] = field(init=False)
+    got: list[int] = field(default_factory=list)
+    end: str = ""
+    """How it ended: an answer's finish, "error …", "left", or "its coordinator died"."""
+    coordinator: str = ""
+
+    def __post_init__(self) -> None:
+        self.right_answer = answer_of(
+            self.tokens, self.sampling, self.max_new_tokens, self.end_token_ids
+        )
+
+
+def some_requests(chance: random.Random, page_size: int, until: float) -> list[Asked]:
+    """Returns 16 to 28 requests; many share a prefix, some are further turns of a conversation."""
+    heads = [_tokens(chance, chance.randint(1, 5) * page_size) for _ in range(3)]
+    count = chance.randint(14, 24)
+    asked = [_asked(chance, f"r{i}", heads, page_size, until) for i in range(count)]
+    if chance.random() < 0.1:
+        asked.append(_long_one(chance))
+    return asked
+
+
+def _long_one(chance: random.Random) -> Asked:
+    return Asked(
+        name="long",
+        at=chance.uniform(0.0, 1.0),
+        tokens=_tokens(chance, 3),
+        namespace=Namespace(),
+        sampling=Sampling(seed=chance.randrange(1 << 20)),
+        max_new_tokens=LONG_ANSWER,
+        end_token_ids=[],
+    )
+
+
+def _asked(
+    chance: random.Random, name: str, heads: list[list[int]], page_size: int, until: float
+) -> Asked:
+    head = chance.choice(heads) if chance.random() < 0.7 else []
+    head = head[: chance.randint(0, len(head))] if chance.random() < 0.2 else head
+    at = chance.choice((0.05, chance.uniform(0.02, until)))
+    asked = Asked(
+        name=name,
+        at=at,
+        tokens=head + _tokens(chance, chance.randint(1, 3 * page_size)),
+        namespace=Namespace(chance.choice(("", "", "", "acme"))),
+        sampling=_sampling(chance),
+        max_new_tokens=chance.choice((1, 2, chance.randint(1, MAX_NEW_TOKENS), MAX_NEW_TOKENS)),
+        end_token_ids=[STOP] if chance.random() < 0.7 else [],
+    )
+    if chance.random() < 0.12:
+        asked.cancel_at = at + chance.uniform(0.0, 0.3)
+    elif chance.random() < 0.2:
+        asked.next_turn = Asked(
+            name=f"{name}+",
+            at=0.0,
+            tokens=asked.tokens + asked.right_answer + _tokens(chance, 3),
+            namespace=asked.namespace,
+            sampling=asked.sampling,
+            max_new_tokens=3,
+            end_token_ids=asked.end_token_ids,
+        )
+    return asked
+
+
+def _sampling(chance: random.Random) -> Sampling:
+    penalty = 0.5 if chance.random() < 0.25 else 0.0
+    return Sampling(seed=chance.randrange(1 << 20), frequency_penalty=penalty)
+
+
+def _tokens(chance: random.Random, count: int) -> list[int]:
+    return [chance.randrange(1, VOCABULARY) for _ in range(count)]

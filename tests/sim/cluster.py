@@ -1,0 +1,217 @@
+"""`SimCluster`: the processes of one life, the world between them, and what is done to them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from protocol.hashing import PageHasher
+from protocol.ids import Node, Role
+from protocol.layout import KVLayout
+from protocol.messages import COORDINATOR_LEASE_S, FlushCache
+from tests.sim.checks import Wrong
+from tests.sim.clients import Asked
+from tests.sim.clock import VirtualClock
+from tests.sim.coordinators import SimCoordinator
+from tests.sim.data_plane import DataPlane
+from tests.sim.faults import (
+    Crash,
+    Cut,
+    Fault,
+    Flush,
+    Freeze,
+    RedisGone,
+    RedisSlow,
+    Replace,
+    Slow,
+)
+from tests.sim.network import Network
+from tests.sim.nodes import FINGERPRINT, SimNode
+from tests.sim.redis_model import RedisModel
+from tests.sim.shadow import Shadow
+
+
+@dataclass(frozen=True)
+class SimSettings:
+    """The size of a life."""
+
+    num_prefill: int
+    num_decode: int
+    num_coordinators: int
+    page_size: int
+    num_pages: int
+    chunk_tokens: int
+    max_running: int
+    max_waiting: int
+    local_prefill_max_tokens: int
+    policy: str
+    request_timeout_s: float = 30.0
+
+    @property
+    def layout(self) -> KVLayout:
+        return KVLayout(self.page_size, 1, 1, 1, "float32")
+
+    @property
+    def nodes(self) -> list[tuple[str, Role]]:
+        prefill: list[tuple[str, Role]] = [(f"p{i}", "prefill") for i in range(self.num_prefill)]
+        decode: list[tuple[str, Role]] = [(f"d{i}", "decode") for i in range(self.num_decode)]
+        return prefill + decode
+
+    @property
+    def coordinators(self) -> list[str]:
+        return [f"c{i}" for i in range(self.num_coordinators)]
+
+
+ORPHANS_END_S = COORDINATOR_LEASE_S + 2.5
+"""A lease after the last word of a coordinator, which may still have been on its way, and then the
+longest turn of an idle node."""
+Tell = Callable[[float, str], None]
+"""Takes a time and a line of the timeline of a life."""
+
+
+class SimCluster:
+    """Starts its processes at once. `chance` decides all that the world of a real cluster does."""
+
+    def __init__(self, settings: SimSettings, chance: random.Random, tell: Tell | None) -> None:
+        self.settings = settings
+        self.chance = chance
+        self.clock = VirtualClock()
+        self._tell = tell
+        self.network = Network(self.clock, chance)
+        self.plane = DataPlane(self.clock, chance, self.network)
+        self.redis = RedisModel(self.clock)
+        self.hasher = PageHasher(FINGERPRINT, settings.layout)
+        self.shadow = Shadow(self.hasher)
+        self._incarnation = 0
+        self.num_unfinished = 0
+        """Requests of clients that have not ended, those to come included."""
+        self.coordinators: dict[str, SimCoordinator] = {}
+        self.nodes: dict[str, SimNode] = {}
+        self.replaced_nodes: list[SimNode] = []
+        """Older incarnations that were not killed; they are to stop by themselves."""
+        for name in settings.coordinators:
+            self._start(name)
+        for name, _ in settings.nodes:
+            self._start(name)
+
+    def say(self, line: str) -> None:
+        if self._tell is not None:
+            self._tell(self.clock.now, line)
+
+    # Clients
+
+    def ask(self, asked: Asked) -> None:
+        """The client asks any coordinator that serves; where none does, it is refused later."""
+        alive = [c for c in self.coordinators.values() if not c.is_dead and not self._is_frozen(c)]
+        serving = [c for c in alive if c.can_serve]
+        if not serving:
+            self.clock.after(0.25, self.ask, asked)
+            return
+        coordinator = self.chance.choice(serving)
+        self.say(f"{asked.name} asks {coordinator.name}: {len(asked.tokens)} tokens")
+        if asked.cancel_at is not None:
+            self.clock.at(max(asked.cancel_at, self.clock.now), self._leave, asked)
+        coordinator.ask(asked)
+
+    def progressed(self, asked: Asked, tokens: Sequence[int]) -> None:
+        if list(tokens[: len(asked.got)]) != asked.got:
+            raise Wrong(f"{asked.name} was told other tokens than before")
+        asked.got = list(tokens)
+        if asked.got != asked.right_answer[: len(asked.got)]:
+            raise Wrong(f"{asked.name} got {asked.got}, the oracle says {asked.right_answer}")
+
+    def ended(self, asked: Asked, end: str, tokens: Sequence[int]) -> None:
+        if asked.end:
+            raise Wrong(f"{asked.name} ended twice: {asked.end}, then {end}")
+        asked.end = end
+        self.num_unfinished -= 1
+        self.say(f"{asked.name} ended: {end}, {len(tokens)} tokens")
+        if end in ("stop", "length"):
+            if asked.got != asked.right_answer:
+                raise Wrong(f"{asked.name} ended ({end}) with {asked.got} of {asked.right_answer}")
+            if asked.next_turn is not None:
+                self.clock.after(0.0, self.ask, asked.next_turn)
+        elif asked.next_turn is not None:
+            asked.next_turn.end = "never asked"
+            self.num_unfinished -= 1
+
+    def _leave(self, asked: Asked) -> None:
+        coordinator = self.coordinators.get(asked.coordinator)
+        if not asked.end and coordinator is not None:
+            coordinator.after(0.0, coordinator.leave, asked)
+
+    # Faults
+
+    def apply(self, fault: Fault) -> None:
+        self.say(f"fault: {fault}")
+        if isinstance(fault, Crash):
+            self._crash(fault)
+        elif isinstance(fault, Replace):
+            self._replace(fault)
+        elif isinstance(fault, Freeze):
+            process = self._process(fault.process)
+            if process is not None:
+                process.frozen_until = self.clock.now + fault.for_s
+        elif isinstance(fault, Cut):
+            self.network.cut(fault.one, fault.other, fault.for_s, fault.loses)
+        elif isinstance(fault, Slow):
+            self.network.slow(fault.one, fault.other, fault.for_s, fault.delay_s)
+        elif isinstance(fault, RedisGone):
+            self.redis.down_until = self.clock.now + fault.for_s
+            if fault.comes_back_empty:
+                self.redis.empty()
+        elif isinstance(fault, RedisSlow):
+            self.redis.slow_until, self.redis.slow_s = self.clock.now + fault.for_s, fault.delay_s
+        elif isinstance(fault, Flush) and fault.process in self.nodes:
+            address = self.nodes[fault.process].info.control_address
+            self.network.send("operator", address, FlushCache("nobody", "flush"))
+
+    def loses_changes(self, node: Node) -> bool:
+        """A place for a planted bug: a node's news of its cache that never leave it."""
+        return False
+
+    def replaced(self, process: SimNode) -> None:
+        """A newer incarnation has registered: this one stops."""
+        if not process.is_dead:
+            self.say(f"{process.node} was replaced, and stops")
+            process.kill()
+
+    def _crash(self, fault: Crash) -> None:
+        process = self._process(fault.process)
+        if process is None or process.is_dead:
+            return
+        process.kill()
+        if isinstance(process, SimCoordinator):
+            self.clock.after(ORPHANS_END_S, self._check_orphans, process.address)
+        self.clock.after(fault.back_after_s, self._start, fault.process)
+
+    def _replace(self, fault: Replace) -> None:
+        old = self.nodes.get(fault.process)
+        if old is None or old.is_dead:
+            return  # it is down anyway, and comes back by itself
+        old.frozen_until = self.clock.now + fault.for_s
+        self.replaced_nodes.append(old)
+        self._start(fault.process)
+
+    def _start(self, name: str) -> None:
+        self._incarnation += 1
+        self.say(f"{name} starts")
+        if name in self.settings.coordinators:
+            self.coordinators[name] = SimCoordinator(self, name, self._incarnation)
+            return
+        role = dict(self.settings.nodes)[name]
+        self.nodes[name] = SimNode(self, name, role, self._incarnation)
+
+    def _check_orphans(self, address: str) -> None:
+        """No request outlives its coordinator by more than a lease, and a frozen node's moment."""
+        for node in self.nodes.values():
+            has_slept = self.clock.now - node.frozen_until < 0.5
+            if not node.is_dead and not has_slept and node.attempts_of(address):
+                raise Wrong(f"{node.name} works for {address}, which died a lease ago")
+
+    def _process(self, name: str) -> SimNode | SimCoordinator | None:
+        return self.nodes.get(name) or self.coordinators.get(name)
+
+    def _is_frozen(self, coordinator: SimCoordinator) -> bool:
+        return coordinator.frozen_until > self.clock.now

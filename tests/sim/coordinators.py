@@ -1,0 +1,214 @@
+"""`SimCoordinator`: one incarnation of a coordinator, its real core in a played world."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from coordinator.config import CoordinatorConfig
+from coordinator.core.core import CoordinatorCore
+from coordinator.core.errors import TooBusy, Unavailable
+from coordinator.core.instructions import (
+    AnswerChanged,
+    AnswerEnded,
+    AnswerStarted,
+    Instruction,
+    Send,
+)
+from coordinator.core.request import Request
+from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
+from protocol.messages import AnyMessage, Generate, Heartbeat
+from tests.sim.checks import Wrong
+from tests.sim.clients import Asked
+from tests.sim.processes import Process
+from tests.sim.redis_model import RedisDown
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import SimCluster
+
+TICK_S = 0.1
+IDLE_TICK_S = 0.5
+BLOCK_S = 0.5
+
+
+class SimCoordinator(Process):
+    """It serves the clients of a life until it dies; then they see their connection break."""
+
+    def __init__(self, cluster: SimCluster, name: str, incarnation: int) -> None:
+        super().__init__(cluster.clock, name)
+        self.cluster = cluster
+        self.address = f"{name}.{incarnation}"
+        settings = cluster.settings
+        config = CoordinatorConfig(
+            policy=settings.policy,
+            local_prefill_max_tokens=settings.local_prefill_max_tokens,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        dice = random.Random(cluster.chance.random())
+        ids = itertools.count()
+        self.core = CoordinatorCore(
+            config,
+            self.address,
+            partial(random.Random.random, dice),
+            lambda: f"{self.address}/{next(ids)}",
+        )
+        self.mirror = OwnershipMirror(self.address, self.core.index)
+        self.asked: dict[str, Asked] = {}
+        """By the cluster's id of a request that has not ended."""
+        self._newest: dict[str, int] = {}
+        """The newest incarnation of each node that was heard."""
+        self._is_calling = False
+        self._pump_number = 0
+        self._tick_number = 0
+        cluster.network.listen(name, self.address, self._hear)
+        self._pump()
+        self._tick(0)
+
+    @property
+    def can_serve(self) -> bool:
+        return bool(self.core.placement.open("decode"))
+
+    def ask(self, asked: Asked) -> None:
+        """Submits a request; one that is refused at once has ended."""
+        request = Request(
+            tokens=asked.tokens,
+            sampling=asked.sampling,
+            max_new_tokens=asked.max_new_tokens,
+            end_token_ids=asked.end_token_ids,
+            namespace=asked.namespace,
+            rid=asked.name,
+        )
+        try:
+            instructions = self.core.submit(request, self.clock.now)
+        except (TooBusy, Unavailable) as refused:
+            self.cluster.ended(asked, f"refused {type(refused).__name__}", [])
+            return
+        started = instructions[0]
+        assert isinstance(started, AnswerStarted)
+        self.asked[started.answer.request_id] = asked
+        asked.coordinator = self.name
+        self._carry_out(instructions)
+        self._plan_tick()
+
+    def leave(self, asked: Asked) -> None:
+        """The client disconnects."""
+        for request_id, other in list(self.asked.items()):
+            if other is asked:
+                del self.asked[request_id]
+                self._carry_out(self.core.cancel(request_id, self.clock.now))
+                self.cluster.ended(asked, "left", [])
+
+    def kill(self) -> None:
+        self.is_dead = True
+        self.cluster.network.close(self.address)
+        for asked in list(self.asked.values()):
+            self.cluster.ended(asked, "its coordinator died", [])
+
+    def _hear(self, message: AnyMessage) -> None:
+        self.after(0.0, self._handle, message)
+
+    def _check_incarnation(self, send: Send) -> None:
+        """No work is given to an incarnation when a newer one has been heard."""
+        if isinstance(send.message, Generate):
+            name, _, incarnation = send.address.partition(".")
+            if int(incarnation) < self._newest.get(name, 0):
+                raise Wrong(f"{self.name} gives work to {send.address}, which was replaced")
+
+    def _handle(self, message: AnyMessage) -> None:
+        if isinstance(message, Heartbeat):
+            node = message.info.node
+            self._newest[node.name] = max(node.incarnation, self._newest.get(node.name, 0))
+        self._carry_out(self.core.handle(message, self.clock.now))
+        self._plan_tick()
+
+    def _tick(self, number: int) -> None:
+        if number != self._tick_number:
+            return
+        self._carry_out(self.core.tick(self.clock.now))
+        self._plan_tick(is_tick=True)
+
+    def _plan_tick(self, is_tick: bool = False) -> None:
+        wake_at = self.core.wake_at(self.clock.now)
+        if not is_tick and wake_at is None:
+            return
+        self._tick_number += 1
+        wait_s = TICK_S if self.core.num_unfinished else IDLE_TICK_S
+        if wake_at is not None:
+            wait_s = min(wait_s, max(0.001, wake_at - self.clock.now))
+        self.after(wait_s, self._tick, self._tick_number)
+
+    def _carry_out(self, instructions: Sequence[Instruction]) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Send):
+                self._check_incarnation(instruction)
+                self.cluster.network.send(self.name, instruction.address, instruction.message)
+            elif isinstance(instruction, AnswerChanged | AnswerEnded):
+                self._answered(instruction)
+
+    def _answered(self, instruction: AnswerChanged | AnswerEnded) -> None:
+        answer = instruction.answer
+        asked = self.asked.get(answer.request_id)
+        if asked is None:
+            return
+        self.cluster.progressed(asked, answer.output_ids)
+        if isinstance(instruction, AnswerEnded):
+            del self.asked[answer.request_id]
+            assert answer.finish_reason is not None
+            end = answer.finish_reason.kind
+            if answer.error is not None:
+                end = f"error {answer.error.kind} {answer.error.message}"
+            self.cluster.ended(asked, end, answer.output_ids)
+
+    # The mirror
+
+    def _pump(self, number: int | None = None) -> None:
+        if self._is_calling or number not in (None, self._pump_number):
+            return
+        self._pump_number += 1
+        call = self.mirror.next_call(self.clock.now)
+        if call is None:
+            wait_s = max(0.005, self.mirror.wake_at - self.clock.now)
+            self.after(wait_s, self._pump, self._pump_number)
+            return
+        self._is_calling = True
+        redis = self.cluster.redis
+        try:
+            result = redis.read(call)
+        except RedisDown:
+            self.after(0.2, self._call_failed)
+            return
+        if call.script == "read_changes" and not result:
+            self._await_changes(call)
+            return
+        self.after(redis.delay_s, self._call_replied, call, result)
+
+    def _await_changes(self, call: MirrorCall) -> None:
+        """Redis answers when there is a change, or when it has waited long enough."""
+        has_answered = False
+
+        def answer() -> None:
+            nonlocal has_answered
+            if has_answered:
+                return
+            has_answered = True
+            try:
+                self._call_replied(call, self.cluster.redis.read(call))
+            except RedisDown:
+                self._call_failed()
+
+        self.cluster.redis.when_changed(lambda: self.after(self.cluster.redis.delay_s, answer))
+        self.after(BLOCK_S, answer)
+
+    def _call_replied(self, call: MirrorCall, result: Any) -> None:
+        self._is_calling = False
+        self.mirror.replied(call, result, self.clock.now)
+        self.core.set_draining(self.mirror.draining, self.clock.now)
+        self._pump()
+
+    def _call_failed(self) -> None:
+        self._is_calling = False
+        self.mirror.unreachable(self.clock.now)
+        self._pump()

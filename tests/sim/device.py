@@ -1,0 +1,141 @@
+"""`SimDevice`: a KV pool and a runner without tensors, on which the shadow is kept.
+
+Every slot holds the KV of `tests.sim.oracle`; whoever reads a page sees whether its content is the
+prefix that it should be.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.steps.sequence import UNKNOWN, Sampled, Slice
+from tests.sim.checks import Wrong
+from tests.sim.oracle import EMPTY, KV, MAX_FORCED, is_forced, kv_after, next_token
+
+
+@dataclass(eq=False)
+class SimStep:
+    """One step that the device was given; computed no earlier than somebody needs it."""
+
+    device: SimDevice
+    slices: Sequence[Slice]
+    results: list[Sampled | None] | None = None
+    after: SimStep | None = None
+    has_compiled: bool = False
+
+    def sampled(self) -> list[Sampled | None]:
+        self.device.compute_through(self)
+        assert self.results is not None
+        return self.results
+
+
+@dataclass(eq=False)
+class _State:
+    """What the runner remembers of a sequence whose sampling has state."""
+
+    num_fed: int = 0
+    seen: int = 0
+
+
+class SimDevice:
+    """Computes steps in the order in which they were started. It is the `Runner` of a shell."""
+
+    def __init__(self, page_size: int, num_pages: int, runs_ahead: bool) -> None:
+        self.runs_ahead = runs_ahead
+        self._page_size = page_size
+        self._pool: list[list[KV]] = [[EMPTY] * page_size for _ in range(num_pages)]
+        self._queue: deque[SimStep] = deque()
+        self._states: dict[int, _State] = {}
+        self.num_forced = 0
+
+    @property
+    def num_states(self) -> int:
+        return len(self._states)
+
+    def start(
+        self,
+        slices: Sequence[Slice],
+        on_layer: Callable[[int], None] | None = None,
+        after: SimStep | None = None,
+    ) -> SimStep:
+        step = SimStep(self, slices, after=after)
+        self._queue.append(step)
+        if not self.runs_ahead:
+            self.compute_through(step)
+        if on_layer is not None:
+            on_layer(1)
+        return step
+
+    def end_sequence(self, sequence_id: int) -> None:
+        self._states.pop(sequence_id, None)
+
+    def compute_through(self, step: SimStep | None) -> None:
+        """Computes what was started up to `step`; None: everything."""
+        while self._queue and (step is None or step.results is None):
+            oldest = self._queue.popleft()
+            oldest.results = [self._compute(part, oldest) for part in oldest.slices]
+            oldest.after = None
+
+    def read(self, page: int) -> list[KV]:
+        """Returns a copy of a page."""
+        self.compute_through(None)
+        return list(self._pool[page])
+
+    def write(self, page: int, content: Sequence[KV]) -> None:
+        """Replaces a page, as a transfer does; behind all that was started before."""
+        self.compute_through(None)
+        self._pool[page][:] = content
+
+    def _compute(self, part: Slice, step: SimStep) -> Sampled | None:
+        tokens = list(part.token_ids)
+        if part.follows is not None:
+            assert tokens == [UNKNOWN] and step.after is not None
+            assert step.after.results is not None
+            before = step.after.results[part.follows]
+            assert before is not None, "a slice follows one that samples nothing"
+            tokens = [before.tokens[0]]
+        assert UNKNOWN not in tokens
+        pages, size = part.pages, self._page_size
+        last = EMPTY
+        if part.start:
+            page, slot = divmod(part.start - 1, size)
+            last = self._pool[pages[page]][slot]
+            if last == EMPTY:
+                raise Wrong("a step reads a slot that nobody has written")
+        for position, token in enumerate(tokens, part.start):
+            last = kv_after(last, token)
+            self._pool[pages[position // size]][position % size] = last
+        if part.sampling is None:
+            return None
+        seen = self._feed(part, tokens)
+        return self._sample(part, last, seen)
+
+    def _feed(self, part: Slice, tokens: Sequence[int]) -> int:
+        """Feeds the state of the sequence, if it has one; returns the sum of all its tokens."""
+        if part.sampling is None or not part.sampling.has_state:
+            return 0
+        state = self._states.get(part.sequence_id)
+        if state is None:
+            state = self._states[part.sequence_id] = _State()
+            if len(part.replay) != part.start:
+                raise Wrong("the state of a sequence begins without the tokens before its slice")
+            state.seen, state.num_fed = sum(part.replay), part.start
+        if state.num_fed < part.start:
+            raise Wrong("the state of a sequence has a gap")
+        new = tokens[state.num_fed - part.start :] if state.num_fed > part.start else tokens
+        state.seen += sum(new)
+        state.num_fed += len(new)
+        return state.seen
+
+    def _sample(self, part: Slice, last: KV, seen: int) -> Sampled:
+        sampling = part.sampling
+        assert sampling is not None
+        tokens = [next_token(last, sampling, seen)]
+        while is_forced(tokens[-1]) and len(tokens) < MAX_FORCED and not sampling.wants_logprobs:
+            last = kv_after(last, tokens[-1])
+            seen += tokens[-1] if sampling.has_state else 0
+            tokens.append(next_token(last, sampling, seen))
+        self.num_forced += len(tokens) - 1
+        return Sampled(tuple(tokens))

@@ -1,0 +1,148 @@
+"""One life of a cluster, from a seed: what is asked, what goes wrong, and what must hold."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tests.sim.checks import Wrong
+from tests.sim.clients import Asked, some_requests
+from tests.sim.cluster import SimCluster, SimSettings, Tell
+from tests.sim.faults import Cut, Fault, some_faults
+
+BUSY_S = 3.0
+"""Requests and faults begin within this time."""
+QUIET_S = 8.0
+"""After the last request has ended: leases end, and everybody learns what is owned."""
+LIMIT_S = 120.0
+"""A life that is not over by then hangs."""
+COORDINATOR_LEASE_S = 3.0
+
+MakeCluster = Callable[[SimSettings, random.Random, "Tell | None"], SimCluster]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a seed decides about a life, but for the dice within it."""
+
+    seed: int
+    settings: SimSettings
+    faults: tuple[Fault, ...]
+
+
+@dataclass
+class Outcome:
+    """What became of a life."""
+
+    num_requests: int = 0
+    num_faults: int = 0
+    num_answered: int = 0
+    num_pages_moved: int = 0
+    num_forced_tokens: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+
+
+def plan_of(seed: int) -> Plan:
+    chance = random.Random(f"plan {seed}")
+    page_size = chance.choice((4, 4, 8))
+    settings = SimSettings(
+        num_prefill=chance.randint(0, 2) if chance.random() < 0.2 else chance.randint(1, 2),
+        num_decode=chance.randint(1, 3),
+        num_coordinators=chance.choice((1, 1, 2, 3)),
+        page_size=page_size,
+        num_pages=chance.choice((16, 24, 40, 96)),
+        chunk_tokens=chance.choice((page_size, 2 * page_size, 8 * page_size)),
+        max_running=chance.choice((2, 4, 8)),
+        max_waiting=chance.choice((2, 4, 16)),
+        local_prefill_max_tokens=chance.choice((0, page_size, 4 * page_size)),
+        policy=chance.choice(("cost", "cost", "cost", "round-robin", "longest-prefix")),
+    )
+    nodes = [name for name, _ in settings.nodes]
+    faults = some_faults(chance, nodes, settings.coordinators, BUSY_S)
+    return Plan(seed, settings, tuple(faults))
+
+
+def live(plan: Plan, make: MakeCluster = SimCluster, tell: Tell | None = None) -> Outcome:
+    """Lives it to its end. Raises Wrong, or whatever a process raised."""
+    chance = random.Random(f"life {plan.seed}")
+    requests = some_requests(chance, plan.settings.page_size, BUSY_S)
+    cluster = make(plan.settings, chance, tell)
+    everything = [one for asked in requests for one in _turns(asked)]
+    for asked in everything:
+        cluster.shadow.learn(asked.tokens + asked.right_answer, asked.namespace)
+    for asked in requests:
+        cluster.clock.at(0.3 + asked.at, cluster.ask, asked)
+    for fault in plan.faults:
+        cluster.clock.at(0.3 + fault.at, cluster.apply, fault)
+    cluster.num_unfinished = len(everything)
+    cluster.clock.run(LIMIT_S, lambda: cluster.num_unfinished == 0)
+    if unfinished := [asked.name for asked in everything if not asked.end]:
+        raise Wrong(f"{', '.join(unfinished)} never ended")
+    loses = any(isinstance(fault, Cut) and fault.loses for fault in plan.faults)
+    for asked in everything:
+        if "timed_out" in asked.end and not loses:
+            raise Wrong(f"{asked.name} hung until its deadline, although no message was lost")
+    last_fault = max((fault.at + getattr(fault, "for_s", 0.0) for fault in plan.faults), default=0)
+    quiet = max(cluster.clock.now, 0.3 + last_fault + _longest_absence(plan.faults)) + QUIET_S
+    cluster.clock.run(quiet, lambda: False)
+    check_at_rest(cluster)
+    return _outcome(plan, cluster, everything)
+
+
+def check_at_rest(cluster: SimCluster) -> None:
+    """Nothing is held, nothing waits, and nobody owns what it lacks."""
+    for node in cluster.nodes.values():
+        if node.is_dead:
+            continue
+        node.cache.check_sum()
+        load = node.core.load()
+        if node.cache.num_held_pages:
+            raise Wrong(f"{node.name} holds {node.cache.num_held_pages} pages for nobody")
+        if load.num_running or load.num_waiting or load.queued_tokens or load.promised_pages:
+            raise Wrong(f"{node.name} has work for nobody: {load}")
+        if node.transport.num_expected or node.transport.num_sends:
+            raise Wrong(f"{node.name} has transfers for nobody")
+        if node.device.num_states:
+            raise Wrong(f"the runner of {node.name} remembers sequences that have ended")
+    for coordinator in cluster.coordinators.values():
+        if coordinator.is_dead:
+            continue
+        if coordinator.core.num_unfinished or coordinator.asked:
+            raise Wrong(f"{coordinator.name} has requests that have ended")
+        for name, backlog in coordinator.core.placement.backlogs.items():
+            if backlog.num_requests or backlog.promised_pages:
+                raise Wrong(f"{coordinator.name} counts work of {name} that has ended")
+        owned = sum(len(node.cache.hashes()) for node in cluster.nodes.values() if not node.is_dead)
+        if coordinator.core.index.num_owned_pages != owned:
+            raise Wrong(f"{coordinator.name} believes in pages of nodes that are gone")
+        for node in cluster.nodes.values():
+            believed = set(coordinator.core.index.pages(node.node))
+            has = set() if node.is_dead else set(node.cache.hashes())
+            if believed != has:
+                raise Wrong(
+                    f"{coordinator.name} believes that {node.node} owns {len(believed)} pages; "
+                    f"it owns {len(has)}, {len(believed & has)} of these"
+                )
+
+
+def _turns(asked: Asked) -> list[Asked]:
+    return [asked] if asked.next_turn is None else [asked, *_turns(asked.next_turn)]
+
+
+def _longest_absence(faults: Sequence[Fault]) -> float:
+    return max((getattr(fault, "back_after_s", 0.0) for fault in faults), default=0.0)
+
+
+def _outcome(plan: Plan, cluster: SimCluster, everything: Sequence[Asked]) -> Outcome:
+    outcome = Outcome(
+        num_requests=len(everything),
+        num_faults=len(plan.faults),
+        num_answered=sum(asked.end in ("stop", "length") for asked in everything),
+        num_pages_moved=cluster.plane.num_pages_moved,
+        num_forced_tokens=sum(node.device.num_forced for node in cluster.nodes.values()),
+    )
+    for asked in everything:
+        kind = " ".join(asked.end.split(" ")[:2])
+        outcome.ends[kind] = outcome.ends.get(kind, 0) + 1
+    return outcome

@@ -1,0 +1,314 @@
+"""Planted bugs that the simulator has to find: `python -m tests.sim.mutants` (`make sim-mutants`).
+
+Each is a small change of the product, made for some lives and taken back. It is found when a life
+breaks a promise that it keeps without the change. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.core.registry import Registry
+from coordinator.core.tracked_request import TrackedRequest
+from coordinator.core.tracker import Tracker
+from coordinator.ownership.index import PrefixIndex
+from coordinator.ownership.mirror import OwnershipMirror
+from decode.answers import Answers
+from decode.receiving import Receiving
+from engine.cache.page_pool import PagePool
+from engine.cache.prefix_cache import PrefixCache
+from engine.cache.radix import RadixTree
+from engine.steps.sequence import Sequence
+from node.core.coordinator_leases import CoordinatorLeases
+from node.core.fetching import Fetching
+from node.core.instructions import AbortTransfer
+from node.core.ownership_writer import OwnershipWriter
+from node.core.prompts import Prompts
+from node.shell.steps import Steps
+from prefill.sending import PagesBeingSent
+from protocol.ids import Attempt
+from protocol.messages import TokensOut
+from protocol.redis.ownership import Change
+from tests.sim.life import live, plan_of
+from tests.sim.shrink import failure_of
+
+MAX_LIVES = 600
+"""A planted bug that so many lives do not show is not found."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One planted bug: `method` of `owner`, made wrong by `wrong(right)`."""
+
+    name: str
+    owner: type
+    method: str
+    wrong: Callable[[Any], Any]
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        right = self.owner.__dict__[self.method]
+        function = right.fget if isinstance(right, property) else right
+        wrong = self.wrong(function)
+        setattr(self.owner, self.method, property(wrong) if isinstance(right, property) else wrong)
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.method, right)
+
+
+def _stale_incarnation(right: Any) -> Any:
+    def heartbeat(self: Registry, message: Any, now: float) -> Any:
+        """An older incarnation that is still talking takes the place of the newer one."""
+        known = self._nodes.get(message.info.node.name)
+        if known is not None and message.info.node.incarnation < known.node.incarnation:
+            self._drop(message.info.node.name)
+        return right(self, message, now)
+
+    return heartbeat
+
+
+def _leak_on_no_room(right: Any) -> Any:
+    def acquire(self: PrefixCache, hashes: Any, *rest: Any, **named: Any) -> Any:
+        """The cached pages of a request that finds no room stay locked."""
+        held = right(self, hashes, *rest, **named)
+        if held is None:
+            _, node = self._tree.match(hashes, None)
+            self._tree.lock(node)
+        return held
+
+    return acquire
+
+
+def _leak_on_cancel(right: Any) -> Any:
+    def left(self: Answers, job: Any, held: Any) -> Any:
+        """An answer that is cancelled while its pages are received keeps them."""
+        if self._receiving.get(job.attempt) is not None:
+            return self._receiving.give_up(job)
+        return right(self, job, held)
+
+    return left
+
+
+def _stale_attempt(right: Any) -> Any:
+    def tokens(self: Tracker, message: Any, now: float) -> Any:
+        """What an older attempt still says is appended to the answer."""
+        instructions = []
+        for out in message.outs:
+            tracked = self._requests.get(out.attempt.request_id)
+            is_stale = tracked is not None and out.attempt.number < tracked.attempt_number
+            if is_stale and tracked is not None and tracked.route is not None:
+                instructions += self._take(tracked, tracked.route, out, now)
+            else:
+                instructions += right(self, TokensOut([out], message.node), now)
+        return instructions
+
+    return tokens
+
+
+def _gap_in_tokens(right: Any) -> Any:
+    def problem_with(self: TrackedRequest, out: Any) -> str:
+        """Nobody looks whether tokens are missing."""
+        return ""
+
+    return problem_with
+
+
+def _late_write(right: Any) -> Any:
+    def give_up(self: Receiving, job: Any) -> Any:
+        """The transport goes on writing into pages that were given back."""
+        return [i for i in right(self, job) if not isinstance(i, AbortTransfer)]
+
+    return give_up
+
+
+def _late_fetch(right: Any) -> Any:
+    def give_up(self: Fetching, attempt: Attempt, now: float) -> Any:
+        """The transport goes on writing what was fetched into pages that are computed now."""
+        return [i for i in right(self, attempt, now) if not isinstance(i, AbortTransfer)]
+
+    return give_up
+
+
+def _abort_too_late(right: Any) -> Any:
+    def left(self: Answers, job: Any, held: Any) -> Any:
+        """Pages are given back first, and may be expected again before the abort of the old."""
+        instructions = right(self, job, held)
+        aborts = [i for i in instructions if isinstance(i, AbortTransfer)]
+        self._late_aborts = [*getattr(self, "_late_aborts", []), *aborts]  # type: ignore[attr-defined]
+        return [i for i in instructions if i not in aborts]
+
+    return left
+
+
+def _lost_event(right: Any) -> Any:
+    def publish(self: OwnershipWriter, changes: Any) -> None:
+        """Every fifth change of the cache is never told."""
+        told = []
+        for change in changes:
+            self._count = getattr(self, "_count", 0) + 1  # type: ignore[attr-defined]
+            if self._count % 5:  # type: ignore[attr-defined]
+                told.append(change)
+        right(self, told)
+
+    return publish
+
+
+def _double_retry(right: Any) -> Any:
+    def lost_its_node(self: Tracker, tracked: TrackedRequest, *rest: Any) -> Any:
+        """A request that lost its node is queued twice."""
+        instructions = right(self, tracked, *rest)
+        if tracked.routed is not None and tracked.route is None:
+            self._enqueue(tracked, tracked.routed.demand)
+        return instructions
+
+    return lost_its_node
+
+
+def _repeated_token(right: Any) -> Any:
+    def tokens(self: TrackedRequest) -> list[int]:
+        """The next attempt computes the newest token of the answer once more."""
+        return right(self)[:-1] if self.answered else right(self)
+
+    return tokens
+
+
+def _gap_not_noticed(right: Any) -> Any:
+    def apply(self: OwnershipMirror, node: Any, stream_id: bytes, change: Change) -> bool:
+        """A change that does not follow the last one is applied all the same."""
+        if not change.reload:
+            self._positions[node].sequence = change.sequence - 1
+        return bool(right(self, node, stream_id, change))
+
+    return apply
+
+
+def _orphan(right: Any) -> Any:
+    def take_silent(self: CoordinatorLeases, now: float) -> list[str]:
+        """Requests of a dead coordinator are answered to their end, for nobody."""
+        return []
+
+    return take_silent
+
+
+def _two_owners(right: Any) -> Any:
+    def allocate(self: PagePool, count: int) -> Any:
+        """The last page of every allocation is given out again."""
+        pages = right(self, count)
+        if pages and count > 1:
+            self._is_free[pages[-1]] = 1
+            self._free.append(pages[-1])
+        return pages
+
+    return allocate
+
+
+def _evicts_locked(right: Any) -> Any:
+    def lock(self: RadixTree, node: Any) -> None:
+        """Pages that a request hits may be evicted under it."""
+
+    return lock
+
+
+def _forgotten_node(right: Any) -> Any:
+    def forget(self: PrefixIndex, *nodes: Any) -> None:
+        """What a node owned whose lease has ended is still believed to be there."""
+
+    return forget
+
+
+def _released_while_sent(right: Any) -> Any:
+    def leave(self: PagesBeingSent, attempt: Attempt, held: Any) -> None:
+        """Pages are given back while they are still being sent."""
+        self._cache.release(held)
+
+    return leave
+
+
+def _state_remembered(right: Any) -> Any:
+    def end_sequence(self: Steps, sequence_id: int) -> None:
+        """The runner remembers every sequence that ever was."""
+
+    return end_sequence
+
+
+def _ahead_sample(right: Any) -> Any:
+    def samples_next(self: Sequence, part: Any) -> bool:
+        """What a step sampled that was started too early is taken for the next token."""
+        return True
+
+    return samples_next
+
+
+def _hashes_too_far(right: Any) -> Any:
+    def commit(self: Prompts, job: Any, now: float) -> None:
+        """A page becomes findable that is not quite computed."""
+        sequence = job.sequence
+        size = self._hasher.page_size
+        if sequence.num_computed % size and sequence.num_computed // size < len(job.hashes):
+            num_pages = sequence.num_computed // size + 1
+            self._cache.commit(sequence.held, job.hashes[:num_pages], now)
+            return
+        right(self, job, now)
+
+    return commit
+
+
+MUTANTS = (
+    Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
+    Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
+    Mutant("leak on cancel", Answers, "left", _leak_on_cancel),
+    Mutant("stale attempt accepted", Tracker, "tokens", _stale_attempt),
+    Mutant("lost tokens not noticed", TrackedRequest, "problem_with", _gap_in_tokens),
+    Mutant("late write into freed pages", Receiving, "give_up", _late_write),
+    Mutant("late write of a fetch", Fetching, "give_up", _late_fetch),
+    Mutant("receive not aborted before release", Answers, "left", _abort_too_late),
+    Mutant("lost ownership event", OwnershipWriter, "publish", _lost_event),
+    Mutant("double retry", Tracker, "_lost_its_node", _double_retry),
+    Mutant("token repeated after a resume", TrackedRequest, "tokens", _repeated_token),
+    Mutant("gap not noticed", OwnershipMirror, "_apply", _gap_not_noticed),
+    Mutant("orphan never cancelled", CoordinatorLeases, "take_silent", _orphan),
+    Mutant("two owners of one page", PagePool, "allocate", _two_owners),
+    Mutant("pages evicted under a request", RadixTree, "lock", _evicts_locked),
+    Mutant("dead node's pages believed", PrefixIndex, "forget", _forgotten_node),
+    Mutant("pages released while they are sent", PagesBeingSent, "leave", _released_while_sent),
+    Mutant("state of ended sequences kept", Steps, "end_sequence", _state_remembered),
+    Mutant("sample of a premature step taken", Sequence, "samples_next", _ahead_sample),
+    Mutant("page findable before it is computed", Prompts, "commit", _hashes_too_far),
+)
+
+
+def first_failure(mutant: Mutant, max_lives: int = MAX_LIVES) -> tuple[int, str] | None:
+    """Returns the first seed whose life the planted bug breaks, and how; None: none does."""
+    with mutant.planted():
+        for seed in range(max_lives):
+            if failure := failure_of(plan_of(seed)):
+                return seed, failure
+    return None
+
+
+def main() -> int:
+    logging.disable(logging.CRITICAL)
+    found: dict[str, int] = {}
+    missed: list[str] = []
+    for mutant in MUTANTS:
+        result = first_failure(mutant)
+        if result is None:
+            missed.append(mutant.name)
+            print(f"{mutant.name:40} NOT FOUND in {MAX_LIVES} lives")
+            continue
+        found[mutant.name] = result[0]
+        print(f"{mutant.name:40} seed {result[0]:4}: {result[1][:110]}")
+    live(plan_of(0))  # everything was taken back
+    print(json.dumps({"mutants": len(MUTANTS), "found": found, "missed": missed}))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

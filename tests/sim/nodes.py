@@ -1,0 +1,249 @@
+"""`SimNode`: one incarnation of a node, its real core and shell between played ports."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from decode.answers import Answers
+from engine.cache.prefix_cache import CacheChange
+from node.core.core import NodeCore
+from node.core.ownership_writer import OwnershipCall, OwnershipWriter
+from node.core.scheduler import Scheduler, SchedulerLimits
+from node.shell.shell import NodeShell
+from prefill.handovers import Handovers
+from protocol.ids import Addresses, Attempt, Node, Role
+from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
+from tests.sim.data_plane import SimTransport
+from tests.sim.device import SimDevice
+from tests.sim.processes import Process
+from tests.sim.redis_model import RedisDown
+from tests.sim.shadow import CheckedCache
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import SimCluster
+
+FINGERPRINT = "simulated"
+LEASE_S = 3.0
+RECEIVE_TIMEOUT_S = 6.0
+HEARTBEAT_S = 0.7
+NEWS_S = 0.05
+IDLE_TURN_S = 1.0
+STEP_S = 0.015
+
+
+class SimNode(Process):
+    """It computes for as long as its steps take, hears what comes meanwhile, and may die."""
+
+    def __init__(self, cluster: SimCluster, name: str, role: Role, incarnation: int) -> None:
+        super().__init__(cluster.clock, name)
+        self.cluster = cluster
+        self.role = role
+        self.node = Node(name, incarnation)
+        settings = cluster.settings
+        runs_ahead = cluster.chance.random() < 0.5
+        self.device = SimDevice(settings.page_size, settings.num_pages, runs_ahead)
+        self.cache = CheckedCache(settings.num_pages, self.device, cluster.shadow)
+        self.info = self._info()
+        self.channel = SimChannel(self)
+        self.transport = SimTransport(cluster.plane, name, self.info.data_addresses[0], self.device)
+        self.record = SimRecord(self)
+        self.heartbeats = SimHeartbeats(self)
+        self.core = self._make_core()
+        self.shell = NodeShell(
+            self.core,
+            self.channel,
+            self.transport,
+            self.device,
+            self.record,
+            self.heartbeats,
+            cluster.clock,
+        )
+        self._is_turning = False
+        self._turn_number = 0
+        cluster.network.listen(name, self.info.control_address, self.channel.hear)
+        self.record.pump()
+        self.after(0.0, self._turn, 0)
+
+    def _info(self) -> NodeInfo:
+        settings, address = self.cluster.settings, f"{self.name}.{self.node.incarnation}"
+        return NodeInfo(
+            node=self.node,
+            control_address=address,
+            data_addresses=(f"{address}:data",),
+            layout=settings.layout,
+            model_fingerprint=FINGERPRINT,
+            num_pages=settings.num_pages,
+            max_running_requests=settings.max_running,
+            max_queued_requests=settings.max_waiting,
+            device="simulated",
+        )
+
+    def _make_core(self) -> NodeCore:
+        settings, info = self.cluster.settings, self.info
+        limits = SchedulerLimits(
+            chunk_tokens=settings.chunk_tokens,
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+            receive_timeout_s=RECEIVE_TIMEOUT_S,
+        )
+        scheduler = Scheduler(
+            self.role,
+            self.node,
+            Addresses(info.control_address, info.data_addresses),
+            self.cache,
+            self.cluster.hasher,
+            limits,
+            [Handovers] if self.role == "prefill" else [Answers],
+        )
+        return NodeCore(self.node, self.cache, scheduler)
+
+    def wake(self) -> None:
+        """Something came: the next turn is now, if none is going on."""
+        if not self._is_turning:
+            self._turn_number += 1
+            self.after(0.0, self._turn, self._turn_number)
+
+    def attempts_of(self, address: str) -> list[Attempt]:
+        """Returns what this node does for a coordinator."""
+        return self.core.attempts_of(address)
+
+    def kill(self) -> None:
+        self.is_dead = True
+        self.transport.is_closed = True
+        self.cluster.network.close(self.info.control_address)
+        self.cluster.plane.lost(self.name, self.transport.address)
+
+    def _turn(self, number: int) -> None:
+        if self._is_turning or number != self._turn_number:
+            return  # a later call for the same thing
+        self._is_turning = True
+        self.shell.begin_turn()
+        if not self.shell.is_computing:
+            self._end_turn(False)
+            return
+        seconds = STEP_S * (0.5 + self.cluster.chance.random())
+        self.after(seconds, self._end_turn, True)
+
+    def _end_turn(self, has_computed: bool) -> None:
+        self.shell.end_turn()
+        self._is_turning = False
+        self._turn_number += 1
+        is_busy = has_computed or self.channel.inbox
+        self.after(0.0 if is_busy else IDLE_TURN_S, self._turn, self._turn_number)
+
+
+class SimChannel:
+    """The control channel of a node: what it says goes over the network, what it hears waits."""
+
+    def __init__(self, process: SimNode) -> None:
+        self._process = process
+        self.inbox: deque[AnyMessage] = deque()
+
+    def hear(self, message: AnyMessage) -> None:
+        self.inbox.append(message)
+        self._process.wake()
+
+    def send(self, address: str, message: Message) -> None:
+        self._process.cluster.network.send(self._process.name, address, message)
+
+    def drain(self, timeout_s: float = 0.0) -> list[AnyMessage]:
+        messages = list(self.inbox)
+        self.inbox.clear()
+        return messages
+
+    def forget(self, address: str) -> None:
+        pass
+
+    def wake(self) -> None:
+        self._process.wake()
+
+
+class SimHeartbeats:
+    """As the thread that sends them: soon after work came or went, and several times per lease."""
+
+    def __init__(self, process: SimNode) -> None:
+        self._process = process
+        self._load: Load | None = None
+        self._last_sent = -1.0
+        self._is_due = False
+        process.after(HEARTBEAT_S, self._beat)
+
+    def update(self, load: Load) -> None:
+        old, self._load = self._load, load
+        has_changed = old is None or (
+            old.num_running != load.num_running
+            or old.num_waiting != load.num_waiting
+            or old.counters.requests != load.counters.requests
+        )
+        if has_changed and not self._is_due:
+            self._is_due = True
+            wait_s = max(0.0, self._last_sent + NEWS_S - self._process.clock.now)
+            self._process.after(wait_s, self._send)
+
+    def _beat(self) -> None:
+        self._process.after(HEARTBEAT_S, self._beat)
+        if self._process.clock.now - self._last_sent >= 0.5 * HEARTBEAT_S:
+            self._send()
+
+    def _send(self) -> None:
+        self._is_due = False
+        if self._load is None:
+            return
+        self._last_sent = self._process.clock.now
+        message = Heartbeat(self._process.info, self._load, LEASE_S)
+        for address in self._process.record.writer.coordinators:
+            self._process.channel.send(address, message)
+
+
+class SimRecord:
+    """As the thread that writes a node's record to Redis: one call after the other."""
+
+    def __init__(self, process: SimNode) -> None:
+        self._process = process
+        self.writer = OwnershipWriter(process.info, LEASE_S)
+        self._is_calling = False
+        self._pump_number = 0
+
+    def publish(self, changes: Sequence[CacheChange]) -> None:
+        if self._process.cluster.loses_changes(self._process.node):
+            changes = []
+        self.writer.publish(changes)
+        self.pump()
+
+    def republish(self) -> None:
+        self.writer.republish()
+        self.pump()
+
+    def pump(self, number: int | None = None) -> None:
+        if self._is_calling or number not in (None, self._pump_number):
+            return
+        self._pump_number += 1
+        clock = self._process.clock
+        call = self.writer.next_call(clock.now)
+        if call is None:
+            wait_s = max(0.001, self.writer.wake_at - clock.now)
+            self._process.after(wait_s, self.pump, self._pump_number)
+            return
+        self._is_calling = True
+        redis = self._process.cluster.redis
+        try:
+            result = redis.write(self._process.node, LEASE_S, call)
+        except RedisDown:
+            self._process.after(0.2, self._failed)
+            return
+        self._process.after(redis.delay_s, self._replied, call, result)
+
+    def _replied(self, call: OwnershipCall, result: object) -> None:
+        self._is_calling = False
+        self.writer.replied(call, result, self._process.clock.now)
+        if self.writer.is_replaced:
+            self._process.cluster.replaced(self._process)
+            return
+        self.pump()
+
+    def _failed(self) -> None:
+        self._is_calling = False
+        self.writer.unreachable(self._process.clock.now)
+        self.pump()

@@ -1,0 +1,68 @@
+"""The model that simulated nodes compute, and what it must answer. Pure.
+
+The KV of a token is a number that depends on the token and on all before it, as a real one does;
+so a page that was sent, reused or overwritten wrongly is recognised by its numbers, and the next
+token, which depends on the last of them, comes out wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from zlib import crc32
+
+from protocol.sampling import Sampling
+
+KV = int
+"""What stands in a slot of a page."""
+EMPTY: KV = 0
+"""The KV before the first token."""
+VOCABULARY = 97
+STOP = 5
+"""The token that ends an answer."""
+MAX_FORCED = 3
+
+
+def kv_after(before: KV, token: int) -> KV:
+    """Returns the KV of `token` behind a prefix whose last KV is `before`."""
+    return crc32(token.to_bytes(4, "little"), before) or 1
+
+
+def kv_of(tokens: Iterable[int], before: KV = EMPTY) -> list[KV]:
+    """Returns the KV of every token."""
+    values = []
+    for token in tokens:
+        before = kv_after(before, token)
+        values.append(before)
+    return values
+
+
+def next_token(last: KV, sampling: Sampling, seen: int) -> int:
+    """Returns the token behind the KV `last`.
+
+    `seen` is the sum of all tokens before it, if the sampling has state: it stands in for the
+    counts of penalties.
+    """
+    return 1 + (last ^ (sampling.seed * 2654435761) ^ seen) % VOCABULARY
+
+
+def is_forced(token: int) -> bool:
+    """Tells whether what follows `token` is given together with it, as a grammar may force it."""
+    return token % 8 == 3
+
+
+def answer_of(
+    prompt: Sequence[int], sampling: Sampling, max_new_tokens: int, ends: Iterable[int]
+) -> list[int]:
+    """Returns all tokens of the answer, the one that ends it included."""
+    ends = frozenset(ends)
+    last = kv_of(prompt)[-1]
+    seen = sum(prompt) if sampling.has_state else 0
+    answer: list[int] = []
+    while len(answer) < max_new_tokens:
+        token = next_token(last, sampling, seen)
+        answer.append(token)
+        if token in ends:
+            break
+        last = kv_after(last, token)
+        seen += token if sampling.has_state else 0
+    return answer

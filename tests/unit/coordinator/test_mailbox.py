@@ -1,0 +1,74 @@
+"""How a handler waits for one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from coordinator.answers.answer import Answer
+from coordinator.core.request import Request
+from coordinator.mailbox import Mailbox
+from protocol.sampling import Sampling
+
+DEADLINE_S = 20.0
+
+
+def mailbox_of() -> Mailbox:
+    return Mailbox(Answer(Request([1], Sampling(), 8), "r", 0.0))
+
+
+def end(mailbox: Mailbox) -> None:
+    mailbox.answer.finish("length", 2.0)
+    mailbox.wake()
+
+
+def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 2 * DEADLINE_S))
+
+
+def test_news_wake_a_stream_and_only_the_end_wakes_who_waits_for_it() -> None:
+    async def test() -> None:
+        stream, whole = mailbox_of(), mailbox_of()
+        changed = asyncio.create_task(stream.changed(DEADLINE_S))
+        finished = asyncio.create_task(whole.finished(DEADLINE_S))
+        await asyncio.sleep(0)
+        for mailbox in (stream, whole):
+            mailbox.wake()
+        await changed
+        assert not finished.done()
+        end(whole)
+        await finished
+
+    run(test)
+
+
+def test_news_that_came_before_are_not_waited_for_and_are_told_once() -> None:
+    async def test() -> None:
+        mailbox = mailbox_of()
+        mailbox.wake()
+        await mailbox.changed(DEADLINE_S)
+        with pytest.raises(asyncio.TimeoutError):
+            await mailbox.changed(0.01)
+        mailbox.wake()
+        await mailbox.changed(DEADLINE_S)
+
+    run(test)
+
+
+def test_an_end_that_came_before_is_not_waited_for() -> None:
+    async def test() -> None:
+        mailbox = mailbox_of()
+        end(mailbox)
+        await mailbox.finished(DEADLINE_S)
+
+    run(test)
+
+
+def test_the_end_is_not_waited_for_without_bound() -> None:
+    async def test() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await mailbox_of().finished(0.01)
+
+    run(test)

@@ -1,0 +1,192 @@
+"""Nodes that answer requests and compute prompts for others: a role is a preference, not a wall."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decode.answers import Answers
+from engine.cache.prefix_cache import PrefixCache
+from engine.steps.sequence import Sampled
+from node.core.instructions import AbortTransfer, SendMessage, StreamPages
+from node.core.scheduler import Scheduler, SchedulerLimits
+from prefill.handovers import Handovers
+from protocol.hashing import token_bytes
+from protocol.ids import Attempt, Node
+from protocol.messages import Cancel, Generate, Prefill, PrefillDone, TokensOut
+from protocol.namespace import SHARED
+from protocol.sampling import Sampling
+from tests.support.world import GREEDY, PAGE, World, answer_of, generate, prompts, scheduler_of
+
+NAMES = ("n0", "n1")
+
+
+def node_of(name: str, num_pages: int = 64, running: int = 4, waiting: int = 8) -> Scheduler:
+    limits = SchedulerLimits(chunk_tokens=32, max_running=running, max_waiting=waiting)
+    cache = PrefixCache(num_pages)
+    return scheduler_of("decode", Node(name, 1), name, limits, cache, [Answers, Handovers])
+
+
+def request(
+    name: str,
+    prompt: list[int],
+    count: int,
+    prefill: str = "",
+    owner: str = "",
+    num_pages: int = 0,
+    sampling: Sampling = GREEDY,
+) -> Generate:
+    return Generate(
+        attempt=Attempt(name, 1),
+        tokens=token_bytes(prompt),
+        namespace=SHARED,
+        sampling=sampling,
+        max_new_tokens=count,
+        stop_token_ids=[],
+        prefill_node=Node(prefill, 1) if prefill else None,
+        prefill_address=prefill,
+        reply_address="coordinator",
+        fetch_node=Node(owner, 1) if owner else None,
+        fetch_address=owner,
+        fetch_pages=num_pages,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompts, st.integers(0, 1 << 30), st.booleans(), st.sampled_from([1, 3]))
+def test_every_answer_is_the_models_whoever_computes_its_prompt(
+    asked: list[tuple[str, int, int]], seed: int, ahead: bool, most_tokens: int
+) -> None:
+    """Both nodes answer, and each computes prompts for the other, for itself, and for itself though
+    it was told to ask itself; with fetches from each other, penalties and cancels."""
+    rng = random.Random(seed)
+    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
+    schedulers = {name: node_of(name, num_pages=20) for name in NAMES}
+    world = World(rng, schedulers, lossy=True, ahead=ahead, most_tokens=most_tokens)
+    penalty = Sampling(temperature=0.0, frequency_penalty=0.5)
+    cancelled = set()
+    for number, (text, length, count) in enumerate(asked):
+        where = rng.choice(NAMES)
+        generate = request(
+            f"r{number}",
+            texts[text][:length],
+            count,
+            prefill=rng.choice(["", *NAMES]),
+            owner=rng.choice(["", *NAMES]),
+            num_pages=rng.randrange(8),
+            sampling=rng.choice([GREEDY, penalty]),
+        )
+        world.post(where, generate)
+        if rng.random() < 0.2:
+            cancelled.add(f"r{number}")
+            world.post_later(where, Cancel(generate.attempt))
+    world.run()
+    for number, (text, length, count) in enumerate(asked):
+        name = f"r{number}"
+        expected = answer_of(texts[text][:length], count)
+        if name in cancelled and name not in world.ends:
+            tokens = world.tokens.get(name, [])
+            assert tokens == expected[: len(tokens)]
+        else:
+            assert world.ends[name] == "length"
+            assert world.tokens[name] == expected
+    for name, scheduler in schedulers.items():
+        assert scheduler.load().held_pages == scheduler.load().num_running == 0
+        assert not world.nodes[name].device.states
+    assert not world.expected
+
+
+def test_one_step_has_tokens_of_an_answer_and_chunks_of_prompts_for_anybody() -> None:
+    node = node_of("n0")
+    node.handle(request("own", [1] * 20, 9), 0.0)
+    node.next_batch(0.0)
+    (said,) = node.finish([Sampled((7,))], 0.0)
+    assert isinstance(said, SendMessage) and isinstance(said.message, TokensOut)
+    other = Prefill(Attempt("other", 1), token_bytes([2] * 20), SHARED, GREEDY, 0, "n1", ("n1",))
+    node.handle(other, 0.0)
+    slices, (stream,) = node.next_batch(0.0)
+    assert [list(part.token_ids) for part in slices] == [[7], [2] * 20]
+    assert isinstance(stream, StreamPages) and stream.data_addresses == ("n1",)
+    done, tokens = node.finish([Sampled((8,)), Sampled((9,))], 0.0)
+    assert isinstance(done, SendMessage) and isinstance(tokens, SendMessage)
+    assert (done.address, type(done.message)) == ("n1", PrefillDone)
+    assert (tokens.address, type(tokens.message)) == ("coordinator", TokensOut)
+
+
+def test_prompts_of_both_kinds_compute_what_they_have_in_common_once() -> None:
+    node, common = node_of("n0"), list(range(1, 2 * PAGE + 1))
+    node.handle(request("own", [*common, 91], 1), 0.0)
+    node.handle(
+        Prefill(Attempt("other", 1), token_bytes([*common, 92]), SHARED, GREEDY, 0, "n1", ("n1",)),
+        0.0,
+    )
+    while slices := node.next_batch(0.0)[0]:
+        node.finish([Sampled((7,)) if part.sampling else None for part in slices], 0.0)
+    assert node.load().counters.computed_tokens == 2 * PAGE + 2
+    assert node.load().counters.reused_tokens == 2 * PAGE
+
+
+def test_a_node_that_is_to_ask_itself_computes_the_prompt() -> None:
+    node = node_of("n0")
+    node.handle(request("r", [1] * 20, 4, prefill="n0"), 0.0)
+    slices, instructions = node.next_batch(0.0)
+    assert len(slices) == 1 and instructions == []
+
+
+@pytest.mark.parametrize("kind", ["answer", "handover"])
+def test_a_newer_attempt_replaces_the_older_one_of_either_kind(kind: str) -> None:
+    """The node computed the prompt for another one, and is asked for the answer now; or received
+    pages for its answer, and is asked to compute them for another one."""
+    node = node_of("n0")
+    answer = request("r", [1] * 40, 4, prefill="n1" if kind == "answer" else "")
+    prefill = Prefill(Attempt("r", 1), answer.tokens, SHARED, GREEDY, 0, "n1", ("n1",))
+    first, second = (answer, prefill) if kind == "answer" else (prefill, answer)
+    node.handle(first, 0.0)
+    node.next_batch(0.0)
+    instructions = node.handle(second, 0.0)
+    assert (AbortTransfer(Attempt("r", 1)) in instructions) == (kind == "answer")
+    assert (node.load().num_running, node.load().num_waiting) == (0, 1)
+
+
+@pytest.mark.parametrize("num_pages", [64, 8])
+@pytest.mark.parametrize("second", [1, 200])
+def test_no_two_nodes_wait_for_each_other(num_pages: int, second: int) -> None:
+    """Neither for a place, nor for pages that both lack, nor for room: then time passes, and an
+    answer whose pages do not come makes some."""
+    nodes = {name: node_of(name, num_pages, running=1) for name in NAMES}
+    world = World(random.Random(1), nodes, lossy=num_pages < 64)
+    prompts = {"a": list(range(1, 100)), "b": list(range(second, second + 99))}
+    world.post("n0", request("a", prompts["a"], 4, prefill="n1"))
+    world.post("n1", request("b", prompts["b"], 4, prefill="n0"))
+    world.run()
+    assert world.tokens == {name: answer_of(prompts[name], 4) for name in prompts}
+    num_made_room = sum(node.load().counters.preemptions for node in nodes.values())
+    assert (num_made_room > 0) == (num_pages == 8)
+    assert all(node.load().held_pages == 0 for node in nodes.values())
+
+
+def test_both_kinds_wait_in_one_queue() -> None:
+    node = node_of("n0", waiting=2, running=1)
+    for name in ("a", "x"):
+        node.handle(request(name, [ord(name)] * 20, 4), 0.0)
+    node.next_batch(0.0)
+    assert (node.load().num_running, node.load().num_waiting) == (1, 1)
+    for name in ("b", "c"):
+        refused = node.handle(
+            Prefill(Attempt(name, 1), token_bytes([2] * 20), SHARED, GREEDY, 0, "n1", ("n1",)), 0.0
+        )
+        assert bool(refused) == (name == "c")
+    node.next_batch(0.0)
+    assert (node.load().num_running, node.load().num_waiting) == (2, 1), "it has its own places"
+
+
+def test_its_role_is_what_it_says_and_may_change() -> None:
+    node = node_of("n0")
+    assert node.load().role == "decode"
+    node.role = "prefill"
+    assert node.load().role == "prefill"
+    node.handle(generate("r", [1] * 20, prefill=""), 0.0)
+    assert len(node.next_batch(0.0)[0]) == 1, "it still does all work"
