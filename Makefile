@@ -4,9 +4,10 @@ TORCH  ?= 2.13.0
 TORCH_INDEX ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
+.PHONY: help demo test check verify lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -23,11 +24,15 @@ $(READY): pyproject.toml
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## every test but those of `verify`, those of running clusters after the others
+	$(PYTEST) -n 2 -m 'not verify' --ignore tests/e2e tests
+	$(PYTEST) -m 'not verify' tests/e2e
 
-check: lint  ## format, lint, types, fast tests: under a minute
-	$(BIN)/python -m pytest -m 'not slow' tests/unit tests/property tests/contract tests/test_architecture.py
+check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
+	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/test_architecture.py
+
+verify: $(READY) ## what is too slow for every run: before a piece of work is called done
+	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -35,7 +40,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 gpu: $(READY) ## the tests that need CUDA devices
-	$(BIN)/python -m pytest -m gpu tests/gpu tests/contract
+	$(PYTEST) -m gpu
 
 bench-route: $(READY) ## replay a trace through the router, policies side by side (ARGS="--help")
 	$(BIN)/python -m benchmarks.route $(ARGS)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.routing.policies import POLICIES
@@ -37,7 +37,6 @@ def run_through(nodes: Nodes, count: int) -> list[Route]:
 
 
 @every_policy
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_always_a_live_node_that_is_large_enough_and_not_avoided(
     policy: str, data: st.DataObject

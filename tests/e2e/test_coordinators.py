@@ -163,7 +163,6 @@ def test_a_redis_that_hangs_holds_nobody_up(pair: Pair) -> None:
 
 
 def test_a_redis_that_dies_and_comes_back_empty_fails_no_request(pair: Pair) -> None:
-    redis = pair.cluster.local.children["redis"]
     pair.cluster.settle()
     before = pair.owned(pair.cluster.admin)
     prompts = [prompt_of(60, 199, seed=340 + i) for i in range(24)]
@@ -174,15 +173,10 @@ def test_a_redis_that_dies_and_comes_back_empty_fails_no_request(pair: Pair) -> 
             return [pool.submit(pair.generate, next(whose), prompt) for prompt in some]
 
         answers = start(prompts[:8])
-        redis.process.send_signal(signal.SIGKILL)
-        redis.wait()
+        pair.cluster.kill("redis")
         answers += start(prompts[8:16])
         pair.wait_until_connected(False)
-        command = [str(word) for word in redis.process.args]  # type: ignore[union-attr]
-        log_file = pair.cluster.local.log_dir / "redis-2.log"
-        pair.cluster.local.children["redis"] = type(redis)(
-            "redis", command, log_file, lambda *_: None
-        )
+        pair.cluster.restart_redis()
         answers += start(prompts[16:])
         for prompt, answer in zip(prompts, answers, strict=True):
             assert answer.result()["output_ids"] == reference_tokens(pair.reference, prompt, 8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +18,8 @@ from tests.support.reference import reference_tokens
 LENGTH = 200
 
 
-@pytest.fixture
-def cluster(
+@pytest.fixture(scope="module")
+def lasting(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Cluster]:
     cluster = start_cluster(
@@ -30,10 +29,12 @@ def cluster(
     cluster.local.stop()
 
 
-def kill(cluster: Cluster, name: str) -> None:
-    child = cluster.local.children[name]
-    child.process.send_signal(signal.SIGKILL)
-    child.wait()
+@pytest.fixture
+def cluster(lasting: Cluster) -> Cluster:
+    """The one cluster of these tests, whole again after the test before, and with empty caches."""
+    lasting.restart_killed_nodes()
+    lasting.flush()
+    return lasting
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
             update = json.loads(line.removeprefix("data: "))
             if not killed and len(update["output_ids"]) >= 3:
                 killed = update["meta_info"]["decode_node"]
-                kill(cluster, killed)
+                cluster.kill(killed)
     assert update["output_ids"] == undisturbed["output_ids"]
     assert len(update["output_ids"]) > 150
     entries = [u["meta_info"]["output_token_logprobs"] for u in (update, undisturbed)]
@@ -82,7 +83,7 @@ def test_dead_prefill_nodes_are_replaced_at_last_by_decode_itself(
     cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
     for seed, victim in enumerate(("p0", "p1")):
-        kill(cluster, victim)
+        cluster.kill(victim)
         # Sent before anybody has noticed: the route may still name the dead node.
         prompt = prompt_of(100, 199, seed=60 + seed)
         answer = cluster.generate(prompt)
@@ -111,7 +112,7 @@ def test_too_many_requests_are_429_and_no_node_is_503(
             assert too_many.status_code == 400
             assert "at most 2 at once" in too_many.json()["error"]["message"]
         cluster.wait_until_idle()
-        kill(cluster, "d0")
+        cluster.kill("d0")
         wait_until(lambda: cluster.http.get("/ready").status_code == 503, "the loss of the node")
         unavailable = cluster.http.post("/generate", json=body)
         assert unavailable.status_code == 503
@@ -129,17 +130,12 @@ def test_too_many_requests_are_429_and_no_node_is_503(
 def test_a_restarted_node_serves_again_with_a_clean_record(cluster: Cluster) -> None:
     cluster.generate(prompt_of(100, 199, seed=70))
     before = cluster.nodes()
-    for name in ("p0", "p1", "d0", "d1"):
-        kill(cluster, name)
-        cluster.local.start_node("prefill" if name[0] == "p" else "decode", name)
-
-    def all_new() -> bool:
-        now = cluster.nodes()
-        return now.keys() == before.keys() and all(
-            now[n]["incarnation"] > before[n]["incarnation"] for n in now
-        )
-
-    wait_until(all_new, "four restarted nodes")
+    for name in before:
+        cluster.kill(name)
+    cluster.restart_killed_nodes()
+    now = cluster.nodes()
+    assert now.keys() == before.keys() == {"p0", "p1", "d0", "d1"}
+    assert all(now[name]["incarnation"] > before[name]["incarnation"] for name in before)
     answer = cluster.generate(prompt_of(100, 199, seed=70))
     assert answer["meta_info"]["cached_tokens"] == 0
     cluster.wait_until_idle()
@@ -153,15 +149,11 @@ def test_serving_goes_on_without_redis_and_all_is_published_again(cluster: Clust
         return dict(cluster.http.get("/admin/cache/stats").json()["cluster"])
 
     wait_until(lambda: stats()["unique_owned_pages"] == 6, "ownership")
-    server = cluster.local.children["redis"]
-    kill(cluster, "redis")
+    cluster.kill("redis")
     wait_until(lambda: not stats()["redis_connected"], "the loss of Redis")
     again = cluster.generate(prompt)
     assert again["meta_info"]["cached_tokens"] == 96, "the mirror was forgotten"
     cluster.generate(prompt_of(100, 199, seed=81))
-    command = [str(word) for word in server.process.args]  # type: ignore[union-attr]
-    cluster.local.children["redis"] = type(server)(
-        "redis", command, cluster.local.log_dir / "redis-2.log", lambda *_: None
-    )
+    cluster.restart_redis()
     wait_until(lambda: stats()["redis_connected"], "the return of Redis")
     wait_until(lambda: stats()["unique_owned_pages"] == 12, "everything being published again")

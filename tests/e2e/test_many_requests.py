@@ -29,7 +29,7 @@ def test_200_concurrent_requests_all_finish(pair_cluster: Cluster) -> None:
     pair_cluster.wait_until_idle()
 
 
-@pytest.mark.slow
+@pytest.mark.verify
 def test_memory_is_flat_over_2000_requests(pair_cluster: Cluster) -> None:
     chance = random.Random(2)
 

@@ -90,7 +90,6 @@ def test_one_node_alone_gives_the_same(
         cluster.local.stop()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma3", "mixtral"])
 def test_other_families(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """llama3 is the model of all other tests here. Alone, then side by side and on hits."""

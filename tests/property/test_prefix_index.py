@@ -141,7 +141,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndex = IndexMachine.TestCase
-TestIndex.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestIndex.settings = settings(stateful_step_count=30)
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
+from infra.process import Child
 from kvrelay.client import Client
 from tests.support.families import save_random_model
 from tests.support.forked import start_forked
@@ -124,6 +126,32 @@ class Cluster:
         wait_until(
             lambda: self.admin.cache_stats()["nodes"][node]["owned_pages"] == 0, "an empty node"
         )
+
+    def kill(self, name: str) -> None:
+        child = self.local.children[name]
+        child.process.send_signal(signal.SIGKILL)
+        child.wait()
+
+    def restart_killed_nodes(self) -> None:
+        """Until the coordinator knows their new lives."""
+        killed = [name for name, child in self.local.children.items() if not child.alive]
+        before = self.nodes()
+        for name in killed:
+            self.local.start_node("prefill" if name[0] == "p" else "decode", name)
+
+        def is_new(name: str) -> bool:
+            node = self.nodes().get(name)
+            return node is not None and (
+                name not in before or node["incarnation"] > before[name]["incarnation"]
+            )
+
+        wait_until(lambda: all(map(is_new, killed)), f"a new life of {killed}")
+
+    def restart_redis(self) -> None:
+        """Redis again, at its address, and empty."""
+        command = self.local.children["redis"].command
+        log_file = self.local.log_dir / "redis-2.log"
+        self.local.children["redis"] = Child("redis", command, log_file, lambda *_: None)
 
 
 def save_servable_model(family: str, path: Path) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import route
@@ -103,7 +103,6 @@ paths = st.builds(
 traces = st.lists(st.tuples(st.floats(0.0, 1.0), paths), min_size=1, max_size=25)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rows=traces,
     policy=st.sampled_from(sorted(POLICIES)),

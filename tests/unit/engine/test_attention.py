@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.attention.backend import AttentionBackend, AttentionForm
@@ -66,7 +66,6 @@ def test_heads_and_page_sizes(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(deadline=None, max_examples=60)
 @given(
     parts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=6),
     page_size=st.sampled_from([1, 2, 8]),

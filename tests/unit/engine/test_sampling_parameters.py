@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -91,7 +91,6 @@ def run(batch: Sequence[Row]) -> list[Sampled]:
     return choices.read(choices.packed)
 
 
-@settings(deadline=None)
 @given(BATCHES)
 def test_tokens_and_logprobs_are_those_of_a_plain_loop(batch: Sequence[Row]) -> None:
     for row, sampled in zip(batch, run(batch), strict=True):
@@ -117,7 +116,6 @@ def test_tokens_and_logprobs_are_those_of_a_plain_loop(batch: Sequence[Row]) -> 
                 assert -math.inf < value < -1e38
 
 
-@settings(deadline=None)
 @given(BATCHES)
 def test_a_row_is_the_same_to_the_last_bit_alone_and_in_any_batch(batch: Sequence[Row]) -> None:
     together = run(batch)
