@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check verify lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
+.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -28,10 +28,16 @@ test: $(READY) ## every test but those of `verify` and of `gpu`
 	$(PYTEST) -n 2 --dist loadfile -m 'not verify'
 
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
-	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/test_architecture.py
+	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
 
 verify: $(READY) ## what is too slow for every run: before a piece of work is called done
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full
+
+sim: $(READY) ## simulated lives of whole clusters (SEEDS=10000; SEED=7 TRACE=1: one of them, told)
+	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(or $(SEEDS),1000))
+
+sim-mutants: $(READY) ## planted bugs that the simulator has to find
+	$(BIN)/python -m tests.sim.mutants
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

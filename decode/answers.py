@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
-from decode.answer import Answer, AnswerJob
 from decode.outbox import Outbox
+from decode.own_answer import AnswerJob, OwnAnswer
 from decode.receiving import Receiving
 from decode.running import RunningAnswers
 from engine.cache.prefix_cache import HeldPages
@@ -153,7 +153,7 @@ class Answers:
             sampling=request.sampling,
             reply_address=request.reply_address,
             sink=self,
-            purpose=Answer(request, num_prompt_tokens=len(tokens)),
+            purpose=OwnAnswer(request, num_prompt_tokens=len(tokens)),
             fetch=FetchOrder.of(request),
             is_computed_here=not is_sent_elsewhere,
         )

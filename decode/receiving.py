@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from decode.answer import AnswerJob
+from decode.own_answer import AnswerJob
 from engine.cache.prefix_cache import HeldPages, PrefixCache
 from node.core.counters import Counters
 from node.core.instructions import AbortTransfer, ExpectPages, Instruction, SendMessage

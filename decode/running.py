@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 
-from decode.answer import AnswerJob
+from decode.own_answer import AnswerJob
 from engine.cache.prefix_cache import PrefixCache
 from node.core.job import PlannedSlice
 from protocol.hashing import PageHasher

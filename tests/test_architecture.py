@@ -51,7 +51,7 @@ PURE = (
     "node/shell/steps.py",
     "prefill/handovers.py",
     "prefill/sending.py",
-    "decode/answer.py",
+    "decode/own_answer.py",
     "decode/answers.py",
     "decode/outbox.py",
     "decode/receiving.py",

@@ -3,10 +3,11 @@
 A decision is best when it is made late: queues and caches are known then. So nodes are given only
 a little work ahead, just enough never to idle, and the rest waits here, in this order:
 
-  * The largest (waited + half of the goal) / work first: at the beginning the shortest requests go
+  * The largest (waited + head start) / work first: at the beginning the shortest requests go
     first, which makes the mean least, and whoever waits gains on those who come later (Brinch
-    Hansen's highest response ratio next, 1971, has `work` where half of the goal is). Who has
-    waited for ten goals goes before all others, so nobody starves.
+    Hansen's highest response ratio next, 1971, has `work` where the head start is). It is half of
+    the goal, and more with a long backlog. Who has waited for ten goals goes before all others, so
+    nobody starves.
   * While the backlog is short, requests that are about to miss the goal go before all others. The
     goal is the 99th percentile of the time that recent prompts take alone: no order can have a
     lower 99th percentile, and few requests are in danger of missing it. With a long backlog most
@@ -41,6 +42,8 @@ PATIENCE_GOALS = 10
 """Who has waited so long goes first, and may wait at a decode node for its pages."""
 HEAD_START_SHARE = 0.5
 """Waiting for less than this share of the goal changes little about who goes first."""
+OVERLOAD_HEAD_START = 16.0
+"""How much the head start grows with each second of a backlog that is longer than the goal."""
 DANGER_SHARE = 0.3
 """In the last 30 % of the goal a request is about to miss it."""
 CALM_SHARE = 0.5
@@ -170,6 +173,11 @@ class DispatchQueue:
         backlog_s = sum(one.work_s for one in waiting)
         is_calm = backlog_s < CALM_SHARE * goal_s * num_nodes
 
+        # With a long backlog who came first matters less, and who is short more: else the long
+        # requests that waited hold up all others, and the longest waits become longer too.
+        overload_s = backlog_s / num_nodes - goal_s
+        head_start_s = max(HEAD_START_SHARE * goal_s, OVERLOAD_HEAD_START * overload_s)
+
         def order(one: RoutedRequest) -> tuple[int, float]:
             response_s = now - one.arrived + one.work_s
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
@@ -177,7 +185,7 @@ class DispatchQueue:
             waited_s = now - one.arrived
             if self._is_impatient(one, now):
                 return -1, one.arrived
-            return 1, -(waited_s + HEAD_START_SHARE * goal_s) / max(one.work_s, 1e-6)
+            return 1, -(waited_s + head_start_s) / max(one.work_s, 1e-6)
 
         return heapq.nsmallest(LOOK_AHEAD, waiting, key=order)
 

@@ -13,9 +13,13 @@ def moved_by(cluster: Cluster, prompt: list[int]) -> int:
     before = cluster.settle()
     answer = cluster.generate(prompt, max_new_tokens=2)
     after = cluster.settle()
+    before_counters, counters = (
+        {name: node["load"]["counters"] for name, node in nodes.items()}
+        for nodes in (before, after)
+    )
     sent, received = (
-        sum(after[n]["load"][counter] - before[n]["load"][counter] for n in after)
-        for counter in ("pages_sent_total", "pages_received_total")
+        sum(counters[n][counter] - before_counters[n][counter] for n in counters)
+        for counter in ("pages_sent", "pages_received")
     )
     assert sent == received == answer["meta_info"]["transferred_pages"]
     page_bytes = 3 * 2 * PAGE_SIZE * 2 * 16 * 4  # layers, K and V, tokens, heads, dim, float32

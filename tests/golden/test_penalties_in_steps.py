@@ -172,7 +172,7 @@ class Node:
     def _end(self, number: int) -> None:
         sequence = self.running.pop(number)
         self._steps.end_sequence(sequence.sequence_id)
-        self._cache.release(sequence.lease)
+        self._cache.release(sequence.held)
 
 
 def compute(

@@ -123,7 +123,7 @@ def test_steps_of_a_model_have_few_shapes(is_deterministic: bool) -> None:
 
 def test_float32_is_left_alone() -> None:
     """What its library keeps does not depend on shapes, and padding would cost time."""
-    options = EngineOptions("float32", PAGE_SIZE, native_kernels=False)
+    options = EngineOptions("float32", PAGE_SIZE, no_native_kernels=True)
     runner = load_model_runner(EMBEDDED_MODEL, options, lambda _: 10, CPU)
     kernels = runner.model.head.kernels
     assert not isinstance(kernels, FewSizesKernels)

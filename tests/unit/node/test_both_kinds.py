@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,20 +40,16 @@ def request(
     num_pages: int = 0,
     sampling: Sampling = GREEDY,
 ) -> Generate:
-    return Generate(
-        attempt=Attempt(name, 1),
-        tokens=token_bytes(prompt),
-        namespace=SHARED,
+    asked = generate(
+        name,
+        prompt,
+        count,
+        prefill,
+        fetch=(Node(owner, 1), owner, num_pages),
+        stops=(),
         sampling=sampling,
-        max_new_tokens=count,
-        stop_token_ids=[],
-        prefill_node=Node(prefill, 1) if prefill else None,
-        prefill_address=prefill,
-        reply_address="coordinator",
-        fetch_node=Node(owner, 1) if owner else None,
-        fetch_address=owner,
-        fetch_pages=num_pages,
     )
+    return msgspec.structs.replace(asked, prefill_node=Node(prefill, 1) if prefill else None)
 
 
 @settings(max_examples=150, deadline=None)
@@ -70,7 +67,7 @@ def test_every_answer_is_the_models_whoever_computes_its_prompt(
     cancelled = set()
     for number, (text, length, count) in enumerate(asked):
         where = rng.choice(NAMES)
-        generate = request(
+        asked_for = request(
             f"r{number}",
             texts[text][:length],
             count,
@@ -79,10 +76,10 @@ def test_every_answer_is_the_models_whoever_computes_its_prompt(
             num_pages=rng.randrange(8),
             sampling=rng.choice([GREEDY, penalty]),
         )
-        world.post(where, generate)
+        world.post(where, asked_for)
         if rng.random() < 0.2:
             cancelled.add(f"r{number}")
-            world.post_later(where, Cancel(generate.attempt))
+            world.post_later(where, Cancel(asked_for.attempt))
     world.run()
     for number, (text, length, count) in enumerate(asked):
         name = f"r{number}"

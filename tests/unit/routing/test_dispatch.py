@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from coordinator.routing import dispatch
 from coordinator.routing.dispatch import (
     DISPATCH_AHEAD_S,
-    HEAD_START_SHARE,
     LOOK_AHEAD,
     MAX_WAIT_S,
     PATIENCE_GOALS,
@@ -108,6 +107,7 @@ def test_short_requests_overtake_long_ones() -> None:
 
 def test_who_has_waited_long_enough_is_not_overtaken() -> None:
     nodes = Nodes("p0", "d0")
+    expect(nodes, 3.0)
     busy(nodes, "p0", 10.0)
     nodes.wait("long", demand_of(2000), 0.0)
     nodes.wait("short", demand_of(300), 9.9)
@@ -124,6 +124,16 @@ def test_a_request_about_to_miss_the_goal_goes_first_while_calm() -> None:
         if name == "not calm":
             nodes.wait("much", demand_of(400), 0.5)
         assert names(nodes, 0.5)[0] == is_first
+
+
+def test_with_a_long_backlog_the_shortest_go_first_whoever_came_first() -> None:
+    for backlog_tokens, first in ((100, "long"), (5000, "short")):
+        nodes = Nodes("p0", "d0")
+        expect(nodes, 1.0)
+        nodes.wait("long", demand_of(600), 0.0)
+        nodes.wait("short", demand_of(200), 5.0)
+        nodes.wait("more", demand_of(backlog_tokens), 6.0)
+        assert names(nodes, 6.0)[0] == first
 
 
 def test_a_request_that_missed_the_goal_has_no_precedence() -> None:
@@ -275,9 +285,8 @@ def test_everything_is_dispatched_by_the_time_that_the_work_takes(
 def test_a_long_request_is_dispatched_however_many_short_ones_come(
     num_short: int, short_tokens: int, seed: int
 ) -> None:
-    """For each that is dispatched another one comes: `num_short` always wait, for ever. By its
-    turn each of them has waited for all the others, so the long one is first when it has waited
-    about `num_short` times its own work, and what the head start of the short ones is worth."""
+    """For each that is dispatched another one comes: `num_short` always wait, for ever. Who has
+    waited for PATIENCE_GOALS goals goes first, and the goal is at most the long one's work."""
     nodes, chance = Nodes("p0", "d0"), random.Random(seed)
     short_s = 0.01 + short_tokens / 1000
     long_s = 2.0
@@ -293,8 +302,7 @@ def test_a_long_request_is_dispatched_however_many_short_ones_come(
             yield short_s * (i + chance.random()), str(i), short_tokens
 
     dispatched = simulate(nodes, arrivals(), lambda name: name == "long")
-    head_start = HEAD_START_SHARE * long_s / short_s
-    assert dispatched["long"] <= (num_short + 3 + head_start) * long_s
+    assert dispatched["long"] <= PATIENCE_GOALS * long_s + 2 * short_s
 
 
 @given(observed=st.lists(st.floats(0.0, 100.0), max_size=60), window=st.integers(1, 20))

@@ -1,4 +1,4 @@
-"""`Answer`: what a node remembers of a request that it answers, besides the job. Pure."""
+"""`OwnAnswer`: what a node remembers of a request that it answers, besides the job. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from protocol.messages import Generate, PrefillDone
 
 
 @dataclass(eq=False)
-class Answer:
+class OwnAnswer:
     """The purpose of a job whose tokens go on as an answer."""
 
     request: Generate
@@ -34,4 +34,4 @@ class Answer:
         return list(tokens), ""
 
 
-AnswerJob = Job[Answer]
+AnswerJob = Job[OwnAnswer]
