@@ -24,9 +24,8 @@ $(READY): pyproject.toml
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
-test: $(READY) ## every test but those of `verify`, those of running clusters after the others
-	$(PYTEST) -n 2 -m 'not verify' --ignore tests/e2e tests
-	$(PYTEST) -m 'not verify' tests/e2e
+test: $(READY) ## every test but those of `verify` and of `gpu`
+	$(PYTEST) -n 2 --dist loadfile -m 'not verify'
 
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py

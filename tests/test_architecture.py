@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,9 @@ def test_no_import_cycles_between_files() -> None:
 
     for module in edges:
         visit(module, ())
+
+
+def test_no_test_imports_from_a_test() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        of_tests = {name for name in imports_of(path) if re.search(r"\b(test_\w+|conftest)$", name)}
+        assert not of_tests, f"{path.relative_to(ROOT)}: what tests share lives in tests/support"

@@ -57,7 +57,7 @@ class EndSequenceCommand(RankCommand, frozen=True):
 
 
 class ExpectCommand(RankCommand, frozen=True):
-    """Expect a transfer into these pages, in this order."""
+    """Expect a transfer into these pages, in this order; the rank says `Expecting`."""
 
     number: int
     transfer: Attempt
@@ -128,6 +128,12 @@ class ShareFailed(RankReport, frozen=True):
     error: str
 
 
+class Expecting(RankReport, frozen=True):
+    """This rank takes pages of a transfer from now on; what came before was dropped."""
+
+    number: int
+
+
 class Arrived(RankReport, frozen=True):
     """The first `num_pages` pages of an expected transfer have this rank's heads."""
 
@@ -162,6 +168,6 @@ class Links(RankReport, frozen=True):
 
 
 TransportCommand = ExpectCommand | AbortCommand | SendCommand | FinishStreamCommand | CancelCommand
-TransportReport = Arrived | Received | Aborted | Sent | Links
+TransportReport = Expecting | Arrived | Received | Aborted | Sent | Links
 AnyCommand = StepCommand | EndSequenceCommand | TransportCommand | PoolPages
 AnyReport = PagesFit | Ready | StartFailed | ShareFailed | TransportReport

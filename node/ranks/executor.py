@@ -13,6 +13,7 @@ from node.ranks.commands import (
     Arrived,
     CancelCommand,
     ExpectCommand,
+    Expecting,
     FinishStreamCommand,
     Links,
     Received,
@@ -71,6 +72,7 @@ class RankTransport:
             lambda num_pages: self._report(Arrived(number, num_pages)),
             lambda error: self._report(Received(number, error)),
         )
+        self._report(Expecting(number))
 
     def _send(self, command: SendCommand) -> None:
         on_done: OnDone = lambda error: self._report(Sent(command.number, error))  # noqa: E731

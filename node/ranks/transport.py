@@ -16,6 +16,7 @@ from node.ranks.commands import (
     Arrived,
     CancelCommand,
     ExpectCommand,
+    Expecting,
     FinishStreamCommand,
     Links,
     Received,
@@ -37,8 +38,11 @@ class _Expected:
     arrivals: MergedArrivals
     on_progress: OnProgress
     on_done: OnDone
+    num_not_expecting: int
+    """How many ranks do not expect it yet."""
     is_unwanted: bool = False
     """Aborted: nobody is told anything."""
+    is_expected: threading.Event = field(default_factory=threading.Event)
     is_over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -88,11 +92,20 @@ class ParallelTransport:
     def expect(
         self, transfer: Attempt, pages: Sequence[int], on_progress: OnProgress, on_done: OnDone
     ) -> None:
+        """Returns when every rank expects it: one still in a step would drop what comes at once.
+
+        Raises RankLost.
+        """
         with self._lock:
             arrivals = MergedArrivals(len(pages), self._num_ranks)
             number = self._next_number()
-            self._expected[number] = _Expected(transfer, arrivals, on_progress, on_done)
+            expected = _Expected(transfer, arrivals, on_progress, on_done, self._num_ranks)
+            self._expected[number] = expected
             self._tell(ExpectCommand(number, transfer, list(pages)))
+            if self._is_lost:
+                return
+        if not expected.is_expected.wait(PATIENCE_S):
+            raise RankLost(f"a rank did not expect {transfer} within {PATIENCE_S:g} s")
 
     def abort(self, transfer: Attempt) -> None:
         """Waits for every rank: one in a step answers after it. Raises RankLost."""
@@ -194,6 +207,7 @@ class ParallelTransport:
         for sending in self._sending.values():
             sending.on_done(reason)
         for expected in self._expected.values():
+            expected.is_expected.set()
             expected.is_over.set()
             if not expected.is_unwanted:
                 expected.on_done(reason)
@@ -207,9 +221,15 @@ class ParallelTransport:
             self._sent(rank, report)
         elif report.number in self._expected:  # else it is over: an end and an abort have crossed
             expected = self._expected[report.number]
+            if isinstance(report, Expecting):
+                expected.num_not_expecting -= 1
+                if expected.num_not_expecting == 0:
+                    expected.is_expected.set()
+                return
             self._take_arrival(rank, report, expected)
             if expected.arrivals.is_over:
                 del self._expected[report.number]
+                expected.is_expected.set()
                 expected.is_over.set()
                 if not expected.is_unwanted:
                     expected.on_done(expected.arrivals.error)

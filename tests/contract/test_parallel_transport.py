@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -85,6 +86,23 @@ class ParallelNode:
         assert self.progress.empty() and self.received.empty() and self.sent.empty()
 
 
+class LateNode(ParallelNode):
+    """Rank 1 expects nothing until `expect` has returned, or should have."""
+
+    def __init__(self, make: Make, name: str) -> None:
+        self.has_returned = threading.Event()
+        self.order: list[str] = []
+        super().__init__(make, name, 2)
+
+    def tell(self, command: TransportCommand) -> None:
+        threading.Thread(target=self._do_late, args=(command,)).start()
+
+    def _do_late(self, command: TransportCommand) -> None:
+        self.has_returned.wait(0.2)
+        super().tell(command)
+        self.order.append("expected by rank 1")
+
+
 @pytest.fixture
 def nodes() -> Iterator[list[ParallelNode]]:
     made: list[ParallelNode] = []
@@ -101,6 +119,19 @@ def pair(
     whole = torch.randn(3, NUM_PAGES, 2, 4, 2, 8)
     prefill.fill(whole)
     return prefill, decode, whole
+
+
+def test_a_transfer_is_expected_by_all_ranks_before_anybody_is_asked_to_send_it(
+    make: Make, nodes: list[ParallelNode]
+) -> None:
+    prefill, decode = ParallelNode(make, "p", 1), LateNode(make, "d")
+    nodes += [prefill, decode]
+    decode.expect(attempt(), [5])
+    decode.order.append("returned")
+    decode.has_returned.set()
+    prefill.transport.send(decode.addresses, attempt(), [3], 0, prefill.sent.put)
+    assert decode.received.get(timeout=DEADLINE_S) == ""
+    assert decode.order == ["expected by rank 1", "returned"]
 
 
 @pytest.mark.parametrize(("senders", "receivers"), [(1, 2), (2, 1), (2, 4), (4, 2)])
@@ -182,9 +213,9 @@ def test_the_loss_of_a_rank_ends_all_and_nobody_waits(
     make: Make, nodes: list[ParallelNode]
 ) -> None:
     prefill, decode, _ = pair(nodes, make, 2, 2)
-    decode.others.clear()  # rank 1 does nothing that it is told
     decode.expect(attempt(), [0])
     decode.expect(attempt(2), [1])
+    decode.others.clear()  # from here on rank 1 does nothing that it is told
     prefill.transport.stream(decode.addresses, attempt(), [1], 0, prefill.sent.put)
     for node in nodes:
         node.transport.lose("rank 1 is lost")

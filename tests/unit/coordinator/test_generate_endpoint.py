@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_service import D0, DEADLINE_S, received, run, running_service
 
 from coordinator.http.generate import GenerateEndpoint
 from coordinator.service import Service
@@ -17,6 +16,7 @@ from protocol.ids import Node
 from protocol.messages import Cancel, Generate, TokenOut, TokensOut
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.nodes import heartbeat
+from tests.support.services import D0, DEADLINE_S, received, run, running_service
 
 BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
 

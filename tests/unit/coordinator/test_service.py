@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 
 from coordinator import service as service_module
-from coordinator.answers.tokenizer import Tokenizer
-from coordinator.config import CoordinatorConfig
 from coordinator.core.request import Request
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Route
 from coordinator.service import Service
-from infra.models import EMBEDDED
-from infra.ports import free_port
 from protocol.channel import Channel
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -35,26 +29,7 @@ from protocol.messages import (
 )
 from protocol.sampling import Sampling
 from tests.support.nodes import LAYOUT, heartbeat, load_of
-
-D0 = Node("d0", 1)
-DEADLINE_S = 20.0
-
-
-@asynccontextmanager
-async def running_service(
-    decode: Channel, request_timeout_s: float = 600.0
-) -> AsyncIterator[Service]:
-    """With one live decode node, and no Redis anywhere."""
-    config = CoordinatorConfig(
-        redis_url=f"redis://127.0.0.1:{free_port()}", request_timeout_s=request_timeout_s
-    )
-    service = Service(config, Tokenizer(Path(EMBEDDED)), Channel("127.0.0.1"))
-    await service.start()
-    service.handle(heartbeat("decode", D0, control_address=decode.address))
-    try:
-        yield service
-    finally:
-        await service.close()
+from tests.support.services import D0, DEADLINE_S, received, run, running_service
 
 
 @pytest.fixture
@@ -68,23 +43,9 @@ def submit(service: Service, rid: str = "") -> Mailbox:
     return service.submit(Request([7], Sampling(), max_new_tokens=8, rid=rid))
 
 
-async def received(decode: Channel, count: int = 1) -> list[AnyMessage]:
-    """What comes next, without the signs that the coordinator is alive."""
-    messages: list[AnyMessage] = []
-    while len(messages) < count:
-        arrived = await asyncio.to_thread(decode.drain, DEADLINE_S)
-        assert arrived, "nothing arrived"
-        messages += [m for m in arrived if not isinstance(m, CoordinatorAlive)]
-    return messages
-
-
 async def next_message(decode: Channel) -> AnyMessage:
     (message,) = await received(decode)
     return message
-
-
-def run(test: Callable[[], object]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 3 * DEADLINE_S))  # type: ignore[arg-type]
 
 
 def test_the_shortest_context_of_all_nodes_is_the_limit(decode: Channel) -> None:

@@ -7,26 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.attention.backend import AttentionBackend, AttentionForm
-from engine.attention.deterministic_attention import DeterministicAttention
-from engine.attention.native_attention import NativeAttention
-from engine.attention.torch_attention import TorchAttention
 from engine.cache.kv_cache import KVCache, num_pages_that_fit
 from engine.steps.batch import Batch
 from engine.steps.sequence import Slice
 from protocol.layout import KVLayout
-from tests.support.attention import CHUNKS, HEAD_DIM, PROMPTS, SINGLES, Case, form_of
+from tests.support.attention import CHUNKS, PROMPTS, SINGLES, Case, form_of
+from tests.support.attention_backends import BACKENDS
 from tests.support.driving import CPU
-from tests.support.native import compiled
-
-BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
-    "torch": TorchAttention,
-    "deterministic": DeterministicAttention,
-    "native": lambda: NativeAttention(compiled()),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -63,28 +52,6 @@ def test_heads_and_page_sizes(
 ) -> None:
     case = Case([(0, 9), (17, 1), (5, 3), (2, 1)], page_size, kv_heads, group)
     case.check(make_backend(), form_of(None))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@given(
-    parts=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), min_size=1, max_size=6),
-    page_size=st.sampled_from([1, 2, 8]),
-    window=st.none() | st.integers(1, 30),
-    softcap=st.none() | st.just(0.7),
-    scale=st.sampled_from([HEAD_DIM**-0.5, 1.0]),
-    seed=st.integers(0, 1000),
-)
-def test_any_batch(
-    backend: str,
-    parts: list[tuple[int, int]],
-    page_size: int,
-    window: int | None,
-    softcap: float | None,
-    scale: float,
-    seed: int,
-) -> None:
-    form = AttentionForm(scale, window, softcap)
-    Case(parts, page_size, seed=seed).check(BACKENDS[backend](), form)
 
 
 def test_a_poisoned_sequence_poisons_no_other(

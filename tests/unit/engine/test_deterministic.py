@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.kernels.base import TorchKernels
 from engine.kernels.deterministic_kernels import (
-    CPU_SIZES,
     DeterministicKernels,
     agreeing_sizes,
 )
-from engine.kernels.row_blocks import blocks
 from engine.model.families import Activation
 
 
@@ -32,15 +27,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@given(num_rows=st.integers(1, 700), sizes=st.sets(st.sampled_from(CPU_SIZES[:-1])))
-def test_blocks_hold_all_rows(num_rows: int, sizes: set[int]) -> None:
-    allowed = [*sorted(sizes), CPU_SIZES[-1]]
-    bounds = blocks(num_rows, allowed)
-    lengths = [end - begin for begin, end in pairwise(bounds)]
-    assert bounds[0] == 0 and set(lengths) <= set(allowed)
-    assert num_rows <= bounds[-1] and num_rows > bounds[-2]
 
 
 @pytest.mark.usefixtures("threads")

@@ -15,7 +15,6 @@ from node.core.instructions import (
     AbortTransfer,
     Event,
     ExpectPages,
-    Instruction,
     PagesArrived,
     PagesReceived,
     PagesSent,
@@ -25,7 +24,7 @@ from node.core.instructions import (
     StreamPages,
 )
 from node.core.scheduler import Scheduler
-from protocol.hashing import join_hashes, split_hashes, token_bytes
+from protocol.hashing import split_hashes, token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
     Cancel,
@@ -34,13 +33,23 @@ from protocol.messages import (
     FetchRefused,
     Generate,
     LinkLoad,
-    Message,
     Prefill,
     PrefillDone,
     TokensOut,
 )
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
+from tests.support.fetching import (
+    OWNER,
+    P1,
+    PROMPT,
+    R1,
+    both_kinds,
+    compute,
+    fetch_of,
+    messages,
+    owner_scheduler,
+)
 from tests.support.world import (
     D0,
     DECODE,
@@ -55,29 +64,6 @@ from tests.support.world import (
     prefill_scheduler,
     prompts,
 )
-
-OWNER = "owner"
-P1 = Node("p1", 1)
-R1 = Attempt("r", 1)
-PROMPT = list(range(1, 101))  # 6 full pages, all reusable, and a part
-
-
-def owner_scheduler(num_pages: int = 64) -> Scheduler:
-    return prefill_scheduler(num_pages, node=P1, address=OWNER)
-
-
-def compute(scheduler: Scheduler, now: float = 0.0) -> list[Instruction]:
-    """Steps until there is nothing to compute; every sampled token is 7, and all is sent."""
-    done: list[Instruction] = []
-    while True:
-        slices, instructions = scheduler.next_batch(now)
-        sends = [i for i in instructions if isinstance(i, SendPages | StreamPages)]
-        done += instructions
-        if not slices:
-            return done
-        done += scheduler.finish([Sampled((7,)) if part.sampling else None for part in slices], now)
-        for send in sends:
-            done += scheduler.handle(PagesSent(send.transfer), now)
 
 
 def prefill_request(
@@ -114,22 +100,9 @@ def plain(kind: str, prompt: list[int]) -> Event:
     return generate("s", prompt, 1, prefill="")
 
 
-def fetch_of(num_pages: int, skip_pages: int = 0) -> Fetch:
-    chain = join_hashes(HASHER.hashes(PROMPT)[:num_pages])
-    return Fetch(R1, chain, skip_pages, PREFILL, ("data",))
-
-
-def messages(instructions: list[Instruction], kind: type[Message]) -> list[Message]:
-    sent = [i.message for i in instructions if isinstance(i, SendMessage)]
-    return [message for message in sent if isinstance(message, kind)]
-
-
 def fetched_and_computed(scheduler: Scheduler) -> tuple[int, int]:
     load = scheduler.load()
     return load.counters.fetched_tokens, load.counters.computed_tokens
-
-
-both_kinds = pytest.mark.parametrize("kind", [PREFILL, DECODE])
 
 
 # The asker

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from test_fetching import PROMPT, R1, both_kinds, compute, fetch_of, messages, owner_scheduler
-
 from node.core.instructions import (
     Event,
     PagesSent,
@@ -21,6 +19,15 @@ from protocol.messages import (
 )
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
+from tests.support.fetching import (
+    PROMPT,
+    R1,
+    both_kinds,
+    compute,
+    fetch_of,
+    messages,
+    owner_scheduler,
+)
 from tests.support.world import (
     HASHER,
     PREFILL,
