@@ -1,4 +1,8 @@
-"""The `kvrelay` command. Errors are sentences on stderr with exit code 1, never tracebacks."""
+"""The `kvrelay` command and its subcommands.
+
+Errors that a person can mend are printed as a sentence on standard error, with exit code 1 and
+without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +36,21 @@ class ClientConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OperatorConfig(ClientConfig):
-    """Settings of those that operators use."""
+    """Settings of the commands for operators."""
 
     admin_token: str = option("", "the cluster's admin token, if it has one", is_secret=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
+    """Settings of `kvrelay demo`."""
+
     port: int = option(30000, "HTTP port")
     admin_token: str = option("", "a token for /admin/*; empty: none", is_secret=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that `arguments` (None: those of the process) name."""
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     command: Callable[[dict[str, Any]], None] = given.pop("run")
@@ -52,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # as in `kvrelay generate … | head`
+        # Python flushes standard output once more at exit, which would fail with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
@@ -60,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; the attribute `run` is the function of the one given."""
     parser = argparse.ArgumentParser(
         prog="kvrelay",
         description="Disaggregated LLM serving: prefill nodes, decode nodes, one coordinator.",
@@ -105,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _coordinator(flags: dict[str, Any]) -> None:
+    # Here and below: a command imports only what it needs. A coordinator must run where torch is
+    # not installed, and `kvrelay stats` would wait seconds for imports that it does not use.
     from coordinator.http import server
 
     config = resolve(CoordinatorConfig, flags, os.environ)
@@ -119,7 +130,7 @@ def _coordinator(flags: dict[str, Any]) -> None:
 
 
 def _prefill(flags: dict[str, Any]) -> None:
-    from prefill import node  # torch is loaded by nodes only
+    from prefill import node
 
     node.run(_node_config(flags))
 
@@ -131,6 +142,7 @@ def _decode(flags: dict[str, Any]) -> None:
 
 
 def _node_config(flags: dict[str, Any]) -> NodeConfig:
+    """Returns the settings of a node whose model is there; starts its logging."""
     config = resolve(NodeConfig, flags, os.environ)
     _start_logging(config.log_level)
     with_weights = config.load_format != "dummy"
@@ -187,6 +199,7 @@ def _demo(flags: dict[str, Any]) -> None:
 
 
 def _operator(flags: dict[str, Any]) -> Client:
+    """Returns a client with the operator's token."""
     from kvrelay.client import Client
 
     config = _settings(OperatorConfig, flags)
@@ -194,7 +207,7 @@ def _operator(flags: dict[str, Any]) -> Client:
 
 
 def _settings(config: type[T], flags: dict[str, Any]) -> T:
-    """Of a command that has arguments besides."""
+    """Returns the settings `config` of a command; `flags` may have other arguments besides them."""
     names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     return resolve(config, {k: v for k, v in flags.items() if k in names}, os.environ)
 

@@ -17,6 +17,7 @@ from kvrelay.client import Client
 from protocol.errors import UserError
 
 STATS_TIMEOUT_S = 5.0
+"""How long what an answer changes may take to show in the coordinator's statistics."""
 
 NOTES = (
     "Here are my notes from today. The morning was quiet and the garden was full of birds. "
@@ -32,11 +33,14 @@ STORY = "Tell me a short story about a girl called Lina."
 
 
 class StepFailed(UserError):
-    """A step of the show did not hold."""
+    """A step of the demo did not give what it promises."""
 
 
 def demo(port: int, admin_token: str, once: bool) -> None:
-    """Raises StepFailed, ConfigError or StartError. Serves until Ctrl-C unless `once`."""
+    """Starts a cluster, shows it at work, and serves until Ctrl-C unless `once`.
+
+    Raises StepFailed, ConfigError or StartError.
+    """
     console = Console()
     console.print(
         "[bold]kvrelay[/bold]: starting Redis, one coordinator, 2 prefill and 2 decode nodes …"
@@ -66,7 +70,7 @@ def demo(port: int, admin_token: str, once: bool) -> None:
 
 
 def show(client: Client, console: Console) -> None:
-    """Every step of the show, checked; raises StepFailed."""
+    """Shows every step on a running cluster and checks it. Raises StepFailed."""
     console.rule("1. a streamed answer")
     story = _ask(client, console, STORY, max_new_tokens=200)
     _check(len(story["text"]) > 40, "the story is empty")
@@ -74,7 +78,7 @@ def show(client: Client, console: Console) -> None:
     console.rule("2. a long prompt, then the same beginning with another ending")
     cold = _ask(client, console, f"{NOTES}{QUESTIONS[0]}")
     _check("4271" in cold["text"], f"expected the code 4271 in {cold['text']!r}")
-    _wait_for_ownership(client, cold)
+    _wait_for_ownership(client, cold)  # else the router may not know the pages yet
     warm = _ask(client, console, f"{NOTES}{QUESTIONS[1]}")
     _check("Bramo" in warm["text"], f"expected the name Bramo in {warm['text']!r}")
     before, after = cold["meta_info"], warm["meta_info"]
@@ -95,7 +99,8 @@ def show(client: Client, console: Console) -> None:
 
 
 def _ask(client: Client, console: Console, text: str, max_new_tokens: int = 32) -> dict[str, Any]:
-    """Streams one answer to the terminal, with what the cluster did for it."""
+    """Streams an answer to the terminal, with what the cluster did for it, and returns its last
+    object. Raises StepFailed if the answer has no end."""
     shown_text = text if len(text) < 90 else f"{text[:40]}…{text[-45:]}"
     console.print(f"[cyan]> {shown_text}[/cyan]")
     prompt = f"<|user|>{text}<|end|><|assistant|>"
@@ -118,7 +123,8 @@ def _ask(client: Client, console: Console, text: str, max_new_tokens: int = 32) 
 
 
 def _wait_for_ownership(client: Client, answer: dict[str, Any]) -> None:
-    """Until the coordinator knows the pages that this answer left behind."""
+    """Waits until the coordinator knows that the prompt's pages are on the node that computed it.
+    Raises StepFailed."""
     name = answer["meta_info"]["prefill_node"] or answer["meta_info"]["decode_node"]
     page_size = next(n for n in client.nodes() if n["name"] == name)["layout"]["page_size"]
     num_pages = answer["meta_info"]["prompt_tokens"] // page_size
@@ -130,7 +136,7 @@ def _wait_for_ownership(client: Client, answer: dict[str, Any]) -> None:
 
 
 def _all_rest(client: Client, since: float) -> bool:
-    """No page is held, as every node has said after `since`."""
+    """Returns True if every node has said, after the time `since`, that it holds no page."""
     nodes = client.nodes()
     elapsed_s = time.monotonic() - since
     return all(
@@ -140,6 +146,7 @@ def _all_rest(client: Client, since: float) -> bool:
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:
+    """Polls until `condition` holds. Raises StepFailed, which names `what`, if it never does."""
     deadline = time.monotonic() + STATS_TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline:
@@ -148,11 +155,13 @@ def _await(condition: Callable[[], bool], what: str) -> None:
 
 
 def _check(holds: bool, sentence: str) -> None:
+    """Raises StepFailed with `sentence` unless the condition holds."""
     if not holds:
         raise StepFailed(f"the demo failed: {sentence}")
 
 
 def _keep_serving(cluster: LocalCluster, console: Console) -> None:
+    """Prints a request to try, and returns when the cluster is interrupted."""
     console.rule("serving")
     console.print(f"The cluster goes on serving at {cluster.url}; Ctrl-C stops it. Try:\n")
     console.out(

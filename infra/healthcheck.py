@@ -17,7 +17,7 @@ MAX_HEARTBEAT_AGE_S = 10.0
 
 
 def main(arguments: list[str]) -> int:
-    """0 when healthy, 1 with a sentence on standard error when not."""
+    """Returns the exit status: 0 if healthy, else 1, with a sentence on standard error."""
     try:
         match arguments:
             case ["http", url]:
@@ -38,13 +38,14 @@ def main(arguments: list[str]) -> int:
 
 
 def check_http(url: str) -> str:
-    """What is wrong at `url`; "" when it answers 200."""
+    """Returns what is wrong at `url`; "" if it answers 200. Raises httpx.HTTPError."""
     response = httpx.get(url, timeout=TIMEOUT_S)
     return "" if response.status_code == 200 else f"{url} answered {response.status_code}"
 
 
 def check_node(coordinator_url: str, admin_token: str, host: str) -> str:
-    """What is wrong with the node on `host`; "" when the coordinator hears it."""
+    """Returns what is wrong with the node on `host`; "" if the coordinator has just heard it.
+    Raises httpx.HTTPError."""
     headers = [(b"Authorization", f"Bearer {admin_token}".encode())] if admin_token else []
     response = httpx.get(f"{coordinator_url}/admin/nodes", headers=headers, timeout=TIMEOUT_S)
     if response.status_code == 401:

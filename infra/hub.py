@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, by id: fetched into its cache, read as directories from there."""
+"""Fetches models of the Hugging Face hub into its local cache."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from typing import Any
 from protocol.model_directory import ModelDirectoryError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""Matches the id of a model on the hub, organisation/name."""
 SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 WEIGHTS = ["*.safetensors"]
 NOT_WANTED = ["*/*", "consolidated*"]
-"""Other forms of the same weights."""
+"""Files that hold the same weights in other forms."""
 
 
 def is_hub_id(model_path: str) -> bool:
-    """True for org/name, unless a directory has this path."""
+    """Returns True if `model_path` has the form org/name and is no path that exists."""
     return HUB_ID.fullmatch(model_path) is not None and not Path(model_path).exists()
 
 
 def fetch(hub_id: str, with_weights: bool) -> Path:
-    """The model's directory; downloads what is not in the cache yet, if HF_HUB_OFFLINE allows.
+    """Returns the directory of a model in the cache; downloads what is not there yet, unless
+    HF_HUB_OFFLINE forbids it. Raises ModelDirectoryError.
 
-    HF_TOKEN is sent along. Raises ModelDirectoryError.
+    The library sends HF_TOKEN along. Without weights only the small files are fetched.
     """
-    # Here, as it takes a second that only users of the hub should spend.
+    # Not at the top: the import takes a second that only users of the hub should spend.
     from huggingface_hub import errors, snapshot_download
 
-    # What a download that breaks off ends in belongs to the library's HTTP client, httpx in some
-    # versions and httpx2 in others; the library's own errors derive from it.
+    # A download that breaks off raises an error of the library's HTTP client, which is httpx in
+    # some versions and httpx2 in others. It is found as the base of the library's own errors.
     failures: Any = (OSError, *errors.HfHubHTTPError.__bases__)
     patterns = SMALL_FILES + (WEIGHTS if with_weights else [])
     try:
@@ -61,6 +63,7 @@ def fetch(hub_id: str, with_weights: bool) -> Path:
 
 
 def _not_here(hub_id: str, error: Exception) -> str:
+    """Returns the message for a model that is not in the cache while the hub is out of reach."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return (
             f"HF_HUB_OFFLINE is set and {hub_id} is not in the cache of the Hugging Face hub; "
@@ -73,4 +76,5 @@ def _not_here(hub_id: str, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its type if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

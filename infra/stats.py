@@ -1,4 +1,4 @@
-"""Tables for people: caches of a running cluster, a routing decision, an audit."""
+"""Prints tables for people: the caches of a running cluster, a routing decision, an audit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvrelay.client import Client, ClientError
 
 REFRESH_S = 1.0
 PIPE_WIDTH = 120
-"""Of lines that nobody's terminal wraps."""
+"""The width of tables, in characters, where the output is no terminal."""
 SHOWN_COUNTERS = (
     *("computed_tokens", "reused_tokens", "fetched_tokens"),
     *("pages_sent", "pages_received", "pages_evicted"),
@@ -31,16 +31,19 @@ DIFFERENCES = ("missing_in_redis", "extra_in_redis", "missing_in_mirror", "extra
 
 
 def new_console() -> Console:
+    """Returns a console as wide as the terminal, or PIPE_WIDTH where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
 def show_stats(stats: dict[str, Any], console: Console) -> None:
+    """Prints what /admin/cache/stats answered."""
     console.print(stats_view(stats))
 
 
 def watch_stats(client: Client, console: Console) -> None:
-    """Until Ctrl-C, also while the coordinator restarts. Raises ClientError if it never answers."""
+    """Shows the statistics anew every second until Ctrl-C. While the coordinator is away, as when
+    it restarts, the last ones stay with the error below. Raises ClientError if it never answered."""
     view = stats_view(client.cache_stats())
     with Live(view, console=console, auto_refresh=False) as live:
         while True:
@@ -54,6 +57,7 @@ def watch_stats(client: Client, console: Console) -> None:
 
 
 def stats_view(stats: dict[str, Any]) -> RenderableType:
+    """Returns the answer of /admin/cache/stats as a table of nodes with lines on the cluster."""
     cluster = stats["cluster"]
     recent = cluster["last_5_minutes"]
     lines = (
@@ -72,6 +76,7 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
 
 
 def show_explanation(explanation: dict[str, Any], console: Console) -> None:
+    """Prints what /admin/route/explain answered: all candidates, their costs, and the reason."""
     tokens, pages = explanation["prompt_tokens"], explanation["prompt_pages"]
     console.print(f"{tokens} tokens, {pages} pages; policy {explanation['policy']}; times in ms")
     for task, title in TASKS.items():
@@ -82,6 +87,7 @@ def show_explanation(explanation: dict[str, Any], console: Console) -> None:
 
 
 def show_audit(audit: dict[str, Any], console: Console) -> None:
+    """Prints what /admin/cache/audit answered: per node, how its records differ from its pages."""
     table = _table("audit: pages by node, and how the records of them differ")
     table.add_column("node")
     for heading in ("pages", *DIFFERENCES):
@@ -143,7 +149,7 @@ def _table(title: str) -> Table:
 
 
 def _short(number: int) -> str:
-    """Five digits at most: 99999, 100k, 1234k, 12M."""
+    """Returns a number as text of at most five characters: 99999, 100k, 1234k, 12M."""
     for unit, size in (("M", 10_000_000), ("k", 100_000)):
         if number >= size:
             return f"{number // (1_000_000 if unit == 'M' else 1_000)}{unit}"

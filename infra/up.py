@@ -1,4 +1,4 @@
-"""`kvrelay up`: a whole cluster on this host until Ctrl-C."""
+"""`kvrelay up`: runs a whole cluster on this host until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from protocol.config import ConfigError, option, require, resolve
 
 WATCH_S = 0.5
 NOT_FOR_UP = {"name", "control_port", "data_port"}
+"""Settings of a single node, which all nodes of a cluster cannot share."""
 
 
 @dataclass(frozen=True)
 class UpConfig:
+    """Settings of `kvrelay up` itself, beside those of the processes that it starts."""
+
     prefill: int = option(1, "number of prefill nodes")
     decode: int = option(1, "number of decode nodes")
     prefill_tensor_parallel_size: int = option(0, "of prefill nodes; 0: --tensor-parallel-size")
@@ -39,7 +42,8 @@ class UpConfig:
 
 
 def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPlan:
-    """Checks every setting before any process starts; raises ConfigError."""
+    """Returns what `kvrelay up` is to start. Raises ConfigError for any wrong setting of any
+    process, so that no process is started in vain."""
     for name in sorted(NOT_FOR_UP):
         flag, variable = "--" + name.replace("_", "-"), "KVRELAY_" + name.upper()
         if name in flags or environment.get(variable):
@@ -66,7 +70,7 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
 
 
 def up(flags: Mapping[str, Any]) -> None:
-    """Serves until SIGINT or SIGTERM. Raises ConfigError or StartError."""
+    """Starts the cluster and serves until SIGINT or SIGTERM. Raises ConfigError or StartError."""
     cluster = LocalCluster(plan(flags, os.environ), on_line=print_line)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -77,12 +81,13 @@ def up(flags: Mapping[str, Any]) -> None:
     except KeyboardInterrupt:
         print("stopping …", flush=True)
     finally:
+        # A second Ctrl-C must not end the launcher while its processes are being stopped.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         cluster.stop()
 
 
 def watch(cluster: LocalCluster) -> None:
-    """Until interrupted: says when a node ends, which may be started again by hand.
+    """Watches the cluster until it is interrupted, and prints when a node ends; the others go on.
 
     Raises StartError when the coordinator or the private Redis ends.
     """
@@ -101,6 +106,7 @@ def watch(cluster: LocalCluster) -> None:
 
 
 def print_line(name: str, line: str) -> None:
+    """Prints a line that the process `name` has logged."""
     print(f"{name:>12} | {line}", flush=True)
 
 
@@ -109,11 +115,14 @@ def _interrupt(*_: object) -> None:
 
 
 def _size_flags(tensor_parallel_size: int) -> dict[str, str]:
+    """Returns the flag for the ranks of one role's nodes; none for 0, as all nodes' flag holds."""
     size = tensor_parallel_size
     return {"tensor_parallel_size": str(size)} if size else {}
 
 
 def _flags_of(config: type, flags: Mapping[str, Any]) -> dict[str, str]:
+    """Returns those of `flags` that are settings of `config`, but for those that `LocalCluster`
+    gives each process itself."""
     names = {field.name for field in dataclasses.fields(config)}
     skip = {"redis_url", "host", "port"}
     return {name: str(text) for name, text in flags.items() if name in names - skip}

@@ -1,4 +1,4 @@
-"""`Client`: a running cluster over HTTP."""
+"""`Client`: talks to a running cluster over HTTP."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ READ_TIMEOUT_S = 600.0
 
 
 class ClientError(UserError):
-    """The cluster is not reachable or refused the request; the message is its own."""
+    """The cluster cannot be reached or has refused the request, for the reason in the message."""
 
 
 class Client:
-    """Synchronous. Use as a context manager, or call `close`. Every method raises ClientError.
+    """A synchronous client. Use it as a context manager, or call `close`.
 
-    Answers of `generate` and `stream` are the objects of POST /generate: `text`, `output_ids`,
-    `meta_info`, which has logprobs if `return_logprob` asks for them. The methods below them are
-    the operators', who need the `admin_token` of a cluster that has one; what they return is what
-    /admin/* answers (see /docs of a coordinator).
+    `generate` and `stream` return the objects of POST /generate: `text`, `output_ids` and
+    `meta_info`, which has logprobs if `return_logprob` asks for them. The other methods are for
+    operators, and need the `admin_token` if the cluster has one; they return what /admin/* answers,
+    which /docs of a coordinator describes. Every method raises ClientError.
     """
 
     def __init__(self, url: str, admin_token: str = "", timeout_s: float = READ_TIMEOUT_S) -> None:
-        """Raises ClientError for a `url` that is none. `timeout_s`: between two parts of an
-        answer."""
+        """Does not connect yet. Raises ClientError if `url` is no HTTP URL. `timeout_s` is the
+        longest wait for the next part of an answer."""
         if not url.startswith(("http://", "https://")):
             raise ClientError(
                 f"the URL {url!r} must begin with http:// or https://, as http://127.0.0.1:30000"
@@ -49,6 +49,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Closes the connections."""
         self._http.close()
 
     def generate(
@@ -59,7 +60,8 @@ class Client:
         top_logprobs_num: int = 0,
         **sampling_params: Any,
     ) -> dict[str, Any]:
-        """The whole answer."""
+        """Answers `text` and returns the whole answer. `sampling_params` are those of
+        POST /generate, such as `max_new_tokens` and `temperature`."""
         body = _generate_body(text, return_logprob, top_logprobs_num, sampling_params)
         return dict(self._json("POST", "/generate", body))
 
@@ -71,7 +73,7 @@ class Client:
         top_logprobs_num: int = 0,
         **sampling_params: Any,
     ) -> Iterator[dict[str, Any]]:
-        """The answer as it grows: each object has all text so far."""
+        """Answers `text` and yields the answer as it grows: each object has all text so far."""
         body = _generate_body(text, return_logprob, top_logprobs_num, sampling_params)
         body["stream"] = True
         try:
@@ -91,44 +93,46 @@ class Client:
             raise ClientError(self._unreachable(error)) from error
 
     def flush_cache(self) -> dict[str, Any]:
-        """Every node forgets its cached pages. Refused while requests run."""
+        """Makes every node forget its cached pages. The cluster refuses while requests run."""
         return dict(self._json("POST", "/flush_cache"))
 
     def cache_stats(self) -> dict[str, Any]:
-        """Pages, hits and moved pages, of the cluster and of each node."""
+        """Returns pages, hits and moved pages, for the cluster and for each node."""
         return dict(self._json("GET", "/admin/cache/stats"))
 
     def prefixes(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The prefixes with the most hits."""
+        """Returns the `limit` prefixes with the most hits, and who owns them."""
         return list(self._json("GET", f"/admin/cache/prefixes?limit={limit}")["prefixes"])
 
     def flush(self, node: str | None = None, cache_salt: str | None = None) -> dict[str, Any]:
-        """Forgets cached pages that no request holds: of one node, of one tenant ("": those
-        without a cache_salt), or all."""
+        """Makes nodes forget cached pages that no request holds: one node or all (None), the pages
+        of one tenant ("" is the one without a cache_salt) or all (None)."""
         given = {"node": node, "cache_salt": cache_salt}
         body = {name: value for name, value in given.items() if value is not None}
         return dict(self._json("POST", "/admin/cache/flush", body))
 
     def audit(self, repair: bool = True) -> dict[str, Any]:
-        """Compares what nodes hold with Redis and with the coordinator's mirror."""
+        """Compares the pages that nodes hold with the record in Redis and with the coordinator's
+        mirror of it. Corrects what differs, if `repair`."""
         path = f"/admin/cache/audit?repair={'true' if repair else 'false'}"
         return dict(self._json("POST", path))
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Every live node with its load."""
+        """Returns every live node with its load."""
         return list(self._json("GET", "/admin/nodes"))
 
     def drain(self, node: str) -> dict[str, Any]:
-        """Gives the node no new requests, until `undrain`."""
+        """Keeps new requests from a node until `undrain`. Its pages can still be fetched."""
         return dict(self._json("POST", f"/admin/nodes/{quote(node, safe='')}/drain"))
 
     def undrain(self, node: str) -> dict[str, Any]:
+        """Lets a node get requests again."""
         return dict(self._json("POST", f"/admin/nodes/{quote(node, safe='')}/undrain"))
 
     def explain(
         self, prompt: str | list[int], cache_salt: str = "", **sampling_params: Any
     ) -> dict[str, Any]:
-        """Where a request with this text (or these ids) would go now and why; runs nothing."""
+        """Returns where a prompt (a text or token ids) would go now, and why. Runs nothing."""
         body = {
             "text" if isinstance(prompt, str) else "input_ids": prompt,
             "cache_salt": cache_salt,
@@ -137,6 +141,7 @@ class Client:
         return dict(self._json("POST", "/admin/route/explain", body))
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Sends a request and returns the JSON of its answer. Raises ClientError."""
         headers = []
         if self._admin_token and path.startswith("/admin/"):
             headers = [(b"Authorization", f"Bearer {self._admin_token}".encode())]
@@ -151,6 +156,7 @@ class Client:
         return response.json()
 
     def _no_entry(self) -> str:
+        """Returns the message for an admin token that is missing or wrong."""
         problem = "refused the admin token" if self._admin_token else "asks for an admin token"
         return (
             f"the cluster at {self._http.base_url} {problem}; "
@@ -158,6 +164,7 @@ class Client:
         )
 
     def _unreachable(self, error: httpx.HTTPError) -> str:
+        """Returns the message for a cluster that does not answer."""
         return (
             f"no answer from {self._http.base_url} ({error}); "
             "is a cluster running there? `kvrelay up` starts one, --url names another"
@@ -167,6 +174,7 @@ class Client:
 def _generate_body(
     text: str, return_logprob: bool, top_logprobs_num: int, sampling_params: dict[str, Any]
 ) -> dict[str, Any]:
+    """Returns the body of a POST /generate."""
     return {
         "text": text,
         "return_logprob": return_logprob,
@@ -176,6 +184,7 @@ def _generate_body(
 
 
 def _message(response: httpx.Response) -> str:
+    """Returns the reason in an error response, in whichever of the cluster's forms it comes."""
     try:
         body = response.json()
     except ValueError:

@@ -1,1 +1,1 @@
-"""Bytes of KV pages from one node to another; knows no model and no request."""
+"""Moves the bytes of KV pages from one node to another. Knows no model and no request."""

@@ -1,9 +1,10 @@
-"""`PairTransport`: a `Transport` of elastic two-rank pairs, one per direction and peer rank.
+"""`PairTransport`: a `Transport` whose links are two-rank pairs, made on demand and made anew.
 
 sender's pool ──gather──► staging ──pair (shm, gloo, NCCL)──► staging ──scatter──► receiver's pool
-            headers, and the end of a peer, on a TCP socket beside the pair
+            a TCP socket beside the pair carries the headers and tells when a peer ends
 
-A link gathers one message while others travel, and its other end scatters one while others arrive.
+There is one link per direction and peer rank, so a broken peer disturbs no other. A link gathers
+one message while others travel, and its other end scatters one while others arrive.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
 IDLE_CLOSE_S = 300.0
+"""A link that has had nothing to send for this long is closed; over NCCL each holds GPU memory."""
 WINDOWS_PER_FRAME = 2
-"""A frame of complete pages is so long: enough to hide its announcement, short enough for others
-to come between."""
+"""The longest frame of complete pages, in windows of messages. It is long enough to hide its own
+announcement, and short enough that the frames of other transfers get in between."""
 AVOID_BACKEND_S = 60.0
-"""How long a link does without a backend that could make no pair, if there is another."""
+"""After a backend could not make a pair with a peer, links to that peer use other backends for
+this long, if there are any."""
 MAX_REMEMBERED_PEERS = 256
+"""Peers with counts, per direction. Beyond that, the counts of one without a link are dropped."""
 
 
 class PairTransport:
-    """`pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim]; `layout` is that of
-    the whole model. `backends`: best first. One thread calls `stream`, `send` and `cancel`."""
+    """The transport of one rank. One thread, the node's, calls `stream`, `send` and `cancel`."""
 
     def __init__(
         self,
@@ -59,8 +62,12 @@ class PairTransport:
         min_send_bytes: int = 0,
         idle_close_s: float = IDLE_CLOSE_S,
     ) -> None:
-        """`min_send_bytes`: layers of a stream are sent together until they have so much; 0: what
-        the best backend wants."""
+        """Listens on `host` and `port` (0: any free one). Raises DataPortInUse.
+
+        `pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim], `layout` that of
+        the whole model. `backends` are ordered, the best first. The layers of a stream are
+        gathered until they have `min_send_bytes`; 0 takes what the best backend asks for.
+        """
         heads = shard.heads(layout.num_kv_heads)
         assert divides(shard.num_ranks, layout.num_kv_heads)
         assert pool.shape[4] == len(heads), "the pool is not this rank's"
@@ -80,14 +87,15 @@ class PairTransport:
         self._inbox = Inbox(layout.num_layers, len(heads))
         self._streams: list[LayerStream] = []
         self._lock = threading.Lock()
+        """Guards the links. Held while one is made, which starts a thread."""
         self._side_lock = threading.Lock()
-        """Of what links change: the counts, and the backends to be avoided."""
+        """Guards what the links' own threads change: the counts, and the backends to avoid."""
         self._links: list[OutgoingLink] = []
-        """Whose threads have not ended."""
+        """All links whose threads have not ended; several to one address while old ones end."""
         self._outgoing: dict[str, OutgoingLink] = {}
-        """By address: those in use."""
+        """The newest link to each address, the only one that takes frames."""
         self._avoided: dict[tuple[str, str], float] = {}
-        """(address, backend) → until when."""
+        """For an (address, backend): the time, of `time.monotonic`, until which it is avoided."""
         self._sent: dict[str, LinkCounts] = {}
         self._received: dict[str, LinkCounts] = {}
         end = ReceivingEnd(
@@ -104,6 +112,7 @@ class PairTransport:
     def expect(
         self, transfer: Attempt, pages: Sequence[int], on_progress: OnProgress, on_done: OnDone
     ) -> None:
+        # The event keeps links from writing into pages that a step under way still reads.
         self._inbox.expect(transfer, pages, event_after(self._pool), on_progress, on_done)
 
     def abort(self, transfer: Attempt) -> None:
@@ -119,6 +128,8 @@ class PairTransport:
     ) -> None:
         sending, ready = PageSend(transfer, on_done), event_after(self._pool)
         layout, links = self._own_layout, self._hold_links_to(peer)
+        # All frames go out before `complete`: till then `on_done` cannot be called early by a
+        # frame that ends while others are still being queued.
         for shape in frames_of_pages(
             len(pages), offset, layout.num_layers, layout.page_bytes, self._max_frame_bytes
         ):
@@ -158,6 +169,7 @@ class PairTransport:
             link.cancel(transfer)
 
     def links(self) -> list[LinkStats]:
+        # In pages of this rank's pool: a tensor-parallel rank has only its share of each page.
         page_bytes = self._own_layout.page_bytes
         with self._side_lock:
             sent, received = list(self._sent.items()), list(self._received.items())
@@ -173,11 +185,15 @@ class PairTransport:
         for link in links:
             link.close()
         self._listener.close()
+        # Joined last, so that all of them end at the same time and not one after the other.
         for link in links:
             link.join()
 
     def _hold_links_to(self, peer: Sequence[str]) -> list[OutgoingLink]:
-        """To every rank of the peer that needs heads of this one; each to be let go."""
+        """Returns a link to every rank of the peer that needs KV heads of this rank.
+
+        The caller must call `let_go` on each of them.
+        """
         links = []
         for rank, address in enumerate(peer):
             to = Shard(rank, len(peer))
@@ -187,12 +203,14 @@ class PairTransport:
         return links
 
     def _hold_link_to(self, address: str, to: Shard, heads: range) -> OutgoingLink:
-        """The link in use, or a new one after its end."""
+        """Returns the link in use to `address`, or a new one if that is over. The caller must
+        call `let_go` on it. `heads` are those that the peer's shard `to` gets from this rank."""
         with self._lock:
             link = self._outgoing.get(address)
             if link is not None and link.hold():
                 return link
             if link is not None:
+                # Its peer has hung up and its thread may not know yet: it must not be used again.
                 link.close()
             self._links = [other for other in self._links if other.is_alive]
             hello = msgspec.structs.replace(
@@ -215,11 +233,13 @@ class PairTransport:
             return link
 
     def _rows_of(self, heads: range) -> PageRows:
-        """The pool, cut to some of this rank's heads, as the whole model counts them."""
+        """Returns the rows of the pool, cut to `heads` of this rank. The whole model counts the
+        KV heads in `heads`; the pool counts its own from 0."""
         first = self._heads.start
         return PageRows(self._pool, slice(heads.start - first, heads.stop - first))
 
     def _counts(self, counts: dict[str, LinkCounts], peer: str) -> LinkCounts:
+        """Returns the entry of `peer`, made if it is new; a full dictionary loses another peer."""
         with self._side_lock:
             if peer not in counts and len(counts) >= MAX_REMEMBERED_PEERS:
                 forgotten = next((p for p, c in counts.items() if not c.is_open), peer)
@@ -231,7 +251,8 @@ class PairTransport:
             self._avoided[address, backend] = time.monotonic() + AVOID_BACKEND_S
 
     def _backends_for(self, address: str) -> list[str]:
-        """Without those that failed lately, unless nothing is left."""
+        """Returns the names of the backends for a link to `address`, best first: those that made
+        no pair with it lately are left out, unless no other is left."""
         now = time.monotonic()
         with self._side_lock:
             self._avoided = {key: until for key, until in self._avoided.items() if now < until}

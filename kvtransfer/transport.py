@@ -1,7 +1,8 @@
-"""`Transport`: KV pages from one node's pool into another's. The interface; pure.
+"""`Transport`: the interface through which KV pages get from one node's pool into another's. Pure.
 
-The receiver reserves pages and calls `expect` before the sender is told to send. Callbacks run on
-the transport's threads; each `OnDone` exactly once, with "" or a sentence that says what is wrong.
+The receiver reserves pages and calls `expect` before the sender is told to send, so that nothing
+arrives without a place. Callbacks run on the transport's threads. Each `OnDone` is called exactly
+once, with "" for success or a sentence that says what is wrong, unless `abort` comes first.
 """
 
 from __future__ import annotations
@@ -14,70 +15,80 @@ from protocol.ids import Attempt
 
 OnDone = Callable[[str], None]
 OnProgress = Callable[[int], None]
-"""Takes how many leading pages of a transfer are complete."""
+"""Is called with the number of leading pages of a transfer that are complete."""
 
 
 class PeerLost(Exception):
-    """The other side is gone, silent beyond the deadline, or closed the link."""
+    """The other end of a link is gone, was silent beyond a deadline, or closed the link."""
 
 
 class LayoutMismatch(Exception):
-    """The other side has another KV layout or another model; nothing was sent."""
+    """The peer refused the link, as it has another KV layout or model. Nothing was sent."""
 
 
 @dataclass(frozen=True)
 class LinkStats:
-    """One direction to or from one peer, over all links there ever were."""
+    """What went to, or came from, one peer since the start, over all links there ever were."""
 
     peer: str
-    """The peer's node name; its address until it was reached once."""
+    """The peer's node name; its address as long as no link to it was ever made."""
     direction: Literal["out", "in"]
     transport: str
-    """How bytes travelled last: gloo, nccl, shm, …; "" before the first link."""
+    """The backend of the last link: gloo, nccl, shm, …; "" before the first one."""
     is_open: bool
+    """True while there is a link."""
     bytes_moved: int
     pages_moved: int
-    """Page-equivalents: a page counts as one when all of its layers and heads have moved."""
+    """`bytes_moved` in whole pages of this rank's pool, all layers and heads of the rank."""
     busy_s: float
-    """Time with bytes under way."""
+    """Seconds during which messages were under way."""
     bytes_per_s: float
-    """Measured over large frames; 0 until there was one."""
+    """The bandwidth, measured over bursts of at least 1 MiB; 0 before the first such burst."""
     failures: int
+    """Links that broke or could not be made, and messages with a wrong checksum."""
 
 
 class PageStream(Protocol):
-    """Pages that are sent while they are computed, layer after layer."""
+    """Pages that are sent while they are being computed, layer after layer."""
 
     def layers_ready(self, num_layers: int) -> None:
-        """The first `num_layers` layers of the pages are in the pool; on a CUDA device, they will
-        be once the work is done that the current stream has been given so far."""
+        """Says that the first `num_layers` layers of the pages may be sent.
+
+        Their K and V are in the pool; on a CUDA device, they will be when the work is done that
+        the current CUDA stream has been given so far.
+        """
 
     def finish(self) -> None:
-        """All layers are in the pool, as for `layers_ready`; nothing follows."""
+        """Says, as `layers_ready` does, that all layers may be sent. Ends the stream."""
 
 
 class Transport(Protocol):
-    """One per rank of a node. `address` is host:port, where other transports connect.
+    """Sends pages out of the pool of one rank of a node, and receives pages into it.
 
-    A peer is named by the addresses of all its ranks, in order; each rank is sent the KV heads
+    A `peer` is given as the addresses of all its ranks, in order. Each rank is sent the KV heads
     that it has in common with this one.
     """
 
     address: str
+    """host:port, where the transports of other ranks connect to this one."""
 
     def expect(
         self, transfer: Attempt, pages: Sequence[int], on_progress: OnProgress, on_done: OnDone
     ) -> None:
-        """Page i of the transfer goes into pool page `pages[i]`.
+        """Lets page i of the transfer be written into pool page `pages[i]` when it arrives.
 
-        `on_progress` is told whenever more of the leading pages are complete, but for the last
-        time, which is `on_done("")`: all have arrived. Else it ends with the failure of a link that
-        brought or announced a part. While there is no such link the caller has a deadline.
+        Calls `on_progress` whenever more leading pages are complete, and `on_done("")` when all
+        are. If a link that brought or announced a part of the transfer is lost, calls `on_done`
+        with the reason. Before any link has announced a part nothing ends the transfer, so the
+        caller must have a deadline of its own and `abort`.
         """
 
     def abort(self, transfer: Attempt) -> None:
-        """When this returns, nothing will ever again be written for this transfer, and no callback
-        is called. Harmless for unknown transfers."""
+        """Stops receiving a transfer. Does nothing for an unknown one.
+
+        From its return on, nothing is written for the transfer and none of its callbacks is
+        called, so its pages may be given to others.
+        """
 
     def send(
         self,
@@ -87,10 +98,10 @@ class Transport(Protocol):
         offset: int,
         on_done: OnDone,
     ) -> None:
-        """Sends `pages`, complete in the pool, as pages `offset …` of the transfer.
+        """Begins to send `pages` of the pool as the pages from number `offset` of the transfer.
 
-        Returns at once: the pages must not change until `on_done`. Links are made on first use and
-        made anew after a failure.
+        Their K and V must be in the pool. Returns at once; nothing is copied, so the pages must
+        not change until `on_done`. A link is made on first use, and anew after a failure.
         """
 
     def stream(
@@ -101,13 +112,18 @@ class Transport(Protocol):
         offset: int,
         on_done: OnDone,
     ) -> PageStream:
-        """As `send`, for pages that are about to be computed."""
+        """Does what `send` does, for pages that are about to be computed.
+
+        The caller reports each layer to the stream that is returned, and must call `finish` on
+        it or `cancel` the transfer.
+        """
 
     def cancel(self, transfer: Attempt) -> None:
-        """What of this transfer has not begun to be sent is not sent; its `on_done` is told so.
-        Its streams need no further call."""
+        """Stops sending a transfer: the frames that are not announced yet are dropped, and its
+        `on_done` gets a reason. Its streams need no further call."""
 
-    def links(self) -> list[LinkStats]: ...
+    def links(self) -> list[LinkStats]:
+        """Returns one entry per peer and direction that there were links for."""
 
     def close(self) -> None:
-        """Ends every link and thread; unfinished sends fail."""
+        """Ends every link and thread. Sends that are not over fail."""

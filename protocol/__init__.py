@@ -1,1 +1,1 @@
-"""What every process of a cluster must agree on. Imports nothing else of kvrelay."""
+"""What all processes of a cluster must agree on. Imports nothing else of kvrelay."""

@@ -1,22 +1,25 @@
-"""How many tokens of a request a decode node makes room for; whoever sends it there counts the
-same. Pure.
+"""How many tokens a decode node makes room for when it admits a request. Pure.
+
+The coordinator counts with the same functions, so that it sends no request where there is no room.
 
     prompt ├── answer so far ──┤── head room ──┤ ··· the rest of the answer ··· ┤ most tokens
-           admission finds room for all of this │ and only that has to fit at all
+           admission finds room for all of this │ the rest must only fit into an empty pool
 """
 
 from __future__ import annotations
 
 HEADROOM_TOKENS = 64
-"""Nobody is admitted unless it and all that are admitted can grow by so many tokens: else it would
-soon give way again, and compute its prompt for that."""
+"""A request is admitted only if it and all admitted ones can grow by so many tokens. With less room
+it would soon have to give its pages to others, and its prompt would have been computed in vain."""
 
 
 def most_tokens(num_prompt_tokens: int, max_new_tokens: int) -> int:
-    """Of prompt and answer, whose KV may be needed; nobody needs that of the last token."""
+    """Returns how many tokens of prompt and answer may need KV in the end. The last token of an
+    answer needs none, since nothing is computed after it."""
     return num_prompt_tokens + max(1, max_new_tokens) - 1
 
 
 def admission_tokens(num_tokens: int, most: int) -> int:
-    """With `num_tokens` there now, and HEADROOM_TOKENS more as far as there may be so many."""
+    """Returns for how many tokens admission makes room: `num_tokens` that are there now and
+    HEADROOM_TOKENS to grow, but never more than `most`, the request's `most_tokens`."""
     return min(num_tokens + HEADROOM_TOKENS, most)

@@ -1,7 +1,8 @@
-"""The one ZMQ channel: a bound inbox, and one outgoing socket per peer address.
+"""`Channel`: sends and receives control messages over ZMQ.
 
-PUSH to PULL: messages of one sender to one receiver arrive in order, each at most once. A peer
-that is not there (yet) costs nothing but a bounded queue. Not thread-safe, but for `wake`.
+A process has one inbox (a bound PULL socket) and one PUSH socket per peer address. The messages of
+one sender to one receiver arrive in order, each at most once: after a broken connection some may be
+missing. A peer that is not there (yet) costs nothing but a bounded queue.
 """
 
 from __future__ import annotations
@@ -19,40 +20,48 @@ from protocol.messages import AnyMessage, Message, decode, encode
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 64 << 20
+"""A peer that sends a longer message is disconnected."""
 MAX_QUEUED_MESSAGES = 100_000
+"""The length of each queue: of messages that came, and of those to one peer."""
 MAX_DRAINED_MESSAGES = 1_000
 LINGER_MS = 1_000
+"""How long messages that are queued at the end may still take to leave."""
 MAX_PEERS = 256
-"""Sockets kept open; beyond that the one unused for longest is closed."""
+"""Sockets that are kept open. Beyond that, the one that was unused for longest is closed."""
 HEARTBEAT_MS = 5_000
-"""A connection that a network has forgotten is made anew after three of these."""
+"""Milliseconds between ZMQ's own pings. A connection that the network has forgotten without a sign
+is noticed by them and made anew, after three of these."""
 
 
 class AddressInUse(UserError):
-    """The control port is taken."""
+    """The control port cannot be listened on; the message names the flags to change."""
 
 
 class PeerUnreachable(Exception):
-    """Its queue is full: it has not read for a long time. Or its address is none."""
+    """A message cannot be sent: the queue to the peer is full, as it has not read for a long time,
+    or its address is malformed."""
 
 
 class Outgoing:
-    """Bounded queues to any number of peers, by address. Not thread-safe: one per thread."""
+    """Bounded queues of messages to any number of peers, by address. Not thread-safe: every thread
+    that sends needs its own."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._context = context
         self._peers: dict[str, zmq.Socket[bytes]] = {}
 
     def send(self, address: str, message: Message) -> None:
-        """Queues `message` for the peer; raises PeerUnreachable."""
+        """Queues `message` for the peer. Does not wait. Raises PeerUnreachable."""
         peer = self._peers.pop(address, None) or self._connect(address)
-        self._peers[address] = peer  # the last one is the one used last
+        self._peers[address] = peer  # put last: the dictionary is in the order of last use
         try:
             peer.send(encode(message), zmq.NOBLOCK)
         except zmq.Again as error:
             raise PeerUnreachable(f"{address} has not read its messages") from error
 
     def _connect(self, address: str) -> zmq.Socket[bytes]:
+        """Returns a new socket to `address`; connecting goes on behind it, over and over. Closes
+        the socket that was unused for longest if there are too many."""
         if len(self._peers) >= MAX_PEERS:
             self._peers.pop(next(iter(self._peers))).close(linger=LINGER_MS)
         peer = self._context.socket(zmq.PUSH)
@@ -69,7 +78,7 @@ class Outgoing:
         return peer
 
     def forget(self, address: str) -> None:
-        """Closes the socket to a peer that is gone, and drops what was queued for it."""
+        """Closes the socket to a peer and drops what is queued for it. Does nothing for others."""
         peer = self._peers.pop(address, None)
         if peer is not None:
             peer.close(linger=0)
@@ -80,15 +89,20 @@ class Outgoing:
             self.forget(address)
 
     def close(self) -> None:
+        """Closes every socket; what is queued has LINGER_MS to leave."""
         for peer in self._peers.values():
             peer.close(linger=LINGER_MS)
         self._peers.clear()
 
 
 class Channel:
-    """`host` is where this process listens and what peers are told, unless `advertise_host`."""
+    """The inbox of a process and its queues to peers. Not thread-safe, but for `wake`."""
 
     def __init__(self, host: str, port: int = 0, advertise_host: str = "") -> None:
+        """Listens on `host` and `port` (0: any free one). Raises AddressInUse.
+
+        `address` is what peers are told: `advertise_host`, or `host` if that is "", and the port.
+        """
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.LINGER, 0)
@@ -107,6 +121,7 @@ class Channel:
             ) from error
         self.address = f"{advertise_host or host}:{port}"
         self._outgoing = Outgoing(self._context)
+        # ZMQ sockets belong to one thread. A pipe beside them lets any other thread wake it.
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -115,28 +130,30 @@ class Channel:
         self._poller.register(self._wake_read, zmq.POLLIN)
 
     def outgoing(self) -> Outgoing:
-        """A sending half for another thread; close it before this channel."""
+        """Returns queues to peers for another thread. They must be closed before this channel,
+        whose `close` waits for all sockets."""
         return Outgoing(self._context)
 
     def send(self, address: str, message: Message) -> None:
-        """Queues `message` for the peer; raises PeerUnreachable."""
+        """Queues `message` for the peer. Does not wait. Raises PeerUnreachable."""
         self._outgoing.send(address, message)
 
     def forget(self, address: str) -> None:
-        """Drops the socket to a peer that is gone, with what was queued for it."""
+        """Closes the socket to a peer and drops what is queued for it. Does nothing for others."""
         self._outgoing.forget(address)
 
     def drain(self, timeout_s: float = 0.0) -> list[AnyMessage]:
-        """Waits up to `timeout_s` for a message or a `wake`, then takes what is there.
+        """Waits up to `timeout_s` for a message or a `wake`, then returns the messages that came.
 
-        At most MAX_DRAINED_MESSAGES at once, so that a flood cannot keep a node from its work.
+        It returns at most MAX_DRAINED_MESSAGES, so that a flood cannot keep a node from its work.
+        What is no message is logged and dropped.
         """
         if timeout_s > 0:
             self._poller.poll(math.ceil(timeout_s * 1_000))
             self._forget_wakes()
         messages: list[AnyMessage] = []
         while len(messages) < MAX_DRAINED_MESSAGES:
-            # Asked first: an exception for "nothing there" costs more than a message.
+            # Asking first is cheaper: the exception for "nothing there" costs more than a message.
             if not int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
             raw = self._inbox.recv(zmq.NOBLOCK)
@@ -147,23 +164,29 @@ class Channel:
         return messages
 
     def wake(self) -> None:
-        """Ends a waiting `drain` of the owner's thread; may be called from any thread."""
+        """Ends the wait of a `drain`, the current one or the next. May be called by any thread."""
         try:
             os.write(self._wake_write, b"w")
         except (BlockingIOError, OSError):
             pass  # already awake, or closed
 
     def _forget_wakes(self) -> None:
+        """Empties the pipe, so that the wakes so far do not end the next wait."""
         try:
             os.read(self._wake_read, 65_536)
         except BlockingIOError:
             pass
 
     def fileno(self) -> int:
-        """For an event loop. Edge-triggered: after an event, drain until nothing is left."""
+        """Returns a file descriptor for an event loop, readable when messages may have come.
+
+        It is edge-triggered: after it became readable, `drain` must be called until it is empty,
+        or the messages that are left will cause no further event.
+        """
         return int(self._inbox.getsockopt(zmq.FD))
 
     def close(self) -> None:
+        """Closes all sockets; waits until what is queued has left, at most LINGER_MS."""
         self._inbox.close(linger=0)
         self._outgoing.close()
         self._context.term()

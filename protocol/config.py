@@ -1,7 +1,7 @@
-"""Configuration: one frozen dataclass per process, resolved once: defaults < environment < flags.
+"""Turns flags and environment variables into the frozen dataclass that configures a process.
 
-A field made with `option(...)` becomes the flag `--field-name` and the variable
-`KVRELAY_FIELD_NAME`; its type decides how the text is read.
+A field made with `option(...)` is the flag `--field-name` and the variable `KVRELAY_FIELD_NAME`;
+its type decides how the text is read. A flag goes before the variable, and that before the default.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from protocol.redis.url import RedisUrl
 
 T = TypeVar("T")
 PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")
+"""Matches an option of a URL whose name ends with `password`; group 1 is all but its value."""
 
 
 class ConfigError(UserError):
-    """A setting is missing or wrong; the message says which and what to do."""
+    """A setting is missing or wrong; the message says which one and what to do."""
 
 
 def option(default: Any, help: str, choices: Sequence[str] = (), is_secret: bool = False) -> Any:
-    """A dataclass field that is also a flag and an environment variable; a secret is not shown."""
+    """Returns a dataclass field that is also a flag and an environment variable.
+
+    With `choices` no other text is accepted. The value of a secret is never shown.
+    """
     metadata = {"help": help, "choices": tuple(choices), "is_secret": is_secret}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -33,9 +37,11 @@ def option(default: Any, help: str, choices: Sequence[str] = (), is_secret: bool
 def add_flags(
     parser: argparse.ArgumentParser, config: type, known: Collection[str] = ()
 ) -> set[str]:
-    """Adds one flag per option that is not `known` yet; returns all names known then.
+    """Adds a flag for each option of the dataclass `config` whose name is not in `known`.
 
-    A flag that is not given leaves no trace in the namespace.
+    Returns `known` and the names added, so that a command can take the options of several
+    dataclasses, each name once. A flag that is not given leaves no attribute in the parsed
+    arguments, so that the environment can be looked at instead.
     """
     names = set(known)
     for field in dataclasses.fields(config):
@@ -57,7 +63,10 @@ def add_flags(
 
 
 def resolve(config: type[T], flags: Mapping[str, str], environment: Mapping[str, str]) -> T:
-    """Builds the dataclass; raises ConfigError with the name of the setting that is wrong."""
+    """Builds the dataclass `config` out of parsed flags and the environment.
+
+    Raises ConfigError, which names the flag or variable whose text is wrong.
+    """
     hints = typing.get_type_hints(config)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -74,6 +83,7 @@ def resolve(config: type[T], flags: Mapping[str, str], environment: Mapping[str,
 
 
 def _parse(text: str, kind: type, source: str, choices: Sequence[str]) -> Any:
+    """Reads `text` as a value of type `kind`. `source` is the flag or variable it comes from."""
     if choices and text not in choices:
         raise ConfigError(f"{source} is {text!r}; it must be one of {', '.join(choices)}")
     if kind is bool:
@@ -91,12 +101,13 @@ def _parse(text: str, kind: type, source: str, choices: Sequence[str]) -> Any:
 
 
 def require(condition: bool, sentence: str) -> None:
-    """For `__post_init__` of a configuration: raises ConfigError(sentence) unless it holds."""
+    """Raises ConfigError with `sentence` unless `condition` holds. For checks of settings."""
     if not condition:
         raise ConfigError(sentence)
 
 
 def require_redis_url(url: str) -> None:
+    """Raises ConfigError, without the password, unless `url` is a Redis URL."""
     try:
         RedisUrl.parse(url)
     except ValueError as error:
@@ -104,7 +115,8 @@ def require_redis_url(url: str) -> None:
 
 
 def describe(config: object) -> str:
-    """One line with every setting, for the log at start. Passwords in URLs are hidden."""
+    """Returns one line with every setting, for the log at start. Secrets and passwords in URLs are
+    hidden."""
     parts = []
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = str(getattr(config, field.name))
@@ -114,7 +126,8 @@ def describe(config: object) -> str:
 
 
 def hide_password(url: str) -> str:
-    """`redis://user:secret@host` → `redis://user:***@host`; options named `…password` too."""
+    """Returns `url` with its passwords replaced: `redis://user:secret@host` becomes
+    `redis://user:***@host`, and so do the values of options whose names end with `password`."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url

@@ -1,7 +1,7 @@
-"""The table of everything that a node counts. Pure.
+"""`NodeCounters`: the table of everything that a node counts. Pure.
 
 Heartbeats carry it as it is; the admin API, the tables of the command line and the metrics are
-views of it. Whoever wants a new counter adds a field with its description, and counts.
+views of it. A new counter is a new field with its description here, and a line that counts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import msgspec
 
 
 class NodeCounters(msgspec.Struct):
-    """What one life of a node has counted so far. Every counter only grows.
+    """What one incarnation of a node has counted so far. Every counter only grows.
 
-    The scheduler of the node counts in one such object; a `Load` has a copy of it.
+    The node's scheduler counts in one such object; each `Load` has a copy of it.
     """
 
     requests: Annotated[int, msgspec.Meta(description="Requests that were admitted.")] = 0

@@ -1,7 +1,10 @@
-"""`UserError`: what goes wrong outside of kvrelay and a person can mend. Pure."""
+"""`UserError`: the base of errors that a person can mend. Pure."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """The message is a sentence with the remedy; commands print it instead of a traceback."""
+    """Something outside of kvrelay is wrong, such as a setting or a file.
+
+    The message is a sentence with the remedy; commands print it instead of a traceback.
+    """

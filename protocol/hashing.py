@@ -1,12 +1,12 @@
-"""Page hashes: the only cache key that nodes share. Pure.
+"""Page hashes: the names by which all nodes know the content of a page. Pure.
 
-`PageHash` i covers the namespace and every token up to the end of full page i, chained:
+The hash of page i covers the namespace and every token up to the end of that page, chained:
 
     h[-1] = blake2b_16(namespace parts)      h[i] = blake2b_16(h[i-1] || int32_le(tokens of page i))
 
-so equal hashes mean equal prefixes (up to a 2^-64 birthday bound), and a run of hashes is a path
-in a radix tree. The namespace keeps apart what must never be shared: other weights, another KV
-layout, another `Namespace` of the request.
+So equal hashes mean equal prefixes (two different ones collide only among some 2^64 pages), and a
+run of hashes is a path in a radix tree. The namespace parts keep apart what must never be shared:
+other weights, another KV layout, another `Namespace` of the request.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ PageHash = bytes
 
 
 def chain_start(model_fingerprint: str, layout: KVLayout, namespace: Namespace = SHARED) -> bytes:
-    """16 bytes that begin every chain; length-prefixed parts, so no two inputs collide."""
+    """Returns the 16 bytes with which the chain of a prompt begins, h[-1] above."""
     digest = blake2b(digest_size=PAGE_HASH_BYTES, person=b"kvrelay-ns")
     for part in (model_fingerprint, layout.describe(), namespace.salt, namespace.adapter):
         raw = part.encode()
+        # With its length before each part, no two different lists of parts are the same bytes.
         digest.update(struct.pack("<I", len(raw)))
         digest.update(raw)
     return digest.digest()
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Token ids as little-endian int32, the form they have in hashes and on the wire."""
+    """Returns token ids as little-endian int32, the form they have in hashes and messages."""
     packed = array("i", tokens)
-    if struct.pack("=I", 1) != struct.pack("<I", 1):
+    if struct.pack("=I", 1) != struct.pack("<I", 1):  # a big-endian machine
         packed.byteswap()
     return packed.tobytes()
 
 
 def tokens_from_bytes(raw: bytes) -> list[int]:
-    """Inverse of `token_bytes`."""
+    """Returns the token ids of which `token_bytes` made `raw`."""
     packed = array("i")
     packed.frombytes(raw)
     if struct.pack("=I", 1) != struct.pack("<I", 1):
@@ -51,9 +52,9 @@ def tokens_from_bytes(raw: bytes) -> list[int]:
 
 
 def page_hashes(tokens: Sequence[int], page_size: int, start: bytes) -> list[PageHash]:
-    """Hashes of the full pages of `tokens`, chained from `start` (a `chain_start` or a page hash).
+    """Returns the hash of each full page of `tokens`; a last page that is not full has none.
 
-    A last page that is not full has no hash.
+    `start` is what the first page is chained to: a `chain_start`, or the hash of the page before.
     """
     full_pages = len(tokens) // page_size
     raw = token_bytes(tokens[: full_pages * page_size])
@@ -68,18 +69,20 @@ def page_hashes(tokens: Sequence[int], page_size: int, start: bytes) -> list[Pag
 
 
 def join_hashes(hashes: Sequence[PageHash]) -> bytes:
+    """Returns the hashes one after the other, the form they have in messages and in Redis."""
     return b"".join(hashes)
 
 
 def split_hashes(blob: bytes) -> list[PageHash]:
-    """Inverse of `join_hashes`; raises ValueError on a blob of another length."""
+    """Returns the hashes of which `join_hashes` made `blob`. Raises ValueError if it is no whole
+    number of hashes."""
     if len(blob) % PAGE_HASH_BYTES:
         raise ValueError(f"{len(blob)} bytes are no whole number of {PAGE_HASH_BYTES}-byte hashes")
     return [blob[i : i + PAGE_HASH_BYTES] for i in range(0, len(blob), PAGE_HASH_BYTES)]
 
 
 class PageHasher:
-    """Page hashes of one model and layout; every process that has both gets the same ones."""
+    """Makes the page hashes of one model and layout. Every process that has both makes the same."""
 
     def __init__(self, model_fingerprint: str, layout: KVLayout) -> None:
         self._model_fingerprint = model_fingerprint
@@ -94,7 +97,8 @@ class PageHasher:
     ) -> list[PageHash]:
         """Returns one hash per full page of `tokens`.
 
-        `known` are those of its first pages, computed before: hashing goes on behind them.
+        `known` are the hashes of the first pages if they were computed before; the others are
+        chained to the last of them.
         """
         start = known[-1] if known else self._start_of(namespace)
         rest = page_hashes(tokens[len(known) * self.page_size :], self.page_size, start)
@@ -104,9 +108,13 @@ class PageHasher:
         return chain_start(self._model_fingerprint, self._layout, namespace)
 
     def num_pages(self, num_tokens: int) -> int:
-        """Pages that hold `num_tokens` tokens, the last one possibly in part."""
+        """Returns how many pages `num_tokens` tokens need; the last one may not be full."""
         return self._layout.num_pages(num_tokens)
 
     def reusable(self, hashes: Sequence[PageHash], num_tokens: int) -> Sequence[PageHash]:
-        """The hashes a prompt may hit: never that of its last token, whose logits are needed."""
+        """Returns those of a prompt's `hashes` whose pages it may take from a cache.
+
+        The page that holds its last token is never taken: that token must be computed, as its
+        logits choose the first token of the answer. `num_tokens` is the length of the prompt.
+        """
         return hashes[: max(0, num_tokens - 1) // self.page_size]

@@ -1,4 +1,4 @@
-"""Identities: who a node is and which try of a request a message belongs to. Pure."""
+"""Identities: which node, at which addresses, and which attempt of which request. Pure."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ Role = Literal["prefill", "decode"]
 
 
 class Node(msgspec.Struct, frozen=True, order=True, cache_hash=True):
-    """One life of one node process. A restarted node is another `Node`.
+    """One incarnation of a node: the process from its start to its end.
 
-    `incarnation` grows with every start (nanoseconds of the wall clock at start), so the newer of
-    two lives of one name is known.
+    A node that is started again under the same name is another `Node`, which owns no page.
     """
 
     name: str
     incarnation: int
+    """The wall clock at the start, in nanoseconds: of two incarnations the greater is newer."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.incarnation % 1_000_000:06d}"
 
 
 class Addresses(NamedTuple):
-    """Where a node hears from others."""
+    """Where a node hears from others, as host:port."""
 
     control: str
-    """For messages."""
+    """The address of its channel, for messages."""
     data: tuple[str, ...]
-    """For KV pages: one per rank of the node, in order."""
+    """The addresses of its transports, for KV pages: one per rank, in the order of ranks."""
 
 
 class Attempt(msgspec.Struct, frozen=True, order=True):
-    """One try of one request; messages of an older attempt are dropped."""
+    """One try to answer a request. Messages of an older attempt are dropped.
+
+    It also names the transfer of the pages that travel for it.
+    """
 
     request_id: str
     number: int
+    """Counts the attempts of the request; a later one has a greater number."""
 
     def superseded_by(self, other: Attempt) -> bool:
-        """True for the same and for every older attempt of the same request."""
+        """Returns True if `other` is this attempt or a later one of the same request."""
         return self.request_id == other.request_id and self.number <= other.number
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The JSON files of a model directory in Hugging Face format, with sentences for what is wrong."""
+"""Reads the JSON files of a model directory in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from protocol.errors import UserError
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208}
 }
-"""What published models of text and images leave out of their `text_config`."""
+"""By model type: values that published models of text and images leave out of their `text_config`,
+since `transformers` has them as defaults."""
 
 
 class ModelDirectoryError(UserError):
@@ -19,9 +20,9 @@ class ModelDirectoryError(UserError):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of the model directory `path`; of a model of text and images, its text part's.
+    """Returns the config.json of the model directory `path`. Raises ModelDirectoryError.
 
-    Raises ModelDirectoryError.
+    For a model of text and images it is that of the text part, with the outer settings over it.
     """
     if not path.is_dir():
         raise ModelDirectoryError(
@@ -43,7 +44,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The object in `file`; None if there is no such file. Raises ModelDirectoryError."""
+    """Returns the JSON object in `file`; None if there is no such file. Raises
+    ModelDirectoryError if the file is something else."""
     if not file.is_file():
         return None
     try:

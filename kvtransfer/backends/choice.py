@@ -1,4 +1,4 @@
-"""The backends that a node can use, best first."""
+"""Makes the backends that a node can use, the best first."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from kvtransfer.backends.pair import PairBackend
 from kvtransfer.backends.shared_memory import SharedMemoryBackend
 
 OPERATION_TIMEOUT_S = 3.0
+"""How long a backend may take for one message before the peer is taken for lost."""
 
 
 def make_backends(name: str, host: str, device: torch.device) -> Sequence[PairBackend]:
-    """`name`: one backend, or auto for all that `device` can use. `host`: this node's own address.
+    """Returns the backend `name`, or for "auto" all that a rank on `device` can use.
 
-    Between two nodes the first is taken that both have and that reaches from one to the other.
+    `host` is this node's own address. Two nodes use the first backend of the sender's list that
+    both have and that reaches from one to the other.
     """
     backends: list[PairBackend] = []
     if name in ("auto", "nccl") and device.type == "cuda":

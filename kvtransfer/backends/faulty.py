@@ -1,4 +1,4 @@
-"""`FaultyBackend`: any backend with faults from a plan, given as data."""
+"""`FaultyBackend`: wraps any backend and adds faults that a plan describes, for tests."""
 
 from __future__ import annotations
 
@@ -15,32 +15,37 @@ from kvtransfer.transport import PeerLost
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """Faults by the number of a message, counted from 0 over all pairs.
-
-    `cut_sends` and `cut_receives` lose the peer there; `corrupt` flips a bit on the way out;
-    `hold` waits for `Faults.released` before it sends. `no_pairs`: none can be made.
-    """
+    """Which messages meet which fault. Messages are numbered from 0 over all pairs, sends and
+    receives separately."""
 
     cut_sends: frozenset[int] = frozenset()
+    """These sends raise PeerLost."""
     cut_receives: frozenset[int] = frozenset()
+    """These receives raise PeerLost."""
     corrupt: frozenset[int] = frozenset()
+    """These sends have one bit flipped."""
     hold: frozenset[int] = frozenset()
+    """These sends wait for `Faults.released`."""
     no_pairs: bool = False
+    """True if no pair can be made at all."""
 
 
 class Faults:
-    """A plan, how far it has come, and its switches; shared by the backends of several nodes."""
+    """A plan and how far it has come. Backends of several nodes may share one, and its numbers."""
 
     def __init__(self, plan: FaultPlan) -> None:
         self.plan = plan
         self.num_sends = 0
         self.num_receives = 0
         self.held = threading.Event()
-        """Set when a send waits."""
+        """Is set when a send of `Plan.hold` has begun to wait."""
         self.released = threading.Event()
+        """To be set by the test, to let the sends that wait go on."""
 
 
 class FaultyBackend:
+    """A backend that behaves as `inner` does, but for the faults."""
+
     def __init__(self, inner: PairBackend, faults: Faults) -> None:
         self._inner = inner
         self._faults = faults
@@ -57,6 +62,8 @@ class FaultyBackend:
 
 
 class FaultyPair:
+    """A pair that behaves as `inner` does, but for the faults."""
+
     def __init__(self, inner: Pair, faults: Faults) -> None:
         self._inner = inner
         self._faults = faults

@@ -1,4 +1,4 @@
-"""`GroupPair`: a pair over a two-rank process group of torch, whatever its backend."""
+"""`GroupPair`: what pairs over a two-rank process group of torch have in common."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from kvtransfer.transport import PeerLost
 
 
 class GroupPair(ABC):
-    """What gloo and NCCL have in common. How an operation is waited for they have not."""
+    """A pair over a process group. Subclasses say how to wait for an operation and how to close.
+
+    It calls the group's own `send` and `recv`: those of `torch.distributed` only take groups that
+    are registered, which would need a default group over all nodes.
+    """
 
     def __init__(self, group: Any, ring: Ring) -> None:
+        """`group` has this rank and its peer; `ring` has as many buffers as the window."""
         self._group = group
         self._ring = ring
         self._reserved: Tensor | None = None
         self._under_way: deque[tuple[Any, Tensor]] = deque()
+        """The operations (torch's Work) that have not ended, the oldest first, with buffers."""
 
     def reserve(self, num_bytes: int) -> Tensor:
         self._reserved = self._ring.take(num_bytes)
@@ -41,24 +47,32 @@ class GroupPair(ABC):
         return self._oldest()
 
     def release(self) -> None:  # noqa: B027 (there is nothing to do)
-        """The ring's order says it: whoever emptied the buffer waited for the end of its copy."""
+        """Does nothing: the ring hands the buffer out again in its turn. The receiver has emptied
+        it by then, as `PageRows.scatter` returns when the copy is complete."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives up the pair and all that is under way. Does not wait."""
 
     @abstractmethod
     def _wait(self, work: Any) -> None:
-        """For the end of one operation. Raises PeerLost or RuntimeError within the deadline."""
+        """Waits for the end of one operation. Raises PeerLost or RuntimeError if it failed or did
+        not end within the backend's deadline."""
 
     def _start(
         self, operation: Callable[[list[Tensor], int, int], Any], buffer: Tensor, rank: int
     ) -> None:
+        """Starts `operation`, the group's `send` or `recv`, between `buffer` and the peer `rank`.
+
+        The tag is always 0: NCCL has no tags, and the order alone says which message is which.
+        """
         try:
             self._under_way.append((operation([buffer], rank, 0), buffer))
         except RuntimeError as error:
             raise _lost(error) from error
 
     def _oldest(self) -> Tensor:
+        """Waits for the oldest operation and returns its buffer. Raises PeerLost."""
         work, buffer = self._under_way.popleft()
         try:
             self._wait(work)

@@ -1,4 +1,8 @@
-"""Pairs within one process, for tests. As over gloo, a send ends when its receive has the bytes."""
+"""`LocalBackend`: pairs within one process, for tests.
+
+As over gloo, a send ends only when its receive has the bytes. If it ended earlier, a sender would
+hear of success over a link that has just broken.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from kvtransfer.transport import PeerLost
 
 
 class _LocalMessage:
-    """Bytes on offer until `taken`."""
+    """The bytes of a send. `taken` is set when the receiver has copied them."""
 
     def __init__(self, content: Tensor) -> None:
         self.content = content
@@ -24,7 +28,7 @@ class _LocalMessage:
 
 
 class LocalBackend:
-    """Share one instance between the transports that shall reach one another."""
+    """Makes pairs between all transports that share one instance of it."""
 
     name = "local"
     staging_device = torch.device("cpu")
@@ -47,6 +51,8 @@ class LocalBackend:
 
 
 class LocalPair:
+    """A pair over a queue that both of its ends share."""
+
     def __init__(self, messages: queue.Queue[_LocalMessage], timeout_s: float) -> None:
         self._messages = messages
         self._timeout_s = timeout_s
@@ -79,7 +85,7 @@ class LocalPair:
         return buffer
 
     def release(self) -> None:
-        """Every message has a buffer of its own."""
+        """Does nothing: every message has a buffer of its own."""
 
     def close(self) -> None:
-        """Nothing is held beside the queue."""
+        """Does nothing: the queue ends with its last reference."""

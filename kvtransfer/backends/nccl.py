@@ -1,8 +1,10 @@
-"""Pairs over NCCL, for two GPUs.
+"""`NcclBackend`: pairs over NCCL, between two GPUs.
 
-A two-rank group without a default group, no watchdog, our own deadline while we look whether an
-operation is done, and `abort` in a thread, after which CUDA and other pairs go on. Gather and
-scatter run on the link's stream, NCCL on its own, so one message is copied while others travel.
+A pair is a two-rank group without a default group. NCCL never says that a peer has died: only our
+own deadline tells, while we look whether an operation is done. Torch's watchdog, which would end
+the process, is off, and `abort` takes half a second, so it runs in a thread; CUDA and other pairs
+then go on. Gather and scatter run on the link's CUDA stream and NCCL on its own, so one message is
+copied while others travel.
 
 `tests/gpu` and the contract suite have run on two H100s (torch 2.11, NCCL 2.28.9).
 """
@@ -27,11 +29,15 @@ from kvtransfer.transport import PeerLost
 
 CONNECT_TIMEOUT_S = 4.0
 NUM_SPINS = 50
+"""How many looks whether an operation is done follow one another without a pause."""
 POLL_S = 0.00005
-"""Between looks at an event, after so many without a pause: a message takes some 100 µs."""
+"""The pause between later looks, in seconds. A message takes some 100 µs."""
 
 
 class NcclBackend:
+    """Makes NCCL pairs for one GPU. Messages are long, because NCCL needs 16 MiB or more for its
+    bandwidth; a pair takes about 0.26 GB of the GPU's memory."""
+
     name = "nccl"
     message_bytes = 64 << 20
     window = 3
@@ -60,10 +66,10 @@ class NcclBackend:
         return NcclPair(group, ring, self._timeout_s)
 
     def _connect(self, group: Any, rank: int) -> None:
-        """NCCL waits for the other rank without a deadline, when it makes a communicator and again
-        in its first send or receive: so both are done in a thread that can be left behind.
+        """Connects the two ranks of `group`. Raises RuntimeError or PeerLost.
 
-        Raises RuntimeError or PeerLost.
+        NCCL waits for the other rank without a deadline, when it makes a communicator and again
+        in its first send or receive: so both are done in a thread that can be left behind.
         """
         ended: queue.SimpleQueue[RuntimeError | PeerLost | None] = queue.SimpleQueue()
 
@@ -85,7 +91,8 @@ class NcclBackend:
             raise error
 
     def _exchange_a_byte(self, group: Any, rank: int) -> None:
-        """On a stream of its own: the current one may be busy with a long step."""
+        """Sends the pair's first message, one byte, from the sender's rank to the receiver's."""
+        # On a stream of its own: the current one may be busy with a long step.
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         with torch.cuda.stream(torch.cuda.Stream(self.staging_device)):
             byte = [torch.zeros(1, dtype=torch.uint8, device=self.staging_device)]
@@ -98,7 +105,8 @@ class NcclBackend:
 
 
 class NcclPair(GroupPair):
-    """NCCL's own stream begins an operation when the current stream has come so far."""
+    """A pair over NCCL. An operation runs on NCCL's own stream and begins when the work is done
+    that the current stream has been given so far, such as the gather of its message."""
 
     def __init__(self, group: Any, ring: Ring, timeout_s: float) -> None:
         super().__init__(group, ring)
@@ -108,16 +116,18 @@ class NcclPair(GroupPair):
         threading.Thread(target=self._abort, name="nccl-abort", daemon=True).start()
 
     def _abort(self) -> None:
-        """Of this pair, so that its buffers live until nothing can be written into them."""
+        # A method, so that the thread keeps this pair, and with it the ring of buffers, until NCCL
+        # can no longer write into them.
         self._group.abort()
 
     def _wait(self, work: Any) -> None:
-        """Not by `work.wait`: it would make our stream wait, and has no deadline."""
+        # Not by `work.wait()`: it only makes our stream wait, and has no deadline.
         deadline = time.monotonic() + self._timeout_s
         for num_looks in itertools.count():
             if work.is_completed():
                 return
             if time.monotonic() > deadline:
                 break
-            time.sleep(POLL_S if num_looks > NUM_SPINS else 0)  # 0: lets other threads run
+            # A sleep of 0 s only lets other threads have Python's lock.
+            time.sleep(POLL_S if num_looks > NUM_SPINS else 0)
         raise PeerLost(f"NCCL moved nothing for {self._timeout_s:g} s")

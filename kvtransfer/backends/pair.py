@@ -1,5 +1,4 @@
-"""`Pair`: messages from one rank to another through a ring of staging buffers, and how a backend
-makes one."""
+"""`Pair` and `PairBackend`: the interface of what moves messages from one rank to another."""
 
 from __future__ import annotations
 
@@ -13,52 +12,59 @@ SENDER_RANK, RECEIVER_RANK = 0, 1
 
 
 class Pair(Protocol):
-    """One direction: rank 0 sends, rank 1 receives, the same sizes in the same order.
+    """Moves messages in one direction through a ring of staging buffers at each end.
+
+    Rank 0 sends and rank 1 receives. Both must name the same sizes in the same order.
 
         sender     reserve, fill, send ──►  …  sent          at most `window` messages
         receiver   post                ──►  received, empty, release     are under way
 
-    A call that waits has the backend's deadline, and raises PeerLost; the pair is then over.
+    A call that waits raises PeerLost after the backend's deadline, and the pair is then over.
     Buffers are [bytes] uint8 on the backend's `staging_device`. One thread uses a pair; on CUDA its
     current stream fills and empties them.
     """
 
     def reserve(self, num_bytes: int) -> Tensor:
-        """The sender's next buffer, to be filled."""
+        """Returns the sender's next buffer, to be filled."""
 
     def send(self) -> None:
-        """Sends the buffer reserved last; returns at once."""
+        """Begins to send the buffer that was reserved last. Does not wait."""
 
     def sent(self) -> None:
-        """Waits for the end of the oldest message under way; its buffer is free again. The receiver
-        need not have it: NCCL takes a short one whole."""
+        """Waits until the oldest message has left its buffer, which is then free again. That is no
+        proof that the receiver has it: NCCL takes a short message whole before it is received."""
 
     def post(self, num_bytes: int) -> None:
-        """Receives the next message; returns at once."""
+        """Begins to receive the next message, of exactly `num_bytes`. Does not wait."""
 
     def received(self) -> Tensor:
-        """Waits for the oldest posted message; its buffer is the caller's until `release`."""
+        """Waits for the oldest posted message and returns its buffer, which is the caller's until
+        `release`."""
 
     def release(self) -> None:
         """Gives back the buffer that `received` returned last."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives up the pair with all that is under way. Does not wait."""
 
 
 class PairBackend(Protocol):
-    """Makes pairs. `staging_device` is where their buffers are."""
+    """Makes pairs over one way to move bytes, such as gloo."""
 
     name: str
     staging_device: torch.device
+    """Where the staging buffers of its pairs are."""
     message_bytes: int
-    """The best size of a message; a longer row is sent whole."""
+    """The best size of a message. A row that is longer is one message all the same."""
     window: int
-    """Messages under way at once."""
+    """How many messages are under way at once."""
     min_send_bytes: int
-    """What is worth a send: layers of a short chunk are sent together until they have so much."""
+    """The layers of a short chunk are gathered until they have this much: less is not worth the
+    cost of a send."""
 
     def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> Pair:
-        """Both ranks call it at about the same time, with a store that is theirs alone.
+        """Makes one end of a pair. Raises PeerLost, within the deadline of `store`.
 
-        At most `window` messages are under way, of `buffer_bytes` or less. Raises PeerLost.
+        Both ranks call this at about the same time, each with its end of a `store` that no other
+        pair uses. At most `window` messages are under way, of at most `buffer_bytes` each.
         """

@@ -1,4 +1,4 @@
-"""`Ring`: staging buffers in a circle, for backends that have no better place for them."""
+"""`Ring`: staging buffers that are used in turn, for backends without a place of their own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 MIN_BUFFER_BYTES = 1 << 20
+"""No buffer is allocated smaller than this, unless no message can be as long."""
 
 
 class Ring:
-    """`window` buffers, as large as what they were last needed for. Used in order: the caller gives
-    each back (by no longer using it) before its turn comes again."""
+    """A circle of buffers. There is no call to give one back: the caller must no longer use a
+    buffer when its turn comes again. Each grows to the size that messages need, so a link that
+    only sends short ones does not hold the memory of the longest."""
 
     def __init__(self, window: int, buffer_bytes: int, device: torch.device) -> None:
+        """There are `window` buffers on `device`, of at most `buffer_bytes` each."""
         self._buffers: list[Tensor | None] = [None] * window
         self._buffer_bytes = buffer_bytes
         self._device = device
         self._next = 0
 
     def take(self, num_bytes: int) -> Tensor:
-        """The next buffer, cut to `num_bytes`."""
+        """Returns the next buffer, cut to `num_bytes`."""
         buffer = self._buffers[self._next]
         if buffer is None or len(buffer) < num_bytes:
             size = min(max(MIN_BUFFER_BYTES, 2 * num_bytes), self._buffer_bytes)

@@ -1,10 +1,11 @@
-"""Pairs through shared memory, for two processes of one host.
+"""`SharedMemoryBackend`: pairs through shared memory, between two processes of one host.
 
 The ring of staging buffers lies in memory that both processes map, so a page is copied once into it
-and once out of it. The receiver makes it (a memfd: it has no name, and ends with the last process
-that maps it, however that ends) and passes it over a Unix socket, on which afterwards one byte says
-"filled" or "emptied". The socket's name is in the abstract namespace, which ends with the network
-namespace: hosts and containers that do not share one never try.
+and once out of it. The receiver makes the memory as a memfd, which has no name in a file system and
+is freed with the last process that maps it, however that ends. It passes it over a Unix socket; on
+that socket one byte then says that the next buffer in turn is filled, or in the other direction
+that it is empty. The socket's name is in the abstract namespace, which only processes of the same
+network namespace can reach: others never try (`Place.host`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class SharedMemoryBackend:
+    """Makes pairs through shared memory. Linux only."""
+
     name = "shm"
     staging_device = torch.device("cpu")
     message_bytes = 1 << 20
@@ -51,7 +54,10 @@ class SharedMemoryBackend:
         return SharedMemoryPair(connection, memory, window)
 
     def _offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
-        """The receiver's part."""
+        """Does the receiver's part: makes `size` bytes of memory and passes them to the sender.
+
+        The store tells the sender the name of the Unix socket. Raises PeerLost or OSError.
+        """
         with socket.socket(socket.AF_UNIX) as listener:
             name = f"kvrelay-{uuid.uuid4().hex}"
             listener.bind("\0" + name)
@@ -63,6 +69,7 @@ class SharedMemoryBackend:
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
+        # An abstract socket has no file permissions: anybody on this host can connect to it.
         if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
             connection.close()
             raise PeerLost("another user's process wanted the shared memory")
@@ -76,7 +83,10 @@ class SharedMemoryBackend:
         return connection, memory
 
     def _accept_offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
-        """The sender's part."""
+        """Does the sender's part: takes the memory that the receiver passes, `size` bytes of it.
+
+        Raises PeerLost, OSError or RuntimeError (from the store).
+        """
         name = store.get(_KEY).decode()
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -86,6 +96,7 @@ class SharedMemoryBackend:
             if not files:
                 raise PeerLost("the peer closed the link")
             try:
+                # Writing beyond the end of a mapped file would end this process (SIGBUS).
                 if os.fstat(files[0]).st_size != size:
                     raise PeerLost("the peer offered memory of another size")
                 return connection, mmap.mmap(files[0], size)
@@ -97,6 +108,12 @@ class SharedMemoryBackend:
 
 
 class SharedMemoryPair:
+    """One end of a ring of `window` buffers in shared memory.
+
+    The sender's bytes on the socket mean "filled", the receiver's mean "emptied". The sender fills
+    a buffer without asking: `sent` has waited for the "emptied" of the message before it there.
+    """
+
     def __init__(self, connection: socket.socket, memory: mmap.mmap, window: int) -> None:
         self._connection = connection
         self._memory = torch.frombuffer(memory, dtype=torch.uint8).view(window, -1)
@@ -123,21 +140,24 @@ class SharedMemoryPair:
         self._tell()
 
     def close(self) -> None:
-        """The memory ends with its last reference."""
+        """Closes the socket, which tells the peer. The memory is freed with its last reference."""
         self._connection.close()
 
     def _take(self, num_bytes: int) -> Tensor:
+        """Returns the next buffer in turn; both ends count the turns alike."""
         buffer = self._memory[self._next]
         self._next = (self._next + 1) % len(self._memory)
         return buffer[:num_bytes]
 
     def _tell(self) -> None:
+        """Tells the peer that a buffer is filled or emptied. Raises PeerLost."""
         try:
             self._connection.sendall(_TOKEN)
         except OSError as error:
             raise PeerLost(f"the peer closed the link ({error})") from error
 
     def _listen(self) -> None:
+        """Waits until the peer has filled or emptied the next buffer. Raises PeerLost."""
         try:
             token = self._connection.recv(1)
         except TimeoutError as error:

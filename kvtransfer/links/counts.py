@@ -1,4 +1,4 @@
-"""What the links to or from one peer have done so far."""
+"""Counts and timings of links: `LinkCounts` per peer and direction, `LinkMeter` per link."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from kvtransfer.transport import LinkStats
 
 MIN_RATED_BYTES = 1 << 20
-"""A shorter burst tells latency, not bandwidth."""
+"""A burst is rated when it has moved this much; a shorter one shows latency, not bandwidth."""
 
 
 class LinkCounts:
-    """Of all links in one direction to one peer, at once and one after another. Thread-safe."""
+    """The sums over all links there ever were in one direction to one peer. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,6 +29,7 @@ class LinkCounts:
         return self._num_open > 0
 
     def opened(self, transport: str) -> LinkMeter:
+        """Counts a new link over the backend `transport`; returns the meter of that link."""
         with self._lock:
             self._transport = transport
             self._num_open += 1
@@ -43,18 +44,20 @@ class LinkCounts:
             self._failures += 1
 
     def moved(self, num_bytes: int, seconds: float) -> None:
+        """Counts a message of `num_bytes`, and the seconds since the one before ended."""
         with self._lock:
             self._bytes_moved += num_bytes
             self._busy_s += seconds
 
     def rated(self, num_bytes: int, seconds: float) -> None:
-        """So many bytes moved without a pause."""
+        """Adds a burst, without a pause in it, to the measurement of the bandwidth."""
         with self._lock:
             self._rated_bytes += num_bytes
             self._rated_s += seconds
 
     def stats(self, peer: str, direction: Literal["out", "in"], page_bytes: int) -> LinkStats:
-        """`page_bytes`: of a page in this rank's pool."""
+        """Returns the counts as they stand. `page_bytes` is the size of a page in this rank's
+        pool, over all layers."""
         with self._lock:
             return LinkStats(
                 peer=peer,
@@ -70,7 +73,8 @@ class LinkCounts:
 
 
 class LinkMeter:
-    """The clock of one link. One thread uses it."""
+    """Measures one link and adds to the `LinkCounts` of its peer. One thread uses it; `now` is
+    the time of `time.monotonic`."""
 
     def __init__(self, counts: LinkCounts) -> None:
         self._counts = counts
@@ -79,15 +83,16 @@ class LinkMeter:
         self._burst_s = 0.0
 
     def began(self, now: float) -> None:
-        """After a pause there are bytes under way again."""
+        """Begins a new burst: messages are under way again after a pause."""
         self._since, self._burst_bytes, self._burst_s = now, 0, 0.0
 
     def moved(self, num_bytes: int, now: float) -> None:
-        """One more message of this burst has ended."""
+        """Counts a message of the burst that has ended just now."""
         seconds, self._since = now - self._since, now
         self._counts.moved(num_bytes, seconds)
         self._burst_bytes += num_bytes
         self._burst_s += seconds
+        # Messages overlap, so single ones cannot be timed: only a whole burst tells bandwidth.
         if self._burst_bytes >= MIN_RATED_BYTES:
             self._counts.rated(self._burst_bytes, self._burst_s)
             self._burst_bytes, self._burst_s = 0, 0.0

@@ -1,7 +1,8 @@
-"""What two transports say on the socket of a link: greeting, then a header before each frame.
+"""The messages on the socket of a link: the greeting, then a header before each frame.
 
-Length-prefixed msgspec messages. The socket also tells at once when the peer's process ends, and
-pings tell within two seconds when it is cut off.
+Each is msgpack behind its length, a little-endian uint32. The socket also tells at once when the
+peer's process ends, and pings tell within two seconds when the peer is stopped or cut off, which
+TCP itself does not (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -20,75 +21,85 @@ from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
 VERSION = 2
+"""The version of these messages; nodes of different versions refuse each other."""
 MAX_MESSAGE_BYTES = 64 << 10
+"""The longest message on the socket; a longer one is taken for garbage."""
 MAX_PAIR_MESSAGE_BYTES = 1 << 30
 MAX_WINDOW = 256
+"""The largest values of a `Welcome` that are believed: they decide how much memory is reserved."""
 PAIR_TIMEOUT_S = 4.0
-"""To make a pair. The first NCCL pair of a process takes a second."""
+"""How long the two ranks may take to make a pair; the first NCCL pair of a process takes 1 s."""
 PING_S = 0.5
-"""A sender that has nothing to send says so this often."""
+"""Seconds between two pings of a sender that has nothing to send."""
 SILENCE_S = 1.8
-"""An end of an idle link that hears nothing for so long takes the other one for lost."""
+"""A receiver that hears nothing for this long takes the sender for lost."""
 _LENGTH = struct.Struct("<I")
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a rank runs, which decides how it can be reached."""
+    """Where a rank runs, which decides which backends reach it."""
 
     host: str
-    """The same for processes that can share memory."""
+    """A name that is equal for two processes exactly if they can share memory."""
     gpu: str = ""
-    """UUID of its CUDA device; "" without one."""
+    """The UUID of the rank's CUDA device; "" without one."""
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Sender → receiver, first. `to` is the shard that it takes the receiver for."""
+    """Sender → receiver: the first message, says who wants to send what."""
 
     version: int
     node: Node
     layout: KVLayout
+    """The layout of the whole model, not of the rank's shard."""
     fingerprint: str
+    """The fingerprint of the model's weights."""
     shard: Shard
+    """The sender's shard."""
     to: Shard
+    """The shard that the sender believes the receiver to be; the receiver checks it."""
     place: Place
     backends: list[str]
-    """What the sender can use, best first."""
+    """The names of the backends that the sender can use, best first."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Receiver → sender: make the pair, with this backend.
+    """Receiver → sender: the link is accepted; both make a pair with this backend now.
 
-    Both ends cut frames as the receiver says: a message longer than what is posted for it would
-    end the receiving process over gloo.
+    Both ends cut frames by the receiver's sizes. They must agree: gloo ends the whole process
+    that receives a message longer than the posted buffer (SIGABRT, which cannot be caught).
     """
 
     node: Node
     backend: str
     message_bytes: int
+    """The size of a message on the pair, but for a row that is longer alone."""
     window: int
+    """How many messages may be under way at once."""
 
     @property
     def is_sane(self) -> bool:
+        """True unless its sizes are impossible or would exhaust this process's memory."""
         return 0 < self.message_bytes <= MAX_PAIR_MESSAGE_BYTES and 0 < self.window <= MAX_WINDOW
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """Receiver → sender: no link, and why."""
+    """Receiver → sender: the link is refused, for this reason."""
 
     reason: str
 
 
 class FrameHeader(msgspec.Struct, frozen=True, tag=True):
-    """Sender → receiver: the next frame on the pair."""
+    """Sender → receiver: announces the next frame, whose messages come on the pair."""
 
     transfer: Attempt
     shape: FrameShape
     has_checksums: bool
-    """Every message ends with `CHECKSUM_BYTES`."""
+    """True if every message of the frame ends with `CHECKSUM_BYTES` of checksum."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
-    """Sender → receiver: the link is idle and alive."""
+    """Sender → receiver: the link is idle, and the sender is alive."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):
@@ -96,14 +107,14 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 
 class Bye(msgspec.Struct, frozen=True, tag=True):
-    """Sender → receiver: the link ends as it should."""
+    """Sender → receiver: the link ends in order, after all frames that were announced."""
 
 
 M = TypeVar("M")
 
 
 def send_message(connection: socket.socket, message: msgspec.Struct) -> None:
-    """Raises PeerLost."""
+    """Writes `message` to the socket. Raises PeerLost."""
     raw = msgspec.msgpack.encode(message)
     try:
         connection.sendall(_LENGTH.pack(len(raw)) + raw)
@@ -112,8 +123,11 @@ def send_message(connection: socket.socket, message: msgspec.Struct) -> None:
 
 
 def receive_message(connection: socket.socket, kind: type[M]) -> M:
-    """Raises PeerLost on the end of the stream, garbage, or a message that takes longer than the
-    socket's timeout; it waits at most twice that time."""
+    """Reads the next message, which must be of type `kind`.
+
+    Raises PeerLost at the end of the stream, on garbage, and for a message that takes longer than
+    the socket's timeout. Waits at most twice that time.
+    """
     (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))
     if length > MAX_MESSAGE_BYTES:
         raise PeerLost(f"the peer announced {length} bytes: it is no kvrelay node")
@@ -124,7 +138,8 @@ def receive_message(connection: socket.socket, kind: type[M]) -> M:
 
 
 def refusal(mine: Hello, theirs: Hello) -> str:
-    """Why these two must not exchange pages; "" when they may. `mine.shard` is the receiver's."""
+    """Returns why the sender of `theirs` must not send pages here, as half a sentence; "" if it
+    may. `mine` is the greeting of the receiver's own rank."""
     if mine.version != theirs.version:
         return f"kvtransfer version {mine.version} here, {theirs.version} there"
     if mine.layout != theirs.layout:
@@ -140,14 +155,15 @@ def refusal(mine: Hello, theirs: Hello) -> str:
 
 
 def choose_backend(mine: Hello, theirs: Hello) -> str:
-    """The first that the sender wants and both can use between them; "" if there is none."""
+    """Returns the sender's best backend that both ranks have and that reaches from one to the
+    other; "" if there is none."""
     return next(
         (b for b in theirs.backends if b in mine.backends and _reaches(b, mine, theirs)), ""
     )
 
 
 def no_backend(mine: Hello, theirs: Hello) -> str:
-    """Why `choose_backend` found none."""
+    """Returns half a sentence that says why `choose_backend` found none, and the remedy."""
     return (
         f"no common way for pages: {_listed(mine.backends)} here, {_listed(theirs.backends)} "
         "there; shm needs one host, nccl two GPUs; set --kv-backend auto"
@@ -155,9 +171,11 @@ def no_backend(mine: Hello, theirs: Hello) -> str:
 
 
 def _reaches(backend: str, mine: Hello, theirs: Hello) -> bool:
+    """Returns True if the backend can move bytes between the two ranks' places."""
     if backend == "shm":
         return mine.place.host == theirs.place.host
     if backend == "nccl":
+        # Two ranks of an NCCL pair need two GPUs.
         return "" != mine.place.gpu != theirs.place.gpu != ""
     return True
 
@@ -167,7 +185,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+    """Reads `count` bytes. Raises PeerLost."""
     parts, timeout_s = bytearray(), connection.gettimeout()
+    # The socket's timeout holds for each `recv`: a peer that sends a byte now and then would keep
+    # this thread for ever without a deadline over all of them.
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while len(parts) < count:
         if deadline is not None and time.monotonic() > deadline:

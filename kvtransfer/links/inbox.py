@@ -1,4 +1,4 @@
-"""`Inbox`: the transfers that a rank expects."""
+"""`Inbox`: the transfers that a rank expects, found by their name when a frame arrives."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from protocol.ids import Attempt
 
 
 class Inbox:
-    """Thread-safe. Holds what has not ended; see `Arrivals` for what an end means."""
+    """The `Arrivals` of all expected transfers that have not ended. Thread-safe."""
 
     def __init__(self, num_layers: int, num_heads: int) -> None:
-        """Of this rank's pool."""
+        """`num_layers` and `num_heads` (KV heads) are those of this rank's pool."""
         self._num_layers, self._num_heads = num_layers, num_heads
         self._expected: dict[Attempt, Arrivals] = {}
         self._lock = threading.Lock()
@@ -29,6 +29,10 @@ class Inbox:
         on_progress: OnProgress,
         on_done: OnDone,
     ) -> None:
+        """Expects a transfer into `pages` of the pool, as `Transport.expect` describes.
+
+        The pages may be written into when the event `free` has happened; None: at once.
+        """
         assert pages, "a transfer has at least one page"
 
         def ended(error: str) -> None:
@@ -40,23 +44,27 @@ class Inbox:
             self._expected[transfer] = arrivals
 
     def abort(self, transfer: Attempt) -> None:
+        """Forgets the transfer; no page of it is written and no callback called from now on."""
         with self._lock:
             arrivals = self._expected.pop(transfer, None)
+        # Outside of the lock: a callback of `arrivals` takes it while it holds its own.
         if arrivals is not None:
             arrivals.abort()
 
     def find(self, transfer: Attempt) -> Arrivals | None:
+        """Returns the transfer; None if it is not expected, or not any more."""
         with self._lock:
             return self._expected.get(transfer)
 
     def link_lost(self, link: object, reason: str) -> None:
-        """Fails every transfer of which this link announced a part."""
+        """Ends, with `reason`, every transfer of which this link announced a part."""
         with self._lock:
             expected = list(self._expected.values())
         for arrivals in expected:
             arrivals.link_lost(link, reason)
 
     def _forget(self, transfer: Attempt, arrivals: Arrivals) -> None:
+        """Removes `arrivals`, unless the transfer has been expected anew since then."""
         with self._lock:
             if self._expected.get(transfer) is arrivals:
                 del self._expected[transfer]

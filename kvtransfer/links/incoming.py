@@ -1,4 +1,4 @@
-"""`IncomingLink`: the receiving end of a link, from greeting to end. One thread."""
+"""`IncomingLink`: the receiving end of a link, from greeting to end, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -39,38 +39,47 @@ from kvtransfer.transport import PeerLost
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 2.0
+"""How long a new connection may take to send its `Hello`."""
 
 
 @dataclass(frozen=True)
 class ReceivingEnd:
-    """What incoming links need to know of their own side."""
+    """What all incoming links of a rank need to know of their own side."""
 
     hello: Hello
+    """This rank's own greeting, which those of senders are compared with."""
     backends: Mapping[str, PairBackend]
     rows_of: Callable[[range], PageRows]
-    """The pool, cut to some KV heads (of the whole model)."""
+    """Returns the rows of the pool, cut to a range of the whole model's KV heads."""
     max_pages: int
+    """Pages of the pool; no honest frame has more."""
     inbox: Inbox
     counts_of: Callable[[str], LinkCounts]
-    """By the peer's name."""
+    """Returns the counts of a peer by its node name."""
 
 
 @dataclass(frozen=True, eq=False)
 class _IncomingMessage:
-    """The next of a frame; its bytes are received and dropped when nobody wants them."""
+    """A message that the peer has announced."""
 
     rows: range
+    """Which rows of its frame it brings."""
     has_checksum: bool
     part: Part | None
+    """Where the frame goes. None: nobody wants it; it is received all the same, because the next
+    message on the pair can only be received after it."""
 
 
 class IncomingLink:
+    """One sender's link into this rank's pool."""
+
     def __init__(self, connection: socket.socket, end: ReceivingEnd) -> None:
         self.connection = connection
         self.end = end
 
     def run(self) -> None:
-        """Until the peer ends it or is lost; that concerns this link alone."""
+        """Serves the link until the peer ends it or is lost. Never raises PeerLost: a lost peer
+        is this link's affair alone, and its transfers have been told."""
         try:
             self.connection.settimeout(HELLO_TIMEOUT_S)
             hello = receive_message(self.connection, Hello)
@@ -90,6 +99,7 @@ class IncomingLink:
             log.debug("a connection to the data port ended: %s", error)
 
     def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
+        """Makes the pair and receives frames of `heads` until the end. Raises PeerLost."""
         end, counts = self.end, self.end.counts_of(hello.node.name)
         rows = end.rows_of(heads)
         cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
@@ -115,7 +125,11 @@ class IncomingLink:
 
 
 class _Receiver:
-    """Posts receives as far ahead as the window allows, and empties buffers as they fill."""
+    """Receives the frames of a link.
+
+    It posts receives as far ahead as the window allows, as gloo's sends only end when their
+    receives are posted, and copies each message into the pool as soon as it is here.
+    """
 
     def __init__(
         self,
@@ -141,6 +155,10 @@ class _Receiver:
     def run(self) -> None:
         """Returns after the peer's `Bye`, when all that it sent is here. Raises PeerLost."""
         is_over = False
+        # The order matters. A free place in the window is filled first, for a sender may wait for
+        # it. A header that is there is read before a message is waited for, so that the window
+        # does not run empty between frames. And after `Bye` the posted messages are still awaited:
+        # over gloo a send may end before its receiver has taken the message.
         while True:
             if self._announced and len(self._posted) < self._window:
                 self._post(self._announced.popleft())
@@ -155,7 +173,7 @@ class _Receiver:
         return bool(self._readable.poll(0))
 
     def _read_header(self) -> bool:
-        """Waits for what the peer says next; False: nothing more, the link ends."""
+        """Waits for what the peer says next and acts on it. Returns False after a `Bye`."""
         header: FrameHeader | Ping | Bye = receive_message(
             self._connection,
             FrameHeader | Ping | Bye,  # type: ignore[arg-type]
@@ -167,6 +185,7 @@ class _Receiver:
         return not isinstance(header, Bye)
 
     def _announce(self, header: FrameHeader) -> None:
+        """Queues the messages of a frame. Raises PeerLost for a frame that cannot be honest."""
         shape: FrameShape = header.shape
         if not shape.is_within(self._end.hello.layout, self._end.max_pages):
             raise PeerLost(f"the peer announced {shape}")
@@ -178,13 +197,16 @@ class _Receiver:
             self._announced.append(_IncomingMessage(rows, header.has_checksums, part))
 
     def _post(self, message: _IncomingMessage) -> None:
+        """Posts the receive of a message, of exactly its size (see `Welcome`)."""
         num_bytes = len(message.rows) * self._cut.row_bytes
         self._pair.post(num_bytes + (CHECKSUM_BYTES if message.has_checksum else 0))
         self._posted.append(message)
 
     def _receive(self, message: _IncomingMessage) -> None:
+        """Waits for a posted message and writes it into the pool, if it is wanted and right."""
         buffer = self._pair.received()
         num_bytes = len(message.rows) * self._cut.row_bytes
+        # A wrong checksum ends the transfer and not the link: the next message may be right.
         if message.has_checksum and not has_right_checksum(buffer):
             self._meter.failed()
             if message.part is not None:

@@ -14,10 +14,9 @@ from protocol.ids import Attempt
 
 
 class LayerStream:
-    """A `PageStream` to one or several ranks of a peer. Not thread-safe. Its links are held for it,
-    and let go when it ends.
+    """A `PageStream` to one or several ranks of a peer. Not thread-safe.
 
-    Layers of a few pages are little: at least `min_layers` go together, but for the last ones.
+    Its links are held by its maker; the stream lets them go when it ends.
     """
 
     def __init__(
@@ -29,6 +28,11 @@ class LayerStream:
         offset: int,
         min_layers: int,
     ) -> None:
+        """`pages` of `pool` become the pages from number `offset` of the transfer.
+
+        At least `min_layers` layers go together, but for the last ones: a layer of a few pages
+        alone would be too small a message to travel fast.
+        """
         self._links = links
         self._sending = sending
         self._pool = pool
@@ -40,18 +44,22 @@ class LayerStream:
 
     @property
     def transfer(self) -> Attempt:
+        """The transfer that the pages belong to."""
         return self._sending.transfer
 
     def layers_ready(self, num_layers: int) -> None:
+        """Sends the layers up to `num_layers` that have not been sent, if they are enough."""
         if num_layers - self._num_sent >= self._min_layers:
             self._send_up_to(num_layers)
 
     def finish(self) -> None:
+        """Sends the layers that are left, and ends the stream."""
         self._send_up_to(self._pool.shape[0])
         self._end("")
 
     def give_up(self, reason: str) -> None:
-        """Harmless after the end."""
+        """Ends the stream with an error, unless it has ended. Layers that were pushed may still be
+        sent; the links' `cancel` drops those that are not announced."""
         self._end(reason)
 
     def _send_up_to(self, num_layers: int) -> None:
@@ -69,17 +77,19 @@ class LayerStream:
 
 
 def push_to_all(links: Sequence[OutgoingLink], frame: Frame) -> None:
+    """Queues a frame on each of `links`; each link sends its peer rank's own KV heads of it."""
     for link in links:
         frame.sending.add_frame()
         link.push(frame)
 
 
 def let_go(links: Sequence[OutgoingLink]) -> None:
+    """Ends one hold on each of `links`."""
     for link in links:
         link.let_go()
 
 
 def event_after(pool: Tensor) -> torch.cuda.Event | None:
-    """Happens when the work is done that the current CUDA stream has been given so far; None on a
-    CPU, where it is done."""
+    """Returns an event that happens when all work is done that the current CUDA stream of the
+    pool's device has been given so far. None for a pool on the CPU, where the work is done."""
     return torch.cuda.current_stream(pool.device).record_event() if pool.is_cuda else None

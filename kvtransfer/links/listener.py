@@ -1,4 +1,4 @@
-"""`Listener`: accepts links from other nodes, and gives each a thread."""
+"""`Listener`: accepts the links of other nodes, and gives each a thread."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from protocol.errors import UserError
 log = logging.getLogger(__name__)
 
 ACCEPT_RETRY_S = 0.1
+"""The pause after a failed `accept`."""
 MAX_CONNECTIONS = 1024
+"""Connections that are served at once; more are closed as they come."""
 
 
 class DataPortInUse(UserError):
-    """The data port is taken."""
+    """The data port cannot be listened on; the message names another flag value to try."""
 
 
 class Listener:
-    """`serve` is called with each connection, on a thread of its own."""
+    """Accepts connections until `close`, each on a thread of its own: a peer that sends nothing,
+    or dies within a message, keeps nobody else waiting."""
 
     def __init__(self, host: str, port: int, serve: Callable[[socket.socket], None]) -> None:
+        """Starts to listen; port 0 takes a free one. Raises DataPortInUse.
+
+        `serve` is called with each connection, which is closed when it returns or raises.
+        """
         self._serve = serve
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,9 +51,10 @@ class Listener:
         self._acceptor.start()
 
     def close(self) -> None:
-        """Ends every connection. Harmless twice."""
+        """Stops listening, ends every connection and waits for their threads. May be repeated."""
         self._closing.set()
         if self._socket.fileno() >= 0:
+            # `close` alone would not wake the thread that waits in `accept`.
             self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
         self._acceptor.join()
@@ -65,7 +73,8 @@ class Listener:
                 if self._closing.is_set():
                     return
                 log.error("a connection to the data port failed: %s", error)
-                self._closing.wait(ACCEPT_RETRY_S)  # no file left, as a rule
+                # Mostly the process has no file descriptor left; without a pause this would spin.
+                self._closing.wait(ACCEPT_RETRY_S)
                 continue
             thread = threading.Thread(
                 target=self._run, args=(connection,), name="kv-from", daemon=True
@@ -85,6 +94,7 @@ class Listener:
                 self._threads.add(thread)
 
     def _run(self, connection: socket.socket) -> None:
+        """Serves one connection, whatever it raises, and closes it."""
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._serve(connection)
@@ -97,6 +107,7 @@ class Listener:
 
 
 def _shut(connection: socket.socket) -> None:
+    """Ends both directions, which wakes the thread that reads from the connection."""
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:

@@ -1,4 +1,8 @@
-"""`OutgoingLink`: the sending end to one rank of a peer. One thread; connects on first use."""
+"""`OutgoingLink`: the sending end of a link to one rank of a peer, with a thread of its own.
+
+The thread connects, greets, makes the pair, and sends frames until the link is closed, has been
+idle for too long, or breaks. A link that is over stays so; its owner makes another one.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +43,10 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
 READY_POLL_S = 0.0001
+"""The pause between two looks whether a queued frame's pages are in the pool."""
 ANNOUNCED_WINDOWS = 2
-"""The peer knows of frames ahead, until they fill the window so many times."""
+"""Frames are announced ahead of their messages until those fill this many windows, so that the
+peer can post its receives. More would only make more frames impossible to cancel."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +54,53 @@ class SendingEnd:
     """What an outgoing link needs to know of its own side."""
 
     hello: Hello
+    """The greeting to the peer."""
     backends: Mapping[str, PairBackend]
     rows: PageRows
-    """The pool, cut to the heads that the peer's rank has in common with it."""
+    """The rows of the pool, cut to the KV heads that the peer's rank gets from this one."""
     with_checksums: bool
+    """True if every message gets a checksum."""
     idle_close_s: float
+    """The link ends when nobody has used it for so many seconds."""
     counts_of: Callable[[str], LinkCounts]
-    """By the peer's name; by its address while that is not known."""
+    """Returns the counts of a peer by its node name, or by its address before that is known."""
     on_backend_failed: Callable[[str], None]
-    """No pair could be made with it."""
+    """Is called with the name of a backend that could not make the pair."""
 
 
 @dataclass(eq=False)
 class _Announced:
-    """A frame that the peer knows of."""
+    """A frame that the peer knows of, and how much of it has been sent."""
 
     frame: Frame
     index: RowIndex | None = None
-    """Its rows in the pool, made when its turn comes."""
+    """Where the frame's rows lie in the pool; None until its first message is sent."""
     num_sent_rows: int = 0
 
 
 class OutgoingLink:
-    """Sends frames in order. After a failure everything queued fails, and the link is over:
-    `closed` is True and its owner makes another one."""
+    """Sends frames in the order in which they are pushed and become ready.
+
+    When the link fails, all its frames end with the reason and `closed` becomes True. Every method
+    may be called from any thread; those with an underscore run on the link's own.
+    """
 
     def __init__(self, peer_address: str, end: SendingEnd) -> None:
         self._peer_address = peer_address
         self._end = end
         self._counts: LinkCounts | None = None
         self._num_users = 0
+        """How many sends and streams hold the link, see `hold`."""
         self._frames: deque[Frame] = deque()
+        """Frames that the peer does not know of yet; these can be cancelled."""
         self._under_way: deque[tuple[int, Frame | None]] = deque()
-        """Bytes of each message, and the frame that ends with it."""
+        """For each message that is being sent: its bytes, and the frame if it is its last one."""
         self._announced: deque[_Announced] = deque()
+        """Frames that are announced and have messages left to send."""
         self._num_announced_messages = 0
-        """Of these, that are not under way."""
+        """How many messages of the announced frames have not begun to be sent."""
         self._changed = threading.Condition()
+        """Guards the queue, the number of users and `closed`; notified when one changes."""
         self.closed = False
         self._end_reason = f"the link to {peer_address} was closed"
         self._connection: socket.socket | None = None
@@ -96,8 +112,10 @@ class OutgoingLink:
             self._end_reason = f"no link to {peer_address} could be made ({error})"
 
     def hold(self) -> bool:
-        """Until `let_go`, it does not end for idleness. False: it is over, or its peer has closed
-        its end."""
+        """Keeps the link from ending for idleness until `let_go`.
+
+        Returns False, and does nothing, if the link is over or its peer has closed its end.
+        """
         with self._changed:
             if self.closed or _is_closed(self._connection):
                 return False
@@ -105,12 +123,13 @@ class OutgoingLink:
             return True
 
     def let_go(self) -> None:
+        """Ends one `hold`."""
         with self._changed:
             self._num_users -= 1
             self._changed.notify_all()
 
     def push(self, frame: Frame) -> None:
-        """Queues a frame, which is ended in any case."""
+        """Queues a frame. If the link is over, the frame ends at once with the reason."""
         with self._changed:
             if not self.closed:
                 self._frames.append(frame)
@@ -119,7 +138,8 @@ class OutgoingLink:
         frame.sending.frame_ended(self._end_reason)
 
     def cancel(self, transfer: Attempt) -> None:
-        """Drops the frames of this transfer that are not announced."""
+        """Ends the frames of this transfer that are not announced. Announced ones are sent, since
+        the peer waits for their messages on the pair."""
         with self._changed:
             dropped = [f for f in self._frames if f.sending.transfer == transfer]
             self._frames = deque(f for f in self._frames if f.sending.transfer != transfer)
@@ -127,20 +147,23 @@ class OutgoingLink:
             frame.sending.frame_ended("it was cancelled")
 
     def close(self) -> None:
-        """What is not announced fails."""
+        """Lets the link end when what is announced has been sent; all other frames fail."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
 
     @property
     def is_alive(self) -> bool:
+        """True while the link's thread runs."""
         return self._thread.is_alive()
 
     def join(self) -> None:
+        """Waits for the end of the link's thread; returns at once if it could not be started."""
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
+        """The thread: serves the link, and ends every frame however that went."""
         try:
             self._serve()
         except (PeerLost, LayoutMismatch) as error:
@@ -152,11 +175,13 @@ class OutgoingLink:
             self._end_all()
 
     def _failed(self, reason: str) -> None:
+        """Counts and logs a failure, which becomes the error of every frame that is left."""
         (self._counts or self._end.counts_of(self._peer_address)).failed()
         self._end_reason = reason
         log.warning("a link for KV pages is lost: %s", reason)
 
     def _serve(self) -> None:
+        """Connects, makes the pair and sends. Raises PeerLost or LayoutMismatch."""
         connection = self._connect()
         try:
             welcome = self._greet(connection)
@@ -166,7 +191,9 @@ class OutgoingLink:
             pair = self._make_pair(connection, backend, welcome.window, cut.buffer_bytes)
             meter = counts.opened(backend.name)
             try:
-                connection.settimeout(SILENCE_S - PING_S)  # for the answer to a ping
+                # The answer to a ping has this long, so that the loss of an idle peer is noticed
+                # within SILENCE_S after it was last heard.
+                connection.settimeout(SILENCE_S - PING_S)
                 self._connection = connection
                 with self._end.rows.on_stream():
                     self._send_all(connection, pair, welcome.window, cut, meter)
@@ -179,15 +206,18 @@ class OutgoingLink:
                 connection.close()
 
     def _connect(self) -> socket.socket:
+        """Returns a connection to the peer's data port. Raises PeerLost."""
         host, _, port = self._peer_address.rpartition(":")
         try:
             connection = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
         except OSError as error:
             raise PeerLost(f"nobody listens there ({error})") from error
+        # Headers are small and a peer waits for them: they must not be held back to be joined.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     def _greet(self, connection: socket.socket) -> Welcome:
+        """Returns the peer's answer to our greeting. Raises LayoutMismatch if it refuses."""
         send_message(connection, self._end.hello)
         answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
         if isinstance(answer, Refused):
@@ -199,6 +229,8 @@ class OutgoingLink:
     def _make_pair(
         self, connection: socket.socket, backend: PairBackend, window: int, buffer_bytes: int
     ) -> Pair:
+        """Makes the pair, as the peer does at the same time. Raises PeerLost; the backend is then
+        avoided for a while, so that the next link tries another one."""
         store = SocketStore(connection, PAIR_TIMEOUT_S)
         try:
             pair = backend.make_pair(store, SENDER_RANK, window, buffer_bytes)
@@ -215,8 +247,9 @@ class OutgoingLink:
     def _send_all(
         self, connection: socket.socket, pair: Pair, window: int, cut: Cut, meter: LinkMeter
     ) -> None:
-        """Returns when the link is to end, closed or idle for too long. Frames are announced ahead
-        of their messages, so that the peer can post its receives."""
+        """Sends frames until the link is closed or has been idle for too long. Raises PeerLost."""
+        # Each round: announce what is ready; then send one more message if the window has room,
+        # else wait for the oldest one. So the window is full as long as there is work.
         while self._announce(connection, window, cut):
             if not self._under_way:
                 meter.began(time.monotonic())
@@ -226,8 +259,10 @@ class OutgoingLink:
                 self._send_message(pair, cut)
 
     def _announce(self, connection: socket.socket, window: int, cut: Cut) -> bool:
-        """Announces what is queued; waits for it if nothing else is to do. False: the link is to
-        end."""
+        """Announces the frames that are ready; waits for one if there is nothing else to do.
+
+        Returns False after it has said `Bye`: the link is to end.
+        """
         if not self._announced and not self._under_way and not self._wait_for_frame(connection):
             send_message(connection, Bye())
             return False
@@ -240,10 +275,12 @@ class OutgoingLink:
         return True
 
     def _next_ready(self, cut: Cut) -> Frame | None:
-        """A frame to be announced; from now on it cannot be cancelled."""
+        """Moves the first frame that is ready from the queue to the announced ones and returns it,
+        or None. From now on it cannot be cancelled."""
         with self._changed:
             if self.closed:
                 return None
+            # Not simply the first: pages that are still being computed hold no others back.
             frame = next((frame for frame in self._frames if frame.is_ready), None)
             if frame is not None:
                 self._frames.remove(frame)
@@ -252,7 +289,8 @@ class OutgoingLink:
             return frame
 
     def _wait_for_frame(self, connection: socket.socket) -> bool:
-        """Pings meanwhile. False: the link is to end."""
+        """Waits until a frame is ready, pinging the peer meanwhile. Returns False if the link is
+        to end: it was closed, or nobody has held it for too long. Raises PeerLost."""
         idle_since = time.monotonic()
         next_ping = idle_since + PING_S
         while True:
@@ -264,6 +302,7 @@ class OutgoingLink:
                     return False
                 if any(frame.is_ready for frame in self._frames):
                     return True
+                # Nobody is told when a CUDA event has happened: a queued frame must be polled.
                 self._changed.wait(READY_POLL_S if self._frames else PING_S)
             if time.monotonic() >= next_ping:
                 send_message(connection, Ping())
@@ -271,7 +310,7 @@ class OutgoingLink:
                 next_ping = time.monotonic() + PING_S
 
     def _send_message(self, pair: Pair, cut: Cut) -> None:
-        """The next one of the frame announced first."""
+        """Gathers and sends the next message of the frame that was announced first."""
         announced, pool = self._announced[0], self._end.rows
         frame = announced.frame
         if announced.index is None:
@@ -293,6 +332,7 @@ class OutgoingLink:
         self._under_way.append((num_bytes, frame if is_last else None))
 
     def _oldest_sent(self, pair: Pair, meter: LinkMeter) -> None:
+        """Waits for the oldest message under way. Ends its frame if it was the last one of it."""
         pair.sent()
         num_bytes, frame = self._under_way.popleft()
         meter.moved(num_bytes, time.monotonic())
@@ -300,6 +340,7 @@ class OutgoingLink:
             frame.sending.frame_ended()
 
     def _end_all(self) -> None:
+        """Ends every frame that is left, with the reason for the link's end."""
         with self._changed:
             self.closed = True
             frames = [frame for _, frame in self._under_way if frame is not None]
@@ -311,9 +352,11 @@ class OutgoingLink:
 
 
 def _is_closed(connection: socket.socket | None) -> bool:
-    """By its other end. Reads nothing: what comes is for the link's thread."""
+    """Returns True if the other end has closed the connection; False before there is one."""
     if connection is None:
         return False
+    # A look with `recv(MSG_PEEK)` would race with the link's thread, which may read the very Pong
+    # that was seen; the look then waits for the socket's timeout. POLLRDHUP reads nothing.
     hung_up = select.poll()
     hung_up.register(connection, select.POLLRDHUP)
     return bool(hung_up.poll(0))

@@ -1,4 +1,4 @@
-"""`Arrivals`: one expected transfer, and the only writer into its pages."""
+"""`Arrivals`: one expected transfer. It alone writes into the transfer's pages."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from kvtransfer.transport import OnDone, OnProgress
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Where a frame of these arrivals goes, row by row: [rows of the frame] each."""
+    """Where a frame of a transfer goes. A row is one page of one layer."""
 
     arrivals: Arrivals
     index: RowIndex
-    """Rows of the pool."""
+    """[rows of the frame]: the pool's row into which each is written."""
     places: np.ndarray
-    """Rows of the transfer, which has [layers, pages] of them."""
+    """[rows of the frame] int64: which row of the transfer each is; the transfer has
+    [layers, pages] rows, numbered layer after layer."""
 
 
 class Arrivals:
-    """A lock is held for every write and every callback: after `abort`, and after an end, no page
-    is touched again and nobody is told anything."""
+    """Writes a transfer's rows into the pool and counts what is missing. Thread-safe.
+
+    Links of several ranks bring parts of one transfer on threads of their own. A lock is held for
+    every write and every callback, so once `abort` has returned, or the transfer has ended, no
+    page is written and no callback is called again: the pages may then belong to others.
+    """
 
     def __init__(
         self,
@@ -39,26 +44,33 @@ class Arrivals:
         on_progress: OnProgress,
         on_done: OnDone,
     ) -> None:
-        """`num_heads`: KV heads in this rank's pool, which may come from several ranks. `free`:
-        until then the GPU may still be busy with what the pages held before."""
+        """Page i of the transfer goes into pool page `pages[i]`.
+
+        `num_heads` is the number of KV heads in this rank's pool, which may come from several
+        ranks. Until the event `free`, if there is one, the GPU may still use the pages for what
+        they held before.
+        """
         self._pages = np.asarray(pages, dtype=np.int64)
         self._missing = np.full((num_layers, len(pages)), num_heads)
-        """Heads of each row that have not arrived."""
+        """[layers, pages]: how many KV heads of each row have not arrived."""
         self._missing_rows = np.full(len(pages), num_layers)
-        """Rows of each page that are not complete."""
+        """[pages]: how many rows of each page are not complete."""
         self._num_pages = len(pages)
         self._free = free
         self._num_leading = 0
         self._on_progress = on_progress
         self._on_done = on_done
         self._links: set[object] = set()
-        """Those that announced a part."""
+        """The links that announced a part of the transfer; the loss of any of them ends it."""
         self._ended = False
         self._lock = threading.Lock()
 
     def announce(self, shape: FrameShape, link: object, pool: PageRows) -> Part | None:
-        """`link` is about to bring a frame, and its loss ends this; None: nobody wants the frame
-        (any more)."""
+        """Returns where a frame goes that `link` is about to bring into `pool`; None: the transfer
+        is over, and nobody wants the frame.
+
+        From now on the loss of `link` ends the transfer. So does a frame with pages beyond it.
+        """
         with self._lock:
             if self._ended:
                 return None
@@ -71,7 +83,11 @@ class Arrivals:
         return Part(self, pool.index(row_numbers(shape, pages, pool.num_pages)), places)
 
     def write(self, part: Part, rows: range, pool: PageRows, staging: Tensor) -> None:
-        """Writes one message of a frame: `rows` of `part`, each of the pool's KV heads."""
+        """Writes one message of a frame into `pool`, unless the transfer has ended.
+
+        `rows` says which of the frame's rows the message has. `pool` is cut to the KV heads that
+        the link brings. Calls back if more leading pages, or all pages, are complete now.
+        """
         message = slice(rows.start, rows.stop)
         with self._lock:
             if self._ended:
@@ -85,28 +101,35 @@ class Arrivals:
                 self._end("a page came twice")
 
     def fail(self, reason: str) -> None:
+        """Ends the transfer with an error, unless it has ended."""
         with self._lock:
             if not self._ended:
                 self._end(reason)
 
     def link_lost(self, link: object, reason: str) -> None:
+        """Ends the transfer with an error if `link` announced a part of it, even if all of that
+        part has arrived: only the sender knows whether more was to come."""
         with self._lock:
             if link in self._links and not self._ended:
                 self._end(reason)
 
     def abort(self) -> None:
+        """Ends the transfer without a callback; waits for a write or callback that is going on."""
         with self._lock:
             self._ended = True
 
     def _count(self, places: np.ndarray, num_heads: int) -> bool:
-        """False: what has just arrived was here before."""
+        """Counts `num_heads` KV heads of the rows at `places`. Returns False if one of those rows
+        is complete already, so that its sender cannot be trusted."""
         left = self._missing.ravel()[places] - num_heads
         self._missing.ravel()[places] = left
+        # Rows are numbered layer after layer, so the remainder is the row's page.
         complete = places[left == 0] % self._num_pages
         self._missing_rows -= np.bincount(complete, minlength=self._num_pages)
         return bool((left >= 0).all())
 
     def _look_at_leading(self) -> None:
+        """Calls back if there are more complete pages without a gap before them than before."""
         before, total = self._num_leading, self._num_pages
         while self._num_leading < total and self._missing_rows[self._num_leading] == 0:
             self._num_leading += 1

@@ -1,7 +1,7 @@
 """Which bytes go where: KV heads over ranks, a page list into frames, a frame into messages. Pure.
 
-A row is one page of one layer, or what two ranks share of its KV heads; the unit of a copy. A
-frame is rows of some layers and some pages, announced as one, layer after layer:
+A row is one page of one layer, cut to the KV heads that both ranks have: the unit of a copy. A
+frame is the rows of some pages in some layers, announced together and sent layer after layer:
 
     layer 0: page a, page b, …  layer 1: page a, page b, …
 
@@ -19,17 +19,19 @@ import numpy as np
 from protocol.layout import KVLayout
 
 CHECKSUM_BYTES = 8
-"""Room behind the rows of a message; 8, so that buffers side by side stay aligned."""
+"""The room for a checksum behind the rows of a message. A CRC-32 needs 4 bytes; with 8, buffers
+that lie side by side stay aligned for copies of 8-byte elements."""
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """Which part of a tensor-parallel node: rank `rank` of `num_ranks`."""
+    """Which part of a tensor-parallel node a rank is: number `rank` of `num_ranks`."""
 
     rank: int = 0
     num_ranks: int = 1
 
     def heads(self, num_kv_heads: int) -> range:
-        """The KV heads in this rank's pool; with more ranks than heads several have the same."""
+        """Returns the KV heads in this rank's pool, as the whole model counts them. With more ranks
+        than heads, each rank has one head, and neighbouring ranks have the same one."""
         if self.num_ranks > num_kv_heads:
             first = self.rank * num_kv_heads // self.num_ranks
             return range(first, first + 1)
@@ -37,12 +39,17 @@ class Shard(msgspec.Struct, frozen=True):
         return range(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     def heads_for(self, peer: Shard, num_kv_heads: int) -> range:
-        """The heads that this rank sends to `peer`: over all ranks of a node, each head that the
-        peer holds exactly once. May be empty."""
+        """Returns the KV heads that this rank sends to the rank `peer` of another node.
+
+        All ranks of this rank's node together send each head that the peer holds exactly once, so
+        the range is empty for many pairs of ranks.
+        """
         mine, theirs = self.heads(num_kv_heads), peer.heads(num_kv_heads)
         num_copies = max(1, self.num_ranks // num_kv_heads)
+        # Several ranks of this node hold the same head: the remainder decides which of them sends
+        # it to this peer, and spreads the peers over them.
         if self.rank % num_copies != peer.rank % num_copies:
-            return range(0)  # another rank with the same head sends it
+            return range(0)
         return range(max(mine.start, theirs.start), min(mine.stop, theirs.stop))
 
 
@@ -51,14 +58,15 @@ WHOLE = Shard()
 
 
 def divides(num_ranks: int, num_kv_heads: int) -> bool:
-    """True if the heads can be split over so many ranks, or each be held by as many ranks."""
+    """Returns True if the heads can be split evenly over the ranks, or the ranks over the heads."""
     return num_kv_heads % num_ranks == 0 or num_ranks % num_kv_heads == 0
 
 
 class FrameShape(msgspec.Struct, frozen=True, array_like=True):
-    """Pages [offset, offset + num_pages) of a transfer in layers [first_layer, … + num_layers)."""
+    """Which part of a transfer a frame is: a run of pages in a run of layers."""
 
     offset: int
+    """The number, within the transfer, of the first page."""
     num_pages: int
     first_layer: int
     num_layers: int
@@ -68,7 +76,8 @@ class FrameShape(msgspec.Struct, frozen=True, array_like=True):
         return self.num_pages * self.num_layers
 
     def is_within(self, layout: KVLayout, max_pages: int) -> bool:
-        """False for what no honest peer sends."""
+        """Returns False for a shape that no honest peer sends: it must be checked before memory is
+        reserved for it."""
         return (
             self.offset >= 0
             and 0 < self.num_pages <= max_pages
@@ -79,10 +88,11 @@ class FrameShape(msgspec.Struct, frozen=True, array_like=True):
 def frames_of_pages(
     num_pages: int, offset: int, num_layers: int, page_bytes: int, max_frame_bytes: int
 ) -> Iterator[FrameShape]:
-    """Pages that are complete, a run of them after the other: at least one page each.
+    """Cuts pages whose layers are all there into frames of at most `max_frame_bytes`, but at least
+    one page. `page_bytes` is the size of one page over all layers.
 
-    `page_bytes`: of one page over all layers. Leading pages arrive first, and a long transfer
-    leaves gaps for others.
+    A frame is all layers of a few pages, so the leading pages arrive first and can be used; and
+    the frames of other transfers get in between those of a long one.
     """
     per_frame = max(1, max_frame_bytes // page_bytes)
     for start in range(0, num_pages, per_frame):
@@ -91,27 +101,32 @@ def frames_of_pages(
 
 @dataclass(frozen=True)
 class Cut:
-    """How both ends of a link cut frames into messages."""
+    """How both ends of a link cut frames into messages. Both must have equal ones."""
 
     row_bytes: int
+    """The size of a row, cut to the KV heads that the link carries."""
     rows_per_message: int
 
     @classmethod
     def of(cls, layout: KVLayout, num_heads: int, message_bytes: int) -> Cut:
-        """For rows of `num_heads` KV heads; at least one row a message, whatever its size."""
+        """Returns the cut for rows of `num_heads` KV heads and messages of about `message_bytes`.
+
+        A message has at least one row, even one that is longer than `message_bytes`.
+        """
         row_bytes = layout.layer_page_bytes * num_heads // layout.num_kv_heads
         return cls(row_bytes, max(1, message_bytes // row_bytes))
 
     @property
     def buffer_bytes(self) -> int:
-        """Size of a staging buffer."""
+        """The size of a staging buffer, which has room for the longest message."""
         return self.rows_per_message * self.row_bytes + CHECKSUM_BYTES
 
     def num_messages(self, frame: FrameShape) -> int:
+        """Returns how many messages the frame takes."""
         return -(-frame.num_rows // self.rows_per_message)
 
     def messages(self, frame: FrameShape) -> Iterator[range]:
-        """The rows of each message, counted within the frame."""
+        """Yields the rows of each message, numbered from 0 within the frame."""
         for start in range(0, frame.num_rows, self.rows_per_message):
             yield range(start, min(start + self.rows_per_message, frame.num_rows))
 
@@ -119,9 +134,9 @@ class Cut:
 def row_numbers(
     frame: FrameShape, pages: Sequence[int] | np.ndarray, num_pool_pages: int
 ) -> np.ndarray:
-    """[rows of the frame] int64: where they lie in a pool of [layers, pages] rows.
+    """Returns, for each row of the frame, its number in a pool of [layers, pages] rows.
 
-    `pages`: the pool's pages of the frame, in order.
+    `pages` are the frame's pages in the pool, in order. The result is [rows of the frame] int64.
     """
     layers = np.arange(frame.first_layer, frame.first_layer + frame.num_layers)
     return np.add.outer(layers * num_pool_pages, np.asarray(pages)).ravel()

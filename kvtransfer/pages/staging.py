@@ -1,4 +1,4 @@
-"""Rows of a KV pool into and out of contiguous staging: one copy each way."""
+"""`PageRows`: copies rows of a KV pool into and out of contiguous staging buffers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 RowIndex = np.ndarray | Tensor
-"""[rows] int64, where the pool wants it; a slice of one is one."""
+"""[rows] int64: numbers of rows, on the device where the copy needs them. It can be sliced."""
 
 
 class PageRows:
-    """A pool [layers, pages, 2, page_size, kv_heads, head_dim] as rows, one per layer and page,
-    of some of its KV heads. Staging is [bytes] uint8, row after row, on any device.
+    """A KV pool seen as rows: one per layer and page, cut to some of the pool's KV heads.
 
-    On CUDA it has a stream of its own, so that no copy waits for what is being computed.
+    A staging buffer is [bytes] uint8 on any device and has row after row. On CUDA copies run on a
+    stream of their own, so that none waits for what is being computed.
     """
 
     def __init__(self, pool: Tensor, heads: slice) -> None:
-        """`heads`: as the pool counts them."""
+        """`pool` is [layers, pages, 2, page_size, kv_heads, head_dim]; `heads` are numbered as in
+        the pool. Nothing is copied: writes go into the pool itself."""
         self.num_pages = pool.shape[1]
         rows = pool.flatten(0, 1)[:, :, :, heads]  # [layers * pages, 2, page_size, heads, head_dim]
         head_bytes = rows.shape[-1] * rows.element_size()
@@ -31,27 +32,32 @@ class PageRows:
         self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
         self._plain: np.ndarray | None = None
         if rows.is_contiguous() and not rows.is_cuda:
-            # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU
+            # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU.
             self._plain = rows.flatten(1).view(torch.uint8).numpy()
 
     def on_stream(self) -> AbstractContextManager[None]:
-        """Around all that is done here: makes the stream current."""
+        """Returns a context in which the copies' CUDA stream is the current one. All other methods
+        and the pair's must be called within it."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def index(self, numbers: np.ndarray) -> RowIndex:
-        """Of rows by their numbers [n] int64; made once for many copies."""
+        """Returns row numbers ([rows] int64) in the form that `gather` and `scatter` take.
+
+        On CUDA this copies them to the device, so it is done once per frame.
+        """
         if self._plain is not None:
             return numbers
         index = torch.from_numpy(numbers)
-        if self._rows.is_cuda:  # pinned, so that nothing waits for the copy
+        if self._rows.is_cuda:  # from pinned memory, so that this thread does not wait for the copy
             return index.pin_memory().to(self._rows.device, non_blocking=True)
         return index
 
     def gather(self, rows: RowIndex, staging: Tensor) -> None:
-        """Fills `staging`."""
+        """Copies rows of the pool into `staging`, which they must fill exactly."""
         if isinstance(rows, np.ndarray):
             assert self._plain is not None
             out = staging.numpy().reshape(len(rows), self.row_bytes)
+            # With numpy's default mode, "raise", `out` is buffered: everything is copied twice.
             np.take(self._plain, rows, axis=0, out=out, mode="clip")
             return
         target = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
@@ -61,7 +67,7 @@ class PageRows:
             target.copy_(self._rows.index_select(0, rows))
 
     def scatter(self, rows: RowIndex, staging: Tensor) -> None:
-        """Copies `staging` into the pool; complete on return."""
+        """Copies `staging` into rows of the pool. They are complete on return, on CUDA as well."""
         if isinstance(rows, np.ndarray):
             assert self._plain is not None
             self._plain[rows] = staging.numpy().reshape(len(rows), self.row_bytes)
@@ -69,4 +75,5 @@ class PageRows:
         source = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
         self._rows.index_copy_(0, rows, source.to(self._rows.device))
         if self._rows.is_cuda:
+            # The model reads the pages on another stream, which knows nothing of this one.
             torch.cuda.current_stream(self._rows.device).synchronize()

@@ -1,7 +1,8 @@
-"""Clients of Redis, for every kind of Redis URL (see `protocol.redis_url`).
+"""Makes clients of Redis for every kind of Redis URL (see `protocol.redis.url`).
 
-A client repeats nothing by itself: a command that was repeated after a failover would hide that
-the new master lacks what the old one had confirmed. Who calls, retries, and knows what to rewrite.
+The clients never repeat a command by themselves. A command that was repeated after a failover would
+hide that the new master lacks what the old one had confirmed; only the caller knows what to write
+again.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from protocol.config import ConfigError, hide_password
 from protocol.redis.url import RedisUrl
 
 REDIS_ERRORS = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)
-"""All that a client raises because of Redis or the way to it; also during a failover."""
+"""All exceptions that a client raises because of Redis or the way to it, failovers included."""
 
 
 def connect(url: str, timeout_s: float) -> Any:
-    """A client of any kind, with redis-py's commands; every wait of it ends after `timeout_s`.
+    """Returns a client with redis-py's commands; each of its waits ends after `timeout_s`.
 
-    Opens no connection yet, unless `url` is of a Cluster: then raises one of REDIS_ERRORS when no
-    server of it answers. Raises ConfigError for a wrong URL.
+    Raises ConfigError for a wrong URL. No connection is opened yet, except to a Cluster: for that
+    it asks the servers, and raises one of REDIS_ERRORS when none of them answers.
     """
     address, options = _parse(url, timeout_s)
     retry = redis.retry.Retry(NoBackoff(), 0)
@@ -51,7 +52,8 @@ def connect(url: str, timeout_s: float) -> Any:
 
 
 def connect_async(url: str, timeout_s: float) -> Any:
-    """The same for asyncio; never opens a connection yet. Raises ConfigError for a wrong URL."""
+    """Returns a client as `connect` does, for asyncio. Never opens a connection yet. Raises
+    ConfigError for a wrong URL."""
     address, options = _parse(url, timeout_s)
     retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
     if address.kind == "server":
@@ -69,8 +71,9 @@ def connect_async(url: str, timeout_s: float) -> Any:
 
 
 def _parse(url: str, timeout_s: float) -> tuple[RedisUrl, dict[str, Any]]:
+    """Returns the parts of `url` and the options that all clients have. Raises ConfigError."""
     options = {
-        "protocol": 2,  # XREAD answers in another shape on RESP3
+        "protocol": 2,  # with RESP3 the replies to XREAD have another shape
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
     }
@@ -81,7 +84,7 @@ def _parse(url: str, timeout_s: float) -> tuple[RedisUrl, dict[str, Any]]:
 
 
 def _of_plain(address: RedisUrl) -> dict[str, Any]:
-    """Credentials, db and options of the URL as keyword arguments."""
+    """Returns credentials, database and options of the URL as keyword arguments of redis-py."""
     options: dict[str, Any] = dict(parse_url(address.plain))
     for name in ("host", "port", "connection_class"):
         options.pop(name, None)
@@ -89,7 +92,8 @@ def _of_plain(address: RedisUrl) -> dict[str, Any]:
 
 
 def _for_sentinels(options: dict[str, Any]) -> dict[str, Any]:
-    """How to reach the Sentinels themselves; takes their credentials out of `options`."""
+    """Returns the options for connections to the Sentinels themselves, which may have credentials
+    of their own. Removes those from `options`, which are then those for Redis."""
     own = {
         name.removeprefix("sentinel_"): options.pop(name)
         for name in ("sentinel_username", "sentinel_password")

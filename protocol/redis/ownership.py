@@ -1,9 +1,9 @@
-"""The shared record of page ownership in Redis: keys, change entries, and the scripts.
+"""The record of page ownership in Redis: its keys, its change entries and its scripts.
 
     {kvrelay}:nodes                     set of node names
     {kvrelay}:draining                  hash: node name → 1 if it gets no new requests, else 0
     {kvrelay}:coordinators              sorted set: control address by the time its lease ends
-    {kvrelay}:node:NAME:lease           the incarnation that owns pages now; ends by itself
+    {kvrelay}:node:NAME:lease           the incarnation that owns pages now; expires by itself
     {kvrelay}:node:NAME:info            NodeInfo as JSON
     {kvrelay}:node:NAME:sequence        number of the last change; absent while the set is rewritten
     {kvrelay}:node:NAME:pages:INC       set of owned page hashes, 16 raw bytes each
@@ -11,7 +11,7 @@
 
 The braces are a hash tag: in a Redis Cluster all keys lie in one slot, so that scripts over several
 keys and one XREAD over the streams of all nodes work there too. The price is that one master holds
-them all; it is what a plain Redis would hold, and a Cluster serves here for its failover.
+them all, as a plain Redis would; a Cluster is of use here for its failover.
 
 Every write goes through a script that first compares the incarnation with the lease (fencing):
 a node that was replaced cannot write any more. An older incarnation may have the lease when Redis
@@ -21,8 +21,8 @@ answers LOST, and the node writes its whole set again. The pages and stream of a
 its lease by a factor of 20, then Redis drops them. One Redis database belongs to one cluster. Knows
 no connection; callers run the scripts.
 
-At every moment the set of a node is prefix-closed: a change is applied whole, in one script, and a
-rewrite adds parents before children.
+At every moment the set of a node is prefix-closed, that is, it has all pages before each of its
+pages: a change is applied whole, in one script, and a rewrite adds parents before children.
 """
 
 from __future__ import annotations
@@ -37,23 +37,34 @@ DRAINING_KEY = f"{TAG}:draining"
 COORDINATORS_KEY = f"{TAG}:coordinators"
 NODE_PREFIX = f"{TAG}:node:"
 HASHES_PER_CHANGE = 1_000
-"""Changes that wait are joined up to so many hashes, and longer ones are cut."""
+"""The most hashes in one change. A writer joins changes that wait up to this, and cuts longer ones,
+so that no script keeps Redis from others for long."""
 STREAM_MAX_LENGTH = 4_000
-"""Entries kept for coordinators that lag; with HASHES_PER_CHANGE at most 64 MB per node."""
+"""Entries of a stream that are kept for coordinators that lag behind. With HASHES_PER_CHANGE that
+is at most 64 MB per node."""
 APPLIED, LOST, FENCED = 1, 0, -1
+"""What the scripts of a node return. APPLIED: it is written. LOST: the lease or the change before
+is not there, so the node must write its whole record again. FENCED: a newer incarnation has taken
+the name, and this one must write nothing more."""
 
-# All scripts of one node: KEYS lease info sequence pages changes; ARGV 1 incarnation 2 lease_ms
+# All scripts of one node have KEYS lease info sequence pages changes, as `NodeKeys.all`, and ARGV
+# 1 incarnation 2 lease_ms. They are made of the parts that follow.
+
+# Returns LOST without a lease and FENCED under another incarnation's.
 _GUARD = """
 local current = redis.call('GET', KEYS[1])
 if not current then return 0 end
 if tonumber(current) > tonumber(ARGV[1]) then return -1 end
 if current ~= ARGV[1] then return 0 end
 """
+# Renews the lease and, for 20 times as long, the rest of the record.
 _KEEP = """
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 for i = 2, 5 do redis.call('PEXPIRE', KEYS[i], ARGV[2] * 20) end
 return 1
 """
+# Defines each(command, blob), which gives the hashes in `blob` to SADD or SREM of the node's set.
+# 1,000 at a time, as Lua's unpack has a limit.
 _EACH = """
 local function each(command, blob)
   local batch = {}
@@ -64,14 +75,15 @@ local function each(command, blob)
   if #batch > 0 then redis.call(command, KEYS[4], unpack(batch)) end
 end
 """
-# ARGV 3 max_length 4 sequence 5 kind 6 stored 7 removed
+# Adds an entry to the stream. ARGV 3 max_length 4 sequence 5 kind 6 stored 7 removed
 _ENTER = """
 redis.call('SET', KEYS[3], ARGV[4])
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], '*',
            'n', ARGV[4], 'k', ARGV[5], 's', ARGV[6], 'r', ARGV[7])
 """
 
-# ARGV 3 info_json. Begins a rewrite: the set is emptied.
+# Takes the name for this incarnation, unless a newer one has it, and begins a rewrite: the set is
+# emptied. ARGV 3 info_json
 REGISTER = """
 local current = redis.call('GET', KEYS[1])
 if current and tonumber(current) > tonumber(ARGV[1]) then return -1 end
@@ -81,13 +93,15 @@ redis.call('UNLINK', KEYS[3], KEYS[4])
 return 1
 """
 
-# ARGV 3 stored. One part of a rewrite; no entry in the stream.
+# Adds one part of a rewrite to the set, without an entry in the stream. ARGV 3 stored
 FILL = _GUARD + _EACH + "each('SADD', ARGV[3])" + _KEEP
 
-# Ends a rewrite with an entry of kind `reload`: who follows the stream reads the set.
+# Ends a rewrite with an entry of kind `reload`, which tells coordinators to read the whole set.
+# ARGV 3 to 7: `Change.args`
 COMPLETE = _GUARD + _ENTER + _KEEP
 
-# The change must follow the last one.
+# Applies a change, whose number must follow that of the last one. ARGV 3 to 7: `Change.args`.
+# Removes before it stores: a page may have left and come back within one joined change.
 APPLY = (
     _GUARD
     + "if tonumber(redis.call('GET', KEYS[3]) or -1) ~= ARGV[4] - 1 then return 0 end"
@@ -97,14 +111,14 @@ APPLY = (
     + _KEEP
 )
 
-# ARGV 3 sequence of the last change
+# Renews the lease if the last change is the one that the node believes. ARGV 3 its number
 RENEW = (
     _GUARD
     + "if tonumber(redis.call('GET', KEYS[3]) or -1) ~= tonumber(ARGV[3]) then return 0 end"
     + _KEEP
 )
 
-# The record of a newer life stays.
+# Ends the record of this incarnation when it stops; that of a newer one stays.
 RELEASE = """
 redis.call('UNLINK', KEYS[4], KEYS[5])
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
@@ -112,14 +126,17 @@ redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 return 1
 """
 
-# KEYS pages; ARGV cursor count. Returns the next cursor and some hashes as one blob.
+# Reads a set in parts. KEYS pages; ARGV cursor count. Returns the next cursor and some hashes,
+# joined into one blob: the Python client takes far longer for a list.
 SCAN = """
 local reply = redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
 return {reply[1], table.concat(reply[2])}
 """
 
-# KEYS nodes; ARGV node_prefix hashes. Returns name, incarnation, depth per node with depth > 0.
-# The names of the other keys are made here; the hash tag keeps them in the slot of KEYS[1].
+# Finds the owners of a prompt. KEYS nodes; ARGV node_prefix hashes. Returns name, incarnation and
+# depth (how many leading pages it owns) for each node with depth > 0. A binary search finds the
+# depth, as the sets are prefix-closed. The names of the other keys are made here, which a Cluster
+# allows only because the hash tag keeps them in the slot of KEYS[1].
 MATCH = """
 local num_pages = #ARGV[2] / 16
 local function hash(page) return string.sub(ARGV[2], page * 16 - 15, page * 16) end
@@ -138,7 +155,7 @@ for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
         last = middle - 1
       end
     end
-    -- Nothing is taken on trust: the first page that lacks after all ends the match.
+    -- A set that is not prefix-closed would mislead the search: look at every page of the result.
     local first = 1
     while first <= depth do
       local batch = {}
@@ -158,8 +175,8 @@ end
 return found
 """
 
-# KEYS nodes; ARGV node_prefix. Returns name, lease, info, sequence per node; nil for what is not
-# there. A name without info is of a node that is long gone, and is taken off the set.
+# Lists all nodes. KEYS nodes; ARGV node_prefix. Returns name, lease, info, sequence per node, nil
+# for what is not there. A name without info is that of a node that is long gone; it is removed.
 LIST_NODES = """
 local found = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
@@ -176,7 +193,8 @@ end
 return found
 """
 
-# KEYS coordinators; ARGV address lease_ms. Returns the time of Redis in µs.
+# Renews the lease of a coordinator and drops those that have ended. KEYS coordinators;
+# ARGV address lease_ms. Returns Redis's time in µs: the clocks of other hosts are not used.
 ANNOUNCE = """
 local now = redis.call('TIME')
 local ms = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -185,7 +203,7 @@ redis.call('ZADD', KEYS[1], ms + ARGV[2], ARGV[1])
 return now[1] * 1000000 + now[2]
 """
 
-# KEYS coordinators
+# Lists the addresses of coordinators whose leases have not ended. KEYS coordinators
 LIST_COORDINATORS = """
 local now = redis.call('TIME')
 return redis.call('ZRANGEBYSCORE', KEYS[1], now[1] * 1000 + math.floor(now[2] / 1000), '+inf')
@@ -194,7 +212,7 @@ return redis.call('ZRANGEBYSCORE', KEYS[1], now[1] * 1000 + math.floor(now[2] / 
 
 @dataclass(frozen=True)
 class NodeKeys:
-    """The Redis keys of one life of one node."""
+    """The Redis keys of one incarnation of a node."""
 
     lease: str
     info: str
@@ -204,6 +222,7 @@ class NodeKeys:
 
     @classmethod
     def of(cls, node: Node) -> NodeKeys:
+        """Returns the keys of `node`."""
         prefix = NODE_PREFIX + node.name
         return cls(
             lease=f"{prefix}:lease",
@@ -214,20 +233,26 @@ class NodeKeys:
         )
 
     def all(self) -> list[str]:
+        """Returns the keys in the order in which the scripts take them."""
         return [self.lease, self.info, self.sequence, self.pages, self.changes]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One entry of a node's stream. `reload`: the set was rewritten, read it instead."""
+    """One entry of a node's stream of changes."""
 
     sequence: int
+    """The number of the change; each is one more than the one before."""
     reload: bool
+    """True if the whole set was written anew, and must be read to know it."""
     stored: bytes
+    """The hashes of pages that the node owns now, joined."""
     removed: bytes
+    """The hashes of pages that the node no longer owns, joined. They left before `stored` came."""
 
     @classmethod
     def from_entry(cls, fields: dict[bytes, bytes]) -> Change:
+        """Returns the change in an entry, as XREAD gives its fields."""
         return cls(
             sequence=int(fields[b"n"]),
             reload=fields[b"k"] == b"reload",
@@ -236,6 +261,6 @@ class Change:
         )
 
     def args(self) -> list[int | str | bytes]:
-        """Arguments 3 to 7 of APPLY and COMPLETE."""
+        """Returns the arguments 3 to 7 of APPLY and COMPLETE."""
         kind = "reload" if self.reload else "change"
         return [STREAM_MAX_LENGTH, self.sequence, kind, self.stored, self.removed]

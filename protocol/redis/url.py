@@ -1,4 +1,4 @@
-"""What a Redis URL says: one server, Sentinels or a Cluster, with or without TLS. Pure.
+"""`RedisUrl`: what a Redis URL says: one server, Sentinels or a Cluster, and whether TLS. Pure.
 
     redis://[user:password@]host[:port][/db]               one server
     unix://[user:password@]/path/to.sock[?db=0]            one server of this host
@@ -6,7 +6,7 @@
     redis+cluster://[user:password@]host[:port],…
 
 `rediss` instead of `redis` is the same over TLS. User and password are those of Redis itself; the
-Sentinels' own are `?sentinel_username=` and `?sentinel_password=`. Other options: as redis-py's.
+Sentinels' own are `?sentinel_username=` and `?sentinel_password=`. Other options are redis-py's.
 """
 
 from __future__ import annotations
@@ -36,18 +36,23 @@ TLS_OPTIONS = (
 
 @dataclass(frozen=True)
 class RedisUrl:
-    """`hosts` is empty for a Unix socket; `service` "" unless it is a Sentinel's."""
+    """The parts of a Redis URL."""
 
     kind: Kind
     tls: bool
     hosts: tuple[tuple[str, int], ...]
+    """(host, port) of the server, of all Sentinels, or of servers of the Cluster. Empty for a Unix
+    socket."""
     service: str
+    """The name under which Sentinels know the master; "" without Sentinels."""
     plain: str
-    """A URL of one server, as redis-py reads it, with the same credentials, db and options."""
+    """A URL of the first host alone that redis-py can read, with the same credentials, database
+    and options."""
 
     @classmethod
     def parse(cls, url: str) -> RedisUrl:
-        """Raises ValueError with half a sentence on what is wrong; it quotes no password."""
+        """Reads a URL. Raises ValueError with half a sentence on what is wrong, which never quotes
+        a password."""
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in KINDS:
             schemes = ", ".join(f"{each}://" for each in KINDS)
@@ -76,6 +81,7 @@ class RedisUrl:
 
 
 def _check_options(query: str, tls: bool, kind: Kind) -> None:
+    """Raises ValueError for an option in `query` that is unknown or does not go with the scheme."""
     for name in parse_qs(query, keep_blank_values=True):
         if name.startswith("sentinel_") and kind != "sentinel":
             raise ValueError(f"its option {name} needs redis+sentinel or rediss+sentinel")
@@ -87,7 +93,7 @@ def _check_options(query: str, tls: bool, kind: Kind) -> None:
 
 
 def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
-    """`host`, `host:port`, `[ipv6]:port`."""
+    """Reads `host`, `host:port` or `[ipv6]:port`. Raises ValueError."""
     try:
         split = urlsplit(f"//{text}")
         host, port = split.hostname, split.port
@@ -102,6 +108,8 @@ def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
 
 
 def _service_and_db(kind: Kind, path: str) -> tuple[str, str]:
+    """Reads the path of a URL: the Sentinels' service name, if any, and the number of the database
+    ("0" if there is none). Raises ValueError."""
     service = ""
     if kind == "sentinel":
         service, _, path = path.partition("/")
