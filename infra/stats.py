@@ -42,8 +42,11 @@ def show_stats(stats: dict[str, Any], console: Console) -> None:
 
 
 def watch_stats(client: Client, console: Console) -> None:
-    """Shows the statistics anew every second until Ctrl-C. While the coordinator is away, as when
-    it restarts, the last ones stay with the error below. Raises ClientError if it never answered."""
+    """Shows the statistics anew every second until Ctrl-C.
+
+    While the coordinator is away, as when it restarts, the last ones stay with the error below.
+    Raises ClientError if it never answered.
+    """
     view = stats_view(client.cache_stats())
     with Live(view, console=console, auto_refresh=False) as live:
         while True:
