@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from coordinator.core.registry import Registry
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.demand import Demand
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import CheapestRoute
+from coordinator.routing.registry import Registry
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Router
 from protocol.hashing import PAGE_HASH_BYTES, PageHash, split_hashes

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import CoordinatorCore
@@ -28,11 +29,10 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.core.registry import LiveNode
-from coordinator.core.request import Request
 from coordinator.inquiry import Inquiries
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
+from coordinator.routing.registry import LiveNode
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import AnyMessage, AuditReply, CacheFlushed, FlushCache, Message
 

@@ -15,8 +15,8 @@ from decode.outbox import Outbox
 from decode.own_answer import AnswerJob, OwnAnswer
 from decode.receiving import Receiving
 from decode.running import RunningAnswers
+from engine.batches.sequence import Sampled, Slice
 from engine.cache.prefix_cache import HeldPages
-from engine.steps.sequence import Sampled, Slice
 from node.core.instructions import (
     Event,
     Instruction,

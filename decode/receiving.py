@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from decode.own_answer import AnswerJob
 from engine.cache.prefix_cache import HeldPages, PrefixCache
-from node.core.counters import Counters
 from node.core.instructions import AbortTransfer, ExpectPages, Instruction, SendMessage
+from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt
 from protocol.messages import Cancel, Prefill, PrefillDone

@@ -20,10 +20,10 @@ from kvtransfer.links.counts import LinkCounts
 from kvtransfer.links.handshake import VERSION, Hello, Place
 from kvtransfer.links.inbox import Inbox
 from kvtransfer.links.incoming import IncomingLink, ReceivingEnd
+from kvtransfer.links.layer_stream import LayerStream, event_after, let_go, push_to_all
 from kvtransfer.links.listener import Listener
 from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
 from kvtransfer.links.sending import Frame, PageSend
-from kvtransfer.pages.layer_stream import LayerStream, event_after, let_go, push_to_all
 from kvtransfer.pages.layout import WHOLE, Shard, divides, frames_of_pages
 from kvtransfer.pages.staging import PageRows
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream

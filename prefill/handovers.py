@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from engine.batches.sequence import Sampled, Slice
 from engine.cache.prefix_cache import HeldPages
-from engine.steps.sequence import Sampled, Slice
 from node.core.instructions import (
     Event,
     Instruction,

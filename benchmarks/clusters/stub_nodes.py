@@ -237,7 +237,7 @@ class StubPrefill(StubNode):
 
 
 @dataclass(eq=False)
-class _Answer:
+class _StubAnswer:
     """A simulated request of a decode stub; `prompt` holds pages while a prefill node works."""
 
     request: Generate
@@ -250,7 +250,7 @@ class StubDecode(StubNode):
     def __init__(self, settings: StubSettings, simulate: bool = False) -> None:
         super().__init__("decode", settings)
         self._simulate = simulate
-        self._answers: dict[Attempt, _Answer] = {}
+        self._answers: dict[Attempt, _StubAnswer] = {}
         self._outs: defaultdict[str, list[TokenOut]] = defaultdict(list)
 
     def num_running(self) -> int:
@@ -292,13 +292,13 @@ class StubDecode(StubNode):
         tokens = tokens_from_bytes(request.tokens)
         prompt = self.engine.prompt(attempt, tokens, request.namespace, request.max_new_tokens)
         if request.prefill_node is None:
-            self._answers[attempt] = _Answer(request, prompt)
+            self._answers[attempt] = _StubAnswer(request, prompt)
             return self.engine.compute(prompt, now, request.fetch_pages)
         if not self.engine.acquire(prompt, now):
             failed = Failed(attempt, "no pages are free", "busy", self.info.node)
             return self.send(request.reply_address, failed)
         assert prompt.held is not None
-        self._answers[attempt] = _Answer(request, prompt)
+        self._answers[attempt] = _StubAnswer(request, prompt)
         ask = Prefill(
             attempt=attempt,
             tokens=request.tokens,

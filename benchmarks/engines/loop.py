@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.engines.cells import WARM_UP_STEPS, Cell
 from decode.answers import Answers
+from engine.batches.sequence import Sampled
 from engine.cache.prefix_cache import PrefixCache
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Sampled
 from node.core.instructions import SendMessage
 from node.core.scheduler import Scheduler, SchedulerLimits
 from protocol.hashing import PageHasher, token_bytes

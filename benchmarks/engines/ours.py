@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks.engines.cells import OURS, WARM_UP_STEPS, Cell
+from engine.batches.sequence import UNKNOWN, Slice
+from engine.batches.step import Step
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import UNKNOWN, Slice
-from engine.steps.step import Step
 from protocol.layout import KVLayout
 from protocol.sampling import Sampling
 

@@ -22,12 +22,12 @@ from typing import Any
 
 from benchmarks.replaying.leaf_lru import LeafLru
 from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
-from coordinator.core.registry import Registry
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES, Candidate, Policy
+from coordinator.routing.registry import Registry
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Route, Router
 from protocol.hashing import PageHash
@@ -122,7 +122,7 @@ class Outcome:
 
 
 @dataclass(eq=False)
-class _Job:
+class _ReplayedJob:
     request: TraceRequest
     coordinator: _Coordinator
     routed: RoutedRequest
@@ -132,15 +132,15 @@ class _Job:
     estimated_s: float = 0.0
 
 
-class _Node:
+class _ReplayedNode:
     """A prefill node: a queue and a cache."""
 
     def __init__(self, name: str, capacity: int) -> None:
         self.capacity = capacity or UNLIMITED
         self.info = _info(Node(name, 1), self.capacity)
         self.cache = LeafLru(capacity)
-        self.queue: deque[_Job] = deque()
-        self.running: _Job | None = None
+        self.queue: deque[_ReplayedJob] = deque()
+        self.running: _ReplayedJob | None = None
         self.running_until = 0.0
         self.busy_s = 0.0
         self.queued_s = 0.0
@@ -182,12 +182,13 @@ class Replay:
         self._trace = trace
         self._settings = settings
         self._nodes = {
-            f"p{i:02d}": _Node(f"p{i:02d}", settings.pages_per_node) for i in range(settings.nodes)
+            f"p{i:02d}": _ReplayedNode(f"p{i:02d}", settings.pages_per_node)
+            for i in range(settings.nodes)
         }
         self._coordinators = [
             _Coordinator(settings.policy, settings.seed + i) for i in range(settings.coordinators)
         ]
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _ReplayedJob] = {}
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = itertools.count()
         self._now = 0.0
@@ -221,7 +222,7 @@ class Replay:
             coordinator.registry.heartbeat(Heartbeat(info, answering, LEASE_S), self._now)
         self._at(self._now + HEARTBEAT_S, self._beat)
 
-    def _heartbeat(self, node: _Node) -> None:
+    def _heartbeat(self, node: _ReplayedNode) -> None:
         message = Heartbeat(node.info, node.load(self._now), LEASE_S)
         for coordinator in self._coordinators:
             coordinator.registry.heartbeat(message, self._now)
@@ -236,7 +237,7 @@ class Replay:
         num_pages = len(request.hashes)
         demand = Demand(request.num_tokens, num_pages, num_pages, request.hashes)
         routed = RoutedRequest(request_id, demand, self._now)
-        self._jobs[request_id] = _Job(request, coordinator, routed)
+        self._jobs[request_id] = _ReplayedJob(request, coordinator, routed)
         started = time.perf_counter()
         coordinator.queue.add(routed, self._now)
         self._outcome.decision_s += time.perf_counter() - started
@@ -255,7 +256,7 @@ class Replay:
                 coordinator.next_dispatch = when
                 self._at(when, self._dispatch, coordinator)
 
-    def _send(self, job: _Job, route: Route) -> None:
+    def _send(self, job: _ReplayedJob, route: Route) -> None:
         assert route.prefill is not None
         node = self._nodes[route.prefill.name]
         job.fetch_ends = self._now
@@ -272,7 +273,7 @@ class Replay:
         node.queue.append(job)
         self._compute_next(node)
 
-    def _compute_next(self, node: _Node) -> None:
+    def _compute_next(self, node: _ReplayedNode) -> None:
         if node.running is not None or not node.queue:
             return
         job = node.queue[0]
@@ -293,7 +294,7 @@ class Replay:
         node.busy_s += seconds
         self._at(self._now + seconds, self._computed, node)
 
-    def _computed(self, node: _Node) -> None:
+    def _computed(self, node: _ReplayedNode) -> None:
         job = node.running
         assert job is not None
         node.running = None
@@ -304,12 +305,14 @@ class Replay:
         self._compute_next(node)
         self._at(self._now, self._told, job)
 
-    def _visible(self, node: _Node, stored: list[PageHash], evicted: list[PageHash]) -> None:
+    def _visible(
+        self, node: _ReplayedNode, stored: list[PageHash], evicted: list[PageHash]
+    ) -> None:
         for coordinator in self._coordinators:
             coordinator.index.removed(node.info.node, evicted)
             coordinator.index.stored(node.info.node, stored)
 
-    def _told(self, job: _Job) -> None:
+    def _told(self, job: _ReplayedJob) -> None:
         """The first token reaches the coordinator, after the ownership that became known."""
         job.coordinator.placement.ended(job.routed, self._now)
         del self._jobs[job.routed.request_id]

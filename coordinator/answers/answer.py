@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
-from coordinator.core.request import Request
-from coordinator.core.totals import RequestCounters
+from coordinator.answers.request import Request
+from coordinator.answers.totals import RequestCounters
 from coordinator.routing.router import Route
 from protocol.sampling import TokenLogprobs
 

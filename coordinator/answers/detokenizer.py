@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordinator.core.request import DecodeFunction
+from coordinator.answers.request import DecodeFunction
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 MAX_HELD_TOKENS = 16

@@ -11,12 +11,11 @@ import logging
 from collections.abc import Callable, Collection
 
 from coordinator.answers.answer import Answer
+from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
 from coordinator.core.demands import DemandMaker
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
 from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
-from coordinator.core.registry import Registry
-from coordinator.core.request import Request
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
@@ -24,6 +23,7 @@ from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
+from coordinator.routing.registry import Registry
 from coordinator.routing.router import Candidates, NoRoute, Route, Router
 from protocol.messages import (
     COORDINATOR_LEASE_S,

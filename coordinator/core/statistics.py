@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from coordinator.answers.totals import Totals
 from coordinator.core.hot_prefixes import HotPrefixes
-from coordinator.core.registry import Registry
-from coordinator.core.totals import Totals
 from coordinator.core.tracked_request import TrackedRequest
+from coordinator.routing.registry import Registry
 
 log = logging.getLogger(__name__)
 

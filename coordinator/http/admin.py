@@ -8,17 +8,17 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 
+from coordinator.answers.totals import ratio
+from coordinator.audit import audit
 from coordinator.core.hot_prefixes import MAX_PREFIXES
-from coordinator.core.registry import LiveNode
-from coordinator.core.totals import ratio
 from coordinator.http import admin_examples as examples
 from coordinator.http.admin_examples import example, takes
 from coordinator.http.admin_token import require_token
 from coordinator.http.intake import make_request, tokenize
 from coordinator.http.replies import FAULTS, error_reply, fault_status, json_reply
 from coordinator.http.schema import BadRequest, GeneratePrompt, parse_generate, parse_object, tenant
-from coordinator.ownership.audit import audit
 from coordinator.routing.policies import Candidate
+from coordinator.routing.registry import LiveNode
 from coordinator.routing.router import Route
 from coordinator.service import Service
 from protocol.counters import NodeCounters

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.core.totals import RequestCounters
+from coordinator.answers.totals import RequestCounters
 from coordinator.routing.policies import POLICIES
 from protocol.counters import NodeCounters
 from protocol.layout import KVLayout

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from coordinator.answers.request import Request as GenerateRequest
 from coordinator.core.core import NO_NODE
 from coordinator.core.errors import RequestRefused
-from coordinator.core.request import Request as GenerateRequest
 from coordinator.http.admin_token import require_token
 from coordinator.http.replies import error_reply, json_reply
 from coordinator.service import Service

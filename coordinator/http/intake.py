@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Sequence
 from functools import partial
 
+from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
-from coordinator.core.request import Request
 from coordinator.http.schema import BadRequest, GeneratePrompt
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling

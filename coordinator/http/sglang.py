@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator.answers.answer import Answer, AnswerError, ErrorKind, FinishReason
-from coordinator.core.request import DecodeFunction
+from coordinator.answers.request import DecodeFunction
 from protocol.sampling import TokenLogprobs
 
 STATUS_CODES: dict[ErrorKind, int] = {

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.core.registry import LiveNode
+from coordinator.routing.registry import LiveNode
 
 OWN_WORK_WEIGHT = 3.0
 EVICTED_REUSE = 0.5

@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 
-from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.claims import Claims
 from coordinator.routing.cost import compute_s
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.registry import LiveNode, Registry
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import (
     NOTHING_PLANNED,

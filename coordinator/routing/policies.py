@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
-from coordinator.core.registry import LiveNode
 from coordinator.routing.cost import Cost
+from coordinator.routing.registry import LiveNode
 from protocol.ids import Role
 
 TIE_S = 0.001

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from coordinator.core.registry import LiveNode
 from coordinator.routing import cost as costs
 from coordinator.routing.backlog import Backlog
 from coordinator.routing.cost import Cost
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.policies import TIE_S, Candidate, Policy
+from coordinator.routing.registry import LiveNode
 from protocol.ids import Node
 from protocol.layout import KVLayout
 

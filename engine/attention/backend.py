@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.batches.batch import Batch
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
+from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, SliceGroup
 
 BLOCK = 128
 """The number of keys in a block."""
@@ -45,7 +45,7 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Product:
+class _TileProduct:
     """A number of `TILES` tiles, with the blocks of keys that any of them sees."""
 
     tokens: Tensor
@@ -61,7 +61,7 @@ class DeterministicAttention:
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
-        self._plans: dict[int | None, list[_Product]] = {}
+        self._plans: dict[int | None, list[_TileProduct]] = {}
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -122,7 +122,9 @@ def _padded(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
-def _products(part: SliceGroup, cache: KVCache, group: int, window: int | None) -> list[_Product]:
+def _products(
+    part: SliceGroup, cache: KVCache, group: int, window: int | None
+) -> list[_TileProduct]:
     """Cuts the part's slices into tiles and plans their products. `group` heads share a KV head."""
     size = max(1, ROWS // group)  # tokens of a tile
     begins, lengths = part.row_starts_host[:-1], np.diff(part.row_starts_host)
@@ -150,7 +152,7 @@ def _product(
     owners: np.ndarray,
     tokens: np.ndarray,
     positions: np.ndarray,
-) -> _Product:
+) -> _TileProduct:
     """Plans one product. `tokens` [TILES, tokens] are rows of the batch, which stand at `positions`
     in the sequences `owners`."""
     device = part.page_tables.device
@@ -170,4 +172,4 @@ def _product(
         rows = key_rows(part, cache, owners, starts, counts, BLOCK)
         mask = torch.from_numpy(hidden[:, None]).to(device) if hidden.any() else None
         blocks.append(_Block(rows, mask))
-    return _Product(torch.from_numpy(tokens.flatten()).to(device), blocks)
+    return _TileProduct(torch.from_numpy(tokens.flatten()).to(device), blocks)

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.attention.backend import AttentionForm
+from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, SliceGroup
 
 if TYPE_CHECKING:
     from engine.attention.triton_attention import TritonAttention

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_attention import TorchAttention
+from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, SliceGroup
 
 
 class NativeAttention:

@@ -11,8 +11,8 @@ from torch import Tensor
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_prompts import PromptsPlan
 from engine.attention.torch_singles import SinglesPlan
+from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, SliceGroup
 
 
 class Plan(Protocol):

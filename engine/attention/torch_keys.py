@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.batches.batch import SliceGroup
 from engine.cache.kv_cache import KVCache, slots_of
-from engine.steps.batch import SliceGroup
 
 
 def key_rows(

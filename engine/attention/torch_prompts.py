@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
+from engine.batches.batch import SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import SliceGroup
 
 TILE = 128
 """Rows of a tile. Fewer make small products; with more, the mask throws many results away."""

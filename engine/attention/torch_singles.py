@@ -19,8 +19,8 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionForm
 from engine.attention.torch_keys import key_rows
+from engine.batches.batch import SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import SliceGroup
 
 BLOCK_BYTES = 1 << 20
 """Bytes of float32 keys that are gathered at once. From 32 MiB on malloc takes memory from the
@@ -32,7 +32,7 @@ FREE_PADDING_BYTES = BLOCK_BYTES // 16
 
 
 @dataclass(frozen=True)
-class _Product:
+class _SinglesProduct:
     """Blocks [begin, end) of the plan, each padded to `num_keys` keys."""
 
     begin: int
@@ -144,11 +144,11 @@ def _product(
     owners: np.ndarray,
     firsts: np.ndarray,
     counts: np.ndarray,
-) -> _Product:
+) -> _SinglesProduct:
     its = slice(*bounds)
     num_keys = int(counts[its][0])
     padding = torch.from_numpy(np.arange(num_keys) >= counts[its][:, None, None, None])
-    return _Product(
+    return _SinglesProduct(
         begin=bounds[0],
         end=bounds[1],
         num_keys=num_keys,

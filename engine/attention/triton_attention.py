@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.attention.backend import AttentionForm
+from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, SliceGroup
 
 PROGRAMS_PER_PROCESSOR = 3
 """Programs for single tokens per multiprocessor: enough to hide latency, and few enough that

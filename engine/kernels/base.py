@@ -3,14 +3,16 @@ communication."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-from engine.model.families import Activation
+
+Activation = Literal["silu", "gelu_tanh"]
+"""What a feed-forward layer applies to its gate."""
 
 
 class HeadShape(NamedTuple):

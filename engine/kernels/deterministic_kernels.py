@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation
+from engine.kernels.base import Activation, HeadNorms, HeadShape, Kernels, Rotation
 from engine.kernels.row_blocks import blocks
-from engine.model.families import Activation
 
 CPU_SIZES = (4, 8, 16, 32, 64, 128)
 """Numbers of rows that a product may have on a CPU, ascending."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.model.families import FAMILIES, SUPPORTED, Activation, Bias, Family, UnsupportedModel
+from engine.kernels.base import Activation
+from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
 from engine.model.rope_config import FULL, SLIDING, RopeConfig, read_ropes
 from protocol.model_directory import ModelDirectoryError, read_config
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.batches.batch import Batch
+from engine.batches.step import OnLayer
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import HeadNorms, HeadShape, Rotation
 from engine.model.config import ModelConfig
@@ -28,8 +30,6 @@ from engine.model.linear import (
     share,
 )
 from engine.model.rope import rotation
-from engine.steps.batch import Batch
-from engine.steps.step import OnLayer
 
 
 class Norm(nn.Module):

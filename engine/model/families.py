@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from protocol.errors import UserError
 
-Activation = Literal["silu", "gelu_tanh"]
 Bias = Literal["never", "always", "attention_bias"]
 Windows = Literal["all", "late", "patterned"]
 

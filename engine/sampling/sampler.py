@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.rows import column, on_rows, upload
+from engine.batches.rows import column, on_rows, upload
+from engine.batches.sequence import Sampled
 from engine.sampling.logprobs import LogprobTable, measure, temperatures
 from engine.sampling.noise import gumbel
 from engine.sampling.penalties import adjust
 from engine.sampling.token_counts import SeenTokens
-from engine.steps.sequence import Sampled
 from protocol.sampling import Sampling
 
 MASS_OF_ONE = 1 << 40

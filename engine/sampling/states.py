@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.batches.sequence import NO_SEQUENCE, UNKNOWN, Slice
 from engine.sampling.token_counts import SeenTokens, TokenCounts
-from engine.steps.sequence import NO_SEQUENCE, UNKNOWN, Slice
 from protocol.sampling import Sampling
 
 
@@ -60,7 +60,7 @@ class SequenceStates:
         asked = [(i, s) for i, s in enumerate(slices) if s.sampling and s.sampling.has_state]
         if not asked:
             return None
-        new = _NewTokens()
+        new = _TokensToFeed()
         fed = []
         for i, part in asked:
             source = int(sources[i]) if part.follows is not None else UNKNOWN
@@ -101,7 +101,7 @@ class SequenceStates:
         return seen
 
 
-class _NewTokens:
+class _TokensToFeed:
     """Tokens that states were not fed yet, in the form in which `TokenCounts` takes them."""
 
     def __init__(self) -> None:

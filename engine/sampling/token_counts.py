@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.rows import upload
-from engine.steps.batch import known_ids
+from engine.batches.batch import known_ids
+from engine.batches.rows import upload
 
 FIRST_ROWS = 4
 """Rows that are made for the first sequence; then their number doubles whenever they are taken."""

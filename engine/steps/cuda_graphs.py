@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
+from engine.batches.batch import Batch, SliceGroup, StepArrays, known_ids
+from engine.batches.sequence import UNKNOWN
 from engine.cache.kv_cache import KVCache
 from engine.model.decoder import DecoderModel
-from engine.steps.batch import Batch, SliceGroup, StepArrays, known_ids
-from engine.steps.sequence import UNKNOWN
 
 MAX_PREVIOUS = 1024
 """A recorded step can follow a step of at most so many slices."""

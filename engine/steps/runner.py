@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
+from engine.batches.batch import Batch, StepArrays
+from engine.batches.sequence import Sampled, Slice
+from engine.batches.step import OnLayer, Step
 from engine.cache.kv_cache import KVCache
 from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
 from engine.sampling.sampler import Choices, sample
 from engine.sampling.states import SequenceStates
-from engine.steps.batch import Batch, StepArrays
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.seen_shapes import SeenShapes
-from engine.steps.sequence import Sampled, Slice
-from engine.steps.step import OnLayer, Step
 from protocol.layout import KVLayout
 
 

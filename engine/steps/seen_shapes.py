@@ -10,7 +10,7 @@ CUDA graphs are recorded before the first step, so replaying one compiles nothin
 
 from __future__ import annotations
 
-from engine.steps.batch import StepArrays
+from engine.batches.batch import StepArrays
 
 
 class SeenShapes:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 
+from engine.batches.sequence import Sampled, Slice
 from engine.cache.prefix_cache import CacheChange, PrefixCache
-from engine.steps.sequence import Sampled, Slice
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.expected_transfers import ExpectedTransfers
 from node.core.instructions import (

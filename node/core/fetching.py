@@ -17,9 +17,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.batches.sequence import Sequence
 from engine.cache.prefix_cache import HeldPages, PrefixCache
-from engine.steps.sequence import Sequence
-from node.core.counters import Counters
 from node.core.instructions import (
     AbortTransfer,
     ExpectPages,
@@ -29,6 +28,7 @@ from node.core.instructions import (
     SendPages,
 )
 from node.core.job import Job
+from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher, join_hashes, split_hashes
 from protocol.ids import Addresses, Attempt, Node
 from protocol.messages import Fetch, FetchRefused

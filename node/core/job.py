@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from engine.batches.sequence import Sampled, Sequence, Slice
 from engine.cache.prefix_cache import HeldPages
-from engine.steps.sequence import Sampled, Sequence, Slice
 from node.core.instructions import Instruction
 from protocol.hashing import PageHash
 from protocol.ids import Attempt, Node

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from engine.batches.sequence import Sequence
 from engine.cache.prefix_cache import PrefixCache
-from engine.steps.sequence import Sequence
-from node.core.counters import Counters
 from node.core.fetching import Fetching
 from node.core.instructions import EndSequence, Instruction, SendMessage
 from node.core.job import Job, PlannedSlice
 from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
+from node.load.counters import Counters
 from protocol.admission import admission_tokens
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt, Node

@@ -12,9 +12,8 @@ from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from engine.batches.sequence import Sampled, Slice
 from engine.cache.prefix_cache import PrefixCache
-from engine.steps.sequence import Sampled, Slice
-from node.core.counters import Counters
 from node.core.fetching import FETCH_TIMEOUT_S, Fetching
 from node.core.instructions import (
     Event,
@@ -27,6 +26,7 @@ from node.core.instructions import (
 from node.core.job import PlannedSlice
 from node.core.prompts import PromptLimits, Prompts
 from node.core.work import KindOfWork, NodeParts, WorkFactory
+from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Cancel, Fetch, FetchRefused, Generate, Load, Prefill

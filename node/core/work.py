@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.cache.prefix_cache import PrefixCache
-from node.core.counters import Counters
 from node.core.instructions import Event, Instruction
 from node.core.job import PlannedSlice
 from node.core.prompts import Prompts
+from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt, Node
 

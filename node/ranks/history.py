@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.steps.step import Step
+from engine.batches.step import Step
 
 
 class StepHistory:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.batches.sequence import Slice
+from engine.batches.step import OnLayer, Step
 from engine.errors import DeviceBroken
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
-from engine.steps.step import OnLayer, Step
 from node.ranks import commands
 from node.ranks.history import StepHistory
 from node.ranks.operations import Operations

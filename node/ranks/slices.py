@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from engine.steps.sequence import Slice
+from engine.batches.sequence import Slice
 from node.ranks.commands import SliceCommand
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.batches.sequence import Slice
 from engine.errors import DeviceBroken
 from engine.parallel import connect
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
 from node.config import NodeConfig
 from node.ranks import commands
 from node.ranks.executor import RankTransport

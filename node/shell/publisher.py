@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from engine.cache.prefix_cache import CacheChange
-from node.core.ownership_writer import RETRY_S, OwnershipCall, OwnershipWriter
+from node.ownership.ownership_writer import RETRY_S, OwnershipCall, OwnershipWriter
 from protocol.messages import NodeInfo
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect

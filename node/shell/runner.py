@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from engine.steps.sequence import Slice
-from engine.steps.step import OnLayer, Step
+from engine.batches.sequence import Slice
+from engine.batches.step import OnLayer, Step
 
 
 class Runner(Protocol):

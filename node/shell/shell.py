@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from engine.steps.sequence import Slice
+from engine.batches.sequence import Slice
 from kvtransfer.transport import PageStream
 from node.core.core import NodeCore
 from node.core.expected_transfers import without_outdated
@@ -37,7 +37,7 @@ from node.core.instructions import (
     SendPages,
     StreamPages,
 )
-from node.core.links import link_loads
+from node.load.links import link_loads
 from node.resources import resident_bytes
 from node.shell.ports import ChannelPort, HeartbeatsPort, PublisherPort, TransportPort
 from node.shell.runner import Runner

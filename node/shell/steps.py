@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from engine.batches.sequence import Sampled, Slice
+from engine.batches.step import OnLayer, Step
 from engine.errors import DeviceBroken
-from engine.steps.sequence import Sampled, Slice
-from engine.steps.step import OnLayer, Step
-from node.core.rates import Rates
+from node.load.rates import Rates
 from node.shell.runner import Runner
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from decode.answers import Answers
+from engine.batches.sequence import Sampled, Slice
+from engine.batches.step import OnLayer
 from engine.cache.prefix_cache import PrefixCache
-from engine.steps.sequence import Sampled, Slice
-from engine.steps.step import OnLayer
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of

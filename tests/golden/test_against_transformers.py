@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from engine.batches.sequence import Slice
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
 from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
 from tests.support.families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
 from tests.support.reference import reference_tokens

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.batches.sequence import Sampled, Slice
+from engine.batches.sequence import Sequence as TokenSequence
+from engine.batches.step import OnLayer, Step
 from engine.build import EngineOptions, load_model_runner
 from engine.cache.prefix_cache import PrefixCache
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Sampled, Slice
-from engine.steps.sequence import Sequence as TokenSequence
-from engine.steps.step import OnLayer, Step
 from node.shell.steps import Steps
 from protocol.sampling import Sampling
 from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 import torch
 
+from engine.batches.sequence import Slice
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
 from tests.support.families import save_random_model

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from engine.batches.sequence import UNKNOWN, Slice
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.sampling.sampler import sample
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import UNKNOWN, Slice
 from protocol.sampling import Sampling
 from tests.support.driving import PAGE_SIZE, Sequences, prompt_of
 from tests.support.families import (

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.batches.sequence import UNKNOWN, Sampled, Slice
 from engine.sampling.sampler import sample
 from engine.sampling.states import SequenceStates
 from engine.sampling.token_counts import SeenTokens
-from engine.steps.sequence import UNKNOWN, Sampled, Slice
 from protocol.sampling import Sampling
 
 pytestmark = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
-from tests.sim.oracle import STOP, VOCABULARY, answer_of
+from tests.sim.world.oracle import STOP, VOCABULARY, answer_of
 
 MAX_NEW_TOKENS = 12
 LONG_ANSWER = 250

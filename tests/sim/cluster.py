@@ -12,9 +12,7 @@ from protocol.layout import KVLayout
 from protocol.messages import COORDINATOR_LEASE_S, FlushCache
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
-from tests.sim.clock import VirtualClock
 from tests.sim.coordinators import SimCoordinator
-from tests.sim.data_plane import DataPlane
 from tests.sim.faults import (
     Crash,
     Cut,
@@ -26,10 +24,12 @@ from tests.sim.faults import (
     Replace,
     Slow,
 )
-from tests.sim.network import Network
 from tests.sim.nodes import FINGERPRINT, SimNode
-from tests.sim.redis_model import RedisModel
-from tests.sim.shadow import Shadow
+from tests.sim.world.clock import VirtualClock
+from tests.sim.world.data_plane import DataPlane
+from tests.sim.world.network import Network
+from tests.sim.world.redis_model import RedisModel
+from tests.sim.world.shadow import Shadow
 
 
 @dataclass(frozen=True)

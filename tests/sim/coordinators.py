@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import CoordinatorCore
 from coordinator.core.errors import TooBusy, Unavailable
@@ -18,13 +19,12 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.core.request import Request
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
 from protocol.messages import AnyMessage, Generate, Heartbeat
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
-from tests.sim.processes import Process
-from tests.sim.redis_model import RedisDown
+from tests.sim.world.processes import Process
+from tests.sim.world.redis_model import RedisDown
 
 if TYPE_CHECKING:
     from tests.sim.cluster import SimCluster

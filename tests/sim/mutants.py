@@ -14,22 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.core.registry import Registry
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
 from coordinator.ownership.index import PrefixIndex
 from coordinator.ownership.mirror import OwnershipMirror
+from coordinator.routing.registry import Registry
 from decode.answers import Answers
 from decode.receiving import Receiving
+from engine.batches.sequence import Sequence
 from engine.cache.page_pool import PagePool
 from engine.cache.prefix_cache import PrefixCache
 from engine.cache.radix import RadixTree
-from engine.steps.sequence import Sequence
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
-from node.core.ownership_writer import OwnershipWriter
 from node.core.prompts import Prompts
+from node.ownership.ownership_writer import OwnershipWriter
 from node.shell.steps import Steps
 from prefill.sending import PagesBeingSent
 from protocol.ids import Attempt

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from decode.answers import Answers
 from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
-from node.core.ownership_writer import OwnershipCall, OwnershipWriter
 from node.core.scheduler import Scheduler, SchedulerLimits
+from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
-from tests.sim.data_plane import SimTransport
-from tests.sim.device import SimDevice
-from tests.sim.processes import Process
-from tests.sim.redis_model import RedisDown
-from tests.sim.shadow import CheckedCache
+from tests.sim.world.data_plane import SimTransport
+from tests.sim.world.device import SimDevice
+from tests.sim.world.processes import Process
+from tests.sim.world.redis_model import RedisDown
+from tests.sim.world.shadow import CheckedCache
 
 if TYPE_CHECKING:
     from tests.sim.cluster import SimCluster

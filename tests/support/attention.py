@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.batches.batch import Batch
+from engine.batches.sequence import Slice
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch
-from engine.steps.sequence import Slice
 from protocol.layout import KVLayout
 from tests.support.driving import CPU
 

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from engine.steps.batch import Batch
+from engine.batches.batch import Batch
+from engine.batches.sequence import Slice
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
 from tests.support.driving import GREEDY, PAGE_SIZE, Sequences, prompt_of
 
 LENGTH = 150

@@ -7,7 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from engine.steps.sequence import UNKNOWN, Sampled, Slice
+from engine.batches.sequence import UNKNOWN, Sampled, Slice
 
 Pool = dict[tuple[int, int], int]
 """(page, slot) → the token whose KV is there."""

@@ -7,9 +7,9 @@ import random
 import torch
 from torch import Tensor
 
-from engine.steps.batch import Batch
+from engine.batches.batch import Batch
+from engine.batches.sequence import Slice
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
 from protocol.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)

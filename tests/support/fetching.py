@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.steps.sequence import Sampled
+from engine.batches.sequence import Sampled
 from node.core.instructions import (
     Instruction,
     PagesSent,

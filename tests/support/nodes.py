@@ -8,12 +8,12 @@ from functools import partial
 
 import msgspec
 
-from coordinator.core.registry import LiveNode, Registry
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
+from coordinator.routing.registry import LiveNode, Registry
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Route, Router
 from protocol.hashing import PAGE_HASH_BYTES, PageHash

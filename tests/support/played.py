@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from engine.batches.sequence import Sampled, Slice
+from engine.batches.step import OnLayer
 from engine.cache.prefix_cache import CacheChange
-from engine.steps.sequence import Sampled, Slice
-from engine.steps.step import OnLayer
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler

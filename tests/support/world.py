@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from decode.answers import Answers
+from engine.batches.sequence import Sampled, Slice
+from engine.batches.step import OnLayer, Step
 from engine.cache.prefix_cache import CacheChange, PrefixCache
-from engine.steps.sequence import Sampled, Slice
-from engine.steps.step import OnLayer, Step
 from kvtransfer.transport import LinkStats, OnDone, OnProgress
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits

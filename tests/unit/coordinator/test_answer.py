@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordinator.answers.answer import Answer, AnswerError, FinishReason, NewTokens
-from coordinator.core.request import Request
+from coordinator.answers.request import Request
 from coordinator.http.sglang import STATUS_CODES, SGLangFormatter, stream_error
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.nodes import Nodes, demand_of

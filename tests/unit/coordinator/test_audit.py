@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from coordinator.core.registry import LiveNode
+from coordinator import audit as audit_module
+from coordinator.audit import NodeAudit, audit
 from coordinator.inquiry import Inquiries
-from coordinator.ownership import audit as audit_module
-from coordinator.ownership.audit import NodeAudit, audit
+from coordinator.routing.registry import LiveNode
 from protocol.hashing import PageHash, join_hashes
 from protocol.ids import Node
 from protocol.messages import AuditPages, Message, Republish

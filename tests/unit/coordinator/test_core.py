@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 
 from coordinator.answers.answer import Answer
+from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import ALIVE_EVERY_S, CHECK_EVERY_S, CoordinatorCore
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
@@ -21,7 +22,6 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.core.request import Request
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.claims import KEPT_S
 from protocol.ids import Attempt, Node

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from coordinator.answers.answer import Answer
-from coordinator.core.request import Request
+from coordinator.answers.request import Request
 from coordinator.mailbox import Mailbox
 from protocol.sampling import Sampling
 

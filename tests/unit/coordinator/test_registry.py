@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.core.registry import Registry
+from coordinator.routing.registry import Registry
 from protocol.ids import Node
 from tests.support.nodes import LAYOUT, LEASE_S, heartbeat
 

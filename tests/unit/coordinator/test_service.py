@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from coordinator import service as service_module
-from coordinator.core.request import Request
+from coordinator.answers.request import Request
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
 from coordinator.routing.routed_request import RoutedRequest

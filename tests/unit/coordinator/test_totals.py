@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.core.totals import BUCKET_S, WINDOW_S, RequestCounters, Totals, ratio
+from coordinator.answers.totals import BUCKET_S, WINDOW_S, RequestCounters, Totals, ratio
 
 
 def test_a_ratio_of_nothing_is_nothing() -> None:

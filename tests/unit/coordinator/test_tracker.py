@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coordinator.answers.answer import Answer, AnswerError, FinishReason
+from coordinator.answers.request import Request
 from coordinator.core.demands import DemandMaker
 from coordinator.core.instructions import (
     AnswerChanged,
@@ -17,7 +18,6 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.core.request import Request
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracker import BUSY_RETRY_S, MAX_FAILURES, RETRY_WITHIN_S, Tracker
 from coordinator.routing.router import NoRoute

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.batches.batch import Batch
+from engine.batches.sequence import Slice
 from engine.cache.kv_cache import KVCache, num_pages_that_fit
-from engine.steps.batch import Batch
-from engine.steps.sequence import Slice
 from protocol.layout import KVLayout
 from tests.support.attention import CHUNKS, PROMPTS, SINGLES, Case, form_of
 from tests.support.attention_backends import BACKENDS

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.base import TorchKernels
+from engine.kernels.base import Activation, TorchKernels
 from engine.kernels.deterministic_kernels import (
     DeterministicKernels,
     agreeing_sizes,
 )
-from engine.model.families import Activation
 
 
 @pytest.fixture(params=[1, 2])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from engine.batches.batch import StepArrays
+from engine.batches.sequence import Slice
 from engine.build import EngineOptions, load_model_runner
 from engine.errors import DeviceBroken
-from engine.steps.batch import StepArrays
 from engine.steps.runner import DeviceStep, ModelRunner
 from engine.steps.seen_shapes import SeenShapes
-from engine.steps.sequence import Slice
 from protocol.sampling import Sampling
 from tests.support.driving import CPU, PAGE_SIZE
 from tests.support.families import save_random_model

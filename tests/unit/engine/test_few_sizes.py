@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.attention.torch_prompts import KEY_STEP
+from engine.batches.sequence import Slice
 from engine.build import EngineOptions, load_model_runner
 from engine.kernels.deterministic_kernels import CPU_SIZES
 from engine.kernels.few_sizes_kernels import SIZES, FewSizesKernels
-from engine.steps.sequence import Slice
 from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
 
 EMBEDDED_MODEL = Path(__file__).parents[3] / "models" / "tiny"

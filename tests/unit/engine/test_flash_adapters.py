@@ -16,8 +16,8 @@ from torch import Tensor
 from engine.attention import flash_attention
 from engine.attention.backend import AttentionForm
 from engine.attention.flash_attention import FlashAttention, PromptKernel
+from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
-from engine.steps.batch import Batch, SliceGroup
 from tests.support.attention import HEAD_DIM, Case
 
 FORMS = [

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.batches.sequence import Slice
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
-from engine.steps.sequence import Slice
 from protocol.sampling import Sampling
 from tests.support.checkpoints import checkpoint, save
 from tests.support.driving import CPU

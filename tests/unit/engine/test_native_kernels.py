@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.native_attention import NativeAttention
+from engine.batches.batch import Batch
 from engine.build import load_model_runner
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import HeadNorms, HeadShape, TorchKernels
@@ -24,7 +25,6 @@ from engine.kernels.native_kernels import MOST_ROWS, NativeKernels
 from engine.model.rope import rotation
 from engine.model.rope_config import RopeConfig
 from engine.options import EngineOptions
-from engine.steps.batch import Batch
 from protocol.layout import KVLayout
 from tests.support.attention import SINGLES, Case, form_of
 from tests.support.checkpoints import checkpoint, save

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.batches.sequence import Sampled, Slice
 from engine.sampling import sampler
 from engine.sampling.penalties import adjust
 from engine.sampling.sampler import sample
 from engine.sampling.states import SequenceStates
 from engine.sampling.token_counts import SeenTokens
-from engine.steps.sequence import Sampled, Slice
 from protocol.sampling import Sampling
 from tests.support.sampling_reference import adjusted, chosen, logprobs_of
 

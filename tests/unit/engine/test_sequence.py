@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from engine.batches.sequence import UNKNOWN, Sequence, Slice
 from engine.cache.prefix_cache import PrefixCache
-from engine.steps.sequence import UNKNOWN, Sequence, Slice
 from protocol.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)

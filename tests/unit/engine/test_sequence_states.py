@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.batches.sequence import UNKNOWN, Slice
 from engine.sampling.states import SequenceStates
 from engine.sampling.token_counts import SeenTokens
-from engine.steps.sequence import UNKNOWN, Slice
 from protocol.sampling import Sampling
 
 VOCAB_SIZE = 12

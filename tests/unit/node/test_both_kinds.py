@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decode.answers import Answers
+from engine.batches.sequence import Sampled
 from engine.cache.prefix_cache import PrefixCache
-from engine.steps.sequence import Sampled
 from node.core.instructions import AbortTransfer, SendMessage, StreamPages
 from node.core.scheduler import Scheduler, SchedulerLimits
 from prefill.handovers import Handovers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from kvtransfer.transport import LinkStats
-from node.core.counters import Counters
-from node.core.links import link_loads
+from node.load.counters import Counters
+from node.load.links import link_loads
 from protocol.ids import Node
 from protocol.messages import MAX_LINKS, Heartbeat, LinkLoad, Load, decode, encode
 from tests.support.nodes import info_of

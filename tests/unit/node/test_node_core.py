@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from engine.batches.sequence import Sampled
 from engine.cache.prefix_cache import PrefixCache
-from engine.steps.sequence import Sampled
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.core import NodeCore
 from node.core.expected_transfers import ExpectedTransfers, without_outdated

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.prefix_cache import CacheChange
-from node.core.ownership_writer import (
+from node.ownership.ownership_writer import (
     COORDINATOR_KEPT_S,
     HASHES_PER_FILL,
     RETRY_S,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.steps.sequence import Slice
+from engine.batches.sequence import Slice
 from node.core.instructions import AbortTransfer, Instruction, SendMessage
 from node.core.scheduler import Scheduler
 from protocol.admission import admission_tokens, most_tokens

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.steps.sequence import Sampled
+from engine.batches.sequence import Sampled
 from node.core.instructions import (
     AbortTransfer,
     CancelSends,

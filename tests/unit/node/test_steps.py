@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from engine.batches.sequence import Slice
 from engine.errors import DeviceBroken
-from engine.steps.sequence import Slice
 from node.shell.steps import Steps
 from protocol.messages import AnyMessage, Failed, TokensOut
 from protocol.sampling import Sampling

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.steps.sequence import UNKNOWN, Slice
+from engine.batches.sequence import UNKNOWN, Slice
 from node.ranks.commands import AnyCommand, StepCommand
 from node.ranks.slices import SliceDecoder, SliceEncoder
 from protocol.sampling import Sampling

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from engine.batches.sequence import Slice
+from engine.batches.step import OnLayer, Step
 from engine.steps.runner import DeviceStep
-from engine.steps.sequence import Slice
-from engine.steps.step import OnLayer, Step
 from node.ranks import commands, workers
 from node.ranks.operations import Operations
 from node.ranks.pipe import Pipe, RankLost

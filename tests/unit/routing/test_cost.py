@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.core.registry import DEFAULT_PREFILL_TOKENS_PER_S, LiveNode
 from coordinator.routing import cost
 from coordinator.routing.cost import ANSWER_STEPS, HOP_S, OWN_WORK_WEIGHT, Cost
+from coordinator.routing.registry import DEFAULT_PREFILL_TOKENS_PER_S, LiveNode
 from protocol.messages import Load
 from tests.support.nodes import LAYOUT, Nodes, load_of
 

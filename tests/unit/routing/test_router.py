@@ -9,11 +9,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from coordinator.core.registry import Registry
 from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.policies import POLICIES
+from coordinator.routing.registry import Registry
 from coordinator.routing.router import Candidates, Cluster, NoRoute, PlannedWork, Route, Router
 from protocol.ids import Node
 from protocol.messages import Load

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.ownership.mirror import Entry, MirrorCall
-from node.core.ownership_writer import OwnershipCall
+from node.ownership.ownership_writer import OwnershipCall
 from protocol.hashing import PageHash, join_hashes, split_hashes
 from protocol.ids import Node
 from protocol.redis.ownership import APPLIED, FENCED, LOST, NodeKeys
-from tests.sim.clock import VirtualClock
+from tests.sim.world.clock import VirtualClock
 
 STREAM_MAX_LENGTH = 5
 """Short, so that a coordinator that lags finds a gap."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.steps.sequence import Slice
+from engine.batches.sequence import Slice
 
 WEIGHT = 0.2
 """Share of the newest step in a rate."""

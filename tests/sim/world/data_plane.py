@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from kvtransfer.transport import LinkStats, OnDone, OnProgress
 from protocol.ids import Attempt
 from tests.sim.checks import Wrong
-from tests.sim.clock import VirtualClock
-from tests.sim.device import SimDevice
-from tests.sim.network import Network
-from tests.sim.oracle import KV
+from tests.sim.world.clock import VirtualClock
+from tests.sim.world.device import SimDevice
+from tests.sim.world.network import Network
+from tests.sim.world.oracle import KV
 
 PAGE_S = 0.0003
 LOSS_NOTICED_S = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from engine.steps.sequence import Sampled, Slice
+from engine.batches.sequence import Sampled, Slice
 
 OnLayer = Callable[[int], None]
 """Is told, while a step is computed, how many layers, from the first on, have their K and V in the

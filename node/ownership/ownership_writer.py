@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from engine.cache.prefix_cache import CacheChange
-from node.core.joined_changes import joined_changes
+from node.ownership.joined_changes import joined_changes
 from protocol.hashing import PageHash, join_hashes
 from protocol.messages import NodeInfo
 from protocol.redis import ownership

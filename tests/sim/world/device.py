@@ -1,7 +1,7 @@
 """`SimDevice`: a KV pool and a runner without tensors, on which the shadow is kept.
 
-Every slot holds the KV of `tests.sim.oracle`; whoever reads a page sees whether its content is the
-prefix that it should be.
+Every slot holds the KV of `tests.sim.world.oracle`; whoever reads a page sees whether its content
+is the prefix that it should be.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.steps.sequence import UNKNOWN, Sampled, Slice
+from engine.batches.sequence import UNKNOWN, Sampled, Slice
 from tests.sim.checks import Wrong
-from tests.sim.oracle import EMPTY, KV, MAX_FORCED, is_forced, kv_after, next_token
+from tests.sim.world.oracle import EMPTY, KV, MAX_FORCED, is_forced, kv_after, next_token
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.sim.clock import VirtualClock
+from tests.sim.world.clock import VirtualClock
 
 
 class Process:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.core.registry import LiveNode
+from coordinator.routing.registry import LiveNode
 from coordinator.service import Service
 from protocol.hashing import PAGE_HASH_BYTES, PageHash, split_hashes
 from protocol.messages import AuditPages, Republish

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.sim.clock import VirtualClock
+from tests.sim.world.clock import VirtualClock
 
 MIN_DELAY_S, MAX_DELAY_S = 0.0002, 0.002
 

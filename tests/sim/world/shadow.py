@@ -12,8 +12,8 @@ from engine.cache.prefix_cache import HeldPages, PrefixCache
 from protocol.hashing import PageHash, PageHasher
 from protocol.namespace import SHARED, Namespace
 from tests.sim.checks import Wrong
-from tests.sim.device import SimDevice
-from tests.sim.oracle import KV, kv_of
+from tests.sim.world.device import SimDevice
+from tests.sim.world.oracle import KV, kv_of
 
 
 class Shadow:

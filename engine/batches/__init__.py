@@ -1,0 +1,1 @@
+"""What a step computes: sequences cut into slices, and slices made into tensors."""

@@ -1,0 +1,1 @@
+"""What a node tells of itself in its heartbeats: counters, rates, links. Pure."""

@@ -1,0 +1,1 @@
+"""What a node writes to Redis about the pages that it owns. Pure."""
