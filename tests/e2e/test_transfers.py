@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -37,19 +38,27 @@ def test_prompts_that_begin_alike_are_sent_once(pair_cluster: Cluster) -> None:
     assert sum(a["meta_info"]["transferred_pages"] for a in answers) == 60 + 8 * 3
 
 
+def only_link(node: dict[str, Any], direction: str) -> dict[str, Any]:
+    (link,) = [link for link in node["links"] if link["direction"] == direction]
+    return dict(link)
+
+
 def test_links_are_told_of_with_what_they_moved(pair_cluster: Cluster) -> None:
-    pair_cluster.generate(prompt_of(100, 199, seed=49))
+    pair_cluster.generate(prompt_of(100, 199, seed=48))
+    before = pair_cluster.settle()
+    moved = pair_cluster.generate(prompt_of(100, 199, seed=49))["meta_info"]["transferred_pages"]
     nodes = pair_cluster.settle()
     layout = KVLayout(**nodes["d0"]["layout"])
-    (sent,) = [link for link in nodes["p0"]["links"] if link["direction"] == "out"]
-    (received,) = [link for link in nodes["d0"]["links"] if link["direction"] == "in"]
-    assert (sent["peer"], received["peer"]) == ("d0", "p0")
-    for link in (sent, received):
-        assert link["transport"] == "shm" and link["open"] and link["failures"] == 0
-        assert link["bytes"] == link["pages"] * layout.page_bytes > 0
-        assert link["busy_s"] > 0
-    assert sent["bytes"] == received["bytes"]
-    assert sent["pages"] == nodes["p0"]["load"]["counters"]["pages_sent"]
+    assert moved > 0
+    for name, direction, peer in (("p0", "out", "d0"), ("d0", "in", "p0")):
+        link, earlier = only_link(nodes[name], direction), only_link(before[name], direction)
+        assert link["peer"] == peer and link["transport"] == "shm"
+        assert link["open"] and link["failures"] == 0
+        assert link["bytes"] == link["pages"] * layout.page_bytes
+        assert link["pages"] - earlier["pages"] == moved
+        assert link["busy_s"] > earlier["busy_s"]
+    counters, earlier_counters = (some["p0"]["load"]["counters"] for some in (nodes, before))
+    assert counters["pages_sent"] - earlier_counters["pages_sent"] == moved
 
 
 @pytest.fixture

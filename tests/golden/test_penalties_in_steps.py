@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled, Slice
@@ -198,7 +198,6 @@ def compute(
     return runner
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     faults=st.dictionaries(st.integers(0, 15), st.sampled_from(KINDS), max_size=6),
     chunk=st.sampled_from([1, 7, 16, 100]),

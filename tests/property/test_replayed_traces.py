@@ -15,8 +15,6 @@ from tests.support.traces import BASE_S, chain, request
 paths = st.builds(
     lambda head, tail: head + tail, st.sampled_from(["s", "sss", "t"]), st.text("ab", max_size=5)
 )
-
-
 traces = st.lists(st.tuples(st.floats(0.0, 1.0), paths), min_size=1, max_size=25)
 
 

@@ -15,8 +15,6 @@ from kvtransfer.pages.layout import (
 from protocol.layout import KVLayout
 
 LAYOUT = KVLayout(page_size=16, num_layers=5, num_kv_heads=8, head_dim=64, dtype="bfloat16")
-
-
 ranks = st.sampled_from([1, 2, 4, 8, 16])
 
 

@@ -21,8 +21,6 @@ from protocol.messages import (
 from tests.support.nodes import heartbeat
 
 D0 = Node("d0", 1)
-
-
 DEADLINE_S = 20.0
 
 

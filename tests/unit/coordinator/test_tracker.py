@@ -464,7 +464,7 @@ class TrackerMachine(RuleBasedStateMachine):
 
 
 TestTrackerMachine = TrackerMachine.TestCase
-TestTrackerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestTrackerMachine.settings = settings(stateful_step_count=40)
 
 
 def test_a_node_that_cannot_be_reached_is_one_that_failed() -> None:

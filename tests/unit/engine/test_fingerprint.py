@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -141,7 +141,6 @@ def test_what_is_read_of_a_large_model_is_bounded(num_tensors: int) -> None:
     assert source.num_read <= most * SAMPLE_ELEMENTS
 
 
-@settings(deadline=None)
 @given(
     shape=st.lists(st.integers(1, 700), min_size=1, max_size=4).filter(
         lambda sizes: torch.Size(sizes).numel() < 10**9

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -122,7 +122,6 @@ SAMPLINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(SAMPLINGS, st.integers(0, 2**20)), min_size=1, max_size=9))
 def test_a_row_draws_the_same_alone_and_in_any_batch(rows: Sequence[tuple[Sampling, int]]) -> None:
     samplings, positions = [s for s, _ in rows], [p for _, p in rows]

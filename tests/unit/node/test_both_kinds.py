@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from decode.answers import Answers
@@ -52,7 +52,6 @@ def request(
     return msgspec.structs.replace(asked, prefill_node=Node(prefill, 1) if prefill else None)
 
 
-@settings(max_examples=150, deadline=None)
 @given(prompts, st.integers(0, 1 << 30), st.booleans(), st.sampled_from([1, 3]))
 def test_every_answer_is_the_models_whoever_computes_its_prompt(
     asked: list[tuple[str, int, int]], seed: int, ahead: bool, most_tokens: int

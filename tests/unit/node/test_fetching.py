@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
@@ -347,7 +347,6 @@ def test_decode_lends_its_pages_to_the_prefill_that_computes_for_it() -> None:
     assert prefill.load().held_pages == decode.load().held_pages == 0
 
 
-@settings(max_examples=200, deadline=None)
 @given(prompts, st.randoms(use_true_random=False), st.booleans())
 def test_every_answer_is_the_models_whatever_is_fetched(
     asked: list[tuple[str, int, int]], rng: random.Random, lossy: bool

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cache.prefix_cache import CacheChange
@@ -335,7 +335,6 @@ def test_a_coordinator_that_is_not_announced_any_more_is_kept_for_a_while() -> N
     assert writing.writer.coordinators == ("c1",)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 1 << 30))
 def test_whatever_happens_the_set_is_prefix_closed_and_in_the_end_the_same(seed: int) -> None:
     """`PlayedRedis` checks after every script that no page is without its parent."""

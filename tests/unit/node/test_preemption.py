@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches.sequence import Slice
@@ -40,7 +40,6 @@ long_answers = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     long_answers,
     st.integers(0, 1 << 30),
@@ -182,7 +181,6 @@ def test_nobody_is_admitted_who_would_soon_give_way() -> None:
         assert node.decode.load().num_running == num_admitted
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     running=st.lists(
         st.tuples(st.integers(1, 60), st.integers(1, 200), st.integers(0, 20)), max_size=5

@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
@@ -51,7 +51,6 @@ from tests.support.world import (
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(prompts, st.randoms(use_true_random=False), st.booleans())
 def test_every_answer_is_the_models(
     asked: list[tuple[str, int, int]], rng: random.Random, disaggregated: bool
@@ -70,7 +69,6 @@ def test_every_answer_is_the_models(
     assert prefill.load().held_pages == decode.load().held_pages == 0
 
 
-@settings(max_examples=100, deadline=None)
 @given(prompts, st.randoms(use_true_random=False))
 def test_cancelled_requests_leave_no_page_and_harm_nobody(
     asked: list[tuple[str, int, int]], rng: random.Random
@@ -99,7 +97,6 @@ def test_cancelled_requests_leave_no_page_and_harm_nobody(
     assert prefill.next_batch(0.0) == decode.next_batch(0.0) == ([], [])
 
 
-@settings(max_examples=100, deadline=None)
 @given(prompts, st.randoms(use_true_random=False))
 def test_requests_whose_links_break_end_once_and_leave_no_page(
     asked: list[tuple[str, int, int]], rng: random.Random

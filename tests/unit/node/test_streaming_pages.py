@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
@@ -163,7 +163,6 @@ def alike(count: int) -> dict[str, list[int]]:
     return {f"r{i}": [*COMMON, *range(100 + 40 * i, 120 + 40 * i)] for i in range(count)}
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 8), st.randoms(use_true_random=False))
 def test_pages_that_several_need_at_once_travel_once(count: int, rng: random.Random) -> None:
     prefill, decode = prefill_scheduler(), decode_scheduler()
@@ -184,7 +183,6 @@ def turn_of(world: World, name: str) -> None:
     world.step(name)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 3), st.randoms(use_true_random=False))
 def test_what_has_arrived_for_a_cancelled_one_travels_to_no_other(
     num_steps: int, rng: random.Random

@@ -150,4 +150,4 @@ class BacklogMachine(RuleBasedStateMachine):
 
 
 TestBacklog = BacklogMachine.TestCase
-TestBacklog.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestBacklog.settings = settings(stateful_step_count=30)

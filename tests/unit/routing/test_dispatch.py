@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.routing import dispatch
@@ -237,7 +237,6 @@ def test_policies_that_do_not_weigh_costs_send_all_at_once_in_order(policy: str)
     assert nodes.queue.dispatch_in_s(0.0) is None
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     num_tokens=st.lists(st.integers(1, 3000), min_size=1, max_size=60),
     num_nodes=st.integers(1, 4),
@@ -259,7 +258,6 @@ def test_each_is_dispatched_once_unless_it_is_removed(
     assert nodes.queue.dispatch_in_s(0.0) is None and names(nodes, 1e9) == []
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     arrivals=st.lists(
         st.tuples(st.floats(0.0, 20.0), st.integers(1, 4000)), min_size=1, max_size=60
@@ -280,7 +278,6 @@ def test_everything_is_dispatched_by_the_time_that_the_work_takes(
         assert dispatched[name] >= at
 
 
-@settings(max_examples=20, deadline=None)
 @given(num_short=st.integers(1, 20), short_tokens=st.integers(90, 400), seed=st.integers(0, 99))
 def test_a_long_request_is_dispatched_however_many_short_ones_come(
     num_short: int, short_tokens: int, seed: int

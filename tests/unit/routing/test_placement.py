@@ -284,4 +284,4 @@ class PlacementMachine(RuleBasedStateMachine):
 
 
 TestPlacementMachine = PlacementMachine.TestCase
-TestPlacementMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestPlacementMachine.settings = settings(stateful_step_count=30)
