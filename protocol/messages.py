@@ -182,7 +182,7 @@ class Republish(Message, frozen=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """What does not change during one life of a node."""
+    """What does not change during one incarnation of a node."""
 
     node: Node
     control_address: str
@@ -224,7 +224,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a node at one moment."""
 
     role: Role
-    """What the node prefers to do; it may change during its life."""
+    """What the node prefers to do; it may change during an incarnation."""
     num_running: int = 0
     """Requests that have pages: their prompts are computed or received, or they are answered."""
     num_waiting: int = 0

@@ -59,14 +59,14 @@ class OwnershipCall:
 
 class OwnershipWriter:
     """One call is under way at a time: each `next_call` is followed by `replied` or `unreachable`.
-    While Redis cannot be reached, or a newer life of the node has taken its place, nothing is lost:
+    While Redis cannot be reached, or a newer incarnation of the node has taken its place, nothing is lost:
     the owned set goes on following the changes."""
 
     def __init__(self, info: NodeInfo, lease_s: float) -> None:
         self.coordinators: tuple[str, ...] = ()
         """Addresses of coordinators that want heartbeats."""
         self.is_replaced = False
-        """A newer life of the node has registered: this one may write no more."""
+        """A newer incarnation of the node has registered: this one may write no more."""
         self.wake_at = 0.0
         """When there is something to do again although nothing was published."""
         self._info = info
@@ -217,7 +217,7 @@ class OwnershipWriter:
 
     def _refused(self, call: OwnershipCall, result: Any, now: float) -> None:
         self._forget_record()
-        if call.script == "release":  # a newer life has the lease, and the name
+        if call.script == "release":  # a newer incarnation has the lease, and the name
             self._is_listed = False
         elif result == ownership.FENCED:
             self.is_replaced = True

@@ -9,7 +9,7 @@ from kvtransfer.transport import LinkStats
 
 
 class MergedArrivals:
-    """One life of an expected transfer.
+    """One expectation of a transfer.
 
     A page is here when every rank has it, all is over when no rank writes any more.
     """
