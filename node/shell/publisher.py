@@ -34,7 +34,7 @@ NODE_SCRIPTS = {
 class OwnershipPublisher:
     """Call `publish` after every step; read `coordinators` for who wants heartbeats.
 
-    `on_replaced` is called (on this thread) when a newer incarnation of the same node has registered.
+    `on_replaced` is called, on this thread, when a newer incarnation of the node has registered.
     """
 
     def __init__(
