@@ -59,8 +59,10 @@ class OwnershipCall:
 
 class OwnershipWriter:
     """One call is under way at a time: each `next_call` is followed by `replied` or `unreachable`.
-    While Redis cannot be reached, or a newer incarnation of the node has taken its place, nothing is
-    lost: the owned set goes on following the changes."""
+
+    While Redis cannot be reached, or a newer incarnation of the node has taken its place, nothing
+    is lost: the owned set goes on following the changes.
+    """
 
     def __init__(self, info: NodeInfo, lease_s: float) -> None:
         self.coordinators: tuple[str, ...] = ()
