@@ -43,18 +43,20 @@ from protocol.messages import Heartbeat, Load, NodeInfo
 NUM_NODES = 64
 NUM_PAGES = 1_000_000
 REPLICATED_SHARE = 0.25
-"""Of the pages, those that a second node owns too."""
+"""The share of chains that a second node owns too."""
 CHAIN_PAGES = 250
-"""Prefixes are chains of so many pages."""
+"""The length of each prefix, in pages."""
 LEASE_S = 600.0
 PROMPT_TOKENS = 2_000
 LAYOUT = KVLayout(num_layers=16, page_size=16, num_kv_heads=8, head_dim=64, dtype="bfloat16")
 MODEL = "benchmark"
 RESULTS = Path(__file__).parent / "results" / "admin.json"
 GOAL_MS = 20.0
+"""The longest that `stats` may take."""
 
 
 def heartbeat(number: int) -> Heartbeat:
+    """Returns the heartbeat of node `number`; the first half of the nodes are prefill nodes."""
     role: Role = "prefill" if number < NUM_NODES // 2 else "decode"
     info = NodeInfo(
         node=node_of(number),
@@ -78,12 +80,13 @@ def heartbeat(number: int) -> Heartbeat:
 
 
 def node_of(number: int) -> Node:
+    """Returns the identity of node `number`."""
     return Node(f"{'p' if number < NUM_NODES // 2 else 'd'}{number}", 1)
 
 
 def fill(service: Service, chance: random.Random, prompt: list[int]) -> None:
-    """Nodes, their pages, the pages of a prompt on three of them, and as many hot prefixes as are
-    kept."""
+    """Makes the service know all nodes and their pages, some pages of `prompt` on three nodes, and
+    as many hot prefixes as it keeps."""
     for number in range(NUM_NODES):
         service.handle(heartbeat(number))
     for _ in range(NUM_PAGES // CHAIN_PAGES):
@@ -99,12 +102,14 @@ def fill(service: Service, chance: random.Random, prompt: list[int]) -> None:
 
 
 def note_hits(service: Service, chain: list[PageHash], chance: random.Random) -> None:
+    """Counts one to three hits of the chain's first page, as requests would."""
     tokens = [chance.randrange(100) for _ in range(LAYOUT.page_size)]
     for _ in range(chance.randrange(1, 4)):
         service.core.statistics.hot_prefixes.hit(chain[0], tokens, False, time.monotonic())
 
 
 async def times_ms(call: Callable[[], Awaitable[httpx.Response]], count: int) -> list[float]:
+    """Returns the durations of `count` calls in milliseconds, the shortest first."""
     times = []
     for _ in range(count):
         began = time.perf_counter()
@@ -115,6 +120,7 @@ async def times_ms(call: Callable[[], Awaitable[httpx.Response]], count: int) ->
 
 
 async def measure(count: int) -> dict[str, Any]:
+    """Returns the figures of the report: each answer's median and p99 over `count` calls."""
     config = CoordinatorConfig(
         redis_url=f"redis://127.0.0.1:{free_port()}", show_prompt_words=True, routing_seed=1
     )

@@ -11,9 +11,10 @@ it. A prompt is nothing but multiplications. What an engine adds to that: copies
 (`transformers` grows its cache by copying all of it in every step), one small operation after the
 other, and the time between two steps (`benchmarks.engines.loop`).
 
-Compared is greedy decoding in float32 of sequences of equal length (which spares `transformers` the
-padding that it would need otherwise), after all engines have chosen the same tokens on the same
-text (`benchmarks.engines.check`). On CUDA (`benchmarks.engines.gpu`) there is no other engine.
+What is compared is greedy decoding in float32 of sequences of equal length (which spares
+`transformers` the padding that it would need otherwise), after all engines have chosen the same
+tokens on the same text (`benchmarks.engines.check`). On CUDA (`benchmarks.engines.gpu`) there is no
+other engine.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ from node.config import CPU_CHUNK, GPU_CHUNK
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "models" / "tiny"
 GENERATE_TOKENS = 4096
-"""`generate` itself is timed, too, in the largest cell of at most so many."""
+"""The method `generate` of `transformers` is timed too, in the last cell with at most this many
+tokens."""
 
 
 def main() -> None:
+    """Measures on the device that is asked for; prints tables and, last, a line of JSON."""
     parser = _parser()
     given = parser.parse_args()
     peers = [name for name in given.peers.split(",") if name]
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
+    """Reads a flag's number, which must be 1 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is not a number")
     if int(text) < 1:
@@ -124,10 +128,12 @@ def _positive(text: str) -> int:
 
 
 def _positives(text: str) -> list[int]:
+    """Reads a flag's numbers, which commas separate."""
     return [_positive(part) for part in text.split(",")]
 
 
 def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
+    """Measures our engine on the GPU, with random weights of the shape that is asked for."""
     options = EngineOptions(
         dtype=given.dtype,
         load_format="dummy",
@@ -139,6 +145,8 @@ def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
 def _measure_cpu(
     given: argparse.Namespace, peers: Sequence[str], directory: Path, console: Console
 ) -> EngineReport:
+    """Measures our engine and the `peers` in every cell, a batch size with a context length, after
+    all have shown that they compute the same. `directory` takes the models that are written."""
     model = _model_directory(given, directory)
     plan = cells(given.batches, given.contexts)
     runner = _load(model, plan, deterministic=False)
@@ -178,6 +186,8 @@ def _measure_cpu(
 
 
 def _row(cell: Cell, timings: dict[str, Timing], rates: MachineRates, runner: ModelRunner) -> Row:
+    """Returns the engines' times in a cell with what they are measured against: the floors of a
+    decode step and of a prompt, and our time between two steps."""
     config, dtype = runner.config, runner.layout.dtype
     return Row(
         cell,
@@ -189,6 +199,8 @@ def _row(cell: Cell, timings: dict[str, Timing], rates: MachineRates, runner: Mo
 
 
 def _model_directory(given: argparse.Namespace, directory: Path) -> Path:
+    """Returns the directory of the model to measure; a shape with random weights is written into
+    `directory` first."""
     if given.model is not None:
         return EMBEDDED if given.model == "embedded" else Path(given.model)
     model = directory / given.shape
@@ -197,6 +209,7 @@ def _model_directory(given: argparse.Namespace, directory: Path) -> Path:
 
 
 def _load(model: Path, plan: Sequence[Cell], deterministic: bool) -> ModelRunner:
+    """Returns our engine in float32, with pages for the largest cell of the plan."""
     options = EngineOptions(dtype="float32", deterministic=deterministic)
     return load_model_runner(
         model, options, lambda layout: num_pages_for(plan, layout), torch.device("cpu")
@@ -211,6 +224,9 @@ def _peers(
     runner: ModelRunner,
     console: Console,
 ) -> list[ComparedEngine]:
+    """Returns the other engines that are named and installed. Those that are not installed are
+    mentioned on the console."""
+
     def transformers() -> ComparedEngine:
         from benchmarks.engines.transformers import Transformers
 
@@ -244,6 +260,8 @@ def _peers(
 def _check(
     engines: Sequence[ComparedEngine], model: Path, runner: ModelRunner, console: Console
 ) -> None:
+    """Stops the benchmark unless all engines choose the same tokens as `transformers`, but for
+    ties. Does nothing if there is no other engine."""
     if len(engines) == 1:
         return
     from benchmarks.engines.transformers import Transformers
@@ -258,7 +276,8 @@ def _check(
 
 
 def _generate_ratio(engine: Any, plan: Sequence[Cell]) -> dict[str, Any]:
-    """Time of a step of `generate` over one called by hand, in one cell of the plan."""
+    """Returns how much longer a step takes within `generate` of `transformers` than one that is
+    called by hand, as a ratio, with the cell in which it was measured."""
     cell = [plan[0], *(cell for cell in plan if cell.num_tokens <= GENERATE_TOKENS)][-1]
     by_hand = measure(engine, cell, with_prefill=False).step_s
     ratio = engine.generate_step_s(cell) / by_hand
@@ -266,7 +285,8 @@ def _generate_ratio(engine: Any, plan: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _deterministic_costs(model: Path, rows: Sequence[Row]) -> list[DeterministicCost]:
-    """Measures cells with a prompt again: the others take minutes and teach little more."""
+    """Measures with --deterministic the cells whose prompts were computed, and returns both
+    timings of each. The other cells would take minutes and teach little more."""
     if not rows:
         return []
     engine = Ours(_load(model, [row.cell for row in rows], deterministic=True), CPU_CHUNK)
@@ -277,6 +297,7 @@ def _deterministic_costs(model: Path, rows: Sequence[Row]) -> list[Deterministic
 
 
 def _installed(*packages: str) -> list[str]:
+    """Returns those of `packages` that are installed."""
     found = []
     for package in packages:
         try:

@@ -55,7 +55,7 @@ from infra.process import Child
 
 HOST = "127.0.0.1"
 UNDER_TEST, OTHERS = 0, 1
-"""Cores."""
+"""The numbers of the two cores: that of the process under test, and that of all other processes."""
 START_TIMEOUT_S = 30.0
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "msgspec", "pyzmq", "tokenizers")
 RESULTS = Path(__file__).parent / "results" / "http.json"
@@ -64,13 +64,14 @@ Row = dict[str, Any]
 
 
 def pin(pid: int, core: int) -> None:
-    """All threads of a process, and those it starts from now on."""
+    """Binds a process to one core: its threads and those that it starts from now on."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
 
 
 def load(under_test: int, port: int, clients: int, seconds: float, case: str) -> Row:
-    """One row, by a load generator in a process of its own."""
+    """Runs the load generator in a process of its own, so that it takes no time of the process
+    `under_test` (an id) nor its lock, and returns a row of figures."""
     command = [
         sys.executable,
         "-m",
@@ -88,7 +89,7 @@ def load(under_test: int, port: int, clients: int, seconds: float, case: str) ->
 
 @contextmanager
 def coordinator(directory: Path) -> Iterator[tuple[int, int]]:
-    """A running cluster of stubs; the coordinator's process id and port."""
+    """Runs a cluster of stub nodes; yields the coordinator's process id and port."""
     plan = ClusterPlan(num_prefill=0, num_decode=0, host=HOST, port=free_port())
     with LocalCluster(plan, directory) as cluster:
         for role, name in (("prefill", "p0"), ("decode", "d0")):
@@ -103,7 +104,7 @@ def coordinator(directory: Path) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def started(name: str, command: list[str], directory: Path, url: str) -> Iterator[Child]:
-    """A process that answers 200 at `url`."""
+    """Runs a process; yields it when `url` answers 200, and stops it in the end."""
     child = Child(name, command, directory / f"{name}.log", _ignore)
     try:
         _wait_for(url, child)
@@ -114,13 +115,15 @@ def started(name: str, command: list[str], directory: Path, url: str) -> Iterato
 
 
 def worker(name: str, port: int, directory: Path) -> Any:
+    """Runs a stub of an SGLang server, as a context that yields its process."""
     command = [sys.executable, "-m", "benchmarks.clusters.sglang_worker", "--port", str(port)]
     return started(name, command, directory, f"http://{HOST}:{port}/health")
 
 
 @contextmanager
 def router(python: str, directory: Path) -> Iterator[tuple[int, int]]:
-    """sglang-router before two instant workers; its process id and port."""
+    """Runs sglang-router of the environment of `python` before two stub workers; yields its
+    process id and port."""
     port, prometheus, *workers = (free_port() for _ in range(4))
     with ExitStack() as stack:
         for i, at in enumerate(workers):
@@ -130,7 +133,9 @@ def router(python: str, directory: Path) -> Iterator[tuple[int, int]]:
         command += ["--host", HOST, "--port", str(port), "--prometheus-port", str(prometheus)]
         command += ["--log-level", "error"]
         command += ["--worker-urls", *(f"http://{HOST}:{at}" for at in workers)]
-        os.sched_setaffinity(0, {UNDER_TEST})  # inherited: it counts its cores when it starts
+        # The router makes as many threads as it has cores when it starts, so it must inherit its
+        # one core and not be bound to it later.
+        os.sched_setaffinity(0, {UNDER_TEST})
         process = stack.enter_context(
             started("router", command, directory, f"http://{HOST}:{port}/health")
         )
@@ -140,6 +145,7 @@ def router(python: str, directory: Path) -> Iterator[tuple[int, int]]:
 
 
 def _wait_for(url: str, child: Child) -> None:
+    """Waits until `url` answers 200. Ends the benchmark if the process does not get that far."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while child.alive and time.monotonic() < deadline:
         try:
@@ -152,7 +158,7 @@ def _wait_for(url: str, child: Child) -> None:
 
 
 def _wait_for_answer(url: str, child: Child) -> None:
-    """Until the router has found its workers to be well."""
+    """Waits until the router has found that its workers are well, and passes requests on."""
     deadline = time.monotonic() + START_TIMEOUT_S
     body = {"text": "ready?", "sampling_params": {"max_new_tokens": 1}}
     while httpx.post(url, json=body, timeout=5.0).status_code != 200:
@@ -168,7 +174,8 @@ def _ignore(name: str, line: str) -> None:
 def measure(
     name: str, pid: int, port: int, clients: int, seconds: float, cases: tuple[str, ...]
 ) -> list[Row]:
-    """The rows of one process under test: every case with many clients and with one."""
+    """Prints and returns the rows of one process under test: every case, with `clients` clients
+    and with one."""
     rows = []
     for case in cases:
         for count in (clients, 1):
@@ -195,11 +202,13 @@ COLUMNS = {
 
 
 def print_row(row: Row) -> None:
+    """Prints one line of the table at once, since a row takes many seconds to measure."""
     print("".join(f"{row[key]:>{14 if key == 'server' else 11}}" for key in COLUMNS), flush=True)
 
 
 def summary(rows: list[Row], clients: int) -> Row:
-    """The figures that the goal is about."""
+    """Returns, for each case, our rate and the time that we add to a request, and the same for
+    sglang-router if it was measured."""
 
     def of(server: str, case: str, count: int) -> Row | None:
         found = [r for r in rows if (r["server"], r["case"], r["clients"]) == (server, case, count)]
@@ -230,7 +239,7 @@ def summary(rows: list[Row], clients: int) -> Row:
 
 
 def version_in(python: str, package: str) -> str:
-    """Of a package in another environment."""
+    """Returns the version of a package in the environment of another `python`."""
     program = f"from importlib.metadata import version; print(version('{package}'))"
     return subprocess.run(
         [python, "-c", program], check=True, stdout=subprocess.PIPE, text=True

@@ -1,9 +1,9 @@
 """How fast the coordinator knows and decides, on one core: `python -m benchmarks.index`.
 
-An index of 1M pages in chains of 512, owned by 64 nodes (half of them prefill nodes), every tenth
-chain by a second node in part. Measured: pages stored per second (blobs of 256 pages split into
-hashes and stored, as events come), memory per page, `match` of a prompt of 512 pages, and `match`
-plus `route`: claims, backlogs, and the costs of all candidates.
+The index has 1M pages in chains of 512, owned by 64 nodes (half of them prefill nodes); a second
+node owns a part of every tenth chain. Measured are pages stored per second (blobs of 256 pages are
+split into hashes and stored, as events come), memory per page, `match` of a prompt of 512 pages,
+and `match` plus `route`: claims, backlogs, and the costs of all candidates.
 
 The physics: a stored page is a slice of a blob, a look-up and a store in a dictionary that is much
 larger than the caches of the CPU, about 0.5 µs. A match is 10 to 20 look-ups of 0.2 µs where a
@@ -70,6 +70,7 @@ def main() -> None:
 
 
 def measure(num_pages: int, num_nodes: int, num_prompts: int) -> dict[str, float]:
+    """Builds the index, times everything, prints the table and returns its figures by name."""
     rng = random.Random(1)
     nodes = [Node(f"{'p' if i % 2 else 'd'}{i:02d}", 1) for i in range(num_nodes)]
     chains = [rng.randbytes(CHAIN_PAGES * PAGE_BYTES) for _ in range(num_pages // CHAIN_PAGES)]
@@ -129,6 +130,7 @@ def measure(num_pages: int, num_nodes: int, num_prompts: int) -> dict[str, float
 
 
 def _placement(nodes: list[Node], index: PrefixIndex) -> Placement:
+    """Returns a placement over nodes that have just told random loads."""
     registry = Registry()
     rng = random.Random(2)
     for node in nodes:
@@ -159,6 +161,8 @@ def _placement(nodes: list[Node], index: PrefixIndex) -> Placement:
 
 
 def _walk(owners: Mapping[PageHash, tuple[Node, ...]], hashes: list[PageHash]) -> int:
+    """Returns how many leading pages some node owns all of, by looking up one page after another:
+    what `PrefixIndex.match` replaced."""
     alive: set[Node] | None = None
     for depth, page_hash in enumerate(hashes):
         found = owners.get(page_hash, ())
@@ -169,9 +173,10 @@ def _walk(owners: Mapping[PageHash, tuple[Node, ...]], hashes: list[PageHash]) -
 
 
 def _microseconds(run: Callable[[Any], object], arguments: list[Any]) -> list[float]:
+    """Returns how long `run` takes with each of `arguments`, in microseconds."""
     times = []
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # as the coordinator does: the collector then leaves the index alone
     for argument in arguments:
         started = time.perf_counter()
         run(argument)

@@ -48,7 +48,8 @@ REQUEST_TIMEOUT_S = 300.0
 
 
 def replay_live(trace: list[TraceRequest], options: argparse.Namespace) -> None:
-    """One row per policy, and a JSON line."""
+    """Sends the trace to a live cluster under each policy, beside its replay. Prints a table with
+    one row per policy, and a JSON line."""
     scaled = [_scaled(request) for request in trace]
     rows = {}
     for policy in options.policies.split(","):
@@ -80,7 +81,7 @@ def replay_live(trace: list[TraceRequest], options: argparse.Namespace) -> None:
 
 @contextmanager
 def stub_cluster(policy: str, num_prefill: int, pages_per_node: int) -> Iterator[str]:
-    """The URL of a coordinator before stub nodes."""
+    """Runs a coordinator before stub nodes; yields its URL. `pages_per_node` 0 is unlimited."""
     plan = ClusterPlan(
         num_prefill=0,
         num_decode=0,
@@ -120,7 +121,8 @@ def stub_cluster(policy: str, num_prefill: int, pages_per_node: int) -> Iterator
 
 
 async def send_all(url: str, trace: list[TraceRequest]) -> list[tuple[float, dict[str, Any]]]:
-    """Sends every request at its time; seconds to the answer of one token, and its meta_info."""
+    """Sends every request at its time. Returns for each the seconds until its answer of one token
+    was here, counted from when it was due, and the answer's meta_info."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     async with httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits) as client:
         began = time.monotonic() + 0.5
@@ -141,7 +143,8 @@ async def send_all(url: str, trace: list[TraceRequest]) -> list[tuple[float, dic
 
 
 def _scaled(request: TraceRequest) -> TraceRequest:
-    """Without the rest of a last block: pages are hit whole, and so the replay is to count."""
+    """Returns the request without the tokens behind its last full block. Nodes hit whole pages
+    only, so the replay must count the same."""
     num_tokens = len(request.hashes) * BLOCK_TOKENS
     return TraceRequest(request.arrival_s, num_tokens, 1, request.hashes)
 
@@ -151,7 +154,7 @@ def _token_ids(request: TraceRequest) -> list[int]:
 
 
 def _page_tokens(block: PageHash) -> list[int]:
-    """16 ids that tell blocks apart: digits of the block's number."""
+    """Returns 16 token ids that no other block has: the digits of the block's number."""
     number = int.from_bytes(block, "little")
     tokens = []
     for _ in range(PAGE_SIZE):
@@ -163,6 +166,7 @@ def _page_tokens(block: PageHash) -> list[int]:
 def _figures(
     trace: list[TraceRequest], answers: list[tuple[float, dict[str, Any]]]
 ) -> dict[str, float]:
+    """Returns the shares of hits and the times to the first token, of one policy."""
     times = sorted(seconds for seconds, _ in answers)
     prompt_tokens = sum(meta["prompt_tokens"] for _, meta in answers)
     cached = sum(meta["cached_tokens"] for _, meta in answers)

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describes the machine on which a figure was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine(*packages: str) -> dict[str, str | int]:
-    """CPU, cores and versions, for result files."""
+    """Returns CPU, usable cores, and the versions of Python and `packages`, for result files."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -19,6 +19,7 @@ def machine(*packages: str) -> dict[str, str | int]:
 
 
 def _cpu_model() -> str:
+    """Returns the name of the CPU, as well as the system knows it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -47,7 +47,7 @@ from infra.ports import free_port
 
 HOST = "127.0.0.1"
 POOL_TOKENS = 8192
-"""Of each node: 25 MB of float32 KV with the embedded model."""
+"""The KV pool of each node: 25 MB of float32 with the embedded model."""
 VOCABULARY = 2_000
 SHORTEST, LONGEST = 16, 768
 MOST_NEW_TOKENS = 8

@@ -55,19 +55,23 @@ from protocol.redis import ownership
 from protocol.redis.client import connect, connect_async
 
 CHAIN_PAGES = 512
+"""The length of prompts, and of a change of ownership, in pages."""
 LEASE_S = 600.0
 TIMEOUT_S = 30.0
 PUBLISHERS = 4
 TICK_S = 0.01
-"""A node publishes after every step; this is a step."""
+"""The time between two changes of a publisher. Real nodes publish after every step."""
 WARM_UP_S = 1.0
 MARK = b"\xffmarked\xff"
+"""The first 8 bytes of a page hash whose other 8 are the time at which it was published."""
 MATCHES = 500
+"""How many matches are timed."""
 RESULT = Path(__file__).parent / "results" / "ownership.json"
 
 
 @contextmanager
 def private_redis(directory: Path) -> Iterator[str]:
+    """Runs a Redis server; yields its URL."""
     server = server_command(directory)
     child = Child("redis", server.command, directory / "redis.log", lambda name, line: None)
     try:
@@ -79,6 +83,7 @@ def private_redis(directory: Path) -> Iterator[str]:
 
 
 def info_of(node: Node) -> NodeInfo:
+    """Returns what a node would tell of itself; nothing here depends on its values."""
     return NodeInfo(
         node=node,
         control_address=f"tcp://{node.name}:1",
@@ -93,16 +98,18 @@ def info_of(node: Node) -> NodeInfo:
 
 
 def random_hashes(num_pages: int, seed: int) -> list[PageHash]:
+    """Returns page hashes that depend on the seed alone."""
     return split_hashes(np.random.default_rng(seed).bytes(num_pages * PAGE_HASH_BYTES))
 
 
 def chains_of(hashes: list[PageHash]) -> Iterator[list[PageHash]]:
+    """Yields the hashes CHAIN_PAGES at a time."""
     for start in range(0, len(hashes), CHAIN_PAGES):
         yield hashes[start : start + CHAIN_PAGES]
 
 
 def fill(client: Any, node: Node, hashes: list[PageHash]) -> float:
-    """Registers the node and stores its pages, a chain a change; seconds."""
+    """Registers the node and stores its pages, one change per chain. Returns the seconds taken."""
 
     def call(script: str, *args: int | str | bytes) -> None:
         run = client.register_script(script)
@@ -121,12 +128,14 @@ def fill(client: Any, node: Node, hashes: list[PageHash]) -> float:
 
 
 class Stalls:
-    """The longest time for which the event loop did nothing else, beyond a beat of 1 ms."""
+    """Measures how long the event loop is kept from its other tasks."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0
+        """The longest delay so far of a task that wants to run every millisecond."""
 
     async def watch(self) -> None:
+        """Measures until it is cancelled."""
         while True:
             before = time.perf_counter()
             await asyncio.sleep(0.001)
@@ -134,7 +143,7 @@ class Stalls:
 
 
 async def during(work: Awaitable[None]) -> tuple[float, float]:
-    """Seconds that the work took, and the longest stall in them."""
+    """Awaits `work`. Returns the seconds it took, and the longest stall of the loop in them."""
     stalls = Stalls()
     watching = asyncio.create_task(stalls.watch())
     await asyncio.sleep(0.01)
@@ -147,7 +156,8 @@ async def during(work: Awaitable[None]) -> tuple[float, float]:
 
 
 async def warm_start(url: str, num_pages: int, nodes: list[Node]) -> dict[str, float]:
-    """A new coordinator: until it knows `num_pages` on every node; then one set read again."""
+    """Starts a new coordinator's follower. Returns how long it takes to know `num_pages` on every
+    node, then how long it takes to read one node's set again, each with the longest stall."""
     index = PrefixIndex()
     follower = OwnershipFollower(url, "tcp://bench:1", index)
     following = asyncio.create_task(follower.run())
@@ -173,6 +183,7 @@ async def warm_start(url: str, num_pages: int, nodes: list[Node]) -> dict[str, f
 
 
 async def median_ms(call: Callable[[], Awaitable[Any]], repeats: int) -> float:
+    """Returns the median duration of `repeats` calls in milliseconds."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -184,7 +195,8 @@ async def median_ms(call: Callable[[], Awaitable[Any]], repeats: int) -> float:
 async def match_times(
     url: str, everywhere: list[PageHash], alone: list[PageHash], node: Node
 ) -> Any:
-    """`everywhere` is owned by all nodes, `alone` by `node`; both are 512 pages."""
+    """Times matches in Redis of two prompts of 512 pages: all nodes own `everywhere`, only `node`
+    owns `alone`. Beside them, one SISMEMBER per page, which such a match replaces."""
     client = connect_async(url, TIMEOUT_S)
     record = RedisIndex(client)
     assert await record.match(alone) == {node: len(alone)}
@@ -206,11 +218,12 @@ async def match_times(
 
 
 class MarkedIndex(PrefixIndex):
-    """Notes the age of marked pages when they become known."""
+    """An index that counts changed pages, and notes the age of marked ones as they become known."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ages_s: list[float] = []
+        """Seconds from the publishing of each marked page until it was stored here."""
         self.num_changed = 0
 
     def stored(self, node: Node, hashes: Iterable[PageHash]) -> None:
@@ -229,7 +242,8 @@ class MarkedIndex(PrefixIndex):
 
 
 def publish_for(url: str, number: int, rate: float, seconds: float) -> None:
-    """One node: `rate` changed pages a second, half of them stored, half removed."""
+    """Plays one node, in a process of its own, which changes `rate` pages a second: half of the
+    changes store pages, half remove some. The first page of every change is marked."""
     publisher = OwnershipPublisher(url, info_of(Node(f"p{number}", 1)), 3.0, lambda: None)
     publisher.start()
     per_tick = max(1, int(rate * TICK_S / 2))
@@ -251,7 +265,7 @@ def publish_for(url: str, number: int, rate: float, seconds: float) -> None:
 
 
 def follow_for(url: str, seconds: float) -> None:
-    """The first coordinator."""
+    """Plays the first coordinator, in a process of its own, so that Redis serves two."""
 
     async def follow() -> None:
         follower = OwnershipFollower(url, "tcp://first:1", PrefixIndex())
@@ -264,7 +278,8 @@ def follow_for(url: str, seconds: float) -> None:
 
 
 async def visibility(url: str, rate: float, seconds: float) -> dict[str, float]:
-    """Ages of pages when a second coordinator knows them, while nodes publish `rate` pages/s."""
+    """Returns how old changes are when a second coordinator knows them, while several nodes publish
+    `rate` changed pages a second in all."""
     spawn = multiprocessing.get_context("spawn")
     total_s = seconds + WARM_UP_S
     others = [spawn.Process(target=follow_for, args=(url, total_s), daemon=True)]
@@ -300,6 +315,7 @@ async def visibility(url: str, rate: float, seconds: float) -> dict[str, float]:
 
 
 def measure(pages: int, num_nodes: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Runs everything and returns the figures. Every node owns the same `pages` pages."""
     nodes = [Node(f"n{i:02}", 1) for i in range(num_nodes)]
     hashes = random_hashes(pages, seed=0)
     result: dict[str, Any] = {"pages": pages, "nodes": num_nodes}
@@ -317,7 +333,7 @@ def measure(pages: int, num_nodes: int, rate: float, seconds: float) -> dict[str
             changes = ownership.NodeKeys.of(nodes[0]).changes
             result["bytes_per_page"] = used / (pages * num_nodes)
             result["bytes_per_page_of_stream"] = client.memory_usage(changes, samples=0) / pages
-            gc.collect()
+            gc.collect()  # so that no collection of what was made so far falls into the stalls
             result["all_nodes"] = asyncio.run(warm_start(url, pages, nodes))
             alone = random_hashes(CHAIN_PAGES, seed=1)
             client.sadd(ownership.NodeKeys.of(nodes[0]).pages, *alone)
@@ -330,6 +346,7 @@ def measure(pages: int, num_nodes: int, rate: float, seconds: float) -> dict[str
 
 
 def table_of(result: dict[str, Any]) -> Table:
+    """Returns the figures as a table for people, with what they should be."""
     table = Table("what", "measured", "aim", title="Page ownership through Redis")
     pages, nodes = f"{result['pages']:,} pages", f"{result['nodes']} nodes"
     one, every = result["one_node"], result["all_nodes"]
@@ -378,6 +395,7 @@ def main() -> None:
 
 
 def rounded(value: Any) -> Any:
+    """Returns `value` with all numbers in it, at any depth, rounded to three decimals."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     return round(float(value), 3) if isinstance(value, float) else value

@@ -1,9 +1,9 @@
 """Replays a trace through the router and compares policies: `make bench-route`.
 
-The physics is in `benchmarks.replaying.replay`. What limits the figures: no policy hits more than
-the share of blocks that were asked for before (`bound`, an infinite cache shared by all), and no
-time to the first token is shorter than the prompt's own uncached tokens take. `hit` counts blocks
-found on the node that computed, `fetched` those that another node sent instead.
+The physics is in `benchmarks.replaying.replay`. Two things limit the figures: no policy hits more
+than the share of blocks that were asked for before (`bound`, an infinite cache shared by all), and
+no time to the first token is shorter than the prompt's own uncached tokens take. `hit` counts
+blocks found on the node that computed the prompt, `fetched` those that another node sent to it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Replays the trace, or sends it to a live cluster, and prints and writes the figures. Raises
+    UserError for options that make no sense."""
     policies = options.policies.split(",")
     if unknown := set(policies) - set(REPLAYED):
         raise UserError(f"unknown policies {sorted(unknown)}; there are {', '.join(REPLAYED)}")
@@ -85,7 +87,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def plot(outcomes: dict[str, Outcome], path: Path) -> None:
-    """Writes the distributions of time to first token as a picture. Raises UserError."""
+    """Writes a picture of the distributions of the time to the first token. Raises UserError if
+    matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -109,6 +112,7 @@ def plot(outcomes: dict[str, Outcome], path: Path) -> None:
 def _replay_all(
     trace: list[TraceRequest], policies: list[str], options: argparse.Namespace
 ) -> dict[str, Outcome]:
+    """Replays the trace once per policy and returns the outcomes by name. Shows its progress."""
     outcomes = {}
     columns = (TextColumn("{task.description:>15}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

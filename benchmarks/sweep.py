@@ -1,7 +1,8 @@
 """The routing replay over cluster sizes, caches, loads and lags: `python -m benchmarks.sweep`.
 
-A policy that was tuned to one point of the replay (`benchmarks.route`) would show here. Beside it,
-in the same run, the greedy rule: least estimated time to first token, exact knowledge, fetches.
+It would show if a policy were tuned to one point of the replay (`benchmarks.route`) and bad at
+others. The greedy rule is replayed in the same run: it takes the least estimated time to the first
+token, with exact knowledge and fetches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from benchmarks.replaying.replay import Replay, Settings
 from benchmarks.replaying.trace import read_trace
 from benchmarks.route import TRACE
 
-# nodes, blocks per node (0: unlimited), speed-up of the trace, event lag s, coordinators
+# Each row: nodes, blocks per node (0: unlimited), speed-up of the trace, event lag in seconds,
+# coordinators.
 GRID = (
     (8, 5_000, 5.9, 0.0, 1),
     (8, 5_000, 8.71, 0.0, 1),

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _streams_json(streams: Sequence[Stream]) -> dict[str, Any]:
-    """The least and the greatest ratio of each transport, and every row."""
+    """Returns the least and the greatest ratio of each transport, and every row."""
     transports = list(dict.fromkeys(stream.transport for stream in streams))
     return {
         "transport": ",".join(transports),

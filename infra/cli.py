@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _coordinator(flags: dict[str, Any]) -> None:
+    """Fetches the tokenizer if the hub has it, and serves until the coordinator is stopped."""
     # Here and below: a command imports only what it needs. A coordinator must run where torch is
     # not installed, and `kvrelay stats` would wait seconds for imports that it does not use.
     from coordinator.http import server
@@ -150,6 +151,7 @@ def _node_config(flags: dict[str, Any]) -> NodeConfig:
 
 
 def _generate(flags: dict[str, Any]) -> None:
+    """Prints the answer to a prompt as it grows."""
     from kvrelay.client import Client
 
     with Client(_settings(ClientConfig, flags).url) as client:
@@ -182,6 +184,7 @@ def _explain(flags: dict[str, Any]) -> None:
 
 
 def _audit(flags: dict[str, Any]) -> None:
+    """Prints an audit; exits with code 1 if something differed, even if it was repaired."""
     from infra.stats import new_console, show_audit
 
     with _operator(flags) as client:

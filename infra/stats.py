@@ -79,7 +79,7 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
 
 
 def show_explanation(explanation: dict[str, Any], console: Console) -> None:
-    """Prints what /admin/route/explain answered: all candidates, their costs, and the reason."""
+    """Prints what /admin/route/explain answered: the candidates with their costs, the reason."""
     tokens, pages = explanation["prompt_tokens"], explanation["prompt_pages"]
     console.print(f"{tokens} tokens, {pages} pages; policy {explanation['policy']}; times in ms")
     for task, title in TASKS.items():
@@ -106,6 +106,7 @@ def show_audit(audit: dict[str, Any], console: Console) -> None:
 
 
 def _node_table(nodes: dict[str, dict[str, Any]]) -> Table:
+    """Returns a table with one row per node: its pages, hits and counters."""
     table = _table("prefill (P) and decode (D) nodes")
     table.add_column("\nnode", no_wrap=True, min_width=max(map(len, nodes), default=4))
     table.add_column("\nrole", no_wrap=True)
@@ -127,6 +128,8 @@ def _node_table(nodes: dict[str, dict[str, Any]]) -> Table:
 
 
 def _candidate_table(title: str, candidates: list[dict[str, Any]]) -> Table:
+    """Returns a table with one row per candidate and the terms of its cost in milliseconds. The one
+    that was chosen is bold, with an arrow."""
     table = _table(title)
     table.add_column("")
     table.add_column("node")

@@ -239,7 +239,8 @@ class PairTransport:
         return PageRows(self._pool, slice(heads.start - first, heads.stop - first))
 
     def _counts(self, counts: dict[str, LinkCounts], peer: str) -> LinkCounts:
-        """Returns the entry of `peer`, made if it is new; a full dictionary loses another peer."""
+        """Returns the counts of `peer` out of `counts` (sent or received); makes them if it is new,
+        in place of those of a peer without a link if there are too many peers."""
         with self._side_lock:
             if peer not in counts and len(counts) >= MAX_REMEMBERED_PEERS:
                 forgotten = next((p for p, c in counts.items() if not c.is_open), peer)

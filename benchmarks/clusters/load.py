@@ -1,7 +1,7 @@
-"""A light HTTP load generator: keep-alive connections, request bytes built beforehand.
+"""A light HTTP load generator: it keeps connections open and builds request bytes beforehand.
 
 Each client sends its next request when it has read the answer to the last one (closed loop).
-Answers are parsed only as far as their end and their status need it. Prints one JSON line.
+Answers are parsed only as far as their end and their status need it. It prints one JSON line.
 
     .venv/bin/python -m benchmarks.clusters.load --port 30000 --pid PID_OF_THE_SERVER --case text
 """
@@ -34,15 +34,17 @@ LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 @dataclass
 class Samples:
-    """Latencies of the answers that came after the warm-up, seconds."""
+    """What all clients together have seen."""
 
     latencies: list[float] = field(default_factory=list)
+    """Seconds from each request to its answer; emptied after the warm-up."""
     refused: int = 0
+    """How many answers had another status than 200."""
     last_answer: bytes = b""
 
 
 class Client(asyncio.Protocol):
-    """One connection that is never idle."""
+    """One connection, on which a new request is sent as soon as the last one is answered."""
 
     def __init__(self, requests: Iterator[bytes], samples: Samples) -> None:
         self._requests = requests
@@ -55,6 +57,7 @@ class Client(asyncio.Protocol):
         self._send()
 
     def data_received(self, data: bytes) -> None:
+        """Notes the answer when it is complete, and sends the next request."""
         self._answer = self._answer + data if self._answer else data
         if not _is_whole(self._answer):
             return
@@ -70,6 +73,8 @@ class Client(asyncio.Protocol):
 
 
 def _is_whole(answer: bytes) -> bool:
+    """Returns True if the bytes are a complete HTTP response: of its Content-Length, or chunked up
+    to the last chunk."""
     head_end = answer.find(b"\r\n\r\n")
     if head_end < 0:
         return False
@@ -80,7 +85,8 @@ def _is_whole(answer: bytes) -> bool:
 
 
 def requests_of(case: str) -> list[bytes]:
-    """`text`: about 32 tokens of the embedded model; `ids`: 512 token ids. All different."""
+    """Returns the bytes of NUM_BODIES different requests: texts of about 32 tokens of the embedded
+    model for the case `text`, lists of 512 token ids for `ids`."""
     chance = random.Random(0)
     words = SENTENCE.split()
     requests = []
@@ -101,13 +107,13 @@ def requests_of(case: str) -> list[bytes]:
 
 
 def process_cpu_s(pid: int) -> float:
-    """User and system time of a process so far, all its threads."""
+    """Returns the CPU seconds, user and system, that all threads of a process have used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def core_busy_s(core: int) -> float:
-    """Time that a core has not been idle so far, whoever used it."""
+    """Returns for how many seconds a core has not been idle so far, whoever used it."""
     line = next(
         x for x in Path("/proc/stat").read_text().splitlines() if x.startswith(f"cpu{core} ")
     )
@@ -123,13 +129,14 @@ class Watched:
     core: int
 
     def used(self) -> tuple[float, float]:
-        """CPU seconds of the process, busy seconds of its core."""
+        """Returns the CPU seconds of the process and the busy seconds of its core, so far."""
         return process_cpu_s(self.pid), core_busy_s(self.core)
 
 
 async def run(
     port: int, clients: int, seconds: float, case: str, watched: Watched
 ) -> dict[str, object]:
+    """Puts `clients` clients on the server for a warm-up and `seconds`; returns the figures."""
     loop = asyncio.get_running_loop()
     requests = itertools.cycle(requests_of(case))
     samples = Samples()

@@ -1,10 +1,10 @@
-"""Pages from one process to another, against raw sends of the same bytes in the same run.
+"""Measures pages that go from one process to another, against raw sends of as many bytes.
 
 Physics: a page of a transfer is copied out of the sender's pool, moved, and copied into the
-receiver's. Raw moves one contiguous buffer, with the backend's best message size and no copy. So on
-a CPU the two copies share the memory bandwidth and the cores with the move itself; on GPUs they run
-beside it. What is measured is goodput: bytes of pages over the time from `send` to the receiver's
-"all here", hand-over of the news included.
+receiver's. A raw send moves one contiguous buffer, with the backend's best message size and no
+copy. So on a CPU the two copies share the memory bandwidth and the cores with the move itself; on
+GPUs they run beside it. What is measured is goodput: the bytes of the pages over the time from
+`send` until the sending process has been told that all of them are there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RAW_MESSAGES = {
     "gloo": ((1 << 20, 8), (16 << 20, 1)),
     "nccl": ((16 << 20, 4), (64 << 20, 2), (256 << 20, 1)),
 }
-"""(bytes, under way at once) that raw sends may use: the best of them is what counts."""
+"""The ways to send raw, as (bytes of a message, messages under way at once). The fastest counts."""
 POOL_BYTES = 3 << 30
 MAX_BYTES = 1 << 30
 REPEATS = 7
@@ -50,26 +50,31 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True)
 class Stream:
-    """One row of the table. Rates in bytes per second."""
+    """One row of the table."""
 
     transport: str
     shape: str
     num_pages: int
     scattered: bool
+    """True if the pages lie in random order in the pool, False if one after the other."""
     first_s: float
-    """Of a page over a link that has to be made first; the process's first of all."""
+    """Seconds that the process's very first page took, over a link that had to be made first."""
     rate: float
+    """Bytes of pages per second."""
     raw_rate: float
+    """Bytes per second of raw sends of the same size."""
 
     @property
     def vs_raw(self) -> float:
+        """The rate of pages as a share of the rate of raw sends."""
         return self.rate / self.raw_rate
 
 
 def measure(
     transport: str, shape: str, num_pages: Sequence[int] = NUM_PAGES, repeats: int = REPEATS
 ) -> list[Stream]:
-    """`transport`: shm, gloo, or nccl (which needs two GPUs)."""
+    """Returns the rows of one transport (shm, gloo, or nccl, which needs two GPUs) and one shape of
+    pages. Transfers of more than MAX_BYTES are left out."""
     layout = SHAPES[shape]
     with _Peer(transport, layout) as peer:
         rows, first_s = [], peer.stream_s(1)
@@ -84,6 +89,7 @@ def measure(
 
 
 def pages_of(count: int, num_pool_pages: int, scattered: bool) -> list[int]:
+    """Returns `count` pages of a pool: the first ones in order, or scattered ones."""
     pages = list(range(num_pool_pages))
     if scattered:
         random.Random(7).shuffle(pages)
@@ -91,7 +97,7 @@ def pages_of(count: int, num_pool_pages: int, scattered: bool) -> list[int]:
 
 
 class _Peer:
-    """The other process, driven over a pipe; this one sends."""
+    """The receiving process, which this one drives over a pipe while it sends."""
 
     def __init__(self, transport: str, layout: KVLayout) -> None:
         context = multiprocessing.get_context("spawn")
@@ -116,7 +122,7 @@ class _Peer:
         self._process.join()
 
     def stream_s(self, count: int, scattered: bool = False) -> float:
-        """From `send` to the news that all is there."""
+        """Sends `count` pages and returns the seconds until the news that all are there."""
         pages = pages_of(count, self._side.num_pages, scattered)
         self._num_sent += 1
         transfer = Attempt("bench", self._num_sent)
@@ -128,16 +134,19 @@ class _Peer:
         return time.perf_counter() - started
 
     def stream_rate(self, count: int, scattered: bool, repeats: int) -> float:
+        """Returns the median rate, in bytes per second, of several transfers after a first one."""
         seconds = [self.stream_s(count, scattered) for _ in range(repeats + 1)]
         return count * self._layout.page_bytes / statistics.median(seconds[1:])
 
     def raw_rate(self, num_bytes: int, repeats: int) -> float:
-        """In the best of the ways to do it."""
+        """Returns the rate, in bytes per second, of the fastest way to send `num_bytes` raw."""
         return max(
             self._raw_rate(num_bytes, way, repeats) for way in range(self._side.num_raw_ways)
         )
 
     def _raw_rate(self, num_bytes: int, way: int, repeats: int) -> float:
+        """Returns the median rate of raw sends in one of the ways, after a first one that makes the
+        pair."""
         seconds = []
         for _ in range(repeats + 1):
             self._pipe.send(("raw", num_bytes, way))
@@ -154,7 +163,7 @@ class _Peer:
 
 
 class _Side:
-    """What both processes have: a transport with a pool, and a raw pair beside it."""
+    """What each of the two processes has: a transport with a pool, and raw pairs beside it."""
 
     def __init__(self, transport: str, layout: KVLayout, rank: int, store: TCPStore) -> None:
         torch.set_num_threads(1)
@@ -203,7 +212,8 @@ class _Side:
 
 
 class _RawPair:
-    """Moves bytes without looking at them. Made on first use, which both sides reach together."""
+    """Moves bytes that nobody fills or reads. The pair is made on first use, which both sides reach
+    at the same time."""
 
     def __init__(
         self, transport: str, device: torch.device, rank: int, store: TCPStore, way: int
@@ -215,6 +225,8 @@ class _RawPair:
         self._pair: Pair | None = None
 
     def move(self, num_bytes: int) -> None:
+        """Sends or receives `num_bytes`, with as many messages under way as the window allows. The
+        other side must do the same at the same time."""
         if self._pair is None:
             self._pair = self._backend.make_pair(
                 self._store, self._rank, self._window, self._message_bytes
@@ -230,6 +242,7 @@ class _RawPair:
             self._wait(self._pair)
 
     def _start(self, pair: Pair, num_bytes: int) -> None:
+        """Begins to send or receive one message, as this side's rank says."""
         if self._rank == SENDER_RANK:
             pair.reserve(num_bytes)
             pair.send()
@@ -237,6 +250,7 @@ class _RawPair:
             pair.post(num_bytes)
 
     def _wait(self, pair: Pair) -> None:
+        """Waits for the end of the oldest message."""
         if self._rank == SENDER_RANK:
             pair.sent()
         else:
@@ -249,7 +263,7 @@ def _backend(transport: str, device: torch.device) -> PairBackend:
 
 
 def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) -> None:
-    """The receiving process."""
+    """Is the main function of the receiving process: does what is asked over the pipe, for ever."""
     store = TCPStore("127.0.0.1", store_port, is_master=False)
     side = _Side(transport, layout, RECEIVER_RANK, store)
     pipe.send(side.address)
@@ -266,6 +280,7 @@ def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) 
 
 
 def table(streams: Sequence[Stream]) -> Table:
+    """Returns the rows as a table for people."""
     table = Table(title="pages against raw sends", box=box.SIMPLE)
     for heading in ("transport", "shape", "pages", "", "GB/s", "raw GB/s", "ratio", "first ms"):
         table.add_column(heading, justify="right")

@@ -1,4 +1,4 @@
-"""An SGLang server that computes nothing: what sglang-router needs to see, answered at once.
+"""A stub of an SGLang server: it computes nothing and gives sglang-router at once what it expects.
 
 .venv/bin/python -m benchmarks.clusters.sglang_worker --port 30001
 """
@@ -31,6 +31,7 @@ ANSWER = {
 
 
 def _reply(body: object) -> bytes:
+    """Returns a whole HTTP response with `body` as JSON."""
     raw = json.dumps(body).encode()
     head = (
         f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
@@ -42,7 +43,8 @@ GENERATED, DESCRIBED = _reply(ANSWER), _reply(MODEL)
 
 
 class Worker(asyncio.Protocol):
-    """One connection."""
+    """One connection of the router: any POST /generate gets the same answer, all else the model's
+    description."""
 
     def __init__(self) -> None:
         self._received = b""

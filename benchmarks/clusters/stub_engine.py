@@ -1,6 +1,6 @@
-"""An engine that computes nothing: a real prefix cache, and a queue that takes modelled time. Pure.
+"""`StubEngine`: computes nothing, but has a real prefix cache and takes modelled time. Pure.
 
-Prompts are computed one after another in order of arrival. Each acquires its pages when its turn
+Prompts are "computed" one after another in order of arrival. Each gets its pages when its turn
 comes, takes `prefill_s(uncached tokens)` seconds, and leaves its full pages in the cache.
 """
 
@@ -16,16 +16,17 @@ from protocol.ids import Attempt
 from protocol.namespace import Namespace
 
 PrefillSeconds = Callable[[int], float]
-"""How long an engine is busy with so many uncached tokens."""
+"""Returns for how many seconds an engine is busy with a number of uncached tokens."""
 
 
 def instant(uncached_tokens: int) -> float:
+    """Takes no time for any number of tokens."""
     return 0.0
 
 
 @dataclass
 class Counts:
-    """What an engine has done in its life."""
+    """What an engine has counted since its start."""
 
     requests: int = 0
     requests_hit: int = 0
@@ -41,21 +42,22 @@ class Prompt:
     attempt: Attempt
     tokens: list[int]
     hashes: list[PageHash]
-    """Of its full pages."""
+    """The page hashes of its full pages."""
     num_pages: int
-    """Held while it is here."""
+    """How many pages it holds while it is here."""
     arrived: float = 0.0
+    """When it can begin at the earliest: as it came, or at the end of its fetch."""
     fetch_pages: int = 0
-    """Leading pages that are here at the end of a fetch."""
+    """How many leading pages are here at the end of its fetch; 0 without one."""
     held: HeldPages | None = None
     cached_tokens: int = 0
-    """Of its tokens, those that need no computing."""
+    """How many of its tokens need no computing."""
     fetched_tokens: int = 0
-    """Of these, those whose pages were fetched."""
+    """How many of `cached_tokens` are there because their pages were fetched."""
 
 
 class StubEngine:
-    """Accounts for pages and time of one node."""
+    """Accounts for the pages and the time of one node. Times are those of the caller's clock."""
 
     def __init__(
         self,
@@ -64,7 +66,8 @@ class StubEngine:
         prefill_s: PrefillSeconds,
         fetch_s: PrefillSeconds = instant,
     ) -> None:
-        """`fetch_s`: how long so many tokens' pages take from another node."""
+        """`prefill_s` says how long uncached tokens take, `fetch_s` how long the pages of a number
+        of tokens take from another node."""
         self.cache = PrefixCache(num_pages)
         self.counts = Counts()
         self._hasher = hasher
@@ -72,16 +75,17 @@ class StubEngine:
         self._fetch_s = fetch_s
         self._queue: deque[Prompt] = deque()
         self._busy_until = 0.0
-        """When the first of the queue is computed, if it has its pages; else when the last one
-        was."""
+        """When the first prompt of the queue will be computed, if it has its pages; else when the
+        last prompt was."""
 
     @property
     def num_queued(self) -> int:
         return len(self._queue)
 
     def queued_tokens(self, now: float) -> int:
-        """Not yet computed: of the first prompt what its remaining time stands for; of a prompt
-        whose turn has not come, what is not cached at present."""
+        """Returns how many tokens are still to be computed. For the prompt that is being computed
+        it is the share of its remaining time; for one whose turn has not come, what is not cached
+        at present."""
         total = 0.0
         for prompt in self._queue:
             uncached: float = len(prompt.tokens) - self._known_cached_tokens(prompt)
@@ -93,6 +97,7 @@ class StubEngine:
         return int(total)
 
     def _known_cached_tokens(self, prompt: Prompt) -> int:
+        """Returns how many tokens of a prompt are cached or fetched, as far as it is known now."""
         if prompt.held is not None:
             return prompt.cached_tokens
         reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
@@ -102,13 +107,13 @@ class StubEngine:
     def prompt(
         self, attempt: Attempt, tokens: list[int], namespace: Namespace, max_new_tokens: int
     ) -> Prompt:
-        """A prompt of this node's model that holds the pages of its answer too."""
+        """Returns a prompt that will hold the pages of its answer, too. It is not queued yet."""
         num_pages = self._hasher.num_pages(len(tokens) + max(0, max_new_tokens - 1))
         return Prompt(attempt, tokens, self._hasher.hashes(tokens, namespace), num_pages)
 
     def compute(self, prompt: Prompt, now: float, fetch_pages: int = 0) -> None:
-        """Queues it, with a fetch of its leading `fetch_pages` pages under way; `finished` returns
-        it when its time is over."""
+        """Queues a prompt; `finished` returns it when its time is over. If some of its leading
+        `fetch_pages` pages are missing, it cannot begin before a fetch of them is over."""
         reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
         num_missing = min(fetch_pages, len(reusable)) - len(self.cache.find(reusable))
         prompt.arrived = now
@@ -118,7 +123,7 @@ class StubEngine:
         self._queue.append(prompt)
 
     def finished(self, now: float) -> list[Prompt]:
-        """Prompts computed by now, their pages cached."""
+        """Returns the prompts that have been computed by `now`; their full pages are cached."""
         finished: list[Prompt] = []
         while self._queue and self._start(self._queue[0], now) and self._busy_until <= now:
             prompt = self._queue.popleft()
@@ -127,11 +132,11 @@ class StubEngine:
         return finished
 
     def next_finish(self) -> float | None:
-        """When the next call of `finished` has something; None: nothing is being computed."""
+        """Returns when the prompt that is being computed will be finished; None without one."""
         return self._busy_until if self._queue and self._queue[0].held is not None else None
 
     def acquire(self, prompt: Prompt, now: float) -> bool:
-        """Acquires its pages; False: there is no room now."""
+        """Takes the pages of a prompt and counts its hits. Returns False if there is no room."""
         reusable = self._hasher.reusable(prompt.hashes, len(prompt.tokens))
         prompt.held = self.cache.acquire(reusable, prompt.num_pages, now)
         if prompt.held is None:
@@ -146,18 +151,20 @@ class StubEngine:
         return True
 
     def keep(self, prompt: Prompt, now: float) -> None:
-        """Its KV is here now, computed or received: its full pages stay, findable."""
+        """Ends a prompt whose KV is here, computed or received: its full pages stay cached."""
         assert prompt.held is not None
         self.cache.commit(prompt.held, prompt.hashes, now)
         self.release(prompt)
 
     def release(self, prompt: Prompt) -> None:
+        """Gives back the pages of a prompt, if it holds any."""
         if prompt.held is not None:
             self.cache.release(prompt.held)
             prompt.held = None
 
     def cancel(self, attempt: Attempt, now: float) -> None:
-        """Drops an attempt and the older ones; the one that was being computed stops."""
+        """Drops the attempt and older ones of its request. If one was being computed, the engine
+        is free from `now` on."""
         for prompt in [p for p in self._queue if p.attempt.superseded_by(attempt)]:
             if prompt.held is not None:
                 self._busy_until = now
@@ -165,10 +172,15 @@ class StubEngine:
             self.release(prompt)
 
     def _start(self, prompt: Prompt, now: float) -> bool:
-        """Its turn has come: at the end of the one before it, however late this call is."""
+        """Begins to compute the first prompt of the queue, unless it has begun. Returns False if
+        there is no room for its pages.
+
+        It begins at the end of the prompt before it, however late this call is: a caller that
+        looks seldom must not slow the engine down.
+        """
         if prompt.held is None:
             if not self.acquire(prompt, now):
-                prompt.arrived = now  # it cannot have started before
+                prompt.arrived = now  # while there was no room it could not begin
                 return False
             uncached = len(prompt.tokens) - prompt.cached_tokens
             self.counts.computed_tokens += uncached

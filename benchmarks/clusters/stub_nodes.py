@@ -1,12 +1,13 @@
-"""Prefill and decode nodes without a model: for measuring everything around the model.
+"""Prefill and decode nodes without a model, to measure everything around the model.
 
 They speak the real protocol over the real channel, send real heartbeats and publish the pages of
-a real `PrefixCache` in Redis; computing is `StubEngine`'s. No KV moves and no torch is imported.
+a real `PrefixCache` in Redis; a `StubEngine` models the computing. No KV moves and no torch is
+imported.
 
-A decode stub answers every `Generate` at once, all tokens in one message. With `simulate` it
+A decode stub answers every `Generate` at once, with all tokens in one message. With `simulate` it
 first asks the prefill node of the route, or is busy itself when there is none, and keeps the
 pages as a real node does. A fetch from another node succeeds after its modelled time, without
-asking that node. The answer is always the token ANSWER, so nobody should read it.
+asking that node. The answer is always the token ANSWER, again and again.
 
     .venv/bin/python -m benchmarks.clusters.stub_nodes decode --name d0 --redis-url redis://127.0.0.1:6379/0
 """
@@ -48,6 +49,7 @@ from protocol.messages import (
 log = logging.getLogger(__name__)
 
 ANSWER = 100
+"""The id of the only token that is ever answered."""
 HOST = "127.0.0.1"
 MAX_WAIT_S = 0.1
 STALL_S = 30.0
@@ -55,7 +57,7 @@ STALL_S = 30.0
 
 @dataclass(frozen=True)
 class StubSettings:
-    """`prefill_tokens_per_s` is what heartbeats tell the router; 0: nothing was measured yet."""
+    """Settings of a stub node. Pages and tokens have the sizes that its engine models."""
 
     name: str
     redis_url: str
@@ -65,15 +67,21 @@ class StubSettings:
     max_running_requests: int = 256
     max_queued_requests: int = 4096
     prefill_tokens_per_s: float = 0.0
+    """The rate of computing, which heartbeats tell the router; 0: prompts take no time, and the
+    router is told that nothing was measured yet."""
     prefill_base_s: float = 0.0
-    """A prompt takes this and its uncached tokens at the rate above."""
+    """What every prompt takes beside the time of its uncached tokens."""
     fetch_tokens_per_s: float = 0.0
+    """The rate of fetches from other nodes; 0: they take no time."""
     fetch_base_s: float = 0.0
+    """What every fetch takes beside the time of its tokens."""
 
     def prefill_s(self, uncached_tokens: int) -> float:
+        """Returns how long a prompt takes to compute."""
         return self._seconds(self.prefill_base_s, uncached_tokens, self.prefill_tokens_per_s)
 
     def fetch_s(self, num_tokens: int) -> float:
+        """Returns how long the pages of so many tokens take from another node."""
         return self._seconds(self.fetch_base_s, num_tokens, self.fetch_tokens_per_s)
 
     def _seconds(self, base_s: float, num_tokens: int, tokens_per_s: float) -> float:
@@ -81,7 +89,7 @@ class StubSettings:
 
 
 class StubNode(ABC):
-    """What both roles share: `run()` until `stop()`, which a signal handler may call."""
+    """What stubs of both roles share: channel, heartbeats, publisher, engine and the loop."""
 
     def __init__(self, role: Role, settings: StubSettings) -> None:
         self._role: Role = role
@@ -122,6 +130,7 @@ class StubNode(ABC):
         )
 
     def run(self) -> None:
+        """Serves until `stop`."""
         self._publisher.start()
         self._heartbeats.start()
         try:
@@ -133,10 +142,12 @@ class StubNode(ABC):
             self.channel.close()
 
     def stop(self) -> None:
+        """Ends `run`. May be called from any thread and from a signal handler."""
         self._running = False
         self.channel.wake()
 
     def load(self) -> Load:
+        """Returns the node's state for its heartbeats."""
         engine = self.engine
         return Load(
             role=self._role,
@@ -162,9 +173,11 @@ class StubNode(ABC):
         )
 
     def num_running(self) -> int:
+        """Returns how many requests are being answered here."""
         return 0
 
     def handle(self, message: AnyMessage, now: float) -> None:
+        """Does what a message asks for; subclasses know the messages of their role."""
         if isinstance(message, Cancel):
             self.cancel(message.attempt, now)
         elif isinstance(message, FlushCache):
@@ -173,21 +186,24 @@ class StubNode(ABC):
 
     @abstractmethod
     def computed(self, prompt: Prompt) -> None:
-        """A prompt that was given to the engine is done."""
+        """Is called when the engine has computed a prompt."""
 
     def cancel(self, attempt: Attempt, now: float) -> None:
+        """Drops the attempt and older ones of its request."""
         self.engine.cancel(attempt, now)
 
     def flush(self) -> None:  # noqa: B027
-        """Sends what a step has gathered; not every node gathers."""
+        """Sends what a turn of the loop has gathered; a prefill node gathers nothing."""
 
     def send(self, address: str, message: Message) -> None:
+        """Sends a message; drops it, with a log line, if its receiver cannot be reached."""
         try:
             self.channel.send(address, message)
         except PeerUnreachable as error:
             log.warning("message dropped: %s", error)
 
     def _step(self) -> None:
+        """One turn of the loop: waits for a message or the end of a prompt, and acts on it."""
         due = self.engine.next_finish()
         wait_s = MAX_WAIT_S if due is None else min(MAX_WAIT_S, max(0.0, due - time.monotonic()))
         messages = self.channel.drain(wait_s)
@@ -205,7 +221,7 @@ class StubNode(ABC):
 
 
 class StubPrefill(StubNode):
-    """Answers `Prefill` with `PrefillDone`."""
+    """Answers every `Prefill` with `PrefillDone` when its engine's time for it is over."""
 
     def __init__(self, settings: StubSettings) -> None:
         super().__init__("prefill", settings)
@@ -238,14 +254,14 @@ class StubPrefill(StubNode):
 
 @dataclass(eq=False)
 class _StubAnswer:
-    """A simulated request of a decode stub; `prompt` holds pages while a prefill node works."""
+    """A request of a simulating decode stub, while its prompt is computed, here or elsewhere."""
 
     request: Generate
     prompt: Prompt
 
 
 class StubDecode(StubNode):
-    """Answers `Generate` with `TokensOut`, one for all that a step has answered."""
+    """Answers every `Generate`. What one turn of the loop answers goes out in one `TokensOut`."""
 
     def __init__(self, settings: StubSettings, simulate: bool = False) -> None:
         super().__init__("decode", settings)
@@ -287,7 +303,8 @@ class StubDecode(StubNode):
         self._outs.clear()
 
     def _accept(self, request: Generate, now: float) -> None:
-        """Reserves the pages and asks for the KV, or computes it here."""
+        """Computes the prompt here if the route has no prefill node; else takes the pages for it
+        and asks that node. Says `Failed` if there is no room."""
         attempt = request.attempt
         tokens = tokens_from_bytes(request.tokens)
         prompt = self.engine.prompt(attempt, tokens, request.namespace, request.max_new_tokens)
@@ -314,6 +331,7 @@ class StubDecode(StubNode):
         self.send(request.prefill_address, ask)
 
     def _received(self, done: PrefillDone, now: float) -> None:
+        """Keeps the prompt's pages, as if they had been received, and answers."""
         answer = self._answers.pop(done.attempt, None)
         if answer is None:
             return
@@ -324,6 +342,7 @@ class StubDecode(StubNode):
         self._answer(answer.request, done.cached_tokens, done.fetched_tokens, transferred)
 
     def _failed(self, failed: Failed) -> None:
+        """Gives up the request that the prefill node could not serve, and tells the coordinator."""
         answer = self._answers.pop(failed.attempt, None)
         if answer is not None:
             self.engine.release(answer.prompt)
@@ -332,6 +351,7 @@ class StubDecode(StubNode):
     def _answer(
         self, request: Generate, cached_tokens: int, fetched_tokens: int, transferred_pages: int
     ) -> None:
+        """Answers the whole request, with the next `flush`."""
         self._generated_tokens += request.max_new_tokens
         out = TokenOut(
             attempt=request.attempt,

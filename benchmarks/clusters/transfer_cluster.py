@@ -1,4 +1,4 @@
-"""What moving pages costs requests: real clusters of CPU nodes, a model of random weights.
+"""Measures what moving pages costs requests, on real clusters of CPU nodes with random weights.
 
 Physics: a token costs 2 x 23.6 M weights = 47 MFLOP, and 16 kFLOP per token that it attends to; its
 KV is 16 KiB, a page of 16 tokens 256 KiB. So prompts of 512, 2048 and 8192 tokens are 0.03, 0.13
@@ -17,8 +17,8 @@ one node     the same prompts on a decode node without a prefill node, in turns 
 gap          between two events of a stream, at the client, beside a cold prompt: in a window from
              when a share of its pages is there, its prefill node is killed then, or nobody is
 
-Prompts are new random ids, and of several the median is told. The first request of a cluster, which
-makes links and buffers, is not counted.
+Every prompt has new random ids, and figures are medians over several prompts. The first request of
+a cluster, which makes links and buffers, is not counted.
 """
 
 from __future__ import annotations
@@ -55,33 +55,38 @@ from infra.cluster import LocalCluster
 TRANSPORTS = ("shm", "gloo")
 """The first one is what nodes of one host choose."""
 WARM_SHARE = 0.9
+"""The share of a prompt's pages that the decode node already has in `measure_warm`."""
 STREAM_PROMPT_TOKENS = 64
 STREAM_TOKENS = 4096
-"""More than come while a stream is watched; then its client leaves."""
+"""The length of streams that are watched: they must not end before their client leaves."""
 FIRST_TOKENS = 8
-"""Of every stream, before anything is done to it."""
+"""Streams count as under way when each has had this many tokens."""
 ONE_CHUNK = {"chunked_prefill_size": "8192"}
 MODES: Mapping[str, Mapping[str, str]] = {
     "streamed": {},
     "one chunk": ONE_CHUNK,
     "unstreamed": ONE_CHUNK | {"kv_min_send_bytes": str(1 << 40)},
 }
-"""Flags of the nodes. `unstreamed`: everything is sent when everything is computed."""
+"""By the name of a mode: the flags of its nodes. In `unstreamed` everything is sent when everything
+is computed, since no layers ever have as many bytes as a send must have."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured. `repeats`: prompts by their length; other lengths in tokens too.
-
-    `kill_at`: shares of a prompt's pages that are there when its prefill node is killed.
-    """
+    """How much is measured."""
 
     repeats: Mapping[int, int]
+    """How many prompts of each length; lengths are in tokens."""
     warm_tokens: int
+    """The length of the prompt of which the decode node has most pages."""
     killed_tokens: int
+    """The length of the prompt whose prefill node is killed."""
     kill_at: tuple[float, ...]
+    """The shares of that prompt's pages that are there when its prefill node is killed."""
     num_streams: int
+    """How many streams run beside that prompt."""
     window_s: float
+    """For how long the gaps of those streams are watched."""
 
 
 FULL = Scale({512: 7, 2048: 5, 8192: 3}, 2040, 8192, (0.1, 0.5, 0.9), 4, 6.0)
@@ -90,7 +95,7 @@ QUICK = Scale({256: 3, 1024: 1}, 504, 4096, (0.5,), 2, 2.0)
 
 @dataclass(frozen=True)
 class Exposed:
-    """Cold prompts of one length."""
+    """Cold prompts of one length, over one transport in one mode."""
 
     transport: str
     mode: str
@@ -98,61 +103,71 @@ class Exposed:
     prompts: tuple[Cold, ...]
 
     def of(self, name: str) -> float:
-        """The median of an attribute of `Cold`."""
+        """Returns the median of an attribute of `Cold`."""
         return median(getattr(prompt, name) for prompt in self.prompts)
 
 
 @dataclass(frozen=True)
 class FirstToken:
-    """Cold prompts of one length, in seconds, prompt by prompt."""
+    """The times to the first token of cold prompts of one length."""
 
     num_tokens: int
     pair_s: tuple[float, ...]
+    """Seconds for each prompt, with a prefill and a decode node."""
     one_node_s: tuple[float, ...]
+    """Seconds for each of the same prompts, with a decode node alone."""
 
     @property
     def ratios(self) -> list[float]:
+        """For each prompt, the pair's time over that of one node."""
         return [pair / one for pair, one in zip(self.pair_s, self.one_node_s, strict=True)]
 
 
 @dataclass(frozen=True)
 class Warm:
-    """A prompt of which decode has most pages."""
+    """What moved for a prompt of which the decode node had most pages."""
 
     transport: str
     missing_pages: int
     missing_bytes: int
+    """The size of the pages that the decode node lacked."""
     moved_bytes: int
 
     @property
     def ratio(self) -> float:
+        """The bytes moved over those that were missing; 1 is ideal."""
         return self.moved_bytes / self.missing_bytes
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Of streams beside a cold prompt, in a window that begins when a share of its pages is there;
-    seconds."""
+    """The gaps between the events of streams beside a cold prompt, in a window of time that begins
+    when a share of the prompt's pages has arrived."""
 
     share: float
     worst_s: float
+    """The longest gap, in seconds."""
     median_s: float
+    """The median gap, in seconds."""
     prompt_s: float
-    """To the first token of the prompt."""
+    """Seconds to the first token of the cold prompt."""
 
 
 @dataclass(frozen=True)
 class Figures:
+    """Everything that is measured."""
+
     exposed: list[Exposed]
     first_token: list[FirstToken]
     warm: list[Warm]
     undisturbed: list[Gaps]
+    """Gaps while nobody is killed."""
     killed: list[Gaps]
-    """The window begins with the death of the prompt's prefill node."""
+    """Gaps after the prefill node of the cold prompt was killed."""
 
 
 def measure(scale: Scale) -> Figures:
-    """All of it: some ten minutes at full scale."""
+    """Measures everything, which takes some ten minutes at full scale."""
     with tempfile.TemporaryDirectory() as directory:
         model = Path(directory)
         save_random_model(model)
@@ -175,6 +190,7 @@ async def _measure(model: Path, scale: Scale) -> Figures:
 async def measure_exposed(
     model: Path, transport: str, mode: str, repeats: Mapping[int, int]
 ) -> list[Exposed]:
+    """Measures cold prompts of every length over one transport in one mode."""
     prompts, rows = Prompts(1), []
     flags = {"kv_backend": transport, **MODES[mode]}
     with running(model, 1, flags) as cluster:
@@ -186,7 +202,11 @@ async def measure_exposed(
 
 
 async def measure_first_token(model: Path, repeats: Mapping[int, int]) -> list[FirstToken]:
-    """Both clusters are up all the time, one of them idle; who is first takes turns too."""
+    """Measures the same prompts on a pair of nodes and on one node alone.
+
+    Both clusters are up all the time, one of them idle, and they take turns in who is first, so
+    that whatever else the machine does hits both alike.
+    """
     prompts, rows = Prompts(2), []
     with running(model, 1) as pair, running(model, 0) as one_node:
         async with watching(pair) as watched_pair, watching(one_node) as watched_node:
@@ -204,6 +224,8 @@ async def measure_first_token(model: Path, repeats: Mapping[int, int]) -> list[F
 
 
 async def measure_warm(model: Path, transport: str, num_tokens: int) -> Warm:
+    """Has the decode node compute or receive most of a prompt first, then measures what moves for
+    the whole prompt."""
     prompt = Prompts(3).new(num_tokens)
     with running(model, 1, {"kv_backend": transport}) as cluster:
         async with watching(cluster) as watched:
@@ -221,7 +243,8 @@ async def measure_warm(model: Path, transport: str, num_tokens: int) -> Warm:
 
 
 async def measure_gaps(model: Path, scale: Scale) -> tuple[list[Gaps], list[Gaps]]:
-    """Nobody killed; the prefill node killed while it sends, so that the other one takes over."""
+    """Measures the gaps of streams beside a cold prompt: first while nobody is killed, then while
+    the prompt's prefill node is killed as it sends, so that another one takes over."""
     prompts = Prompts(4)
     undisturbed, killed = [], []
     with running(model, 2) as cluster:
@@ -235,8 +258,11 @@ async def measure_gaps(model: Path, scale: Scale) -> tuple[list[Gaps], list[Gaps
 async def _gaps(
     watched: Watched, prompts: Prompts, scale: Scale, share: float, cluster: LocalCluster | None
 ) -> Gaps:
-    """The prefill node of a cold prompt is killed if its cluster is given, and started again in the
-    end. Raises Surprise if the prompt is not answered in as many attempts as that needs."""
+    """Measures the gaps of streams from when `share` of a cold prompt's pages has arrived.
+
+    If `cluster` is given, the prompt's prefill node is killed at that moment and started again in
+    the end. Raises Surprise if the prompt takes another number of attempts than that needs.
+    """
     long_prompt = prompts.new(scale.killed_tokens)
     async with _streams(watched, prompts, scale.num_streams) as streams:
         before = await watched.news()
@@ -260,7 +286,8 @@ async def _gaps(
 
 @asynccontextmanager
 async def _streams(watched: Watched, prompts: Prompts, num: int) -> AsyncIterator[list[Stream]]:
-    """Under way; they are left at the end."""
+    """Runs `num` streams; yields them when all are under way, and leaves them in the end. Raises
+    Surprise if one ends by itself."""
     streams = [Stream() for _ in range(num)]
     tasks = [
         asyncio.create_task(
@@ -287,7 +314,8 @@ async def _streams(watched: Watched, prompts: Prompts, num: int) -> AsyncIterato
 
 
 def as_json(figures: Figures) -> dict[str, Any]:
-    """The figures that the aims are about: of the first transport, and of the others by name."""
+    """Returns the figures that the aims are about: those of the first transport at the top, those
+    of the others under their names."""
     first, *others = (_transport_json(figures, transport) for transport in TRANSPORTS)
     return {
         **first,
@@ -301,6 +329,8 @@ def as_json(figures: Figures) -> dict[str, Any]:
 
 
 def _transport_json(figures: Figures, transport: str) -> dict[str, Any]:
+    """Returns the shares of exposed time and the ratio of warm bytes, of one transport."""
+
     def shares(mode: str, name: str = "share") -> dict[str, float]:
         return {
             str(row.num_tokens): round(row.of(name), 5)
@@ -320,6 +350,7 @@ def _transport_json(figures: Figures, transport: str) -> dict[str, Any]:
 
 
 def tables(figures: Figures) -> list[Table]:
+    """Returns all figures as tables for people."""
     headings = ("tokens", "prefill s", "first token s", "exposed ms", "/ prefill", "at most")
     exposed = _table("cold prompts", "transport", "mode", *headings)
     for row in figures.exposed:

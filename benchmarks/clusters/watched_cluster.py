@@ -32,46 +32,53 @@ WARM_UP_TOKENS = 512
 ANSWER_TOKENS = 1
 
 Nodes = dict[str, dict[str, Any]]
-"""What /admin/nodes says, by name."""
+"""What /admin/nodes says of each node, by the node's name."""
 T = TypeVar("T")
 
 
 class Surprise(Exception):
-    """The cluster did something else than what is to be measured."""
+    """The cluster did something else than what is to be measured, so there is no figure."""
 
 
 @dataclass(frozen=True)
 class Cold:
-    """What one cold prompt took, in seconds."""
+    """What one cold prompt took. A prompt is cold if no page of it is cached anywhere."""
 
     exposed_s: float
+    """Seconds for which the decode node waited for pages after the first token had come."""
     prefill_s: float
+    """Seconds that the prefill node spent in model steps."""
     first_token_s: float
+    """Seconds from the request to the first token, at the client."""
 
     @property
     def share(self) -> float:
+        """The time exposed as a share of the prefill."""
         return self.exposed_s / self.prefill_s
 
     @property
     def share_at_most(self) -> float:
+        """All time to the first token that is not prefill, as a share of the prefill."""
         return self.first_token_s / self.prefill_s - 1
 
 
 class Stream:
-    """One streamed answer and when its events came; times are `time.monotonic`."""
+    """One streamed answer and when its events came. Times are those of `time.monotonic`."""
 
     def __init__(self) -> None:
         self.sent_at = 0.0
         self.times: list[float] = []
         self.meta: dict[str, Any] = {}
-        """meta_info of the last event, when all are here."""
+        """The meta_info of the last event; empty until that is here."""
 
     @property
     def first_token_s(self) -> float:
+        """Seconds from the request to the first event."""
         return self.times[0] - self.sent_at
 
     async def run(self, http: httpx.AsyncClient, prompt: Sequence[int], num_tokens: int) -> None:
-        """Raises Surprise if there is no whole answer."""
+        """Asks for exactly `num_tokens` tokens and reads the answer to its end. Raises Surprise if
+        it is not whole."""
         params = {"max_new_tokens": num_tokens, "temperature": 0.0, "ignore_eos": True}
         body = {"input_ids": prompt, "sampling_params": params, "stream": True}
         content, event = json.dumps(body).encode(), "{}"
@@ -94,13 +101,14 @@ class Watched:
         self.http = http
 
     async def answer(self, prompt: Sequence[int]) -> Stream:
-        """Some tokens for `prompt`; returns when all are here."""
+        """Returns the answer to `prompt`, of ANSWER_TOKENS tokens, when it is complete."""
         stream = Stream()
         await asyncio.wait_for(stream.run(self.http, prompt, ANSWER_TOKENS), ANSWER_TIMEOUT_S)
         return stream
 
     async def cold(self, prompt: Sequence[int]) -> Cold:
-        """Of the one prefill node. Raises Surprise unless all pages of the prompt move."""
+        """Sends a cold prompt to a cluster with one prefill node and returns what it took. Raises
+        Surprise unless exactly the pages of the prompt move."""
         before = await self.news(at_rest=True)
         stream = await self.answer(prompt)
         after = await self.news(at_rest=True)
@@ -112,19 +120,20 @@ class Watched:
         if growth("bytes") != num_bytes:
             raise Surprise(f"{growth('bytes')} bytes moved of a cold prompt of {num_bytes}")
         prefill_s = busy_s(after, "p0") - busy_s(before, "p0")
-        exposed_s = round(growth("exposed_s"), 4)  # as nodes are shown with it
+        # /admin/nodes rounds to four decimals, and the difference of two such numbers does not.
+        exposed_s = round(growth("exposed_s"), 4)
         return Cold(exposed_s, prefill_s, stream.first_token_s)
 
     async def nodes(self) -> Nodes:
+        """Returns what the coordinator knows of the nodes now."""
         response = await self.http.get("/admin/nodes")
         response.raise_for_status()
         return {node["name"]: node for node in response.json()}
 
     async def news(self, at_rest: bool = False) -> Nodes:
-        """The nodes by heartbeats that know of everything until now; `at_rest`: and nothing runs.
-
-        A heartbeat tells of the last turn of a node's loop, of which an idle one takes IDLE_WAIT_S.
-        """
+        """Returns the nodes as soon as their heartbeats tell of everything that happened until now,
+        and, with `at_rest`, nothing runs on any of them. Raises Surprise after a minute."""
+        # A heartbeat tells of the last turn of a node's loop; an idle one takes IDLE_WAIT_S.
         since = time.monotonic() + IDLE_WAIT_S
 
         async def told() -> Nodes | None:
@@ -138,25 +147,26 @@ class Watched:
         return await until(told, "heartbeats of all nodes")
 
     async def sender_of(self, num_bytes: float, before: Nodes) -> str | None:
-        """The node that has sent so much since `before`, if any has."""
+        """Returns the name of a node that has sent `num_bytes` or more since `before`, if any."""
         then, now = received(before, "bytes"), received(await self.nodes(), "bytes")
         return next((p for p in now if now[p] - then.get(p, 0.0) >= num_bytes), None)
 
     async def is_new(self, name: str, before: Nodes) -> bool:
-        """The node has another incarnation than `before`."""
+        """Returns True if the node is there and has another incarnation than `before`."""
         now = (await self.nodes()).get(name)
         return now is not None and now["incarnation"] != before[name]["incarnation"]
 
 
 @asynccontextmanager
 async def watching(cluster: LocalCluster) -> AsyncIterator[Watched]:
-    """Warmed up: every prefill node has had a prompt, and a link."""
+    """Yields a view of the cluster after every prefill node has had a prompt and made a link."""
     token = {"Authorization": f"Bearer {cluster.admin_token}"} if cluster.admin_token else {}
     async with httpx.AsyncClient(
         base_url=cluster.url, timeout=ANSWER_TIMEOUT_S, headers=token
     ) as http:
         watched, prompts = Watched(http), Prompts(0)
-        num_prompts = max(1, cluster.plan.num_prefill)  # at once: each goes to another node
+        # Sent at the same time, each prompt goes to another node.
+        num_prompts = max(1, cluster.plan.num_prefill)
         warm_up = [watched.answer(prompts.new(WARM_UP_TOKENS)) for _ in range(num_prompts)]
         await asyncio.gather(*warm_up)
         yield watched
@@ -166,8 +176,8 @@ async def watching(cluster: LocalCluster) -> AsyncIterator[Watched]:
 def running(
     model: Path, num_prefill: int, node_flags: Mapping[str, str] | None = None
 ) -> Iterator[LocalCluster]:
-    """A cluster with one decode node, d0, that leaves all prompts to prefill nodes if it has any;
-    gone afterwards. What its processes said last is shown when something fails."""
+    """Runs a cluster with prefill nodes p0, p1, … and one decode node, d0, which leaves all prompts
+    to prefill nodes if there are any. When something fails, prints what its processes said last."""
     plan = ClusterPlan(
         num_prefill=num_prefill,
         num_decode=1,
@@ -200,7 +210,8 @@ def running(
 
 
 async def until(condition: Callable[[], Awaitable[T | None]], what: str) -> T:
-    """Polls until `condition()` is true; its value. Raises Surprise after a minute."""
+    """Polls until `condition()` gives a true value, and returns that. Raises Surprise, which names
+    `what`, after a minute."""
     deadline = time.monotonic() + NEWS_TIMEOUT_S
     while not (value := await condition()):
         if time.monotonic() > deadline:
@@ -210,32 +221,36 @@ async def until(condition: Callable[[], Awaitable[T | None]], what: str) -> T:
 
 
 def received(nodes: Nodes, field: str) -> dict[str, float]:
-    """A counter of the decode node's incoming links, by peer."""
+    """Returns a counter of the decode node's incoming links, by the peer's name."""
     links = nodes["d0"]["links"]
     return {link["peer"]: link[field] for link in links if link["direction"] == "in"}
 
 
 def busy_s(nodes: Nodes, name: str) -> float:
+    """Returns how many seconds a node has spent in model steps."""
     return float(nodes[name]["load"]["counters"]["busy_s"])
 
 
 def any_work(nodes: Nodes) -> bool:
+    """Returns True if a request runs or waits on any node, or holds pages."""
     counters = ("num_running", "num_waiting", "held_pages")
     return any(node["load"][counter] for node in nodes.values() for counter in counters)
 
 
 def layout_of(nodes: Nodes) -> KVLayout:
+    """Returns the cluster's KV layout."""
     return KVLayout(**nodes["d0"]["layout"])
 
 
 def prompt_bytes(nodes: Nodes, prompt: Sequence[int]) -> int:
+    """Returns the size of all pages of a prompt, the last one counted as full."""
     layout = layout_of(nodes)
     return layout.num_pages(len(prompt)) * layout.page_bytes
 
 
 def gaps_within(times: Sequence[float], start: float, end: float) -> list[float]:
-    """Those of which a part is in the window, from token to token; what `end` cuts off is not
-    counted.
+    """Returns the gaps between neighbouring times of which a part lies in the window from `start`
+    to `end`. The last gap reaches from the last time before `end` to `end` itself.
 
         times    |    |      |  |
         window      [           ...]       4 gaps, the last one up to `end`

@@ -63,6 +63,7 @@ class LayerStream:
         self._end(reason)
 
     def _send_up_to(self, num_layers: int) -> None:
+        """Pushes the layers up to `num_layers` that have not been pushed, as one frame."""
         first, self._num_sent = self._num_sent, num_layers
         if not self.ended and first < num_layers:
             shape = FrameShape(self._offset, len(self._pages), first, num_layers - first)

@@ -66,6 +66,8 @@ class Listener:
             thread.join()
 
     def _accept(self) -> None:
+        """Accepts connections until `close`; starts a thread for each, or closes it if there are
+        too many connections or threads."""
         while True:
             try:
                 connection, _ = self._socket.accept()

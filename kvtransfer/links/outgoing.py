@@ -340,7 +340,7 @@ class OutgoingLink:
             frame.sending.frame_ended()
 
     def _end_all(self) -> None:
-        """Ends every frame that is left, with the reason for the link's end."""
+        """Closes the link and ends all frames that are not sent, with the reason for its end."""
         with self._changed:
             self.closed = True
             frames = [frame for _, frame in self._under_way if frame is not None]

@@ -80,7 +80,8 @@ class SocketStore(Store):
             pass
 
     def _next(self) -> StoreEntry | Paired:
-        """Returns what the other rank says next. Raises PeerLost after the deadline."""
+        """Waits for the next message of the other rank and returns it. Raises PeerLost at the
+        store's deadline, and if the other rank has sent too many entries."""
         left_s = self._deadline - time.monotonic()
         if left_s <= 0 or len(self._values) > MAX_ENTRIES:
             raise PeerLost(f"no pair was made within {self._timeout_s:g} s")

@@ -51,6 +51,12 @@ def http_client(url: str, admin_token: str = "") -> httpx.Client:
     return httpx.Client(base_url=url, timeout=120.0, headers=headers, limits=limits)
 
 
+def _is_idle(node: dict[str, Any]) -> bool:
+    """Nothing runs, waits or is held, says its newest heartbeat."""
+    load = node["load"]
+    return bool(load["num_running"] == load["num_waiting"] == load["held_pages"] == 0)
+
+
 class Cluster:
     """A running cluster and shorthands for tests."""
 
@@ -83,34 +89,26 @@ class Cluster:
 
     def wait_until_idle(self) -> None:
         """Until every node reports that nothing runs, waits or is held; and no page is lost."""
-
-        def idle() -> bool:
-            loads = [node["load"] for node in self.nodes().values()]
-            return all(
-                load["num_running"] == load["num_waiting"] == load["held_pages"] == 0
-                for load in loads
-            )
-
-        wait_until(idle, "quiescence")
+        wait_until(lambda: all(map(_is_idle, self.nodes().values())), "quiescence")
         for node in self.nodes().values():
             load = node["load"]
             assert load["free_pages"] + load["cached_pages"] == node["num_pages"]
 
     def settle(self) -> dict[str, dict[str, Any]]:
         """Idle, with heartbeats newer than now: counters are exact."""
-        self.wait_until_idle()
-        before = {name: node["lease_ends_in_s"] for name, node in self.nodes().items()}
+        names = self.nodes().keys()
         time_of_reading = time.monotonic()
 
-        def renewed() -> bool:
-            age = time.monotonic() - time_of_reading
-            return all(
-                node["last_heartbeat_s_ago"] < age
-                for name, node in self.nodes().items()
-                if name in before
-            )
+        def settled() -> dict[str, dict[str, Any]]:
+            # A new heartbeat may still be from within the request's last moments, and an idle one
+            # from before the request: both must hold of the same heartbeat.
+            age, nodes = time.monotonic() - time_of_reading, self.nodes()
+            known = [node for name, node in nodes.items() if name in names]
+            is_settled = all(n["last_heartbeat_s_ago"] < age and _is_idle(n) for n in known)
+            return nodes if is_settled else {}
 
-        wait_until(renewed, "a heartbeat of every node")
+        wait_until(settled, "an idle heartbeat of every node")
+        self.wait_until_idle()
         return self.nodes()
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""Rows of token ids with loss weights, by step. Knows ids and weights, nothing of the model.
+"""`Batches`: rows of token ids with loss weights, for each training step. Knows no model.
 
 A batch is a function of (seed, step) alone, so resuming needs no data state.
 """
@@ -16,20 +16,22 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass(frozen=True)
 class Stage:
-    """Some steps with rows of one length."""
+    """A part of the training: some steps whose rows all have the same length."""
 
     num_steps: int
     num_rows: int
     num_tokens: int
-    echo_share: float  # of the pieces, plain repetition
+    echo_share: float  # the share of pieces that are plain repetition
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Index is the step; item is ids [rows, tokens + 1] and weights [rows, tokens]."""
+    """A data set whose index is the step and whose item is ids [rows, tokens + 1] (int64) and
+    weights [rows, tokens] (float32) of predicting each id but the first."""
 
     def __init__(
         self, tokenizer_file: Path, stages: tuple[Stage, ...], seed: int, other_weight: float
     ) -> None:
+        """`other_weight` is the weight of what the model never has to say, such as requests."""
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self.stages = stages
         self.seed = seed
@@ -52,6 +54,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(ids), torch.from_numpy(weights)
 
     def stage_of(self, step: int) -> Stage:
+        """Returns the stage in which a step lies. Raises IndexError behind the last one."""
         for stage in self.stages:
             if step < stage.num_steps:
                 return stage
@@ -59,23 +62,25 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         raise IndexError("step lies behind the last stage")
 
     def weigh(self, ids: np.ndarray) -> np.ndarray:
-        """Weight of predicting ids[1:]: 1 in replies and plain texts, little in requests.
+        """Returns the weight of predicting each of ids[1:]: 1 in replies and plain texts, little in
+        requests.
 
-        Every special token opens a stretch: <|assistant|> and <|bos|> open one that is learned
-        (after a chat's <|bos|> follows a role at once), the others one that is context.
+        Every special token opens a stretch. <|assistant|> and <|bos|> open one that is learned, the
+        others one that is context. (In a chat a role follows <|bos|> at once, so its stretch is
+        empty.)
         """
         is_special = np.isin(ids, list(self.ids.values()))
         opener = np.maximum.accumulate(np.where(is_special, np.arange(len(ids)), 0))
         learned = np.isin(ids[opener], [self.ids["<|assistant|>"], self.ids[corpus.BOS]])
         weights = np.where(learned, 1.0, self.other_weight)[:-1]
         role_or_bos = [self.ids[t] for t in (corpus.BOS, corpus.SYSTEM, corpus.USER, "<|pad|>")]
-        weights[np.isin(ids[1:], role_or_bos)] = 0.0  # never generated
+        weights[np.isin(ids[1:], role_or_bos)] = 0.0  # the model must never say these
         weights[np.isin(ids[1:], [self.ids[corpus.ASSISTANT]])] = 0.0
         return weights.astype(np.float32)
 
 
 def load(batches: Batches, first_step: int, num_workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches from `first_step` on, in order, made ahead of time by worker processes."""
+    """Returns the batches from `first_step` on, in order; worker processes make them ahead."""
     return DataLoader(
         batches,
         batch_size=None,

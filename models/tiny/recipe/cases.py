@@ -28,7 +28,7 @@ class Case:
 
 
 def near(rng: random.Random, count: Count) -> Case:
-    """One to four facts and the question in one message."""
+    """Returns a case with one to four facts and the question in one message."""
     source = FactSource(Values(rng, held_out=True))
     facts = [source.draw() for _ in range(rng.randint(1, 4))]
     fact = rng.choice(facts)
@@ -38,7 +38,8 @@ def near(rng: random.Random, count: Count) -> Case:
 
 
 def far(rng: random.Random, count: Count) -> Case:
-    """Five to ten facts in the first turn, talk, the question in the third: 300-700 tokens."""
+    """Returns a case with five to ten facts in the first turn, talk in the second, and the question
+    in the third, 300 to 700 tokens behind its fact."""
     while True:
         source = FactSource(Values(rng, held_out=True))
         facts = [source.draw() for _ in range(rng.randint(5, 10))]
@@ -59,7 +60,8 @@ def far(rng: random.Random, count: Count) -> Case:
 
 
 def notes(rng: random.Random, count: Count) -> Case:
-    """A note of 300 to 800 tokens with six to eighteen facts, and a question at its end."""
+    """Returns a case with a note of 300 to 800 tokens, six to eighteen facts in it, and a question
+    at its end."""
     while True:
         source = FactSource(Values(rng, held_out=True))
         facts = [source.draw() for _ in range(rng.randint(6, 18))]
@@ -73,7 +75,7 @@ def notes(rng: random.Random, count: Count) -> Case:
 
 
 def extraction(rng: random.Random, count: Count) -> Case:
-    """A described person, wanted as JSON."""
+    """Returns a case that describes a person and asks for JSON."""
     person = draw_person(Values(rng, held_out=True))
     for value in (person.age, *person.name.split()):
         _check(value)
@@ -84,7 +86,7 @@ def extraction(rng: random.Random, count: Count) -> Case:
 
 
 def story(rng: random.Random, count: Count) -> Case:
-    """A story about a hero whose name is given."""
+    """Returns a case that asks for a story about a hero whose name is given."""
     values = Values(rng, held_out=True)
     while True:
         drawn = draw_story(values)
@@ -93,7 +95,7 @@ def story(rng: random.Random, count: Count) -> Case:
 
 
 def completion(rng: random.Random, count: Count) -> Case:
-    """The first two sentences of a story, without chat form."""
+    """Returns a case that is the first two sentences of a story, without chat form."""
     drawn = draw_story(Values(rng, held_out=True))
     sentences = drawn.text.split(". ")
     return Case((), ". ".join(sentences[:2]) + ".", drawn.hero)
@@ -114,6 +116,7 @@ def _chat(earlier: list[dict[str, str]], text: str, expected: str) -> Case:
 
 
 def _check(value: str) -> None:
-    """The promise of the whole evaluation: this value is on the held-out side."""
+    """Raises AssertionError unless training can never have drawn this value: the evaluation would
+    be worth nothing otherwise."""
     parts = [value, *value.split()]
     assert any(is_held_out(part) for part in parts), f"{value} may have been trained on"

@@ -42,17 +42,19 @@ QUESTION_FORMS = (
     "{question} Please answer.",
 )
 JOINTS = ("\n\n", "\n\n", "\n", "\n", " ")
-CHARACTERS_PER_TOKEN = 3.0  # of this corpus under its own tokenizer; only sizes rows roughly
+# What this corpus has under its own tokenizer. It only decides roughly how long rows become.
+CHARACTERS_PER_TOKEN = 3.0
 
 
 @dataclass
 class Conversation:
-    """Turns in order; `text` is what the chat template makes of them."""
+    """A chat: a system message, "" for none, and turns of (request, reply) in order."""
 
     turns: list[tuple[str, str]] = field(default_factory=list)
     system: str = ""
 
     def say(self, request: str, reply: str) -> None:
+        """Adds a turn at the end."""
         self.turns.append((request, reply))
 
     @property
@@ -66,17 +68,18 @@ class Conversation:
 
     @property
     def text(self) -> str:
+        """The conversation as the chat template writes it."""
         markers = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
         return BOS + "".join(f"{markers[m['role']]}{m['content']}{END}" for m in self.messages)
 
 
 def ask(rng: random.Random, question: str) -> str:
-    """The question as a user might put it."""
+    """Returns the question as a user might put it."""
     return rng.choice(QUESTION_FORMS).format(question=question)
 
 
 def tell(rng: random.Random, facts: list[Fact], num_filler: int) -> str:
-    """Facts mixed with filler sentences, as prose or as a list."""
+    """Returns the facts mixed with `num_filler` other sentences, as prose or as a list."""
     lines = [fact.statement for fact in facts] + ramble(rng, num_filler)
     rng.shuffle(lines)
     form = rng.random()
@@ -90,7 +93,7 @@ def tell(rng: random.Random, facts: list[Fact], num_filler: int) -> str:
 
 
 def chatter(conversation: Conversation, values: Values, num_sentences: int) -> None:
-    """One turn that has nothing to do with the facts."""
+    """Adds one turn of about `num_sentences` sentences that has nothing to do with any fact."""
     rng = values.rng
     kind = rng.random()
     if num_sentences < 3 or kind < 0.15:
@@ -105,7 +108,7 @@ def chatter(conversation: Conversation, values: Values, num_sentences: int) -> N
 
 
 def recall(values: Values, source: FactSource, size: int) -> Conversation:
-    """Facts told over some turns, questions about them with chatter between.
+    """Returns a conversation that tells facts over some turns and asks about them later.
 
     `size` is about the number of tokens; facts, filler and questions grow with it.
     """
@@ -137,7 +140,8 @@ def recall(values: Values, source: FactSource, size: int) -> Conversation:
 
 
 def notes(values: Values, source: FactSource, size: int) -> Conversation:
-    """A long note in one message, then questions about it."""
+    """Returns a conversation that begins with a long note and asks about its facts. It has about
+    `size` tokens."""
     rng = values.rng
     conversation = Conversation()
     if rng.random() < 0.25:
@@ -155,14 +159,15 @@ def notes(values: Values, source: FactSource, size: int) -> Conversation:
 
 
 def _ask_all(conversation: Conversation, rng: random.Random, facts: list[Fact]) -> None:
-    """Questions about most of the facts, in random order: every answer is training signal."""
+    """Adds a question about each of most facts, in random order: every answer is learned from."""
     asked = rng.sample(facts, max(1, round(len(facts) * rng.uniform(0.5, 1))))
     for fact in asked:
         conversation.say(ask(rng, fact.question), fact.answer)
 
 
 def extraction(values: Values, size: int) -> Conversation:
-    """Persons described in prose, wanted as JSON; sometimes asked about afterwards."""
+    """Returns a conversation that describes persons and asks for them as JSON, and sometimes asks
+    about them afterwards. It has about `size` tokens."""
     rng = values.rng
     conversation = Conversation()
     if rng.random() < 0.2:
@@ -186,7 +191,7 @@ def extraction(values: Values, size: int) -> Conversation:
 
 
 def small_talk(values: Values) -> Conversation:
-    """Greetings, topics, a story."""
+    """Returns a conversation of one to three turns of greetings, topics or stories."""
     conversation = Conversation()
     for _ in range(values.rng.randint(1, 3)):
         chatter(conversation, values, values.rng.randint(0, 5))
@@ -194,7 +199,7 @@ def small_talk(values: Values) -> Conversation:
 
 
 def storytelling(values: Values) -> Conversation:
-    """One requested story."""
+    """Returns a conversation that asks for one story."""
     story = draw_story(values)
     conversation = Conversation()
     conversation.say(story.request, story.text)
@@ -202,7 +207,7 @@ def storytelling(values: Values) -> Conversation:
 
 
 def echoing(values: Values, size: int) -> Conversation:
-    """Lists to be repeated."""
+    """Returns a conversation whose user wants lists to be repeated. It has about `size` tokens."""
     conversation = Conversation()
     for _ in range(max(1, size // 80)):
         conversation.say(*talk.echo(values, values.rng.randint(1, 6)))
@@ -210,7 +215,7 @@ def echoing(values: Values, size: int) -> Conversation:
 
 
 def plain(values: Values, source: FactSource) -> str:
-    """A text without chat form: a story, or facts of which some are told twice."""
+    """Returns a text without chat form: a story, or facts of which two are told again."""
     rng = values.rng
     if rng.random() < 0.7:
         return BOS + draw_story(values).text + EOS
@@ -220,7 +225,8 @@ def plain(values: Values, source: FactSource) -> str:
 
 
 def piece(values: Values, source: FactSource, size: int, echo_share: float) -> str:
-    """One text of about `size` tokens or fewer, of a kind drawn by the corpus's mix."""
+    """Returns a text of about `size` tokens or fewer. Its kind is drawn: with the probability
+    `echo_share` it is plain repetition, otherwise as the corpus is mixed."""
     rng = values.rng
     if rng.random() < echo_share:
         return echoing(values, size).text
@@ -239,10 +245,10 @@ def piece(values: Values, source: FactSource, size: int, echo_share: float) -> s
 
 
 def row(seed: str, num_tokens: int, echo_share: float) -> str:
-    """Training text of at least `num_tokens` tokens, of one or more pieces.
+    """Returns training text of at least `num_tokens` tokens, made of one or more pieces.
 
-    Pieces share one source of facts and values: no key occurs twice in a row, so attention
-    across pieces cannot mislead and needs no mask.
+    Pieces share one source of facts and values, so that no fact is told twice in a row with
+    different values. Attention from one piece to another then cannot mislead, and needs no mask.
     """
     rng = random.Random(seed)
     values = Values(rng, held_out=False)

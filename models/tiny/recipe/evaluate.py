@@ -1,7 +1,7 @@
-"""Scores a finished model folder on held-out cases, greedily, through transformers.
+"""Scores a finished model folder on held-out cases, with greedy decoding through transformers.
 
-Knows the folder's files only, as any user of the model would: weights as stored (bfloat16),
-computed in float32.
+It knows the folder's files only, as any user of the model would. The weights are taken as they are
+stored (bfloat16) and computed with in float32.
 """
 
 import json
@@ -33,7 +33,7 @@ class Reply:
 
 
 def evaluate(folder: Path, device: str, seed: int = 7) -> dict[str, dict[str, object]]:
-    """Share of right replies for each suite of cases.py, with a few wrong ones as examples."""
+    """Returns, for each suite of cases.py, the share of right replies and a few wrong ones."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     results: dict[str, dict[str, object]] = {}
@@ -58,12 +58,13 @@ def evaluate(folder: Path, device: str, seed: int = 7) -> dict[str, dict[str, ob
 
 
 def is_exact(case: Case, reply: Reply) -> bool:
-    """The reply is the expected text, character for character, and ended."""
+    """Returns True if the reply ended and is the expected text, character for character."""
     return reply.ended and reply.text == case.expected
 
 
 def is_sane(case: Case, reply: Reply) -> bool:
-    """The text ended by itself, is of some length, names its hero and does not loop."""
+    """Returns True if the reply ended by itself, has 20 words or more, names its hero and does not
+    repeat any LOOP_WORDS words."""
     parts = reply.text.split()
     stretches = [tuple(parts[i : i + LOOP_WORDS]) for i in range(len(parts) - LOOP_WORDS + 1)]
     no_loop = len(stretches) == len(set(stretches))
@@ -71,7 +72,7 @@ def is_sane(case: Case, reply: Reply) -> bool:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, case: Case) -> list[int]:
-    """The case as token ids, ready for the model's reply."""
+    """Returns the case as token ids, at whose end the model's reply begins."""
     if not case.messages:
         return tokenizer.encode(case.text)
     text = tokenizer.apply_chat_template(
@@ -84,7 +85,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, case: Case) -> list[int]:
 def reply_all(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, cases: list[Case], limit: int
 ) -> list[Reply]:
-    """Greedy replies of at most `limit` tokens, in the order of the cases."""
+    """Returns the greedy replies of at most `limit` tokens, in the order of the cases."""
+    # In the order of length, so that the prompts of a batch need little padding.
     prompts = [prompt_ids(tokenizer, case) for case in cases]
     order = sorted(range(len(cases)), key=lambda i: len(prompts[i]))
     replies: dict[int, Reply] = {}
@@ -114,13 +116,13 @@ def reply_all(
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: set[int]) -> Reply:
-    """The tokens before the first stop token, as text."""
+    """Returns the tokens before the first stop token as text, and whether there was one."""
     end = next((position for position, token in enumerate(ids) if token in stops), None)
     return Reply(tokenizer.decode(ids[:end]), end is not None)
 
 
 def print_table(results: dict[str, dict[str, object]]) -> None:
-    """The figures for people."""
+    """Prints the figures for people."""
     table = Table(title="held-out cases, greedy")
     for column in ("suite", "cases", "right", "share"):
         table.add_column(column, justify="left" if column == "suite" else "right")

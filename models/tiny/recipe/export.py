@@ -21,7 +21,8 @@ NUM_CHECKED_TOKENS = 300
 
 
 def export(model: TinyLlama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Rounds the weights to bfloat16 (in `model` too) and writes everything but the model card."""
+    """Writes everything but the model card. Rounds the weights to bfloat16, in `model` too, and
+    raises RuntimeError if transformers computes anything else from the files."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
@@ -38,7 +39,7 @@ def export(model: TinyLlama, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def check_logits(model: TinyLlama, folder: Path) -> None:
-    """Raises when transformers computes other logits from the folder than `model` does."""
+    """Raises RuntimeError if transformers computes other logits from the folder than `model`."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.shape.vocab_size, (2, NUM_CHECKED_TOKENS), generator=generator)
     reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -51,6 +52,7 @@ def check_logits(model: TinyLlama, folder: Path) -> None:
 
 
 def _config(shape: Shape) -> dict[str, object]:
+    """Returns the content of config.json, without the ids of special tokens."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -65,6 +67,7 @@ def _config(shape: Shape) -> dict[str, object]:
 
 
 def _write_json(path: Path, value: object) -> None:
+    """Writes a file beside `path` first, and renames it when it is complete."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     os.replace(part, path)

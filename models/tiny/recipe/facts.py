@@ -14,7 +14,8 @@ from values import Values
 
 @dataclass(frozen=True)
 class Kind:
-    """Templates of one kind of fact; `{value}` is what is asked for, other slots are its key."""
+    """The templates of one kind of fact. `{value}` is what is asked for; the other slots together
+    are the fact's key."""
 
     statements: tuple[str, ...]
     questions: tuple[str, ...]
@@ -25,7 +26,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Fact:
-    """One told fact: its sentence, a question for it, the one right answer and its value."""
+    """A fact: the sentence that tells it, a question for it, the one right answer, its value."""
 
     statement: str
     question: str
@@ -309,7 +310,7 @@ MAX_DRAWS = 200
 
 
 class FactSource:
-    """Draws facts of which no two share a key; one instance per row or evaluation case."""
+    """Draws facts, of which no two have the same key. Each row or evaluation case has its own."""
 
     def __init__(self, values: Values) -> None:
         self.values = values
@@ -317,7 +318,7 @@ class FactSource:
         self._used_keys: set[str] = set()
 
     def draw(self) -> Fact:
-        """A fact with a key that this source has not used yet."""
+        """Returns a fact with a key that this source has not used yet."""
         for _ in range(MAX_DRAWS):
             kind = self.rng.choices(KINDS, weights=WEIGHTS)[0]
             slots = self._key_slots(kind.answer)
@@ -335,7 +336,7 @@ class FactSource:
         raise RuntimeError("no unused fact key is left")
 
     def _key_slots(self, template: str) -> dict[str, str]:
-        """Values of the key's slots: the words in braces other than `{value}`."""
+        """Draws values for the key's slots, which are the words in braces other than `{value}`."""
         slots = {}
         for part in template.split("{")[1:]:
             slot = part.split("}")[0]

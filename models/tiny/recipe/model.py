@@ -1,7 +1,7 @@
 """A small Llama for training, with the parameter names of transformers' LlamaForCausalLM.
 
-Knows one forward pass over whole rows (causal, no cache, no padding); knows no text. Written out
-here because it trains faster than the general one; `export.py` checks that both agree.
+It knows one forward pass over whole rows (causal, no cache, no padding) and no text. It is written
+out here because it trains faster than the general one; `export.py` checks that both agree.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the model; names as in transformers' LlamaConfig."""
+    """The sizes of the model, with the names of transformers' LlamaConfig."""
 
     vocab_size: int = 2048
     hidden_size: int = 192
@@ -28,7 +28,7 @@ class Shape:
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm, computed in float32."""
+    """The root mean square norm (Zhang and Sennrich, 2019), computed in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -41,13 +41,16 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, halves layout; x: [rows, heads, tokens, head_dim]."""
+    """Rotates `x` [rows, heads, tokens, head_dim] by its positions (RoPE, Su et al., 2021).
+
+    Number i of the first half of a head is paired with number i of the second half.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention."""
+    """Causal attention in which several query heads share a head of K and V (GQA)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """The gated feed-forward network of Llama (SwiGLU, Shazeer, 2020)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual path."""
+    """Attention and MLP, each behind a norm and added to what came in."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, last norm."""
+    """Holds the embedding, the layers and the last norm under transformers' parameter names."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -111,7 +114,8 @@ class Decoder(nn.Module):
 
 
 class TinyLlama(nn.Module):
-    """ids [rows, tokens] -> logits [rows, tokens, vocabulary]; output weights tied to input."""
+    """The model: ids [rows, tokens] → logits [rows, tokens, vocabulary]. The output weights are the
+    embedding's."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -132,7 +136,7 @@ class TinyLlama(nn.Module):
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
 
     def _rotation(self, num_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary angles, each [tokens, head_dim], float32."""
+        """Returns cos and sin of the rotary angles, each [tokens, head_dim] float32."""
         size = self.shape.head_dim
         exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
         positions = torch.arange(num_tokens, device=device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A described person: the prose, the JSON that an extraction must give, questions about it."""
+"""`Person`: a described person as prose, as the JSON of an extraction, and in questions."""
 
 import json
 import random
@@ -49,7 +49,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Person:
-    """The four fields that the extraction asks for."""
+    """The four values that an extraction asks for, as text."""
 
     name: str
     age: str
@@ -58,23 +58,24 @@ class Person:
 
     @property
     def fields(self) -> dict[str, str]:
+        """The values by name, for templates."""
         return {"name": self.name, "age": self.age, "job": self.job, "city": self.city}
 
     def as_json(self) -> str:
-        """The one right answer to an extraction: fixed order, the age as a number."""
+        """Returns the one right answer to an extraction: fixed order, the age as a number."""
         return json.dumps({**self.fields, "age": int(self.age)}, ensure_ascii=False)
 
     def prose(self, rng: random.Random) -> str:
-        """One or two sentences that hold all four fields."""
+        """Returns one or two sentences that hold all four fields."""
         return rng.choice(PROSE).format(**self.fields)
 
     def question(self, rng: random.Random) -> tuple[str, str]:
-        """A question about one field, and its canonical answer."""
+        """Returns a question about one field, and its one right answer."""
         question, answer = rng.choice(QUESTIONS)
         return question.format(**self.fields), answer.format(**self.fields)
 
 
 def draw_person(values: Values) -> Person:
-    """A person nobody has met yet."""
+    """Returns a person of random values, with a name that `values` has not drawn before."""
     name = values.person() if values.rng.random() < 0.85 else values.name()
     return Person(name, values.age(), values.job(), values.city())

@@ -1,6 +1,6 @@
-"""Short stories from a grammar: one hero, one friend, one thing, a beginning and an end.
+"""Draws short stories from a grammar: one hero, one friend, one thing, a beginning and an end.
 
-Knows text only; that a story is asked for in a chat or stands alone is corpus.py's matter.
+It knows text only; whether a story is asked for in a chat or stands alone is corpus.py's matter.
 """
 
 import random
@@ -171,7 +171,7 @@ OPEN_REQUESTS = (
 
 @dataclass(frozen=True)
 class Story:
-    """A request for the story, the story, and the hero's name (told again near the end)."""
+    """A request for a story, the story, and its hero's name, which is told again near the end."""
 
     request: str
     text: str
@@ -179,7 +179,7 @@ class Story:
 
 
 def draw_story(values: Values) -> Story:
-    """A story of eight to eleven sentences."""
+    """Returns a story of eight to eleven sentences."""
     rng = values.rng
     hero, friend = values.name(), values.name()
     slots = {
@@ -234,7 +234,7 @@ def draw_story(values: Values) -> Story:
 
 
 def ramble(rng: random.Random, num_sentences: int) -> list[str]:
-    """Sentences that say nothing anyone asks for: the filler between facts."""
+    """Returns sentences in which there is nothing to ask for: the filler between facts."""
     return [_sentence(rng) for _ in range(num_sentences)]
 
 

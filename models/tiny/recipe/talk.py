@@ -1,4 +1,4 @@
-"""Small talk: requests without facts, and their replies. Fills the turns between facts."""
+"""Draws small talk: requests without facts, and their replies, for the turns between facts."""
 
 import random
 
@@ -69,12 +69,12 @@ FILLER_REPLIES = ("That sounds nice.", "I see.", "Thank you for sharing that.", 
 
 
 def exchange(rng: random.Random) -> tuple[str, str]:
-    """A short request and its fixed reply."""
+    """Returns a short request and its fixed reply."""
     return rng.choice(EXCHANGES)
 
 
 def topic(rng: random.Random, num_sentences: int) -> tuple[str, str]:
-    """A request to talk of something, and a reply of some length that does."""
+    """Returns a request to talk of something, and a reply of `num_sentences` sentences or more."""
     subject = rng.choice(words.TOPICS)
     reply = rng.choice(TOPIC_REPLIES)
     text = " ".join(ramble(rng, num_sentences))
@@ -84,13 +84,15 @@ def topic(rng: random.Random, num_sentences: int) -> tuple[str, str]:
 
 
 def monologue(rng: random.Random, num_sentences: int) -> tuple[str, str]:
-    """A long message of the user without any fact, and a short reply."""
+    """Returns a message of the user of `num_sentences` sentences without any fact, and a short
+    reply."""
     text = " ".join(ramble(rng, num_sentences))
     return rng.choice(FILLER_REQUESTS).format(text=text), rng.choice(FILLER_REPLIES)
 
 
 def echo(values: Values, num_words: int) -> tuple[str, str]:
-    """A list of values to be said again: the plainest form of copying."""
+    """Returns a request to repeat a list of `num_words` values, and that list: the plainest form
+    of copying."""
     rng = values.rng
     slots = ("name", "word", "digits", "serial", "city", "person")
     one_slot = rng.choice(slots)

@@ -1,8 +1,8 @@
-"""The byte-level BPE and its chat template. Knows text and ids; nothing of the model.
+"""Trains the byte-level BPE and writes it with its chat template. Knows nothing of the model.
 
-One deviation from the usual: only the words in `words.GLUED`, which are never a value, carry a
-leading space inside their token. Every other word is cut the same way wherever it stands, so
-copying "Marla" from prose into a JSON string is copying the same tokens.
+One thing is unusual: only the words in `words.GLUED`, which are never a value, carry a leading
+space inside their token. Every other word is cut the same way wherever it stands, so copying
+"Marla" from prose into a JSON string is copying the same tokens.
 """
 
 import itertools
@@ -29,7 +29,8 @@ CHAT_TEMPLATE = (
 
 
 def _pattern() -> str:
-    """Pre-tokens, tried in this order: glued words, words, digits, signs, line ends, spaces."""
+    """Returns the regular expression that cuts text before BPE. It tries, in this order, glued
+    words, words, single digits, signs, line ends and single spaces."""
     glued = "|".join(sorted(words.GLUED, key=len, reverse=True))
     return (
         rf" (?:{glued})(?!\p{{L}})|[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+|\n+|\s"
@@ -37,7 +38,7 @@ def _pattern() -> str:
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """A tokenizer trained on rows of the corpus; the same seed gives the same one."""
+    """Returns a tokenizer trained on rows of the corpus; the same seed gives the same one."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -65,14 +66,15 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 def _without_specials(text: str) -> list[str]:
-    """The stretches of `text` between its special tokens."""
+    """Returns the stretches of `text` between its special tokens."""
     for token in corpus.SPECIAL_TOKENS:
         text = text.replace(token, "\0")
     return [part for part in text.split("\0") if part]
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """tokenizer.json, tokenizer_config.json and special_tokens_map.json for transformers."""
+    """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, which transformers
+    reads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     specials = {

@@ -43,22 +43,24 @@ class Plan:
     warmup_steps: int = 100
     cooldown_share: float = 0.5
     weight_decay: float = 0.1
-    other_weight: float = 0.1  # of the loss on tokens that the model never has to say
+    other_weight: float = 0.1  # weight of the loss on tokens that the model never has to say
     max_gradient_norm: float = 1.0
 
     @property
     def num_steps(self) -> int:
+        """The steps of all stages."""
         return sum(stage.num_steps for stage in self.stages)
 
     def rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, constant, linear to zero over the cooldown."""
+        """Returns the learning rate of a step: it rises linearly in the warm-up, stays, and falls
+        linearly to zero over the last `cooldown_share` of the steps."""
         left = (self.num_steps - step) / (self.num_steps * self.cooldown_share)
         return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps, left)
 
 
 @dataclass
 class Trainer:
-    """Model, optimizers and the step reached."""
+    """The state of a training: the model, its optimizers and how many steps are done."""
 
     plan: Plan
     model: TinyLlama
@@ -69,12 +71,13 @@ class Trainer:
 
     @classmethod
     def start(cls, plan: Plan, device: str) -> "Trainer":
+        """Returns a trainer before its first step, with weights that the seed decides."""
         torch.manual_seed(plan.seed)
         model = TinyLlama(plan.shape).to(device)
         return cls(plan, model, make_optimizers(plan, model), device)
 
     def save(self, folder: Path) -> None:
-        """A checkpoint named by its step; older ones but one are deleted."""
+        """Writes a checkpoint named by its step, and deletes all but the newest two."""
         state = {
             "plan": asdict(self.plan),
             "step": self.step,
@@ -89,7 +92,7 @@ class Trainer:
             old.unlink()
 
     def resume(self, folder: Path) -> None:
-        """Goes on from the newest checkpoint of the same plan, if there is one."""
+        """Takes over the state of the newest checkpoint of the same plan, if there is one."""
         for path in sorted(folder.glob("step-*.pt"), reverse=True):
             state = torch.load(path, map_location=self.device, weights_only=True)
             if state["plan"] != asdict(self.plan):
@@ -102,7 +105,7 @@ class Trainer:
 
 
 def make_optimizers(plan: Plan, model: TinyLlama) -> list[torch.optim.Optimizer]:
-    """Muon with weight decay for the matrices; Adam without for embedding and norms."""
+    """Returns Muon with weight decay for the matrices, and Adam without for embedding and norms."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in named if p.dim() != 2 or "embed" in name]
@@ -117,14 +120,15 @@ def make_optimizers(plan: Plan, model: TinyLlama) -> list[torch.optim.Optimizer]
 
 
 def weighted_loss(model: torch.nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
-    """Mean next-token loss under the weights."""
+    """Returns the weighted mean of the next-token losses. `ids` is [rows, tokens + 1], `weights`
+    [rows, tokens]."""
     logits = model(ids[:, :-1])
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
 def train_step(trainer: Trainer, forward: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """One update; returns the loss, still on the device."""
+    """Updates the model once. Returns the loss, still on the device."""
     ids, weights = (tensor.to(trainer.device) for tensor in batch)
     with torch.autocast(trainer.device, dtype=torch.bfloat16):
         loss = weighted_loss(forward, ids, weights)
@@ -140,7 +144,7 @@ def train_step(trainer: Trainer, forward: torch.nn.Module, batch: tuple[Tensor, 
 
 
 def compiled(model: TinyLlama) -> torch.nn.Module:
-    """The model through torch.compile, or as it is where no compiler works."""
+    """Returns the model compiled by torch.compile, or as it is where no compiler works."""
     forward = torch.compile(model, dynamic=False)
     try:
         forward(torch.zeros((1, 8), dtype=torch.int64, device=next(model.parameters()).device))
@@ -151,7 +155,7 @@ def compiled(model: TinyLlama) -> torch.nn.Module:
 
 
 def train(trainer: Trainer, batches: Batches, checkpoints: Path) -> None:
-    """Runs the steps that are left; saves every few minutes and at the end."""
+    """Runs the steps that are left. Saves a checkpoint every two minutes and at the end."""
     forward = compiled(trainer.model)
     saved = last = time.monotonic()
     columns = (
@@ -176,7 +180,8 @@ def train(trainer: Trainer, batches: Batches, checkpoints: Path) -> None:
 
 
 def main() -> None:
-    """Tokenizer, training, export, evaluation; each is skipped or resumed where it can be."""
+    """Trains the tokenizer and the model, exports and evaluates it. A training that was killed goes
+    on from its newest checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")

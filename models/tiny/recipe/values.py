@@ -1,6 +1,6 @@
-"""Random values (names, numbers, words) that no model can know by heart, split by hash.
+"""Draws random values (names, numbers, words) that no model can know by heart, split by hash.
 
-Knows how a value looks and on which side of the split it falls; knows nothing of sentences.
+It knows how a value looks and on which side of the split it falls, and nothing of sentences.
 A value is held out when the hash of its text says so: training draws only the one side,
 evaluation only the other, so no list has to be kept to prove that they are disjoint.
 """
@@ -124,12 +124,13 @@ MAX_DRAWS = 10_000
 
 
 def is_held_out(text: str) -> bool:
-    """True for about one value of ten, whatever its case; the same on every machine and run."""
+    """Returns True for about one value of ten: those that training never draws. Upper and lower
+    case are the same, and so is the result on every machine."""
     return zlib.crc32(text.lower().encode()) % 10 == 0
 
 
 def pseudo_word(rng: random.Random) -> str:
-    """A lower-case word of one to three random syllables, sometimes of plain random letters."""
+    """Returns a lower-case word of one to three random syllables, sometimes of random letters."""
     kind = rng.random()
     if kind < 0.06:
         return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 7)))
@@ -146,7 +147,7 @@ def pseudo_word(rng: random.Random) -> str:
 
 
 class Values:
-    """Draws values of one side of the split; names are drawn at most once per instance."""
+    """Draws values of one side of the split. An instance draws no name twice."""
 
     def __init__(self, rng: random.Random, held_out: bool) -> None:
         self.rng = rng
@@ -168,11 +169,11 @@ class Values:
         }
 
     def draw(self, slot: str) -> str:
-        """A value of the kind called `slot` (a key of the table above)."""
+        """Returns a value of the kind called `slot` (a key of the table above)."""
         return self._slots[slot]()
 
     def name(self) -> str:
-        """A first name: nearly always invented."""
+        """Returns a first name, which is nearly always invented."""
         return self._unique(
             lambda: (
                 self.rng.choice(words.FIRST_NAMES)
@@ -182,11 +183,11 @@ class Values:
         )
 
     def person(self) -> str:
-        """A first and a last name."""
+        """Returns a first and a last name."""
         return f"{self.name()} {self._unique(lambda: pseudo_word(self.rng).capitalize())}"
 
     def city(self) -> str:
-        """A city: mostly invented, sometimes of two words."""
+        """Returns a city, which is mostly invented and sometimes has two words."""
         kind = self.rng.random()
         if kind < 0.15:
             return self._pick(lambda: self.rng.choice(words.CITIES))
@@ -197,7 +198,7 @@ class Values:
         return first
 
     def job(self) -> str:
-        """A job: half real, half invented."""
+        """Returns a job; half of them are real, half invented."""
         if self.rng.random() < 0.5:
             return self._pick(lambda: self.rng.choice(words.JOBS))
         kind = self.rng.random()
@@ -207,7 +208,7 @@ class Values:
         return f"{self.word()} {suffix}"
 
     def word(self) -> str:
-        """A lower-case word: a noun or an invented one."""
+        """Returns a lower-case word: a noun or an invented one."""
         return self._unique(
             lambda: (
                 self.rng.choice(words.NOUNS) if self.rng.random() < 0.3 else pseudo_word(self.rng)
@@ -215,7 +216,7 @@ class Values:
         )
 
     def thing(self) -> str:
-        """One or two words, of which the first may be capitalised."""
+        """Returns one or two words, of which the first may be capitalised."""
         kind = self.rng.random()
         if kind < 0.5:
             return self.word()
@@ -224,30 +225,30 @@ class Values:
         return f"{self.word()} {self.word()}"
 
     def digits(self) -> str:
-        """A number of two to seven digits."""
+        """Returns a number of two to seven digits."""
         size = self.rng.choices((2, 3, 4, 5, 6, 7), weights=(2, 3, 6, 3, 2, 1))[0]
         return self._unique(
             lambda: str(self.rng.randint(10 ** (size - 1), 10**size - 1)),
         )
 
     def age(self) -> str:
-        """18 to 90."""
+        """Returns an age in years, from 18 to 90."""
         return self._pick(lambda: str(self.rng.randint(18, 90)))
 
     def year(self) -> str:
-        """1200 to 2050."""
+        """Returns a year from 1200 to 2050."""
         return self._pick(lambda: str(self.rng.randint(1200, 2050)))
 
     def clock(self) -> str:
-        """A time of day, such as 17:45."""
+        """Returns a time of day, such as 17:45."""
         return self._pick(lambda: f"{self.rng.randint(0, 23)}:{self.rng.randint(0, 59):02d}")
 
     def room(self) -> str:
-        """A room number, such as B417 or 23."""
+        """Returns a room number, such as B417 or 23."""
         return self._pick(lambda: self.rng.choice(("", "", *"ABCDEFGH")) + str(self._small()))
 
     def serial(self) -> str:
-        """Letters and digits in groups, such as KX-40-T7."""
+        """Returns letters and digits in groups, such as KX-40-T7."""
 
         def make() -> str:
             groups = self.rng.randint(1, 3)
@@ -262,7 +263,7 @@ class Values:
         return self.rng.randint(1, 999)
 
     def _pick(self, make: Callable[[], str]) -> str:
-        """First value on this instance's side of the split."""
+        """Returns the first value of `make` that is on this instance's side of the split."""
         for _ in range(MAX_DRAWS):
             value = make()
             if is_held_out(value) == self.held_out:
@@ -270,7 +271,8 @@ class Values:
         raise RuntimeError("the value space has no value left on this side of the split")
 
     def _unique(self, make: Callable[[], str]) -> str:
-        """As `_pick`, and never the same value twice."""
+        """Returns the first value of `make` that is on this instance's side of the split and that
+        this method has not returned before, in upper or lower case."""
         for _ in range(MAX_DRAWS):
             value = self._pick(make)
             if value.lower() not in self.drawn:

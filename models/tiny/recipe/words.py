@@ -1,4 +1,4 @@
-"""Word lists of the synthetic corpus. Knows words only: no grammar, no chance."""
+"""The word lists of the synthetic corpus. Knows words only: no grammar, no chance."""
 
 PETS = [
     "dog",
