@@ -146,7 +146,10 @@ class ParallelTransport:
             self._tell(CancelCommand(transfer))
 
     def links(self) -> list[LinkStats]:
-        """Those of other ranks as they last told."""
+        """Returns the links of all ranks, merged into one per peer and direction.
+
+        Other ranks tell theirs now and then: what is known of them may be a moment old.
+        """
         self._links[0] = self._own.look_at_links().stats
         num_heads = self._layout.num_kv_heads
         kept = sum(len(Shard(r, self._num_ranks).heads(num_heads)) for r in range(self._num_ranks))

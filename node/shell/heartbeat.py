@@ -46,7 +46,7 @@ class Heartbeats:
 
     def update(self, load: Load) -> None:
         """The state after a step of the main loop; before the first one there is no heartbeat."""
-        if self._load is None or _work_changed(self._load, load):
+        if self._load is None or work_changed(self._load, load):
             self._wake.set()
         self._load = load
         self._updated = time.monotonic()
@@ -80,7 +80,7 @@ class Heartbeats:
             self._outgoing.forget(address)
 
 
-def _work_changed(before: Load, after: Load) -> bool:
+def work_changed(before: Load, after: Load) -> bool:
     """Requests came or went; progress within one is what everybody expects."""
     return (
         before.num_running != after.num_running

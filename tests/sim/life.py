@@ -17,7 +17,6 @@ QUIET_S = 8.0
 """After the last request has ended: leases end, and everybody learns what is owned."""
 LIMIT_S = 120.0
 """A life that is not over by then hangs."""
-COORDINATOR_LEASE_S = 3.0
 
 MakeCluster = Callable[[SimSettings, random.Random, "Tell | None"], SimCluster]
 

@@ -11,6 +11,7 @@ from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
+from node.shell.heartbeat import work_changed
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
 from protocol.ids import Addresses, Attempt, Node, Role
@@ -172,11 +173,7 @@ class SimHeartbeats:
 
     def update(self, load: Load) -> None:
         old, self._load = self._load, load
-        has_changed = old is None or (
-            old.num_running != load.num_running
-            or old.num_waiting != load.num_waiting
-            or old.counters.requests != load.counters.requests
-        )
+        has_changed = old is None or work_changed(old, load)
         if has_changed and not self._is_due:
             self._is_due = True
             wait_s = max(0.0, self._last_sent + NEWS_S - self._process.clock.now)
