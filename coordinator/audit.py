@@ -80,7 +80,7 @@ async def audit(service: Service, repair: bool) -> dict[str, NodeAudit]:
 async def _compare(service: Service, nodes: list[LiveNode]) -> dict[str, NodeAudit]:
     """One pass."""
     answers = await service.ask(
-        nodes, lambda inquiry_id, address: AuditPages(address, inquiry_id), ANSWER_TIMEOUT_S
+        nodes, lambda question_id, address: AuditPages(address, question_id), ANSWER_TIMEOUT_S
     )
     audits = {}
     for live in nodes:

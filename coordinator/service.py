@@ -29,9 +29,9 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.inquiry import Inquiries
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
+from coordinator.pending_replies import PendingReplies
 from coordinator.routing.registry import LiveNode
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import AnyMessage, AuditReply, CacheFlushed, FlushCache, Message
@@ -64,7 +64,7 @@ class Service:
         """Whom to tell of the answers that have not ended, by request id."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._inquiries = Inquiries()
+        self._replies = PendingReplies()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -123,21 +123,21 @@ class Service:
         """
         return await self.ask(
             nodes,
-            lambda inquiry_id, address: FlushCache(address, inquiry_id, cache_salt),
+            lambda question_id, address: FlushCache(address, question_id, cache_salt),
             timeout_s,
         )
 
     async def ask(
         self, nodes: list[LiveNode], question: Callable[[str, str], Message], timeout_s: float
     ) -> dict[str, Any]:
-        """Sends `question(inquiry id, reply address)` to nodes.
+        """Sends `question(question id, reply address)` to nodes.
 
         Returns the answers, by node name, of those that answered in time.
         """
-        inquiry_id = self._inquiries.open(live.node.name for live in nodes)
+        question_id = self._replies.open(live.node.name for live in nodes)
         for live in nodes:
-            self.send(live, question(inquiry_id, self._channel.address))
-        return await self._inquiries.wait(inquiry_id, timeout_s)
+            self.send(live, question(question_id, self._channel.address))
+        return await self._replies.wait(question_id, timeout_s)
 
     def send(self, live: LiveNode, message: Message) -> None:
         """Sends a message that needs no answer."""
@@ -155,9 +155,9 @@ class Service:
     def handle(self, message: AnyMessage) -> None:
         """Takes one message of a node."""
         if isinstance(message, CacheFlushed):
-            self._inquiries.answered(message.flush_id, message.node.name, message.num_pages)
+            self._replies.answered(message.flush_id, message.node.name, message.num_pages)
         elif isinstance(message, AuditReply):
-            self._inquiries.answered(message.audit_id, message.node.name, message.hashes)
+            self._replies.answered(message.audit_id, message.node.name, message.hashes)
         else:
             now = self.now()
             self._carry_out(self.core.handle(message, now), now)

@@ -165,7 +165,7 @@ async def nodes(request: Request) -> Response:
                 "owned_pages": service.core.index.num_pages(live.node),
                 "lease_ends_in_s": round(live.lease_ends - now, 3),
                 "last_heartbeat_s_ago": round(now - live.last_heartbeat, 3),
-                "backlog_s": round(service.core.placement.backlog_s(live.node, now), 4),
+                "backlog_s": round(service.core.placement.queue_s(live.node, now), 4),
                 "load": _load(live.load),
                 "links": [_link(link) for link in live.load.links],
             }
@@ -241,8 +241,8 @@ async def _set_draining(service: Service, name: str, draining: bool) -> Response
         await service.set_draining(name, draining)
     except REDIS_ERRORS as error:
         return error_reply(503, f"Redis is unreachable, nothing was changed: {error}")
-    backlog = service.core.placement.backlogs.get(name)
-    num_unfinished = backlog.num_requests if backlog is not None else 0
+    queue = service.core.placement.queues.get(name)
+    num_unfinished = queue.num_requests if queue is not None else 0
     return json_reply({"name": name, "draining": draining, "unfinished_requests": num_unfinished})
 
 

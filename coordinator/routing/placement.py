@@ -1,6 +1,6 @@
 """`Placement`: everything a decision needs, and what follows from it. Pure.
 
-Brings together who owns what (index and claims), what every node has to do (backlogs) and the
+Brings together who owns what (index and expected pages), how busy every node is (queues) and the
 router. The replay benchmark drives it with virtual nodes, the tracker with real ones.
 """
 
@@ -10,10 +10,10 @@ import copy
 from collections.abc import Collection, Sequence
 
 from coordinator.ownership.index import PrefixIndex
-from coordinator.routing.backlog import Backlog, Booking
-from coordinator.routing.claims import Claims
 from coordinator.routing.cost import compute_s
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.expected_pages import ExpectedPages
+from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 from coordinator.routing.registry import LiveNode, Registry
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import (
@@ -42,14 +42,14 @@ class Placement:
         self.index = index
         self.draining: frozenset[str] = frozenset()
         """Names of nodes that get no new requests; others may still fetch their pages."""
-        self.backlogs: dict[str, Backlog] = {}
+        self.queues: dict[str, NodeQueueEstimate] = {}
         self._router = router
         self._open: dict[Role, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
         self.num_changes = 0
         """Grows whenever a node may have become free."""
-        self._expected = Claims()
+        self._expected = ExpectedPages()
         """Pages that nodes will own, because requests were sent there."""
-        self._told = Claims()
+        self._told = ExpectedPages()
         """Pages that nodes own, as the tokens tell that they sent: a node commits pages before.
         The record of ownership in Redis tells the same, perhaps later."""
         index.on_removed = self._removed
@@ -94,17 +94,17 @@ class Placement:
 
     def _promised_pages(self, node: Node) -> int:
         """Returns pages promised to requests of this coordinator that no heartbeat shows yet."""
-        backlog = self.backlogs.get(node.name)
-        return backlog.promised_pages if backlog is not None else 0
+        queue = self.queues.get(node.name)
+        return queue.promised_pages if queue is not None else 0
 
     def _num_requests(self, live: LiveNode) -> int:
         """Returns the requests at a decode node, of all coordinators: those that its heartbeat
         told, and what came and went since."""
         num_requests = live.load.num_running + live.load.num_waiting
-        backlog = self.backlogs.get(live.node.name)
-        if backlog is None:
+        queue = self.queues.get(live.node.name)
+        if queue is None:
             return num_requests
-        return max(num_requests + backlog.num_unheard, backlog.num_requests)
+        return max(num_requests + queue.num_unheard, queue.num_requests)
 
     def require_room(self, demand: Demand) -> None:
         """Raises NoRoute when no decode node could ever answer."""
@@ -145,8 +145,8 @@ class Placement:
         demand = routed.demand
         num_new_pages = demand.admission_pages - route.decode_pages
         booking = routed.booking = Booking(route.busy_s, num_new_pages, now)
-        computing = routed.computing = self._backlog(route.computes)
-        answering = routed.answering = self._backlog(route.decode)
+        computing = routed.computing = self._queue_of(route.computes)
+        answering = routed.answering = self._queue_of(route.decode)
         computing.sent(booking)
         answering.num_requests += 1
         answering.num_unheard += 1
@@ -155,7 +155,7 @@ class Placement:
             computing.num_requests += 1
         owned = demand.owned_pages(self.index)
         for node in {route.computes, route.decode}:
-            self._expected.claim(node, demand.hashes, owned.get(node, 0), now)
+            self._expected.add(node, demand.hashes, owned.get(node, 0), now)
         self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(demand.hashes)
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
 
@@ -183,29 +183,29 @@ class Placement:
     def owns(self, node: Node, hashes: Sequence[PageHash], now: float) -> None:
         """Notes that a node has all of these pages, before the record in Redis may tell."""
         num_known = self.index.match(hashes).get(node, 0)
-        self._told.claim(node, hashes, num_known, now)
+        self._told.add(node, hashes, num_known, now)
 
     def heard(self, live: LiveNode, now: float) -> None:
         """Takes what a heartbeat of this node says."""
         queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
-        self._backlog(live.node).heard(queued_s, now)
+        self._queue_of(live.node).heard(queued_s, now)
 
     def forget(self, node: Node) -> None:
         """Forgets an incarnation of a node that is over; its requests are ended one by one."""
-        self.backlogs.pop(node.name, None)
+        self.queues.pop(node.name, None)
         self._expected.forget(node)
         self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
         """Returns how long each node that computes prompts has something to compute."""
         nodes = self._computing_nodes()
-        backlogs = [self.backlogs.get(live.node.name) for live in nodes]
-        return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
+        queues = [self.queues.get(live.node.name) for live in nodes]
+        return [b.seconds(now) if b is not None else 0.0 for b in queues]
 
-    def backlog_s(self, node: Node, now: float) -> float:
+    def queue_s(self, node: Node, now: float) -> float:
         """Returns how long its prompts will keep a node busy."""
-        backlog = self.backlogs.get(node.name)
-        return backlog.seconds(now) if backlog is not None else 0.0
+        queue = self.queues.get(node.name)
+        return queue.seconds(now) if queue is not None else 0.0
 
     @property
     def most_pages(self) -> int:
@@ -232,7 +232,7 @@ class Placement:
             decode=self.open("decode"),
             find=self.registry.get,
             link_bytes_per_s=self.registry.link_bytes_per_s,
-            backlogs=self.backlogs,
+            queues=self.queues,
             hit_share=self.hit_share,
             planned=planned,
             now=now,
@@ -253,8 +253,8 @@ class Placement:
         prefill = self.open("prefill")
         return prefill or self.open("decode")
 
-    def _backlog(self, node: Node) -> Backlog:
-        if node.name not in self.backlogs:
-            least_s = min((b.total_s for b in self.backlogs.values()), default=0.0)
-            self.backlogs[node.name] = Backlog(least_s)
-        return self.backlogs[node.name]
+    def _queue_of(self, node: Node) -> NodeQueueEstimate:
+        if node.name not in self.queues:
+            least_s = min((b.total_s for b in self.queues.values()), default=0.0)
+            self.queues[node.name] = NodeQueueEstimate(least_s)
+        return self.queues[node.name]

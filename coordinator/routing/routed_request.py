@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.demand import Demand
+from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 
 
 @dataclass(eq=False)
@@ -28,9 +28,9 @@ class RoutedRequest:
     """The queue has considered it since it came."""
     booking: Booking | None = field(default=None, repr=False)
     """What it takes of the nodes that it was sent to; None while it waits, and in the end."""
-    computing: Backlog | None = field(default=None, repr=False)
+    computing: NodeQueueEstimate | None = field(default=None, repr=False)
     """The queue that its prompt is in; None when it has been computed.
 
-    Backlogs are kept here and not looked up by name: a restarted node has a new one."""
-    answering: Backlog | None = field(default=None, repr=False)
-    """The backlog of the node that answers it."""
+    Estimates are kept here and not looked up by name: a restarted node has a new one."""
+    answering: NodeQueueEstimate | None = field(default=None, repr=False)
+    """The queue of the node that answers it."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.routing import cost as costs
-from coordinator.routing.backlog import Backlog
 from coordinator.routing.cost import Cost
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.node_queue import NodeQueueEstimate
 from coordinator.routing.policies import TIE_S, Candidate, Policy
 from coordinator.routing.registry import LiveNode
 from protocol.ids import Node
@@ -64,8 +64,8 @@ class Cluster:
     """Any live node, also one that gets no new requests: it can still be fetched from."""
     link_bytes_per_s: float
     """Rate between any two nodes; 0: not measured yet."""
-    backlogs: Mapping[str, Backlog]
-    """Backlogs by node name; a node without one has nothing to do."""
+    queues: Mapping[str, NodeQueueEstimate]
+    """Estimates by node name; a node without one has nothing to do."""
     hit_share: float
     """Share of the pages that prompts asked for lately which were found."""
     planned: PlannedWork
@@ -237,10 +237,10 @@ class _Costing:
         has fetched the longest prefix that another node could send it, whichever costs less."""
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
-        backlog = cluster.backlogs.get(node.name)
+        queue = cluster.queues.get(node.name)
         queue_s = cluster.planned.seconds.get(node.name, 0.0)
-        if backlog is not None:
-            queue_s += backlog.seconds(cluster.now)
+        if queue is not None:
+            queue_s += queue.seconds(cluster.now)
         compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
         if owned < self._source_pages:
@@ -251,28 +251,28 @@ class _Costing:
             if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, compute_s):
                 cost = Cost(queue_s, fetch_s, rest_s, 0.0, 0.0, evict_s)
                 pages = self._source_pages
-                return _candidate(live, cost, owned, backlog, self._source, pages)
+                return _candidate(live, cost, owned, queue, self._source, pages)
         cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
-        return _candidate(live, cost, owned, backlog)
+        return _candidate(live, cost, owned, queue)
 
     def answering(self, live: LiveNode) -> Candidate:
         """Returns `live` as the node that answers; pages of the prompt come from elsewhere."""
         demand, node = self._demand, live.info.node
         owned = self._owned_pages(node)
-        backlog = self._cluster.backlogs.get(node.name)
-        num_requests = backlog.num_requests if backlog is not None else 0
+        queue = self._cluster.queues.get(node.name)
+        num_requests = queue.num_requests if queue is not None else 0
         num_new_pages = demand.admission_pages - owned
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
         planned = self._cluster.planned
         promised = planned.pages.get(node.name, 0)
-        if backlog is not None:
-            promised += backlog.promised_pages
+        if queue is not None:
+            promised += queue.promised_pages
         waiting = planned.requests.get(node.name, 0.0)
         wait_s = costs.wait_s(live, num_requests, num_new_pages + promised, waiting)
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
-        return _candidate(live, cost, owned, backlog)
+        return _candidate(live, cost, owned, queue)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
         """Returns the node as one that does both: nothing is sent, but the chunks of the prompt
@@ -327,16 +327,16 @@ def _candidate(
     live: LiveNode,
     cost: Cost,
     owned_pages: int,
-    backlog: Backlog | None,
+    queue: NodeQueueEstimate | None,
     fetch_from: LiveNode | None = None,
     fetch_pages: int = 0,
 ) -> Candidate:
     num_requests = live.load.num_running + live.load.num_waiting
     work_s = 0.0
-    if backlog is not None:
-        work_s = backlog.total_s
-        if backlog.num_requests > num_requests:
-            num_requests = backlog.num_requests
+    if queue is not None:
+        work_s = queue.total_s
+        if queue.num_requests > num_requests:
+            num_requests = queue.num_requests
     return Candidate(
         live, cost, cost.score, owned_pages, num_requests, work_s, fetch_from, fetch_pages
     )

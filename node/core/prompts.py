@@ -22,7 +22,7 @@ from engine.batches.sequence import Sequence
 from engine.cache.prefix_cache import PrefixCache
 from node.core.fetching import Fetching
 from node.core.instructions import EndSequence, Instruction, SendMessage
-from node.core.job import Job, PlannedSlice
+from node.core.job import Job, PlannedSlice, Sink
 from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from node.load.counters import Counters
 from protocol.admission import admission_tokens
@@ -67,8 +67,8 @@ class Prompts:
         self._waiting: deque[Job[Any]] = deque()
         self._admitted: list[Job[Any]] = []
         """The oldest first."""
-        self._num_of_sink: Counter[int] = Counter()
-        """How many of them each sink has."""
+        self._num_admitted: Counter[Sink[Any]] = Counter()
+        """How many admitted jobs each sink has; sinks are told apart by identity."""
         self._blocked: Job[Any] | None = None
         """The job that found no room last."""
         self._blocked_since = 0.0
@@ -123,7 +123,7 @@ class Prompts:
             self._blocked, self._blocked_since = job, now
 
     def _has_no_place(self, job: Job[Any]) -> bool:
-        return self._num_of_sink[id(job.sink)] >= self._limits.max_running
+        return self._num_admitted[job.sink] >= self._limits.max_running
 
     def _take_pages(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> bool:
         """Gives a waiting job its pages and its sequence. False: there is no room."""
@@ -137,7 +137,7 @@ class Prompts:
         job.sequence = Sequence(job.tokens, held, job.sampling, num_cached, self._num_sequences)
         self._waiting.remove(job)
         insort(self._admitted, job, key=lambda j: j.arrival)
-        self._num_of_sink[id(job.sink)] += 1
+        self._num_admitted[job.sink] += 1
         return True
 
     def _begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
@@ -211,7 +211,7 @@ class Prompts:
         assert sequence is not None
         instructions = self._fetching.give_up(job.attempt, now)
         self._admitted.remove(job)
-        self._num_of_sink[id(job.sink)] -= 1
+        self._num_admitted[job.sink] -= 1
         job.sequence = None
         instructions += job.sink.left(job, sequence.held)
         if job.sampling.has_state:

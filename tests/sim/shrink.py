@@ -6,10 +6,10 @@ import dataclasses
 
 from tests.sim.checks import Wrong
 from tests.sim.cluster import SimCluster
-from tests.sim.life import MakeCluster, Plan, live
+from tests.sim.life import LifePlan, MakeCluster, live
 
 
-def failure_of(plan: Plan, make: MakeCluster = SimCluster) -> str:
+def failure_of(plan: LifePlan, make: MakeCluster = SimCluster) -> str:
     """Returns what goes wrong in a life; "" if nothing does."""
     try:
         live(plan, make)
@@ -18,7 +18,7 @@ def failure_of(plan: Plan, make: MakeCluster = SimCluster) -> str:
     return ""
 
 
-def shrunk(plan: Plan, make: MakeCluster = SimCluster) -> Plan:
+def shrunk(plan: LifePlan, make: MakeCluster = SimCluster) -> LifePlan:
     """Drops one fault after the other, as long as the life still fails in the same way."""
     kind = failure_of(plan, make).partition(":")[0]
     position = 0

@@ -168,7 +168,6 @@ def chain_of(name: str, num_pages: int) -> list[PageHash]:
 def booked(placement: Placement) -> dict[str, tuple[int, float]]:
     """By name of nodes with something to do: unfinished requests, and seconds of their prompts."""
     booked = {
-        name: (backlog.num_requests, backlog._ours_s)
-        for name, backlog in placement.backlogs.items()
+        name: (backlog.num_requests, backlog._ours_s) for name, backlog in placement.queues.items()
     }
     return {name: both for name, both in booked.items() if both != (0, 0.0)}

@@ -445,7 +445,7 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_booked_is_running(self) -> None:
-        backlogs = self.nodes.placement.backlogs.values()
+        backlogs = self.nodes.placement.queues.values()
         assert all(backlog.num_requests >= 0 for backlog in backlogs)
         num_sent = len(self.tracker) - self.tracker.num_waiting
         assert sum(backlog.num_requests for backlog in backlogs) <= 2 * num_sent

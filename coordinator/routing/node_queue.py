@@ -1,4 +1,4 @@
-"""`Backlog`: how long the prompts that a node has will keep it busy. Pure.
+"""`NodeQueueEstimate`: how long the prompts that a node has will keep it busy. Pure.
 
 Two sources are put together: what this coordinator has sent and knows to be unfinished, and what
 the node's heartbeats say beyond that, which other coordinators have sent. Between heartbeats, time
@@ -25,7 +25,7 @@ class Booking:
     sent_at: float
 
 
-class Backlog:
+class NodeQueueEstimate:
     """Prompts of one node, computed in the order they were sent; seconds of its work."""
 
     def __init__(self, total_s: float = 0.0) -> None:
