@@ -30,8 +30,8 @@ class ExpectedPages:
         self._began = 0.0
 
     def add(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
-        """Notes that `node` has, or will have, all of `hashes`; that it owns the first `num_owned`
-        is known already."""
+        """Expects that `node` has, or will have, all of `hashes`. That it owns the first
+        `num_owned` of them is known already."""
         self._age(now)
         self._newer.setdefault(node, set()).update(hashes[num_owned:])
 

@@ -16,17 +16,22 @@ SETTLING_S = 0.1
 
 @dataclass(eq=False, frozen=True)
 class Booking:
-    """What one attempt takes of the node that computes its prompt and of the one that answers."""
+    """What one attempt takes of the node that computes its prompt and of the node that answers."""
 
     work_s: float
-    """Time that its prompt occupies the computing node."""
+    """The time for which its prompt keeps the computing node busy."""
     num_pages: int
-    """Pages that it will take of the decode node."""
+    """The number of pages that it will take of the decode node."""
     sent_at: float
 
 
 class NodeQueueEstimate:
-    """Prompts of one node, computed in the order they were sent; seconds of its work."""
+    """Estimates the work that lies ahead of one node, which computes prompts in the order they were
+    sent.
+
+    It also counts the requests that this coordinator has at the node, and the pages promised to
+    them.
+    """
 
     def __init__(self, total_s: float = 0.0) -> None:
         self.num_requests = 0
@@ -63,13 +68,15 @@ class NodeQueueEstimate:
         self.promised_pages += booking.num_pages
 
     def ended(self, booking: Booking) -> None:
-        """Takes a promise back: the request has its pages, or needs none. Harmless twice."""
+        """Takes a promise back: the request has its pages, or needs none. Does nothing the second
+        time."""
         if booking in self._promised:
             self._promised.discard(booking)
             self.promised_pages -= booking.num_pages
 
     def computed(self, booking: Booking, now: float) -> None:
-        """Takes a prompt off: its first token is here, or it was given up. Harmless twice."""
+        """Removes a prompt whose first token is here, or which was given up. Does nothing the
+        second time."""
         if booking not in self._ours:
             return
         was_head = booking is next(iter(self._ours))
@@ -79,7 +86,8 @@ class NodeQueueEstimate:
             self._head_s, self._head_began = next(iter(self._ours)).work_s, now
 
     def heard(self, queued_s: float, now: float) -> None:
-        """Takes from a heartbeat that the node has prompts of `queued_s` to compute."""
+        """Takes from a heartbeat that the node has prompts to compute which will take
+        `queued_s`."""
         self.num_unheard = 0
         for booking in [one for one in self._promised if now - one.sent_at >= SETTLING_S]:
             self.ended(booking)
@@ -89,7 +97,7 @@ class NodeQueueEstimate:
         self._heard_at = now
 
     def seconds(self, now: float) -> float:
-        """Estimates the time until a prompt that is sent now would begin to be computed."""
+        """Returns the estimated time until the node would begin with a prompt that is sent now."""
         elapsed_s = now - self._heard_at
         others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
         if not self._ours:

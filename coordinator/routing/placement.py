@@ -35,7 +35,7 @@ HIT_SHARE_MEMORY = 0.999
 
 
 class Placement:
-    """Books what it dispatches, so that the next decision knows of it."""
+    """Routes requests, and books what is dispatched, so that the next decision reckons with it."""
 
     def __init__(self, registry: Registry, index: PrefixIndex, router: Router) -> None:
         self.registry = registry
@@ -57,15 +57,14 @@ class Placement:
         self._asked_pages = 0.0
 
     def route(self, demand: Demand, now: float, planned: PlannedWork = NOTHING_PLANNED) -> Route:
-        """Returns where a request would go now, after what is planned to be sent before it.
-
-        Raises NoRoute.
-        """
+        """Returns where a request would go now, if what is `planned` is sent before it. Raises
+        NoRoute."""
         owners = self._owners(demand, now)
         return self._router.route(demand, owners, self._cluster(now, planned))
 
     def has_room(self, route: Route, admission_pages: int, planned: PlannedWork) -> bool:
-        """True if the decode node of `route` could begin to answer: it has a place and pages."""
+        """Returns True if the decode node of `route` could begin to answer: it has a place and the
+        pages."""
         live = self.registry.get(route.decode)
         if live is None:
             return False
@@ -78,7 +77,7 @@ class Placement:
         return self._num_requests(live) < most and has_pages
 
     def may_wait(self, route: Route, planned: PlannedWork) -> bool:
-        """True if the decode node has a place and nobody waits for its pages.
+        """Returns True if the decode node has a place and nobody waits for its pages.
 
         A request that has waited too long for pages may then wait at the node, where nobody
         overtakes it, whichever coordinator sent it.
@@ -93,13 +92,14 @@ class Placement:
         )
 
     def _promised_pages(self, node: Node) -> int:
-        """Returns pages promised to requests of this coordinator that no heartbeat shows yet."""
+        """Returns how many pages of the node are promised to requests of this coordinator and do
+        not show in its heartbeats yet."""
         queue = self.queues.get(node.name)
         return queue.promised_pages if queue is not None else 0
 
     def _num_requests(self, live: LiveNode) -> int:
-        """Returns the requests at a decode node, of all coordinators: those that its heartbeat
-        told, and what came and went since."""
+        """Returns how many requests a decode node has, of all coordinators: those that its last
+        heartbeat told, and what this coordinator has sent and ended since."""
         num_requests = live.load.num_running + live.load.num_waiting
         queue = self.queues.get(live.node.name)
         if queue is None:
@@ -107,24 +107,25 @@ class Placement:
         return max(num_requests + queue.num_unheard, queue.num_requests)
 
     def require_room(self, demand: Demand) -> None:
-        """Raises NoRoute when no decode node could ever answer."""
+        """Raises NoRoute if every decode node is too small to ever answer."""
         nodes = self.open("decode")
         if not any(demand.num_pages <= live.info.num_pages for live in nodes):
             raise no_room(demand.num_pages)
 
     def explain(self, demand: Demand, now: float) -> tuple[Candidates, Route]:
-        """Returns every candidate with its cost, and the choice; books nothing. Raises NoRoute.
+        """Returns every candidate with its cost, and the choice. Books nothing. Raises NoRoute.
 
-        A copy of the router chooses: it takes no turn and no chance from the requests to come.
+        A copy of the router makes the choice, so that no turn and no chance is taken from the
+        requests to come.
         """
         owners = self._owners(demand, now)
         candidates = self._router.candidates(demand, owners, self._cluster(now, NOTHING_PLANNED))
         return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
     def assess(self, demand: Demand, now: float) -> tuple[float, bool]:
-        """Returns the least time that the prompt takes to compute, with the longest prefix that
-        any node has, and whether a decode node would compute it whatever the prefill nodes do: it
-        has nearly all of it, or none of them may take it."""
+        """Returns the least time that the prompt takes to compute, from the longest prefix that any
+        node has, and whether prefill nodes do not matter to it: a decode node has nearly all of it,
+        or no prefill node may take it."""
         nodes = self._computing_nodes()
         if not nodes:
             return 0.0, False
@@ -160,7 +161,8 @@ class Placement:
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
 
     def computed(self, routed: RoutedRequest, now: float) -> None:
-        """Notes that the prompt is computed: the first token is here. Harmless twice."""
+        """Notes that the prompt is computed, as its first token is here. Does nothing the second
+        time."""
         if routed.booking is None or routed.computing is None:
             return
         self.num_changes += 1
@@ -170,7 +172,7 @@ class Placement:
         routed.computing = None
 
     def ended(self, routed: RoutedRequest, now: float) -> None:
-        """Notes that the attempt is over, whatever became of it. Harmless twice."""
+        """Notes that the attempt is over, whatever became of it. Does nothing the second time."""
         self.computed(routed, now)
         if routed.booking is None or routed.answering is None:
             return
@@ -181,12 +183,12 @@ class Placement:
         routed.booking = routed.answering = None
 
     def owns(self, node: Node, hashes: Sequence[PageHash], now: float) -> None:
-        """Notes that a node has all of these pages, before the record in Redis may tell."""
+        """Notes that a node has all of these pages, which its record in Redis may not tell yet."""
         num_known = self.index.match(hashes).get(node, 0)
         self._told.add(node, hashes, num_known, now)
 
     def heard(self, live: LiveNode, now: float) -> None:
-        """Takes what a heartbeat of this node says."""
+        """Notes what a heartbeat of this node says of its queue."""
         queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
         self._queue_of(live.node).heard(queued_s, now)
 
@@ -197,25 +199,25 @@ class Placement:
         self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """Returns how long each node that computes prompts has something to compute."""
+        """Returns, for each node that computes prompts, how long its queue will keep it busy."""
         nodes = self._computing_nodes()
         queues = [self.queues.get(live.node.name) for live in nodes]
         return [b.seconds(now) if b is not None else 0.0 for b in queues]
 
     def queue_s(self, node: Node, now: float) -> float:
-        """Returns how long its prompts will keep a node busy."""
+        """Returns how long the prompts that a node has will keep it busy."""
         queue = self.queues.get(node.name)
         return queue.seconds(now) if queue is not None else 0.0
 
     @property
     def most_pages(self) -> int:
-        """Room of the largest decode node that takes requests; 0 without one."""
+        """The number of pages of the largest decode node that takes requests; 0 without one."""
         nodes = self.open("decode")
         return max((live.info.num_pages for live in nodes), default=0)
 
     @property
     def hit_share(self) -> float:
-        """Share of the pages that prompts asked for lately which were found."""
+        """The share of pages that were found in a cache, of those that prompts asked for lately."""
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
     def _owners(self, demand: Demand, now: float) -> PageOwners:

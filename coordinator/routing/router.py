@@ -24,24 +24,25 @@ from protocol.layout import KVLayout
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """What the requests that go first will take of the nodes, by node name."""
+    """What the requests that are to go first will take of the nodes, by node name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time to compute the prompts that will be sent to the node."""
+    """The time to compute the prompts that will be sent to a node."""
     pages: dict[str, int] = field(default_factory=dict)
-    """Pages that requests will take of a decode node."""
+    """The pages that requests will take of a decode node."""
     requests: dict[str, float] = field(default_factory=dict)
-    """Requests that wait for room at a decode node."""
+    """The number of requests that wait for room at a decode node."""
 
     def add(self, route: Route, admission_pages: int) -> None:
-        """A request whose admission takes so many pages goes along `route` first."""
+        """Plans a request that goes along `route` first and takes `admission_pages` of the decode
+        node."""
         computes = route.computes.name
         self.seconds[computes] = self.seconds.get(computes, 0.0) + route.busy_s
         self._add_pages(route, admission_pages)
 
     def wait(self, route: Route, admission_pages: int, num_requests: float) -> None:
-        """`num_requests` like this one wait for room at the decode node of `route`; until it is
-        there, the node that computes may compute for others."""
+        """Plans `num_requests` that wait for room at the decode node of `route`, each for
+        `admission_pages`. Until there is room, the node that computes may compute for others."""
         answers = route.decode.name
         self.requests[answers] = self.requests.get(answers, 0.0) + num_requests
         self._add_pages(route, admission_pages)
@@ -61,19 +62,21 @@ class Cluster:
     prefill: list[LiveNode]
     decode: list[LiveNode]
     find: Callable[[Node], LiveNode | None]
-    """Any live node, also one that gets no new requests: it can still be fetched from."""
+    """Returns any live node, also one that gets no new requests, since pages can still be fetched
+    from it."""
     link_bytes_per_s: float
-    """Rate between any two nodes; 0: not measured yet."""
+    """The bandwidth between any two nodes; 0 if it was not measured yet."""
     queues: Mapping[str, NodeQueueEstimate]
-    """Estimates by node name; a node without one has nothing to do."""
+    """The queues of nodes by node name; a node without one has nothing to do."""
     hit_share: float
-    """Share of the pages that prompts asked for lately which were found."""
+    """The share of pages that were found in a cache, of those that prompts asked for lately."""
     planned: PlannedWork
     now: float
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where a request runs. `prefill` None: the decode node computes the prompt itself."""
+    """Where a request runs, and why. Without a `prefill` node the decode node computes the prompt
+    itself."""
 
     prefill: Node | None
     decode: Node
@@ -82,16 +85,17 @@ class Route(msgspec.Struct, frozen=True):
     fetch_from: Node | None
     fetch_address: str
     fetch_pages: int
-    """Leading pages that the computing node is to have after fetching; 0: nothing is fetched."""
+    """How many leading pages the computing node is to have after fetching; 0 if nothing is
+    fetched."""
     cached_pages: int
-    """Leading pages that need no computing there."""
+    """How many leading pages need no computing there."""
     decode_pages: int
-    """Pages of prompt and answer that the decode node has."""
+    """How many pages of prompt and answer the decode node has already."""
     busy_s: float
-    """Estimated time that it occupies the computing node: its work, and the end of a fetch that
-    its queue does not cover."""
+    """The estimated time that the request occupies the computing node: its work, and the end of a
+    fetch that takes longer than the queue."""
     queue_s: float
-    """How long it has other prompts to compute."""
+    """How long the computing node has other prompts to compute first."""
     cost: Cost
     reason: str
     runner_up: str
@@ -112,19 +116,20 @@ class Candidates(msgspec.Struct, frozen=True):
 
 
 class NoRoute(Exception):
-    """No decode node is alive or large enough; the message says so to a client."""
+    """No decode node is alive, or none is large enough. The message says so to a client."""
 
 
 def no_room(num_pages: int) -> NoRoute:
+    """Returns the error for a request that needs more pages than any decode node has."""
     return NoRoute(f"no decode node with room for {num_pages} pages takes requests")
 
 
 class Router:
-    """Costs every candidate and lets `policy` choose."""
+    """Estimates the cost of every candidate and lets `policy` choose."""
 
     def __init__(self, policy: Policy, local_prefill_max_tokens: int) -> None:
-        """A decode node may compute up to `local_prefill_max_tokens` uncached tokens itself, if
-        that is cheaper."""
+        """A decode node may compute up to `local_prefill_max_tokens` tokens that it has not cached
+        itself, if that is cheaper than to ask a prefill node."""
         self._policy = policy
         self._local_prefill_max_tokens = local_prefill_max_tokens
 
@@ -133,7 +138,7 @@ class Router:
         return self.choose(demand, self.candidates(demand, owners, cluster))
 
     def candidates(self, demand: Demand, owners: PageOwners, cluster: Cluster) -> Candidates:
-        """Raises NoRoute when no decode node could answer."""
+        """Returns all candidates for both tasks. Raises NoRoute if no decode node could answer."""
         decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
         if not decodes:
             raise no_room(demand.num_pages)
@@ -161,7 +166,7 @@ class Router:
     ) -> Iterator[Candidate]:
         """Yields decode nodes that have all but a little of the prompt.
 
-        One that would have to fetch for that is worth it only if it would answer anyway.
+        One that would first have to fetch is worth it only if it would answer anyway.
         """
         first_to_answer = min(answering, key=_score)
         enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
@@ -233,8 +238,8 @@ class _Costing:
         self._source_bytes_per_s = measured or self._link_bytes_per_s
 
     def computing(self, live: LiveNode) -> Candidate:
-        """Returns `live` as the node that computes the prompt: from what it has itself, or after it
-        has fetched the longest prefix that another node could send it, whichever costs less."""
+        """Returns `live` as the node that computes the prompt: from what it has itself, or after
+        fetching the longest prefix that another node could send, whichever costs less."""
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
         queue = cluster.queues.get(node.name)
@@ -275,8 +280,8 @@ class _Costing:
         return _candidate(live, cost, owned, queue)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
-        """Returns the node as one that does both: nothing is sent, but the chunks of the prompt
-        slow down the answers beside it."""
+        """Returns the node as one that does both tasks: nothing is sent, but the chunks of the
+        prompt slow down the answers beside it."""
         live, cost = computing.live, computing.cost
         wait_s, compute_s, delay_s = answering.cost.wait_s, cost.compute_s, 0.0
         if live.load.num_running > 0:
@@ -295,18 +300,21 @@ class _Costing:
         return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
     def pages_that_leave(self, num_tokens: int) -> int:
-        """Returns the least number of cached pages that leave at most so many tokens to compute."""
+        """Returns how many pages must be cached at least, so that no more than `num_tokens` are
+        left to compute."""
         return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
 
     def _owned_pages(self, node: Node) -> int:
-        """Returns how many leading pages the node has or will have, and the prompt may hit."""
+        """Returns how many leading pages that the prompt may hit the node has, or will have."""
         owned = self._owners.expected.get(node, 0)
         return owned if owned < self._num_reusable else self._num_reusable
 
     def _best_source(self) -> tuple[LiveNode | None, int]:
-        """Returns the node that owns most of the prompt now; among equals the one that does least.
+        """Returns the node that owns most of the prompt now, and how many pages; among equals the
+        one that does least.
 
-        A node that an earlier attempt failed at is left out: it may be dead, and its pages known.
+        A node at which an earlier attempt failed is left out: it may be dead while its pages are
+        still in the index.
         """
         best, best_pages, best_load = None, 0, 0
         for node, pages in self._owners.owned.items():
@@ -348,7 +356,8 @@ def _route(
     answering: Candidate,
     others: list[tuple[float, Candidate]],
 ) -> Route:
-    """Makes the route; `computing` and `answering` are the same when a decode node does both."""
+    """Makes the route. `computing` and `answering` are the same candidate when a decode node does
+    both."""
     is_apart = computing is not answering
     cost = computing.cost + answering.cost if is_apart else computing.cost
     source = computing.fetch_from
@@ -394,7 +403,7 @@ def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float,
 
 
 def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
-    """Tells the best alternative, and how much more it would have cost."""
+    """Returns a text that names the best alternative and how much more it would have cost."""
     if not others:
         return "no other node"
     least, best = min(others, key=lambda other: other[0])
