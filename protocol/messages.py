@@ -132,8 +132,8 @@ class TokensOut(Message, frozen=True):
 
 
 FailureKind = Literal["node", "busy", "request"]
-"""Who may still do it: for `node` another node; for `busy` (its queue is full) another node, or this
-one later; for `request` nobody."""
+"""Who may still do it: for `node` another node; for `busy` (its queue is full) another node, or
+this one later; for `request` nobody."""
 
 
 class Failed(Message, frozen=True):

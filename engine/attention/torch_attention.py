@@ -16,8 +16,8 @@ from engine.cache.kv_cache import KVCache
 
 
 class AttentionPlan(Protocol):
-    """What can be prepared for a part of a batch before its queries are known: index tensors and
-    masks."""
+    """What is prepared for a part of a batch before its queries are known, such as index tensors
+    and masks."""
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
         """Takes query [rows of the part, heads, head_dim]; returns the same shape."""

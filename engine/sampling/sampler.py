@@ -41,6 +41,7 @@ class Choices:
 
     @classmethod
     def of(cls, tokens: Tensor, logprobs: LogprobTable | None) -> Choices:
+        """Packs chosen tokens [n] and their logprobs, if any, for one transfer to the host."""
         if logprobs is None:
             return cls(tokens, None, tokens)
         packed = torch.cat([tokens.double(), logprobs.values.flatten()])

@@ -22,7 +22,7 @@ FIRST_ROWS = 4
 
 @dataclass(frozen=True)
 class SeenTokens:
-    """What some sequences have had: a copy, which may be changed."""
+    """Which tokens some sequences have had. It is a copy, which may be changed."""
 
     in_prompt: Tensor
     """[n, vocab] bool: the prompt has the token. Only prompts that were added count."""
@@ -31,7 +31,8 @@ class SeenTokens:
 
 
 class TokenCounts:
-    """One row of the vocabulary per open sequence: 5 bytes for each of its tokens."""
+    """Has one row over the vocabulary per open sequence, which takes 5 bytes for each of its
+    tokens."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._device = device
@@ -41,6 +42,7 @@ class TokenCounts:
 
     @property
     def num_rows(self) -> int:
+        """How many open sequences the tensors have room for."""
         return len(self._in_answer)
 
     def open(self) -> int:
