@@ -157,7 +157,8 @@ class Service:
         return time.monotonic()
 
     def handle(self, message: AnyMessage) -> None:
-        """Takes one message of a node."""
+        """Takes one message of a node: the reply to a question of an operator, or something for the
+        core."""
         if isinstance(message, CacheFlushed):
             self._replies.answered(message.flush_id, message.node.name, message.num_pages)
         elif isinstance(message, AuditReply):

@@ -108,14 +108,14 @@ class Receiving:
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> None:
-        """Takes that the first `num_pages` of those expected are here. All of these are full pages:
+        """Notes that the first `num_pages` of those expected are here. All of these are full pages:
         the last one only comes with `received`."""
         under_way = self._under_way.get(attempt)
         if under_way is not None:
             self._arrived(under_way, num_pages, now)
 
     def received(self, attempt: Attempt, now: float) -> AnswerJob | None:
-        """Takes that all pages are here. Returns the job if its first tokens are here too, so that
+        """Notes that all pages are here. Returns the job if its first tokens are here too, so that
         it can run."""
         under_way = self._under_way.get(attempt)
         if under_way is None:

@@ -50,7 +50,7 @@ class PagesBeingSent:
             sends.held = held
 
     def ended(self, attempt: Attempt) -> str:
-        """Takes that one send has ended. Returns who is to be told if it failed; "" for nobody."""
+        """Notes that one send has ended. Returns who is to be told if it failed; "" for nobody."""
         sends = self._sends[attempt]
         sends.num_under_way -= 1
         if sends.num_under_way == 0:

@@ -160,7 +160,7 @@ class CoordinatorCore:
         return []
 
     def undeliverable(self, address: str, message: Message, now: float) -> list[Instruction]:
-        """Takes the news that the message of a `Send` could not be queued for `address`."""
+        """Handles the news that the message of a `Send` could not be queued for `address`."""
         self._is_dispatch_due = True
         if isinstance(message, Generate):
             return self._tracker.undeliverable(message.attempt, now)

@@ -103,7 +103,7 @@ class Tracker:
         return instructions
 
     def failed(self, message: Failed, now: float) -> list[Instruction]:
-        """Takes the news that an attempt has ended without an answer: the request is tried
+        """Handles the news that an attempt has ended without an answer: the request is tried
         elsewhere, or ends if no node can take it."""
         tracked = self._current(message.attempt)
         if tracked is None:
@@ -117,7 +117,7 @@ class Tracker:
         return instructions + self.dispatch(now)
 
     def undeliverable(self, attempt: Attempt, now: float) -> list[Instruction]:
-        """Takes the news that a decode node could not be told of an attempt; the request is tried
+        """Handles the news that a decode node could not be told of an attempt; the request is tried
         elsewhere."""
         tracked = self._current(attempt)
         if tracked is None or tracked.route is None:
@@ -129,7 +129,7 @@ class Tracker:
         return self._failed(tracked, node, reason, now, retry_in_s)
 
     def node_lost(self, node: Node, now: float) -> list[Instruction]:
-        """Takes the news that an incarnation of a node is over; requests that need it are tried
+        """Handles the news that an incarnation of a node is over; requests that need it are tried
         elsewhere."""
         self._placement.forget(node)
         instructions: list[Instruction] = []
@@ -268,7 +268,7 @@ class Tracker:
         now: float,
         retry_in_s: float = 0.0,
     ) -> list[Instruction]:
-        """Takes that a node could not do its part: another one is to do it, at once or in
+        """Notes that a node could not do its part: another one is to do it, at once or in
         `retry_in_s`."""
         tracked.num_failures += 1
         if tracked.num_failures == MAX_FAILURES:
@@ -282,7 +282,7 @@ class Tracker:
     def _busy(
         self, tracked: TrackedRequest, node: Node, reason: str, now: float
     ) -> list[Instruction]:
-        """Takes that a node's queue is full: another one is asked at once or, if all were full, a
+        """Notes that a node's queue is full: another one is asked at once or, if all were full, a
         little later."""
         tracked.error_kind = "too_busy"
         tracked.retry_at = now + BUSY_RETRY_S if node.name in tracked.avoid else now

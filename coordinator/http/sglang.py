@@ -110,7 +110,8 @@ class _LogprobLists:
         self._wanted: list[list[LogprobEntry]] = []
 
     def fields(self) -> dict[str, list[Any]]:
-        """Returns all lists as they stand now. Those of the prompt are always empty."""
+        """Returns all lists as they stand now, by their names in meta_info. Those of the prompt are
+        always empty."""
         answer, sampling = self._answer, self._answer.request.sampling
         for i in range(len(self._chosen), len(answer.logprobs)):
             self._append(answer.output_ids[i], answer.logprobs[i])

@@ -183,7 +183,7 @@ class OwnershipMirror:
             self._take_changes(result)
 
     def unreachable(self, now: float) -> None:
-        """Takes the news that the call has failed. Everything is tried again a little later."""
+        """Handles the news that the call has failed. Everything is tried again a little later."""
         self.is_connected = False
         self._retry_at = now + RETRY_S
         self._next_look_at = now
@@ -208,7 +208,7 @@ class OwnershipMirror:
         return node in self._to_load or (self._load is not None and self._load.node == node)
 
     def set_draining(self, name: str, draining: bool) -> None:
-        """Takes the news that this coordinator itself has changed the mark of a node in Redis."""
+        """Handles the news that this coordinator itself has changed the mark of a node in Redis."""
         self.draining = self.draining | {name} if draining else self.draining - {name}
 
     def _begin_look(self, now: float) -> None:

@@ -111,7 +111,8 @@ class Registry:
         return None
 
     def context_length(self, model_limit: int) -> int:
-        """Returns the tokens of the longest sequence that every live node serves."""
+        """Returns the most tokens of a sequence that every live node serves. Nodes that name no
+        number serve `model_limit`."""
         limits = [live.info.context_length for live in self._nodes.values()]
         return min([model_limit, *filter(None, limits)])
 

@@ -98,7 +98,7 @@ class PlainForm:
     def apply(
         self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
     ) -> Tensor:
-        """Multiplies with the one tensor that there is."""
+        """Returns the product of `x` and the weight, which is the only tensor, plus the bias."""
         return kernels.linear(x, tensors[0], bias)
 
 

@@ -129,8 +129,8 @@ class DecodeGraphs:
 
 
 def _pinned(rows: np.ndarray, size: int, dtype: type) -> Tensor:
-    """Returns [n, k] as flat [n * size] in pinned memory; k is padded to `size` with the first
-    column."""
+    """Copies `rows` [n, k] into pinned memory, flat: [n * size]. The places of a row behind its k
+    values repeat the first of them."""
     padded: np.ndarray = np.empty((rows.shape[0], size), dtype=dtype)
     padded[:, : rows.shape[1]] = rows
     padded[:, rows.shape[1] :] = rows[:, :1]

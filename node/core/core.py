@@ -90,7 +90,7 @@ class NodeCore:
         return self._expected.noted(self._scheduler.finish(sampled, now))
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
-        """Takes that some slices of the oldest step have failed; see `Scheduler.abandon`."""
+        """Notes that some slices of the oldest step have failed; see `Scheduler.abandon`."""
         reason = f"a step failed on {self._node.name}: {reason}"
         return self._expected.noted(self._scheduler.abandon(failed, reason, now))
 

@@ -130,7 +130,7 @@ class Fetching:
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> int:
-        """Takes that the first `num_pages` of those asked for are here. They are owned from now on,
+        """Notes that the first `num_pages` of those asked for are here. They are owned from now on,
         and the sequence goes on behind them, whatever becomes of the rest.
 
         Returns how many tokens are new: 0 if none is, or if the fetch was given up before.
@@ -150,7 +150,7 @@ class Fetching:
         return num_tokens
 
     def received(self, attempt: Attempt, now: float) -> int:
-        """Takes that all pages are here, which ends the fetch. Returns how many tokens are new."""
+        """Notes that all pages are here, which ends the fetch. Returns how many tokens are new."""
         fetch = self._under_way.get(attempt)
         if fetch is None:
             return 0
@@ -203,7 +203,7 @@ class Fetching:
         return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
 
     def sent(self, event: PagesSent) -> None:
-        """Takes that pages were sent to another node, or could not be. The asker notices by itself
+        """Notes that pages were sent to another node, or could not be. The asker notices by itself
         when pages do not come."""
         self._counters.transfer_failures += bool(event.error)
         serving = self._serving[event.transfer]

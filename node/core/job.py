@@ -55,13 +55,13 @@ class Sink(Protocol[Purpose]):
         """Returns whether a waiting job may be admitted now. If not, those behind it go first."""
 
     def admitted(self, job: Job[Purpose], now: float) -> list[Instruction]:
-        """Takes that the job has its pages, for the first time or again after it gave way."""
+        """Is told that the job has its pages, for the first time or again after it gave way."""
 
     def fetched(self, job: Job[Purpose]) -> list[Instruction]:
-        """Takes that more of the job's leading pages have come from their owner."""
+        """Is told that more of the job's leading pages have come from their owner."""
 
     def before_chunk(self, job: Job[Purpose], part: Slice) -> list[Instruction]:
-        """Takes that a step is about to be started which computes this part of the job."""
+        """Is told that a step is about to be started which computes this part of the job."""
 
     def sampled(self, job: Job[Purpose], sampled: Sampled, now: float) -> list[Instruction]:
         """Takes the tokens that follow those of the job."""

@@ -183,7 +183,7 @@ class Prompts:
         return instructions
 
     def computed(self, planned: PlannedSlice, now: float) -> None:
-        """Takes that the step of this slice, the oldest one under way, is over."""
+        """Notes that the step of this slice, the oldest one under way, is over."""
         planned.sequence.computed(planned.part)
         if planned.is_given:
             self._counters.computed_tokens += len(planned.part.token_ids)
@@ -200,7 +200,7 @@ class Prompts:
         self._cache.commit(job.sequence.held, job.hashes[:num_pages], now)
 
     def fetched(self, attempt: Attempt, num_tokens: int) -> list[Instruction]:
-        """Takes that `num_tokens` more tokens of an admitted job have come from their owner."""
+        """Notes that `num_tokens` more tokens of an admitted job have come from their owner."""
         if num_tokens == 0:
             return []
         (job,) = [job for job in self._admitted if job.attempt == attempt]

@@ -165,7 +165,7 @@ class Scheduler:
         return instructions
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
-        """Takes that some slices (by position) of the oldest step under way could not be computed:
+        """Notes that some slices (by position) of the oldest step under way could not be computed:
         their requests fail and their pages come back. `finish` must follow, with the other
         slices."""
         instructions: list[Instruction] = []

@@ -41,7 +41,7 @@ class KindOfWork(Protocol):
         request were given up before its message comes here."""
 
     def cancelled(self, attempt: Attempt) -> list[Instruction]:
-        """Takes that nobody wants this attempt any more, nor older ones of its request. The jobs
+        """Is told that nobody wants this attempt any more, nor older ones of its request. The jobs
         themselves have left before."""
 
     def before_step(self, now: float) -> list[Instruction]:

@@ -25,8 +25,12 @@ class Rates:
         self.step_s = 0.0
 
     def observe(self, slices: Sequence[Slice], seconds: float) -> None:
-        """Takes one step, for which the device needed `seconds`: from the start of the step, or the
-        end of the one before it, to its own end."""
+        """Adds a step to the measurements. With enough tokens of prompts it counts for the speed of
+        prompts, without any for the duration of steps.
+
+        `seconds` is how long the device needed for it: from the start of the step, or the end of
+        the one before it, to its own end.
+        """
         if seconds <= 0:  # a clock that is coarse, or played, tells nothing
             return
         lengths = [len(s.token_ids) for s in slices if len(s.token_ids) > 1]

@@ -155,7 +155,7 @@ class OwnershipWriter:
             self._round.popleft()
 
     def unreachable(self, now: float) -> bool:
-        """Takes that the call failed. Redis may have carried it out or not, so everything is
+        """Notes that the call failed. Redis may have carried it out or not, so everything is
         written again when Redis is back. Returns whether Redis was reachable before."""
         was_reachable, self._is_reachable = self._is_reachable, False
         self._forget_record()

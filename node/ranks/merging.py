@@ -28,13 +28,13 @@ class MergedArrivals:
         return not self.writing
 
     def arrived(self, rank: int, num_pages: int) -> int:
-        """Takes that `rank` has its share of the first `num_pages` pages. Returns how many leading
+        """Notes that `rank` has its share of the first `num_pages` pages. Returns how many leading
         pages have arrived at all ranks, or 0 if these are no more than at the last call."""
         self._num_arrived[rank] = num_pages
         return self._news()
 
     def ended(self, rank: int, error: str) -> int:
-        """Takes that the transfer has ended at `rank`: with all pages, or with an error. Returns as
+        """Notes that the transfer has ended at `rank`: with all pages, or with an error. Returns as
         `arrived` does; after a first error always 0."""
         self.writing.discard(rank)
         self.error = self.error or error
@@ -42,7 +42,7 @@ class MergedArrivals:
         return self._news()
 
     def aborted(self, rank: int) -> None:
-        """Takes that `rank` has aborted the transfer."""
+        """Notes that `rank` has aborted the transfer."""
         self.writing.discard(rank)
 
     def _news(self) -> int:
@@ -69,7 +69,7 @@ class MergedSend:
         return not self.sending
 
     def ended(self, rank: int, error: str) -> None:
-        """Takes that `rank` has ended its part, with an error or ""."""
+        """Notes that `rank` has ended its part, with an error or ""."""
         self.sending.discard(rank)
         self.error = self.error or error
 

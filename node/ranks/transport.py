@@ -86,7 +86,8 @@ class ParallelTransport:
         self._thread.start()
 
     def report(self, rank: int, report: TransportReport) -> None:
-        """Takes what a rank says. Does not wait."""
+        """Queues what a rank says, for the thread that merges it with what other ranks say. Does
+        not wait."""
         self._reports.put((rank, report))
 
     def expect(
@@ -160,7 +161,7 @@ class ParallelTransport:
         )
 
     def lose(self, reason: str) -> None:
-        """Takes that a rank is gone and this node ends, so that nobody waits for it any more."""
+        """Notes that a rank is gone and this node ends, so that nobody waits for it any more."""
         self._reports.put(reason)
 
     def close(self) -> None:

@@ -104,7 +104,8 @@ class Worker:
         self._history = StepHistory()
 
     def run(self) -> None:
-        """Raises RankLost when rank 0 has closed the pipe, and DeviceBroken."""
+        """Carries out commands until rank 0 closes the pipe, which raises RankLost. Raises
+        DeviceBroken."""
         while True:
             command = self._pipe.receive()
             if isinstance(command, commands.StepCommand):

@@ -152,7 +152,7 @@ class Workers:
             self._look_for_lonely_failures()
 
     def failed_here(self, number: int, num_operations: int, error: Exception) -> None:
-        """Takes that rank 0's share of a step failed. Returns if every rank failed at the same
+        """Notes that rank 0's share of a step failed. Returns if every rank failed at the same
         collective operation; otherwise ends this node and raises RankLost."""
         with self._changed:
             self._changed.wait_for(

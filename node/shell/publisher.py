@@ -66,7 +66,8 @@ class OwnershipPublisher:
         self._thread.start()
 
     def publish(self, changes: Iterable[CacheChange]) -> None:
-        """Queues changes, in order; returns at once."""
+        """Queues changes of the pages that this node owns, to be written to Redis in this order.
+        Returns at once."""
         with self._lock:
             self._inbox.extend(changes)
         self._work.set()
