@@ -194,9 +194,10 @@ async def undrain(request: Request, name: str) -> Response:
     openapi_extra=takes(examples.PROMPT, is_required=True),
 )
 async def explain(request: Request) -> Response:
-    """Where a request (a body of /generate with one prompt) would go now and why; runs nothing.
+    """Answers where a request (a body of /generate with one prompt) would go now, and why. Runs
+    nothing.
 
-    `candidates`: nodes that would compute the prompt for another (`prefill`), nodes that would
+    `candidates` has nodes that would compute the prompt for another (`prefill`), nodes that would
     answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
     """
     service = _service(request)

@@ -63,7 +63,7 @@ def plan_of(seed: int) -> LifePlan:
 
 
 def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = None) -> Outcome:
-    """Lives it to its end. Raises Wrong, or whatever a process raised."""
+    """Lives a life to its end. Raises Wrong, or whatever a process raised."""
     chance = random.Random(f"life {plan.seed}")
     requests = some_requests(chance, plan.settings.page_size, BUSY_S)
     cluster = make(plan.settings, chance, tell)
@@ -90,7 +90,7 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
 
 
 def check_at_rest(cluster: SimCluster) -> None:
-    """Nothing is held, nothing waits, and nobody owns what it lacks."""
+    """Raises Wrong unless nothing is held, nothing waits, and nobody owns what it lacks."""
     for node in cluster.nodes.values():
         if node.is_dead:
             continue

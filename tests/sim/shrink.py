@@ -19,7 +19,8 @@ def failure_of(plan: LifePlan, make: MakeCluster = SimCluster) -> str:
 
 
 def shrunk(plan: LifePlan, make: MakeCluster = SimCluster) -> LifePlan:
-    """Drops one fault after the other, as long as the life still fails in the same way."""
+    """Returns the life with as few faults as it needs: drops one after the other, as long as the
+    life still fails in the same way."""
     kind = failure_of(plan, make).partition(":")[0]
     position = 0
     while position < len(plan.faults):
