@@ -72,6 +72,7 @@ async def audit(service: Service, repair: bool) -> dict[str, NodeAudit]:
         for name, second in (await _compare(service, suspects)).items():
             first = audits[name].differences
             if not second.problem:
+                # Only what differs in both passes is an error: the rest was on its way.
                 second.differences = {
                     kind: first[kind] & second.differences[kind] for kind in KINDS
                 }

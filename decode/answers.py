@@ -144,6 +144,7 @@ class Answers:
         self._outbox.add(job.reply_address, out)
         if not finish:
             return []
+        # Committed before the coordinator hears of the end, so that the next turn finds the pages.
         self._prompts.commit(job, now)
         return self._prompts.leave(job, now)
 
@@ -181,6 +182,7 @@ class Answers:
         self._running.add(job)
         first = Sampled(tuple(done.first_tokens), tuple(done.first_logprobs))
         instructions = self.sampled(job, first, now)
+        # At once: no step may follow that would flush the outbox.
         return instructions + self._outbox.flush()
 
     def _receive_failed(self, attempt: Attempt, reason: str, now: float) -> list[Instruction]:

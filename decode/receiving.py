@@ -103,6 +103,7 @@ class Receiving:
             fetch_pages=request.fetch_pages,
         )
         return [
+            # Expect before asking: the first pages may come before the next turn.
             ExpectPages(job.attempt, pages),
             SendMessage(request.prefill_address, prefill),
         ]
@@ -175,6 +176,7 @@ class Receiving:
             return None
         job = under_way.job
         assert job.sequence is not None
+        # The first tokens are not among them yet: `Answers._join` adds these.
         job.sequence.num_computed = len(job.tokens)
         del self._under_way[job.attempt]
         return job

@@ -42,6 +42,7 @@ class RunningAnswers:
             while job.sequence is not None and self._lacks_pages(job):
                 if self._cache.extend(job.sequence.held, self._num_needed_pages(job)):
                     break
+                # The oldest answer always goes on, so that some answer ends and frees its pages.
                 youngest = self._jobs[-1]
                 if youngest is job:
                     return
@@ -52,6 +53,7 @@ class RunningAnswers:
         several where the last step sampled so many."""
         for job in self._jobs:
             assert job.sequence is not None
+            # While tokens that it began with are left, `Prompts.add_chunks` plans its slices.
             goes_on = not job.sequence.has_chunk and not job.is_ending
             if goes_on and not self._lacks_pages(job):
                 num_tokens = max(1, job.sequence.num_unplanned)

@@ -107,6 +107,7 @@ class Handovers:
         """Streams the pages that the step completes: those that end within `part`, and with the
         last part also the last page."""
         is_last = part.sampling is not None
+        # The last page may not be full, and is complete only with the last token.
         num_pages = len(part.pages) if is_last else part.end // self._page_size
         pages, offset = self._hand_over(job, num_pages)
         if not pages:

@@ -120,6 +120,7 @@ class Answer:
     def finish(self, kind: str, now: float) -> None:
         """Ends the answer for the reason that the node gave, "stop" or "length"."""
         self._detokenizer.finish()
+        # The characters that were held back may complete a stop string.
         if self._ends_with_stop(now):
             return
         self.ended_at = now

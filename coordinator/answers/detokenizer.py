@@ -46,6 +46,8 @@ class Detokenizer:
             self._emit(final=True)
 
     def _emit(self, final: bool) -> None:
+        # What the new tokens add is the difference of two texts that begin with the same context:
+        # some tokenizers change a token's text by its neighbours.
         known = self._decode(self._ids[self._window_start : self._emitted_end])
         window = self._decode(self._ids[self._window_start :])
         new = window[len(known) :]
@@ -67,6 +69,7 @@ class StopStrings:
         """Returns the position and the stop string of the earliest match in `text`, or None. `text`
         must only grow from call to call."""
         longest = max(map(len, self._stops), default=0)
+        # A stop string may have begun in the text that was searched before.
         start = max(0, self._searched - longest + 1)
         self._searched = len(text)
         matches = [(text.find(stop, start), stop) for stop in self._stops]

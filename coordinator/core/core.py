@@ -189,6 +189,7 @@ class CoordinatorCore:
     def wake_at(self, now: float) -> float | None:
         """Returns the time by which `tick` must be called; None if that can wait until something
         happens."""
+        # Room may have become free since the last look.
         if self._is_dispatch_due and len(self._queue):
             return now
         if not self.num_unfinished and not self.registry.live():

@@ -95,6 +95,7 @@ class Tracker:
             if tracked is None or tracked.route is None or tracked.route.decode != message.node:
                 instructions += self._cancel_stray(out.attempt, message.node)
             elif problem := tracked.problem_with(out):
+                # The node does not know of the problem, and would go on.
                 instructions.append(Send(tracked.route.decode_address, Cancel(out.attempt)))
                 instructions += self._failed(tracked, message.node, problem, now)
                 instructions += self.dispatch(now)
@@ -137,6 +138,7 @@ class Tracker:
             route = tracked.route
             if route is None or not _needs(tracked, route, node):
                 continue
+            # The decode node still waits for pages that will not come.
             if route.decode != node:
                 instructions.append(Send(route.decode_address, Cancel(tracked.current)))
             instructions += self._failed(tracked, node, f"node {node.name} was lost", now)
@@ -271,6 +273,7 @@ class Tracker:
         """Notes that a node could not do its part: another one is to do it, at once or in
         `retry_in_s`."""
         tracked.num_failures += 1
+        # A request that kills nodes must not go through all of them.
         if tracked.num_failures == MAX_FAILURES:
             number = tracked.attempt_number
             message = f"gave up after {number} attempts; the last one: {reason}"

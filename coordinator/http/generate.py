@@ -203,6 +203,7 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgre
 def _submit(
     service: Service, prompt: GeneratePrompt, ids: list[int], choice: int
 ) -> AnswerInProgress:
+    # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     tokenizer = service.tokenizer
     request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens)

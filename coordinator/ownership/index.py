@@ -100,6 +100,7 @@ class PrefixIndex:
         for node in known:
             owner = self._owners.pop(node)
             del self._nodes[owner.bit]
+            # The bit is free for another node from here on, so no mask may keep it.
             gone |= owner.bit if owner.num_pages else 0
         if not gone:
             return

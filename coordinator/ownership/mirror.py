@@ -32,7 +32,7 @@ READ_BLOCK_MS = 100
 ENTRIES_PER_READ = 200
 HASHES_PER_SCAN = 4_000
 BYTES_AT_ONCE = 64 * 1024
-"""So many bytes of page hashes are applied before the caller's other work has its turn."""
+"""The most bytes of page hashes that are applied before the caller's other work has its turn."""
 LOOK_FOR_NODES_S = 0.5
 RETRY_S = 0.5
 ANNOUNCE_LEASE_S = 10.0
@@ -148,6 +148,7 @@ class OwnershipMirror:
         if now < self._retry_at:
             self.wake_at = self._retry_at
             return None
+        # Before anything else: what was read before a load begins must not be applied after it.
         if self._unapplied:
             self._apply_some(now)
             return None
@@ -170,6 +171,7 @@ class OwnershipMirror:
         if self._look:
             self._look.popleft()
         if call.script == "announce":
+            # Redis has read its clock about half-way between question and answer.
             self._redis_ahead_s = result / 1e6 - (self._asked_at + now) / 2
         elif call.script == "read_draining":
             self._take_draining(result)
@@ -236,6 +238,8 @@ class OwnershipMirror:
         for node, sequence in live.items():
             if sequence is None:
                 continue  # it writes its set now, and ends with a `reload` entry
+            # A node is followed from its position on; without one, or after a gap, its whole set is
+            # read.
             position = self._positions.get(node)
             if position is None or position.has_lost(sequence):
                 self._to_load[node] = None
@@ -269,6 +273,8 @@ class OwnershipMirror:
             return MirrorCall("last_change", (keys.changes,))
         if load.rest is None:
             return MirrorCall("scan_pages", (keys.pages, load.cursor, HASHES_PER_SCAN))
+        # All parts of the set are in the index now; what the index had before and no part has shown
+        # is removed, a part of it at a time.
         part = next(load.rest, None)
         if part is not None:
             self._index.removed(load.node, [page for page in part if page not in load.found])
@@ -331,6 +337,7 @@ class OwnershipMirror:
             num_bytes += len(change.stored) + len(change.removed)
             if not self._apply(node, stream_id, change):
                 self._to_load[node] = None
+            # The id of an entry begins with the time at which Redis took it, in milliseconds.
             entered_s = int(stream_id.partition(b"-")[0]) / 1000
             self.lag_s = max(0.0, now + self._redis_ahead_s - entered_s)
 

@@ -80,6 +80,9 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 
 def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
     """Returns the part of a score that depends on the computing node, without evictions."""
+    # Pages are fetched while the request waits in the queue, so only the longer one counts. A
+    # comparison, as in `chunk_s`: `max` costs several times as much, and this runs for every
+    # candidate.
     return (queue_s if queue_s > fetch_s else fetch_s) + OWN_WORK_WEIGHT * compute_s
 
 

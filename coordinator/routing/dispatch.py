@@ -34,7 +34,7 @@ MIN_WAIT_S, MAX_WAIT_S = 0.0001, 0.05
 VAIN_PAUSE_S = 0.02
 """Time until the next full look after one that found nothing to send; see `_pause_s`."""
 LOOK_AHEAD = 32
-"""So many requests are considered when a node becomes free: the first in order may go elsewhere."""
+"""How many are considered when a node becomes free: the first in order may go elsewhere."""
 GOAL_QUANTILE = 0.99
 GOAL_WINDOW = 1_000
 """The goal is taken from so many recent requests."""
@@ -107,6 +107,7 @@ class DispatchQueue:
                 del self._waiting[waiting]
                 self._placement.book(waiting, route, now)
                 sent.append((waiting, route))
+                # What was just booked may have taken the last free node.
                 all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
             elif is_turn:  # those looked at stand for all that wait
                 planned.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))

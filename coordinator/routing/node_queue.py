@@ -89,8 +89,10 @@ class NodeQueueEstimate:
         """Takes from a heartbeat that the node has prompts to compute which will take
         `queued_s`."""
         self.num_unheard = 0
+        # The heartbeat shows the pages of all but the newest requests as held or promised.
         for booking in [one for one in self._promised if now - one.sent_at >= SETTLING_S]:
             self.ended(booking)
+        # What is queued beyond our own prompts is work that other coordinators have sent.
         known_s = sum(one.work_s for one in self._ours if now - one.sent_at >= SETTLING_S)
         self._heard_s = queued_s
         self._others_s = max(0.0, queued_s - known_s)
@@ -102,6 +104,8 @@ class NodeQueueEstimate:
         others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
         if not self._ours:
             return others_s
+        # The first prompt has been computed for a while. No more than its own work counts as done:
+        # while it takes longer than was estimated, those behind it have not begun.
         done_s = now - self._head_began
         ours_s = self._ours_s - (done_s if done_s < self._head_s else self._head_s)
         # A head that takes longer than was thought is still there, says the node.

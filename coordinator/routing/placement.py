@@ -148,6 +148,8 @@ class Placement:
         booking = routed.booking = Booking(route.busy_s, num_new_pages, now)
         computing = routed.computing = self._queue_of(route.computes)
         answering = routed.answering = self._queue_of(route.decode)
+        # One booking is in both queues: its work in that of the computing node, its pages in that
+        # of the decode node. If one node does both, its request counts once.
         computing.sent(booking)
         answering.num_requests += 1
         answering.num_unheard += 1
@@ -257,6 +259,7 @@ class Placement:
 
     def _queue_of(self, node: Node) -> NodeQueueEstimate:
         if node.name not in self.queues:
+            # A node that joins late must not get every tie until it has caught up.
             least_s = min((b.total_s for b in self.queues.values()), default=0.0)
             self.queues[node.name] = NodeQueueEstimate(least_s)
         return self.queues[node.name]

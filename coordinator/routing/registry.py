@@ -120,6 +120,7 @@ class Registry:
         """Notes a heartbeat; returns the older incarnation that this one replaces, if any."""
         info = message.info
         known = self._nodes.get(info.node.name)
+        # Heartbeats of a process that was replaced may still be on their way.
         if known is not None and info.node.incarnation < known.node.incarnation:
             return None
         replaced = known.info if known is not None and known.node != info.node else None

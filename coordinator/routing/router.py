@@ -142,6 +142,7 @@ class Router:
         decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
         if not decodes:
             raise no_room(demand.num_pages)
+        # A decode node that has failed this request is better than none.
         decodes = [d for d in decodes if d.node.name not in demand.avoid] or decodes
         layout = decodes[0].info.layout
         num_prompt_pages = layout.num_pages(demand.num_tokens)
@@ -153,6 +154,7 @@ class Router:
         costing = _Costing(demand, owners, cluster, layout, may_fetch=self._policy.weighs_cost)
         computing = [costing.computing(live) for live in prefills]
         answering = [costing.answering(live) for live in decodes]
+        # Without prefill nodes decode nodes must do both, whatever they have cached.
         if not prefills:
             both = [costing.both(costing.computing(a.live), a) for a in answering]
         elif self._policy.weighs_cost:
@@ -168,6 +170,7 @@ class Router:
 
         One that would first have to fetch is worth it only if it would answer anyway.
         """
+        # A fetch to any other node would move pages to where the answer is not wanted.
         first_to_answer = min(answering, key=_score)
         enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
         for one in answering:
@@ -202,9 +205,11 @@ class Router:
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
         apart_s = prefill.score + decode.score
+        # On a tie one node does both: nothing has to be sent then.
         if both is not None and both.score <= apart_s + TIE_S:
             others = _others(candidates.both, both)
             return _route(demand, both, both, [*others, (apart_s, prefill)])
+        # A runner-up on another prefill node would have had the same decode node.
         others = [(s + decode.score, c) for s, c in _others(candidates.prefill, prefill)]
         if both is not None:
             others.append((both.score, both))
@@ -306,6 +311,8 @@ class _Costing:
 
     def _owned_pages(self, node: Node) -> int:
         """Returns how many leading pages that the prompt may hit the node has, or will have."""
+        # Expected pages count as owned: they will be there before this prompt is, as prompts are
+        # computed in the order in which they were sent. To be fetched, pages must be there now.
         owned = self._owners.expected.get(node, 0)
         return owned if owned < self._num_reusable else self._num_reusable
 
@@ -322,6 +329,7 @@ class _Costing:
             if live is None or pages < best_pages or node.name in self._demand.avoid:
                 continue
             load = live.load.num_running + live.load.num_waiting
+            # Fewer pages were passed over above: here there are more, or as many at another node.
             if pages > best_pages or load < best_load:
                 best, best_pages, best_load = live, pages, load
         return best, best_pages

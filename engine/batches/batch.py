@@ -54,6 +54,7 @@ class StepArrays:
         slices of the step that `Slice.follows` refers to."""
         lengths = np.array([len(s.token_ids) for s in slices])
         assert len(slices) > 0 and lengths.all(), "a step computes at least one token per slice"
+        # Stable, so that slices of each kind stay in the order in which they were given.
         order = np.argsort(lengths == 1, kind="stable")  # slices in the order of their rows
         ordered = [slices[i] for i in order]
         lengths = lengths[order]
@@ -66,10 +67,12 @@ class StepArrays:
             [s.pages[:count] for s, count in zip(ordered, num_pages, strict=True)]
         )
         owner = np.repeat(np.arange(len(ordered)), lengths)
+        # The row within its slice, plus where the slice starts in its sequence.
         positions = np.arange(ends[-1]) - (ends - lengths)[owner] + starts[owner]
         write_pages = tables[owner, positions // page_size].astype(np.int64)
         sources = np.full(ends[-1], UNKNOWN)
         if any(s.follows is not None for s in slices):
+            # Samples have no row for slices that sample nothing: position of the slice → row.
             ordinals = np.cumsum([s.sampling is not None for s in previous]) - 1
             sources[ends - 1] = [
                 UNKNOWN if s.follows is None else ordinals[s.follows] for s in ordered

@@ -132,10 +132,13 @@ class Sequence:
         `position` is that of the slice in its step.
         """
         start = self.num_planned
+        # At least one token, which is beyond the known ones if all of these are planned.
         stop = max(min(start + max_tokens, len(self.tokens)), start + 1)
         sampling = self.sampling if stop >= len(self.tokens) else None
         follows = self._position if start == len(self.tokens) else None
         feeds_state = sampling is not None and sampling.has_state
+        # Only slices that sample feed the state, so this one also brings what chunks before it have
+        # computed.
         replay = self.tokens[self._num_fed : start] if feeds_state else ()
         if feeds_state:
             self._num_fed = stop
@@ -152,7 +155,7 @@ class Sequence:
         )
 
     def computed(self, part: Slice) -> None:
-        """Takes that the step of this slice, the oldest one under way, is over."""
+        """Notes that the step of this slice, the oldest one under way, is over."""
         self._num_under_way -= len(part.token_ids)
         self.num_computed += len(part.token_ids)
 

@@ -108,6 +108,7 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int
         return _noisy_where_kept(relative, counters).argmax(dim=-1)
     tokens = torch.arange(vocab_size, device=device)
     noise = gumbel(counters[0, :, None], counters[1, :, None], tokens)
+    # The argmax of logits plus Gumbel noise is a sample of their softmax.
     return (relative + noise).argmax(dim=-1)
 
 

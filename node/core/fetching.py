@@ -125,6 +125,7 @@ class Fetching:
             data_addresses=self._addresses.data,
         )
         return [
+            # Expect before asking: the first pages may come before the next turn.
             ExpectPages(job.attempt, sequence.held.pages[num_cached : len(chain)]),
             SendMessage(order.address, question),
         ]
@@ -143,6 +144,7 @@ class Fetching:
         num_tokens = num_pages_here * self._page_size - sequence.num_computed
         if num_tokens <= 0:
             return 0
+        # Progress of any size begins the wait anew: a long prefix may take longer than the timeout.
         fetch.deadline = now + self._timeout_s
         sequence.num_computed += num_tokens
         self._counters.fetched(num_tokens // self._page_size, num_tokens)

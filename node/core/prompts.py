@@ -134,6 +134,8 @@ class Prompts:
     def _take_pages(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> bool:
         """Gives a waiting job its pages and its sequence. Returns False if there is no room."""
         num_pages = self._hasher.num_pages(len(job.tokens))
+        # Room for all who are admitted to grow a little: else the next steps would make the
+        # youngest give way, and its work would have been for nothing.
         num_spare_pages = self._headroom() + self._admission_pages(job) - num_pages
         held = self._cache.acquire(reusable, num_pages, now, job.namespace, num_spare_pages)
         if held is None:
@@ -216,6 +218,7 @@ class Prompts:
         them before any later step."""
         sequence = job.sequence
         assert sequence is not None
+        # Abort first: the pages may be reused as soon as the sink has released them.
         instructions = self._fetching.give_up(job.attempt, now)
         self._admitted.remove(job)
         self._num_admitted[job.sink] -= 1

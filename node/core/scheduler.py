@@ -107,6 +107,7 @@ class Scheduler:
             return self._fetch_went_on(event, now)
         instructions: list[Instruction] = []
         if isinstance(event, Generate | Prefill):
+            # A newer attempt must find the pages of the older one free, or cached.
             instructions += self.drop(event.attempt, now)
         for work in self._works:
             instructions += work.handle(event, now)
@@ -136,6 +137,7 @@ class Scheduler:
         the step under way, or a deadline.
         """
         assert len(self._steps) < 2, "two steps are under way"
+        # What is given up comes first, then what makes room, then what takes it.
         instructions = self._fetching.expire(now)
         for work in self._works:
             instructions += work.before_step(now)
@@ -157,6 +159,8 @@ class Scheduler:
                 continue
             # A step that was started ahead may have sampled what is known by now.
             is_next = planned.sequence.samples_next(planned.part)
+            # Before the sink is told: it may end the job, whose pages are cached only once
+            # committed.
             self._prompts.computed(planned, now)
             if new is not None and is_next:
                 instructions += planned.job.sink.sampled(planned.job, new, now)

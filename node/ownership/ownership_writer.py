@@ -125,6 +125,7 @@ class OwnershipWriter:
             return None
         if self._is_closing:
             return self._closing_call()
+        # A renewal goes before changes: a node with many changes must not lose its lease.
         if not self._round and (self._wants_rewrite or now >= self.wake_at):
             self._begin_round(now)
         if self._round:
@@ -132,6 +133,7 @@ class OwnershipWriter:
         self._absorb()
         if not self._unwritten:
             return None
+        # The number grows with every try: one that has failed may have been carried out.
         self._sequence += 1
         change = self._unwritten[0]
         stored, removed = join_hashes(change.stored), join_hashes(change.removed)
@@ -209,6 +211,7 @@ class OwnershipWriter:
                 self._owned.pop(page_hash, None)
             self._owned.update(dict.fromkeys(change.stored))
         if self._is_registered:
+            # Without a record there is nothing to change: the next rewrite has the whole set.
             self._unwritten += joined_changes(changes)
 
     def _applied(self, call: OwnershipCall) -> None:

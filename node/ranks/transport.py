@@ -233,6 +233,7 @@ class ParallelTransport:
             self._take_arrival(rank, report, expected)
             if expected.arrivals.is_over:
                 del self._expected[report.number]
+                # A transfer that ends before all ranks expect it must free `expect`, too.
                 expected.is_expected.set()
                 expected.is_over.set()
                 if not expected.is_unwanted:
@@ -250,6 +251,7 @@ class ParallelTransport:
         else:
             was_well = not arrivals.error
             news = arrivals.ended(rank, report.error)
+            # The transfer has failed as a whole, so the other ranks need not wait for their parts.
             if report.error and was_well and not expected.is_unwanted:
                 self._tell(AbortCommand(report.number, expected.transfer))
         if news and not expected.is_unwanted:

@@ -124,8 +124,12 @@ class NodeShell:
     def end_turn(self) -> None:
         """Waits for every step that must be over before the next turn, and reports."""
         self._idle = not self._planned and not self._steps
+        # One step may stay under way if this turn has started it and the runner runs ahead: the
+        # next turn plans while the device computes.
         while self._steps and not (self._planned and self._steps.may_stay):
             self._settle()
+        # After the tokens were sent: a coordinator takes an answer as the news of its pages, and
+        # the record may come later.
         if changes := self._core.take_changes():
             self._publisher.publish(changes)
         self._heartbeats.update(self._load())
@@ -166,6 +170,7 @@ class NodeShell:
             elif isinstance(instruction, StreamPages):
                 self._stream_pages(instruction)
             elif isinstance(instruction, CancelSends):
+                # A stream that is cancelled needs no `finish`.
                 self._streams.pop(instruction.transfer, None)
                 self._transport.cancel(instruction.transfer)
             elif isinstance(instruction, ExpectPages):

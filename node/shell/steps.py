@@ -76,6 +76,7 @@ class Steps:
 
     def start(self, slices: Sequence[Slice], on_layer: OnLayer) -> bool:
         """Starts a step. Returns False if that failed; `settle` then computes it in another way."""
+        # Slices that follow an unread token take it from the samples of this step.
         before = self._started[-1].step if self._started else self._before
         began, step = self._clock(), None
         try:
@@ -94,6 +95,7 @@ class Steps:
         outcome = StepOutcome(sampled) if sampled is not None else self._one_by_one(oldest.slices)
         self._started.popleft()
         self._before = oldest.step
+        # A step that was started ahead has waited for the one before it; that time is not its own.
         began, self._ended = max(oldest.began, self._ended), self._clock()
         self.busy_s += self._ended - began
         if sampled is not None and oldest.step is not None and not oldest.step.has_compiled:
