@@ -28,8 +28,9 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES, Candidate, Policy
 from coordinator.routing.registry import Registry
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route, Router
+from coordinator.routing.router import Router
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout

@@ -13,7 +13,7 @@ from typing import Literal
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.totals import RequestCounters
-from coordinator.routing.router import Route
+from coordinator.routing.route import Route
 from protocol.sampling import TokenLogprobs
 
 ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]

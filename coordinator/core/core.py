@@ -24,7 +24,8 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
-from coordinator.routing.router import Candidates, NoRoute, Route, Router
+from coordinator.routing.route import NoRoute, Route
+from coordinator.routing.router import Candidates, Router
 from protocol.messages import (
     COORDINATOR_LEASE_S,
     AnyMessage,

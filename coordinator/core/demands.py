@@ -7,7 +7,7 @@ from collections.abc import Collection
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.demand import Demand
 from coordinator.routing.registry import ClusterModel, Registry
-from coordinator.routing.router import NoRoute
+from coordinator.routing.route import NoRoute
 from protocol.admission import admission_tokens, most_tokens
 from protocol.hashing import PageHash, PageHasher
 

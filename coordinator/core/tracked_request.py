@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coordinator.answers.answer import Answer, ErrorKind
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
 from protocol.messages import TokenOut

@@ -17,8 +17,8 @@ from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
+from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import NoRoute, Route
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut

@@ -19,7 +19,7 @@ from coordinator.http.replies import FAULTS, error_reply, fault_status, json_rep
 from coordinator.http.schema import BadRequest, GeneratePrompt, parse_generate, parse_object, tenant
 from coordinator.routing.policies import Candidate
 from coordinator.routing.registry import LiveNode
-from coordinator.routing.router import Route
+from coordinator.routing.route import Route
 from coordinator.service import Service
 from protocol.counters import NodeCounters
 from protocol.messages import LinkLoad, Load

@@ -24,8 +24,9 @@ from collections import deque
 from collections.abc import Iterable
 
 from coordinator.routing.placement import Placement
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import PlannedWork, Route
+from coordinator.routing.router import PlannedWork
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""

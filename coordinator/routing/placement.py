@@ -15,16 +15,9 @@ from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.expected_pages import ExpectedPages
 from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 from coordinator.routing.registry import LiveNode, Registry
+from coordinator.routing.route import Route, no_room
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import (
-    NOTHING_PLANNED,
-    Candidates,
-    Cluster,
-    PlannedWork,
-    Route,
-    Router,
-    no_room,
-)
+from coordinator.routing.router import NOTHING_PLANNED, Candidates, Cluster, PlannedWork, Router
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 

@@ -1,4 +1,4 @@
-"""`Router`: the decision where a request runs, as a value with its reason and runner-up. Pure.
+"""`Router`: decides where a request runs. Pure.
 
 A request has two tasks: its prompt is computed (by a prefill node, or by the decode node itself)
 and it is answered (by a decode node). The router lists the candidates of each with their costs, a
@@ -18,6 +18,7 @@ from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.node_queue import NodeQueueEstimate
 from coordinator.routing.policies import TIE_S, Candidate, Policy
 from coordinator.routing.registry import LiveNode
+from coordinator.routing.route import Route, no_room
 from protocol.ids import Node
 from protocol.layout import KVLayout
 
@@ -74,38 +75,6 @@ class Cluster:
     now: float
 
 
-class Route(msgspec.Struct, frozen=True):
-    """Where a request runs, and why. Without a `prefill` node the decode node computes the prompt
-    itself."""
-
-    prefill: Node | None
-    decode: Node
-    prefill_address: str
-    decode_address: str
-    fetch_from: Node | None
-    fetch_address: str
-    fetch_pages: int
-    """How many leading pages the computing node is to have after fetching; 0 if nothing is
-    fetched."""
-    cached_pages: int
-    """How many leading pages need no computing there."""
-    decode_pages: int
-    """How many pages of prompt and answer the decode node has already."""
-    busy_s: float
-    """The estimated time that the request occupies the computing node: its work, and the end of a
-    fetch that takes longer than the queue."""
-    queue_s: float
-    """How long the computing node has other prompts to compute first."""
-    cost: Cost
-    reason: str
-    runner_up: str
-
-    @property
-    def computes(self) -> Node:
-        """The node that computes the prompt."""
-        return self.prefill or self.decode
-
-
 class Candidates(msgspec.Struct, frozen=True):
     """Everything that was weighed: nodes that would compute the prompt for another, nodes that
     would answer, and nodes that would do both."""
@@ -113,15 +82,6 @@ class Candidates(msgspec.Struct, frozen=True):
     prefill: list[Candidate]
     decode: list[Candidate]
     both: list[Candidate]
-
-
-class NoRoute(Exception):
-    """No decode node is alive, or none is large enough. The message says so to a client."""
-
-
-def no_room(num_pages: int) -> NoRoute:
-    """Returns the error for a request that needs more pages than any decode node has."""
-    return NoRoute(f"no decode node with room for {num_pages} pages takes requests")
 
 
 class Router:
@@ -201,19 +161,19 @@ class Router:
         both = self._policy.choose(candidates.both, "decode") if candidates.both else None
         if not candidates.prefill:
             assert both is not None  # some decode node is there
-            return _route(demand, both, both, _others(candidates.both, both))
+            return Route.of(demand, both, both, _others(candidates.both, both))
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
         apart_s = prefill.score + decode.score
         # On a tie one node does both: nothing has to be sent then.
         if both is not None and both.score <= apart_s + TIE_S:
             others = _others(candidates.both, both)
-            return _route(demand, both, both, [*others, (apart_s, prefill)])
+            return Route.of(demand, both, both, [*others, (apart_s, prefill)])
         # A runner-up on another prefill node would have had the same decode node.
         others = [(s + decode.score, c) for s, c in _others(candidates.prefill, prefill)]
         if both is not None:
             others.append((both.score, both))
-        return _route(demand, prefill, decode, others)
+        return Route.of(demand, prefill, decode, others)
 
 
 class _Costing:
@@ -358,65 +318,6 @@ def _candidate(
     )
 
 
-def _route(
-    demand: Demand,
-    computing: Candidate,
-    answering: Candidate,
-    others: list[tuple[float, Candidate]],
-) -> Route:
-    """Makes the route. `computing` and `answering` are the same candidate when a decode node does
-    both."""
-    is_apart = computing is not answering
-    cost = computing.cost + answering.cost if is_apart else computing.cost
-    source = computing.fetch_from
-    return Route(
-        prefill=computing.live.node if is_apart else None,
-        decode=answering.live.node,
-        prefill_address=computing.live.info.control_address if is_apart else "",
-        decode_address=answering.live.info.control_address,
-        fetch_from=source.node if source else None,
-        fetch_address=source.info.control_address if source else "",
-        fetch_pages=computing.fetch_pages,
-        cached_pages=computing.cached_pages,
-        decode_pages=answering.owned_pages,
-        busy_s=max(0.0, cost.fetch_s - cost.queue_s) + computing.cost.compute_s,
-        queue_s=computing.cost.queue_s,
-        cost=cost,
-        reason=_reason(demand, computing, answering, cost),
-        runner_up=_runner_up(cost.score, others),
-    )
-
-
-def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Cost) -> str:
-    name, layout = computing.live.node.name, computing.live.info.layout
-    where = f"prefill on {name}" if computing is not answering else f"{name} prefills for itself"
-    fetched = ""
-    if computing.fetch_from is not None:
-        num_pages = computing.fetch_pages - computing.owned_pages
-        fetched = (
-            f", {num_pages} fetched from {computing.fetch_from.node.name} "
-            f"in {cost.fetch_s * 1e3:.0f} ms"
-        )
-    return (
-        f"{where}: {computing.owned_pages} of {layout.num_pages(demand.num_tokens)} pages cached "
-        f"there{fetched}, queue {cost.queue_s * 1e3:.0f} ms, compute {cost.compute_s * 1e3:.0f} "
-        f"ms; decode on {answering.live.node.name}: transfer {cost.transfer_s * 1e3:.0f} ms, "
-        f"wait {cost.wait_s * 1e3:.0f} ms"
-    )
-
-
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:
     """Returns the candidates on other nodes with their scores."""
     return [(c.score, c) for c in candidates if c.live is not chosen.live]
-
-
-def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
-    """Returns a text that names the best alternative and how much more it would have cost."""
-    if not others:
-        return "no other node"
-    least, best = min(others, key=lambda other: other[0])
-    more_s = least - score
-    return (
-        f"{best.live.node.name}: {best.cached_pages} pages cached, "
-        f"{abs(more_s) * 1e3:.0f} ms {'more' if more_s >= 0 else 'less'}"
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import NoRoute, Route
+from coordinator.routing.route import NoRoute, Route
 from protocol.ids import Node
 from tests.support.nodes import Nodes, demand_of, load_of
 

@@ -14,8 +14,9 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import LiveNode, Registry
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route, Router
+from coordinator.routing.router import Router
 from protocol.hashing import PAGE_HASH_BYTES, PageHash
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout

@@ -20,7 +20,7 @@ from coordinator.core.instructions import (
 )
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracker import BUSY_RETRY_S, MAX_FAILURES, RETRY_WITHIN_S, Tracker
-from coordinator.routing.router import NoRoute
+from coordinator.routing.route import NoRoute
 from protocol import hashing
 from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from coordinator.routing.expected_pages import KEPT_S
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import NoRoute, PlannedWork, Route
+from coordinator.routing.route import NoRoute, Route
+from coordinator.routing.router import PlannedWork
 from protocol.ids import Node
 from tests.support.nodes import Nodes, booked, demand_of, load_of
 

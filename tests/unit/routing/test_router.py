@@ -14,7 +14,8 @@ from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
-from coordinator.routing.router import Candidates, Cluster, NoRoute, PlannedWork, Route, Router
+from coordinator.routing.route import NoRoute, Route
+from coordinator.routing.router import Candidates, Cluster, PlannedWork, Router
 from protocol.ids import Node
 from protocol.messages import Load
 from tests.support.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
