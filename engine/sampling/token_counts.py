@@ -83,7 +83,7 @@ class TokenCounts:
         self._in_answer.view(-1).scatter_add_(0, self._places(row, token), ones)
 
     def read(self, rows: Sequence[int]) -> SeenTokens:
-        """Returns what these rows have had."""
+        """Returns a copy of what the sequences of these rows have had, in the order of `rows`."""
         index = upload(np.array(rows, dtype=np.int64), self._device)
         return SeenTokens(
             self._in_prompt.index_select(0, index), self._in_answer.index_select(0, index)
