@@ -3,7 +3,7 @@
 The index has 1M pages in chains of 512, owned by 64 nodes (half of them prefill nodes); a second
 node owns a part of every tenth chain. Measured are pages stored per second (blobs of 256 pages are
 split into hashes and stored, as events come), memory per page, `match` of a prompt of 512 pages,
-and `match` plus `route`: claims, backlogs, and the costs of all candidates.
+and `match` plus `route`: expected pages, queues, and the costs of all candidates.
 
 The physics: a stored page is a slice of a blob, a look-up and a store in a dictionary that is much
 larger than the caches of the CPU, about 0.5 µs. A match is 10 to 20 look-ups of 0.2 µs where a
@@ -102,7 +102,7 @@ def measure(num_pages: int, num_nodes: int, num_prompts: int) -> dict[str, float
         Demand(CHAIN_PAGES * 16 + 5, CHAIN_PAGES + 9, CHAIN_PAGES + 5, hashes) for hashes in prompts
     ]
     clock = iter(range(1 << 60))
-    for i, demand in enumerate(demands[:500]):  # backlogs and claims as of a busy cluster
+    for i, demand in enumerate(demands[:500]):  # queues and expected pages as of a busy cluster
         routed = RoutedRequest(str(i), demand, 0.0)
         placement.book(routed, placement.route(demand, 0.0), 0.0)
 

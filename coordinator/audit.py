@@ -29,7 +29,11 @@ KINDS = ("missing_in_redis", "extra_in_redis", "missing_in_mirror", "extra_in_mi
 
 @dataclass
 class NodeAudit:
-    """One node. Sets of pages by kind of difference; `problem`: why it could not be compared."""
+    """What an audit found out about one node.
+
+    `differences` has the pages of each kind of difference. `problem` says why the node could not be
+    compared; it is "" if it was.
+    """
 
     num_tree_pages: int = 0
     differences: dict[str, set[PageHash]] = field(default_factory=dict)
@@ -38,9 +42,11 @@ class NodeAudit:
 
     @property
     def is_clean(self) -> bool:
+        """True if the node was compared and nothing differs."""
         return not self.problem and not any(self.differences.values())
 
     def report(self) -> dict[str, Any]:
+        """Returns the audit of this node as the admin API shows it: numbers of pages, no hashes."""
         counts = {kind: len(self.differences.get(kind, ())) for kind in KINDS}
         return {
             "clean": self.is_clean,
@@ -52,9 +58,11 @@ class NodeAudit:
 
 
 async def audit(service: Service, repair: bool) -> dict[str, NodeAudit]:
-    """Compares every live node's pages with its record in Redis and with the mirror, by node name.
+    """Compares the pages of every live node with its record in Redis and with the mirror, and
+    returns the results by node name.
 
-    `repair`: a node whose record differs writes it again; a mirror that differs is read again.
+    With `repair` a node whose record differs is asked to write it again, and a part of the mirror
+    that differs is read again.
     """
     nodes = service.core.registry.live()
     audits = await _compare(service, nodes)
@@ -64,6 +72,7 @@ async def audit(service: Service, repair: bool) -> dict[str, NodeAudit]:
         for name, second in (await _compare(service, suspects)).items():
             first = audits[name].differences
             if not second.problem:
+                # Only what differs in both passes is an error: the rest was on its way.
                 second.differences = {
                     kind: first[kind] & second.differences[kind] for kind in KINDS
                 }
@@ -78,9 +87,9 @@ async def audit(service: Service, repair: bool) -> dict[str, NodeAudit]:
 
 
 async def _compare(service: Service, nodes: list[LiveNode]) -> dict[str, NodeAudit]:
-    """One pass."""
+    """Makes one pass over all nodes."""
     answers = await service.ask(
-        nodes, lambda inquiry_id, address: AuditPages(address, inquiry_id), ANSWER_TIMEOUT_S
+        nodes, lambda question_id, address: AuditPages(address, question_id), ANSWER_TIMEOUT_S
     )
     audits = {}
     for live in nodes:
@@ -102,7 +111,8 @@ async def _compare(service: Service, nodes: list[LiveNode]) -> dict[str, NodeAud
 
 
 def compare(tree_blob: bytes, record_blob: bytes, mirror_pages: Collection[PageHash]) -> NodeAudit:
-    """What one pass found out about a node."""
+    """Compares a node's tree with its record, both as joined hashes, and with the mirror's
+    pages."""
     tree, record = set(split_hashes(tree_blob)), set(split_hashes(record_blob))
     mirror = set(mirror_pages)
     differences = {

@@ -12,6 +12,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
+    """The flags of a coordinator."""
+
     model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
     served_model_name: str = option("", "name told to clients; empty: the directory's name")
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")

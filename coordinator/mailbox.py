@@ -8,7 +8,7 @@ from coordinator.answers.answer import Answer
 
 
 class Mailbox:
-    """One handler waits for news of the answer, with `changed` or `finished`."""
+    """Lets one HTTP handler wait for news of one answer, with `changed` or `finished`."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -17,18 +17,19 @@ class Mailbox:
         self._waits_for_end = False
 
     async def changed(self, timeout_s: float) -> None:
-        """Waits until the answer has changed since the last call; raises TimeoutError."""
+        """Waits until the answer has changed since the last call. Raises TimeoutError."""
         if not self._has_news:
             await self._wait(timeout_s, for_end=False)
         self._has_news = False
 
     async def finished(self, timeout_s: float) -> None:
-        """Waits until the answer is done; raises TimeoutError. Tokens on the way wake nobody."""
+        """Waits until the answer is done. Tokens on the way do not wake the handler. Raises
+        TimeoutError."""
         if not self.answer.is_done:
             await self._wait(timeout_s, for_end=True)
 
     def wake(self) -> None:
-        """Tells that the answer has changed or is done."""
+        """Wakes the handler: the answer has changed or is done."""
         self._has_news = True
         waiter = self._waiter
         is_awaited = self.answer.is_done or not self._waits_for_end

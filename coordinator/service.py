@@ -29,9 +29,9 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.inquiry import Inquiries
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
+from coordinator.pending_replies import PendingReplies
 from coordinator.routing.registry import LiveNode
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import AnyMessage, AuditReply, CacheFlushed, FlushCache, Message
@@ -43,14 +43,15 @@ IDLE_CHECK_S = 0.05
 
 
 def _stop_if_it_failed(task: asyncio.Task[None]) -> None:
-    """Ends this process with its task: half a coordinator is worse than none."""
+    """Ends this process if the task failed: half a coordinator is worse than none."""
     if not task.cancelled() and task.exception() is not None:
         log.critical("%s failed, the coordinator stops", task.get_name(), exc_info=task.exception())
         signal.raise_signal(signal.SIGTERM)
 
 
 class Service:
-    """Call `start`, then `submit` and wait on the `Mailbox`; `close` at the end."""
+    """A coordinator within an event loop. Call `start`, then `submit` and wait on the `Mailbox`;
+    `close` at the end."""
 
     def __init__(self, config: CoordinatorConfig, tokenizer: Tokenizer, channel: Channel) -> None:
         self.config = config
@@ -64,7 +65,7 @@ class Service:
         """Whom to tell of the answers that have not ended, by request id."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._inquiries = Inquiries()
+        self._replies = PendingReplies()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -90,12 +91,12 @@ class Service:
 
     @property
     def max_model_len(self) -> int:
-        """The longest prompt plus answer that model and nodes serve."""
+        """The most tokens, prompt and answer together, that the model and all nodes serve."""
         return self.core.registry.context_length(self.tokenizer.max_model_len)
 
     @property
     def max_total_tokens(self) -> int:
-        """The longest prompt plus answer that is taken now."""
+        """The most tokens, prompt and answer together, that a request may have now."""
         return min(self.max_model_len, self.core.max_total_tokens)
 
     def submit(self, request: Request) -> Mailbox:
@@ -109,7 +110,7 @@ class Service:
         return mailbox
 
     def cancel(self, request_id: str) -> None:
-        """Frees what a request holds, on every node: the client is gone. Harmless twice."""
+        """Ends a request whose client is gone, on every node. Does nothing if it has ended."""
         now = self.now()
         self._carry_out(self.core.cancel(request_id, now), now)
         self._plan_tick(now)
@@ -117,47 +118,51 @@ class Service:
     async def flush_cache(
         self, nodes: list[LiveNode], cache_salt: str | None, timeout_s: float
     ) -> dict[str, int]:
-        """Tells nodes to forget their unheld pages, of one tenant or (None) of all.
+        """Tells nodes to forget the pages that no request holds: those of one tenant, or of all
+        (None).
 
-        Returns how many these were, by name, of the nodes that answered in time.
+        Returns how many pages these were, by name, of the nodes that answered in time.
         """
         return await self.ask(
             nodes,
-            lambda inquiry_id, address: FlushCache(address, inquiry_id, cache_salt),
+            lambda question_id, address: FlushCache(address, question_id, cache_salt),
             timeout_s,
         )
 
     async def ask(
         self, nodes: list[LiveNode], question: Callable[[str, str], Message], timeout_s: float
     ) -> dict[str, Any]:
-        """Sends `question(inquiry id, reply address)` to nodes.
+        """Sends `question(question id, reply address)` to each of `nodes`.
 
-        Returns the answers, by node name, of those that answered in time.
+        Returns the replies, by node name, that came in time.
         """
-        inquiry_id = self._inquiries.open(live.node.name for live in nodes)
+        question_id = self._replies.open(live.node.name for live in nodes)
         for live in nodes:
-            self.send(live, question(inquiry_id, self._channel.address))
-        return await self._inquiries.wait(inquiry_id, timeout_s)
+            self.send(live, question(question_id, self._channel.address))
+        return await self._replies.wait(question_id, timeout_s)
 
     def send(self, live: LiveNode, message: Message) -> None:
         """Sends a message that needs no answer."""
         self._carry_out([Send(live.info.control_address, message)], self.now())
 
     async def set_draining(self, name: str, draining: bool) -> None:
-        """Marks a node for all coordinators. Raises REDIS_ERRORS; then nothing is changed."""
+        """Marks a node as draining, or not, for all coordinators. Raises REDIS_ERRORS, and then
+        changes nothing."""
         await self.follower.set_draining(name, draining)
         self.core.set_draining(self.follower.mirror.draining, self.now())
 
     def now(self) -> float:
-        """Returns the time that the core counts in; uvloop's clock counts whole milliseconds."""
+        """Returns the time that the core counts in. It is not the loop's: uvloop's clock counts
+        whole milliseconds."""
         return time.monotonic()
 
     def handle(self, message: AnyMessage) -> None:
-        """Takes one message of a node."""
+        """Takes one message of a node: the reply to a question of an operator, or something for the
+        core."""
         if isinstance(message, CacheFlushed):
-            self._inquiries.answered(message.flush_id, message.node.name, message.num_pages)
+            self._replies.answered(message.flush_id, message.node.name, message.num_pages)
         elif isinstance(message, AuditReply):
-            self._inquiries.answered(message.audit_id, message.node.name, message.hashes)
+            self._replies.answered(message.audit_id, message.node.name, message.hashes)
         else:
             now = self.now()
             self._carry_out(self.core.handle(message, now), now)
@@ -176,7 +181,7 @@ class Service:
             self.tick()
 
     def _drain(self) -> None:
-        """Takes what the channel has: its descriptor is ready."""
+        """Reads what has come: the channel's file descriptor is readable."""
         self._read_channel()
         self._plan_tick(self.now())
 
@@ -190,7 +195,7 @@ class Service:
                     log.exception("a %s could not be handled", type(message).__name__)
 
     def _plan_tick(self, now: float) -> None:
-        """Sets the one timer to when the core wants to be asked again."""
+        """Sets the one timer to the time at which the core wants to be asked again."""
         wake_at = self.core.wake_at(now)
         if wake_at is not None and wake_at <= now:
             self._carry_out(self.core.tick(now), now)

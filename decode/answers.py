@@ -34,7 +34,7 @@ from protocol.messages import Failed, FailureKind, Generate, PrefillDone, TokenO
 
 
 class Answers:
-    """A kind of work, and the sink of its jobs."""
+    """The kind of work that answers requests. It is also the sink of its jobs."""
 
     refusal_kind: FailureKind = "request"
     """Decode nodes have pools of one size: what does not fit here fits nowhere."""
@@ -55,6 +55,7 @@ class Answers:
     # As a kind of work
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Takes new requests, and news of prompts that prefill nodes compute for answers here."""
         if isinstance(event, Generate):
             return self._prompts.enqueue(self._job_of(event))
         if isinstance(event, PrefillDone):
@@ -70,9 +71,12 @@ class Answers:
         return []
 
     def cancelled(self, attempt: Attempt) -> list[Instruction]:
+        """Does nothing: when its jobs have left, nothing is kept of them."""
         return []
 
     def before_step(self, now: float) -> list[Instruction]:
+        """Gives up prompts that are late, and lets answers give way: to a prompt of another node
+        that has waited too long, and to older answers that need pages."""
         instructions: list[Instruction] = []
         for attempt in self._receiving.late(now):
             reason = f"no prefill within {self._timeout_s:g} s"
@@ -85,33 +89,42 @@ class Answers:
         return instructions
 
     def add_tokens(self, step: list[PlannedSlice]) -> None:
+        """Adds the newest tokens of every running answer."""
         self._running.add_tokens(step)
 
     def after_step(self) -> list[Instruction]:
+        """Returns the messages with what the step has sampled, one per coordinator."""
         return self._outbox.flush()
 
     def chains_coming(self, now: float) -> Iterable[Seq[PageHash]]:
+        """Returns the chains of prompts whose pages prefill nodes are sending."""
         return self._receiving.chains(now)
 
     # As a sink
 
     def may_begin(self, job: AnswerJob) -> bool:
+        """Returns True: an answer never waits for anything but room."""
         return True
 
     def admitted(self, job: AnswerJob, now: float) -> list[Instruction]:
+        """Asks the prefill node for the pages of the prompt, or lets the answer run if it is
+        computed here."""
         if not job.is_computed_here:
             return self._receiving.begin(job, now)
         self._running.add(job)
         return []
 
     def fetched(self, job: AnswerJob) -> list[Instruction]:
+        """Does nothing: fetched pages are of use here only."""
         return []
 
     def before_chunk(self, job: AnswerJob, part: Slice) -> list[Instruction]:
+        """Does nothing: the pages that a step completes stay here."""
         return []
 
     def sampled(self, job: AnswerJob, sampled: Sampled, now: float) -> list[Instruction]:
-        """Reports new tokens, and ends the answer if the last one is among them."""
+        """Queues new tokens for the coordinator, and ends the answer if its last token is among
+        them."""
         assert job.sequence is not None
         answer = job.purpose
         num_before = len(job.tokens) - answer.num_prompt_tokens
@@ -131,10 +144,12 @@ class Answers:
         self._outbox.add(job.reply_address, out)
         if not finish:
             return []
+        # Committed before the coordinator hears of the end, so that the next turn finds the pages.
         self._prompts.commit(job, now)
         return self._prompts.leave(job, now)
 
     def left(self, job: AnswerJob, held: HeldPages) -> list[Instruction]:
+        """Releases the pages, and stops the prefill node if it is still sending."""
         self._running.discard(job)
         instructions = self._receiving.give_up(job)
         self._cache.release(held)
@@ -159,7 +174,7 @@ class Answers:
         )
 
     def _join(self, job: AnswerJob | None, now: float) -> list[Instruction]:
-        """Lets an answer run, its pages and its first tokens being here."""
+        """Lets an answer run whose pages and first tokens are here; does nothing for None."""
         if job is None:
             return []
         done = job.purpose.prefilled
@@ -167,10 +182,12 @@ class Answers:
         self._running.add(job)
         first = Sampled(tuple(done.first_tokens), tuple(done.first_logprobs))
         instructions = self.sampled(job, first, now)
+        # At once: no step may follow that would flush the outbox.
         return instructions + self._outbox.flush()
 
     def _receive_failed(self, attempt: Attempt, reason: str, now: float) -> list[Instruction]:
-        """The pages did not come: the prefill node is to be avoided, not this one."""
+        """Fails the attempt whose pages did not come. The prefill node is named as the one to
+        avoid."""
         job = self._receiving.get(attempt)
         if job is None:
             return []

@@ -8,5 +8,5 @@ from node.config import NodeConfig
 
 
 def run(config: NodeConfig) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Runs a decode node until SIGTERM or SIGINT."""
     run_node("decode", config, [Answers])

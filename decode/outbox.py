@@ -8,11 +8,14 @@ from protocol.messages import TokenOut, TokensOut
 
 
 class Outbox:
+    """Collects new tokens by the coordinator that waits for them."""
+
     def __init__(self, node: Node) -> None:
         self._node = node
         self._outs: dict[str, list[TokenOut]] = {}
 
     def add(self, address: str, out: TokenOut) -> None:
+        """Adds tokens for the coordinator at `address`."""
         self._outs.setdefault(address, []).append(out)
 
     def flush(self) -> list[Instruction]:

@@ -16,13 +16,13 @@ class OwnAnswer:
     request: Generate
     num_prompt_tokens: int
     num_expected_pages: int = 0
-    """Pages to be received from a prefill node."""
+    """How many pages are to be received from a prefill node."""
     prefilled: PrefillDone | None = None
-    """What that node said at the end."""
+    """What the prefill node said at its end; None before."""
 
     def tokens_until_end(self, num_before: int, tokens: Seq[int]) -> tuple[list[int], str]:
-        """Returns the leading `tokens` that belong to the answer, which has `num_before` already,
-        and why it ends with them; "" if it goes on."""
+        """Returns those leading `tokens` that belong to the answer, which has `num_before` already,
+        and why it ends with them ("" if it goes on)."""
         limit = self.request.max_new_tokens
         if limit == 0:
             return [], "length"

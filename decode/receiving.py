@@ -42,7 +42,7 @@ class _PendingReceive:
 
 
 class Receiving:
-    """The jobs whose pages are under way to this node."""
+    """The jobs whose prompts prefill nodes compute, until pages and first tokens are here."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Receiving:
         counters: Counters,
         timeout_s: float,
     ) -> None:
-        """`addresses`: this node's own, told to prefill nodes."""
+        """`addresses` are this node's own, where prefill nodes send messages and pages."""
         self._addresses = addresses
         self._cache = cache
         self._hasher = hasher
@@ -61,25 +61,24 @@ class Receiving:
         self._under_way: dict[Attempt, _PendingReceive] = {}
 
     def get(self, attempt: Attempt) -> AnswerJob | None:
-        """Returns the job of this attempt, if it is under way."""
+        """Returns the job of this attempt; None if its pages are not under way."""
         under_way = self._under_way.get(attempt)
         return under_way.job if under_way is not None else None
 
     @property
     def youngest(self) -> AnswerJob | None:
-        """The job under way that arrived last."""
+        """The job that arrived last of those whose pages are under way; None without any."""
         jobs = (under_way.job for under_way in self._under_way.values())
         return max(jobs, key=lambda job: job.arrival, default=None)
 
     def chains(self, now: float) -> Iterator[Seq[PageHash]]:
-        """Returns page hashes, from the first page of a prompt on, of pages worth waiting for:
-        those that are here, and those that keep coming."""
+        """Returns the chains of page hashes that are worth waiting for: their pages keep coming."""
         for under_way in self._under_way.values():
             if now - under_way.progress_at < PATIENCE_S:
                 yield under_way.job.hashes
 
     def late(self, now: float) -> list[Attempt]:
-        """Returns the attempts that took too long."""
+        """Returns the attempts that have taken too long."""
         return [attempt for attempt, u in self._under_way.items() if now >= u.deadline]
 
     def begin(self, job: AnswerJob, now: float) -> list[Instruction]:
@@ -104,19 +103,21 @@ class Receiving:
             fetch_pages=request.fetch_pages,
         )
         return [
+            # Expect before asking: the first pages may come before the next turn.
             ExpectPages(job.attempt, pages),
             SendMessage(request.prefill_address, prefill),
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> None:
-        """The first `num_pages` of those expected are here. All of them are full: only `received`
-        brings the last page."""
+        """Notes that the first `num_pages` of those expected are here. All of these are full pages:
+        the last one only comes with `received`."""
         under_way = self._under_way.get(attempt)
         if under_way is not None:
             self._arrived(under_way, num_pages, now)
 
     def received(self, attempt: Attempt, now: float) -> AnswerJob | None:
-        """All pages are here. Returns the job if it can run by that."""
+        """Notes that all pages are here. Returns the job if its first tokens are here too, so that
+        it can run."""
         under_way = self._under_way.get(attempt)
         if under_way is None:
             return None
@@ -126,7 +127,7 @@ class Receiving:
         return self._take_ready(under_way)
 
     def prefill_done(self, done: PrefillDone, now: float) -> AnswerJob | None:
-        """The first tokens are here. Returns the job if it can run by that."""
+        """Takes the first tokens. Returns the job if its pages are here too, so that it can run."""
         under_way = self._under_way.get(done.attempt)
         if under_way is None:
             return None
@@ -138,7 +139,8 @@ class Receiving:
         return self._take_ready(under_way)
 
     def give_up(self, job: AnswerJob) -> list[Instruction]:
-        """Nothing of this job is wanted any more; [] if it is not under way."""
+        """Aborts the transfer of this job and cancels it at the prefill node; returns [] if its
+        pages are not under way."""
         if self._under_way.pop(job.attempt, None) is None:
             return []
         request = job.purpose.request
@@ -149,8 +151,9 @@ class Receiving:
         ]
 
     def _progress_of(self, job: AnswerJob, held: HeldPages, now: float) -> float:
-        """Returns when the others who wait for its next page made progress, or `now`: asking once
-        more does not make the page come, so patience with it does not begin anew."""
+        """Returns when others that wait for the same next page last made progress, or `now` if
+        there are none: asking once more does not make the page come, so patience with it does not
+        begin anew."""
         first = held.num_cached_pages
         others = [
             under_way.progress_at
@@ -173,6 +176,7 @@ class Receiving:
             return None
         job = under_way.job
         assert job.sequence is not None
+        # The first tokens are not among them yet: `Answers._join` adds these.
         job.sequence.num_computed = len(job.tokens)
         del self._under_way[job.attempt]
         return job

@@ -16,7 +16,8 @@ from protocol.hashing import PageHasher
 
 
 class RunningAnswers:
-    """Answers whose prompts are computed, or are being computed here; the oldest first."""
+    """The answers whose prompts are computed, or are being computed here, from the oldest to the
+    youngest."""
 
     def __init__(self, cache: PrefixCache, hasher: PageHasher) -> None:
         self._cache = cache
@@ -24,21 +25,24 @@ class RunningAnswers:
         self._jobs: list[AnswerJob] = []
 
     def add(self, job: AnswerJob) -> None:
+        """Adds an answer at its place in the order of arrival."""
         insort(self._jobs, job, key=lambda j: j.arrival)
 
     def discard(self, job: AnswerJob) -> None:
         """Forgets an answer that is over or gives way. Steps under way may still compute parts of
-        it: whatever uses its pages next comes behind them on the device."""
+        it: whatever uses its pages next comes after them on the device."""
         if job in self._jobs:
             self._jobs.remove(job)
 
     def who_gives_way(self) -> Iterator[AnswerJob]:
-        """Gives every answer the pages that its next tokens need, the oldest first; yields whoever
-        has to give way for that, and goes on when it has left."""
+        """Gives every answer the pages that its next tokens need, the oldest first. If there are
+        none left it yields the youngest answer, which the caller must make give way before it asks
+        for the next one."""
         for job in list(self._jobs):
             while job.sequence is not None and self._lacks_pages(job):
                 if self._cache.extend(job.sequence.held, self._num_needed_pages(job)):
                     break
+                # The oldest answer always goes on, so that some answer ends and frees its pages.
                 youngest = self._jobs[-1]
                 if youngest is job:
                     return
@@ -49,18 +53,19 @@ class RunningAnswers:
         several where the last step sampled so many."""
         for job in self._jobs:
             assert job.sequence is not None
+            # While tokens that it began with are left, `Prompts.add_chunks` plans its slices.
             goes_on = not job.sequence.has_chunk and not job.is_ending
             if goes_on and not self._lacks_pages(job):
                 num_tokens = max(1, job.sequence.num_unplanned)
                 step.append(PlannedSlice.of(job, num_tokens, position=len(step)))
 
     def _lacks_pages(self, job: AnswerJob) -> bool:
-        """It will have more tokens, and not the pages for their KV."""
+        """Returns True if the answer will have more tokens and lacks the pages for their KV."""
         assert job.sequence is not None
         return not job.is_ending and len(job.sequence.held.pages) < self._num_needed_pages(job)
 
     def _num_needed_pages(self, job: AnswerJob) -> int:
-        """Pages for what is computed of it when its next tokens are."""
+        """Returns how many pages the answer needs once its next tokens are computed."""
         sequence = job.sequence
         assert sequence is not None
         num_next = max(1, sequence.num_unplanned)

@@ -112,13 +112,14 @@ def _kernels(
 
 
 def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:
-    """torch's grouped_mm asks the device for no sizes: in bfloat16, on Hopper and Blackwell."""
+    """Returns True if torch's grouped_mm asks the device for no sizes: in bfloat16, on Hopper and
+    Blackwell."""
     return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _variant(config: ModelConfig, options: EngineOptions) -> str:
-    """What decides about the KV and is in no file: which of its two tables longrope uses, and
-    whether its bits depend on what else was computed."""
+    """Returns what decides about the KV and is in no file of the model: which of its two tables
+    longrope uses, and whether bits depend on what else was computed."""
     tables = [layer.rope.divisors for layer in config.layers if layer.rope.kind == "longrope"]
     variant = [repr(tables[0])] if tables else []
     if options.deterministic:

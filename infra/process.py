@@ -45,6 +45,7 @@ Start = Callable[[Sequence[str]], Process]
 
 
 def start_program(command: Sequence[str]) -> Process:
+    """Starts `command` as a child process, with its standard output and errors in one pipe."""
     # A session of its own: Ctrl-C reaches the launcher alone, which stops all in order.
     return subprocess.Popen(
         command,

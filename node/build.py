@@ -34,9 +34,10 @@ STALL_S = 120.0
 
 
 def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
-    """Does these kinds of work until SIGTERM or SIGINT; `role` is what it says that it prefers.
+    """Runs one node, which does these kinds of work, until SIGTERM or SIGINT. `role` is what it
+    tells others that it prefers to do.
 
-    Raises ConfigError, the engine's model errors, and RankLost when a rank ends before that.
+    Raises ConfigError, the engine's model errors, and RankLost if a rank ends before that.
     """
     torch.set_num_threads(config.cpu_threads)
     node = _identity(role, config)

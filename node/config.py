@@ -87,6 +87,7 @@ class NodeConfig(EngineOptions):
         require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")
 
     def chunk_tokens(self, device: str) -> int:
-        """`chunked_prefill_size`, resolved for `device`."""
+        """Returns the most prompt tokens of one step: `chunked_prefill_size`, or the default for
+        `device`."""
         default = GPU_CHUNK if device.startswith("cuda") else CPU_CHUNK
         return self.chunked_prefill_size or default

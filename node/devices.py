@@ -8,7 +8,8 @@ from protocol.config import ConfigError
 
 
 def devices_of(name: str, num_ranks: int) -> list[torch.device]:
-    """`name` is what --device says; rank i gets the device i places behind the first rank's.
+    """Returns the device of each rank. `name` is what --device says; rank i gets the device i
+    places behind that of rank 0.
 
     On a CPU all ranks share it. Raises ConfigError.
     """

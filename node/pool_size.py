@@ -39,7 +39,7 @@ def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> in
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int]:
-    """Returns how much memory of `device` is free, and how much it has in all."""
+    """Returns how much memory of `device` is free, and how much it has in all, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     return host_memory_bytes()

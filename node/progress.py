@@ -19,7 +19,8 @@ LABEL = "loading weights"
 
 @contextmanager
 def weights_progress() -> Iterator[Callable[[int, int], None]]:
-    """A function of (bytes done, bytes in all)."""
+    """Yields a function that shows progress; it takes how many bytes are done and how many there
+    are."""
     if sys.stderr.isatty():
         with _bar() as show:
             yield show
@@ -28,7 +29,8 @@ def weights_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def log_lines(clock: Callable[[], float]) -> Callable[[int, int], None]:
-    """Not more often than every `LINE_EVERY_S`, and at the end."""
+    """Returns a function that logs progress no more often than every LINE_EVERY_S, and at the
+    end."""
     next_line = clock() + LINE_EVERY_S
 
     def show(done_bytes: int, total_bytes: int) -> None:

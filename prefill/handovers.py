@@ -38,14 +38,14 @@ class Handover:
 
     request: Prefill
     num_handed_pages: int
-    """Leading pages that the other node has or will receive."""
+    """How many leading pages the other node has, or was sent."""
 
 
 HandoverJob = Job[Handover]
 
 
 class Handovers:
-    """A kind of work, and the sink of its jobs."""
+    """The kind of work that computes prompts for other nodes. It is also the sink of its jobs."""
 
     refusal_kind: FailureKind = "node"
     """Another node may have a larger pool."""
@@ -61,6 +61,7 @@ class Handovers:
     # As a kind of work
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Takes new prompts, and news of pages that were sent."""
         if isinstance(event, Prefill):
             return self._prompts.enqueue(self._job_of(event))
         if isinstance(event, PagesSent):
@@ -68,37 +69,45 @@ class Handovers:
         return []
 
     def cancelled(self, attempt: Attempt) -> list[Instruction]:
+        """Stops what is being sent for the attempt."""
         return self._sending.cancel(attempt)
 
     def before_step(self, now: float) -> list[Instruction]:
+        """Does nothing: a prompt does not grow, and the node that asked for it watches the time."""
         return []
 
     def add_tokens(self, step: list[PlannedSlice]) -> None:
         """Adds nothing: the answers are given elsewhere."""
 
     def after_step(self) -> list[Instruction]:
+        """Does nothing: each prompt is reported as soon as it is sampled."""
         return []
 
     def chains_coming(self, now: float) -> Iterable[Seq[PageHash]]:
+        """Returns nothing: no other node computes prompts for this one."""
         return ()
 
     # As a sink
 
     def may_begin(self, job: HandoverJob) -> bool:
-        """An attempt that came again waits for the ends of what it sent before."""
+        """Returns False while pages of an earlier job of the same attempt are still being sent."""
         return job.attempt not in self._sending
 
     def admitted(self, job: HandoverJob, now: float) -> list[Instruction]:
+        """Sends the pages that are cached."""
         assert job.sequence is not None
         return self._send(job, job.sequence.held.num_cached_pages)
 
     def fetched(self, job: HandoverJob) -> list[Instruction]:
+        """Sends the pages that have been fetched."""
         assert job.sequence is not None
         return self._send(job, job.sequence.num_computed // self._page_size)
 
     def before_chunk(self, job: HandoverJob, part: Slice) -> list[Instruction]:
-        """The step completes the pages that end within `part`; the last one by the last part."""
+        """Streams the pages that the step completes: those that end within `part`, and with the
+        last part also the last page."""
         is_last = part.sampling is not None
+        # The last page may not be full, and is complete only with the last token.
         num_pages = len(part.pages) if is_last else part.end // self._page_size
         pages, offset = self._hand_over(job, num_pages)
         if not pages:
@@ -106,7 +115,7 @@ class Handovers:
         return [StreamPages(job.purpose.request.data_addresses, job.attempt, pages, offset)]
 
     def sampled(self, job: HandoverJob, sampled: Sampled, now: float) -> list[Instruction]:
-        """The prompt is computed."""
+        """Reports that the prompt is computed, with its first tokens, and ends the job."""
         done = PrefillDone(
             attempt=job.attempt,
             first_tokens=list(sampled.tokens),
@@ -118,6 +127,7 @@ class Handovers:
         return [SendMessage(job.reply_address, done), *self._prompts.leave(job, now)]
 
     def left(self, job: HandoverJob, held: HeldPages) -> list[Instruction]:
+        """Releases the pages when nothing is being sent of them any more."""
         self._sending.leave(job.attempt, held)
         return []
 
@@ -138,15 +148,16 @@ class Handovers:
         )
 
     def _send(self, job: HandoverJob, num_pages: int) -> list[Instruction]:
-        """Sends what is to be sent of the first `num_pages` pages, which are in the pool."""
+        """Sends those of the first `num_pages` pages, all of which are in the pool, that were not
+        sent yet."""
         pages, offset = self._hand_over(job, num_pages)
         if not pages:
             return []
         return [SendPages(job.purpose.request.data_addresses, job.attempt, pages, offset)]
 
     def _hand_over(self, job: HandoverJob, num_pages: int) -> tuple[list[int], int]:
-        """Returns what of the first `num_pages` pages the other node neither has nor was sent, and
-        its offset in the transfer. It counts as sent now; [] if there is no such page."""
+        """Returns those of the first `num_pages` pages that the other node neither has nor was
+        sent, and their offset in the transfer. They count as sent from now on."""
         assert job.sequence is not None
         handover = job.purpose
         first = handover.num_handed_pages

@@ -8,5 +8,5 @@ from prefill.handovers import Handovers
 
 
 def run(config: NodeConfig) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Runs a prefill node until SIGTERM or SIGINT."""
     run_node("prefill", config, [Handovers])

@@ -21,10 +21,10 @@ from protocol.ids import Attempt
 @dataclass(eq=False)
 class _SendsOfAttempt:
     reply_address: str
-    """Who hears of a failure; "": nobody (any more)."""
+    """Who is told of a failure; "" if nobody wants to know any more."""
     num_under_way: int = 0
     held: HeldPages | None = None
-    """Pages that are released with the last end."""
+    """The pages that are released when the last send has ended; None while the job goes on."""
 
 
 class PagesBeingSent:
@@ -38,11 +38,11 @@ class PagesBeingSent:
         return attempt in self._sends
 
     def begin(self, attempt: Attempt, reply_address: str) -> None:
-        """One more send is under way."""
+        """Counts one more send that is under way."""
         self._sends.setdefault(attempt, _SendsOfAttempt(reply_address)).num_under_way += 1
 
     def leave(self, attempt: Attempt, held: HeldPages) -> None:
-        """The job is over: releases its pages, at once or when its sends have ended."""
+        """Takes the pages of a job that is over, and releases them when its sends have ended."""
         sends = self._sends.get(attempt)
         if sends is None:
             self._cache.release(held)
@@ -50,8 +50,7 @@ class PagesBeingSent:
             sends.held = held
 
     def ended(self, attempt: Attempt) -> str:
-        """One send ended; releases what was left with the last of them. Returns who would want to
-        know if it failed, or ""."""
+        """Notes that one send has ended. Returns who is to be told if it failed; "" for nobody."""
         sends = self._sends[attempt]
         sends.num_under_way -= 1
         if sends.num_under_way == 0:
@@ -61,8 +60,7 @@ class PagesBeingSent:
         return sends.reply_address
 
     def cancel(self, attempt: Attempt) -> list[Instruction]:
-        """Says that what was not yet sent of this attempt, and of older ones of its request, need
-        not be."""
+        """Drops what was not yet sent of this attempt, and of older ones of its request."""
         instructions: list[Instruction] = []
         for transfer, sends in self._sends.items():
             if transfer.superseded_by(attempt) and sends.reply_address:

@@ -18,15 +18,15 @@ from protocol.sampling import Sampling, TokenLogprobs
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of all wire messages; the tag is the class name."""
+    """The base of all messages on the wire. The tag that tells them apart is the class name."""
 
 
 class Generate(Message, frozen=True):
-    """Coordinator → decode node: answer this prompt.
+    """Coordinator → decode node: asks for the answer to a prompt.
 
-    `tokens` is the prompt plus whatever earlier attempts already answered. Without a
-    `prefill_node` (then `prefill_address` is "") the decode node prefills for itself. Whoever
-    prefills first fetches what it lacks of the leading `fetch_pages` pages from `fetch_node`.
+    `tokens` are the prompt and whatever earlier attempts have answered. Without a `prefill_node`
+    (then `prefill_address` is "") the decode node computes the prompt itself. Whoever computes it
+    first fetches, of the leading `fetch_pages` pages, those that it lacks from `fetch_node`.
     """
 
     attempt: Attempt
@@ -35,7 +35,7 @@ class Generate(Message, frozen=True):
     sampling: Sampling
     max_new_tokens: int
     end_token_ids: list[int]
-    """Tokens that end the answer: the model's, and those that the client named."""
+    """Ids of the tokens that end the answer: the model's, and those that the client named."""
     prefill_node: Node | None
     prefill_address: str
     reply_address: str
@@ -45,9 +45,11 @@ class Generate(Message, frozen=True):
 
 
 class Prefill(Message, frozen=True):
-    """Decode node → prefill node: compute this prompt, send its pages from `skip_pages` on.
+    """Decode node → prefill node: asks to compute a prompt and to send its pages from number
+    `skip_pages` on.
 
-    First fetch what is lacking of the leading `fetch_pages` pages from `fetch_node`.
+    The prefill node first fetches, of the leading `fetch_pages` pages, those that it lacks from
+    `fetch_node`.
     """
 
     attempt: Attempt
@@ -57,17 +59,19 @@ class Prefill(Message, frozen=True):
     skip_pages: int
     reply_address: str
     data_addresses: tuple[str, ...]
-    """Where all ranks of the decode node receive pages, in order."""
+    """Where the ranks of the decode node receive pages, in the order of ranks."""
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
 
 
 class Fetch(Message, frozen=True):
-    """Any node → an owner of any role: send the pages of this chain from `skip_pages` on.
+    """Any node → an owner, whatever its role: asks for the pages of a chain from number
+    `skip_pages` on.
 
-    `hashes` (joined) begin at the first page of the prompt. The pages come, as pages 0 … of the
-    transfer `attempt`, or a `FetchRefused`, or (the owner is lost) only some of them or nothing.
+    `hashes` are joined and begin with the first page of the prompt. The reply is either the pages,
+    as pages 0 … of the transfer `attempt`, or a `FetchRefused`. If the owner is lost, only some of
+    the pages come, or none, and the asker must have a deadline.
     """
 
     attempt: Attempt
@@ -78,7 +82,8 @@ class Fetch(Message, frozen=True):
 
 
 class FetchRefused(Message, frozen=True):
-    """Owner (`node`) → asker: these pages are not all here (any more); compute them."""
+    """Owner (`node`) → asker: says that not all of the pages are here; the asker must compute
+    them."""
 
     attempt: Attempt
     reason: str
@@ -86,27 +91,28 @@ class FetchRefused(Message, frozen=True):
 
 
 class PrefillDone(Message, frozen=True):
-    """Prefill node → decode node: all pages are on their way; these are the first tokens.
+    """Prefill node → decode node: says that all pages are on their way, and brings the first
+    tokens.
 
-    `cached_tokens` of the prompt were not computed; of these, `fetched_tokens` were fetched.
+    `cached_tokens` of the prompt were not computed; `fetched_tokens` of these were fetched.
     """
 
     attempt: Attempt
     first_tokens: list[int]
-    """One, or several where the first one forces what follows."""
+    """One token, or several where the first one forces what follows."""
     cached_tokens: int
     node: Node
     fetched_tokens: int = 0
     first_logprobs: list[TokenLogprobs] = []
-    """One for each of `first_tokens`; empty if none were asked for."""
+    """The logprobs of each of `first_tokens`; empty if none were asked for."""
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
-    """New tokens of one request. `finish` is "" while it runs, else "stop" or "length"."""
+    """The new tokens of one request. `finish` is "" while it goes on, else "stop" or "length"."""
 
     attempt: Attempt
     start: int
-    """Tokens of this attempt that went before: a gap shows that a message was lost."""
+    """How many tokens of this attempt were sent before. A gap shows that a message was lost."""
     tokens: list[int]
     finish: str = ""
     cached_tokens: int = 0
@@ -114,22 +120,27 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     fetched_tokens: int = 0
     """How many of `cached_tokens` have pages that were fetched from another node."""
     logprobs: list[TokenLogprobs] = []
-    """One for each of `tokens`; empty if none were asked for."""
+    """The logprobs of each of `tokens`; empty if none were asked for."""
 
 
 class TokensOut(Message, frozen=True):
-    """Decode node → coordinator: what one step produced, for all requests of that coordinator."""
+    """Decode node → coordinator: brings what one step produced, for all requests of the
+    coordinator."""
 
     outs: list[TokenOut]
     node: Node
 
 
 FailureKind = Literal["node", "busy", "request"]
-"""`node`: this node could not, another may. `busy`: its queue is full. `request`: no node can."""
+"""Who may still do it: for `node` another node; for `busy` (its queue is full) another node, or
+this one later; for `request` nobody."""
 
 
 class Failed(Message, frozen=True):
-    """This attempt ended without an answer; `node` is to blame, which need not be the sender."""
+    """Node → whoever asked: says that an attempt has ended without an answer.
+
+    `node` is the one to blame, which need not be the sender.
+    """
 
     attempt: Attempt
     reason: str
@@ -138,15 +149,15 @@ class Failed(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Give up this attempt and every older one of the same request; no reply is wanted."""
+    """Gives up an attempt and every older one of the same request. No reply is wanted."""
 
     attempt: Attempt
 
 
 class FlushCache(Message, frozen=True):
-    """Coordinator → node: forget every cached page that no request holds.
+    """Coordinator → node: asks to forget every cached page that no request holds.
 
-    With a `cache_salt` only the pages of that tenant; "" is the tenant without a salt.
+    With a `cache_salt` only the pages of that tenant are meant; "" is the tenant without a salt.
     """
 
     reply_address: str
@@ -155,7 +166,7 @@ class FlushCache(Message, frozen=True):
 
 
 class CacheFlushed(Message, frozen=True):
-    """Node → coordinator: the answer to `FlushCache`."""
+    """Node → coordinator: answers `FlushCache` with the number of pages that were forgotten."""
 
     node: Node
     flush_id: str
@@ -163,14 +174,14 @@ class CacheFlushed(Message, frozen=True):
 
 
 class AuditPages(Message, frozen=True):
-    """Coordinator → node: say which pages are cached, to compare with what Redis says."""
+    """Coordinator → node: asks which pages are cached, to compare them with the record in Redis."""
 
     reply_address: str
     audit_id: str
 
 
 class AuditReply(Message, frozen=True):
-    """Node → coordinator: the answer to `AuditPages`; all page hashes, joined, in no order."""
+    """Node → coordinator: answers `AuditPages` with all page hashes, joined, in no order."""
 
     node: Node
     audit_id: str
@@ -178,16 +189,16 @@ class AuditReply(Message, frozen=True):
 
 
 class Republish(Message, frozen=True):
-    """Coordinator → node: write your whole ownership record to Redis again."""
+    """Coordinator → node: asks to write the node's whole ownership record to Redis again."""
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """What does not change during one incarnation of a node."""
+    """What a node tells of itself that does not change during an incarnation."""
 
     node: Node
     control_address: str
     data_addresses: tuple[str, ...]
-    """Where all ranks of the node receive pages, in order."""
+    """Where the ranks of the node receive pages, in the order of ranks."""
     layout: KVLayout
     model_fingerprint: str
     num_pages: int
@@ -195,28 +206,29 @@ class NodeInfo(msgspec.Struct, frozen=True):
     max_queued_requests: int
     device: str
     context_length: int = 0
-    """Tokens of the longest sequence that it serves; 0: the model's own limit."""
+    """The most tokens, prompt and answer together, that a sequence may have here; 0 stands for the
+    model's own limit."""
 
 
 MAX_LINKS = 64
-"""So many links of a node are told in a heartbeat."""
+"""The most links that a heartbeat tells of."""
 
 
 class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
-    """What went to or came from one peer, as this end of the link saw it."""
+    """What has gone to one peer, or come from it, as this end of the link counts it."""
 
     peer: str
-    """Its node name; its address until it was reached once."""
+    """The peer's node name; its address as long as it was never reached."""
     direction: Literal["out", "in"]
     transport: str = ""
-    """How bytes travelled last: gloo, nccl, shm, …"""
+    """The backend that the bytes travelled over last: gloo, nccl, shm, …"""
     is_open: bool = False
     bytes_total: int = 0
     pages_total: int = 0
     busy_s_total: float = 0.0
-    """Time with bytes under way."""
+    """Seconds during which bytes were under way."""
     exposed_s_total: float = 0.0
-    """For "in": time for which requests waited for pages while nothing was computed for them."""
+    """For "in": seconds that requests waited for pages while nothing was computed for them."""
     failures_total: int = 0
 
 
@@ -226,37 +238,39 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     """What the node prefers to do; it may change during an incarnation."""
     num_running: int = 0
-    """Requests that have pages: their prompts are computed or received, or they are answered."""
+    """Requests that have pages: their prompts are being computed or received, or answers go on."""
     num_waiting: int = 0
     """Requests that wait for pages."""
     queued_tokens: int = 0
-    """Prompt tokens that are accepted and not yet computed."""
+    """Prompt tokens that the node has accepted and not computed yet."""
     free_pages: int = 0
     cached_pages: int = 0
     held_pages: int = 0
     promised_pages: int = 0
-    """How many of the free and cached pages are spoken for: by answers that grow a little, and by
-    requests that wait to be admitted."""
+    """How many of the free and cached pages are already spoken for: by answers that will grow, and
+    by requests that wait to be admitted."""
     prefill_tokens_per_s: float = 0.0
-    """Measured; 0 until a prompt was computed."""
+    """The measured speed of computing prompts; 0 until one was computed."""
     step_s: float = 0.0
-    """Measured duration of a step that generates; 0 until one ran."""
+    """The measured duration of a step without prompts; 0 until there was one."""
     link_bytes_per_s: float = 0.0
-    """Measured on long sends; 0 until there was one."""
+    """The bandwidth measured on long sends; 0 until there was one."""
     rss_bytes: int = 0
-    """Resident memory of the node's process."""
+    """The resident memory of the node's process."""
     links: tuple[LinkLoad, ...] = ()
-    """At most MAX_LINKS: open ones first, then those that moved most."""
+    """At most MAX_LINKS of them: open ones first, then those that moved most."""
     counters: NodeCounters = msgspec.field(default_factory=NodeCounters)
 
     @property
     def room_pages(self) -> int:
-        """Pages for requests to come; negative where more is promised than there is."""
+        """The pages that are left for requests to come; negative if more is promised than there
+        is."""
         return self.free_pages + self.cached_pages - self.promised_pages
 
 
 class Heartbeat(Message, frozen=True):
-    """Node → every coordinator, several times within a lease."""
+    """Node → every coordinator, several times within a lease: says that the node lives, and its
+    load."""
 
     info: NodeInfo
     load: Load
@@ -264,24 +278,26 @@ class Heartbeat(Message, frozen=True):
 
 
 class Goodbye(Message, frozen=True):
-    """Node → every coordinator: it stops now; nothing needs to wait for its lease to end."""
+    """Node → every coordinator: says that the node stops now, so nobody needs to wait for the end
+    of its lease."""
 
     node: Node
 
 
 COORDINATOR_LEASE_S = 3.0
-"""A node works for a coordinator so long after it has last heard of it."""
+"""For how long a node goes on working for a coordinator after the last sign of it."""
 
 
 class CoordinatorAlive(Message, frozen=True):
-    """Coordinator → every live node, several times within `lease_s`: it still waits for answers.
+    """Coordinator → every live node, several times within `lease_s`: says that it still waits for
+    answers.
 
     A node that has not heard of a coordinator for the lease drops that coordinator's requests, so
     that no request outlives its coordinator for longer. A `Generate` counts as such a sign too.
     """
 
     address: str
-    """Where the coordinator receives; the `reply_address` of its requests."""
+    """Where the coordinator receives messages; it is the `reply_address` of its requests."""
     lease_s: float = COORDINATOR_LEASE_S
 
 
@@ -309,9 +325,11 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessa
 
 
 def encode(message: Message) -> bytes:
+    """Returns a message as msgpack, with its tag."""
     return _encoder.encode(message)
 
 
 def decode(raw: bytes) -> AnyMessage:
-    """Raises msgspec.DecodeError (a ValueError) on anything that is no message."""
+    """Returns the message that `encode` made `raw` of. Raises msgspec.DecodeError, a ValueError, if
+    `raw` is no message."""
     return _decoder.decode(raw)

@@ -6,10 +6,11 @@ import msgspec
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sampling parameters of one request, already validated.
+    """The sampling parameters of one request, validated by the coordinator.
 
-    temperature 0 is greedy. top_k 0 keeps all tokens. `seed` is always set (made up at admission
-    when the client gave none), so that a retry continues with the very same tokens.
+    A `temperature` of 0 takes the likeliest token, a `top_k` of 0 keeps all tokens. `seed` is
+    always set (the coordinator makes one up if the client gave none), so that a retry goes on with
+    the very same tokens.
     """
 
     temperature: float = 1.0
@@ -21,25 +22,28 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, added to its logit)."""
+    """Pairs of a token id and what is added to its logit."""
     prompt_length: int = 0
-    """Tokens that the client sent; those behind them are the answer so far, whoever computed it."""
+    """How many tokens the client sent. Those behind them are the answer so far, whoever computed
+    it."""
     min_new_tokens: int = 0
-    """Until the answer has so many tokens, `end_token_ids` are not chosen."""
+    """As long as the answer has fewer tokens, none of `end_token_ids` is chosen."""
     end_token_ids: tuple[int, ...] = ()
     num_top_logprobs: int = -1
-    """-1: no logprobs are wanted; 0: the chosen token's; n: the n likeliest tokens' as well."""
+    """-1: no logprobs are wanted; 0: those of chosen tokens; n: those of the n likeliest tokens
+    too."""
     logprob_token_ids: tuple[int, ...] = ()
-    """Tokens whose logprobs are wanted at every position, if any are."""
+    """Tokens whose logprobs are wanted at every position too, if logprobs are wanted at all."""
 
     @property
     def wants_logprobs(self) -> bool:
+        """True if the client asked for logprobs."""
         return self.num_top_logprobs >= 0
 
     @property
     def has_state(self) -> bool:
-        """The choice depends on the ids of the tokens before it, of which the runner keeps a state
-        for each sequence."""
+        """True if the choice depends on which tokens came before, so that the runner has to keep a
+        state of the sequence."""
         return (
             self.frequency_penalty != 0
             or self.presence_penalty != 0
@@ -48,10 +52,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Natural logarithms of probabilities at one position."""
+    """Logprobs at one position: natural logarithms of probabilities."""
 
     chosen: float
     top: list[tuple[int, float]] = []
-    """(token id, logprob), the likeliest first."""
+    """Pairs of a token id and its logprob, the likeliest first."""
     wanted: list[float] = []
-    """Logprobs of `Sampling.logprob_token_ids`, in their order."""
+    """The logprobs of `Sampling.logprob_token_ids`, in the order of those."""

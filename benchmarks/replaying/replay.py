@@ -1,5 +1,5 @@
-"""Replays a trace on a virtual clock: the real index, claims, backlogs, cost, router and dispatch
-queue against modelled prefill nodes.
+"""Replays a trace on a virtual clock: the real index, expected pages, queues, cost, router and
+dispatch queue against modelled prefill nodes.
 
 The model, fixed so that figures compare: a node computes one prompt at a time, first come first
 served, in 5 ms + uncached tokens / 40,000 per second (at least one token); it caches blocks of 512
@@ -28,8 +28,9 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES, Candidate, Policy
 from coordinator.routing.registry import Registry
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route, Router
+from coordinator.routing.router import Router
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout

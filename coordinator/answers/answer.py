@@ -13,7 +13,7 @@ from typing import Literal
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.totals import RequestCounters
-from coordinator.routing.router import Route
+from coordinator.routing.route import Route
 from protocol.sampling import TokenLogprobs
 
 ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
@@ -23,7 +23,8 @@ or several have failed. `timed_out`: it took too long. `client_left`: nobody wan
 
 @dataclass(frozen=True)
 class AnswerError:
-    """Why a request has no (whole) answer; `message` is for the client to read."""
+    """Why a request has no answer, or only the beginning of one. `message` is for the client to
+    read."""
 
     kind: ErrorKind
     message: str
@@ -40,18 +41,19 @@ class FinishReason:
 
 @dataclass(frozen=True)
 class NewTokens:
-    """What a node has said about an answer at once."""
+    """The tokens that a node has sent at once for an answer."""
 
     tokens: Sequence[int]
     logprobs: Sequence[TokenLogprobs]
-    """One for each of `tokens`, if the request asks for them."""
+    """The logprobs of each of `tokens`, if the request asks for them."""
     cached_tokens: int
     fetched_tokens: int
     transferred_pages: int
 
 
 class Answer:
-    """Grows with what nodes produce, whatever attempt it comes from, until it has ended."""
+    """The answer to one request. It grows with what nodes produce, over all attempts, until it
+    ends."""
 
     def __init__(self, request: Request, request_id: str, now: float) -> None:
         self.request = request
@@ -85,6 +87,7 @@ class Answer:
 
     @property
     def is_done(self) -> bool:
+        """True once the answer has ended, with success or without."""
         return self.finish_reason is not None
 
     @property
@@ -94,7 +97,8 @@ class Answer:
         return text if self._visible is None else text[: self._visible]
 
     def grow(self, new: NewTokens, route: Route, num_attempts: int, now: float) -> bool:
-        """Takes new tokens; returns True if a stop string has ended the answer."""
+        """Adds new tokens, which come of attempt number `num_attempts` along `route`. Returns True
+        if a stop string has ended the answer."""
         if self.first_token_at is None:
             self.first_token_at = now
             self.cached_tokens = new.cached_tokens
@@ -114,8 +118,9 @@ class Answer:
         return False
 
     def finish(self, kind: str, now: float) -> None:
-        """Ends it as the node said: "stop" or "length"."""
+        """Ends the answer for the reason that the node gave, "stop" or "length"."""
         self._detokenizer.finish()
+        # The characters that were held back may complete a stop string.
         if self._ends_with_stop(now):
             return
         self.ended_at = now
@@ -126,14 +131,14 @@ class Answer:
             self.finish_reason = FinishReason("length")
 
     def abort(self, kind: ErrorKind, message: str, num_attempts: int, now: float) -> None:
-        """Ends it without success."""
+        """Ends the answer without success."""
         self.ended_at = now
         self.num_attempts = max(self.num_attempts, num_attempts)
         self.error = AnswerError(kind, message)
         self.finish_reason = FinishReason("abort")
 
     def counters(self) -> RequestCounters:
-        """Returns what it adds to the totals, when it has ended."""
+        """Returns what this answer, which has ended, adds to the totals."""
         return RequestCounters(
             requests=1,
             requests_hit=int(self.cached_tokens > 0),

@@ -19,10 +19,11 @@ MAX_CONTEXT_TOKENS = 5
 
 
 class Detokenizer:
-    """Text of one answer, token by token.
+    """Makes the text of one answer out of its tokens, one by one.
 
-    `prompt` ids (its last MAX_CONTEXT_TOKENS count) are the context of the first token: a
-    tokenizer that drops the space before a text would drop it between prompt and answer too.
+    `prompt` are token ids, of which the last MAX_CONTEXT_TOKENS serve as context of the first
+    token: a tokenizer that drops the space at the beginning of a text would else drop it between
+    prompt and answer too.
     """
 
     def __init__(self, decode: DecodeFunction, prompt: Sequence[int] = ()) -> None:
@@ -35,15 +36,18 @@ class Detokenizer:
         self.text = ""
 
     def push(self, token_id: int) -> None:
+        """Adds a token, and to `text` whatever characters are complete now."""
         self._ids.append(token_id)
         self._emit(final=False)
 
     def finish(self) -> None:
-        """Emits what is held back, with U+FFFD for bytes that became no character."""
+        """Adds to `text` what was held back, with U+FFFD for bytes that became no character."""
         if self._emitted_end < len(self._ids):
             self._emit(final=True)
 
     def _emit(self, final: bool) -> None:
+        # What the new tokens add is the difference of two texts that begin with the same context:
+        # some tokenizers change a token's text by its neighbours.
         known = self._decode(self._ids[self._window_start : self._emitted_end])
         window = self._decode(self._ids[self._window_start :])
         new = window[len(known) :]
@@ -62,15 +66,18 @@ class StopStrings:
         self._searched = 0
 
     def find(self, text: str) -> tuple[int, str] | None:
-        """(position, stop string) of the earliest match in `text`, which only grows."""
+        """Returns the position and the stop string of the earliest match in `text`, or None. `text`
+        must only grow from call to call."""
         longest = max(map(len, self._stops), default=0)
+        # A stop string may have begun in the text that was searched before.
         start = max(0, self._searched - longest + 1)
         self._searched = len(text)
         matches = [(text.find(stop, start), stop) for stop in self._stops]
         return min((m for m in matches if m[0] >= 0), default=None)
 
     def safe_length(self, text: str) -> int:
-        """Characters of `text` that can be shown: its end may be the beginning of a stop."""
+        """Returns how many characters of `text` can be shown: its end may be the beginning of a
+        stop string."""
         for length in range(min(len(text), max(map(len, self._stops), default=0)), 0, -1):
             tail = text[-length:]
             if any(stop.startswith(tail) for stop in self._stops):

@@ -13,13 +13,14 @@ DecodeFunction = Callable[[Sequence[int]], str]
 
 
 def no_text(ids: Sequence[int]) -> str:
-    """A `DecodeFunction` for requests of which only the token ids matter."""
+    """Returns "" for any tokens. It is the `DecodeFunction` of requests whose token ids alone
+    matter."""
     return ""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer, validated and tokenized. Its seed is set."""
+    """One prompt to answer, validated and tokenized. Its sampling has a seed."""
 
     tokens: list[int]
     """Token ids of the prompt."""

@@ -12,10 +12,10 @@ from protocol.model_directory import ModelDirectoryError, read_config, read_json
 
 
 class Tokenizer:
-    """Text to ids and back, with the ids that end an answer."""
+    """Turns text into token ids and back, and knows the ids that end an answer."""
 
     def __init__(self, model_path: Path) -> None:
-        """Raises ModelDirectoryError."""
+        """Reads the tokenizer of the model directory `model_path`. Raises ModelDirectoryError."""
         config = read_config(model_path)
         generation = read_json(model_path / "generation_config.json") or {}
         self._tokenizer = _load(model_path / "tokenizer.json")
@@ -24,10 +24,12 @@ class Tokenizer:
         self.vocab_size = int(config.get("vocab_size", self._tokenizer.get_vocab_size()))
 
     def encode(self, text: str) -> list[int]:
-        """Ids with the special tokens that the model expects around a plain text."""
+        """Returns the ids of `text`, with the special tokens that the model expects around a plain
+        text."""
         return list(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Returns the text of token ids."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 

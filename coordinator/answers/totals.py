@@ -12,7 +12,7 @@ BUCKET_S = 10.0
 
 
 class RequestCounters(msgspec.Struct):
-    """Sums over requests that have ended. The admin API and the tables are views of it."""
+    """Sums over requests that have ended. The admin API and the tables are views of them."""
 
     requests: Annotated[int, msgspec.Meta(description="Requests that have ended.")] = 0
     requests_hit: Annotated[
@@ -51,7 +51,11 @@ class RequestCounters(msgspec.Struct):
 
 
 class Totals:
-    """`lifetime`, and buckets of BUCKET_S that together are the window."""
+    """Adds up the counters of requests over the whole life of this process and over the last
+    minutes.
+
+    The window is made of buckets of BUCKET_S each; old ones are dropped as a whole.
+    """
 
     def __init__(self) -> None:
         self.lifetime = RequestCounters()
@@ -67,7 +71,7 @@ class Totals:
         self._buckets[-1][1].add(counters)
 
     def recent(self, now: float) -> RequestCounters:
-        """Returns the sums over the last WINDOW_S, to a bucket."""
+        """Returns the sums over the last WINDOW_S, to the accuracy of a bucket."""
         self._drop_old(now)
         counters = RequestCounters()
         for _, bucket in self._buckets:
@@ -80,5 +84,5 @@ class Totals:
 
 
 def ratio(part: int, whole: int) -> float:
-    """Returns `part` as a share of `whole`; 0 of nothing."""
+    """Returns `part` as a share of `whole`, or 0 if `whole` is 0."""
     return round(part / whole, 4) if whole else 0.0

@@ -24,7 +24,8 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
-from coordinator.routing.router import Candidates, NoRoute, Route, Router
+from coordinator.routing.route import NoRoute, Route
+from coordinator.routing.router import Candidates, Router
 from protocol.messages import (
     COORDINATOR_LEASE_S,
     AnyMessage,
@@ -47,8 +48,11 @@ NO_NODE = "no decode node takes requests: none is alive, or all are draining"
 
 
 class CoordinatorCore:
-    """Call `tick` at `wake_at` at the latest, and after every batch of messages look at `wake_at`
-    again: what became free is given away by the next `tick`."""
+    """Decides; its caller tells it what happens and carries out what it returns.
+
+    The caller must call `tick` at `wake_at` at the latest, and ask for `wake_at` again after every
+    batch of messages: room that became free is given to waiting requests by the next `tick`.
+    """
 
     def __init__(
         self,
@@ -57,8 +61,9 @@ class CoordinatorCore:
         chance: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
-        """`address` is where nodes send their messages to this coordinator. `chance` must survive
-        a deep copy with its state (not a bound method): an explanation draws from a copy."""
+        """`address` is where nodes send their messages to this coordinator. `chance` gives numbers
+        in [0, 1) and `new_id` ids of requests. A deep copy of `chance` must have its own state, so
+        it is no bound method: `explain` draws from a copy."""
         self.registry = Registry()
         self.index = PrefixIndex()
         self.statistics = Statistics(self.registry)
@@ -80,41 +85,43 @@ class CoordinatorCore:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that have not ended, whether they run or wait."""
+        """The number of requests that have not ended, whether they run or wait."""
         return len(self._tracker)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that are not bound to a node."""
+        """The number of requests that are not bound to a node."""
         return len(self._queue)
 
     @property
     def num_running(self) -> int:
-        """Requests that were sent to nodes and have not ended."""
+        """The number of requests that were sent to nodes and have not ended."""
         return self.num_unfinished - self.num_waiting
 
     @property
     def is_ready(self) -> bool:
-        """True if a request would find a node."""
+        """True if a request would find a decode node that takes it."""
         return bool(self.placement.open("decode"))
 
     @property
     def max_total_tokens(self) -> int:
-        """The longest prompt plus answer that a decode node has room for."""
+        """The most tokens, prompt and answer together, that one of the decode nodes has room
+        for."""
         nodes = self.placement.open("decode")
         return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
 
     @property
     def max_unfinished(self) -> int:
-        """Requests that the decode nodes, or this process, keep at once; more are refused."""
+        """The most requests that are kept at once, by the decode nodes and by this process; more
+        are refused."""
         infos = [live.info for live in self.placement.open("decode")]
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
         return min(room, self._settings.max_queued_requests)
 
     def submit(self, request: Request, now: float) -> list[Instruction]:
-        """Starts a request; the first instruction has its answer.
+        """Starts a request. The first instruction is the `AnswerStarted` with its answer.
 
-        Raises DuplicateRequest, TooBusy or Unavailable; then nothing is kept.
+        Raises DuplicateRequest, TooBusy or Unavailable, and then keeps nothing of the request.
         """
         # The id is ours, so that a rid that is used again never meets messages of its earlier use.
         answer = Answer(request, self._new_id(), now)
@@ -134,12 +141,13 @@ class CoordinatorCore:
             raise Unavailable(NO_NODE)
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
-        """Ends a request that nobody waits for, on every node. Harmless twice."""
+        """Ends a request that nobody waits for any more, on every node. Does nothing if it has
+        ended."""
         self._is_dispatch_due = True
         return self._tracker.cancel(request_id, now)
 
     def handle(self, message: AnyMessage, now: float) -> list[Instruction]:
-        """Takes a message of a node; one that is no business of the core changes nothing."""
+        """Takes a message of a node. Messages that do not concern the core change nothing."""
         self._is_dispatch_due = True
         if isinstance(message, TokensOut):
             return self._tracker.tokens(message, now)
@@ -153,20 +161,21 @@ class CoordinatorCore:
         return []
 
     def undeliverable(self, address: str, message: Message, now: float) -> list[Instruction]:
-        """Takes that a `Send` could not be queued."""
+        """Handles the news that the message of a `Send` could not be queued for `address`."""
         self._is_dispatch_due = True
         if isinstance(message, Generate):
             return self._tracker.undeliverable(message.attempt, now)
         return []
 
     def set_draining(self, names: Collection[str], now: float) -> None:
-        """Gives the nodes of these names, and no others, no new requests."""
+        """Stops giving new requests to the nodes with these names; all others get them (again)."""
         if names != self.placement.draining:
             self.placement.draining = frozenset(names)
             self._is_dispatch_due = True
 
     def tick(self, now: float) -> list[Instruction]:
-        """Does what is due: ends leases and what took too long, tries again, sends what waits."""
+        """Does what is due by now: ends leases, requests that took too long, and waits before
+        retries; sends what nodes have room for."""
         instructions: list[Instruction] = []
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_EVERY_S
@@ -179,7 +188,9 @@ class CoordinatorCore:
         return instructions + self._tracker.dispatch(now)
 
     def wake_at(self, now: float) -> float | None:
-        """Returns when `tick` is due; None: not before something happens."""
+        """Returns the time by which `tick` must be called; None if that can wait until something
+        happens."""
+        # Room may have become free since the last look.
         if self._is_dispatch_due and len(self._queue):
             return now
         if not self.num_unfinished and not self.registry.live():
@@ -188,7 +199,8 @@ class CoordinatorCore:
         return self._next_check_at if wait_s is None else min(self._next_check_at, now + wait_s)
 
     def explain(self, request: Request, now: float) -> tuple[Candidates, Route]:
-        """Returns what routing would do with a request now; keeps nothing. Raises Unavailable."""
+        """Returns what routing would do with a request now: all candidates and the choice. Keeps
+        nothing. Raises Unavailable."""
         self.require_ready()
         try:
             demand = self._demands.demand_of(TrackedRequest(Answer(request, "", now)))
@@ -208,13 +220,14 @@ class CoordinatorCore:
         return instructions
 
     def _lost(self, info: NodeInfo | None, now: float) -> list[Instruction]:
-        """An incarnation of a node is over: what is queued for it must not reach the next one."""
+        """Ends what concerned an incarnation of a node that is over. Messages that are still queued
+        for it are dropped, so that they do not reach the next one at the same address."""
         if info is None:
             return []
         return [Forget(info.control_address), *self._tracker.node_lost(info.node, now)]
 
     def _tell_alive(self, now: float) -> list[Instruction]:
-        """Lets nodes go on with this coordinator's requests."""
+        """Tells all nodes, now and then, that this coordinator still waits for its requests."""
         if now < self._next_alive_at:
             return []
         self._next_alive_at = now + ALIVE_EVERY_S

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.demand import Demand
 from coordinator.routing.registry import ClusterModel, Registry
-from coordinator.routing.router import NoRoute
+from coordinator.routing.route import NoRoute
 from protocol.admission import admission_tokens, most_tokens
 from protocol.hashing import PageHash, PageHasher
 
@@ -29,7 +29,8 @@ class DemandMaker:
         return True
 
     def demand_of(self, tracked: TrackedRequest) -> Demand:
-        """Returns what the next attempt of a request asks for. Raises NoRoute without a node."""
+        """Returns what the next attempt of a request asks of nodes. Raises NoRoute if there is no
+        node."""
         model = self._registry.model
         if model is None:
             raise NoRoute("no node is alive")
@@ -46,7 +47,8 @@ class DemandMaker:
     def hash_pages(self, tracked: TrackedRequest, num_tokens: int) -> list[PageHash]:
         """Returns the hashes of the full pages of the first `num_tokens` of prompt and answer.
 
-        It goes on where it has stopped before, and keeps the result in the record.
+        It continues where an earlier call for this request stopped, and stores the hashes in
+        `tracked`.
         """
         model = self._registry.model
         if model is None:

@@ -19,28 +19,31 @@ FIRST_TOKENS = 16
 
 @dataclass
 class HotPrefix:
-    """A prefix that requests had in common with what was cached."""
+    """A prefix of requests that was found in a cache, and how often."""
 
     page_hash: PageHash
     """The hash of its last page, which covers all of it."""
     num_tokens: int
     first_tokens: list[int]
     is_salted: bool
-    """It belongs to a tenant with a `cache_salt`."""
+    """True if it belongs to a tenant with a `cache_salt`."""
     hits: int
     error: int
-    """So many of `hits` may be another prefix's."""
+    """How many of `hits` may have been another prefix's."""
     last_hit: float
 
 
 class HotPrefixes:
+    """Counts hits of at most `max_prefixes` prefixes, those that are hit most."""
+
     def __init__(self, max_prefixes: int = MAX_PREFIXES) -> None:
         self._max_prefixes = max_prefixes
         self._prefixes: dict[PageHash, HotPrefix] = {}
         self._coldest: list[tuple[int, float, PageHash]] = []  # repaired when popped
 
     def hit(self, page_hash: PageHash, tokens: Sequence[int], is_salted: bool, now: float) -> None:
-        """A request found `tokens`, whose last page is `page_hash`, in a cache."""
+        """Counts that a request found `tokens`, a prefix whose last page is `page_hash`, in a
+        cache."""
         known = self._prefixes.get(page_hash)
         if known is not None:
             known.hits += 1
@@ -55,12 +58,14 @@ class HotPrefixes:
         heapq.heappush(self._coldest, (error + 1, now, page_hash))
 
     def hottest(self, limit: int) -> list[HotPrefix]:
-        """Most hits first; among equals the one hit last."""
+        """Returns up to `limit` prefixes, those with the most hits first; among equals the one hit
+        last."""
         ranked = sorted(self._prefixes.values(), key=lambda p: (-p.hits, -p.last_hit))
         return ranked[:limit]
 
     def _drop_coldest(self) -> HotPrefix:
-        """Fewest hits first; among equals the one hit longest ago."""
+        """Removes and returns the prefix with the fewest hits; among equals the one hit longest
+        ago."""
         while True:
             hits, last_hit, page_hash = self._coldest[0]
             prefix = self._prefixes[page_hash]

@@ -10,7 +10,7 @@ from protocol.messages import Message
 
 @dataclass(frozen=True)
 class Send:
-    """Queue a message for the process at this address."""
+    """Asks to queue a message for the process at this address."""
 
     address: str
     message: Message
@@ -18,28 +18,28 @@ class Send:
 
 @dataclass(frozen=True)
 class Forget:
-    """Drop what is queued for this address: nobody will read it who should."""
+    """Asks to drop what is queued for this address: its reader is gone."""
 
     address: str
 
 
 @dataclass(frozen=True)
 class AnswerStarted:
-    """A request was accepted; this is the answer to wait for."""
+    """Says that a request was accepted, and which answer its client has to wait for."""
 
     answer: Answer
 
 
 @dataclass(frozen=True)
 class AnswerChanged:
-    """The answer has more tokens than before, and is not done."""
+    """Says that an answer has more tokens than before, and is not done."""
 
     answer: Answer
 
 
 @dataclass(frozen=True)
 class AnswerEnded:
-    """The answer is done. Every answer that was started ends exactly once."""
+    """Says that an answer is done. Every answer that was started ends exactly once."""
 
     answer: Answer
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coordinator.answers.answer import Answer, ErrorKind
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
 from protocol.messages import TokenOut
@@ -30,40 +30,41 @@ class TrackedRequest:
     hashes: Sequence[PageHash] = ()
     """Page hashes of the prompt, as far as they were computed."""
     hasher: PageHasher | None = None
-    """What computed them: those of another model are worth nothing."""
+    """The hasher that made `hashes`. When the model changes, they are worth nothing any more."""
     avoid: set[str] = field(default_factory=set)
     """Names of nodes that failed it or were too busy."""
     num_failures: int = 0
     last_failure: str = ""
     error_kind: ErrorKind = "unavailable"
-    """What the last failure makes of it if it has to end."""
+    """How the request ends if no further attempt succeeds: the kind of its last failure."""
     started_at: float = 0.0
     """When the current attempt was sent."""
     retry_at: float = 0.0
     """When it may be queued again."""
     give_up_at: float | None = None
-    """When a request ends that no node can take. Set by a failure, by the first of several busy
-    replies in a row, or when there is no node; cleared by a token."""
+    """When the request ends unless a node takes it before. Set by a failure, by the first of
+    several busy replies in a row, or when there is no node; cleared by a token."""
     is_answering: bool = False
-    """A token of the current attempt has arrived: its prompt is computed."""
+    """True once a token of the current attempt has arrived: its prompt is computed then."""
 
     @property
     def request_id(self) -> str:
+        """The coordinator's own id of the request, which no other request ever has."""
         return self.answer.request_id
 
     @property
     def current(self) -> Attempt:
-        """The newest attempt; only messages about it count."""
+        """The newest attempt. Only messages about it count."""
         return Attempt(self.request_id, self.attempt_number)
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens of the prompt and of the answer so far."""
+        """The tokens of the prompt and of the answer so far."""
         return self.answer.request.tokens + self.answered
 
     @property
     def num_tokens_left(self) -> int:
-        """How many tokens the answer may still get."""
+        """The number of tokens that the answer may still get."""
         return self.answer.request.max_new_tokens - len(self.answered)
 
     def problem_with(self, out: TokenOut) -> str:

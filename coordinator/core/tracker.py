@@ -17,8 +17,8 @@ from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
+from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import NoRoute, Route
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
@@ -32,7 +32,8 @@ BUSY_RETRY_S = 0.5
 
 
 class Tracker:
-    """Sends requests to nodes and takes what these say, until each request has ended once."""
+    """Sends requests to nodes and takes what nodes say of them, until each request has ended
+    once."""
 
     def __init__(
         self,
@@ -60,15 +61,15 @@ class Tracker:
 
     @property
     def num_waiting(self) -> int:
-        """Requests in the dispatch queue."""
+        """The number of requests in the dispatch queue."""
         return len(self._queue)
 
     def has_rid(self, rid: str) -> bool:
-        """Returns True while a request has this name of a client's."""
+        """Returns True while a request to which its client gave the name `rid` is unfinished."""
         return rid in self._rids
 
     def submit(self, answer: Answer, now: float) -> list[Instruction]:
-        """Starts a request. Raises NoRoute, and keeps nothing, when no node can take it."""
+        """Starts a request. Raises NoRoute, and keeps nothing, if no node could ever take it."""
         assert answer.request_id not in self._requests and answer.rid not in self._rids
         tracked = TrackedRequest(answer)
         demand = self._demands.demand_of(tracked)
@@ -79,20 +80,22 @@ class Tracker:
         return self.dispatch(now)
 
     def dispatch(self, now: float) -> list[Instruction]:
-        """Sends what nodes have room for."""
+        """Sends those waiting requests that nodes have room for now."""
         return [
             self._start(self._requests[routed.request_id], route, now)
             for routed, route in self._queue.dispatch(now)
         ]
 
     def tokens(self, message: TokensOut, now: float) -> list[Instruction]:
-        """Takes the tokens of one step of a decode node."""
+        """Takes the tokens that one step of a decode node has produced. An attempt that nobody
+        waits for is cancelled at the node."""
         instructions: list[Instruction] = []
         for out in message.outs:
             tracked = self._current(out.attempt)
             if tracked is None or tracked.route is None or tracked.route.decode != message.node:
                 instructions += self._cancel_stray(out.attempt, message.node)
             elif problem := tracked.problem_with(out):
+                # The node does not know of the problem, and would go on.
                 instructions.append(Send(tracked.route.decode_address, Cancel(out.attempt)))
                 instructions += self._failed(tracked, message.node, problem, now)
                 instructions += self.dispatch(now)
@@ -101,7 +104,8 @@ class Tracker:
         return instructions
 
     def failed(self, message: Failed, now: float) -> list[Instruction]:
-        """Takes the end of an attempt that has no answer."""
+        """Handles the news that an attempt has ended without an answer: the request is tried
+        elsewhere, or ends if no node can take it."""
         tracked = self._current(message.attempt)
         if tracked is None:
             return []
@@ -114,7 +118,8 @@ class Tracker:
         return instructions + self.dispatch(now)
 
     def undeliverable(self, attempt: Attempt, now: float) -> list[Instruction]:
-        """Takes that the decode node could not be told of this attempt."""
+        """Handles the news that a decode node could not be told of an attempt; the request is tried
+        elsewhere."""
         tracked = self._current(attempt)
         if tracked is None or tracked.route is None:
             return []
@@ -125,20 +130,22 @@ class Tracker:
         return self._failed(tracked, node, reason, now, retry_in_s)
 
     def node_lost(self, node: Node, now: float) -> list[Instruction]:
-        """Sends every request that needs this node elsewhere."""
+        """Handles the news that an incarnation of a node is over; requests that need it are tried
+        elsewhere."""
         self._placement.forget(node)
         instructions: list[Instruction] = []
         for tracked in list(self._requests.values()):
             route = tracked.route
             if route is None or not _needs(tracked, route, node):
                 continue
+            # The decode node still waits for pages that will not come.
             if route.decode != node:
                 instructions.append(Send(route.decode_address, Cancel(tracked.current)))
             instructions += self._failed(tracked, node, f"node {node.name} was lost", now)
         return instructions + self.dispatch(now)
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
-        """Ends a request that the client does not want any more. Harmless twice."""
+        """Ends a request that its client does not want any more. Does nothing if it has ended."""
         tracked = self._requests.get(request_id)
         if tracked is None:
             return []
@@ -159,7 +166,8 @@ class Tracker:
         return instructions
 
     def hash_again(self, now: float) -> list[Instruction]:
-        """Hashes what waits again, when the cluster serves another model or layout now."""
+        """Queues all waiting requests anew, with new page hashes. It is called when the cluster
+        begins to serve another model or layout."""
         instructions: list[Instruction] = []
         for tracked in self._without_route():
             if tracked.routed is not None:
@@ -169,7 +177,8 @@ class Tracker:
         return instructions
 
     def retry(self, now: float) -> list[Instruction]:
-        """Looks for a node for those that have none, and gives up on those that waited too long."""
+        """Queues the requests that no node could take so far, and ends those that have waited too
+        long."""
         instructions: list[Instruction] = []
         for tracked in self._without_route():
             instructions += self._wait(tracked, now)
@@ -237,14 +246,17 @@ class Tracker:
         return [*instructions, self._end(tracked, now)]
 
     def _prompt_is_computed(self, routed: RoutedRequest, route: Route, now: float) -> None:
-        """Both nodes have committed the pages of the prompt before its first token was sent."""
+        """Notes that both nodes own the pages of the prompt: they commit them before its first
+        token is sent."""
         for node in {route.computes, route.decode}:
             self._placement.owns(node, routed.demand.hashes, now)
 
     def _answer_is_computed(self, tracked: TrackedRequest, route: Route, now: float) -> None:
-        """The decode node has committed prompt and answer before it sent the last tokens.
+        """Notes that the decode node owns the pages of prompt and answer: it commits them before it
+        sends the last tokens.
 
-        A next turn may come before its events do. The last token has no KV: no step has read it.
+        The node's events may come later than the client's next turn, which would miss the pages
+        then. The last token has no KV, as no step has read it.
         """
         num_tokens = len(tracked.answer.request.tokens) + len(tracked.answered) - 1
         hashes = self._demands.hash_pages(tracked, num_tokens)
@@ -258,8 +270,10 @@ class Tracker:
         now: float,
         retry_in_s: float = 0.0,
     ) -> list[Instruction]:
-        """A node could not do it: another one is to, at once."""
+        """Notes that a node could not do its part: another one is to do it, at once or in
+        `retry_in_s`."""
         tracked.num_failures += 1
+        # A request that kills nodes must not go through all of them.
         if tracked.num_failures == MAX_FAILURES:
             number = tracked.attempt_number
             message = f"gave up after {number} attempts; the last one: {reason}"
@@ -271,7 +285,8 @@ class Tracker:
     def _busy(
         self, tracked: TrackedRequest, node: Node, reason: str, now: float
     ) -> list[Instruction]:
-        """A node's queue is full: another one is asked at once; if all were, a little later."""
+        """Notes that a node's queue is full: another one is asked at once or, if all were full, a
+        little later."""
         tracked.error_kind = "too_busy"
         tracked.retry_at = now + BUSY_RETRY_S if node.name in tracked.avoid else now
         was_waiting_for_this_node = now - tracked.started_at > RETRY_WITHIN_S
@@ -292,7 +307,8 @@ class Tracker:
         return self._wait(tracked, now)
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        """Queues a request that has no node, if it is time; ends it if there was none too long."""
+        """Queues a request that has no node, if it is time for that. Ends it if no node could take
+        it for too long."""
         if now < tracked.retry_at:
             return []
         try:
@@ -338,13 +354,13 @@ class Tracker:
         return [Send(tracked.route.decode_address, Cancel(tracked.current))]
 
     def _cancel_stray(self, attempt: Attempt, node: Node) -> Iterable[Instruction]:
-        """A node works on an attempt that nobody waits for."""
+        """Cancels an attempt that nobody waits for at the node that works on it."""
         live = self._placement.registry.get(node)
         return [] if live is None else [Send(live.info.control_address, Cancel(attempt))]
 
     def _current(self, attempt: Attempt) -> TrackedRequest | None:
-        """Returns the request whose newest attempt this is; None for anything older, given up or
-        unknown."""
+        """Returns the request whose newest attempt this is; None if it is older, unknown or given
+        up."""
         tracked = self._requests.get(attempt.request_id)
         if tracked is None or tracked.route is None or tracked.current != attempt:
             return None
@@ -352,5 +368,6 @@ class Tracker:
 
 
 def _needs(tracked: TrackedRequest, route: Route, node: Node) -> bool:
-    """A prefill node is needed until the first token; the decode node until the end."""
+    """Returns True if the request still needs the node: a prefill node until the first token has
+    come, the decode node until the end."""
     return route.decode == node or (route.prefill == node and not tracked.is_answering)

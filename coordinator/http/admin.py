@@ -19,7 +19,7 @@ from coordinator.http.replies import FAULTS, error_reply, fault_status, json_rep
 from coordinator.http.schema import BadRequest, GeneratePrompt, parse_generate, parse_object, tenant
 from coordinator.routing.policies import Candidate
 from coordinator.routing.registry import LiveNode
-from coordinator.routing.router import Route
+from coordinator.routing.route import Route
 from coordinator.service import Service
 from protocol.counters import NodeCounters
 from protocol.messages import LinkLoad, Load
@@ -37,7 +37,7 @@ def _service(request: Request) -> Service:
 
 @router.get("/cache/stats", response_model=None, responses=example(examples.STATS))
 async def cache_stats(request: Request) -> Response:
-    """Pages, hits and moved pages, of the cluster and of each node.
+    """Answers pages, hits and moved pages, of the cluster and of each node.
 
     Counts of requests are this coordinator's, since its start and of the last five minutes; counts
     of nodes are since the start of the node, whoever asked. Counting looks at no page.
@@ -70,9 +70,9 @@ async def prefixes(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=MAX_PREFIXES, description="how many at most")] = 20,
 ) -> Response:
-    """The prefixes that requests through this coordinator had in common most often.
+    """Answers the prefixes that requests through this coordinator had in common most often.
 
-    `first_words` are shown with --show-prompt-words, and never of a tenant with a cache_salt.
+    `first_words` are shown with --show-prompt-words, and never those of a tenant with a cache_salt.
     """
     service = _service(request)
     now = service.now()
@@ -141,11 +141,11 @@ async def cache_audit(
 
 @router.get("/nodes", response_model=None, responses=example(examples.NODES))
 async def nodes(request: Request) -> Response:
-    """Every live node with its incarnation, lease, load, rates and links.
+    """Answers every live node with its incarnation, lease, load, rates and links.
 
-    `backlog_s`: how long its prompts will keep it busy, by this coordinator's estimate.
-    `links`: what it sent to and received from each peer since its start; of `in`, `exposed_s` is
-    how long requests waited for pages while nothing was computed for them.
+    `backlog_s` is how long its prompts will keep it busy, by this coordinator's estimate. `links`
+    has what it sent to and received from each peer since its start; `exposed_s` of `in` is how long
+    requests waited for pages while nothing was computed for them.
     """
     service = _service(request)
     now = service.now()
@@ -165,7 +165,7 @@ async def nodes(request: Request) -> Response:
                 "owned_pages": service.core.index.num_pages(live.node),
                 "lease_ends_in_s": round(live.lease_ends - now, 3),
                 "last_heartbeat_s_ago": round(now - live.last_heartbeat, 3),
-                "backlog_s": round(service.core.placement.backlog_s(live.node, now), 4),
+                "backlog_s": round(service.core.placement.queue_s(live.node, now), 4),
                 "load": _load(live.load),
                 "links": [_link(link) for link in live.load.links],
             }
@@ -183,7 +183,7 @@ async def drain(request: Request, name: str) -> Response:
 
 @router.post("/nodes/{name}/undrain", response_model=None, responses=example(examples.DRAINED))
 async def undrain(request: Request, name: str) -> Response:
-    """Takes a `drain` back."""
+    """Lets the node get new requests again, from all coordinators."""
     return await _set_draining(_service(request), name, False)
 
 
@@ -194,9 +194,10 @@ async def undrain(request: Request, name: str) -> Response:
     openapi_extra=takes(examples.PROMPT, is_required=True),
 )
 async def explain(request: Request) -> Response:
-    """Where a request (a body of /generate with one prompt) would go now and why; runs nothing.
+    """Answers where a request (a body of /generate with one prompt) would go now, and why. Runs
+    nothing.
 
-    `candidates`: nodes that would compute the prompt for another (`prefill`), nodes that would
+    `candidates` has nodes that would compute the prompt for another (`prefill`), nodes that would
     answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
     """
     service = _service(request)
@@ -241,13 +242,14 @@ async def _set_draining(service: Service, name: str, draining: bool) -> Response
         await service.set_draining(name, draining)
     except REDIS_ERRORS as error:
         return error_reply(503, f"Redis is unreachable, nothing was changed: {error}")
-    backlog = service.core.placement.backlogs.get(name)
-    num_unfinished = backlog.num_requests if backlog is not None else 0
+    queue = service.core.placement.queues.get(name)
+    num_unfinished = queue.num_requests if queue is not None else 0
     return json_reply({"name": name, "draining": draining, "unfinished_requests": num_unfinished})
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object that came, whatever its content type says; {} for none. Raises BadRequest.
+    """Returns the JSON object that came, whatever its content type says; {} if none came. Raises
+    BadRequest.
 
     It is read here and not by FastAPI, which would read it before it looks at the token.
     """
@@ -260,7 +262,8 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _one_prompt(body: dict[str, Any]) -> GeneratePrompt:
-    """Raises BadRequest."""
+    """Returns the one prompt of a body of /generate. Raises BadRequest if it has none or
+    several."""
     if "messages" in body:
         raise BadRequest("messages are not supported by this version; give text or input_ids")
     prompts = parse_generate(body).prompts
@@ -270,7 +273,7 @@ def _one_prompt(body: dict[str, Any]) -> GeneratePrompt:
 
 
 def _flush_target(given: dict[str, Any]) -> tuple[str | None, str | None]:
-    """(node, cache_salt) to flush; None: any. Raises BadRequest."""
+    """Returns the node and the cache_salt to flush; None stands for any. Raises BadRequest."""
     if not given.keys() <= {"node", "cache_salt", "extra_key"}:
         raise BadRequest("the body may have node, cache_salt and extra_key, and nothing else")
     if not all(isinstance(value, str) for value in given.values()):

@@ -168,7 +168,7 @@ REFUSED = {"error": {"message": "GET /admin/nodes: send the admin token as `Auth
 
 
 def example(body: Any) -> Responses:
-    """The `responses` of a route that answers like this."""
+    """Returns the `responses` of a route whose answer looks like `body`."""
     return {
         200: {"content": _json(body)},
         "4XX": {
@@ -179,7 +179,7 @@ def example(body: Any) -> Responses:
 
 
 def takes(body: Any, is_required: bool = False) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body is an object like this."""
+    """Returns the `openapi_extra` of a route that takes a body like `body`."""
     content = {"application/json": {"schema": {"type": "object"}, "example": body}}
     return {"requestBody": {"required": is_required, "content": content}}
 

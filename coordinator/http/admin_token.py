@@ -14,7 +14,7 @@ bearer = HTTPBearer(auto_error=False, description="needed if the coordinator has
 def require_token(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> None:
-    """401 unless the request has the token, when one is set."""
+    """Raises a 401 unless the request has the operators' token, if one is set."""
     expected = request.app.state.service.config.admin_token
     token = given.credentials if given else ""
     # A header is read as Latin-1; encoded again it is the bytes that were sent.

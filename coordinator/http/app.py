@@ -16,6 +16,9 @@ from coordinator.service import Service
 
 
 def create_app(service: Service) -> FastAPI:
+    """Makes the ASGI application. It starts `service` when the server starts and closes it at the
+    end."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
@@ -35,7 +38,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """An unknown path or method, in the shape of every other error."""
+    """Answers an unknown path or method in the shape of every other error."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     reply = error_reply(error.status_code, message)
@@ -44,12 +47,12 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """A query parameter of the wrong type or out of range."""
+    """Answers a query parameter of the wrong type or out of range with a 400."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
     return error_reply(400, f"{request.method} {request.url.path}: {'; '.join(problems)}")
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Our fault; the server logs the error itself."""
+    """Answers a 500 for an error of our own, which the server logs."""
     return error_reply(500, "internal error; the coordinator's log has the details")

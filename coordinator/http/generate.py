@@ -46,32 +46,33 @@ EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 class BodyTooLarge(Exception):
-    """413."""
+    """The body is larger than --max-body-bytes. The status code is 413."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(f"the body has more than the {max_bytes} bytes that are taken at most")
 
 
 class ClientLeft(Exception):
-    """Before its request was whole."""
+    """The client has disconnected before its request was whole."""
 
 
 @dataclass(frozen=True)
 class AnswerInProgress:
-    """One of the answers that a body asks for, and how it is shown."""
+    """One of the answers that a body asks for, and how it is to be shown."""
 
     mailbox: Mailbox
     formatter: SGLangFormatter
     stream_interval: int
-    """Tokens between two events of a stream."""
+    """The number of tokens between two events of a stream."""
 
     @property
     def answer(self) -> Answer:
+        """The answer itself, which grows."""
         return self.mailbox.answer
 
 
 class GenerateEndpoint:
-    """ASGI middleware: answers /generate, hands on all else to `app`."""
+    """An ASGI middleware that answers /generate and passes all other requests on to `app`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -104,7 +105,7 @@ class GenerateEndpoint:
             self._cancel_unfinished(answers)
 
     async def _watch(self, receive: Receive, answers: Sequence[AnswerInProgress]) -> None:
-        """Cancels the requests of a client that leaves, on every node."""
+        """Waits until the client has left, then cancels its unfinished requests on every node."""
         while (await receive())["type"] != "http.disconnect":
             pass
         self._cancel_unfinished(answers)
@@ -115,7 +116,7 @@ class GenerateEndpoint:
                 self._service.cancel(one.answer.request_id)
 
     async def _first_error(self, answers: Sequence[AnswerInProgress]) -> AnswerError | None:
-        """Waits for every answer; returns why there is none."""
+        """Waits for the end of every answer. Returns the first error among them, or None."""
         for one in answers:
             await one.mailbox.finished(self._wait_s)
         errors = (one.answer.error for one in answers)
@@ -144,7 +145,7 @@ class GenerateEndpoint:
                 follower.cancel()
 
     async def _follow(self, send: Send, one: AnswerInProgress, extra: dict[str, Any]) -> None:
-        """Sends an event per `stream_interval` tokens and one at the end."""
+        """Sends an event after every `stream_interval` tokens of one answer, and one at its end."""
         answer = one.answer
         shown = 0
         while True:
@@ -159,8 +160,8 @@ class GenerateEndpoint:
 
 
 async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Returns the body. Raises ClientLeft, and BodyTooLarge: before it reads, if the client said
-    the length."""
+    """Returns the body. Raises ClientLeft, or BodyTooLarge: before reading, if the client told the
+    length."""
     length = next((value for key, value in scope["headers"] if key == b"content-length"), b"")
     if length.isdigit() and int(length) > max_bytes:
         raise BodyTooLarge(max_bytes)
@@ -178,7 +179,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 
 async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgress]:
-    """Starts every answer of a body, or none."""
+    """Starts every answer that a body asks for; if one is refused, none of them."""
     num_answers = sum(prompt.sampling.n for prompt in body.prompts)
     max_unfinished = service.core.max_unfinished
     if num_answers > max_unfinished > 0:
@@ -202,6 +203,7 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgre
 def _submit(
     service: Service, prompt: GeneratePrompt, ids: list[int], choice: int
 ) -> AnswerInProgress:
+    # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     tokenizer = service.tokenizer
     request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens)

@@ -49,7 +49,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/health_generate", response_model=None)
 async def health_generate(request: Request) -> Response:
-    """Really generates one token."""
+    """Answers 200 after it has really generated one token."""
     service = _service(request)
     one_token = GenerateRequest(tokens=[0], sampling=Sampling(temperature=0.0), max_new_tokens=1)
     try:
@@ -117,8 +117,8 @@ async def server_info(request: Request) -> Response:
     dependencies=[Depends(require_token)],
 )
 async def flush_cache(request: Request) -> Response:
-    """Every node forgets its cached pages; 400 while requests run. Asks for the admin token, when
-    one is set."""
+    """Makes every node forget its cached pages; answers 400 while requests run. Asks for the admin
+    token if one is set."""
     service = _service(request)
     if num_unfinished := service.core.num_unfinished:
         return error_reply(

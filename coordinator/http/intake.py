@@ -18,7 +18,8 @@ LONG_TEXT = 4096
 
 
 async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
-    """Returns the prompt's ids; a long text does not hold up the event loop. Raises BadRequest."""
+    """Returns the token ids of a prompt; a long text is tokenized on another thread. Raises
+    BadRequest."""
     if prompt.input_ids is not None:
         tokens = prompt.input_ids
     elif len(prompt.text or "") > LONG_TEXT:
@@ -38,8 +39,8 @@ def make_request(
     tokenizer: Tokenizer,
     max_total_tokens: int,
 ) -> Request:
-    """Returns the request for one of the n answers to `tokens`: `choice` gives each its own seed,
-    and its own rid.
+    """Returns the request for answer number `choice` of the n answers to `tokens`; each gets its
+    own seed and its own rid.
 
     `max_total_tokens` bounds prompt and answer together. Raises BadRequest.
     """
@@ -82,7 +83,7 @@ def _sampling(
     end_token_ids: list[int],
     tokenizer: Tokenizer,
 ) -> Sampling:
-    """Raises BadRequest."""
+    """Returns the checked sampling of one answer. Raises BadRequest."""
     params, seed, logprobs = prompt.sampling, prompt.sampling.sampling_seed, prompt.logprobs
     _check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
     if logprobs is not None:

@@ -26,6 +26,7 @@ router = APIRouter(include_in_schema=False)
 
 
 async def not_yet(request: Request) -> Response:
+    """Answers 400: the endpoint exists in the contract and not in this version."""
     return error_reply(400, f"{request.url.path} is not supported by this version of kvrelay")
 
 

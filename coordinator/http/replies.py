@@ -17,7 +17,7 @@ FAULTS = (BadRequest, RequestRefused)
 
 
 def fault_status(error: Exception) -> int:
-    """Returns the status code of one of FAULTS."""
+    """Returns the status code that stands for an exception of one of the types in FAULTS."""
     if isinstance(error, Unavailable):
         return 503
     return 429 if isinstance(error, TooBusy) else 400
@@ -31,11 +31,13 @@ def answer_error_reply(error: AnswerError) -> Response:
 def json_reply(
     body: Any, status_code: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
+    """Returns a response with `body` as JSON."""
     return Response(msgspec.json.encode(body), status_code, headers, media_type="application/json")
 
 
 def error_reply(status_code: int, message: str) -> Response:
-    """503 has a flat object, every other error a nested one; 429 says when to come back."""
+    """Returns a response with an error in SGLang's shape: a flat object for 503, else a nested one.
+    A 429 says when to come back."""
     if status_code == 503:
         return json_reply(
             {

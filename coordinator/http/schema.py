@@ -27,7 +27,7 @@ TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
 
 
 class BadRequest(Exception):
-    """400: what is wrong with the request, for the client to read."""
+    """The request is wrong, for a reason that the client can read. The status code is 400."""
 
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -35,7 +35,8 @@ Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`sampling_params` of one prompt. Only `parse_generate` checks the ranges."""
+    """The `sampling_params` of one prompt, with SGLang's names and defaults. `parse_generate`
+    checks the ranges; making this object does not."""
 
     max_new_tokens: NonNegative | None = 128
     min_new_tokens: NonNegative = 0
@@ -66,13 +67,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def stops(self) -> list[str]:
+        """`stop` as a list: clients may send one string."""
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def biases(self) -> list[tuple[int, float]]:
-        """`logit_bias` as (token id, what is added to its logit)."""
+        """`logit_bias` as pairs of a token id and what is added to its logit."""
         return [(int(token), bias) for token, bias in (self.logit_bias or {}).items()]
 
 
@@ -101,7 +103,7 @@ NOT_YET_TOP_LEVEL: dict[str, tuple[Any, ...]] = {
 
 
 class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole body; unknown top-level keys are ignored, as SGLang does."""
+    """The whole body. Unknown keys at the top are ignored, as SGLang does."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
@@ -121,13 +123,13 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Logprobs wanted of every token of an answer, besides its own."""
+    """What logprobs are wanted of every token of an answer, besides its own."""
 
     num_top: int = 0
-    """So many of the likeliest tokens are shown at each position."""
+    """How many of the likeliest tokens are shown at each position."""
     token_ids: tuple[int, ...] = ()
     with_text: bool = False
-    """Ids are to have their texts beside them."""
+    """True if each id is to have its text beside it."""
 
 
 class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,11 +141,12 @@ class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     rid: str | None
     cache_salt: str
     logprobs: LogprobParams | None = None
-    """None: not asked for."""
+    """None if no logprobs are asked for."""
 
 
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
-    """`is_batch`: the client sent lists and wants a list back."""
+    """A checked body, split into prompts. `is_batch` says that the client sent lists, and so gets a
+    list."""
 
     prompts: list[GeneratePrompt]
     is_batch: bool
@@ -151,7 +154,7 @@ class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
-    """A body that must be a JSON object; raises BadRequest."""
+    """Returns the JSON object that `raw` is. Raises BadRequest if it is something else."""
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -162,7 +165,7 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
 
 
 def parse_generate(raw: dict[str, Any]) -> ParsedBody:
-    """Checks a body and splits it into prompts; raises BadRequest."""
+    """Checks a body and splits it into prompts. Raises BadRequest."""
     for key in raw.keys() & NOT_YET_TOP_LEVEL.keys():
         if raw[key] not in NOT_YET_TOP_LEVEL[key]:
             raise BadRequest(f"{key} is not supported by this version of kvrelay")
@@ -191,7 +194,8 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
 
 
 def tenant(cache_salt: str, extra_key: str) -> str:
-    """Two tenants share a cache only if they have both in common."""
+    """Returns one salt for both parameters; "" if both are empty. Two pairs have the same salt only
+    if they are equal."""
     return f"{len(cache_salt)}:{cache_salt}{extra_key}" if cache_salt or extra_key else ""
 
 
@@ -270,7 +274,8 @@ def _check_logprobs(params: SamplingParams, start: int, num_top: int, ids: list[
 
 
 def _spread(value: Any, count: int, name: str) -> list[Any]:
-    """One value for all prompts, or a list with one for each."""
+    """Returns `count` values: `value` itself if it is a list of so many, else the one value for
+    each."""
     if not isinstance(value, list):
         return [value] * count
     if len(value) != count:
@@ -320,7 +325,8 @@ def _check_biases(biases: dict[str, float]) -> None:
 
 
 def _checked(raw: dict[str, Any], kind: type[Checked], where: str = "") -> Checked:
-    """`raw` as a `kind`; raises BadRequest, which names the key after `where`."""
+    """Returns `raw` as a `kind`. Raises BadRequest, which names the wrong key with `where` before
+    it."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -328,7 +334,8 @@ def _checked(raw: dict[str, Any], kind: type[Checked], where: str = "") -> Check
 
 
 def _sentence(error: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.key[0]`", with the key first."""
+    """Turns msgspec's "Expected `int`, got `str` - at `$.key[0]`" into a sentence that begins with
+    the key."""
     if unknown := UNKNOWN_KEY.search(error):
         return f"unknown key {unknown[1]}"
     what, _, path = error.partition(" - at `$.")

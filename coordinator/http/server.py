@@ -26,7 +26,7 @@ object took 7 % of the time."""
 
 
 def run(config: CoordinatorConfig) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigError or ModelDirectoryError."""
+    """Serves HTTP until SIGTERM or SIGINT. Raises ConfigError or ModelDirectoryError."""
     model_path = Path(config.model_path)
     tokenizer = Tokenizer(model_path)
     if not config.served_model_name:

@@ -21,17 +21,18 @@ LogprobEntry = tuple[float, int, str | None]
 
 
 class SGLangFormatter:
-    """Makes the response objects of one answer, at any moment of it."""
+    """Makes the response object of one answer, as it stands at any moment."""
 
     def __init__(self, answer: Answer, decode_token: DecodeFunction | None = None) -> None:
-        """`decode_token` makes the texts beside logprobs; None: they have none."""
+        """`decode_token` makes the texts beside logprobs; without it they have none."""
         self._answer = answer
         self._logprobs = None
         if answer.request.sampling.wants_logprobs:
             self._logprobs = _LogprobLists(answer, decode_token)
 
     def result(self, now: float) -> dict[str, Any]:
-        """Returns the response object of /generate."""
+        """Returns the response object of /generate. `now` ends the latency of an answer that goes
+        on."""
         answer = self._answer
         ended_at = answer.ended_at if answer.ended_at is not None else now
         first_token_at = answer.first_token_at
@@ -61,7 +62,7 @@ class SGLangFormatter:
 
 
 def stream_error(error: AnswerError) -> dict[str, Any]:
-    """Returns an error as an object inside of an event stream."""
+    """Returns an error as the object that an event of a stream carries."""
     code = STATUS_CODES[error.kind]
     return {
         "error": {
@@ -97,8 +98,8 @@ def _route_fields(answer: Answer) -> dict[str, Any]:
 
 
 class _LogprobLists:
-    """The lists of logprobs in meta_info. They grow with the answer: making them anew for every
-    event of a long stream would take time that grows with its square."""
+    """The lists of logprobs in meta_info. They are kept and appended to: making them anew for every
+    event of a stream would take time that grows with the square of its length."""
 
     def __init__(self, answer: Answer, decode_token: DecodeFunction | None) -> None:
         self._answer = answer
@@ -109,7 +110,8 @@ class _LogprobLists:
         self._wanted: list[list[LogprobEntry]] = []
 
     def fields(self) -> dict[str, list[Any]]:
-        """Returns all lists so far. Those of the prompt are empty."""
+        """Returns all lists as they stand now, by their names in meta_info. Those of the prompt are
+        always empty."""
         answer, sampling = self._answer, self._answer.request.sampling
         for i in range(len(self._chosen), len(answer.logprobs)):
             self._append(answer.output_ids[i], answer.logprobs[i])

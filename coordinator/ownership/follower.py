@@ -19,7 +19,8 @@ REDIS_TIMEOUT_S = 2.0
 
 
 class OwnershipFollower:
-    """One task; `mirror` says how far it is, `record` asks Redis itself."""
+    """Keeps an `OwnershipMirror` up to date, in one asyncio task. `mirror` says how far it is, and
+    `record` asks Redis itself."""
 
     def __init__(self, redis_url: str, address: str, index: PrefixIndex) -> None:
         """`address` is where nodes send this coordinator's heartbeats."""
@@ -53,20 +54,21 @@ class OwnershipFollower:
             await asyncio.wait({following})
 
     async def reload(self, node: Node) -> None:
-        """Reads the node's whole set again; nothing if it has no lease. Raises REDIS_ERRORS."""
+        """Reads the node's whole set again and waits for that; returns at once if the node has no
+        lease. Raises REDIS_ERRORS."""
         if self.mirror.ask_for_load(node):
             done = asyncio.get_running_loop().create_future()
             self._reloads.append((node, done))
             await done
 
     async def set_draining(self, name: str, draining: bool) -> None:
-        """Marks a node for all coordinators, until it is taken back. Raises REDIS_ERRORS."""
+        """Marks a node as draining, or not, in Redis for all coordinators. Raises REDIS_ERRORS."""
         async with self._lock:
             await self._redis.hset(ownership.DRAINING_KEY, name, int(draining))
             self.mirror.set_draining(name, draining)
 
     async def close(self) -> None:
-        """Takes the announcement of this coordinator back."""
+        """Removes the announcement of this coordinator from Redis."""
         try:
             await self._redis.zrem(ownership.COORDINATORS_KEY, self._address)
         except REDIS_ERRORS:
@@ -122,7 +124,8 @@ class OwnershipFollower:
             self._is_told_connected = False
 
     def _end_reloads(self, error: Exception | None) -> None:
-        """Wakes those whose set was read; all of them, if it cannot be read now."""
+        """Wakes those that wait for a `reload` which is done; all of them, with `error`, if Redis
+        fails."""
         waiting, self._reloads = self._reloads, []
         for node, done in waiting:
             if done.done():

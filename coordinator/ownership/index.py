@@ -16,7 +16,8 @@ MAX_SHARED_MASKS = 65_536
 
 
 class _Masks(dict[int, int]):
-    """Mask before → mask after one node came (or went); computed once and then shared."""
+    """Maps the mask of a page's owners before one node came (or went) to the mask after it. Each is
+    computed once and then shared by all pages."""
 
     def __init__(self, bit: int, adds: bool) -> None:
         self._bit = bit
@@ -30,7 +31,7 @@ class _Masks(dict[int, int]):
 
 
 class _Owner:
-    """One node as the index knows it: its bit, and how many pages it owns."""
+    """What the index knows of one node: its bit in masks, and how many pages it owns."""
 
     __slots__ = ("bit", "num_pages", "with_it", "without_it")
 
@@ -42,8 +43,11 @@ class _Owner:
 
 
 class PrefixIndex:
-    """Ownership is prefix-closed (nodes store parents before and remove them after children), so
-    the owners of a chain only become fewer along it, and `match` bisects instead of walking."""
+    """Maps page hashes to owners.
+
+    Ownership is prefix-closed (nodes store parents before and remove them after children), so the
+    owners of a chain only become fewer along it, and `match` bisects instead of walking.
+    """
 
     def __init__(self) -> None:
         self._masks: dict[PageHash, int] = {}
@@ -55,7 +59,8 @@ class PrefixIndex:
         """Told by `removed` of pages that a node owns no more, also of those not known here."""
 
     def stored(self, node: Node, hashes: Iterable[PageHash]) -> None:
-        """The node owns these pages too; parents come before children. Harmless twice."""
+        """Adds the node to the owners of these pages, parents before children. Does nothing for
+        pages that it owns already."""
         self.version += 1
         owner = self._owners.get(node) or self._add(node)
         masks, bit, with_it = self._masks, owner.bit, owner.with_it
@@ -67,7 +72,8 @@ class PrefixIndex:
                 owner.num_pages += 1
 
     def removed(self, node: Node, hashes: Collection[PageHash]) -> None:
-        """The node owns these pages no more. Harmless for pages that it does not own."""
+        """Takes the node from the owners of these pages. Does nothing for pages that it does not
+        own."""
         self.version += 1
         if self.on_removed is not None:
             self.on_removed(node, hashes)
@@ -86,14 +92,15 @@ class PrefixIndex:
                     masks[page_hash] = without_it[mask]
 
     def forget(self, *nodes: Node) -> None:
-        """The leases of these nodes ended: they own nothing. Looks at every page, once for all
-        (55 ms for a million)."""
+        """Takes these nodes from the owners of all pages: their leases have ended. Looks at every
+        page of the index, once for all nodes (55 ms for a million pages)."""
         self.version += 1
         known = [node for node in nodes if node in self._owners]
         gone = 0
         for node in known:
             owner = self._owners.pop(node)
             del self._nodes[owner.bit]
+            # The bit is free for another node from here on, so no mask may keep it.
             gone |= owner.bit if owner.num_pages else 0
         if not gone:
             return
@@ -105,9 +112,10 @@ class PrefixIndex:
                 del masks[page_hash]
 
     def match(self, hashes: Sequence[PageHash]) -> dict[Node, int]:
-        """Number of leading pages of the chain that each node owns; nodes with none are absent.
+        """Returns how many leading pages of the chain each node owns; nodes that own none are
+        absent.
 
-        A few dictionary look-ups for each different depth, each of log2(len(hashes)).
+        It takes a few dictionary look-ups for each different depth, each of log2(len(hashes)).
         """
         depths: dict[Node, int] = {}
         get = self._masks.get
@@ -136,12 +144,12 @@ class PrefixIndex:
         return depths
 
     def owners(self, page_hash: PageHash) -> list[Node]:
-        """Nodes that own this page."""
+        """Returns the nodes that own this page."""
         mask = self._masks.get(page_hash, 0)
         return [node for bit, node in self._nodes.items() if mask & bit]
 
     def pages(self, node: Node) -> list[PageHash]:
-        """Every page that the node owns, in no order; looks at every page of the index."""
+        """Returns every page that the node owns, in no order. Looks at every page of the index."""
         owner = self._owners.get(node)
         if owner is None:
             return []
@@ -149,21 +157,25 @@ class PrefixIndex:
         return [page_hash for page_hash, mask in self._masks.items() if mask & bit]
 
     def num_pages(self, node: Node) -> int:
+        """Returns how many pages the node owns."""
         owner = self._owners.get(node)
         return owner.num_pages if owner is not None else 0
 
     @property
     def num_unique_pages(self) -> int:
+        """Returns how many different pages have an owner."""
         return len(self._masks)
 
     @property
     def num_owned_pages(self) -> int:
-        """Pages over all nodes; minus `num_unique_pages`: replicas."""
+        """Returns the sum of the nodes' pages. What it has beyond `num_unique_pages` are
+        replicas."""
         return sum(owner.num_pages for owner in self._owners.values())
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the index, nearly: its dictionary, and a key of 64 bytes for each page."""
+        """Returns nearly how much memory the index takes: its dictionary, and a key of 64 bytes for
+        each page."""
         return self._masks.__sizeof__() + 64 * len(self._masks)
 
     def _add(self, node: Node) -> _Owner:

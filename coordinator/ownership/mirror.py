@@ -32,7 +32,7 @@ READ_BLOCK_MS = 100
 ENTRIES_PER_READ = 200
 HASHES_PER_SCAN = 4_000
 BYTES_AT_ONCE = 64 * 1024
-"""So many bytes of page hashes are applied before the caller's other work has its turn."""
+"""The most bytes of page hashes that are applied before the caller's other work has its turn."""
 LOOK_FOR_NODES_S = 0.5
 RETRY_S = 0.5
 ANNOUNCE_LEASE_S = 10.0
@@ -70,7 +70,7 @@ class MirrorCall:
 
 @dataclass
 class _ReadPosition:
-    """How far a node's stream was read."""
+    """How far a node's stream of changes was read."""
 
     stream_id: bytes
     sequence: int
@@ -78,8 +78,9 @@ class _ReadPosition:
     """`stream_id` at the last look for nodes, if the record was ahead of it then."""
 
     def has_lost(self, recorded: int) -> bool:
-        """True if reading on cannot lead to the `recorded` sequence: it went back, or its entries
-        have ids before ours (another Redis, with another clock) and were not delivered."""
+        """Returns True if reading on cannot lead to the change number `recorded`: the numbers went
+        back, or the entries have ids before ours (another Redis, with another clock) and were not
+        delivered."""
         is_behind = recorded > self.sequence
         is_stuck = is_behind and self.seen_behind == self.stream_id
         self.seen_behind = self.stream_id if is_behind else b""
@@ -97,7 +98,8 @@ class _SetLoad:
 
     node: Node
     was_known: bool
-    """The index has pages of it: those that no part shows are removed at the end."""
+    """True if the index has pages of the node; those that no part of the set shows are removed at
+    the end."""
     position: _ReadPosition | None = None
     """The end of the stream at the beginning; None until it is known."""
     cursor: bytes | int = 0
@@ -107,7 +109,8 @@ class _SetLoad:
 
 
 class OwnershipMirror:
-    """Call `next_call`, carry the call out, and tell the result with `replied` or `unreachable`."""
+    """Keeps a `PrefixIndex` equal to the record in Redis. It does no I/O: ask `next_call`, carry
+    the call out, and tell the result with `replied` or `unreachable`."""
 
     def __init__(self, address: str, index: PrefixIndex) -> None:
         """`address` is where nodes send this coordinator's heartbeats."""
@@ -137,14 +140,15 @@ class OwnershipMirror:
         self._unreadable: set[str] = set()
 
     def next_call(self, now: float) -> MirrorCall | None:
-        """Returns what to ask Redis next; None: nothing before `wake_at`.
+        """Returns what to ask Redis next; None if there is nothing to ask before `wake_at`.
 
-        It may apply a part of what was read before. One call is under way at a time.
+        It may also apply some of what was read before. Only one call is under way at a time.
         """
         self.wake_at = now
         if now < self._retry_at:
             self.wake_at = self._retry_at
             return None
+        # Before anything else: what was read before a load begins must not be applied after it.
         if self._unapplied:
             self._apply_some(now)
             return None
@@ -167,6 +171,7 @@ class OwnershipMirror:
         if self._look:
             self._look.popleft()
         if call.script == "announce":
+            # Redis has read its clock about half-way between question and answer.
             self._redis_ahead_s = result / 1e6 - (self._asked_at + now) / 2
         elif call.script == "read_draining":
             self._take_draining(result)
@@ -180,7 +185,7 @@ class OwnershipMirror:
             self._take_changes(result)
 
     def unreachable(self, now: float) -> None:
-        """Takes that the call has failed: all of it is tried again, a little later."""
+        """Handles the news that the call has failed. Everything is tried again a little later."""
         self.is_connected = False
         self._retry_at = now + RETRY_S
         self._next_look_at = now
@@ -194,18 +199,18 @@ class OwnershipMirror:
             self._index.forget(load.node)  # nobody follows it yet, so nobody would forget it
 
     def ask_for_load(self, node: Node) -> bool:
-        """Lets the node's whole set be read again; False if it is not known."""
+        """Has the node's whole set read again, soon. Returns False if the node is not known."""
         if node not in self._positions:
             return False
         self._to_load[node] = None  # also while it is read: that may have begun too early
         return True
 
     def is_loading(self, node: Node) -> bool:
-        """Returns True while the node's set is read, or is to be read."""
+        """Returns True while the node's whole set is being read or still has to be."""
         return node in self._to_load or (self._load is not None and self._load.node == node)
 
     def set_draining(self, name: str, draining: bool) -> None:
-        """Takes that the record in Redis was changed by this coordinator."""
+        """Handles the news that this coordinator itself has changed the mark of a node in Redis."""
         self.draining = self.draining | {name} if draining else self.draining - {name}
 
     def _begin_look(self, now: float) -> None:
@@ -223,7 +228,8 @@ class OwnershipMirror:
             self._look.appendleft(MirrorCall("write_draining", tuple(sorted(self.draining))))
 
     def _take_nodes(self, live: dict[Node, int | None]) -> None:
-        """`live` has the number of the last change; None: the set is being rewritten."""
+        """Takes which nodes are live. `live` has the number of each node's last change; None if its
+        set is being rewritten."""
         gone = self._positions.keys() - live.keys()
         for node in gone:
             del self._positions[node]
@@ -232,6 +238,8 @@ class OwnershipMirror:
         for node, sequence in live.items():
             if sequence is None:
                 continue  # it writes its set now, and ends with a `reload` entry
+            # A node is followed from its position on; without one, or after a gap, its whole set is
+            # read.
             position = self._positions.get(node)
             if position is None or position.has_lost(sequence):
                 self._to_load[node] = None
@@ -239,7 +247,8 @@ class OwnershipMirror:
             del self._to_load[node]
 
     def parse_nodes(self, listed: Sequence[Any]) -> dict[Node, int | None]:
-        """Reads the reply of LIST_NODES; leaves out nodes without a lease."""
+        """Returns the nodes that have a lease, each with the number of its last change, from the
+        reply of LIST_NODES."""
         found: dict[Node, int | None] = {}
         for name, lease, info, sequence in zip(*(listed[i::4] for i in range(4)), strict=True):
             node = self._node_of(name.decode(), info) if lease is not None else None
@@ -248,7 +257,8 @@ class OwnershipMirror:
         return found
 
     def _node_of(self, name: str, info: bytes) -> Node | None:
-        """Returns None, and says so once, for a record of another version."""
+        """Returns the node of a record; None, after one log line, if another version has written
+        the record."""
         try:
             return msgspec.json.decode(info, type=NodeInfo).node
         except msgspec.DecodeError as error:
@@ -263,6 +273,8 @@ class OwnershipMirror:
             return MirrorCall("last_change", (keys.changes,))
         if load.rest is None:
             return MirrorCall("scan_pages", (keys.pages, load.cursor, HASHES_PER_SCAN))
+        # All parts of the set are in the index now; what the index had before and no part has shown
+        # is removed, a part of it at a time.
         part = next(load.rest, None)
         if part is not None:
             self._index.removed(load.node, [page for page in part if page not in load.found])
@@ -315,7 +327,7 @@ class OwnershipMirror:
             self._unapplied.extend((nodes[key], entry) for entry in entries)
 
     def _apply_some(self, now: float) -> None:
-        """Applies what was read, up to BYTES_AT_ONCE."""
+        """Applies what was read, but no more than BYTES_AT_ONCE."""
         num_bytes = 0
         while self._unapplied and num_bytes <= BYTES_AT_ONCE:
             node, (stream_id, fields) = self._unapplied.popleft()
@@ -325,11 +337,13 @@ class OwnershipMirror:
             num_bytes += len(change.stored) + len(change.removed)
             if not self._apply(node, stream_id, change):
                 self._to_load[node] = None
+            # The id of an entry begins with the time at which Redis took it, in milliseconds.
             entered_s = int(stream_id.partition(b"-")[0]) / 1000
             self.lag_s = max(0.0, now + self._redis_ahead_s - entered_s)
 
     def _apply(self, node: Node, stream_id: bytes, change: ownership.Change) -> bool:
-        """Applies one entry; returns False if the node's whole set must be read."""
+        """Applies one entry of a node's stream. Returns False if the node's whole set must be read
+        instead."""
         position = self._positions[node]
         if change.reload or change.sequence != position.sequence + 1:
             return False

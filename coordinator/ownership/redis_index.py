@@ -16,25 +16,26 @@ from protocol.redis import ownership
 
 
 class RedisIndex:
-    """Every method raises one of `protocol.redis.client.REDIS_ERRORS` when Redis fails."""
+    """Answers from Redis. Every method raises one of `protocol.redis.client.REDIS_ERRORS` when
+    Redis fails."""
 
     def __init__(self, redis: Any) -> None:
-        """`redis`: a client as made by `connect_async`; it stays the caller's to close."""
+        """`redis` is a client as `connect_async` makes them. It stays the caller's to close."""
         self._redis = redis
         self._scan = redis.register_script(ownership.SCAN)
         self._match = redis.register_script(ownership.MATCH)
 
     async def scan(self, key: str, cursor: bytes | int, count: int) -> tuple[bytes | int, bytes]:
-        """Returns the next cursor, and hashes of a node's set as one blob.
+        """Returns the next cursor, and some hashes of a node's set, joined.
 
-        A page that is owned during all of the scan is in one part at least, one that never is in
-        none; one that comes or goes meanwhile may be in or not.
+        A page that is owned during the whole scan is in at least one part, one that never is in
+        none; a page that comes or goes meanwhile may be in or not.
         """
         cursor, blob = await self._scan(keys=[key], args=[cursor, count])
         return cursor, blob
 
     async def pages(self, node: Node) -> bytes:
-        """Returns the hashes that the node owns, in no order, as one blob."""
+        """Returns the hashes of all pages that the node owns, joined, in no order."""
         key = ownership.NodeKeys.of(node).pages
         cursor, blob = await self.scan(key, 0, HASHES_PER_SCAN)
         parts = [blob]

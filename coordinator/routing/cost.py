@@ -35,7 +35,7 @@ ANSWER_STEPS = 64
 
 
 class Cost(msgspec.Struct, frozen=True, gc=False):
-    """Terms of a candidate, seconds; those that are not its business are 0."""
+    """The terms of what a candidate would cost, in seconds; those that do not apply to it are 0."""
 
     queue_s: float = 0.0
     fetch_s: float = 0.0
@@ -44,17 +44,18 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     wait_s: float = 0.0
     evict_s: float = 0.0
     delay_s: float = 0.0
-    """Time that the answers on a decode node lose to the prompt, all together."""
+    """The time that all answers on a decode node together lose to the prompt."""
 
     @property
     def first_token_s(self) -> float:
-        """Estimated time to the first token."""
+        """The estimated time to the first token."""
         start_s = self.queue_s if self.queue_s > self.fetch_s else self.fetch_s
         return start_s + self.compute_s + self.transfer_s + self.wait_s
 
     @property
     def score(self) -> float:
-        """What the least is chosen of."""
+        """The weighted sum of the terms; a policy that weighs costs takes the candidate with the
+        least."""
         return (
             weigh(self.queue_s, self.fetch_s, self.compute_s)
             + self.transfer_s
@@ -64,7 +65,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
         )
 
     def __add__(self, other: Cost) -> Cost:
-        """Adds the terms of the prefill node and of the decode node."""
+        """Returns the sum, term by term: the cost of a route is that of its prefill node and of its
+        decode node."""
         return Cost(
             self.queue_s + other.queue_s,
             self.fetch_s + other.fetch_s,
@@ -77,32 +79,38 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 
 
 def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
-    """Returns the computing node's part of a score, but for evictions."""
+    """Returns the part of a score that depends on the computing node, without evictions."""
+    # Pages are fetched while the request waits in the queue, so only the longer one counts. A
+    # comparison, as in `chunk_s`: `max` costs several times as much, and this runs for every
+    # candidate.
     return (queue_s if queue_s > fetch_s else fetch_s) + OWN_WORK_WEIGHT * compute_s
 
 
 def compute_s(live: LiveNode, num_tokens: int) -> float:
-    """Returns how long `num_tokens` of a prompt, at least one, take in a step of their own."""
+    """Returns how long the node takes for `num_tokens` of a prompt (at least one) in a step of
+    their own."""
     return live.step_s + chunk_s(live, num_tokens)
 
 
 def chunk_s(live: LiveNode, num_tokens: int) -> float:
-    """Returns what `num_tokens` of a prompt, at least one, add to a step of the node."""
+    """Returns how much longer a step of the node takes with `num_tokens` (at least one) of a prompt
+    in it."""
     return (num_tokens if num_tokens > 1 else 1) / live.prefill_tokens_per_s
 
 
 def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
-    """Returns how long pages take from one node to another, asked for and answered."""
+    """Returns how long it takes to ask another node for `num_bytes` of pages and to get them."""
     return 2 * HOP_S + num_bytes / link_bytes_per_s
 
 
 def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
-    """Returns the work that will have to be done again for the pages which `num_new_pages` push
-    out, weighed as a request's own work is.
+    """Returns the work that will have to be done again because `num_new_pages` push other pages out
+    of the cache, weighed as a request's own work is.
 
     A node without room for all of them counts as full: what is free on a busy node is spoken for.
-    `hit_share`: of the pages that prompts asked for lately, those that were found. The pages that
-    go are those used longest ago, so they would be asked for more rarely than the average.
+    `hit_share` is the share of pages that were found, of those that prompts asked for lately. The
+    pages that go are those used longest ago, so they would be asked for more rarely than the
+    average.
     """
     if num_new_pages <= live.load.free_pages:
         return 0.0
@@ -114,8 +122,9 @@ def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
 def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float = 0.0) -> float:
     """Returns how long a request waits at a decode node before its tokens flow.
 
-    `num_requests` of this coordinator are there already; it needs `num_pages` more. A step for the
-    running batch, and while pages or places are short, as long as one answer takes.
+    It waits one step of the running batch, and for as long as one answer takes while places or
+    pages are short. `num_requests` of this coordinator are at the node already and `num_before`
+    will come first; the request needs `num_pages` more.
     """
     load, max_running = live.load, live.info.max_running_requests
     step_s = live.step_s or DEFAULT_STEP_S

@@ -14,16 +14,16 @@ from protocol.ids import Node
 class Demand:
     """A prompt to be placed, with the pages that it and its answer need.
 
-    It remembers what the index said of its pages, as long as the index does not change: a request
-    is looked at several times before it is sent.
+    It remembers what the index said of its pages until the index changes: a request is looked at
+    several times before it is sent.
     """
 
     num_tokens: int
-    """Tokens of the prompt."""
+    """The number of tokens of the prompt."""
     num_pages: int
-    """Pages of prompt and answer together: a node with fewer could never answer."""
+    """The pages of prompt and answer together: a node with fewer could never answer."""
     admission_pages: int
-    """Those of them that a decode node needs to begin; it finds the others as the answer grows."""
+    """How many of them a decode node needs to begin; it finds the others as the answer grows."""
     hashes: list[PageHash]
     """One for each full page of the prompt."""
     avoid: Collection[str] = ()
@@ -42,9 +42,9 @@ class Demand:
 
 @dataclass(frozen=True)
 class PageOwners:
-    """Leading pages of one prompt, by node."""
+    """How many leading pages of one prompt each node has."""
 
     owned: Mapping[Node, int]
-    """Pages that the node has now: it can send them to another one."""
+    """Pages that the node has now, so that it can send them to another one."""
     expected: Mapping[Node, int]
-    """The same with those that it will have when what was sent there before is computed."""
+    """The same with the pages that it will have once what was sent there before is computed."""

@@ -24,8 +24,9 @@ from collections import deque
 from collections.abc import Iterable
 
 from coordinator.routing.placement import Placement
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import PlannedWork, Route
+from coordinator.routing.router import PlannedWork
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
@@ -34,7 +35,7 @@ MIN_WAIT_S, MAX_WAIT_S = 0.0001, 0.05
 VAIN_PAUSE_S = 0.02
 """Time until the next full look after one that found nothing to send; see `_pause_s`."""
 LOOK_AHEAD = 32
-"""So many requests are considered when a node becomes free: the first in order may go elsewhere."""
+"""How many are considered when a node becomes free: the first in order may go elsewhere."""
 GOAL_QUANTILE = 0.99
 GOAL_WINDOW = 1_000
 """The goal is taken from so many recent requests."""
@@ -51,8 +52,8 @@ CALM_SHARE = 0.5
 
 
 class DispatchQueue:
-    """Holds the requests that have no node. Without `binds_late` every request is sent at once, in
-    the order in which they came."""
+    """Holds the requests that are not bound to a node yet. Without `binds_late` every request is
+    sent at once, in the order in which they came."""
 
     def __init__(self, placement: Placement, binds_late: bool) -> None:
         self._placement = placement
@@ -70,14 +71,15 @@ class DispatchQueue:
         return routed in self._waiting
 
     def add(self, routed: RoutedRequest, now: float) -> None:
-        """Lets a request wait for its turn; sets what its order depends on."""
+        """Lets a request wait for its turn, after it has estimated its work, on which the order
+        depends."""
         routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand, now)
         routed.was_looked_at = False
         self._goal.observe(routed.work_s)
         self._waiting[routed] = None
 
     def remove(self, routed: RoutedRequest) -> None:
-        """Takes off a request that is not wanted any more. Harmless if it does not wait."""
+        """Removes a request that is not wanted any more. Does nothing if it does not wait."""
         self._waiting.pop(routed, None)
 
     def dispatch(self, now: float) -> list[tuple[RoutedRequest, Route]]:
@@ -106,6 +108,7 @@ class DispatchQueue:
                 del self._waiting[waiting]
                 self._placement.book(waiting, route, now)
                 sent.append((waiting, route))
+                # What was just booked may have taken the last free node.
                 all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
             elif is_turn:  # those looked at stand for all that wait
                 planned.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))
@@ -119,7 +122,8 @@ class DispatchQueue:
     def _may_start(
         self, waiting: RoutedRequest, route: Route, planned: PlannedWork, now: float
     ) -> bool:
-        """True if the decode node has room, or the request has waited for it too long here."""
+        """Returns True if the decode node has room, or if the request has waited so long here that
+        it may go on waiting at the node."""
         if not self._binds_late:
             return True
         if self._placement.has_room(route, waiting.demand.admission_pages, planned):
@@ -130,7 +134,8 @@ class DispatchQueue:
         return now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
 
     def dispatch_in_s(self, now: float) -> float | None:
-        """Returns when to call `dispatch` again if nothing happens before; None: nothing waits."""
+        """Returns when to call `dispatch` again if nothing happens before; None if nothing
+        waits."""
         if not self._waiting:
             return None
         waits = [busy_s - DISPATCH_AHEAD_S for busy_s in self._placement.busy_s(now)]
@@ -138,10 +143,10 @@ class DispatchQueue:
         return max(MIN_WAIT_S, soonest, self._pause_s(now))
 
     def _pause_s(self, now: float) -> float:
-        """Returns how long only new requests are looked at.
+        """Returns for how long only new requests are looked at.
 
-        After a look that found nothing to send that is until something became free or a while went
-        by: with long queues a look takes milliseconds, and messages come all the time.
+        After a look that found nothing to send, that is until a node became free or VAIN_PAUSE_S
+        have passed: with long queues a look takes milliseconds, and messages come all the time.
         """
         looked_at, num_changes = self._looked_in_vain
         if num_changes != self._placement.num_changes:
@@ -151,9 +156,9 @@ class DispatchQueue:
     def _eligible(self, waiting: Iterable[RoutedRequest], all_busy: bool) -> list[RoutedRequest]:
         """Returns the requests that could be sent now.
 
-        Those that no decode node is large enough for wait for one to come, as long as the tracker
-        lets them, and must not keep others from being looked at. While all prefill nodes are busy,
-        those that need one are left out too.
+        Requests that are too large for every decode node are left out: they wait for a larger node
+        as long as the tracker lets them, and must not keep others from being looked at. While all
+        prefill nodes are busy, requests that need one are left out too.
         """
         most_pages = self._placement.most_pages
         return [
@@ -165,8 +170,8 @@ class DispatchQueue:
     def _first(
         self, waiting: list[RoutedRequest], now: float, num_nodes: int
     ) -> list[RoutedRequest]:
-        """Returns the first requests in order; at most LOOK_AHEAD, or all when none waits for a
-        node."""
+        """Returns the first LOOK_AHEAD requests in the order in which they should go; all of them,
+        in the order of arrival, if requests are not bound late."""
         if not self._binds_late or len(waiting) < 2:
             return waiting
         goal_s = self._goal.seconds
@@ -191,7 +196,8 @@ class DispatchQueue:
 
 
 class _Goal:
-    """Keeps the last observations, and tells a quantile of them."""
+    """The time within which requests should get their first token: a quantile of the work of the
+    last GOAL_WINDOW requests."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque()

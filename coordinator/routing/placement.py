@@ -1,6 +1,6 @@
 """`Placement`: everything a decision needs, and what follows from it. Pure.
 
-Brings together who owns what (index and claims), what every node has to do (backlogs) and the
+Brings together who owns what (index and expected pages), how busy every node is (queues) and the
 router. The replay benchmark drives it with virtual nodes, the tracker with real ones.
 """
 
@@ -10,21 +10,14 @@ import copy
 from collections.abc import Collection, Sequence
 
 from coordinator.ownership.index import PrefixIndex
-from coordinator.routing.backlog import Backlog, Booking
-from coordinator.routing.claims import Claims
 from coordinator.routing.cost import compute_s
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.expected_pages import ExpectedPages
+from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 from coordinator.routing.registry import LiveNode, Registry
+from coordinator.routing.route import Route, no_room
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import (
-    NOTHING_PLANNED,
-    Candidates,
-    Cluster,
-    PlannedWork,
-    Route,
-    Router,
-    no_room,
-)
+from coordinator.routing.router import NOTHING_PLANNED, Candidates, Cluster, PlannedWork, Router
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 
@@ -35,21 +28,21 @@ HIT_SHARE_MEMORY = 0.999
 
 
 class Placement:
-    """Books what it dispatches, so that the next decision knows of it."""
+    """Routes requests, and books what is dispatched, so that the next decision reckons with it."""
 
     def __init__(self, registry: Registry, index: PrefixIndex, router: Router) -> None:
         self.registry = registry
         self.index = index
         self.draining: frozenset[str] = frozenset()
         """Names of nodes that get no new requests; others may still fetch their pages."""
-        self.backlogs: dict[str, Backlog] = {}
+        self.queues: dict[str, NodeQueueEstimate] = {}
         self._router = router
         self._open: dict[Role, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
         self.num_changes = 0
         """Grows whenever a node may have become free."""
-        self._expected = Claims()
+        self._expected = ExpectedPages()
         """Pages that nodes will own, because requests were sent there."""
-        self._told = Claims()
+        self._told = ExpectedPages()
         """Pages that nodes own, as the tokens tell that they sent: a node commits pages before.
         The record of ownership in Redis tells the same, perhaps later."""
         index.on_removed = self._removed
@@ -57,15 +50,14 @@ class Placement:
         self._asked_pages = 0.0
 
     def route(self, demand: Demand, now: float, planned: PlannedWork = NOTHING_PLANNED) -> Route:
-        """Returns where a request would go now, after what is planned to be sent before it.
-
-        Raises NoRoute.
-        """
+        """Returns where a request would go now, if what is `planned` is sent before it. Raises
+        NoRoute."""
         owners = self._owners(demand, now)
         return self._router.route(demand, owners, self._cluster(now, planned))
 
     def has_room(self, route: Route, admission_pages: int, planned: PlannedWork) -> bool:
-        """True if the decode node of `route` could begin to answer: it has a place and pages."""
+        """Returns True if the decode node of `route` could begin to answer: it has a place and the
+        pages."""
         live = self.registry.get(route.decode)
         if live is None:
             return False
@@ -78,7 +70,7 @@ class Placement:
         return self._num_requests(live) < most and has_pages
 
     def may_wait(self, route: Route, planned: PlannedWork) -> bool:
-        """True if the decode node has a place and nobody waits for its pages.
+        """Returns True if the decode node has a place and nobody waits for its pages.
 
         A request that has waited too long for pages may then wait at the node, where nobody
         overtakes it, whichever coordinator sent it.
@@ -93,38 +85,40 @@ class Placement:
         )
 
     def _promised_pages(self, node: Node) -> int:
-        """Returns pages promised to requests of this coordinator that no heartbeat shows yet."""
-        backlog = self.backlogs.get(node.name)
-        return backlog.promised_pages if backlog is not None else 0
+        """Returns how many pages of the node are promised to requests of this coordinator and do
+        not show in its heartbeats yet."""
+        queue = self.queues.get(node.name)
+        return queue.promised_pages if queue is not None else 0
 
     def _num_requests(self, live: LiveNode) -> int:
-        """Returns the requests at a decode node, of all coordinators: those that its heartbeat
-        told, and what came and went since."""
+        """Returns how many requests a decode node has, of all coordinators: those that its last
+        heartbeat told, and what this coordinator has sent and ended since."""
         num_requests = live.load.num_running + live.load.num_waiting
-        backlog = self.backlogs.get(live.node.name)
-        if backlog is None:
+        queue = self.queues.get(live.node.name)
+        if queue is None:
             return num_requests
-        return max(num_requests + backlog.num_unheard, backlog.num_requests)
+        return max(num_requests + queue.num_unheard, queue.num_requests)
 
     def require_room(self, demand: Demand) -> None:
-        """Raises NoRoute when no decode node could ever answer."""
+        """Raises NoRoute if every decode node is too small to ever answer."""
         nodes = self.open("decode")
         if not any(demand.num_pages <= live.info.num_pages for live in nodes):
             raise no_room(demand.num_pages)
 
     def explain(self, demand: Demand, now: float) -> tuple[Candidates, Route]:
-        """Returns every candidate with its cost, and the choice; books nothing. Raises NoRoute.
+        """Returns every candidate with its cost, and the choice. Books nothing. Raises NoRoute.
 
-        A copy of the router chooses: it takes no turn and no chance from the requests to come.
+        A copy of the router makes the choice, so that no turn and no chance is taken from the
+        requests to come.
         """
         owners = self._owners(demand, now)
         candidates = self._router.candidates(demand, owners, self._cluster(now, NOTHING_PLANNED))
         return candidates, copy.deepcopy(self._router).choose(demand, candidates)
 
     def assess(self, demand: Demand, now: float) -> tuple[float, bool]:
-        """Returns the least time that the prompt takes to compute, with the longest prefix that
-        any node has, and whether a decode node would compute it whatever the prefill nodes do: it
-        has nearly all of it, or none of them may take it."""
+        """Returns the least time that the prompt takes to compute, from the longest prefix that any
+        node has, and whether prefill nodes do not matter to it: a decode node has nearly all of it,
+        or no prefill node may take it."""
         nodes = self._computing_nodes()
         if not nodes:
             return 0.0, False
@@ -145,8 +139,10 @@ class Placement:
         demand = routed.demand
         num_new_pages = demand.admission_pages - route.decode_pages
         booking = routed.booking = Booking(route.busy_s, num_new_pages, now)
-        computing = routed.computing = self._backlog(route.computes)
-        answering = routed.answering = self._backlog(route.decode)
+        computing = routed.computing = self._queue_of(route.computes)
+        answering = routed.answering = self._queue_of(route.decode)
+        # One booking is in both queues: its work in that of the computing node, its pages in that
+        # of the decode node. If one node does both, its request counts once.
         computing.sent(booking)
         answering.num_requests += 1
         answering.num_unheard += 1
@@ -155,12 +151,13 @@ class Placement:
             computing.num_requests += 1
         owned = demand.owned_pages(self.index)
         for node in {route.computes, route.decode}:
-            self._expected.claim(node, demand.hashes, owned.get(node, 0), now)
+            self._expected.add(node, demand.hashes, owned.get(node, 0), now)
         self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(demand.hashes)
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
 
     def computed(self, routed: RoutedRequest, now: float) -> None:
-        """Notes that the prompt is computed: the first token is here. Harmless twice."""
+        """Notes that the prompt is computed, as its first token is here. Does nothing the second
+        time."""
         if routed.booking is None or routed.computing is None:
             return
         self.num_changes += 1
@@ -170,7 +167,7 @@ class Placement:
         routed.computing = None
 
     def ended(self, routed: RoutedRequest, now: float) -> None:
-        """Notes that the attempt is over, whatever became of it. Harmless twice."""
+        """Notes that the attempt is over, whatever became of it. Does nothing the second time."""
         self.computed(routed, now)
         if routed.booking is None or routed.answering is None:
             return
@@ -181,41 +178,41 @@ class Placement:
         routed.booking = routed.answering = None
 
     def owns(self, node: Node, hashes: Sequence[PageHash], now: float) -> None:
-        """Notes that a node has all of these pages, before the record in Redis may tell."""
+        """Notes that a node has all of these pages, which its record in Redis may not tell yet."""
         num_known = self.index.match(hashes).get(node, 0)
-        self._told.claim(node, hashes, num_known, now)
+        self._told.add(node, hashes, num_known, now)
 
     def heard(self, live: LiveNode, now: float) -> None:
-        """Takes what a heartbeat of this node says."""
+        """Notes what a heartbeat of this node says of its queue."""
         queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
-        self._backlog(live.node).heard(queued_s, now)
+        self._queue_of(live.node).heard(queued_s, now)
 
     def forget(self, node: Node) -> None:
         """Forgets an incarnation of a node that is over; its requests are ended one by one."""
-        self.backlogs.pop(node.name, None)
+        self.queues.pop(node.name, None)
         self._expected.forget(node)
         self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """Returns how long each node that computes prompts has something to compute."""
+        """Returns, for each node that computes prompts, how long its queue will keep it busy."""
         nodes = self._computing_nodes()
-        backlogs = [self.backlogs.get(live.node.name) for live in nodes]
-        return [b.seconds(now) if b is not None else 0.0 for b in backlogs]
+        queues = [self.queues.get(live.node.name) for live in nodes]
+        return [b.seconds(now) if b is not None else 0.0 for b in queues]
 
-    def backlog_s(self, node: Node, now: float) -> float:
-        """Returns how long its prompts will keep a node busy."""
-        backlog = self.backlogs.get(node.name)
-        return backlog.seconds(now) if backlog is not None else 0.0
+    def queue_s(self, node: Node, now: float) -> float:
+        """Returns how long the prompts that a node has will keep it busy."""
+        queue = self.queues.get(node.name)
+        return queue.seconds(now) if queue is not None else 0.0
 
     @property
     def most_pages(self) -> int:
-        """Room of the largest decode node that takes requests; 0 without one."""
+        """The number of pages of the largest decode node that takes requests; 0 without one."""
         nodes = self.open("decode")
         return max((live.info.num_pages for live in nodes), default=0)
 
     @property
     def hit_share(self) -> float:
-        """Share of the pages that prompts asked for lately which were found."""
+        """The share of pages that were found in a cache, of those that prompts asked for lately."""
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
     def _owners(self, demand: Demand, now: float) -> PageOwners:
@@ -232,7 +229,7 @@ class Placement:
             decode=self.open("decode"),
             find=self.registry.get,
             link_bytes_per_s=self.registry.link_bytes_per_s,
-            backlogs=self.backlogs,
+            queues=self.queues,
             hit_share=self.hit_share,
             planned=planned,
             now=now,
@@ -253,8 +250,9 @@ class Placement:
         prefill = self.open("prefill")
         return prefill or self.open("decode")
 
-    def _backlog(self, node: Node) -> Backlog:
-        if node.name not in self.backlogs:
-            least_s = min((b.total_s for b in self.backlogs.values()), default=0.0)
-            self.backlogs[node.name] = Backlog(least_s)
-        return self.backlogs[node.name]
+    def _queue_of(self, node: Node) -> NodeQueueEstimate:
+        if node.name not in self.queues:
+            # A node that joins late must not get every tie until it has caught up.
+            least_s = min((b.total_s for b in self.queues.values()), default=0.0)
+            self.queues[node.name] = NodeQueueEstimate(least_s)
+        return self.queues[node.name]

@@ -22,25 +22,26 @@ NEAR_TIE_SHARE = 0.05
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """One node for one of the two tasks, with what it would cost there."""
+    """A node that could do one of the two tasks of a request, with what that would cost."""
 
     live: LiveNode
     cost: Cost
     score: float
-    """`cost.score`, which is asked for many times."""
+    """The value of `cost.score`, which is needed many times."""
     owned_pages: int
-    """Leading pages of the prompt that it has, or will have when the request gets there."""
+    """How many leading pages of the prompt the node has, or will have when the request gets
+    there."""
     num_requests: int
-    """Unfinished requests there, as far as is known."""
+    """How many unfinished requests the node has, as far as is known."""
     work_s: float
-    """Work ever sent there by this coordinator."""
+    """All work that this coordinator ever sent there."""
     fetch_from: LiveNode | None = None
     fetch_pages: int = 0
-    """Leading pages that it would have after fetching."""
+    """How many leading pages the node would have after fetching."""
 
     @property
     def cached_pages(self) -> int:
-        """Leading pages that need no computing there."""
+        """How many leading pages need no computing on this node."""
         return max(self.owned_pages, self.fetch_pages)
 
 
@@ -48,19 +49,21 @@ class Policy(Protocol):
     """Chooses among at least one candidate."""
 
     weighs_cost: bool
-    """Compares costs over tasks too: decode nodes may compute prompts, pages may be fetched."""
+    """True if it compares costs across tasks too, so that decode nodes may compute prompts and
+    pages may be fetched."""
     binds_late: bool
-    """Requests wait at the coordinator until a node is nearly free."""
+    """True if requests wait at the coordinator until a node is nearly free."""
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate: ...
+    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
+        """Returns one of `candidates`, of which there is at least one, to do `task`."""
 
 
 class CheapestRoute:
-    """Takes the least estimated cost.
+    """Chooses the candidate with the least estimated cost.
 
     Among equals an owner wins: the node that has most of the prompt itself, so that pages are not
     copied for nothing. Then the one that was given least work so far, so that several coordinators
-    do not run to the same idle node; then chance decides.
+    do not all turn to the same idle node; then chance decides.
     """
 
     weighs_cost = True
@@ -82,8 +85,8 @@ class CheapestRoute:
 
 
 def _owner_instead(candidates: Sequence[Candidate], fetching: Candidate) -> Candidate:
-    """Returns the best of those that have what `fetching` would fetch and cost nearly the same;
-    `fetching` itself if there is none."""
+    """Returns the best of the candidates that have what `fetching` would fetch and cost nearly the
+    same as it; `fetching` itself if there is none."""
     limit = fetching.score * (1 + NEAR_TIE_SHARE) + TIE_S
     owners = [
         candidate
@@ -98,7 +101,7 @@ def _score(candidate: Candidate) -> float:
 
 
 class RoundRobin:
-    """Each node in turn, whatever it has or does."""
+    """Chooses each node in its turn, whatever it has or does."""
 
     weighs_cost = False
     binds_late = False
@@ -113,7 +116,8 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """The shortest queue for prompts, the fewest requests for answers; by chance among equals."""
+    """Chooses the shortest queue for prompts and the fewest requests for answers; chance decides
+    among equals."""
 
     weighs_cost = False
     binds_late = False
@@ -129,7 +133,8 @@ class LeastLoaded:
 
 
 class LongestPrefix:
-    """The node that has most of the prompt; among equals the one with the shortest queue."""
+    """Chooses the node that has most of the prompt; among equals the one with the shortest
+    queue."""
 
     weighs_cost = False
     binds_late = False

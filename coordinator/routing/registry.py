@@ -18,7 +18,8 @@ DEFAULT_PREFILL_TOKENS_PER_S = 5_000.0
 
 
 class PresumedRates:
-    """The means of what the nodes of a cluster have measured, for those that have not yet.
+    """The rates that are presumed of nodes which have not measured their own: the means of what the
+    others have measured.
 
     Nodes of a cluster are much alike, and a default may be off by a factor of ten: a node that has
     just come would seem far faster, or slower, than all others.
@@ -31,20 +32,21 @@ class PresumedRates:
 
     @property
     def prefill_tokens_per_s(self) -> float:
+        """How fast nodes compute prompts; a default if no node has measured it."""
         return self._mean("prefill_tokens_per_s") or DEFAULT_PREFILL_TOKENS_PER_S
 
     @property
     def step_s(self) -> float:
-        """0 when no node has measured it."""
+        """How long a step without prompts takes; 0 if no node has measured it."""
         return self._mean("step_s")
 
     @property
     def link_bytes_per_s(self) -> float:
-        """0 when no node has measured it."""
+        """The bandwidth between nodes; 0 if no node has measured it."""
         return self._mean("link_bytes_per_s")
 
     def forget(self) -> None:
-        """Some node has said something new, or has left."""
+        """Forgets the means: some node has told new rates, or has left."""
         self._means.clear()
 
     def _mean(self, name: str) -> float:
@@ -57,41 +59,43 @@ class PresumedRates:
 
 @dataclass
 class LiveNode:
-    """One node with a running lease."""
+    """A node whose lease has not ended, with the last that it told of itself."""
 
     info: NodeInfo
     load: Load
     lease_ends: float
     last_heartbeat: float
     presumed: PresumedRates
-    """What to take for rates that it has not measured itself."""
+    """The rates that count where the node has not measured its own."""
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """How fast it computes prompts: measured, else presumed."""
+        """How fast the node computes prompts: as measured, else as presumed."""
         return self.load.prefill_tokens_per_s or self.presumed.prefill_tokens_per_s
 
     @property
     def step_s(self) -> float:
-        """How long one of its steps takes at least: measured, else presumed; 0: nobody knows."""
+        """How long one of its steps takes at least: as measured, else as presumed; 0 if nobody
+        knows."""
         return self.load.step_s or self.presumed.step_s
 
     @property
     def node(self) -> Node:
+        """The name and incarnation of the node."""
         return self.info.node
 
 
 @dataclass(frozen=True)
 class ClusterModel:
-    """What all nodes of one cluster have in common; pages of different models never meet."""
+    """What all nodes of one cluster have in common, since pages of different models never meet."""
 
     fingerprint: str
     layout: KVLayout
 
 
 class Registry:
-    """Nodes join with their first heartbeat, and leave with a goodbye, a newer incarnation or
-    silence."""
+    """Knows which nodes live. A node joins with its first heartbeat, and leaves with a goodbye,
+    when a newer incarnation comes, or when its lease ends."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, LiveNode] = {}
@@ -101,13 +105,14 @@ class Registry:
 
     @property
     def model(self) -> ClusterModel | None:
-        """The model served now; None without nodes."""
+        """The model that is served now; None without nodes."""
         for live in self._nodes.values():
             return ClusterModel(live.info.model_fingerprint, live.info.layout)
         return None
 
     def context_length(self, model_limit: int) -> int:
-        """Returns the tokens of the longest sequence that every live node serves."""
+        """Returns the most tokens of a sequence that every live node serves. Nodes that name no
+        number serve `model_limit`."""
         limits = [live.info.context_length for live in self._nodes.values()]
         return min([model_limit, *filter(None, limits)])
 
@@ -115,6 +120,7 @@ class Registry:
         """Notes a heartbeat; returns the older incarnation that this one replaces, if any."""
         info = message.info
         known = self._nodes.get(info.node.name)
+        # Heartbeats of a process that was replaced may still be on their way.
         if known is not None and info.node.incarnation < known.node.incarnation:
             return None
         replaced = known.info if known is not None and known.node != info.node else None
@@ -140,7 +146,8 @@ class Registry:
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:
-        """Takes a goodbye; returns None if this incarnation of the node is not known."""
+        """Removes a node that said goodbye, and returns its info; None if this incarnation is not
+        known."""
         known = self._nodes.get(node.name)
         if known is None or known.node != node:
             return None
@@ -157,7 +164,7 @@ class Registry:
         return [live.info for live in gone]
 
     def get(self, node: Node) -> LiveNode | None:
-        """Returns None if this incarnation of the node is not known."""
+        """Returns the node; None if this incarnation of it is not known."""
         live = self._nodes.get(node.name)
         return live if live is not None and live.node == node else None
 
@@ -170,7 +177,7 @@ class Registry:
 
     @property
     def link_bytes_per_s(self) -> float:
-        """Mean of the rates that nodes have measured on their links; 0 when none has."""
+        """The mean of the bandwidths that nodes have measured; 0 if none has."""
         return self._presumed.link_bytes_per_s
 
     def _drop(self, name: str) -> None:
@@ -179,7 +186,8 @@ class Registry:
         self._presumed.forget()
 
     def _is_foreign(self, info: NodeInfo) -> bool:
-        """True (and one log line) for a node whose model or KV layout is not the cluster's."""
+        """Returns True, after one log line, for a node whose model or KV layout is not the
+        cluster's."""
         model = self.model
         if model is None or model == ClusterModel(info.model_fingerprint, info.layout):
             self._refused.pop(info.node.name, None)

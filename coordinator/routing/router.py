@@ -1,4 +1,4 @@
-"""`Router`: the decision where a request runs, as a value with its reason and runner-up. Pure.
+"""`Router`: decides where a request runs. Pure.
 
 A request has two tasks: its prompt is computed (by a prefill node, or by the decode node itself)
 and it is answered (by a decode node). The router lists the candidates of each with their costs, a
@@ -13,35 +13,37 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.routing import cost as costs
-from coordinator.routing.backlog import Backlog
 from coordinator.routing.cost import Cost
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.node_queue import NodeQueueEstimate
 from coordinator.routing.policies import TIE_S, Candidate, Policy
 from coordinator.routing.registry import LiveNode
+from coordinator.routing.route import Route, no_room
 from protocol.ids import Node
 from protocol.layout import KVLayout
 
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """What the requests that go first will take of the nodes, by node name."""
+    """What the requests that are to go first will take of the nodes, by node name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time to compute the prompts that will be sent to the node."""
+    """The time to compute the prompts that will be sent to a node."""
     pages: dict[str, int] = field(default_factory=dict)
-    """Pages that requests will take of a decode node."""
+    """The pages that requests will take of a decode node."""
     requests: dict[str, float] = field(default_factory=dict)
-    """Requests that wait for room at a decode node."""
+    """The number of requests that wait for room at a decode node."""
 
     def add(self, route: Route, admission_pages: int) -> None:
-        """A request whose admission takes so many pages goes along `route` first."""
+        """Plans a request that goes along `route` first and takes `admission_pages` of the decode
+        node."""
         computes = route.computes.name
         self.seconds[computes] = self.seconds.get(computes, 0.0) + route.busy_s
         self._add_pages(route, admission_pages)
 
     def wait(self, route: Route, admission_pages: int, num_requests: float) -> None:
-        """`num_requests` like this one wait for room at the decode node of `route`; until it is
-        there, the node that computes may compute for others."""
+        """Plans `num_requests` that wait for room at the decode node of `route`, each for
+        `admission_pages`. Until there is room, the node that computes may compute for others."""
         answers = route.decode.name
         self.requests[answers] = self.requests.get(answers, 0.0) + num_requests
         self._add_pages(route, admission_pages)
@@ -61,45 +63,16 @@ class Cluster:
     prefill: list[LiveNode]
     decode: list[LiveNode]
     find: Callable[[Node], LiveNode | None]
-    """Any live node, also one that gets no new requests: it can still be fetched from."""
+    """Returns any live node, also one that gets no new requests, since pages can still be fetched
+    from it."""
     link_bytes_per_s: float
-    """Rate between any two nodes; 0: not measured yet."""
-    backlogs: Mapping[str, Backlog]
-    """Backlogs by node name; a node without one has nothing to do."""
+    """The bandwidth between any two nodes; 0 if it was not measured yet."""
+    queues: Mapping[str, NodeQueueEstimate]
+    """The queues of nodes by node name; a node without one has nothing to do."""
     hit_share: float
-    """Share of the pages that prompts asked for lately which were found."""
+    """The share of pages that were found in a cache, of those that prompts asked for lately."""
     planned: PlannedWork
     now: float
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Where a request runs. `prefill` None: the decode node computes the prompt itself."""
-
-    prefill: Node | None
-    decode: Node
-    prefill_address: str
-    decode_address: str
-    fetch_from: Node | None
-    fetch_address: str
-    fetch_pages: int
-    """Leading pages that the computing node is to have after fetching; 0: nothing is fetched."""
-    cached_pages: int
-    """Leading pages that need no computing there."""
-    decode_pages: int
-    """Pages of prompt and answer that the decode node has."""
-    busy_s: float
-    """Estimated time that it occupies the computing node: its work, and the end of a fetch that
-    its queue does not cover."""
-    queue_s: float
-    """How long it has other prompts to compute."""
-    cost: Cost
-    reason: str
-    runner_up: str
-
-    @property
-    def computes(self) -> Node:
-        """The node that computes the prompt."""
-        return self.prefill or self.decode
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -111,20 +84,12 @@ class Candidates(msgspec.Struct, frozen=True):
     both: list[Candidate]
 
 
-class NoRoute(Exception):
-    """No decode node is alive or large enough; the message says so to a client."""
-
-
-def no_room(num_pages: int) -> NoRoute:
-    return NoRoute(f"no decode node with room for {num_pages} pages takes requests")
-
-
 class Router:
-    """Costs every candidate and lets `policy` choose."""
+    """Estimates the cost of every candidate and lets `policy` choose."""
 
     def __init__(self, policy: Policy, local_prefill_max_tokens: int) -> None:
-        """A decode node may compute up to `local_prefill_max_tokens` uncached tokens itself, if
-        that is cheaper."""
+        """A decode node may compute up to `local_prefill_max_tokens` tokens that it has not cached
+        itself, if that is cheaper than to ask a prefill node."""
         self._policy = policy
         self._local_prefill_max_tokens = local_prefill_max_tokens
 
@@ -133,10 +98,11 @@ class Router:
         return self.choose(demand, self.candidates(demand, owners, cluster))
 
     def candidates(self, demand: Demand, owners: PageOwners, cluster: Cluster) -> Candidates:
-        """Raises NoRoute when no decode node could answer."""
+        """Returns all candidates for both tasks. Raises NoRoute if no decode node could answer."""
         decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
         if not decodes:
             raise no_room(demand.num_pages)
+        # A decode node that has failed this request is better than none.
         decodes = [d for d in decodes if d.node.name not in demand.avoid] or decodes
         layout = decodes[0].info.layout
         num_prompt_pages = layout.num_pages(demand.num_tokens)
@@ -148,6 +114,7 @@ class Router:
         costing = _Costing(demand, owners, cluster, layout, may_fetch=self._policy.weighs_cost)
         computing = [costing.computing(live) for live in prefills]
         answering = [costing.answering(live) for live in decodes]
+        # Without prefill nodes decode nodes must do both, whatever they have cached.
         if not prefills:
             both = [costing.both(costing.computing(a.live), a) for a in answering]
         elif self._policy.weighs_cost:
@@ -161,8 +128,9 @@ class Router:
     ) -> Iterator[Candidate]:
         """Yields decode nodes that have all but a little of the prompt.
 
-        One that would have to fetch for that is worth it only if it would answer anyway.
+        One that would first have to fetch is worth it only if it would answer anyway.
         """
+        # A fetch to any other node would move pages to where the answer is not wanted.
         first_to_answer = min(answering, key=_score)
         enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
         for one in answering:
@@ -193,17 +161,19 @@ class Router:
         both = self._policy.choose(candidates.both, "decode") if candidates.both else None
         if not candidates.prefill:
             assert both is not None  # some decode node is there
-            return _route(demand, both, both, _others(candidates.both, both))
+            return Route.of(demand, both, both, _others(candidates.both, both))
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
         apart_s = prefill.score + decode.score
+        # On a tie one node does both: nothing has to be sent then.
         if both is not None and both.score <= apart_s + TIE_S:
             others = _others(candidates.both, both)
-            return _route(demand, both, both, [*others, (apart_s, prefill)])
+            return Route.of(demand, both, both, [*others, (apart_s, prefill)])
+        # A runner-up on another prefill node would have had the same decode node.
         others = [(s + decode.score, c) for s, c in _others(candidates.prefill, prefill)]
         if both is not None:
             others.append((both.score, both))
-        return _route(demand, prefill, decode, others)
+        return Route.of(demand, prefill, decode, others)
 
 
 class _Costing:
@@ -233,14 +203,14 @@ class _Costing:
         self._source_bytes_per_s = measured or self._link_bytes_per_s
 
     def computing(self, live: LiveNode) -> Candidate:
-        """Returns `live` as the node that computes the prompt: from what it has itself, or after it
-        has fetched the longest prefix that another node could send it, whichever costs less."""
+        """Returns `live` as the node that computes the prompt: from what it has itself, or after
+        fetching the longest prefix that another node could send, whichever costs less."""
         demand, cluster, node = self._demand, self._cluster, live.info.node
         owned = self._owned_pages(node)
-        backlog = cluster.backlogs.get(node.name)
+        queue = cluster.queues.get(node.name)
         queue_s = cluster.planned.seconds.get(node.name, 0.0)
-        if backlog is not None:
-            queue_s += backlog.seconds(cluster.now)
+        if queue is not None:
+            queue_s += queue.seconds(cluster.now)
         compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
         if owned < self._source_pages:
@@ -251,32 +221,32 @@ class _Costing:
             if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, compute_s):
                 cost = Cost(queue_s, fetch_s, rest_s, 0.0, 0.0, evict_s)
                 pages = self._source_pages
-                return _candidate(live, cost, owned, backlog, self._source, pages)
+                return _candidate(live, cost, owned, queue, self._source, pages)
         cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
-        return _candidate(live, cost, owned, backlog)
+        return _candidate(live, cost, owned, queue)
 
     def answering(self, live: LiveNode) -> Candidate:
         """Returns `live` as the node that answers; pages of the prompt come from elsewhere."""
         demand, node = self._demand, live.info.node
         owned = self._owned_pages(node)
-        backlog = self._cluster.backlogs.get(node.name)
-        num_requests = backlog.num_requests if backlog is not None else 0
+        queue = self._cluster.queues.get(node.name)
+        num_requests = queue.num_requests if queue is not None else 0
         num_new_pages = demand.admission_pages - owned
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
         planned = self._cluster.planned
         promised = planned.pages.get(node.name, 0)
-        if backlog is not None:
-            promised += backlog.promised_pages
+        if queue is not None:
+            promised += queue.promised_pages
         waiting = planned.requests.get(node.name, 0.0)
         wait_s = costs.wait_s(live, num_requests, num_new_pages + promised, waiting)
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
-        return _candidate(live, cost, owned, backlog)
+        return _candidate(live, cost, owned, queue)
 
     def both(self, computing: Candidate, answering: Candidate) -> Candidate:
-        """Returns the node as one that does both: nothing is sent, but the chunks of the prompt
-        slow down the answers beside it."""
+        """Returns the node as one that does both tasks: nothing is sent, but the chunks of the
+        prompt slow down the answers beside it."""
         live, cost = computing.live, computing.cost
         wait_s, compute_s, delay_s = answering.cost.wait_s, cost.compute_s, 0.0
         if live.load.num_running > 0:
@@ -295,18 +265,23 @@ class _Costing:
         return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
     def pages_that_leave(self, num_tokens: int) -> int:
-        """Returns the least number of cached pages that leave at most so many tokens to compute."""
+        """Returns how many pages must be cached at least, so that no more than `num_tokens` are
+        left to compute."""
         return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
 
     def _owned_pages(self, node: Node) -> int:
-        """Returns how many leading pages the node has or will have, and the prompt may hit."""
+        """Returns how many leading pages that the prompt may hit the node has, or will have."""
+        # Expected pages count as owned: they will be there before this prompt is, as prompts are
+        # computed in the order in which they were sent. To be fetched, pages must be there now.
         owned = self._owners.expected.get(node, 0)
         return owned if owned < self._num_reusable else self._num_reusable
 
     def _best_source(self) -> tuple[LiveNode | None, int]:
-        """Returns the node that owns most of the prompt now; among equals the one that does least.
+        """Returns the node that owns most of the prompt now, and how many pages; among equals the
+        one that does least.
 
-        A node that an earlier attempt failed at is left out: it may be dead, and its pages known.
+        A node at which an earlier attempt failed is left out: it may be dead while its pages are
+        still in the index.
         """
         best, best_pages, best_load = None, 0, 0
         for node, pages in self._owners.owned.items():
@@ -314,6 +289,7 @@ class _Costing:
             if live is None or pages < best_pages or node.name in self._demand.avoid:
                 continue
             load = live.load.num_running + live.load.num_waiting
+            # Fewer pages were passed over above: here there are more, or as many at another node.
             if pages > best_pages or load < best_load:
                 best, best_pages, best_load = live, pages, load
         return best, best_pages
@@ -327,79 +303,21 @@ def _candidate(
     live: LiveNode,
     cost: Cost,
     owned_pages: int,
-    backlog: Backlog | None,
+    queue: NodeQueueEstimate | None,
     fetch_from: LiveNode | None = None,
     fetch_pages: int = 0,
 ) -> Candidate:
     num_requests = live.load.num_running + live.load.num_waiting
     work_s = 0.0
-    if backlog is not None:
-        work_s = backlog.total_s
-        if backlog.num_requests > num_requests:
-            num_requests = backlog.num_requests
+    if queue is not None:
+        work_s = queue.total_s
+        if queue.num_requests > num_requests:
+            num_requests = queue.num_requests
     return Candidate(
         live, cost, cost.score, owned_pages, num_requests, work_s, fetch_from, fetch_pages
-    )
-
-
-def _route(
-    demand: Demand,
-    computing: Candidate,
-    answering: Candidate,
-    others: list[tuple[float, Candidate]],
-) -> Route:
-    """Makes the route; `computing` and `answering` are the same when a decode node does both."""
-    is_apart = computing is not answering
-    cost = computing.cost + answering.cost if is_apart else computing.cost
-    source = computing.fetch_from
-    return Route(
-        prefill=computing.live.node if is_apart else None,
-        decode=answering.live.node,
-        prefill_address=computing.live.info.control_address if is_apart else "",
-        decode_address=answering.live.info.control_address,
-        fetch_from=source.node if source else None,
-        fetch_address=source.info.control_address if source else "",
-        fetch_pages=computing.fetch_pages,
-        cached_pages=computing.cached_pages,
-        decode_pages=answering.owned_pages,
-        busy_s=max(0.0, cost.fetch_s - cost.queue_s) + computing.cost.compute_s,
-        queue_s=computing.cost.queue_s,
-        cost=cost,
-        reason=_reason(demand, computing, answering, cost),
-        runner_up=_runner_up(cost.score, others),
-    )
-
-
-def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Cost) -> str:
-    name, layout = computing.live.node.name, computing.live.info.layout
-    where = f"prefill on {name}" if computing is not answering else f"{name} prefills for itself"
-    fetched = ""
-    if computing.fetch_from is not None:
-        num_pages = computing.fetch_pages - computing.owned_pages
-        fetched = (
-            f", {num_pages} fetched from {computing.fetch_from.node.name} "
-            f"in {cost.fetch_s * 1e3:.0f} ms"
-        )
-    return (
-        f"{where}: {computing.owned_pages} of {layout.num_pages(demand.num_tokens)} pages cached "
-        f"there{fetched}, queue {cost.queue_s * 1e3:.0f} ms, compute {cost.compute_s * 1e3:.0f} "
-        f"ms; decode on {answering.live.node.name}: transfer {cost.transfer_s * 1e3:.0f} ms, "
-        f"wait {cost.wait_s * 1e3:.0f} ms"
     )
 
 
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:
     """Returns the candidates on other nodes with their scores."""
     return [(c.score, c) for c in candidates if c.live is not chosen.live]
-
-
-def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
-    """Tells the best alternative, and how much more it would have cost."""
-    if not others:
-        return "no other node"
-    least, best = min(others, key=lambda other: other[0])
-    more_s = least - score
-    return (
-        f"{best.live.node.name}: {best.cached_pages} pages cached, "
-        f"{abs(more_s) * 1e3:.0f} ms {'more' if more_s >= 0 else 'less'}"
-    )

@@ -75,6 +75,7 @@ def captures(attention: AttentionBackend) -> bool:
 
 
 def has_triton(device: torch.device) -> bool:
+    """Returns True if Triton kernels can run on `device`."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 

@@ -95,7 +95,8 @@ class DeterministicAttention:
 def _attend(
     query: Tensor, blocks: list[_Block], cache: KVCache, layer: int, form: AttentionForm
 ) -> Tensor:
-    """Takes `query` [TILES * kv_heads, rows, head_dim]; returns the same shape."""
+    """Computes attention over `blocks`, one after another. Takes `query` [TILES * kv_heads, rows,
+    head_dim]; returns the same shape."""
     keys, values = cache.heads(layer)
     shape = (-1, BLOCK, cache.layout.head_dim)
     summed = torch.zeros_like(query)

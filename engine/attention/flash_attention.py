@@ -102,6 +102,8 @@ def _module(name: str) -> Any | None:
 
 
 def flash4(module: Any) -> PromptKernel:
+    """Returns the kernel of flash-attn-4, whose `module` is given."""
+
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
@@ -125,6 +127,8 @@ def flash4(module: Any) -> PromptKernel:
 
 
 def flash3(module: Any) -> PromptKernel:
+    """Returns the kernel of flash-attn-3, whose `module` is given."""
+
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
@@ -146,6 +150,8 @@ def flash3(module: Any) -> PromptKernel:
 
 
 def flash2(module: Any) -> PromptKernel:
+    """Returns the kernel of flash-attn 2, whose `module` is given."""
+
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:
@@ -168,6 +174,8 @@ def flash2(module: Any) -> PromptKernel:
 
 
 def varlen(module: Any) -> PromptKernel:
+    """Returns torch's own kernel, whose `module` is given."""
+
     def prompts(
         query: Tensor, key: Tensor, value: Tensor, part: SliceGroup, form: AttentionForm
     ) -> Tensor:

@@ -15,9 +15,9 @@ from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
 
 
-class Plan(Protocol):
-    """What can be prepared for a part of a batch before its queries are known: index tensors and
-    masks."""
+class AttentionPlan(Protocol):
+    """What is prepared for a part of a batch before its queries are known, such as index tensors
+    and masks."""
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
         """Takes query [rows of the part, heads, head_dim]; returns the same shape."""
@@ -31,7 +31,7 @@ class TorchAttention:
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
-        self._plans: dict[int | None, list[tuple[SliceGroup, Plan]]] = {}
+        self._plans: dict[int | None, list[tuple[SliceGroup, AttentionPlan]]] = {}
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -50,8 +50,8 @@ class TorchAttention:
 
 def _plans(
     batch: Batch, cache: KVCache, window: int | None, dtype: torch.dtype
-) -> list[tuple[SliceGroup, Plan]]:
-    plans: list[tuple[SliceGroup, Plan]] = []
+) -> list[tuple[SliceGroup, AttentionPlan]]:
+    plans: list[tuple[SliceGroup, AttentionPlan]] = []
     if batch.prompts is not None:
         plans.append((batch.prompts, PromptsPlan(batch.prompts, cache, window, dtype)))
     if batch.singles is not None:

@@ -36,7 +36,7 @@ GROUP_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class _Tile:
-    """Rows of a slice, counted from its first one, and the gathered keys that they are given: those
+    """Rows of a slice, counted from its first one, and the keys that are gathered for them: those
     that its last row sees, and `num_padding` behind them."""
 
     rows: slice
@@ -73,8 +73,8 @@ class _Together:
 
 
 class PromptsPlan:
-    """Which slices go together, which keys they see, and the masks for them. `window` as in
-    `AttentionForm`; masks have `dtype`."""
+    """Decides which slices go together and which keys they see, and makes the masks for them.
+    `window` is as in `AttentionForm`; masks have `dtype`."""
 
     def __init__(
         self, part: SliceGroup, cache: KVCache, window: int | None, dtype: torch.dtype
@@ -132,7 +132,7 @@ class PromptsPlan:
         return output
 
     def _mask_of(self, tile: _Tile) -> Tensor:
-        """[rows, keys] of the tile."""
+        """Returns the mask of a tile, [rows, keys]."""
         columns = slice(self._widest - tile.num_seen, self._widest + tile.num_padding)
         return self._mask[tile.rows.start - tile.rows.stop :, columns]
 

@@ -22,25 +22,26 @@ from protocol.sampling import Sampling
 
 @dataclass(frozen=True)
 class StepArrays:
-    """One step on the host. Arrays are [rows] int64 unless they say otherwise."""
+    """The arrays of one step on the host. They are [rows] int64 unless they say otherwise."""
 
     input_ids: np.ndarray
-    """Token ids; UNKNOWN where the step before samples the token."""
+    """Token ids; UNKNOWN for those that the step before samples."""
     sources: np.ndarray
     """For a token that is not known on the host: its row in the samples of the step before.
     UNKNOWN for all others."""
     positions: np.ndarray
     write_slots: np.ndarray
     num_prompts: int
-    """How many of the first slices have several tokens; the others have one each."""
+    """How many slices have several tokens. They come first; the others have one token each."""
     row_starts: np.ndarray
-    """[slices + 1]: where the rows of each slice begin, and where those of the last one end."""
+    """[slices + 1]: where the rows of each slice begin, and at last where those of the last slice
+    end."""
     context_lengths: np.ndarray
-    """[slices]: tokens of each sequence up to the end of its slice."""
+    """[slices]: how many tokens each sequence has up to the end of its slice."""
     page_tables: np.ndarray
     """[slices, most pages] int32, padded with page 0."""
     sample_rows: np.ndarray
-    """The last row of each slice with `sampling`, in the order in which slices were given."""
+    """The last row of each slice with `sampling`, in the order in which the slices were given."""
     samplings: list[Sampling]
     sample_positions: list[int]
     """The position that each sampled token will have in its sequence."""
@@ -49,10 +50,11 @@ class StepArrays:
     def of(
         cls, slices: Sequence[Slice], page_size: int, previous: Sequence[Slice] = ()
     ) -> StepArrays:
-        """Lays out one step. `slices` is not empty, nor is any slice. `previous` are the slices of
-        the step that `Slice.follows` refers to."""
+        """Lays out one step of at least one slice, none of which is empty. `previous` are the
+        slices of the step that `Slice.follows` refers to."""
         lengths = np.array([len(s.token_ids) for s in slices])
         assert len(slices) > 0 and lengths.all(), "a step computes at least one token per slice"
+        # Stable, so that slices of each kind stay in the order in which they were given.
         order = np.argsort(lengths == 1, kind="stable")  # slices in the order of their rows
         ordered = [slices[i] for i in order]
         lengths = lengths[order]
@@ -65,10 +67,12 @@ class StepArrays:
             [s.pages[:count] for s, count in zip(ordered, num_pages, strict=True)]
         )
         owner = np.repeat(np.arange(len(ordered)), lengths)
+        # The row within its slice, plus where the slice starts in its sequence.
         positions = np.arange(ends[-1]) - (ends - lengths)[owner] + starts[owner]
         write_pages = tables[owner, positions // page_size].astype(np.int64)
         sources = np.full(ends[-1], UNKNOWN)
         if any(s.follows is not None for s in slices):
+            # Samples have no row for slices that sample nothing: position of the slice → row.
             ordinals = np.cumsum([s.sampling is not None for s in previous]) - 1
             sources[ends - 1] = [
                 UNKNOWN if s.follows is None else ordinals[s.follows] for s in ordered
@@ -91,6 +95,7 @@ class StepArrays:
 
     @property
     def num_slices(self) -> int:
+        """The number of slices of the step."""
         return len(self.context_lengths)
 
 
@@ -98,7 +103,8 @@ class StepArrays:
 class SliceGroup:
     """All prompts of a batch, or all its single tokens: rows [begin, end), slice after slice.
 
-    Fields named `_host` are numpy copies of the tensors, for plans made without asking the device.
+    Fields named `_host` are numpy copies of the tensors, so that a plan can be made without asking
+    the device.
     """
 
     begin: int
@@ -108,7 +114,7 @@ class SliceGroup:
     page_tables: Tensor
     """[slices, most pages] int32; padded with page 0."""
     context_lengths: Tensor
-    """[slices] int32: tokens of each sequence up to the end of its slice."""
+    """[slices] int32: how many tokens each sequence has up to the end of its slice."""
     row_starts_host: np.ndarray
     context_lengths_host: np.ndarray
     longest_slice: int
@@ -116,37 +122,40 @@ class SliceGroup:
 
     @property
     def num_slices(self) -> int:
+        """The number of slices of the group."""
         return len(self.context_lengths_host)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step over [tokens] rows."""
+    """The tensors of one step on the device. Its rows are tokens."""
 
     input_ids: Tensor
-    """[tokens] int64, as positions and write_slots; every token is known to the device."""
+    """[tokens] int64, as are positions and write_slots. No token is UNKNOWN any more."""
     positions: Tensor
     write_slots: Tensor
     """The slot of the pool that each row's K and V are written to."""
     prompts: SliceGroup | None
     singles: SliceGroup | None
     sample_rows: Tensor
-    """Rows whose logits are wanted, one per slice with `sampling`, in the order of the slices."""
+    """The rows whose logits are wanted: one per slice with `sampling`, in the order of the
+    slices."""
     samplings: list[Sampling]
     sample_positions: list[int]
     """The position that each sampled token will have in its sequence."""
 
     @classmethod
     def build(cls, slices: Sequence[Slice], page_size: int, device: torch.device) -> Batch:
-        """Makes the batch of a step whose tokens are all known; `slices` as for `StepArrays.of`."""
+        """Returns the batch of a step whose tokens are all known. `slices` are as for
+        `StepArrays.of`."""
         return cls.of(StepArrays.of(slices, page_size), device)
 
     @classmethod
     def of(
         cls, arrays: StepArrays, device: torch.device, previous_tokens: Tensor | None = None
     ) -> Batch:
-        """Uploads a step. `previous_tokens`: what the step before sampled, on the device; None if
-        all tokens are known."""
+        """Returns the batch of a step, whose arrays it uploads. `previous_tokens` on the device are
+        what the step before sampled; None if all tokens are known."""
         ids, sources, positions, write_slots, sample_rows = upload_all(
             [
                 arrays.input_ids,
@@ -173,7 +182,8 @@ class Batch:
 
 
 def known_ids(input_ids: Tensor, sources: Tensor, previous_tokens: Tensor) -> Tensor:
-    """Returns `input_ids` [rows] with the tokens of the step before where `sources` names them."""
+    """Returns `input_ids` [rows] with tokens of the step before in the rows that `sources`
+    gives."""
     return torch.where(sources >= 0, previous_tokens[sources.clamp(min=0)], input_ids)
 
 

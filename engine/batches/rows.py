@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """`values` on the device. From pinned memory: a copy of pageable memory would wait until the
-    device has done all that it was given before."""
+    """Returns `values` on the device. They are copied from pinned memory: a copy of pageable memory
+    would wait until the device has done all that it was given before."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -19,19 +19,20 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 def upload_all(arrays: Sequence[np.ndarray], dtype: type, device: torch.device) -> list[Tensor]:
-    """The arrays as tensors of their shapes, in one copy."""
+    """Returns the arrays as tensors of their shapes on the device, after one copy for all."""
     tensor = upload(np.concatenate([array.ravel() for array in arrays], dtype=dtype), device)
     parts = tensor.split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def column(values: Sequence[float], dtype: type, device: torch.device) -> Tensor:
-    """[n, 1] of a numpy type."""
+    """Returns [n, 1] values of a numpy type on the device."""
     return upload(np.array(values, dtype=dtype)[:, None], device)
 
 
 def on_rows(values: Tensor, rows: Sequence[int], change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`values` [n, …] with `change` made to these rows, ascending; `values` itself stays."""
+    """Returns `values` [n, …] with `change` made to these rows, which must ascend. `values` itself
+    stays as it is."""
     if len(rows) == len(values):
         return change(values)
     index = upload(np.array(rows, dtype=np.int64), values.device)

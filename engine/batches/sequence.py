@@ -20,8 +20,8 @@ NO_SEQUENCE = -1
 class Slice:
     """The part of one sequence that a step computes.
 
-    `pages` is the sequence's page table; it covers `start + len(token_ids)` tokens. `sampling`
-    None: no token is wanted, as after an inner chunk of a prompt.
+    `pages` is the sequence's page table, which covers `start + len(token_ids)` tokens. Without
+    `sampling` no token is wanted, as after an inner chunk of a prompt.
     """
 
     token_ids: typing.Sequence[int]
@@ -29,17 +29,17 @@ class Slice:
     pages: typing.Sequence[int] | np.ndarray
     sampling: Sampling | None
     follows: int | None = None
-    """If given, `token_ids` is [UNKNOWN]: it is the first token that the step before this one
-    samples for its slice of this position."""
+    """If it is given, `token_ids` is [UNKNOWN]: the token is the first one that the step before
+    this one samples for its slice at this position."""
     sequence_id: int = NO_SEQUENCE
-    """Says whose state in the runner this slice feeds, if `sampling.has_state`."""
+    """The sequence whose state in the runner this slice feeds, if `sampling.has_state`."""
     replay: typing.Sequence[int] = ()
-    """The tokens right before `start` that the state was not fed yet: all of them in the first
-    slice that samples."""
+    """The tokens right before `start` that the state was not fed yet. In the first slice that
+    samples these are all of them."""
 
     @property
     def end(self) -> int:
-        """Tokens of the sequence up to the end of the slice."""
+        """How many tokens the sequence has up to the end of the slice."""
         return self.start + len(self.token_ids)
 
 
@@ -49,12 +49,15 @@ class Sampled:
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """One for each token, if the slice's sampling asks for them."""
+    """The logprobs of each token, if the slice's sampling asks for them."""
 
 
 class Sequence:
-    """Tokens known so far, of which the first `num_computed` have their KV in the held pages,
-    and those behind them are computed by steps that are under way."""
+    """The tokens of an admitted job that are known so far.
+
+    The first `num_computed` of them have their KV in the held pages; steps under way compute those
+    up to `num_planned`.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,8 @@ class Sequence:
         num_computed: int,
         sequence_id: int,
     ) -> None:
-        """`sequence_id` names its state in the runner; no other sequence of the node has it."""
+        """`sequence_id` names the state of the sequence in the runner. No other sequence of the
+        node may have it."""
         self.tokens = tokens
         self.held = held
         self.sampling = sampling
@@ -81,55 +85,60 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
+        """How many known tokens have no KV in the pages yet."""
         return len(self.tokens) - self.num_computed
 
     @property
     def num_planned(self) -> int:
-        """Tokens that are computed, or will be by steps under way; one more than there are `tokens`
-        if the newest one is not known yet and its KV is being computed already."""
+        """How many tokens are computed, or will be by steps under way. That is one more than there
+        are `tokens` if the KV of a token that is not known yet is being computed already."""
         return self.num_computed + self._num_under_way
 
     @property
     def is_filling(self) -> bool:
-        """Some of what it began with is not computed yet."""
+        """True while some of the tokens that it began with are not computed."""
         return self.num_computed < self.num_given
 
     @property
     def has_chunk(self) -> bool:
-        """Its next slice is a chunk of what it began with."""
+        """True if its next slice is a chunk of the tokens that it began with."""
         return self.num_planned < self.num_given
 
     @property
     def is_sampling(self) -> bool:
-        """A step under way samples its next token."""
+        """True if a step under way samples its next token."""
         return self.num_planned >= len(self.tokens)
 
     @property
     def num_unplanned(self) -> int:
-        """Known tokens that no step computes yet: as many as the next slice should have, to sample
-        the next token; 0 if that slice follows a token that a step under way samples."""
+        """How many known tokens no step computes yet: the next slice needs so many to sample a
+        token. It is 0 if that slice follows a token which a step under way samples."""
         return max(0, len(self.tokens) - self.num_planned)
 
     def samples_next(self, part: Slice) -> bool:
-        """Returns whether what the step of `part`, now over, sampled comes behind the known tokens.
+        """Returns whether what the step of `part`, now over, has sampled comes right behind the
+        known tokens.
 
-        It does not if the step was started ahead, and the one before it turned out to sample
-        several tokens: then the slice computed the first of them, and the others are known, too.
+        It does not if the step was started ahead and the one before it turned out to sample several
+        tokens: then the slice computed the first of these, and the others are known too.
         """
         return part.sampling is not None and part.end == len(self.tokens)
 
     def next_slice(self, max_tokens: int, position: int) -> Slice:
-        """Makes a slice of up to `max_tokens` tokens, and of one at least, which asks for a sampled
-        token if it reaches the end of the known ones. Behind the last of these comes the first
-        token that the step before samples.
+        """Returns a new slice of 1 to `max_tokens` tokens, which is under way from now on. If it
+        reaches the end of the known tokens, it asks for a sampled one; if all of them are planned,
+        it computes the token that the step before samples.
 
-        `position` is that of the slice in its step, which is under way from now on.
+        `position` is that of the slice in its step.
         """
         start = self.num_planned
+        # At least one token, which is beyond the known ones if all of these are planned.
         stop = max(min(start + max_tokens, len(self.tokens)), start + 1)
         sampling = self.sampling if stop >= len(self.tokens) else None
         follows = self._position if start == len(self.tokens) else None
         feeds_state = sampling is not None and sampling.has_state
+        # Only slices that sample feed the state, so this one also brings what chunks before it have
+        # computed.
         replay = self.tokens[self._num_fed : start] if feeds_state else ()
         if feeds_state:
             self._num_fed = stop
@@ -146,12 +155,13 @@ class Sequence:
         )
 
     def computed(self, part: Slice) -> None:
-        """The step of this slice, the oldest one under way, is over."""
+        """Notes that the step of this slice, the oldest one under way, is over."""
         self._num_under_way -= len(part.token_ids)
         self.num_computed += len(part.token_ids)
 
     def _page_table(self) -> np.ndarray:
-        """Copies what is new of pages that have grown; slices made before keep their table."""
+        """Returns the page table, after it has copied what is new of pages that have grown. Slices
+        made before keep the table they have."""
         pages = self.held.pages
         if len(self._pages) < len(pages):
             grown = np.array(pages[len(self._pages) :], dtype=np.int32)

@@ -13,10 +13,11 @@ pool once the device has done what it was given so far."""
 
 
 class Step(Protocol):
-    """One step that was given to a device, which may not have finished it."""
+    """A step that was given to a device, which may not have finished it."""
 
     @property
-    def slices(self) -> Sequence[Slice]: ...
+    def slices(self) -> Sequence[Slice]:
+        """The slices that the step computes."""
 
     @property
     def has_compiled(self) -> bool:

@@ -21,13 +21,13 @@ Indices = TypeVar("Indices", "np.ndarray", Tensor)
 
 
 def slots_of(pages: Indices, offsets: Indices, page_size: int) -> Indices:
-    """Slots of the tokens at `offsets` within `pages`; the arguments broadcast."""
+    """Returns the slots of the tokens at `offsets` within `pages`. The arguments broadcast."""
     return pages * (2 * page_size) + offsets
 
 
 class KVCache:
-    """`pool` is [layers, pages, 2, page_size, kv_heads, head_dim]: K and V of one page in one
-    layer lie side by side, so that a page can be copied as one run of bytes."""
+    """The KV pool of one rank. `pool` is [layers, pages, 2, page_size, kv_heads, head_dim]: K and V
+    of one page in one layer lie side by side, so that a page can be copied as one run of bytes."""
 
     def __init__(self, layout: KVLayout, num_pages: int, device: torch.device) -> None:
         self.layout = layout
@@ -50,17 +50,19 @@ class KVCache:
         rows[self.layout.page_size :].index_copy_(0, slots, value)
 
     def heads(self, layer: int) -> tuple[Tensor, Tensor]:
-        """K and V as views of the pool, both [rows, head_dim]; `head_rows` says which to take."""
+        """Returns K and V of a layer as views of the pool, both [rows, head_dim]. `head_rows` says
+        which rows to take."""
         heads = self.pool[layer].flatten(0, 3)
         return heads, heads[self.layout.page_size * self.layout.num_kv_heads :]
 
     def head_rows(self, slots: Tensor) -> Tensor:
-        """[n, tokens] → [n * kv_heads * tokens] rows of `heads`: token after token of one head,
-        head after head, so that what is gathered is a batch of matrices."""
+        """Returns the rows of `heads` for `slots` [n, tokens], flat: [n * kv_heads * tokens], token
+        after token of one head, head after head. So what is gathered is a batch of matrices."""
         num_heads = self.layout.num_kv_heads
         heads = torch.arange(num_heads, device=slots.device)[:, None]
         return (slots[:, None] * num_heads + heads).flatten()
 
 
 def num_pages_that_fit(layout: KVLayout, budget_bytes: int) -> int:
+    """Returns how many pages of `layout` fit into `budget_bytes`."""
     return budget_bytes // layout.page_bytes

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class PagePool:
-    """Page indices 0 … num_pages - 1, each either free or given out exactly once."""
+    """Gives out the page indices 0 … num_pages - 1. Each is free or given out exactly once."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -16,10 +16,12 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
+        """The number of free pages."""
         return len(self._free)
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` pages, or None (and no change) when fewer are free."""
+        """Returns `count` pages, which are no longer free; None, and no change, if fewer are
+        free."""
         if count > len(self._free):
             return None
         if count == 0:
@@ -31,6 +33,7 @@ class PagePool:
         return pages
 
     def free(self, pages: Iterable[int]) -> None:
+        """Takes back pages that were given out."""
         for page in pages:
             assert not self._is_free[page], f"page {page} freed twice"
             self._is_free[page] = 1

@@ -22,14 +22,15 @@ from protocol.namespace import SHARED, Namespace
 
 @dataclass(eq=False)
 class HeldPages:
-    """The pages one request holds, in the order of its tokens. Made by a `PrefixCache`."""
+    """The pages that one request holds, in the order of its tokens. Only a `PrefixCache` makes and
+    changes them."""
 
     pages: list[int]
     num_cached_pages: int
-    """Leading pages that were cached when they were acquired: their KV needs no computing."""
+    """How many leading pages were cached when they were acquired: their KV needs no computing."""
     node: RadixNode = field(repr=False)
     private: set[int] = field(repr=False)
-    """Pages of this lease that are not in the tree; freed on release."""
+    """Those of the pages that are not in the tree. They become free when they are released."""
     namespace: Namespace = SHARED
     num_committed_pages: int = 0
     released: bool = False
@@ -37,14 +38,15 @@ class HeldPages:
 
 @dataclass(frozen=True)
 class CacheChange:
-    """Pages that became findable or ceased to be. `removed` goes first, children before parents."""
+    """Pages that became findable, or ceased to be. Who applies it takes away `removed` first, in
+    which children come before parents, and then adds `stored`."""
 
     removed: list[PageHash]
     stored: list[PageHash]
 
 
 class PrefixCache:
-    """Lookup and accounting of the KV pages of one node."""
+    """Finds pages by their hashes, gives pages to requests, and evicts."""
 
     def __init__(self, num_pages: int) -> None:
         self._pool = PagePool(num_pages)
@@ -57,30 +59,35 @@ class PrefixCache:
 
     @property
     def num_pages(self) -> int:
+        """The number of pages of the pool."""
         return self._pool.num_pages
 
     @property
     def num_free_pages(self) -> int:
+        """The number of free pages."""
         return self._pool.num_free
 
     @property
     def num_cached_pages(self) -> int:
+        """The number of pages that can be found and that nobody holds, so they could be evicted."""
         return self._tree.num_pages - self._tree.num_locked_pages
 
     @property
     def num_held_pages(self) -> int:
+        """The number of pages that at least one request holds."""
         return self._num_private_pages + self._tree.num_locked_pages
 
     def find(self, hashes: Sequence[PageHash]) -> list[int]:
-        """Pages of the longest cached prefix; changes nothing, not even the order of eviction.
+        """Returns the pages of the longest cached prefix. Changes nothing, not even the order of
+        eviction.
 
-        Nobody holds them: any `acquire` may evict them.
+        Nobody holds these pages, so any `acquire` may evict them.
         """
         return self._tree.find(hashes)
 
     def hold(self, hashes: Sequence[PageHash]) -> HeldPages:
-        """Holds the longest cached prefix. That counts as no use of its pages: once they are
-        released they are evicted as early as without it."""
+        """Holds the pages of the longest cached prefix and returns them. That does not count as a
+        use: once released, they are evicted as early as without it."""
         pages, node = self._tree.match(hashes, now=None)
         self._tree.lock(node)
         return HeldPages(pages, len(pages), node, private=set(), num_committed_pages=len(pages))
@@ -97,11 +104,12 @@ class PrefixCache:
         namespace: Namespace = SHARED,
         num_spare_pages: int = 0,
     ) -> HeldPages | None:
-        """Holds `num_pages` pages, the first of them the longest cached prefix of `hashes`.
+        """Holds `num_pages` pages and returns them. The first of them are the longest cached prefix
+        of `hashes`, which must be chained from `namespace`.
 
-        `namespace` is the one that the hashes are chained from. Evicts as much
-        as it needs. None: there is no room until others are released, or not so much that
-        `num_spare_pages` more could be given.
+        Evicts as much as it needs. Returns None, and holds and evicts nothing, if there is no room
+        until others release pages, or if fewer than `num_spare_pages` further pages could be given
+        then.
         """
         assert num_pages >= len(hashes)
         pages, node = self._tree.match(hashes, now)
@@ -113,8 +121,8 @@ class PrefixCache:
         return HeldPages(pages + new_pages, len(pages), node, set(new_pages), namespace, len(pages))
 
     def extend(self, held: HeldPages, num_pages: int) -> bool:
-        """Makes them so many pages, evicting as much as that needs. False, and no change:
-        there is no room until others are released."""
+        """Adds pages until `held` has `num_pages`, evicting as much as that needs. Returns False,
+        and evicts nothing, if there is no room until others release pages."""
         assert not held.released and num_pages > len(held.pages)
         new_pages = self._allocate(num_pages - len(held.pages))
         if new_pages is None:
@@ -124,10 +132,11 @@ class PrefixCache:
         return True
 
     def commit(self, held: HeldPages, hashes: Sequence[PageHash], now: float) -> None:
-        """The first len(hashes) of the held pages contain what `hashes` say: make them findable.
+        """Makes the first len(hashes) of the held pages findable: they contain now what `hashes`
+        say.
 
-        Where another request committed the same content first, its page stays and ours remains
-        private to us. Repeating what was committed before changes nothing.
+        If another request committed the same content first, its page stays in the tree, and ours
+        remains private. Repeating what was committed before changes nothing.
         """
         assert not held.released and len(hashes) <= len(held.pages)
         if len(hashes) <= held.num_committed_pages:
@@ -154,16 +163,17 @@ class PrefixCache:
         self._tree.unlock(held.node)
 
     def flush(self, cache_salt: str | None = None) -> int:
-        """Forgets every cached page that no request holds; returns how many.
+        """Forgets every cached page that no request holds, and returns how many these were.
 
-        With a `cache_salt` only the pages of that tenant; "" is the tenant without a salt.
+        With a `cache_salt` only the pages of that tenant are meant; "" is the tenant without a
+        salt.
         """
         wanted = [h for h, salt in self._salts.items() if cache_salt in (None, salt)]
         return self._removed(*self._tree.remove(wanted))
 
     def take_changes(self) -> list[CacheChange]:
-        """What was stored and removed since the last call, in order. Applied in this order the
-        owned set is prefix-closed at every moment."""
+        """Returns what was stored and removed since the last call, in order. If the changes are
+        applied in this order, the owned set is prefix-closed at every moment."""
         changes, self._changes = self._changes, []
         return changes
 
@@ -179,7 +189,7 @@ class PrefixCache:
         return pages
 
     def _removed(self, hashes: list[PageHash], pages: list[int]) -> int:
-        """Accounts for pages that the tree gave up; returns how many."""
+        """Takes back pages that the tree has given up, and returns how many."""
         self._pool.free(pages)
         for page_hash in hashes:
             self._salts.pop(page_hash, None)

@@ -21,8 +21,8 @@ from protocol.hashing import PageHash
 
 
 class RadixNode:
-    """A run of pages below `parent`. `locks` counts the requests whose path goes through it;
-    `is_queued` says that it has its one entry in the tree's queue of eviction."""
+    """A run of pages that follow those of `parent`. `locks` counts the requests whose path goes
+    through it; `is_queued` says that it has its one entry in the tree's queue of eviction."""
 
     __slots__ = ("children", "hashes", "is_queued", "last_used", "locks", "pages", "parent")
 
@@ -44,16 +44,18 @@ class RadixNode:
 
     @property
     def is_evictable(self) -> bool:
+        """True if nobody holds the run and no longer prefix hangs on it."""
         return self.locks == 0 and not self.children
 
 
 class RadixTree:
-    """Lookup, insertion, locks and leaf-first LRU eviction. Owns no free list. Time only grows.
+    """Finds, inserts, locks and evicts pages, least recently used leaves first. It does not know
+    which pages are free. Times given to it must not fall.
 
-    The queue of eviction is a heap that is repaired when it is read: every evictable leaf has
-    one entry, which says a time no later than its last use. An entry that says too early a time
-    is put back with the right one; one whose node is locked or has children is dropped, and made
-    anew when the node becomes evictable. So a use costs nothing, and an eviction O(log leaves).
+    The queue of eviction is a heap that is repaired when it is read: every evictable leaf has one
+    entry, which says a time no later than its last use. An entry that says too early a time is put
+    back with the right one; one whose node is locked or has children is dropped, and made anew when
+    the node becomes evictable. So a use costs nothing, and an eviction O(log leaves).
     """
 
     def __init__(self) -> None:
@@ -64,9 +66,9 @@ class RadixTree:
         self._serial = itertools.count()  # breaks ties, so that nodes are never compared
 
     def match(self, hashes: Sequence[PageHash], now: float | None) -> tuple[list[int], RadixNode]:
-        """Pages of the longest cached prefix, and the node where it ends.
+        """Returns the pages of the longest cached prefix, and the node where it ends.
 
-        Marks the path as used at `now`, if there is one; splits a node when the match ends inside
+        Marks the path as used at `now`, if that is given. Splits a node if the match ends inside
         its run.
         """
         node, pages = self.root, list[int]()
@@ -84,7 +86,8 @@ class RadixTree:
         return pages, node
 
     def find(self, hashes: Sequence[PageHash]) -> list[int]:
-        """The pages that `match` would return; changes nothing, the last use included."""
+        """Returns the pages that `match` would return. Changes nothing, not even the time of the
+        last use."""
         node, pages = self.root, list[int]()
         while len(pages) < len(hashes):
             child = node.children.get(hashes[len(pages)])
@@ -104,9 +107,10 @@ class RadixTree:
     def insert(
         self, hashes: Sequence[PageHash], pages: Sequence[int], now: float
     ) -> tuple[int, RadixNode]:
-        """Makes `hashes` cached; returns how many were so before, and the node at their end.
+        """Makes `hashes` cached. Returns how many leading ones were cached before, and the node at
+        their end.
 
-        Of `pages` (one per hash) only those behind the returned length are taken over.
+        The tree takes over those of `pages` (one per hash) that come behind the cached ones.
         """
         assert len(hashes) == len(pages)
         present, node = self.match(hashes, now)
@@ -120,7 +124,8 @@ class RadixTree:
         return length, node
 
     def lock(self, node: RadixNode) -> None:
-        """Keeps the path from the root to `node` from eviction, until a matching `unlock`."""
+        """Keeps the path from the root to `node` from eviction, until `unlock` was called as
+        often."""
         while node.parent is not None:
             if node.locks == 0:
                 self.num_locked_pages += len(node.pages)
@@ -128,6 +133,7 @@ class RadixTree:
             node = node.parent
 
     def unlock(self, node: RadixNode) -> None:
+        """Takes one `lock` of the path from the root to `node` back."""
         while node.parent is not None:
             assert node.locks > 0, "unlock without lock"
             node.locks -= 1
@@ -138,7 +144,8 @@ class RadixTree:
             node = node.parent
 
     def evict(self, count: int) -> tuple[list[PageHash], list[int]]:
-        """Removes up to `count` pages, least recently used leaves first, each from its tail.
+        """Removes up to `count` pages: of the least recently used leaf first, and from the end of
+        its run.
 
         Returns their hashes (children always before parents) and page indices.
         """
@@ -159,8 +166,8 @@ class RadixTree:
     def remove(self, first_hashes: Iterable[PageHash]) -> tuple[list[PageHash], list[int]]:
         """Removes every unlocked page of the chains that begin with one of `first_hashes`.
 
-        Returns their hashes (children always before parents) and page indices. Looks at the
-        whole queue of eviction: this is for operators, not for every step.
+        Returns their hashes (children always before parents) and page indices. Looks at the whole
+        queue of eviction, so it is for operators and not for every step.
         """
         hashes: list[PageHash] = []
         pages: list[int] = []
@@ -193,7 +200,8 @@ class RadixTree:
         heapq.heappush(self._queue, (node.last_used, next(self._serial), node))
 
     def _pop_oldest(self) -> RadixNode | None:
-        """Takes the least recently used evictable leaf from the queue. None: there is none."""
+        """Takes the least recently used evictable leaf from the queue and returns it; None if there
+        is none."""
         while self._queue:
             queued_for, _, node = heapq.heappop(self._queue)
             node.is_queued = False
@@ -205,7 +213,8 @@ class RadixTree:
         return None
 
     def _split(self, node: RadixNode, length: int) -> RadixNode:
-        """Cuts the run of `node` after `length` pages; returns the new upper half."""
+        """Cuts the run of `node` after `length` pages. Returns the new node with the first part of
+        the run."""
         parent = node.parent
         assert parent is not None and 0 < length < len(node.hashes)
         upper = RadixNode(
@@ -219,7 +228,7 @@ class RadixTree:
 
 
 def _below(top: RadixNode) -> Iterator[RadixNode]:
-    """`top` and every node below it, parents before children."""
+    """Yields `top` and every node below it, parents before children."""
     stack = [top]
     while stack:
         node = stack.pop()
@@ -228,8 +237,8 @@ def _below(top: RadixNode) -> Iterator[RadixNode]:
 
 
 def _common_length(run: Sequence[PageHash], hashes: Sequence[PageHash], offset: int) -> int:
-    """How many hashes of `run` equal those of `hashes` from `offset` on; bisects, as the hashes
-    are chained: equal at i means equal before i."""
+    """Returns how many hashes of `run` equal those of `hashes` from `offset` on. It bisects, as
+    hashes are chained: those that are equal at one place are equal before it."""
     limit = min(len(run), len(hashes) - offset)
     if run[limit - 1] == hashes[offset + limit - 1]:
         return limit

@@ -22,6 +22,8 @@ long as reading the weight does, whatever their number."""
 
 
 class FewSizesKernels(TorchKernels):
+    """Computes as `TorchKernels` does, but products in blocks of a few numbers of rows."""
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         num_rows = len(x)
         bounds = blocks(num_rows, SIZES)

@@ -71,6 +71,7 @@ class ModelConfig:
 
     @property
     def num_layers(self) -> int:
+        """The number of layers."""
         return len(self.layers)
 
     @classmethod

@@ -43,6 +43,7 @@ class Norm(nn.Module):
         self.eps, self.kernels = config.rms_norm_eps, build.kernels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Takes [tokens, hidden], or heads; returns the same shape."""
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +80,8 @@ class Attention(nn.Module):
         cache: KVCache,
         attention: AttentionBackend,
     ) -> Tensor:
+        """Takes hidden [tokens, hidden] and writes the K and V of these tokens into `cache`.
+        Returns the same shape, summed over all ranks."""
         norms = None
         if self.q_norm is not None and self.k_norm is not None:
             norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)

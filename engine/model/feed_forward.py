@@ -24,6 +24,7 @@ class FeedForward(nn.Module):
         self.activation, self.kernels = config.activation, build.kernels
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Takes [tokens, hidden]; returns the same shape, summed over all ranks."""
         gate_up = self.gate_up(hidden)
         return self.down(self.kernels.activate_and_mul(gate_up, self.activation))
 
@@ -49,6 +50,7 @@ class Experts(nn.Module):
         self.parallel = build.parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Takes [tokens, hidden]; returns the same shape, summed over all ranks."""
         num_per_token = self.config.num_per_token
         scores = self.router(hidden).softmax(dim=-1, dtype=torch.float32)
         weights, experts = scores.topk(num_per_token, dim=-1)  # [tokens, num_per_token]

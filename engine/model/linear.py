@@ -65,6 +65,7 @@ def vocabulary_share(vocab_size: int, parallel: TensorParallel) -> range:
 
 
 def vocabulary_rows(vocab_size: int, parallel: TensorParallel) -> int:
+    """Returns how many rows of the vocabulary each rank has, padding included."""
     return -(-vocab_size // parallel.size)
 
 
@@ -94,6 +95,7 @@ class Linear(nn.Module):
         self._tensors = tuple(self.get_parameter(tensor.name) for tensor in self.form.tensors)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Takes [tokens, num_in]; returns [tokens, num_out], the outputs that this rank has."""
         return self.form.apply(x, self._tensors, self.bias, self.kernels)
 
 
@@ -102,6 +104,8 @@ class RowParallelLinear(Linear):
     so rank 0 alone adds the bias."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Takes [tokens, num_in], the inputs that this rank has; returns [tokens, num_out], summed
+        over all ranks."""
         bias = self.bias if self.parallel.rank == 0 else None
         return self.parallel.all_reduce(self.form.apply(x, self._tensors, bias, self.kernels))
 

@@ -27,6 +27,7 @@ class Axis:
     four bits, the size of a group where one scale serves a group."""
 
     def length(self, total: int) -> int:
+        """Returns how many elements hold `total` outputs or inputs."""
         return -(-total // self.unit)
 
     def part(self, items: range, total: int) -> slice:
@@ -55,6 +56,8 @@ class TensorForm:
     """None: the dtype that the model is computed in."""
 
     def shape(self, num_out: int, num_in: int) -> tuple[int, ...]:
+        """Returns the shape of this tensor for a weight of `num_out` outputs and `num_in`
+        inputs."""
         lengths = {}
         for axis, total in ((self.outputs, num_out), (self.inputs, num_in)):
             if axis is not None:
@@ -62,9 +65,11 @@ class TensorForm:
         return tuple(lengths[dimension] for dimension in sorted(lengths)) or (1,)
 
     def part_of_outputs(self, outputs: range, num_out: int) -> tuple[slice, ...]:
+        """Returns where `outputs` lie, out of `num_out`, as an index of the tensor."""
         return _part(self.outputs, outputs, num_out)
 
     def part_of_inputs(self, inputs: range, num_in: int) -> tuple[slice, ...]:
+        """Returns where `inputs` lie, out of `num_in`, as an index of the tensor."""
         return _part(self.inputs, inputs, num_in)
 
 
@@ -93,6 +98,7 @@ class PlainForm:
     def apply(
         self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
     ) -> Tensor:
+        """Returns the product of `x` and the weight, which is the only tensor, plus the bias."""
         return kernels.linear(x, tensors[0], bias)
 
 

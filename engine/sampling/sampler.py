@@ -41,6 +41,7 @@ class Choices:
 
     @classmethod
     def of(cls, tokens: Tensor, logprobs: LogprobTable | None) -> Choices:
+        """Packs chosen tokens [n] and their logprobs, if any, for one transfer to the host."""
         if logprobs is None:
             return cls(tokens, None, tokens)
         packed = torch.cat([tokens.double(), logprobs.values.flatten()])
@@ -107,6 +108,7 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int
         return _noisy_where_kept(relative, counters).argmax(dim=-1)
     tokens = torch.arange(vocab_size, device=device)
     noise = gumbel(counters[0, :, None], counters[1, :, None], tokens)
+    # The argmax of logits plus Gumbel noise is a sample of their softmax.
     return (relative + noise).argmax(dim=-1)
 
 

@@ -28,11 +28,12 @@ class SequenceState:
     """Its row of `TokenCounts`."""
     num_fed: int = 0
     newest: Tensor | None = None
-    """[] int64 on the device: the last token that was fed, if the host did not know it then."""
+    """[] int64 on the device: the last token that was fed, if the host did not know it at that
+    time."""
 
 
 class SequenceStates:
-    """States by the id of their sequence. Not thread-safe; never waits for the device."""
+    """Keeps the states of sequences by their ids. Not thread-safe; never waits for the device."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._counts = TokenCounts(vocab_size, device)
@@ -43,7 +44,7 @@ class SequenceStates:
 
     @property
     def num_rows(self) -> int:
-        """How many states the tensors on the device have room for."""
+        """The number of states that the tensors on the device have room for."""
         return self._counts.num_rows
 
     def feed(
@@ -52,10 +53,12 @@ class SequenceStates:
         sources: Sequence[int] | np.ndarray = (),
         previous_tokens: Tensor | None = None,
     ) -> SeenTokens | None:
-        """Feeds the states of these slices, all of which sample; returns what those of them whose
-        sampling has state have seen up to their ends, in order, or None if there are none.
+        """Feeds the states of these slices, all of which sample. Returns what the sequences whose
+        sampling has state have seen up to the end of their slices, in order; None if there are no
+        such sequences.
 
-        `sources[i]`: which of `previous_tokens` is the token of `slices[i]`, if that follows one.
+        `sources[i]` is the row of `previous_tokens` that has the token of `slices[i]`, if that
+        slice follows one.
         """
         asked = [(i, s) for i, s in enumerate(slices) if s.sampling and s.sampling.has_state]
         if not asked:
@@ -75,7 +78,7 @@ class SequenceStates:
         return self._seen([(state, part) for state, part, _ in fed])
 
     def end(self, sequence_id: int) -> None:
-        """Forgets a sequence. Does nothing if it has no state."""
+        """Forgets the state of a sequence. Does nothing if it has none."""
         state = self._states.pop(sequence_id, None)
         if state is not None:
             self._counts.close(state.row)
@@ -102,15 +105,16 @@ class SequenceStates:
 
 
 class _TokensToFeed:
-    """Tokens that states were not fed yet, in the form in which `TokenCounts` takes them."""
+    """Collects tokens that states were not fed yet, in the form in which `TokenCounts` takes
+    them."""
 
     def __init__(self) -> None:
         self._prompt: tuple[list[int], list[int]] = [], []  # rows, tokens
         self._answer: tuple[list[int], list[int], list[int]] = [], [], []  # rows, tokens, sources
 
     def collect(self, state: SequenceState, part: Slice, source: int) -> None:
-        """Takes what is new of `part`. The prompt counts for the repetition penalty alone, so only
-        that looks at it."""
+        """Adds what is new of `part`. Only the repetition penalty looks at the prompt, so the
+        prompt is left out without one."""
         assert part.sampling is not None
         first = part.start - len(part.replay)
         new = [*part.replay, *part.token_ids][max(0, state.num_fed - first) :]

@@ -22,7 +22,7 @@ FIRST_ROWS = 4
 
 @dataclass(frozen=True)
 class SeenTokens:
-    """What some sequences have had: a copy, which may be changed."""
+    """Which tokens some sequences have had. It is a copy, which may be changed."""
 
     in_prompt: Tensor
     """[n, vocab] bool: the prompt has the token. Only prompts that were added count."""
@@ -31,7 +31,8 @@ class SeenTokens:
 
 
 class TokenCounts:
-    """One row of the vocabulary per open sequence: 5 bytes for each of its tokens."""
+    """Has one row over the vocabulary per open sequence, which takes 5 bytes for each of its
+    tokens."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._device = device
@@ -41,6 +42,7 @@ class TokenCounts:
 
     @property
     def num_rows(self) -> int:
+        """How many open sequences the tensors have room for."""
         return len(self._in_answer)
 
     def open(self) -> int:
@@ -81,7 +83,7 @@ class TokenCounts:
         self._in_answer.view(-1).scatter_add_(0, self._places(row, token), ones)
 
     def read(self, rows: Sequence[int]) -> SeenTokens:
-        """Returns what these rows have had."""
+        """Returns a copy of what the sequences of these rows have had, in the order of `rows`."""
         index = upload(np.array(rows, dtype=np.int64), self._device)
         return SeenTokens(
             self._in_prompt.index_select(0, index), self._in_answer.index_select(0, index)

@@ -24,14 +24,15 @@ MAX_PREVIOUS = 1024
 
 
 def graph_sizes(max_requests: int) -> list[int]:
-    """Returns 1, 2, 4, then every eighth size, from 64 on every sixteenth: padding to the next one
-    costs little."""
+    """Returns the batch sizes to record: 1, 2, 4, then every eighth size, from 64 on every
+    sixteenth. Padding to the next of these costs little."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, max_requests + 16, 16)]
     return [*[size for size in sizes if size < max_requests], max_requests]
 
 
 class DecodeGraphs:
-    """The graphs of one model; making this object records them, so no step waits for that."""
+    """Records the graphs of one model when it is made, so that no step waits for that, and replays
+    them."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class DecodeGraphs:
         max_requests: int,
         max_pages: int,
     ) -> None:
-        """`max_pages` is the most that one sequence has."""
+        """`max_pages` is the most pages that one sequence has."""
         self._model = model
         self._kv_cache = kv_cache
         self._attention = attention
@@ -59,8 +60,8 @@ class DecodeGraphs:
         self._record(device)
 
     def takes(self, arrays: StepArrays, previous_tokens: Tensor | None) -> bool:
-        """Returns whether the step was recorded: it has only single tokens, each of which wants a
-        sampled one, and these are not too many, nor their sequences too long."""
+        """Returns whether a graph was recorded for the step: it has single tokens only, each of
+        them wants a sampled one, and they are not too many nor their sequences too long."""
         return (
             arrays.num_prompts == 0
             and len(arrays.samplings) == arrays.num_slices <= self._sizes[-1]
@@ -69,8 +70,8 @@ class DecodeGraphs:
         )
 
     def run(self, arrays: StepArrays, previous_tokens: Tensor | None) -> Tensor:
-        """Replays the step. Returns logits [slices, vocab], in the order of the slices, which the
-        next `run` overwrites."""
+        """Replays the step. Returns logits [slices, vocab] in the order of the slices; the next
+        `run` overwrites them."""
         num = arrays.num_slices
         size = self._sizes[bisect_left(self._sizes, num)]
         if previous_tokens is not None:
@@ -128,7 +129,8 @@ class DecodeGraphs:
 
 
 def _pinned(rows: np.ndarray, size: int, dtype: type) -> Tensor:
-    """Copies [n, k] to flat [n * size] in pinned memory; pads k to `size` with the first column."""
+    """Copies `rows` [n, k] into pinned memory, flat: [n * size]. The places of a row behind its k
+    values repeat the first of them."""
     padded: np.ndarray = np.empty((rows.shape[0], size), dtype=dtype)
     padded[:, : rows.shape[1]] = rows
     padded[:, rows.shape[1] :] = rows[:, :1]

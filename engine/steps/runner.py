@@ -26,15 +26,15 @@ from protocol.layout import KVLayout
 
 @dataclass(frozen=True, eq=False)
 class DeviceStep:
-    """A `Step` that was given to torch."""
+    """A `Step` that torch computes."""
 
     slices: Sequence[Slice]
     choices: Choices | None
-    """What is sampled for the slices with sampling; None if there are none."""
+    """What is sampled for the slices with sampling; None if there are no such slices."""
     packed: Tensor | None
-    """`choices.packed` on the host, once the step has `ended`."""
+    """The memory of the host that has `choices.packed` once the step has `ended`."""
     ended: torch.cuda.Event | None
-    """None: it had when it was started, as on a CPU."""
+    """None if the step had ended when it was started, as on a CPU."""
     has_compiled: bool = False
 
     @classmethod
@@ -45,8 +45,9 @@ class DeviceStep:
         device: torch.device,
         has_compiled: bool = False,
     ) -> DeviceStep:
-        """Starts the transfer of what was chosen, behind all work that was queued so far. The event
-        behind that belongs to steps that sample nothing, too: they are not over when launched."""
+        """Starts the transfer of what was chosen to the host, behind all work that was queued so
+        far. The event `ended` comes behind that; steps that sample nothing have one too, as they
+        are not over when launched."""
         packed = choices.packed if choices is not None else None
         if device.type != "cuda":
             return cls(slices, choices, packed, None, has_compiled)
@@ -58,7 +59,7 @@ class DeviceStep:
         return cls(slices, choices, packed, ended, has_compiled)
 
     def sampled(self) -> list[Sampled | None]:
-        """Waits for the device, also if nothing was sampled; see `Step.sampled`."""
+        """Waits for the device, even if nothing was sampled; see `Step.sampled`."""
         with _device_errors():
             if self.ended is not None:
                 self.ended.synchronize()
@@ -69,7 +70,8 @@ class DeviceStep:
 
 
 class ModelRunner:
-    """One model on one device with its KV pool and the states of sequences. Not thread-safe."""
+    """Computes steps of one model on one device. It has the KV pool and the states of sequences.
+    Not thread-safe."""
 
     def __init__(
         self,
@@ -91,10 +93,12 @@ class ModelRunner:
 
     @property
     def config(self) -> ModelConfig:
+        """The config of the model."""
         return self.model.config
 
     @property
     def layout(self) -> KVLayout:
+        """The layout of the pages in this rank's pool."""
         return self.kv_cache.layout
 
     @property
@@ -120,12 +124,12 @@ class ModelRunner:
             return self._start(slices, on_layer, after)
 
     def end_sequence(self, sequence_id: int) -> None:
-        """Forgets the state of a sequence, if it has one. No slice of it may come any more."""
+        """Forgets the state of a sequence, if it has one. There must be no further slice of it."""
         self.states.end(sequence_id)
 
     def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
-        """Starts a step and waits for it. Returns the first sampled token of each slice, None where
-        none was wanted."""
+        """Starts a step and waits for it. Returns the first sampled token of each slice, or None
+        where none was wanted."""
         return [
             sampled.tokens[0] if sampled is not None else None
             for sampled in self.start(slices, on_layer).sampled()
@@ -156,7 +160,7 @@ class ModelRunner:
 
 @contextmanager
 def _device_errors() -> Iterator[None]:
-    """Raises DeviceBroken for torch's error, which says the same."""
+    """Raises DeviceBroken in place of torch's error for a device that computes nothing more."""
     try:
         yield
     except torch.AcceleratorError as error:

@@ -14,13 +14,14 @@ from engine.batches.batch import StepArrays
 
 
 class SeenShapes:
-    """Remembers the classes of shapes that were computed."""
+    """Remembers the classes of shapes that were computed before."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[bool, int, int, int]] = set()
 
     def add(self, arrays: StepArrays, is_replayed: bool) -> bool:
-        """Returns whether no step of this class came before. `is_replayed`: by a CUDA graph."""
+        """Adds the class of a step. Returns whether it is new. `is_replayed` says that a CUDA graph
+        computes the step."""
         shape = _class_of(arrays, is_replayed)
         is_new = shape not in self._seen
         self._seen.add(shape)
@@ -28,8 +29,8 @@ class SeenShapes:
 
 
 def _class_of(arrays: StepArrays, is_replayed: bool) -> tuple[bool, int, int, int]:
-    """Sizes that choose a kernel, or how it splits its work, do so by powers of two; Triton has
-    variants for strides of 1 and for multiples of 16."""
+    """Returns the class of a step. Sizes that choose a kernel, or how it splits its work, do so by
+    powers of two, and Triton has variants for strides of 1 and for multiples of 16."""
     num_singles = arrays.num_slices - arrays.num_prompts
     num_prompt_rows = len(arrays.input_ids) - num_singles
     width = arrays.page_tables.shape[1]

@@ -80,8 +80,8 @@ def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None
 
 
 def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
-    """Raises unless the checkpoint has what the model needs, in its shapes, and nothing that the
-    model would ignore."""
+    """Raises ModelDirectoryError unless the checkpoint has all that the model needs, in its shapes,
+    and nothing that the model would ignore."""
     if missing := [name for name in table if name not in source.tensors]:
         raise ModelDirectoryError(f"{source.name} lack {_some(missing)}; fetch the model again")
     names = [name for name in source.tensors if name not in table]

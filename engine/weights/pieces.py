@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     target: Tensor
     shape: tuple[int, ...]
     part: Part = ()
-    """As in `TensorSource.read`."""
+    """The part of the tensor, in the form that `TensorSource.read` takes."""
     offset: float = 0.0
 
 

@@ -32,6 +32,7 @@ class SafetensorsSource:
                     self._files[name] = file
 
     def read(self, name: str, part: Part = ()) -> Tensor:
+        """Returns a part of a tensor, as `TensorSource.read` says. Raises ModelDirectoryError."""
         file = self._files[name]
         with _explained(file):
             opened = self._opened(file)

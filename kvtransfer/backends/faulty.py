@@ -38,7 +38,7 @@ class Faults:
         self.num_sends = 0
         self.num_receives = 0
         self.held = threading.Event()
-        """Is set when a send of `Plan.hold` has begun to wait."""
+        """Is set when a send of `FaultPlan.hold` has begun to wait."""
         self.released = threading.Event()
         """To be set by the test, to let the sends that wait go on."""
 

@@ -26,6 +26,7 @@ class LinkCounts:
 
     @property
     def is_open(self) -> bool:
+        """True while there is an open link."""
         return self._num_open > 0
 
     def opened(self, transport: str) -> LinkMeter:
@@ -36,10 +37,12 @@ class LinkCounts:
         return LinkMeter(self)
 
     def closed(self) -> None:
+        """Counts that a link has ended."""
         with self._lock:
             self._num_open -= 1
 
     def failed(self) -> None:
+        """Counts a failure."""
         with self._lock:
             self._failures += 1
 
@@ -98,7 +101,9 @@ class LinkMeter:
             self._burst_bytes, self._burst_s = 0, 0.0
 
     def failed(self) -> None:
+        """Counts a failure of the link."""
         self._counts.failed()
 
     def close(self) -> None:
+        """Counts that the link has ended."""
         self._counts.closed()

@@ -163,7 +163,7 @@ class OutgoingLink:
             self._thread.join()
 
     def _run(self) -> None:
-        """The thread: serves the link, and ends every frame however that went."""
+        """Serves the link on its own thread, and ends every frame, however that went."""
         try:
             self._serve()
         except (PeerLost, LayoutMismatch) as error:

@@ -73,6 +73,7 @@ class FrameShape(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def num_rows(self) -> int:
+        """The number of rows of the frame."""
         return self.num_pages * self.num_layers
 
     def is_within(self, layout: KVLayout, max_pages: int) -> bool:

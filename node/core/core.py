@@ -44,10 +44,11 @@ log = logging.getLogger(__name__)
 
 
 class NodeCore:
-    """One node without its world. `now` is monotonic seconds everywhere."""
+    """Decides what one node does; its shell carries that out. `now` is monotonic seconds
+    everywhere."""
 
     def __init__(self, node: Node, cache: PrefixCache, scheduler: Scheduler) -> None:
-        """`cache` is the one that the scheduler uses."""
+        """`cache` must be the one that `scheduler` uses."""
         self._node = node
         self._cache = cache
         self._scheduler = scheduler
@@ -55,7 +56,7 @@ class NodeCore:
         self._coordinators = CoordinatorLeases()
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
-        """Takes a message, or what became of pages that travel."""
+        """Takes a message, or the news of a transfer."""
         if isinstance(event, FlushCache | AuditPages | Republish):
             return [self._operate(event)]
         if isinstance(event, CoordinatorAlive):
@@ -69,8 +70,12 @@ class NodeCore:
         return self._expected.noted(self._scheduler.handle(event, now))
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        """Plans the next step, as `Scheduler.next_batch`. Every message that has come is handled
-        before: else a coordinator might be taken for silent because this node was busy."""
+        """Plans the next step, as `Scheduler.next_batch` does, and gives up the requests of
+        coordinators that have gone silent.
+
+        Every message that has come must have been handled before, or a coordinator might be taken
+        for silent because this node was busy.
+        """
         instructions: list[Instruction] = []
         for address in self._coordinators.take_silent(now):
             dropped = self._scheduler.drop_requests_of(address, now)
@@ -81,16 +86,17 @@ class NodeCore:
         return slices, self._expected.noted(instructions + planned)
 
     def finish(self, sampled: Sequence[Sampled | None], now: float) -> list[Instruction]:
-        """The oldest step is over; see `Scheduler.finish`."""
+        """Takes what the oldest step has sampled; see `Scheduler.finish`."""
         return self._expected.noted(self._scheduler.finish(sampled, now))
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
-        """Some slices of the oldest step failed; see `Scheduler.abandon`."""
+        """Notes that some slices of the oldest step have failed; see `Scheduler.abandon`."""
         reason = f"a step failed on {self._node.name}: {reason}"
         return self._expected.noted(self._scheduler.abandon(failed, reason, now))
 
     def load(self) -> Load:
-        """Returns queues, pages and counters; the shell adds what is measured."""
+        """Returns queues, pages and counters as a heartbeat tells them. The shell adds what it
+        measures."""
         return self._scheduler.load()
 
     def attempts_of(self, reply_address: str) -> list[Attempt]:
@@ -102,7 +108,7 @@ class NodeCore:
         return self._cache.take_changes()
 
     def _operate(self, wish: FlushCache | AuditPages | Republish) -> Instruction:
-        """Answers what an operator wants of the cache."""
+        """Does what an operator wants of the cache, and returns the instruction that answers it."""
         if isinstance(wish, FlushCache):
             num_pages = self._cache.flush(wish.cache_salt)
             flushed = CacheFlushed(self._node, wish.flush_id, num_pages)

@@ -17,14 +17,15 @@ from protocol.ids import Attempt
 
 
 class ExpectedTransfers:
-    """Gives every expected transfer a serial number, since its name may come again."""
+    """Gives every transfer that is expected a serial number, since its name may come again."""
 
     def __init__(self) -> None:
         self._serials: dict[Attempt, int] = {}
         self._num_expected = 0
 
     def noted(self, instructions: Iterable[Instruction]) -> list[Instruction]:
-        """Returns the same instructions, with the serial numbers of what they begin to expect."""
+        """Returns the same instructions, but with a serial number in each `ExpectPages`, and
+        remembers which transfers they begin and end to expect."""
         noted: list[Instruction] = []
         for instruction in instructions:
             if isinstance(instruction, ExpectPages):
@@ -37,7 +38,8 @@ class ExpectedTransfers:
         return noted
 
     def is_current(self, news: TransferNews) -> bool:
-        """Returns whether the news is of a transfer that is expected; forgets one that ends."""
+        """Returns whether the news is of a transfer that is expected now. Forgets the transfer if
+        it ends by this news."""
         if self._serials.get(news.transfer) != news.serial:
             return False
         if not isinstance(news, PagesArrived):
@@ -46,8 +48,8 @@ class ExpectedTransfers:
 
 
 def without_outdated(events: Iterable[Event]) -> list[Event]:
-    """Leaves out progress of a transfer that is followed by more progress: accounting for each
-    frame that arrives would cost more than for all of them at once."""
+    """Returns the events without progress that is followed by more progress of the same transfer:
+    each costs the core some work, and the last one says it all."""
     events = list(events)
     newest = {(e.transfer, e.serial): e for e in events if isinstance(e, PagesArrived)}
     return [

@@ -50,14 +50,16 @@ class _PendingFetch:
 
 @dataclass(eq=False)
 class _ServedFetch:
-    """All sends of one attempt to whoever asked for it; their ends cannot be told apart."""
+    """All sends of one attempt to a node that asked for pages. The news of their ends does not tell
+    them apart, so pages are released when all have ended."""
 
     all_held: list[HeldPages] = field(default_factory=list)
     num_ended: int = 0
 
 
 class Fetching:
-    """The fetches that this node waits for, and the answers to those of others."""
+    """Does both sides of fetches: waits for those that this node has asked for, and serves those of
+    other nodes."""
 
     def __init__(
         self,
@@ -68,8 +70,8 @@ class Fetching:
         counters: Counters,
         timeout_s: float,
     ) -> None:
-        """`addresses`: this node's own, told to owners. `timeout_s`: for how long a fetch may make
-        no progress."""
+        """`addresses` are this node's own, where owners send pages and refusals. A fetch is given
+        up when it has made no progress for `timeout_s`."""
         self._node = node
         self._addresses = addresses
         self._cache = cache
@@ -84,24 +86,25 @@ class Fetching:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt tokens under way to this node."""
+        """The number of prompt tokens whose pages are under way to this node."""
         return sum(
             len(fetch.chain) * self._page_size - fetch.sequence.num_computed
             for fetch in self._under_way.values()
         )
 
     def chains(self) -> Iterator[Seq[PageHash]]:
-        """Returns page hashes, from the first page of a prompt on, of pages that are here or under
-        way."""
+        """Returns the chains of page hashes that are being fetched, each from the first page of its
+        prompt on."""
         return (fetch.chain for fetch in self._under_way.values())
 
     # The asker
 
     def begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
-        """Asks the owner that the job names for pages that it lacks; [] if it lacks none of them.
+        """Asks the owner that the job names for the pages that the job lacks; returns [] if it
+        lacks none.
 
-        `reusable`: the hashes that the prompt may hit. Until `received` or `give_up` the attempt
-        is under way (`in`) and the pages that it lacks belong to the transfer.
+        `reusable` are the hashes of pages that the prompt may hit. Until `received` or `give_up`
+        the attempt is `in` this object, and the pages that it lacks belong to the transfer.
         """
         sequence, order = job.sequence, job.fetch
         if order is None or order.owner == self._node:
@@ -122,15 +125,16 @@ class Fetching:
             data_addresses=self._addresses.data,
         )
         return [
+            # Expect before asking: the first pages may come before the next turn.
             ExpectPages(job.attempt, sequence.held.pages[num_cached : len(chain)]),
             SendMessage(order.address, question),
         ]
 
     def arrived(self, attempt: Attempt, num_pages: int, now: float) -> int:
-        """The first `num_pages` that were asked for are here: they are owned, and the sequence
-        goes on behind them, whatever becomes of the rest.
+        """Notes that the first `num_pages` of those asked for are here. They are owned from now on,
+        and the sequence goes on behind them, whatever becomes of the rest.
 
-        Returns how many tokens are new; 0: none, or the fetch was given up before.
+        Returns how many tokens are new: 0 if none is, or if the fetch was given up before.
         """
         fetch = self._under_way.get(attempt)
         if fetch is None:
@@ -140,6 +144,7 @@ class Fetching:
         num_tokens = num_pages_here * self._page_size - sequence.num_computed
         if num_tokens <= 0:
             return 0
+        # Progress of any size begins the wait anew: a long prefix may take longer than the timeout.
         fetch.deadline = now + self._timeout_s
         sequence.num_computed += num_tokens
         self._counters.fetched(num_tokens // self._page_size, num_tokens)
@@ -147,7 +152,7 @@ class Fetching:
         return num_tokens
 
     def received(self, attempt: Attempt, now: float) -> int:
-        """`arrived`, for all pages: the fetch is over."""
+        """Notes that all pages are here, which ends the fetch. Returns how many tokens are new."""
         fetch = self._under_way.get(attempt)
         if fetch is None:
             return 0
@@ -157,20 +162,20 @@ class Fetching:
         return num_tokens
 
     def give_up(self, attempt: Attempt, now: float) -> list[Instruction]:
-        """The pages still lacking will be computed here, or all are released. Harmless if no fetch
-        is under way."""
+        """Ends a fetch. The pages that are still lacking are computed here, unless the job is
+        leaving. Does nothing if no fetch is under way."""
         if attempt not in self._under_way:
             return []
         self._end(attempt, now)
         return [AbortTransfer(attempt)]
 
     def failed(self, attempt: Attempt, now: float) -> list[Instruction]:
-        """`give_up`, as the transfer broke or is late."""
+        """Ends a fetch as `give_up` does, and counts it as a failure: it broke or is late."""
         self._counters.transfer_failures += attempt in self._under_way
         return self.give_up(attempt, now)
 
     def expire(self, now: float) -> list[Instruction]:
-        """Gives up every fetch that made no progress for too long."""
+        """Ends every fetch that has made no progress for too long."""
         late = [attempt for attempt, fetch in self._under_way.items() if now >= fetch.deadline]
         return [instruction for attempt in late for instruction in self.failed(attempt, now)]
 
@@ -181,9 +186,9 @@ class Fetching:
     # The owner
 
     def serve(self, fetch: Fetch) -> list[Instruction]:
-        """Sends all that is asked for, or refuses.
+        """Sends the pages that another node asks for, or refuses if one of them is not here.
 
-        The pages are held until they are sent. It does not count as a use of them: there is
+        The pages are held until they are sent. That does not count as a use of them, since there is
         another copy from now on.
         """
         chain = split_hashes(fetch.hashes)
@@ -200,7 +205,8 @@ class Fetching:
         return [SendPages(fetch.data_addresses, fetch.attempt, pages, 0, is_fetch=True)]
 
     def sent(self, event: PagesSent) -> None:
-        """The asker notices by itself when pages do not come."""
+        """Notes that pages were sent to another node, or could not be. The asker notices by itself
+        when pages do not come."""
         self._counters.transfer_failures += bool(event.error)
         serving = self._serving[event.transfer]
         serving.num_ended += 1

@@ -14,7 +14,7 @@ from protocol.messages import AnyMessage, Message
 
 @dataclass(frozen=True)
 class SendMessage:
-    """Send a control message."""
+    """Asks to send a control message."""
 
     address: str
     message: Message
@@ -22,21 +22,22 @@ class SendMessage:
 
 @dataclass(frozen=True)
 class SendPages:
-    """Send these pages as pages `offset …` of the transfer; they stay held until `PagesSent`."""
+    """Asks to send pages as the pages from number `offset` of the transfer. They stay held until
+    `PagesSent`."""
 
     data_addresses: tuple[str, ...]
-    """Where all ranks of the receiving node take pages, in order."""
+    """Where the ranks of the receiving node take pages, in the order of ranks."""
     transfer: Attempt
     pages: list[int]
     offset: int
     is_fetch: bool = False
-    """The answer to another node's `Fetch`: nothing of this node's own work."""
+    """True if the pages answer another node's `Fetch`, and not a `Prefill`."""
 
 
 @dataclass(frozen=True)
 class StreamPages:
-    """As `SendPages`, for pages that the step about to be computed completes: each layer is sent
-    while the next ones are computed."""
+    """Asks for the same as `SendPages`, for pages that the next step completes: each layer is sent
+    while the step computes the following ones."""
 
     data_addresses: tuple[str, ...]
     transfer: Attempt
@@ -46,39 +47,39 @@ class StreamPages:
 
 @dataclass(frozen=True)
 class CancelSends:
-    """What was not yet sent of this transfer need not be; each of its `PagesSent` still comes."""
+    """Asks to drop what was not yet sent of this transfer. Each of its `PagesSent` still comes."""
 
     transfer: Attempt
 
 
 @dataclass(frozen=True)
 class ExpectPages:
-    """Receive a transfer into these pages, in this order."""
+    """Asks to receive a transfer into these pages, in this order."""
 
     transfer: Attempt
     pages: list[int]
     serial: int = 0
-    """Set by the `NodeCore`, and repeated in all news of this transfer: news of one that was
-    aborted must not be taken for news of the next one of the same name."""
+    """A number that the `NodeCore` sets and that all news of this transfer repeats, so that news of
+    an aborted transfer is not taken for news of the next one of the same name."""
 
 
 @dataclass(frozen=True)
 class AbortTransfer:
-    """Never again write into the pages of this transfer, which this node expects."""
+    """Asks never to write into the pages of this transfer again, which this node expects."""
 
     transfer: Attempt
 
 
 @dataclass(frozen=True)
 class EndSequence:
-    """The runner may forget the state of this sequence once no step under way needs it."""
+    """Asks the runner to forget the state of this sequence, once no step under way needs it."""
 
     sequence_id: int
 
 
 @dataclass(frozen=True)
 class RewriteRecord:
-    """Write the whole record of this node in Redis again."""
+    """Asks to write the whole record of this node in Redis again."""
 
 
 Instruction = (
@@ -95,7 +96,8 @@ Instruction = (
 
 @dataclass(frozen=True)
 class PagesArrived:
-    """The first `num_pages` pages of an expected transfer are in the pool; more are to come."""
+    """Says that the first `num_pages` pages of an expected transfer are in the pool; more are to
+    come."""
 
     transfer: Attempt
     num_pages: int
@@ -104,7 +106,7 @@ class PagesArrived:
 
 @dataclass(frozen=True)
 class PagesReceived:
-    """All pages of an expected transfer are in the pool."""
+    """Says that all pages of an expected transfer are in the pool."""
 
     transfer: Attempt
     serial: int = 0
@@ -112,7 +114,7 @@ class PagesReceived:
 
 @dataclass(frozen=True)
 class ReceiveFailed:
-    """An expected transfer broke; nothing more will be written."""
+    """Says that an expected transfer broke; nothing more will be written for it."""
 
     transfer: Attempt
     reason: str
@@ -125,13 +127,15 @@ TransferNews = PagesArrived | PagesReceived | ReceiveFailed
 
 @dataclass(frozen=True)
 class PagesSent:
-    """One `SendPages` or `StreamPages` ended, and its pages may change: all has left, or (`error`)
-    the rest will not be sent. Whether all arrived is for the receiver to say."""
+    """Says that one `SendPages` or `StreamPages` has ended, so its pages may change. Either all of
+    it has left, or (with an `error`) the rest will not be sent. Whether it arrived is for the
+    receiver to say."""
 
     transfer: Attempt
     error: str = ""
     is_fetch: bool = False
-    """Repeats that of the `SendPages`: one attempt may be sent here and served to others."""
+    """Repeats `SendPages.is_fetch`: pages of one attempt may be sent both for a prompt and for a
+    fetch."""
 
 
 Event = AnyMessage | TransferNews | PagesSent

@@ -24,7 +24,7 @@ Purpose = TypeVar("Purpose")
 
 @dataclass(frozen=True)
 class FetchOrder:
-    """Says which node owns the first `num_pages` pages of a prompt, to be fetched from there."""
+    """Says from which node the first `num_pages` pages of a prompt are to be fetched."""
 
     owner: Node
     address: str
@@ -32,47 +32,48 @@ class FetchOrder:
 
     @classmethod
     def of(cls, request: Generate | Prefill) -> FetchOrder | None:
-        """Returns what `request` says; None if there is nothing to fetch."""
+        """Returns the order in `request`; None if there is nothing to fetch."""
         if request.fetch_node is None or not request.fetch_address:
             return None
         return cls(request.fetch_node, request.fetch_address, request.fetch_pages)
 
 
 class Sink(Protocol[Purpose]):
-    """Takes what is computed of the jobs of one kind of work."""
+    """Is told what becomes of the jobs of one kind of work, and takes what is computed of them."""
 
     @property
     def refusal_kind(self) -> FailureKind:
-        """What it means when a job is larger than this node's pool."""
+        """How a job that is larger than this node's pool fails: whether another node might take
+        it."""
 
     @property
     def waits_for_received(self) -> bool:
-        """Its jobs wait for pages that another node computes for an answer here. Those for another
-        node must not: that one may wait for this one."""
+        """True if its jobs wait for pages which they share with a prompt that another node computes
+        for an answer here. Jobs for other nodes must not wait: that node may wait for this one."""
 
     def may_begin(self, job: Job[Purpose]) -> bool:
-        """Returns whether a waiting job may be admitted now. Others do not wait for it."""
+        """Returns whether a waiting job may be admitted now. If not, those behind it go first."""
 
     def admitted(self, job: Job[Purpose], now: float) -> list[Instruction]:
-        """The job has its pages, for the first time or again."""
+        """Is told that the job has its pages, for the first time or again after it gave way."""
 
     def fetched(self, job: Job[Purpose]) -> list[Instruction]:
-        """More of its leading pages came from their owner."""
+        """Is told that more of the job's leading pages have come from their owner."""
 
     def before_chunk(self, job: Job[Purpose], part: Slice) -> list[Instruction]:
-        """A step is about to be started that computes this part of the job."""
+        """Is told that a step is about to be started which computes this part of the job."""
 
     def sampled(self, job: Job[Purpose], sampled: Sampled, now: float) -> list[Instruction]:
-        """These tokens follow those that the job has."""
+        """Takes the tokens that follow those of the job."""
 
     def left(self, job: Job[Purpose], held: HeldPages) -> list[Instruction]:
-        """The job is over or gave way: the sink gives its pages back, now or when it is done with
-        them. What it returns is carried out before anybody else uses the pages."""
+        """Takes back the pages of a job that is over or gives way, and releases them, now or when
+        it is done with them. What it returns is carried out before anybody else uses the pages."""
 
 
 @dataclass(eq=False)
 class Job(Generic[Purpose]):
-    """One prompt. It has a `sequence`, and so pages, while it is admitted."""
+    """One prompt at a node. It has a `sequence`, and so pages, while it is admitted."""
 
     attempt: Attempt
     tokens: list[int]
@@ -82,38 +83,38 @@ class Job(Generic[Purpose]):
     namespace: Namespace
     sampling: Sampling
     reply_address: str
-    """Who asked for it, and hears when it fails."""
+    """The address of whoever asked for the job, who is told if it fails."""
     sink: Sink[Purpose]
     purpose: Purpose
     fetch: FetchOrder | None = None
     is_computed_here: bool = True
-    """False: another node computes it, and its pages are received."""
+    """False if another node computes the prompt, and its pages are received."""
     hashes: list[PageHash] = field(default_factory=list)
     """Hashes of the full pages of the prompt at least; each is computed once."""
     arrival: int = 0
-    """Grows from job to job: the higher, the younger."""
+    """The number of the job in the order of arrival; the youngest has the highest."""
     sequence: Sequence | None = None
     was_admitted: bool = False
-    """It had pages before, and gave way; it is counted already."""
+    """True once it was admitted. If it then gives way, its next admission is not counted again."""
     cached_tokens: int = 0
-    """Leading tokens that nobody computed for this attempt, fetched ones included."""
+    """How many leading tokens nobody computed for this attempt, fetched ones included."""
     fetched_tokens: int = 0
 
     @property
     def is_filling(self) -> bool:
-        """Tokens that it began with are still to be computed here."""
+        """True while tokens that it was admitted with are still to be computed here."""
         return self.is_computed_here and self.sequence is not None and self.sequence.is_filling
 
     @property
     def is_ending(self) -> bool:
-        """A step under way samples its last token, whatever that is."""
+        """True if a step under way samples its last token, whichever that is."""
         assert self.sequence is not None
         return self.sequence.is_sampling and self.sequence.num_planned >= self.max_tokens
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedSlice:
-    """A part of a job in a step under way."""
+    """A slice of a job in a step that is planned or under way."""
 
     job: Job[Any]
     sequence: Sequence
@@ -121,16 +122,17 @@ class PlannedSlice:
 
     @classmethod
     def of(cls, job: Job[Any], max_tokens: int, position: int) -> PlannedSlice:
-        """Plans the next part of the job, as `Sequence.next_slice`."""
+        """Plans the next slice of the job, as `Sequence.next_slice` does."""
         assert job.sequence is not None
         return cls(job, job.sequence, job.sequence.next_slice(max_tokens, position))
 
     @property
     def is_wanted(self) -> bool:
-        """False: the job left or gave way meanwhile, and what is sampled is nobody's."""
+        """False if the job has left or given way since, so that nobody wants what is sampled."""
         return self.job.sequence is self.sequence
 
     @property
     def is_given(self) -> bool:
-        """It computes tokens that the job was admitted with, none that were sampled since."""
+        """True if it computes tokens that the job was admitted with, rather than one sampled
+        since."""
         return self.part.start < self.sequence.num_given

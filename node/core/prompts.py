@@ -22,7 +22,7 @@ from engine.batches.sequence import Sequence
 from engine.cache.prefix_cache import PrefixCache
 from node.core.fetching import Fetching
 from node.core.instructions import EndSequence, Instruction, SendMessage
-from node.core.job import Job, PlannedSlice
+from node.core.job import Job, PlannedSlice, Sink
 from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from node.load.counters import Counters
 from protocol.admission import admission_tokens
@@ -38,16 +38,17 @@ ChainsComing = Callable[[], Iterable[Seq[PageHash]]]
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """Bounds of the jobs of a node."""
+    """How many jobs a node takes."""
 
     max_running: int
-    """Jobs of one kind of work that are admitted at the same time. Each kind has places of its own:
-    else two nodes could fill all of theirs with answers whose prompts wait for one at the other."""
+    """The most jobs of one kind of work that are admitted at the same time. Each kind has places of
+    its own: else two nodes could fill all of theirs with answers whose prompts wait for a place at
+    the other."""
     max_waiting: int
 
 
 class Prompts:
-    """Owns the order of jobs and their sequences; knows nothing of what they are for."""
+    """Owns the order of jobs and their sequences. It does not know what the jobs are for."""
 
     def __init__(
         self,
@@ -67,8 +68,8 @@ class Prompts:
         self._waiting: deque[Job[Any]] = deque()
         self._admitted: list[Job[Any]] = []
         """The oldest first."""
-        self._num_of_sink: Counter[int] = Counter()
-        """How many of them each sink has."""
+        self._num_admitted: Counter[Sink[Any]] = Counter()
+        """How many admitted jobs each sink has; sinks are told apart by identity."""
         self._blocked: Job[Any] | None = None
         """The job that found no room last."""
         self._blocked_since = 0.0
@@ -78,7 +79,7 @@ class Prompts:
     # Arrival and admission
 
     def enqueue(self, job: Job[Any]) -> list[Instruction]:
-        """Takes a new job, or fails it: it can never fit, or too many wait."""
+        """Takes a new job; or returns its failure if it can never fit, or if too many wait."""
         num_pages = self._hasher.num_pages(job.max_tokens)
         if num_pages > self._cache.num_pages:
             reason = (
@@ -96,8 +97,12 @@ class Prompts:
         return []
 
     def admit(self, chains_coming: ChainsComing, now: float) -> list[Instruction]:
-        """Admits jobs in order of arrival, but lets one wait for pages that come for another one,
-        so that none travels twice; one that is computed here waits for those computed here, too."""
+        """Admits waiting jobs, in the order of arrival, as long as there is room.
+
+        A job is left waiting while a page that it lacks is coming for another job, so that no page
+        travels or is computed twice. `chains_coming` tells the pages that other nodes send for
+        answers.
+        """
         instructions: list[Instruction] = []
         for job in list(islice(self._waiting, MAX_LOOKED_AT)):
             if self._has_no_place(job) or not job.sink.may_begin(job):
@@ -112,8 +117,9 @@ class Prompts:
         return instructions
 
     def should_make_room(self, now: float) -> bool:
-        """Returns whether answers that expect pages from elsewhere should make room for a prompt of
-        another node. That node may be waiting for room for theirs in just the same way."""
+        """Returns whether an answer that expects pages from elsewhere should give way to a prompt
+        of another node, which has waited for room too long. That node may be waiting for room for
+        an answer in just the same way."""
         job = self._blocked
         is_waiting = job is not None and job in self._waiting and not job.sink.waits_for_received
         return is_waiting and now - self._blocked_since >= PATIENCE_S
@@ -123,11 +129,13 @@ class Prompts:
             self._blocked, self._blocked_since = job, now
 
     def _has_no_place(self, job: Job[Any]) -> bool:
-        return self._num_of_sink[id(job.sink)] >= self._limits.max_running
+        return self._num_admitted[job.sink] >= self._limits.max_running
 
     def _take_pages(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> bool:
-        """Gives a waiting job its pages and its sequence. False: there is no room."""
+        """Gives a waiting job its pages and its sequence. Returns False if there is no room."""
         num_pages = self._hasher.num_pages(len(job.tokens))
+        # Room for all who are admitted to grow a little: else the next steps would make the
+        # youngest give way, and its work would have been for nothing.
         num_spare_pages = self._headroom() + self._admission_pages(job) - num_pages
         held = self._cache.acquire(reusable, num_pages, now, job.namespace, num_spare_pages)
         if held is None:
@@ -137,7 +145,7 @@ class Prompts:
         job.sequence = Sequence(job.tokens, held, job.sampling, num_cached, self._num_sequences)
         self._waiting.remove(job)
         insort(self._admitted, job, key=lambda j: j.arrival)
-        self._num_of_sink[id(job.sink)] += 1
+        self._num_admitted[job.sink] += 1
         return True
 
     def _begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
@@ -161,7 +169,7 @@ class Prompts:
     # Computing
 
     def add_chunks(self, step: list[PlannedSlice], max_tokens: int) -> list[Instruction]:
-        """Adds chunks of prompts to a step, the oldest first, until they have `max_tokens`."""
+        """Adds chunks of prompts to a step, the oldest first, up to `max_tokens` tokens in all."""
         instructions: list[Instruction] = []
         for job in self._admitted:
             if max_tokens == 0:
@@ -177,14 +185,14 @@ class Prompts:
         return instructions
 
     def computed(self, planned: PlannedSlice, now: float) -> None:
-        """The step of this slice, the oldest one under way, is over."""
+        """Notes that the step of this slice, the oldest one under way, is over."""
         planned.sequence.computed(planned.part)
         if planned.is_given:
             self._counters.computed_tokens += len(planned.part.token_ids)
             self.commit(planned.job, now)
 
     def commit(self, job: Job[Any], now: float) -> None:
-        """Makes the full pages of what is computed findable."""
+        """Makes the full pages of what is computed of a job findable in the cache."""
         assert job.sequence is not None
         page_size = self._hasher.page_size
         num_pages = job.sequence.num_computed // page_size
@@ -194,7 +202,7 @@ class Prompts:
         self._cache.commit(job.sequence.held, job.hashes[:num_pages], now)
 
     def fetched(self, attempt: Attempt, num_tokens: int) -> list[Instruction]:
-        """So many more tokens of an admitted job came from their owner."""
+        """Notes that `num_tokens` more tokens of an admitted job have come from their owner."""
         if num_tokens == 0:
             return []
         (job,) = [job for job in self._admitted if job.attempt == attempt]
@@ -205,13 +213,15 @@ class Prompts:
     # Ends
 
     def leave(self, job: Job[Any], now: float) -> list[Instruction]:
-        """The job is over. What is returned stops all writing into its pages before they are used
-        again; steps under way may still write there, but the device computes them first."""
+        """Ends a job. The instructions stop all writing into its pages, and must be carried out
+        before the pages are used again. Steps under way may still write there: the device computes
+        them before any later step."""
         sequence = job.sequence
         assert sequence is not None
+        # Abort first: the pages may be reused as soon as the sink has released them.
         instructions = self._fetching.give_up(job.attempt, now)
         self._admitted.remove(job)
-        self._num_of_sink[id(job.sink)] -= 1
+        self._num_admitted[job.sink] -= 1
         job.sequence = None
         instructions += job.sink.left(job, sequence.held)
         if job.sampling.has_state:
@@ -219,8 +229,8 @@ class Prompts:
         return instructions
 
     def give_way(self, job: Job[Any], now: float) -> list[Instruction]:
-        """The job gives its pages back and waits again, at its old place. Then everything that it
-        has is computed here, and nothing is fetched: its old fetch may still arrive."""
+        """Takes the pages of a job back and lets it wait again, at its old place. From then on all
+        that it has is computed here, and nothing is fetched: its old fetch may still arrive."""
         self._counters.preemptions += 1
         self.commit(job, now)
         instructions = self.leave(job, now)
@@ -230,34 +240,37 @@ class Prompts:
         return instructions
 
     def drop(self, attempt: Attempt, now: float) -> list[Instruction]:
-        """Gives up this attempt and every older one of its request."""
+        """Gives up all jobs of this attempt and of older ones of its request."""
         for job in [j for j in self._waiting if j.attempt.superseded_by(attempt)]:
             self._waiting.remove(job)
         leaving = [j for j in self._admitted if j.attempt.superseded_by(attempt)]
         return [instruction for job in leaving for instruction in self.leave(job, now)]
 
     def attempts_of(self, reply_address: str) -> list[Attempt]:
-        """Returns the attempts that were asked for from this address."""
+        """Returns the attempts of all jobs that were asked for from this address."""
         jobs = chain(self._waiting, self._admitted)
         return [job.attempt for job in jobs if job.reply_address == reply_address]
 
     def failure(self, job: Job[Any], reason: str, kind: FailureKind) -> SendMessage:
-        """Tells whoever asked for the job that this node failed it."""
+        """Returns the message that tells whoever asked for the job that this node failed it."""
         return SendMessage(job.reply_address, Failed(job.attempt, reason, kind, self._node))
 
     # Sizes
 
     @property
     def num_running(self) -> int:
+        """The number of admitted jobs."""
         return len(self._admitted)
 
     @property
     def num_waiting(self) -> int:
+        """The number of jobs that wait to be admitted."""
         return len(self._waiting)
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens that this node is to compute of its prompts; those being fetched do not count."""
+        """The number of prompt tokens that this node still has to compute. Tokens that are being
+        fetched do not count."""
         waiting = sum(len(job.tokens) for job in self._waiting if job.is_computed_here)
         admitted = sum(
             job.sequence.num_uncomputed for job in self._admitted if job.is_filling and job.sequence
@@ -266,11 +279,11 @@ class Prompts:
 
     @property
     def promised_pages(self) -> int:
-        """Pages for those who wait, and for those who grow."""
+        """How many pages should be left for the jobs that wait, and for admitted ones to grow."""
         return self._headroom() + sum(map(self._admission_pages, self._waiting))
 
     def _headroom(self) -> int:
-        """Pages that all that are admitted should find when they grow."""
+        """Returns how many more pages the admitted jobs should find when they grow."""
         return sum(
             self._admission_pages(job) - len(job.sequence.held.pages)
             for job in self._admitted
@@ -278,5 +291,6 @@ class Prompts:
         )
 
     def _admission_pages(self, job: Job[Any]) -> int:
-        """Pages of the tokens that a job has, and of those that it should find room for."""
+        """Returns how many pages should be there for a job when it is admitted: those of its
+        tokens, and some to grow."""
         return self._hasher.num_pages(admission_tokens(len(job.tokens), job.max_tokens))

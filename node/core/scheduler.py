@@ -36,20 +36,20 @@ RECEIVE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """Bounds of a node; tokens, requests and seconds."""
+    """How much a node takes on at once, and how long it waits for other nodes."""
 
     chunk_tokens: int
-    """Prompt tokens in one step."""
+    """The most prompt tokens of one step."""
     max_running: int
     max_waiting: int
     receive_timeout_s: float = RECEIVE_TIMEOUT_S
-    """How long a prompt may take that another node computes for an answer here."""
+    """How long another node may take to compute a prompt for an answer here."""
     fetch_timeout_s: float = FETCH_TIMEOUT_S
-    """How long a fetch may make no progress."""
+    """For how long a fetch may make no progress."""
 
 
 class Scheduler:
-    """Continuous batching: requests join and leave between any two steps."""
+    """Does continuous batching: requests join and leave between any two steps."""
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Scheduler:
         limits: SchedulerLimits,
         kinds: Seq[WorkFactory],
     ) -> None:
-        """`addresses`: this node's own, told to other nodes. `kinds`: what work it does."""
+        """`addresses` are this node's own, where other nodes send messages and pages. `kinds` make
+        the kinds of work that it does."""
         self.role: Role = role
         """Told in every load; it may change."""
         self._cache = cache
@@ -106,6 +107,7 @@ class Scheduler:
             return self._fetch_went_on(event, now)
         instructions: list[Instruction] = []
         if isinstance(event, Generate | Prefill):
+            # A newer attempt must find the pages of the older one free, or cached.
             instructions += self.drop(event.attempt, now)
         for work in self._works:
             instructions += work.handle(event, now)
@@ -128,10 +130,14 @@ class Scheduler:
         return self._prompts.attempts_of(reply_address)
 
     def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
-        """Plans the next step, and says what to do before it is started; from now on it is under
-        way. Without slices there is no step: nothing can be computed before the next event, the end
-        of the step under way or a deadline."""
+        """Plans the next step, which counts as under way from now on. Returns its slices, and the
+        instructions to carry out before it is started.
+
+        Without slices there is no step: nothing can be computed before the next event, the end of
+        the step under way, or a deadline.
+        """
         assert len(self._steps) < 2, "two steps are under way"
+        # What is given up comes first, then what makes room, then what takes it.
         instructions = self._fetching.expire(now)
         for work in self._works:
             instructions += work.before_step(now)
@@ -145,13 +151,16 @@ class Scheduler:
         return [planned.part for planned in step], instructions
 
     def finish(self, sampled: Seq[Sampled | None], now: float) -> list[Instruction]:
-        """The oldest step under way is over. Takes what was sampled for each of its slices."""
+        """Takes what the oldest step under way has sampled for each of its slices, and ends the
+        step."""
         instructions: list[Instruction] = []
         for planned, new in zip(self._steps.popleft(), sampled, strict=True):
             if not planned.is_wanted:
                 continue
             # A step that was started ahead may have sampled what is known by now.
             is_next = planned.sequence.samples_next(planned.part)
+            # Before the sink is told: it may end the job, whose pages are cached only once
+            # committed.
             self._prompts.computed(planned, now)
             if new is not None and is_next:
                 instructions += planned.job.sink.sampled(planned.job, new, now)
@@ -160,8 +169,9 @@ class Scheduler:
         return instructions
 
     def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
-        """These slices of the oldest step under way (by position) could not be computed: their
-        requests fail and their pages come back. `finish` follows, with the rest."""
+        """Notes that some slices (by position) of the oldest step under way could not be computed:
+        their requests fail and their pages come back. `finish` must follow, with the other
+        slices."""
         instructions: list[Instruction] = []
         step = self._steps[0]
         for job in [step[i].job for i in sorted(failed) if step[i].is_wanted]:
@@ -171,7 +181,8 @@ class Scheduler:
         return instructions
 
     def load(self) -> Load:
-        """Returns queues, pages and counters; the shell adds measured rates."""
+        """Returns queues, pages and counters as a heartbeat tells them. The shell adds measured
+        rates."""
         return self._counters.load(
             self.role,
             self._cache,

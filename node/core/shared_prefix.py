@@ -16,11 +16,12 @@ MAX_LOOKED_AT = 32
 def next_page_is_coming(
     cache: PrefixCache, reusable: Sequence[PageHash], others: Iterable[Sequence[PageHash]]
 ) -> bool:
-    """True if the first page that a prompt lacks is one that a prompt of `others` has as well.
+    """Returns True if the first page that a prompt lacks is one that a prompt of `others` has as
+    well.
 
-    `reusable`: the hashes that the prompt may hit; `others`: those of prompts being computed or
-    received. Such a page is found as soon as their chunk is done or it has arrived, so it is worth
-    waiting for.
+    `reusable` are the hashes of pages that the prompt may hit; `others` are the chains of prompts
+    that are being computed or received. Such a page can be found as soon as their chunk is done or
+    the page has arrived, so it is worth waiting for.
     """
     position = len(cache.find(reusable))
     if position == len(reusable):

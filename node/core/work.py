@@ -25,7 +25,7 @@ class NodeParts:
 
     node: Node
     addresses: Addresses
-    """This node's own addresses, told to other nodes."""
+    """This node's own addresses, which it tells other nodes."""
     cache: PrefixCache
     hasher: PageHasher
     counters: Counters
@@ -34,28 +34,29 @@ class NodeParts:
 
 
 class KindOfWork(Protocol):
-    """What the scheduler asks of a kind of work, besides what it asks of it as a `Sink`."""
+    """What the scheduler asks of a kind of work, besides what jobs ask of it as their `Sink`."""
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
-        """Takes every event that concerns jobs of one kind; ignores those of other kinds. Older
-        attempts of a new request are given up before its message comes here."""
+        """Takes an event; ignores those that concern jobs of other kinds. Older attempts of a new
+        request were given up before its message comes here."""
 
     def cancelled(self, attempt: Attempt) -> list[Instruction]:
-        """Nobody wants anything more of this attempt and of older ones of its request. The jobs
-        themselves have left."""
+        """Is told that nobody wants this attempt any more, nor older ones of its request. The jobs
+        themselves have left before."""
 
     def before_step(self, now: float) -> list[Instruction]:
-        """Gives up what is late, and finds pages for what grows."""
+        """Gives up jobs that are late, and finds pages for answers that grow."""
 
     def add_tokens(self, step: list[PlannedSlice]) -> None:
-        """Adds to a step what goes on behind prompts."""
+        """Adds to a step the tokens with which answers go on. Chunks of prompts come from
+        `Prompts`."""
 
     def after_step(self) -> list[Instruction]:
-        """Everything that a step sampled was told; reports it."""
+        """Reports what the step has sampled; `Sink.sampled` was called for all of its slices."""
 
     def chains_coming(self, now: float) -> Iterable[Sequence[PageHash]]:
-        """Returns page hashes, each from the first page of a prompt on, of pages that other nodes
-        are sending here."""
+        """Returns the chains of page hashes, each from the first page of a prompt on, whose pages
+        other nodes are sending here."""
 
 
 WorkFactory = Callable[[NodeParts], KindOfWork]

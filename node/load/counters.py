@@ -13,22 +13,23 @@ from protocol.messages import MAX_LINKS, LinkLoad, Load
 
 
 class Counters(NodeCounters):
-    """The node's counters, with what several of them mean together."""
+    """The node's counters, and what only its scheduler counts."""
 
     exposed_s: dict[str, float] = msgspec.field(default_factory=dict)
-    """How long requests waited for the pages of each peer while nothing was computed for them."""
+    """For how many seconds requests waited for the pages of each peer while nothing was computed
+    for them."""
 
     def started(self, num_cached_tokens: int) -> None:
-        """Counts a request that is admitted with so many tokens of its prompt cached here.
+        """Counts a request that is admitted with `num_cached_tokens` of its prompt cached here.
 
-        The prompt of a request that another node computes is counted by that node.
+        If another node computes the prompt, that node counts the cached tokens.
         """
         self.requests += 1
         self.requests_hit += num_cached_tokens > 0
         self.reused_tokens += num_cached_tokens
 
     def fetched(self, num_pages: int, num_tokens: int) -> None:
-        """Counts pages of a prompt that came from another node that owned them."""
+        """Counts pages of a prompt that were fetched from another node."""
         self.pages_received += num_pages
         self.pages_fetched += num_pages
         self.fetched_tokens += num_tokens
@@ -43,8 +44,8 @@ class Counters(NodeCounters):
             del self.exposed_s[next(iter(self.exposed_s))]
 
     def load(self, role: Role, cache: PrefixCache, **queues: Any) -> Load:
-        """Returns the scheduler's part of a heartbeat: pages, counters and its `queues`; of `links`
-        only the waiting for pages."""
+        """Returns the scheduler's part of a heartbeat: pages, counters and its `queues`. Its
+        `links` only tell how long requests waited for pages."""
         self.pages_evicted = cache.num_evicted_pages
         names = NodeCounters.__struct_fields__
         return Load(

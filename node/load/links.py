@@ -9,9 +9,10 @@ from protocol.messages import MAX_LINKS, LinkLoad
 
 
 def link_loads(stats: Sequence[LinkStats], waits: Sequence[LinkLoad]) -> tuple[LinkLoad, ...]:
-    """What the transport says of its links, and the scheduler of its waits for them (`waits`).
+    """Returns the links as a heartbeat tells them: what the transport counted (`stats`), with how
+    long the scheduler waited for their pages (`waits`).
 
-    At most MAX_LINKS: the open ones first, then those that moved most bytes.
+    There are at most MAX_LINKS: the open ones first, then those that moved most bytes.
     """
     exposed_s = {(wait.peer, wait.direction): wait.exposed_s_total for wait in waits}
     loads = [

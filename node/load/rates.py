@@ -17,16 +17,20 @@ MIN_PROMPT_TOKENS = 16
 
 
 class Rates:
-    """How fast this node computes prompts, and how long its steps without prompts take; 0 until
-    that is known."""
+    """Measures how fast this node computes prompts, and how long its steps without prompts take.
+    Both are 0 until there is something to measure."""
 
     def __init__(self) -> None:
         self.prefill_tokens_per_s = 0.0
         self.step_s = 0.0
 
     def observe(self, slices: Sequence[Slice], seconds: float) -> None:
-        """Takes one step that the device needed `seconds` for, from its start or the end of the
-        step before it to its own end."""
+        """Adds a step to the measurements. With enough tokens of prompts it counts for the speed of
+        prompts, without any for the duration of steps.
+
+        `seconds` is how long the device needed for it: from the start of the step, or the end of
+        the one before it, to its own end.
+        """
         if seconds <= 0:  # a clock that is coarse, or played, tells nothing
             return
         lengths = [len(s.token_ids) for s in slices if len(s.token_ids) > 1]

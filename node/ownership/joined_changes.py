@@ -11,10 +11,10 @@ from protocol.redis.ownership import HASHES_PER_CHANGE
 
 
 def joined_changes(changes: Sequence[CacheChange]) -> Iterator[CacheChange]:
-    """Yields fewer, longer changes with the same effect: one call per change is slow when they pile
-    up.
+    """Yields fewer, longer changes with the same effect, since one call to Redis per change is slow
+    when changes pile up.
 
-    A change is applied whole, so what a page was in between is seen by nobody, and the set is
+    A change is applied as a whole, so nobody sees what a page was in between, and the set is
     prefix-closed after each, as it was in the node.
     """
     owned: dict[PageHash, bool] = {}
@@ -30,8 +30,8 @@ def joined_changes(changes: Sequence[CacheChange]) -> Iterator[CacheChange]:
 
 
 def _pieces(change: CacheChange) -> Iterator[CacheChange]:
-    """Cuts a long change, as a flush: it removes children before parents and stores parents before
-    children, so the set is prefix-closed after each piece."""
+    """Yields a long change, such as a flush, in pieces. They remove children before parents and
+    store parents before children, so the set is prefix-closed after each piece."""
     for start in range(0, len(change.removed), HASHES_PER_CHANGE):
         yield CacheChange(change.removed[start : start + HASHES_PER_CHANGE], [])
     for start in range(0, len(change.stored), HASHES_PER_CHANGE):

@@ -53,12 +53,13 @@ class OwnershipCall:
 
     script: Script
     args: tuple[int | str | bytes, ...] = ()
-    """What follows incarnation and lease, for a script of one node; the name of the node for
+    """What follows incarnation and lease, for a script of one node; the node's name for
     `announce_name` and `forget_name`."""
 
 
 class OwnershipWriter:
-    """One call is under way at a time: each `next_call` is followed by `replied` or `unreachable`.
+    """Says which call to Redis comes next. One call is under way at a time: each `next_call` is
+    followed by `replied` or `unreachable`.
 
     While Redis cannot be reached, or a newer incarnation of the node has taken its place, nothing
     is lost: the owned set goes on following the changes.
@@ -94,19 +95,19 @@ class OwnershipWriter:
 
     @property
     def is_over(self) -> bool:
-        """No call will come any more."""
+        """True once no call will come any more."""
         return self.is_replaced or (
             self._is_closing and not self._has_lease and not self._is_listed
         )
 
     @property
     def owned(self) -> list[PageHash]:
-        """Everything that was published as owned, parents before children."""
+        """Returns all pages that were published as owned, parents before children."""
         self._absorb()
         return list(self._owned)
 
     def publish(self, changes: Iterable[CacheChange]) -> None:
-        """Takes changes, in order."""
+        """Takes changes of the owned set, in their order."""
         self._pending += changes
 
     def republish(self) -> None:
@@ -114,15 +115,17 @@ class OwnershipWriter:
         self._wants_rewrite = True
 
     def close(self) -> None:
-        """Ends the lease next, so that nobody counts on this node any more."""
+        """Makes the next call end the lease, so that nobody counts on this node any more."""
         self._is_closing = True
 
     def next_call(self, now: float) -> OwnershipCall | None:
-        """Returns what to call now. None: nothing before `wake_at`, unless more is published."""
+        """Returns what to call now; None if nothing is due before `wake_at`, unless more is
+        published."""
         if self.is_replaced:
             return None
         if self._is_closing:
             return self._closing_call()
+        # A renewal goes before changes: a node with many changes must not lose its lease.
         if not self._round and (self._wants_rewrite or now >= self.wake_at):
             self._begin_round(now)
         if self._round:
@@ -130,6 +133,7 @@ class OwnershipWriter:
         self._absorb()
         if not self._unwritten:
             return None
+        # The number grows with every try: one that has failed may have been carried out.
         self._sequence += 1
         change = self._unwritten[0]
         stored, removed = join_hashes(change.stored), join_hashes(change.removed)
@@ -138,7 +142,7 @@ class OwnershipWriter:
 
     def replied(self, call: OwnershipCall, result: Any, now: float) -> None:
         """Takes what Redis answered: APPLIED, LOST or FENCED for the scripts of a node, addresses
-        for `list_coordinators`, anything for the rest."""
+        for `list_coordinators`, anything for other calls."""
         self._is_reachable = True
         if call.script in ("announce_name", "forget_name"):
             self._is_listed = call.script == "announce_name"
@@ -153,8 +157,8 @@ class OwnershipWriter:
             self._round.popleft()
 
     def unreachable(self, now: float) -> bool:
-        """The call failed, and Redis may or may not have carried it out: all is written again, when
-        Redis is there. Returns whether it was reachable before."""
+        """Notes that the call failed. Redis may have carried it out or not, so everything is
+        written again when Redis is back. Returns whether Redis was reachable before."""
         was_reachable, self._is_reachable = self._is_reachable, False
         self._forget_record()
         self._is_listed = False
@@ -162,7 +166,11 @@ class OwnershipWriter:
         return was_reachable
 
     def _begin_round(self, now: float) -> None:
-        """Every call of a rewrite renews the lease, so it may take longer than the lease."""
+        """Queues the calls of one round: the lease is renewed, or everything is written if Redis
+        may lack it; then the node is listed again, and coordinators are looked for.
+
+        Every call of a rewrite renews the lease, so it may take longer than the lease.
+        """
         self.wake_at = now + self._lease_s / RENEWALS_PER_LEASE
         if self._wants_rewrite:
             self._wants_rewrite = False
@@ -203,6 +211,7 @@ class OwnershipWriter:
                 self._owned.pop(page_hash, None)
             self._owned.update(dict.fromkeys(change.stored))
         if self._is_registered:
+            # Without a record there is nothing to change: the next rewrite has the whole set.
             self._unwritten += joined_changes(changes)
 
     def _applied(self, call: OwnershipCall) -> None:
@@ -228,7 +237,7 @@ class OwnershipWriter:
             self.wake_at = now
 
     def _forget_record(self, keeps_lease: bool = False) -> None:
-        """Redis may differ from what is owned in any way."""
+        """Forgets what Redis was told: it may differ from the owned set in any way."""
         self._is_registered = False
         self._has_lease = self._has_lease and keeps_lease
         self._unwritten.clear()

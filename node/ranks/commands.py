@@ -17,20 +17,20 @@ from protocol.sampling import Sampling
 
 
 class RankCommand(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Rank 0 → another rank."""
+    """The base of what rank 0 tells another rank."""
 
 
 class RankReport(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Another rank → rank 0."""
+    """The base of what another rank tells rank 0."""
 
 
 class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
-    """A `Slice`. Token ids are int32 bytes in this machine's order."""
+    """A `Slice` on its way. Token ids are int32 bytes in this machine's byte order."""
 
     token_ids: bytes
     start: int
     keeps_pages: bool
-    """The page table begins with that of the slice in this place of the step before."""
+    """True if the page table begins with that of the slice at this position of the step before."""
     new_pages: bytes
     """The rest of the page table, as int32 bytes."""
     sampling: Sampling | None
@@ -40,24 +40,25 @@ class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepCommand(RankCommand, frozen=True):
-    """Start a step."""
+    """Tells the rank to start a step."""
 
     number: int
     slices: list[SliceCommand]
     feeds_streams: bool
-    """Open streams are told of each layer."""
+    """True if open streams are to be told of each layer."""
     after: int
     """The number of the step that `Slice.follows` refers to; 0 if there is none."""
 
 
 class EndSequenceCommand(RankCommand, frozen=True):
-    """Forget the state of this sequence."""
+    """Tells the rank to forget the state of this sequence."""
 
     sequence_id: int
 
 
 class ExpectCommand(RankCommand, frozen=True):
-    """Expect a transfer into these pages, in this order; the rank says `Expecting`."""
+    """Tells the rank to expect a transfer into these pages, in this order; it reports
+    `Expecting`."""
 
     number: int
     transfer: Attempt
@@ -65,14 +66,15 @@ class ExpectCommand(RankCommand, frozen=True):
 
 
 class AbortCommand(RankCommand, frozen=True):
-    """Abort the transfer's present life; the rank answers `Aborted`."""
+    """Tells the rank to abort the transfer as it is expected now; it reports `Aborted`."""
 
     number: int
     transfer: Attempt
 
 
 class SendCommand(RankCommand, frozen=True):
-    """Send these pages, at once or layer by layer as steps compute them; the rank says `Sent`."""
+    """Tells the rank to send these pages, at once or layer by layer as steps compute them; it
+    reports `Sent`."""
 
     kind: Literal["send", "stream"]
     number: int
@@ -83,44 +85,46 @@ class SendCommand(RankCommand, frozen=True):
 
 
 class FinishStreamCommand(RankCommand, frozen=True):
-    """All layers of this stream's pages are in the pool."""
+    """Tells the rank that all layers of this stream's pages are in the pool."""
 
     number: int
 
 
 class CancelCommand(RankCommand, frozen=True):
-    """What was not yet sent of this transfer need not be."""
+    """Tells the rank to drop what was not yet sent of this transfer."""
 
     transfer: Attempt
 
 
 class PoolPages(RankCommand, frozen=True):
-    """Comes at the start, once every rank has said how many pages it has memory for: the least of
-    these numbers."""
+    """Tells the rank how many pages its pool gets: the least that any rank has memory for. It comes
+    once, at the start, after every `PagesFit`."""
 
     num_pages: int
 
 
 class PagesFit(RankReport, frozen=True):
-    """Comes at the start, with the weights loaded: this rank's KV pool could have so many pages."""
+    """Reports how many pages this rank has memory for, once, at the start, when its weights are
+    loaded."""
 
     num_pages: int
 
 
 class Ready(RankReport, frozen=True):
-    """Comes at the start, last: the rank can compute."""
+    """Reports that the rank can compute, and where it takes pages. It is the last report of the
+    start."""
 
     data_address: str
 
 
 class StartFailed(RankReport, frozen=True):
-    """Comes at the start, instead of `Ready`: a sentence for the user."""
+    """Reports, instead of `Ready`, why the rank cannot start, in a sentence for the user."""
 
     reason: str
 
 
 class ShareFailed(RankReport, frozen=True):
-    """This rank's share of a step failed."""
+    """Reports that this rank's share of a step failed."""
 
     number: int
     num_operations: int
@@ -129,40 +133,41 @@ class ShareFailed(RankReport, frozen=True):
 
 
 class Expecting(RankReport, frozen=True):
-    """This rank takes pages of a transfer from now on; what came before was dropped."""
+    """Reports that the rank takes pages of a transfer from now on; what came before was dropped."""
 
     number: int
 
 
 class Arrived(RankReport, frozen=True):
-    """The first `num_pages` pages of an expected transfer have this rank's heads."""
+    """Reports that the first `num_pages` pages of an expected transfer have this rank's heads."""
 
     number: int
     num_pages: int
 
 
 class Received(RankReport, frozen=True):
-    """An expected transfer ended here: all pages have arrived, or `error`."""
+    """Reports that an expected transfer has ended here: all pages have arrived, or there is an
+    `error`."""
 
     number: int
     error: str
 
 
 class Aborted(RankReport, frozen=True):
-    """This rank will never again write for this life of a transfer."""
+    """Reports that this rank will never again write for this expectation of a transfer."""
 
     number: int
 
 
 class Sent(RankReport, frozen=True):
-    """A send or stream ended here."""
+    """Reports that a send or stream has ended here."""
 
     number: int
     error: str
 
 
 class Links(RankReport, frozen=True):
-    """This rank's `Transport.links()`, now and then."""
+    """Reports this rank's `Transport.links()`. It comes now and then."""
 
     stats: list[LinkStats]
 

@@ -33,7 +33,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Engine:
-    """A node's runner and transport, and what the node tells others of them."""
+    """What computes and moves the pages of a node, and what the node tells others of that."""
 
     runner: Runner
     transport: Transport
@@ -49,7 +49,7 @@ class Engine:
     """Registers a function that is called with the reason when a rank is lost and this node cannot
     go on."""
     raise_if_lost: Callable[[], None] = lambda: None
-    """Raises RankLost."""
+    """Raises RankLost once a rank is lost."""
 
 
 @contextmanager

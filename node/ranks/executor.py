@@ -26,8 +26,11 @@ from protocol.ids import Attempt
 
 
 class RankTransport:
-    """`report` is called on threads of the transport as well. One thread calls the methods, but
-    that `AbortCommand` may come from another one."""
+    """Carries out commands on this rank's transport, and calls `report` with what comes of them, on
+    threads of the transport as well.
+
+    All methods are called on one thread, except that an `AbortCommand` may come on another.
+    """
 
     def __init__(self, transport: Transport, report: Callable[[TransportReport], None]) -> None:
         self._transport = transport
@@ -35,6 +38,7 @@ class RankTransport:
         self._streams: dict[int, tuple[Attempt, PageStream]] = {}
 
     def do(self, command: TransportCommand) -> None:
+        """Carries out one command."""
         if isinstance(command, ExpectCommand):
             self._expect(command)
         elif isinstance(command, AbortCommand):
@@ -50,18 +54,22 @@ class RankTransport:
             self._streams = {n: s for n, s in self._streams.items() if s[0] != command.transfer}
 
     def layers_ready(self, num_layers: int) -> None:
-        """Tells every open stream."""
+        """Tells every open stream that the first `num_layers` layers of its pages may be sent."""
         for _, stream in self._streams.values():
             stream.layers_ready(num_layers)
 
     def stream_layers_ready(self, number: int, num_layers: int) -> None:
+        """Tells the stream `number`, if it is open, that the first `num_layers` layers of its pages
+        may be sent."""
         if number in self._streams:
             self._streams[number][1].layers_ready(num_layers)
 
     def look_at_links(self) -> Links:
+        """Returns a report with the links as they stand now."""
         return Links(self._transport.links())
 
     def close(self) -> None:
+        """Closes the transport."""
         self._transport.close()
 
     def _expect(self, command: ExpectCommand) -> None:

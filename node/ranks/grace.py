@@ -9,7 +9,8 @@ GRACE_S = 5.0
 
 
 def exit_at_last() -> None:
-    """This process ends with code 1 when it has not ended in order, and says where it hung.
+    """Ends this process with code 1 after GRACE_S, unless it has ended in order by then, and prints
+    where it hung.
 
     A collective operation may wait for a lost rank for long, on a GPU forever; so may the end of
     its group, and without letting any other Python thread run.

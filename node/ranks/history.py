@@ -6,21 +6,22 @@ from engine.batches.step import Step
 
 
 class StepHistory:
-    """Remembers steps by number. Numbers rise, and no step follows an older one than the step
-    before it followed."""
+    """Remembers steps by number. Numbers rise, and no step follows one that is older than what the
+    step before it followed."""
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
 
     def add(self, number: int, step: Step) -> None:
+        """Remembers a step."""
         self._steps[number] = step
 
     def number_of(self, step: Step | None) -> int:
-        """Returns 0 for none."""
+        """Returns the number of a step; 0 for None."""
         return next((number for number, other in self._steps.items() if other is step), 0)
 
     def follow(self, number: int) -> Step | None:
-        """Returns the step of this number, and forgets older ones. 0 stands for none."""
+        """Returns the step of this number and forgets older ones; None for 0."""
         if number == 0:
             return None
         self._steps = {n: step for n, step in self._steps.items() if n >= number}

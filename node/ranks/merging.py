@@ -9,9 +9,9 @@ from kvtransfer.transport import LinkStats
 
 
 class MergedArrivals:
-    """One expectation of a transfer.
+    """One transfer that all ranks of a node expect.
 
-    A page is here when every rank has it, all is over when no rank writes any more.
+    A page has arrived when every rank has it. The transfer is over when no rank writes any more.
     """
 
     def __init__(self, num_pages: int, num_ranks: int) -> None:
@@ -24,25 +24,30 @@ class MergedArrivals:
 
     @property
     def is_over(self) -> bool:
+        """True once no rank will write for it any more."""
         return not self.writing
 
     def arrived(self, rank: int, num_pages: int) -> int:
-        """Returns how many leading pages are news, 0 if nothing is."""
+        """Notes that `rank` has its share of the first `num_pages` pages. Returns how many leading
+        pages have arrived at all ranks, or 0 if these are no more than at the last call."""
         self._num_arrived[rank] = num_pages
         return self._news()
 
     def ended(self, rank: int, error: str) -> int:
-        """As `arrived`. After a first error the others are of no use."""
+        """Notes that the transfer has ended at `rank`: with all pages, or with an error. Returns as
+        `arrived` does; after a first error always 0."""
         self.writing.discard(rank)
         self.error = self.error or error
         self._num_arrived[rank] = self._num_pages
         return self._news()
 
     def aborted(self, rank: int) -> None:
+        """Notes that `rank` has aborted the transfer."""
         self.writing.discard(rank)
 
     def _news(self) -> int:
-        """The end of all tells of the last pages."""
+        """Returns how many leading pages have arrived if that is more than was told, else 0. The
+        end of the transfer is told otherwise, and says itself that all pages are here."""
         least = min(self._num_arrived)
         if self.error or self.is_over or least <= self._num_told:
             return 0
@@ -51,7 +56,8 @@ class MergedArrivals:
 
 
 class MergedSend:
-    """A send or stream: over when no rank needs its pages any more."""
+    """One send or stream of all ranks of a node. It is over when no rank needs its pages any
+    more."""
 
     def __init__(self, num_ranks: int) -> None:
         self.sending = set(range(num_ranks))
@@ -59,9 +65,11 @@ class MergedSend:
 
     @property
     def is_over(self) -> bool:
+        """True once every rank has ended its part."""
         return not self.sending
 
     def ended(self, rank: int, error: str) -> None:
+        """Notes that `rank` has ended its part, with an error or ""."""
         self.sending.discard(rank)
         self.error = self.error or error
 
@@ -69,10 +77,11 @@ class MergedSend:
 def merge_links(
     of_ranks: Sequence[Sequence[LinkStats]], page_bytes: int, received_page_bytes: int
 ) -> list[LinkStats]:
-    """One link per peer and direction: ranks move their parts side by side.
+    """Returns one link per peer and direction, out of those of all ranks, which move their parts
+    side by side.
 
-    `page_bytes`: of a page of the whole model; `received_page_bytes`: of all that the ranks keep of
-    it, which is more if several have the same heads.
+    `page_bytes` is the size of a page of the whole model; `received_page_bytes` is the size of all
+    that the ranks keep of it, which is more if several have the same heads.
     """
     groups: dict[tuple[str, str], list[LinkStats]] = defaultdict(list)
     for stats in of_ranks:

@@ -13,25 +13,28 @@ from engine.parallel import TensorParallel
 
 
 class Operations:
-    """`num_begun` is -1 once one has failed: from then on nobody knows where the others are."""
+    """Counts the collective operations that this rank has begun. The count is -1 once one has
+    failed: from then on nobody knows where the other ranks are."""
 
     def __init__(self) -> None:
         self.num_begun = 0
 
     def counted(self, parallel: TensorParallel) -> TensorParallel:
-        """The same group, counting."""
+        """Returns the same group of ranks, whose operations are counted here."""
         return dataclasses.replace(parallel, group=_CountedGroup(parallel.group, self))
 
     def begin(self) -> None:
+        """Counts one more operation."""
         if self.num_begun >= 0:
             self.num_begun += 1
 
     def failed(self) -> None:
+        """Notes that an operation has failed."""
         self.num_begun = -1
 
 
 class _CountedGroup:
-    """What `TensorParallel` uses of a process group."""
+    """A process group that counts its operations. It has the methods that `TensorParallel` uses."""
 
     def __init__(self, group: Any, operations: Operations) -> None:
         self._group = group

@@ -22,14 +22,15 @@ M = TypeVar("M")
 
 
 class RankLost(UserError):
-    """The other end is gone, or does nothing any more."""
+    """Another rank's process is gone, or does nothing any more."""
 
 
 class Pipe(Generic[M]):
-    """`M`: what comes in. Any thread may send; one receives."""
+    """One end of the channel between rank 0 and a worker; `M` is the type of what comes in. Any
+    thread may send; only one may receive."""
 
     def __init__(self, connection: socket.socket, incoming: Any) -> None:
-        """`incoming`: M, a union of tagged structs."""
+        """`incoming` is M at run time: a union of tagged structs."""
         connection.settimeout(PATIENCE_S)
         self._connection = connection
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(incoming)
@@ -39,7 +40,7 @@ class Pipe(Generic[M]):
         self._lock = threading.Lock()
 
     def send(self, message: msgspec.Struct) -> None:
-        """Raises RankLost; afterwards the pipe is of no use."""
+        """Sends a message. Raises RankLost, after which the pipe is of no use."""
         with self._lock:
             raw = self._encoder.encode(message)
             try:
@@ -48,7 +49,8 @@ class Pipe(Generic[M]):
                 raise RankLost(f"it took no message ({error})") from error
 
     def receive(self, timeout_s: float | None = None) -> M:
-        """Waits for the beginning of a message; raises RankLost."""
+        """Waits for the next message and returns it. Raises RankLost, also if none begins within
+        `timeout_s`."""
         if not self._readable.poll(None if timeout_s is None else timeout_s * 1_000):
             raise RankLost(f"it said nothing for {timeout_s:g} s")
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
@@ -57,7 +59,8 @@ class Pipe(Generic[M]):
         return self._decoder.decode(self._read(length))
 
     def close(self) -> None:
-        """Also ends a `receive` of another thread, here and at the other end."""
+        """Closes this end. That also ends a `receive` that waits on another thread, here or at the
+        other end."""
         try:
             self._connection.shutdown(socket.SHUT_RDWR)
         except OSError:

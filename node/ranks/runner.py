@@ -18,14 +18,14 @@ from node.ranks.workers import Workers
 class ParallelRunner:
     """Tells the workers of each step, then computes rank 0's share of it.
 
-    A step that fails on every rank, at the same collective operation, fails here with rank 0's own
-    exception, and the next step may go well: as when a request is at fault. If only some ranks
-    fail, or at different operations, nobody knows what the next collective operation would match:
-    the node ends.
+    If a step fails on every rank, at the same collective operation, it fails here with rank 0's own
+    exception, and the next step may go well: that is so when a request is at fault. If only some
+    ranks fail, or at different operations, nobody knows what the next collective operation would
+    match, and the node ends.
     """
 
     def __init__(self, own: ModelRunner, workers: Workers, operations: Operations) -> None:
-        """`operations` counts those of `own`."""
+        """`operations` counts the collective operations of `own`, rank 0's runner."""
         self._own = own
         self._workers = workers
         self._operations = operations
@@ -43,8 +43,8 @@ class ParallelRunner:
         on_layer: OnLayer | None = None,
         after: Step | None = None,
     ) -> Step:
-        """Starts the step on every rank, as `ModelRunner.start`. Raises RankLost when this node is
-        about to end."""
+        """Starts the step on every rank, as `ModelRunner.start` does. Raises RankLost when this
+        node is about to end."""
         self._number += 1
         follows = self._history.number_of(after)
         self._history.follow(follows)
@@ -69,6 +69,7 @@ class ParallelRunner:
         return step
 
     def end_sequence(self, sequence_id: int) -> None:
-        """Every rank samples, so every rank has the states of sequences."""
+        """Forgets the state of a sequence on every rank: every rank samples, so each has the
+        state."""
         self._workers.tell(commands.EndSequenceCommand(sequence_id))
         self._own.end_sequence(sequence_id)

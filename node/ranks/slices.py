@@ -15,12 +15,14 @@ from node.ranks.commands import SliceCommand
 
 
 class SliceEncoder:
-    """Remembers the page tables of the step before, by the place of their slice."""
+    """Turns slices into commands, without what the other end knows already: it remembers the page
+    tables of the step before, by the position of their slice."""
 
     def __init__(self) -> None:
         self._tables: list[bytes] = []
 
     def encode(self, slices: Sequence[Slice]) -> list[SliceCommand]:
+        """Returns the commands for the slices of one step. Every step must be encoded, in order."""
         before = self._tables + [b""] * (len(slices) - len(self._tables))
         self._tables = [np.asarray(part.pages, dtype=np.int32).tobytes() for part in slices]
         return [
@@ -30,12 +32,13 @@ class SliceEncoder:
 
 
 class SliceDecoder:
-    """The other end of one `SliceEncoder`: takes every step, in order."""
+    """Turns the commands of one `SliceEncoder` back into slices."""
 
     def __init__(self) -> None:
         self._tables: list[bytes] = []
 
     def decode(self, commands: Sequence[SliceCommand]) -> list[Slice]:
+        """Returns the slices of one step. Every step must be decoded, in order."""
         before = self._tables + [b""] * (len(commands) - len(self._tables))
         self._tables = [
             (old if command.keeps_pages else b"") + command.new_pages

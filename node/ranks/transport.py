@@ -41,7 +41,7 @@ class _Expected:
     num_not_expecting: int
     """How many ranks do not expect it yet."""
     is_unwanted: bool = False
-    """Aborted: nobody is told anything."""
+    """True once it is aborted: nobody is told anything of it."""
     is_expected: threading.Event = field(default_factory=threading.Event)
     is_over: threading.Event = field(default_factory=threading.Event)
 
@@ -53,8 +53,8 @@ class _Sending:
 
 
 class ParallelTransport:
-    """A `Transport`. Rank 0's own transport is told directly, the others through `tell`, in the
-    same order; what they say goes to `report`, on any thread.
+    """A `Transport` for all ranks of a node. It tells rank 0's own transport directly and the
+    others through `tell`, in the same order; what they say comes to `report`, on any thread.
 
     One lock is held for every command and every callback: so commands have one order, and after
     `abort` nobody is told anything. What ranks report is merged on a thread of its own.
@@ -67,8 +67,8 @@ class ParallelTransport:
         addresses: Sequence[str],
         layout: KVLayout,
     ) -> None:
-        """`tell`: tells every other rank. `addresses`: of all ranks; `layout`: of the whole
-        model."""
+        """`tell` sends a command to every other rank. `addresses` are those of all ranks, and
+        `layout` that of the whole model."""
         self.address = own.address
         self._num_ranks = len(addresses)
         self._layout = layout
@@ -86,16 +86,15 @@ class ParallelTransport:
         self._thread.start()
 
     def report(self, rank: int, report: TransportReport) -> None:
-        """Takes what a rank says. Never waits."""
+        """Queues what a rank says, for the thread that merges it with what other ranks say. Does
+        not wait."""
         self._reports.put((rank, report))
 
     def expect(
         self, transfer: Attempt, pages: Sequence[int], on_progress: OnProgress, on_done: OnDone
     ) -> None:
-        """Returns when every rank expects it: one still in a step would drop what comes at once.
-
-        Raises RankLost.
-        """
+        """Expects a transfer on every rank. Returns when all of them expect it: one that is still
+        in a step would drop what comes at once. Raises RankLost."""
         with self._lock:
             arrivals = MergedArrivals(len(pages), self._num_ranks)
             number = self._next_number()
@@ -108,7 +107,8 @@ class ParallelTransport:
             raise RankLost(f"a rank did not expect {transfer} within {PATIENCE_S:g} s")
 
     def abort(self, transfer: Attempt) -> None:
-        """Waits for every rank: one in a step answers after it. Raises RankLost."""
+        """Aborts a transfer on every rank and waits for them: one that is in a step answers after
+        it. Raises RankLost."""
         with self._lock:
             if self._is_lost:  # what was expected before is over, what came later nobody was told
                 return
@@ -161,11 +161,12 @@ class ParallelTransport:
         )
 
     def lose(self, reason: str) -> None:
-        """A rank is gone, and this node ends: nobody waits for it any more."""
+        """Notes that a rank is gone and this node ends, so that nobody waits for it any more."""
         self._reports.put(reason)
 
     def close(self) -> None:
-        """Other ranks close their own transports; nothing is heard of them any more."""
+        """Closes rank 0's transport. The other ranks close their own, and nothing they say is
+        heard."""
         self._own.close()
         self._reports.put("the transport was closed")
         self._thread.join()
@@ -232,6 +233,7 @@ class ParallelTransport:
             self._take_arrival(rank, report, expected)
             if expected.arrivals.is_over:
                 del self._expected[report.number]
+                # A transfer that ends before all ranks expect it must free `expect`, too.
                 expected.is_expected.set()
                 expected.is_over.set()
                 if not expected.is_unwanted:
@@ -249,6 +251,7 @@ class ParallelTransport:
         else:
             was_well = not arrivals.error
             news = arrivals.ended(rank, report.error)
+            # The transfer has failed as a whole, so the other ranks need not wait for their parts.
             if report.error and was_well and not expected.is_unwanted:
                 self._tell(AbortCommand(report.number, expected.transfer))
         if news and not expected.is_unwanted:
@@ -264,7 +267,8 @@ class ParallelTransport:
 
 @dataclass(frozen=True)
 class _ParallelStream:
-    """Other ranks tell their part of it of layers in their own steps."""
+    """A stream of pages from all ranks. Other ranks tell their own part of it of layers, in their
+    steps."""
 
     number: int
     own: RankTransport

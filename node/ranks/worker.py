@@ -48,7 +48,7 @@ class WorkerPlan:
 
 
 def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
-    """The main function of the process: until rank 0 closes the pipe."""
+    """Runs a worker process until rank 0 closes the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # meant for the node: rank 0 ends this process
     _start_logging(plan)
@@ -104,7 +104,8 @@ class Worker:
         self._history = StepHistory()
 
     def run(self) -> None:
-        """Raises RankLost when rank 0 has closed the pipe, and DeviceBroken."""
+        """Carries out commands until rank 0 closes the pipe, which raises RankLost. Raises
+        DeviceBroken."""
         while True:
             command = self._pipe.receive()
             if isinstance(command, commands.StepCommand):
@@ -135,7 +136,7 @@ class Worker:
 
 
 class _LinkReports:
-    """Tells rank 0 of this rank's links when they have changed, now and then."""
+    """Reports this rank's links to rank 0 now and then, if they have changed."""
 
     def __init__(self, transport: RankTransport, pipe: Pipe[commands.AnyCommand]) -> None:
         self._transport = transport
@@ -155,7 +156,8 @@ class _LinkReports:
 
 
 def _tell(pipe: Pipe[commands.AnyCommand], report: commands.AnyReport) -> None:
-    """Also on threads of the transport, which outlive rank 0 for a moment."""
+    """Sends a report to rank 0. It is called on threads of the transport too, which outlive rank 0
+    for a moment."""
     try:
         pipe.send(report)
     except RankLost:

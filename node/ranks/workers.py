@@ -36,20 +36,23 @@ R = TypeVar("R", commands.PagesFit, commands.Ready)
 
 @dataclass(frozen=True)
 class WorkerHandle:
+    """One worker process, as rank 0 sees it."""
+
     rank: int
     process: BaseProcess
     pipe: Pipe[commands.AnyReport]
     started: deque[commands.PagesFit | commands.Ready] = field(default_factory=deque)
-    """What it said while it starts, as long as nobody has asked for it."""
+    """What the worker has said while it starts, and nobody has asked for yet."""
 
     def death(self) -> str:
+        """Returns how the process has ended, as a part of a sentence; waits a second for that."""
         self.process.join(1.0)
         return f"its exit code is {self.process.exitcode}"
 
 
 class Workers:
-    """The other ranks' processes. A rank that is lost, whenever that is, ends this node, in the way
-    that `when_lost` was told.
+    """The processes of the other ranks. If one of them is lost, at any time, this node ends: the
+    functions given to `when_lost` are called.
 
     `agree` and `addresses` are for the start, while all ranks build themselves. One thread calls
     `tell` and the like, but transport commands may come from a second one.
@@ -101,9 +104,10 @@ class Workers:
         return cls(node, workers)
 
     def agree(self, num_pages: int) -> int:
-        """Tells every rank, and returns, the least number of KV pages that one has room for.
+        """Returns the least number of KV pages that any rank has room for, and tells it to every
+        rank.
 
-        `num_pages` is rank 0's. Raises RankLost, as `addresses` does.
+        `num_pages` is rank 0's. Raises RankLost.
         """
         counts = [self._await(worker, commands.PagesFit).num_pages for worker in self._workers]
         agreed = min([num_pages, *counts])
@@ -111,23 +115,25 @@ class Workers:
         return agreed
 
     def addresses(self) -> list[str]:
-        """Data addresses, in order, when every worker is ready."""
+        """Returns the workers' data addresses, in the order of ranks, when all are ready. Raises
+        RankLost."""
         return [self._await(worker, commands.Ready).data_address for worker in self._workers]
 
     def listen(self, on_report: Callable[[int, commands.TransportReport], None]) -> None:
-        """From now on what workers report of transfers is passed on, on some thread."""
+        """Passes what workers report of transfers on to `on_report` from now on, on some thread."""
         self._on_report = on_report
 
     def when_lost(self, do: Callable[[str], None]) -> None:
-        """`do` is told why this node cannot go on, once that is so."""
+        """Registers a function that is called with the reason why this node cannot go on, once that
+        is so."""
         with self._changed:
             self._on_lost.append(do)
             if self._lost:
                 do(self._lost)
 
     def tell(self, command: commands.AnyCommand) -> None:
-        """Sends a command to every worker. One that does not take it is lost, and this node with
-        it."""
+        """Sends a command to every worker. A worker that does not take it is lost, and this node
+        with it."""
         for worker in self._workers:
             try:
                 worker.pipe.send(command)
@@ -135,7 +141,7 @@ class Workers:
                 self._lose(worker, error)
 
     def raise_if_lost(self) -> None:
-        """Raises RankLost."""
+        """Raises RankLost once a rank is lost."""
         if self._lost:
             raise RankLost(self._lost)
 
@@ -147,7 +153,7 @@ class Workers:
 
     def failed_here(self, number: int, num_operations: int, error: Exception) -> None:
         """Notes that rank 0's share of a step failed. Returns if every rank failed at the same
-        collective operation; else this node ends, and it raises RankLost."""
+        collective operation; otherwise ends this node and raises RankLost."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._lost or len(self._failures.get(number, {})) == len(self._workers),
@@ -165,7 +171,7 @@ class Workers:
             raise RankLost(self._lost) from error
 
     def close(self) -> None:
-        """Ends every worker, those that do not want to as well."""
+        """Ends every worker; one that does not end in time is killed."""
         self._is_closing = True
         for worker in self._workers:
             worker.pipe.close()
@@ -180,7 +186,7 @@ class Workers:
             reader.join()
 
     def _await(self, worker: WorkerHandle, kind: type[R]) -> R:
-        """Returns what the worker says next while it starts."""
+        """Waits for what the worker says next while it starts, and returns it. Raises RankLost."""
         with self._changed:
             self._changed.wait_for(lambda: worker.started or self._lost, LOAD_TIMEOUT_S)
             self.raise_if_lost()

@@ -16,10 +16,10 @@ of each other's requests by heartbeats only."""
 
 
 class Heartbeats:
-    """Sends the newest `load` several times per lease, and soon after work came or went.
+    """Sends the newest load several times per lease, and soon after work came or went.
 
-    `stall_s`: a main loop that has not called `update` for so long is taken for hung, and the
-    heartbeats stop, so that the cluster routes around this node.
+    If the main loop has not called `update` for `stall_s`, it is taken for hung, and the heartbeats
+    stop, so that the cluster routes around this node.
     """
 
     def __init__(
@@ -42,17 +42,19 @@ class Heartbeats:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
+        """Starts the thread that sends heartbeats."""
         self._thread.start()
 
     def update(self, load: Load) -> None:
-        """The state after a step of the main loop; before the first one there is no heartbeat."""
+        """Takes the load after a turn of the main loop. Before the first call there is no
+        heartbeat."""
         if self._load is None or work_changed(self._load, load):
             self._wake.set()
         self._load = load
         self._updated = time.monotonic()
 
     def close(self) -> None:
-        """Says goodbye to every coordinator."""
+        """Stops the heartbeats and says goodbye to every coordinator."""
         self._stop.set()
         self._wake.set()
         self._thread.join()
@@ -81,7 +83,8 @@ class Heartbeats:
 
 
 def work_changed(before: Load, after: Load) -> bool:
-    """Requests came or went; progress within one is what everybody expects."""
+    """Returns whether requests came or went. Progress within a request does not count, as everybody
+    expects it."""
     return (
         before.num_running != after.num_running
         or before.num_waiting != after.num_waiting

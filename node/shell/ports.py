@@ -15,23 +15,25 @@ from protocol.messages import AnyMessage, Load, Message
 
 
 class ChannelPort(Protocol):
-    """Control messages; see `protocol.channel.Channel`."""
+    """Sends and receives control messages; `protocol.channel.Channel` is the real one."""
 
     def send(self, address: str, message: Message) -> None:
         """Queues a message. Raises PeerUnreachable."""
 
     def drain(self, timeout_s: float) -> list[AnyMessage]:
-        """Returns the messages that have come; waits so long for the first, or until `wake`."""
+        """Returns the messages that have come; waits up to `timeout_s` for the first, or until
+        `wake`."""
 
     def forget(self, address: str) -> None:
-        """Drops what waits for this address."""
+        """Drops the messages that wait to be sent to this address."""
 
     def wake(self) -> None:
-        """Ends a `drain` that waits; any thread may call."""
+        """Ends a `drain` that waits. May be called by any thread."""
 
 
 class TransportPort(Protocol):
-    """KV pages from and to other nodes; see `kvtransfer.transport.Transport`."""
+    """Moves KV pages from and to other nodes. Its methods are those of
+    `kvtransfer.transport.Transport`, whose docstrings hold."""
 
     def expect(
         self, transfer: Attempt, pages: Sequence[int], on_progress: OnProgress, on_done: OnDone
@@ -63,14 +65,18 @@ class TransportPort(Protocol):
 
 
 class PublisherPort(Protocol):
-    """The record of this node's pages; see `node.shell.publisher.OwnershipPublisher`."""
+    """Publishes which pages this node owns; `node.shell.publisher.OwnershipPublisher` is the real
+    one."""
 
-    def publish(self, changes: Iterable[CacheChange]) -> None: ...
+    def publish(self, changes: Iterable[CacheChange]) -> None:
+        """Queues changes of the owned set, in their order. Returns at once."""
 
-    def republish(self) -> None: ...
+    def republish(self) -> None:
+        """Has the whole set written again, soon."""
 
 
 class HeartbeatsPort(Protocol):
-    """Tells coordinators of this node's load; see `node.shell.heartbeat.Heartbeats`."""
+    """Tells coordinators how this node does; `node.shell.heartbeat.Heartbeats` is the real one."""
 
-    def update(self, load: Load) -> None: ...
+    def update(self, load: Load) -> None:
+        """Takes the load after a turn of the shell."""

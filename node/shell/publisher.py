@@ -32,9 +32,11 @@ NODE_SCRIPTS = {
 
 
 class OwnershipPublisher:
-    """Call `publish` after every step; read `coordinators` for who wants heartbeats.
+    """Keeps the node's record in Redis true: call `publish` after every step. `coordinators` says
+    who wants heartbeats.
 
-    `on_replaced` is called, on this thread, when a newer incarnation of the node has registered.
+    `on_replaced` is called, on the publisher's thread, when a newer incarnation of the node has
+    registered.
     """
 
     def __init__(
@@ -56,14 +58,16 @@ class OwnershipPublisher:
 
     @property
     def coordinators(self) -> tuple[str, ...]:
-        """Control addresses of the coordinators that want heartbeats."""
+        """The control addresses of the coordinators that want heartbeats."""
         return self._writer.coordinators
 
     def start(self) -> None:
+        """Starts the thread that talks to Redis."""
         self._thread.start()
 
     def publish(self, changes: Iterable[CacheChange]) -> None:
-        """Queues changes, in order; returns at once."""
+        """Queues changes of the pages that this node owns, to be written to Redis in this order.
+        Returns at once."""
         with self._lock:
             self._inbox.extend(changes)
         self._work.set()
@@ -93,7 +97,7 @@ class OwnershipPublisher:
             self._on_replaced()
 
     def _tell_writer(self) -> None:
-        """Hands on what other threads have asked for."""
+        """Passes on to the writer what other threads have asked for."""
         with self._lock:
             changes, self._inbox = self._inbox, []
         self._writer.publish(changes)
@@ -129,7 +133,8 @@ class OwnershipPublisher:
         return int(run(keys, [node.incarnation, self._lease_ms, *call.args]))
 
     def _disconnect(self) -> None:
-        """The next connection is made afresh: after a failover to another master."""
+        """Drops the connection. The next one is made afresh, which after a failover finds the new
+        master."""
         client, self._redis = self._redis, None
         if client is not None:
             client.close()

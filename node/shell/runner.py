@@ -10,7 +10,7 @@ from engine.batches.step import OnLayer, Step
 
 
 class Runner(Protocol):
-    """Computes steps; `ModelRunner` is one, and so are several ranks together."""
+    """Computes the steps of a node; a `ModelRunner` does, and so do several ranks together."""
 
     @property
     def runs_ahead(self) -> bool:
@@ -24,7 +24,8 @@ class Runner(Protocol):
     ) -> Step:
         """Starts one step; `after` is the step that `Slice.follows` refers to.
 
-        Raises DeviceBroken when no step can succeed any more, and anything when this one cannot.
+        Raises DeviceBroken if no step can succeed any more, and any other exception if this one
+        cannot.
         """
 
     def end_sequence(self, sequence_id: int) -> None:

@@ -55,7 +55,7 @@ IDLE_WAIT_S = 0.1
 
 
 class NodeShell:
-    """Runs one core until `stop`. Owns nothing that it is given; see `node.build`."""
+    """Runs one core until `stop`. It owns nothing of what it is given; `node.build` does."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class NodeShell:
         self._channel.wake()
 
     def run(self) -> None:
-        """Raises DeviceBroken when a new process is needed."""
+        """Runs turn after turn until `stop`. Raises DeviceBroken when a new process is needed."""
         while not self._stop.is_set():
             self.begin_turn()
             self.end_turn()
@@ -104,7 +104,7 @@ class NodeShell:
 
     @property
     def is_computing(self) -> bool:
-        """A step is under way."""
+        """True while a step is under way."""
         return len(self._steps) > 0
 
     def begin_turn(self) -> None:
@@ -124,14 +124,18 @@ class NodeShell:
     def end_turn(self) -> None:
         """Waits for every step that must be over before the next turn, and reports."""
         self._idle = not self._planned and not self._steps
+        # One step may stay under way if this turn has started it and the runner runs ahead: the
+        # next turn plans while the device computes.
         while self._steps and not (self._planned and self._steps.may_stay):
             self._settle()
+        # After the tokens were sent: a coordinator takes an answer as the news of its pages, and
+        # the record may come later.
         if changes := self._core.take_changes():
             self._publisher.publish(changes)
         self._heartbeats.update(self._load())
 
     def _settle(self) -> None:
-        """Waits for the oldest step."""
+        """Waits for the oldest step and tells the core what became of it."""
         outcome, now = self._steps.settle(), self._clock()
         if outcome.failed:
             self._carry_out(self._core.abandon(outcome.failed, outcome.reason, now))
@@ -149,7 +153,8 @@ class NodeShell:
         self._streams.clear()
 
     def _events(self) -> list[Event]:
-        """Messages first: what a transfer brought may be unwanted by them."""
+        """Returns what has come, messages first: what a transfer has brought may be unwanted
+        because of them."""
         timeout_s = IDLE_WAIT_S if self._idle and not self._transfer_events else 0.0
         events: list[Event] = list(self._channel.drain(timeout_s))
         while self._transfer_events:
@@ -165,6 +170,7 @@ class NodeShell:
             elif isinstance(instruction, StreamPages):
                 self._stream_pages(instruction)
             elif isinstance(instruction, CancelSends):
+                # A stream that is cancelled needs no `finish`.
                 self._streams.pop(instruction.transfer, None)
                 self._transport.cancel(instruction.transfer)
             elif isinstance(instruction, ExpectPages):
@@ -213,7 +219,8 @@ class NodeShell:
         self._transport.expect(transfer, work.pages, on_progress, on_done)
 
     def _transfer_event(self, event: Event) -> None:
-        """Called on transport threads; a deque append is atomic."""
+        """Queues news of a transfer. It is called on transport threads; a deque's append is
+        atomic."""
         self._transfer_events.append(event)
         self._channel.wake()
 
@@ -235,7 +242,8 @@ class NodeShell:
         )
 
     def _look(self, load: Load) -> None:
-        """Looks at this process and at its links; `load` has how long the core waited for them."""
+        """Measures, for the next heartbeats, this process's memory and its links. `load` says how
+        long the core has waited for their pages."""
         links = self._transport.links()
         outgoing = [link for link in links if link.direction == "out"]
         rates = [link.bytes_per_s for link in outgoing if link.bytes_per_s]

@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of a step."""
+    """What became of a step: what was sampled, and which slices failed."""
 
     sampled: list[Sampled | None]
     """What was sampled for each slice that did not fail."""
     failed: frozenset[int] = frozenset()
-    """The slices that failed, by position."""
+    """The positions of the slices that failed."""
     reason: str = ""
     """The error of the last one of them."""
 
@@ -40,12 +40,12 @@ class StartedStep:
     slices: Sequence[Slice]
     began: float
     step: Step | None
-    """None: it could not be started."""
+    """The step as the runner returned it; None if it could not be started."""
 
 
 class Steps:
-    """Steps are settled in the order in which they were started. Every call raises DeviceBroken
-    when a new process is needed."""
+    """Starts steps and settles them in the same order. Every call raises DeviceBroken when a new
+    process is needed."""
 
     def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
         """`clock` gives monotonic seconds."""
@@ -66,7 +66,8 @@ class Steps:
 
     @property
     def may_stay(self) -> bool:
-        """True if one step is started, and another one may be before this one is settled."""
+        """True if one step is started, and the next one may be started before that one is
+        settled."""
         return (
             self._runner.runs_ahead
             and len(self._started) == 1
@@ -74,7 +75,8 @@ class Steps:
         )
 
     def start(self, slices: Sequence[Slice], on_layer: OnLayer) -> bool:
-        """Starts a step. False: that failed, and `settle` will compute the step in another way."""
+        """Starts a step. Returns False if that failed; `settle` then computes it in another way."""
+        # Slices that follow an unread token take it from the samples of this step.
         before = self._started[-1].step if self._started else self._before
         began, step = self._clock(), None
         try:
@@ -87,12 +89,13 @@ class Steps:
         return step is not None
 
     def settle(self) -> StepOutcome:
-        """Waits until the oldest step is over."""
+        """Waits until the oldest step is over, and returns what became of it."""
         oldest = self._started[0]
         sampled = self._sampled(oldest)
         outcome = StepOutcome(sampled) if sampled is not None else self._one_by_one(oldest.slices)
         self._started.popleft()
         self._before = oldest.step
+        # A step that was started ahead has waited for the one before it; that time is not its own.
         began, self._ended = max(oldest.began, self._ended), self._clock()
         self.busy_s += self._ended - began
         if sampled is not None and oldest.step is not None and not oldest.step.has_compiled:
@@ -101,13 +104,13 @@ class Steps:
         return outcome
 
     def end_sequence(self, sequence_id: int) -> None:
-        """Lets the runner forget a sequence, as soon as no started step has a slice of it. The
+        """Lets the runner forget a sequence as soon as no started step has a slice of it. The
         sequence's pages may be given to others at once."""
         self._ended_sequences.add(sequence_id)
         self._forget_ended()
 
     def _sampled(self, oldest: StartedStep) -> list[Sampled | None] | None:
-        """Waits for the device. None: the step failed."""
+        """Waits for the device and returns what was sampled; None if the step failed."""
         if oldest.step is None:
             return None
         try:
@@ -119,8 +122,8 @@ class Steps:
             return None
 
     def _one_by_one(self, slices: Sequence[Slice]) -> StepOutcome:
-        """Computes the same step, each sequence alone: an error costs the one that made it, and
-        nobody else anything. Computing a token's KV twice changes nothing, nor does giving a token
+        """Computes a failed step again, each sequence alone, so that an error costs only the
+        sequence that made it. Computing a token's KV twice changes nothing, nor does giving a token
         to the state of its sequence twice. Sequences that ended meanwhile are left out: another one
         may have their pages."""
         sampled: list[Sampled | None] = []

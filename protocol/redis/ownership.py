@@ -261,6 +261,6 @@ class Change:
         )
 
     def args(self) -> list[int | str | bytes]:
-        """Returns the arguments 3 to 7 of APPLY and COMPLETE."""
+        """Returns the arguments 3 to 7 of the scripts APPLY and COMPLETE."""
         kind = "reload" if self.reload else "change"
         return [STREAM_MAX_LENGTH, self.sequence, kind, self.stored, self.removed]

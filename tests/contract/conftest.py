@@ -20,7 +20,8 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make(backend_name: str) -> Iterator[Make]:
-    """Over NCCL every second endpoint is on the other GPU, or where `gpu` says."""
+    """Gives a function that makes endpoints. Over NCCL every second one is on the other GPU, unless
+    `gpu` says which it is on."""
     endpoints: list[Endpoint] = []
     shared = None if backend_name == "nccl" else new_backend(backend_name)
 

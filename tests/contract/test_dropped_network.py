@@ -18,13 +18,14 @@ HERE, THERE = "10.213.77.1", "10.213.77.2"
 
 
 def ip(*words: str) -> bool:
-    """False if it is not allowed."""
+    """Runs `ip` with these arguments; returns False if that is not allowed."""
     return subprocess.run(["ip", *words], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
 def network() -> Iterator[Elsewhere]:
-    """A namespace that a cable of two ends leads to; the one here is called NAME."""
+    """Makes a network namespace that a virtual cable leads to. Its end on this side is called
+    NAME."""
     if shutil.which("ip") is None or not ip("netns", "add", NAME):
         pytest.skip("needs `ip` and the right to make network namespaces")
     with ExitStack() as stack:
@@ -41,7 +42,7 @@ def network() -> Iterator[Elsewhere]:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Endpoint, Endpoint]]:
-    """A survivor that the network reaches, and another node beside it."""
+    """Makes a survivor that reaches the peer through the network, and another node beside it."""
     survivor = Endpoint("survivor", new_backend("gloo", HERE), layout=LARGE, host=HERE)
     other = Endpoint("other", new_backend("gloo"), layout=LARGE)
     yield survivor, other

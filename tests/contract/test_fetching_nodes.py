@@ -41,13 +41,13 @@ NUM_PROMPT_PAGES = len(PROMPT) // PAGE
 
 
 def next_state(state: int, token: int) -> int:
-    """What the played model knows after one more token; float32 holds it exactly."""
+    """Returns what the played model knows after one more token; float32 holds it exactly."""
     return (state * 31 + token) % 99_991
 
 
 @dataclass(frozen=True)
 class PlayedStep:
-    """Over when it has started."""
+    """A step that is over as soon as it has started."""
 
     tokens: list[Sampled | None]
     has_compiled: bool = False
@@ -57,8 +57,8 @@ class PlayedStep:
 
 
 class PlayedModel:
-    """Its KV of a token is a state that depends on the KV of the token before it, in the pool:
-    a page that was not fetched right makes everything behind it wrong."""
+    """A model whose KV of a token is a state that depends on the KV of the token before it, in the
+    pool: a page that was not fetched right makes everything behind it wrong."""
 
     runs_ahead = False
 
@@ -166,7 +166,7 @@ class LiveNode:
         self._thread.start()
 
     def content(self, tokens: list[int]) -> Tensor:
-        """The KV of all full pages of `tokens`, which are cached."""
+        """Returns the KV of all full pages of `tokens`, which must be cached."""
         hashes = HASHER.hashes(tokens)
         pages = self.cache.find(hashes)
         assert len(pages) == len(hashes)
@@ -180,7 +180,7 @@ class LiveNode:
 
 
 class LiveCluster:
-    """Asks as a coordinator does."""
+    """Two nodes, which it asks as a coordinator does."""
 
     def __init__(self, **nodes: LiveNode) -> None:
         self.nodes = nodes
@@ -195,7 +195,7 @@ class LiveCluster:
         fetch: tuple[Node, str] | None = None,
         fetch_pages: int = NUM_PROMPT_PAGES,
     ) -> tuple[list[int], int]:
-        """(tokens of the answer, how many of the prompt were fetched)."""
+        """Returns the tokens of the answer, and how many of the prompt were fetched."""
         self._num_asked += 1
         attempt = Attempt(f"r{self._num_asked}", 1)
         request = Generate(
@@ -247,7 +247,7 @@ every_backend = pytest.mark.parametrize("backend_name", ["local", "shm", "gloo"]
 def test_prefill_computes_behind_pages_of_the_decode_node_it_computes_for(
     backend_name: str,
 ) -> None:
-    """Both directions at once, under one attempt."""
+    """Pages travel in both directions at once, under one attempt."""
     with cluster(backend_name, p0="prefill", d0="decode") as live:
         prefill, decode = live.nodes["p0"], live.nodes["d0"]
         assert live.ask(decode, PROMPT) == (answer_of(PROMPT, 6), 0)

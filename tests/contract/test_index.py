@@ -170,7 +170,7 @@ def test_the_pages_of_a_node_are_all_it_owns(index: Index) -> None:
 
 
 def test_a_set_with_a_hole_matches_up_to_the_hole(record: RecordIndex) -> None:
-    """It must not be; if it is, the record promises no page that lacks."""
+    """A set must have no hole; if it has one, the record promises no page that is lacking."""
     prompt = chain(1_200)
     for hole in (1_150, 700, 3, 1, 0):
         record.reload(P0, prompt[:hole] + prompt[hole + 1 :])

@@ -78,7 +78,8 @@ BIASES = {
 
 
 def checkpoint(case: Case, is_fused: bool) -> dict[str, Tensor]:
-    """Tensors of a Llama with biases, or of a Phi, which has none and fuses its projections."""
+    """Returns the tensors of a Llama with biases, or of a Phi, which has none and fuses its
+    projections."""
     tensors = {
         "model.embed_tokens.weight": torch.ones(VOCAB, HIDDEN),
         "lm_head.weight": torch.ones(VOCAB, HIDDEN),
@@ -109,7 +110,7 @@ def load(
 
 
 def linears(model: DecoderModel) -> tuple[Linear, Linear, Linear, Linear]:
-    """(qkv, out, gate_up, down) of the only layer."""
+    """Returns the linear layers (qkv, out, gate_up, down) of the only layer."""
     layer = model.layers[0]
     assert isinstance(layer.feed_forward, FeedForward)
     feed_forward = layer.feed_forward
@@ -202,7 +203,7 @@ def test_a_cut_through_a_group_is_refused(tmp_path: Path) -> None:
 
 
 class PerTensorForm(Int8Form):
-    """One scale for the whole weight, which fused projections cannot share."""
+    """A form with one scale for the whole weight, which fused projections cannot share."""
 
     tensors = (Int8Form.tensors[0], TensorForm("scale", outputs=None, inputs=None))
 

@@ -21,7 +21,7 @@ MAX_TRIES = 20
 
 @pytest.fixture(params=["shm", "gloo", NCCL])
 def backend_name(request: pytest.FixtureRequest) -> str:
-    """Of the peers; see `here` for the survivor's."""
+    """The backend of the peers; see `here` for the survivor's."""
     return "nccl:1" if request.param == "nccl" else str(request.param)
 
 
@@ -31,7 +31,7 @@ def here(backend_name: str) -> str:
 
 @pytest.fixture
 def ends(backend_name: str) -> Iterator[tuple[Endpoint, Endpoint]]:
-    """A survivor, and another node that goes on exchanging pages with it."""
+    """Makes a survivor, and another node that goes on exchanging pages with it."""
     survivor = Endpoint("survivor", new_backend(here(backend_name)), layout=LARGE)
     other = Endpoint("other", new_backend(backend_name), layout=LARGE)
     yield survivor, other
@@ -111,7 +111,7 @@ def test_a_sender_that_is_cut_off_fails_what_is_expected_of_it(
 def test_a_restarted_peer_gets_new_links(
     backend_name: str, ends: tuple[Endpoint, Endpoint]
 ) -> None:
-    """On another port, and then on the same one."""
+    """The peer comes back on another port, and then on the same one."""
     survivor, _ = ends
     port = 0
     for number in range(3):
@@ -125,7 +125,7 @@ def test_a_restarted_peer_gets_new_links(
 
 
 def test_sixteen_peers_at_once_of_which_one_dies(backend_name: str) -> None:
-    """Each sends to and receives from the same node."""
+    """Each peer sends to and receives from the same node."""
     num_peers = 4 if backend_name.startswith("nccl") else 15  # a pair over NCCL takes a second
     hub = Endpoint("hub", new_backend(here(backend_name)), num_pages=400)
     shared = new_backend(backend_name)
@@ -154,7 +154,7 @@ def test_sixteen_peers_at_once_of_which_one_dies(backend_name: str) -> None:
 
 @pytest.mark.parametrize("victim_is", ["sender", "receiver"])
 def test_a_peer_killed_while_bytes_flow(backend_name: str, victim_is: str) -> None:
-    """As a rule in the middle of a message."""
+    """The peer dies in the middle of a message, as a rule."""
     survivor = Endpoint("survivor", new_backend(here(backend_name)), layout=LARGE)
     transfers = [attempt(number) for number in range(100)]  # 13 GB: too much to end before it
     try:
@@ -175,7 +175,7 @@ def test_a_peer_killed_while_bytes_flow(backend_name: str, victim_is: str) -> No
 
 
 def _send_until_taken(survivor: Endpoint, victim: Victim) -> None:
-    """A link may still have to notice that its other end is gone."""
+    """Sends again until it succeeds: a link may still have to notice that its other end is gone."""
     for _ in range(MAX_TRIES):
         survivor.send(victim.address, attempt(8), [0])
         if survivor.await_sent() == (attempt(8), ""):
@@ -184,7 +184,7 @@ def _send_until_taken(survivor: Endpoint, victim: Victim) -> None:
 
 
 def _receive_from(survivor: Endpoint, victim: Victim, pages: list[int]) -> None:
-    """The same, the other way round."""
+    """Asks a peer to send until it succeeds, as `_send_until_taken` does the other way round."""
     for number in range(10, 10 + MAX_TRIES):
         survivor.expect(attempt(number), pages)
         victim.send(survivor.address, attempt(number), [3])

@@ -118,7 +118,7 @@ def test_a_replaced_life_of_a_node_can_write_no_more(publish: Start, following: 
 
 
 def test_the_newer_life_takes_the_lease_back_from_the_older_one(server: Server) -> None:
-    """As when Redis came back empty, and the older one was first to write."""
+    """The older one may have been the first to write after Redis came back empty."""
     writer, old, new = Writer(server.client()), Node("p0", 1), Node("p0", 2)
     writer.register(old)
     assert writer.call(ownership.RENEW, new, 0) == ownership.LOST, "it is not told to stop"
@@ -225,7 +225,7 @@ def test_changes_that_wait_are_joined_and_end_the_same(
 def test_a_record_that_lost_changes_is_written_again(
     server: Server, publish: Start, following: Following
 ) -> None:
-    """As after a failover to a replica that lagged: the node alone can know."""
+    """A replica that lagged may have become the master: only the node can know what is lost."""
     publish(P0).stored(*PAGES)
     wait_until(lambda: following.knows(P0, PAGES))
     keys, redis = ownership.NodeKeys.of(P0), server.client()
@@ -250,7 +250,8 @@ def test_a_node_republishes_when_asked(
 
 
 def test_a_rewrite_keeps_parents_before_children(server: Server, following: Following) -> None:
-    """Also when a parent was removed and stored again: no part of it shows a child alone."""
+    """No part of the rewrite shows a child alone, even if its parent was removed and stored
+    again."""
     publishing = Publishing(server.url, P0)
     try:
         publishing.stored(*PAGES[:4])
@@ -280,7 +281,7 @@ def test_a_gap_in_the_changes_makes_the_set_be_read_again(
 def test_a_redis_whose_clock_is_behind_hides_no_change(
     server: Server, following: Following
 ) -> None:
-    """Ids of entries are times: after a failover they may lie before what was read already."""
+    """The ids of entries are times: after a failover they may lie before what was read already."""
     writer, redis = Writer(server.client()), server.client()
     writer.stored(P0, PAGES[:2])
     changes = ownership.NodeKeys.of(P0).changes

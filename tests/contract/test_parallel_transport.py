@@ -24,7 +24,7 @@ LAYOUT = KVLayout(4, 3, 2, 8, "float32")
 
 
 class ParallelNode:
-    """All ranks in this process: `tell` is a call."""
+    """A node all of whose ranks are in this process: `tell` is a call."""
 
     def __init__(
         self, make: Make, name: str, num_ranks: int, faults: dict[int, Faults] | None = None
@@ -65,7 +65,7 @@ class ParallelNode:
         self.transport.expect(transfer, pages, self.progress.put, self.received.put)
 
     def fill(self, whole: Tensor) -> None:
-        """Gives each rank its heads."""
+        """Writes to each rank's pool its heads of these pages."""
         for rank, end in enumerate(self.ranks):
             end.pool.copy_(whole[..., self.heads(rank), :])
 
@@ -74,7 +74,7 @@ class ParallelNode:
         return slice(heads.start, heads.stop)
 
     def has(self, whole: Tensor, source: list[int], target: list[int], num_layers: int = 3) -> bool:
-        """Every rank has its heads of these pages, in the first layers."""
+        """Returns True if every rank has its heads of these pages, in the first layers."""
         return all(
             same(
                 end.pool[:num_layers, target], whole[:num_layers, source][..., self.heads(rank), :]
@@ -87,7 +87,7 @@ class ParallelNode:
 
 
 class LateNode(ParallelNode):
-    """Rank 1 expects nothing until `expect` has returned, or should have."""
+    """A node whose rank 1 expects nothing until `expect` has returned, or should have."""
 
     def __init__(self, make: Make, name: str) -> None:
         self.has_returned = threading.Event()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import NoRoute, Route
+from coordinator.routing.route import NoRoute, Route
 from protocol.ids import Node
 from tests.support.nodes import Nodes, demand_of, load_of
 
@@ -23,7 +23,7 @@ def route(nodes: Nodes, avoid: tuple[str, ...] = (), now: float = 0.0) -> Route:
 
 
 def run_through(nodes: Nodes, count: int) -> list[Route]:
-    """Prompts of their own, one after another: each ends before the next one comes."""
+    """Routes different prompts one after another: each ends before the next one comes."""
     routes = []
     for i in range(count):
         now, work = 10.0 * i, demand_of(1600, f"own{i}-")
@@ -78,7 +78,7 @@ def test_all_nodes_that_do_both_are_used_in_the_long_run(policy: str) -> None:
 
 @every_policy
 def test_a_burst_is_spread(policy: str) -> None:
-    """Each prompt is booked before the next one is routed; none has been computed."""
+    """Each prompt is booked before the next one is routed, and none has been computed."""
     nodes = Nodes("p0", "p1", "p2", "d0", policy=policy)
     chosen = []
     for i in range(9):

@@ -119,7 +119,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def use(url: str) -> None:
-    """Both kinds of client work, and a node's pages reach a coordinator."""
+    """Uses both kinds of client, and lets a node's pages reach a coordinator."""
     check_reachable(url)
 
     async def ping() -> object:
@@ -202,7 +202,7 @@ def test_tls(start: Start, tmp_path: Path) -> None:
 
 
 class TlsProxy:
-    """Ends TLS in front of a server that knows none (the binary is built without it)."""
+    """Ends TLS in front of a server that knows none, as the binary is built without it."""
 
     def __init__(self, server_port: int, certificate: Path, key: Path) -> None:
         self._server_port = server_port
@@ -239,7 +239,7 @@ class TlsProxy:
 
 
 def start_sentinel(start: Start, tmp_path: Path, master: Server, password: str = "") -> str:
-    """One Sentinel over `master`; its URL."""
+    """Starts one Sentinel over `master` and returns its URL."""
     port = free_port()
     file = tmp_path / f"sentinel-{port}.conf"
     auth = f"sentinel auth-pass main {password}\n" if password else ""
@@ -288,7 +288,7 @@ def test_a_failover_of_sentinel_is_survived(start: Start, tmp_path: Path) -> Non
 
 
 def role(server: Server) -> str:
-    """A promotion closes connections: then it is not known."""
+    """Returns the role of a server, if it tells it: a promotion closes connections."""
     try:
         return str(server.client().info("replication")["role"])
     except REDIS_ERRORS:
@@ -305,7 +305,7 @@ def knows_replica(url: str) -> bool:
 
 
 def recorded(following: Following) -> set[bytes]:
-    """What Redis says that the node owns; nothing while the sentinel names no master."""
+    """Returns what Redis says that the node owns; nothing while the Sentinel names no master."""
     try:
         return following.record(NODE)
     except REDIS_ERRORS:

@@ -143,8 +143,8 @@ def test_a_layer_that_comes_twice_makes_up_for_no_other(make: Make) -> None:
 
 
 def test_a_link_does_not_end_for_idleness_before_a_stream(make: Make) -> None:
-    """The first layer of a long chunk is computed for longer than links may be idle: so long that
-    the link the other way has ended twice."""
+    """The first layer of a long chunk may be computed for longer than links may be idle: here so
+    long that the link the other way has ended twice."""
     a, b = (make(name, idle_close_s=0.05) for name in "ab")
     b.expect(attempt(), [0])
     a.send(b.address, attempt(), [3])

@@ -27,7 +27,7 @@ def node(make: Make, name: str, num_ranks: int, layout: KVLayout) -> list[Endpoi
 
 
 def fill(ranks: Sequence[Endpoint], whole: Tensor, num_heads: int) -> None:
-    """Gives each rank its heads of `whole`."""
+    """Writes to each rank's pool its heads of `whole`."""
     for rank, end in enumerate(ranks):
         heads = Shard(rank, len(ranks)).heads(num_heads)
         end.pool.copy_(whole[..., heads.start : heads.stop, :])
@@ -67,7 +67,7 @@ def test_every_rank_gets_its_heads_byte_for_byte(
 
 
 def test_one_lost_rank_fails_the_transfer_where_it_sends_to(make: Make) -> None:
-    """Its sends are cut; the other ranks' pages arrive."""
+    """The sends of one rank are cut; the pages of the other ranks arrive."""
     layout, broken = HEADS[4], Faults(FaultPlan(cut_sends=frozenset([1])))
     decode = node(make, "d", 2, layout)
     prefill = [

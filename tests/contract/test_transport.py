@@ -265,7 +265,7 @@ def test_what_is_sent_arrives_though_the_link_is_closed_next(make: Make) -> None
 
 
 def test_ends_of_other_message_sizes_understand_each_other(backend_name: str, make: Make) -> None:
-    """As of two versions of the program: the receiver's size counts."""
+    """Two versions of the program may prefer different sizes: the receiver's counts."""
     if backend_name == "local":
         pytest.skip("both ends share the backend")
     a, b = (

@@ -42,7 +42,7 @@ COUNTED = {
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A single node behind an admin token; prompts may be shown."""
+    """A single node behind an admin token, whose coordinator may show words of prompts."""
     flags = {"admin_token": TOKEN, "show_prompt_words": "true", "log_level": "debug"}
     cluster = start_cluster(tmp_path_factory, EMBEDDED, 0, 1, flags)
     yield cluster
@@ -50,17 +50,18 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def cached(cluster: Cluster, prompt: list[int], cache_salt: str = "") -> int:
-    """Runs it; tokens that were found."""
+    """Runs a prompt and returns how many of its tokens were found in a cache."""
     return int(cluster.generate(prompt, cache_salt)["meta_info"]["cached_tokens"])
 
 
 def held_pages(cluster: Cluster) -> dict[str, int]:
-    """Cached pages by node, by its newest heartbeat."""
+    """Returns the number of cached pages by node, by its newest heartbeat."""
     return {name: node["load"]["cached_pages"] for name, node in cluster.settle().items()}
 
 
 def wait_until_owned(cluster: Cluster) -> None:
-    """Until the record of ownership has caught up with what the nodes of an idle cluster hold."""
+    """Waits until the record of ownership has caught up with what the nodes of an idle cluster
+    hold."""
     held = held_pages(cluster)
     wait_until(
         lambda: held == {name: node["owned_pages"] for name, node in cluster.nodes().items()},
@@ -287,7 +288,7 @@ def test_tenants_share_nothing(pair_cluster: Cluster) -> None:
 
 
 def admin_calls(cluster: Cluster) -> list[tuple[str, str]]:
-    """(method, path) of everything under /admin, what is not there yet included."""
+    """Returns method and path of every call under /admin, those that do not exist yet included."""
     documented = cluster.http.get("/openapi.json").json()["paths"]
     calls = [(m.upper(), p) for p, methods in documented.items() for m in methods]
     calls += [(method, path) for path in PATHS for method in ("GET", "POST")]
@@ -367,7 +368,7 @@ def assert_same_keys(example: Any, real: Any, where: str) -> None:
 
 
 def under_load(cluster: Cluster, act: Callable[[], Any]) -> list[Any]:
-    """What `act` returned, again and again while requests come and go."""
+    """Calls `act` again and again while requests come and go, and returns what it returned."""
     enough = threading.Event()
 
     def client(number: int) -> int:
@@ -422,7 +423,7 @@ def test_differences_in_redis_are_found_and_repaired(pair_cluster: Cluster) -> N
 
 
 def plant_differences(cluster: Cluster) -> None:
-    """Two pages of p0 are lost from Redis, and one that it never had comes."""
+    """Removes two pages of p0 from its record in Redis, and adds one that it never had."""
     redis = connect(cluster.local.redis_url, timeout_s=5.0)
     node = Node("p0", cluster.nodes()["p0"]["incarnation"])
     key = ownership.NodeKeys.of(node).pages

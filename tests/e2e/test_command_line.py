@@ -34,7 +34,7 @@ from tests.support.forked import start_forked
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A copy of the embedded model to spoil."""
+    """A copy of the embedded model, to spoil."""
     copy = tmp_path / "model"
     copy.mkdir()
     for path in EMBEDDED.iterdir():
@@ -44,7 +44,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def refusal_of(model: Path) -> str:
-    """What `kvrelay up` says when it cannot serve this model; its processes are forked ones."""
+    """Returns what `kvrelay up` says when it cannot serve this model. Its processes are forked
+    ones."""
     flags = {"model_path": str(model), "port": str(free_port())}
     with pytest.raises(UserError) as refused, LocalCluster(plan(flags, {}), start=start_forked):
         pass

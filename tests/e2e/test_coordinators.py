@@ -27,7 +27,7 @@ from tests.support.reference import reference_tokens
 
 
 class Coordinator:
-    """One more, and how a client sees it."""
+    """One coordinator, and how a client sees it."""
 
     def __init__(self, cluster: Cluster, model_path: Path, name: str) -> None:
         port = free_port()
@@ -61,14 +61,14 @@ class Pair:
         return self.cluster.admin, self.second.admin
 
     def generate(self, who: int, prompt: list[int]) -> dict[str, Any]:
-        """An answer of the first (0) or of the second (1) coordinator."""
+        """Returns an answer of the first (0) or of the second (1) coordinator."""
         http = (self.cluster.http, self.second.http)[who]
         response = http.post("/generate", json=body_of(prompt))
         assert response.status_code == 200, response.text
         return dict(response.json())
 
     def owned(self, admin: Client) -> tuple[int, int]:
-        """Unique pages, and replicas, in one coordinator's index."""
+        """Returns the numbers of unique pages and of replicas in one coordinator's index."""
         cluster = admin.cache_stats()["cluster"]
         return cluster["unique_owned_pages"], cluster["duplicate_owned_pages"]
 

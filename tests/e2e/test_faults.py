@@ -54,7 +54,7 @@ def cluster(lasting: Cluster) -> Cluster:
 def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
     cluster: Cluster, sampling: dict[str, Any]
 ) -> None:
-    """With the very tokens that an undisturbed stream has, drawn ones and their logprobs too."""
+    """The stream has the very tokens of an undisturbed one: drawn ones and their logprobs too."""
     prompt = prompt_of(60, 199, seed=50)
     params = {"temperature": 1.0, "max_new_tokens": LENGTH, "ignore_eos": True} | sampling
     body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True}

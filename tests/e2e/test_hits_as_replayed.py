@@ -31,8 +31,8 @@ Turn = list[list[int]]
 
 @pytest.fixture(scope="module")
 def turns() -> list[Turn]:
-    """Conversations with one system prompt that grow by a question, and an answer to it, of
-    different lengths; none ends on a page's border."""
+    """Returns conversations with one system prompt. They grow by a question and an answer, of
+    different lengths, and none ends at a page's border."""
     rng = random.Random(7)
 
     def tokens(count: int) -> list[int]:
@@ -71,7 +71,8 @@ def round_robin(tiny_cluster: Cluster) -> Iterator[httpx.Client]:
 
 
 def measured(http: httpx.Client, turns: list[Turn], salt: str) -> list[dict[str, Any]]:
-    """meta_info of every answer; the prompts of a turn are a batch, so their order is certain."""
+    """Returns the meta_info of every answer. The prompts of a turn are one batch, so that their
+    order is certain."""
     metas = []
     for turn in turns:
         sampling = {"max_new_tokens": 4, "temperature": 0.0, "ignore_eos": True}
@@ -83,7 +84,8 @@ def measured(http: httpx.Client, turns: list[Turn], salt: str) -> list[dict[str,
 
 
 def predicted(turns: list[Turn], policy: str) -> Outcome:
-    """The replay of the same prompts on two nodes; a page is a block of it."""
+    """Returns what the replay of the same prompts on two nodes predicts; a page is a block of
+    it."""
     layout = KVLayout(PAGE_SIZE, num_layers=1, num_kv_heads=1, head_dim=1, dtype="float32")
     hasher = PageHasher("", layout)
     trace = [

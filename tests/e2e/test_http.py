@@ -22,7 +22,7 @@ def post(cluster: Cluster, body: Any, path: str = "/generate") -> httpx.Response
 
 
 def events(cluster: Cluster, body: dict[str, Any]) -> list[Any]:
-    """Every `data:` payload of a stream; asserts that it ends with [DONE]."""
+    """Returns every `data:` payload of a stream; asserts that it ends with [DONE]."""
     with cluster.http.stream("POST", "/generate", json=body | {"stream": True}) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -108,7 +108,7 @@ def test_prefill_only(pair_cluster: Cluster) -> None:
 
 
 def test_a_rid_may_be_used_again_at_once(pair_cluster: Cluster) -> None:
-    """Also when the earlier use was cut short and its last tokens are still on their way."""
+    """The earlier use may have been cut short, with its last tokens still on their way."""
     prompt = prompt_of(30, 199, seed=25)
     whole = pair_cluster.generate(prompt, max_new_tokens=40)
     body = {"input_ids": prompt, "rid": "again"}

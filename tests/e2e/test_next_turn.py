@@ -10,7 +10,7 @@ PAGE_SIZE = 16
 
 
 def test_a_next_turn_sent_at_once_misses_no_page_of_the_answer(pair_cluster: Cluster) -> None:
-    """Nothing waits between them: the record of ownership in Redis may come later."""
+    """The client does not wait between turns: the record of ownership in Redis may come later."""
     for seed in range(NUM_TRIES):
         prompt = prompt_of(60, 199, seed=700 + seed)
         answer = pair_cluster.generate(prompt, max_new_tokens=40, ignore_eos=True)

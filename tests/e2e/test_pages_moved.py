@@ -9,7 +9,8 @@ PAGE_SIZE = 16
 
 
 def moved_by(cluster: Cluster, prompt: list[int]) -> int:
-    """Pages this prompt moves; asserts that sender, receiver and response agree."""
+    """Returns how many pages this prompt moves; asserts that sender, receiver and response
+    agree."""
     before = cluster.settle()
     answer = cluster.generate(prompt, max_new_tokens=2)
     after = cluster.settle()

@@ -24,7 +24,7 @@ LogitsFunction = Callable[[Sequence[int]], list[float]]
 
 
 def logits_of(model: PreTrainedModel) -> LogitsFunction:
-    """Of the token behind some ids."""
+    """Returns the logits of the token behind some ids."""
 
     @torch.inference_mode()
     def compute(ids: Sequence[int]) -> list[float]:
@@ -36,7 +36,7 @@ def logits_of(model: PreTrainedModel) -> LogitsFunction:
 def expected_tokens(
     logits: LogitsFunction, prompt: list[int], sampling: Sampling, count: int
 ) -> list[int]:
-    """Computed one by one, with no cache at all."""
+    """Returns the answer, computed token by token without any cache."""
     ids = list(prompt)
     for _ in range(count):
         changed = adjusted(logits(ids), sampling, len(ids), ids)
@@ -136,7 +136,8 @@ ASKED = {
 def test_logprobs_are_those_of_transformers(
     tiny_cluster: Cluster, embedded: LogitsFunction, params: dict[str, Any]
 ) -> None:
-    """After penalties and temperature, before top_k: as SGLang reports them."""
+    """Logprobs are taken after penalties and temperature and before top_k, as SGLang reports
+    them."""
     tokenizer = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
     prompt = tokenizer.encode(PROMPT).ids
     answer = post(tiny_cluster, body_of(PROMPT, max_new_tokens=8, **params) | ASKED)

@@ -25,7 +25,8 @@ def small_cluster(
 
 
 def test_tokens_are_those_of_a_large_pool(pair_cluster: Cluster, small_cluster: Cluster) -> None:
-    """Greedy and sampled ones; twelve of them want four times the pages that there are."""
+    """Greedy and sampled answers run together; twelve of them want four times the pages that there
+    are."""
     prompts = [prompt_of(10 + i, 199, seed=20 + i) for i in range(12)]
 
     def answers(cluster: Cluster) -> list[dict[str, object]]:

@@ -29,8 +29,8 @@ DRAWN = {"temperature": 1.0, "sampling_seed": 5, "max_new_tokens": 24}
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Cluster]:
-    """p1, p2, p4 and d1, d2, d4: with as many ranks each. The model has two KV heads, so four ranks
-    hold each one twice."""
+    """A cluster of p1, p2, p4 and d1, d2, d4, with as many ranks each. The model has two KV heads,
+    so four ranks hold each head twice."""
     flags = {"chunked_prefill_size": "256", "max_total_tokens": "16384"}
     cluster = start_cluster(tmp_path_factory, random_model[0], 0, 0, **flags)
     for role in ("prefill", "decode"):
@@ -45,7 +45,7 @@ def cluster(
 
 
 def use(cluster: Cluster, *names: str) -> None:
-    """Only these nodes are given requests."""
+    """Lets only these nodes get requests."""
     for name in cluster.nodes():
         if name in names:
             cluster.admin.undrain(name)
@@ -54,7 +54,8 @@ def use(cluster: Cluster, *names: str) -> None:
 
 
 def stream(cluster: Cluster, body: dict[str, Any], at: int = 0, do: Any = None) -> dict[str, Any]:
-    """The last update of a streamed answer; `do` is done once, when it has `at` tokens."""
+    """Returns the last update of a streamed answer. `do` is called once, when the answer has `at`
+    tokens."""
     last: dict[str, Any] = {}
     with cluster.http.stream("POST", "/generate", json=body | {"stream": True}) as response:
         for line in response.iter_lines():

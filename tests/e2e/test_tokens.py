@@ -50,7 +50,7 @@ def test_on_a_prefix_hit_and_when_decode_owns_a_part(
 
 
 def test_nodes_say_at_start_how_they_attend(pair_cluster: Cluster) -> None:
-    """`auto` is resolved: the log names the back end that was chosen."""
+    """The log names the back end that `auto` has chosen."""
     for name in ("p0", "d0"):
         log = (pair_cluster.local.log_dir / f"{name}.log").read_text(encoding="utf-8")
         assert re.search(r"attention: (native|torch), in float32 on cpu", log)
@@ -92,7 +92,7 @@ def test_one_node_alone_gives_the_same(
 
 @pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma3", "mixtral"])
 def test_other_families(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """llama3 is the model of all other tests here. Alone, then side by side and on hits."""
+    """All other tests here use a llama3 model. Prompts run alone, then side by side and on hits."""
     path = tmp_path_factory.mktemp(family)
     reference = save_servable_model(family, path)
     cluster = start_cluster(

@@ -25,7 +25,8 @@ def incoming_bytes(cluster: Cluster) -> int:
 
 
 def test_prompts_that_begin_alike_are_sent_once(pair_cluster: Cluster) -> None:
-    """Eight at once: the common pages travel with the first one's, and with no other."""
+    """Eight prompts come at once: their common pages travel with the first one, and with no
+    other."""
     pair_cluster.flush()
     common = prompt_of(60 * PAGE_SIZE, 199, seed=40)
     prompts = [common + prompt_of(3 * PAGE_SIZE, 199, seed=41 + i) for i in range(8)]
@@ -83,7 +84,7 @@ def gloo_cluster(
 def test_over_gloo_and_past_a_node_that_is_cut_off(
     gloo_cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
-    """A stopped prefill node holds its sockets open and says nothing: others take over."""
+    """A prefill node that is stopped holds its sockets open and says nothing: others take over."""
     for length in (1, 17, 900):
         prompt = prompt_of(length, 199, seed=90)
         answer = gloo_cluster.generate(prompt)

@@ -34,7 +34,7 @@ def pair(
 
 
 def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, ModelRunner]) -> None:
-    """Within 1e-4, of logits whose largest is about 5."""
+    """Logits whose largest is about 5 differ by no more than 1e-4."""
     reference, runner = pair
     sequences = Sequences(runner)
     for length in prompt_lengths(family, [1, 2, 16, 17, 100, 400], num_answer_tokens=0):
@@ -47,7 +47,7 @@ def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, Model
 def test_greedy_tokens_are_transformers(
     family: str, pair: tuple[PreTrainedModel, ModelRunner]
 ) -> None:
-    """Whether a prompt is computed at once or in chunks."""
+    """Tokens are the same whether a prompt is computed at once or in chunks."""
     reference, runner = pair
     for length in prompt_lengths(family, [1, 33, 150], num_answer_tokens=12):
         prompt = prompt_of(length, reference.config.vocab_size)

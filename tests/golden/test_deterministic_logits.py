@@ -40,7 +40,8 @@ FAMILIES = ["llama3", "gemma2", "qwen3", "mixtral"]
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(6))
 def test_cuts_and_company(make_runner: MakeRunner, family: str, seed: int) -> None:
-    """Alone and whole; in chunks of any size; the last chunk in a batch of others."""
+    """A prompt is computed alone and whole, in chunks of any size, and with its last chunk in a
+    batch of others."""
     runner = make_runner(family, True)
     tokens = prompt_of(LENGTH, 199)
     expected = Steps(runner, tokens).after([0])
@@ -55,7 +56,7 @@ def test_cuts_and_company(make_runner: MakeRunner, family: str, seed: int) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoded_is_prefilled(make_runner: MakeRunner, family: str) -> None:
-    """After every position: as the last row of a prompt, and as a decode step."""
+    """Logits after every position are the same as the last row of a prompt and as a decode step."""
     runner = make_runner(family, True)
     tokens = prompt_of(140, 199)
     decoded = Steps(runner, tokens)
@@ -66,7 +67,7 @@ def test_decoded_is_prefilled(make_runner: MakeRunner, family: str) -> None:
 
 
 def test_a_prefix_that_another_request_left(make_runner: MakeRunner) -> None:
-    """Pages of the first 128 tokens are those of a request that went on otherwise."""
+    """The pages of the first 128 tokens are those of a request that went on differently."""
     runner = make_runner("llama3", True)
     tokens = prompt_of(LENGTH, 199)
     first = Steps(runner, tokens[:128] + prompt_of(20, 199, seed=3))
@@ -77,7 +78,7 @@ def test_a_prefix_that_another_request_left(make_runner: MakeRunner) -> None:
 
 
 def test_without_it_bits_differ(make_runner: MakeRunner) -> None:
-    """What is tested above is no matter of course."""
+    """Without the flag the tests above would fail, so they do prove something."""
     runner = make_runner("llama3", False)
     tokens = prompt_of(LENGTH, 199)
     expected = Steps(runner, tokens).after([0])
@@ -95,5 +96,5 @@ def test_close_to_what_it_is_without(make_runner: MakeRunner) -> None:
 
 
 def test_such_nodes_share_pages_with_none_of_the_others(make_runner: MakeRunner) -> None:
-    """Whose KV has other bits."""
+    """The KV of other nodes has other bits, so the fingerprints differ."""
     assert make_runner("llama3", True).fingerprint != make_runner("llama3", False).fingerprint

@@ -53,7 +53,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 
 @cache
 def expected(runner: ModelRunner, number: int) -> list[int]:
-    """The answer to prompt `number`, token by token, each from the logits of all before it."""
+    """Returns the answer to prompt `number`, each token chosen from the logits of all before it."""
     tokens, sampling = list(PROMPTS[number]), sampling_of(number)
     for _ in range(NUM_NEW):
         logits = Sequences(runner).logits(tokens).tolist()
@@ -68,7 +68,8 @@ def sampling_of(number: int) -> Sampling:
 
 @dataclass(frozen=True)
 class LateStep:
-    """Was computed, and fails when it is read. The step behind it has its tokens all the same."""
+    """A step that was computed and fails when it is read. The step behind it has its tokens all the
+    same."""
 
     inner: Step
 
@@ -85,7 +86,7 @@ class LateStep:
 
 
 class FaultyRunner:
-    """Runs ahead, as on a GPU, and fails at some of its starts."""
+    """A runner that runs ahead, as on a GPU, and fails at some of its starts."""
 
     runs_ahead = True
 
@@ -132,7 +133,7 @@ class Node:
         return TokenSequence(tokens, lease, sampling_of(number), 0, next(self._ids))
 
     def preempt(self, number: int) -> None:
-        """It begins anew, with what it has answered, also if a step of it is under way."""
+        """Lets an answer begin anew with what it has so far, even if a step of it is under way."""
         if number in self.running:
             self._end(number)
             self.running[number] = self._begin(number)
@@ -182,7 +183,8 @@ def compute(
     runs_ahead: bool,
     preempted: Mapping[int, int],
 ) -> FaultyRunner:
-    """Checks all answers. `preempted`: the prompts that begin anew before a step, by its number."""
+    """Computes and checks all answers. `preempted` has the prompts that begin anew before a step,
+    by its number."""
     runner = FaultyRunner(model, faults)
     node = Node(runner, chunk, runs_ahead)
     for number in itertools.count():
@@ -216,7 +218,7 @@ def test_tokens_are_those_of_the_whole_history(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_step_that_fails_is_made_good(runner: ModelRunner, kind: str) -> None:
-    """Also while another one is started ahead of it."""
+    """A step is made good even while another one is started ahead of it."""
     done = compute(runner, dict.fromkeys(range(0, 200, 3), kind), 16, True, {4: 0, 9: 2})
     assert done.num_failed >= 4
     assert done.num_ahead > 5
@@ -227,7 +229,7 @@ def test_rows_with_penalties_run_ahead(runner: ModelRunner) -> None:
 
 
 def test_penalties_change_the_answers(runner: ModelRunner) -> None:
-    """Else the tests above would compare nothing."""
+    """Without a difference the tests above would compare nothing."""
     plain = Sequences(runner)
     for number, prompt in enumerate(PROMPTS):
         has_state = sampling_of(number).has_state

@@ -60,7 +60,7 @@ SEQUENCE_IDS = itertools.count()
 
 @dataclass(eq=False)
 class Answer:
-    """One request on one node. `tokens` may have part of an answer already."""
+    """One request on one node. `tokens` may have a part of the answer already."""
 
     sampling: Sampling
     tokens: list[int]
@@ -93,14 +93,15 @@ def begun(sampling: Sampling, prompt: list[int], chunk: int = 1000) -> Answer:
 
 
 def resumed(sampling: Sampling, prompt: list[int], answered: list[int]) -> Answer:
-    """As another attempt, which is sent the tokens that earlier ones answered."""
+    """Returns the request as another attempt, which is sent the tokens that earlier ones
+    answered."""
     answer = begun(sampling, prompt)
     answer.tokens += answered
     return answer
 
 
 def run(runner: ModelRunner, answers: Sequence[Answer]) -> None:
-    """All of them side by side, each joining a step after the one before it."""
+    """Runs all answers side by side; each joins one step after the one before it."""
     sequences = Sequences(runner)
     pages = [sequences.pages(answer.end) for answer in answers]
     step = 0
@@ -153,7 +154,7 @@ def test_the_same_in_company_and_in_chunks(runner: ModelRunner, sampling: Sampli
 def test_the_same_continued_elsewhere(
     runner: ModelRunner, sampling: Sampling, num_answered: int
 ) -> None:
-    """After a preemption, or on another node: all that is known comes as a prompt."""
+    """After a preemption, or on another node, all that is known comes as a prompt."""
     expected = alone(runner, sampling)
     answered = expected.tokens[len(PROMPT) : len(PROMPT) + num_answered]
     answer = resumed(sampling, PROMPT, answered)
@@ -162,7 +163,7 @@ def test_the_same_continued_elsewhere(
 
 
 def test_other_seeds_and_penalties_give_other_tokens(runner: ModelRunner) -> None:
-    """Else the tests above would compare nothing."""
+    """Without a difference the tests above would compare nothing."""
     variants = [
         ALL_AT_ONCE,
         msgspec.structs.replace(ALL_AT_ONCE, seed=6),

@@ -62,12 +62,14 @@ def reference_tokens(model: PreTrainedModel, prompt: list[int], count: int) -> l
 
 
 def longer(family: str, *lengths: int) -> list[int]:
-    """Past the range in which transformers would rotate otherwise."""
+    """Returns lengths so large that prompts reach beyond the range in which transformers would
+    rotate otherwise."""
     return [n + ORIGINAL_RANGE * (family == "phi4-mini") for n in lengths]
 
 
 def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, ModelRunner]) -> None:
-    """Within 2e-4, of logits whose largest is about 5: products round otherwise than on a CPU."""
+    """Logits whose largest is about 5 differ by no more than 2e-4: products round otherwise than on
+    a CPU."""
     reference, runner = pair
     sequences = Sequences(runner)
     for length in prompt_lengths(family, [1, 2, 16, 17, 100, 400], num_answer_tokens=0):
@@ -81,7 +83,7 @@ def test_logits_are_transformers(family: str, pair: tuple[PreTrainedModel, Model
 def test_greedy_tokens_are_transformers(
     family: str, pair: tuple[PreTrainedModel, ModelRunner], chunk: int
 ) -> None:
-    """Prompts by kernels, answers by graphs."""
+    """Kernels compute the prompts, and graphs the answers."""
     reference, runner = pair
     for length in prompt_lengths(family, [1, 17, 300], num_answer_tokens=12):
         prompt = prompt_of(length, reference.config.vocab_size)
@@ -92,7 +94,7 @@ def test_greedy_tokens_are_transformers(
 def test_a_mixed_batch_changes_nothing(
     family: str, pair: tuple[PreTrainedModel, ModelRunner]
 ) -> None:
-    """A prompt, a chunk on a prefix and two single tokens in one step."""
+    """A prompt, a chunk on a prefix and two single tokens share a step."""
     reference, runner = pair
     prompts = [prompt_of(n, reference.config.vocab_size) for n in longer(family, 60, 50, 33, 5)]
     starts = [0, *(len(prompt) - n for prompt, n in zip(prompts[1:], (19, 1, 1), strict=True))]
@@ -113,7 +115,8 @@ def test_a_mixed_batch_changes_nothing(
 def test_steps_that_follow_unread_tokens(
     family: str, pair: tuple[PreTrainedModel, ModelRunner]
 ) -> None:
-    """Three answers, two steps under way; one leaves in the middle, so that rows move."""
+    """Two steps are under way for three answers. One answer leaves in the middle, so that rows
+    move."""
     reference, runner = pair
     prompts = [prompt_of(n, reference.config.vocab_size) for n in longer(family, 9, 30, 17)]
     sequences = Sequences(runner)
@@ -177,7 +180,7 @@ def test_penalties_that_follow_unread_tokens(
 def test_a_chunk_that_samples_nothing_has_an_end(
     family: str, pair: tuple[PreTrainedModel, ModelRunner]
 ) -> None:
-    """And the first of its shape is said to compile."""
+    """The step is not over when it is launched, and the first of its shape is said to compile."""
     _, runner = pair
     (length,) = longer(family, 40)
     prompt = prompt_of(length, runner.config.vocab_size)

@@ -55,7 +55,7 @@ def logits() -> Tensor:
 
 
 def seen_by(samplings: list[Sampling], device: torch.device) -> SeenTokens | None:
-    """What sequences of `HISTORY` have seen."""
+    """Returns what sequences of `HISTORY` have seen."""
     slices = [Slice(HISTORY, 0, [], s, sequence_id=i) for i, s in enumerate(samplings)]
     return SequenceStates(VOCAB_SIZE, device).feed(slices)
 

@@ -48,7 +48,7 @@ def cluster(
 
 
 def use(cluster: Cluster, *names: str) -> None:
-    """Only these nodes are given requests."""
+    """Lets only these nodes get requests."""
     for name in cluster.nodes():
         if name in names:
             cluster.admin.undrain(name)
@@ -71,7 +71,8 @@ def test_tokens_are_those_of_transformers(
 
 
 def test_a_lost_rank_ends_its_node(cluster: Cluster, model: tuple[Path, PreTrainedModel]) -> None:
-    """Though rank 0 may wait on the device for a collective operation that never ends."""
+    """The node ends although rank 0 may wait on the device for a collective operation that never
+    ends."""
     log = (cluster.local.log_dir / "d2.log").read_text(encoding="utf-8")
     found = re.search(r"rank 1 of d2@\d+ is process (\d+)", log)
     assert found is not None

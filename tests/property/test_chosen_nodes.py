@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import NoRoute
+from coordinator.routing.route import NoRoute
 from protocol.ids import Node
 from tests.support.nodes import Nodes, demand_of, load_of
 

@@ -37,7 +37,8 @@ salts = st.sampled_from(["", "shout"])
 
 
 def hashes_of(path: str, salt: str = "") -> list[PageHash]:
-    """Stands in for chained hashes: the hash of a page is its whole path, loud for a tenant."""
+    """Returns what stands in for chained hashes: the hash of a page is its whole path, in capitals
+    for a tenant."""
     return [
         (path[: i + 1].upper() if salt else path[: i + 1]).encode().rjust(16)
         for i in range(len(path))
@@ -75,7 +76,7 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 class TreeMachine(RuleBasedStateMachine):
-    """Shadow: a dict from path to page."""
+    """Drives a tree beside its shadow, a dict from path to page."""
 
     tree_type = RadixTree
     locked = Bundle("locked")
@@ -99,7 +100,8 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(path=paths)
     def find(self, path: str) -> None:
-        """Does not count as a use: `used` stays as it is, and evictions must agree with it."""
+        """Checks that `find` does not count as a use: `used` stays as it is, and evictions must
+        agree with it."""
         hashes = hashes_of(path)
         expected = itertools.takewhile(lambda h: h in self.shadow, hashes)
         assert self.tree.find(hashes) == [self.shadow[h] for h in expected]
@@ -168,7 +170,7 @@ class TreeMachine(RuleBasedStateMachine):
         assert len(self.tree._queue) <= self.tree.num_pages + 1
 
     def _use(self, hashes: list[bytes]) -> list[bytes]:
-        """The cached ones of `hashes`, which are used at a new `now`."""
+        """Returns those of `hashes` that are cached, which are used at a new `now`."""
         self.now = next(self.clock)
         cached = list(itertools.takewhile(lambda h: h in self.shadow, hashes))
         self.used.update(dict.fromkeys(cached, self.now))
@@ -184,7 +186,7 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Shadow: what each page holds, written by requests."""
+    """Drives a cache beside its shadow: what each page holds, as requests have written it."""
 
     cache_type = PrefixCache
     pool_type = PagePool

@@ -30,13 +30,14 @@ def chain(path: str) -> list[PageHash]:
 
 
 def leading(hashes: Sequence[PageHash], pages: set[PageHash]) -> int:
-    """Pages of the chain up to the first that is missing."""
+    """Returns the pages of the chain up to the first that is missing."""
     return next((i for i, page in enumerate(hashes) if page not in pages), len(hashes))
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Nodes store whole chains and remove from the end of them, as real ones do. Of what they
-    tell, some comes twice; after something was lost, the whole set of that node is loaded."""
+    """Drives an index with nodes that store whole chains and remove from their ends, as real ones
+    do. Some of what they tell comes twice. After something was lost, the whole set of that node is
+    loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(name=names, path=paths.filter(bool), is_lost=st.booleans())
     def removed(self, name: str, path: str, is_lost: bool) -> None:
-        """A page goes with everything below it."""
+        """Removes a page with everything below it."""
         top = path.encode()
         owned = self.shadow.get(self.node(name), set())
         self.change(name, False, [h for h in owned if h.lstrip().startswith(top)], is_lost)
@@ -83,7 +84,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(name=names, kept=st.lists(paths, max_size=3))
     def reload(self, name: str, kept: list[str]) -> None:
-        """Twice the same pages in what is loaded do not count twice."""
+        """Loads a node's whole set; pages that come twice in it must not count twice."""
         node = self.node(name)
         pages = [page for path in kept for page in chain(path)]
         self.index.reload(node, pages)
@@ -98,7 +99,8 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(name=names, path=paths, forgets_first=st.booleans())
     def restart(self, name: str, path: str, forgets_first: bool) -> None:
-        """The new life stores before or after the end of the older one is noticed."""
+        """Starts a new incarnation, which stores pages before or after the end of the older one is
+        noticed."""
         older = self.node(name)
         self.lives[name] += 1
         if forgets_first:
@@ -154,8 +156,8 @@ TestIndex.settings = settings(stateful_step_count=30)
 def test_after_lost_events_a_depth_ends_with_a_page_that_is_owned(
     owned: dict[Node, set[int]], num_asked: int
 ) -> None:
-    """Whatever is missing in between: nobody is found who does not own the first page, and the
-    last page of every depth is there."""
+    """Whatever is missing in between, nobody is found who does not own the first page, and the last
+    page of every depth is there."""
     index, hashes = ReloadedIndex(), chain("a" * MAX_PAGES)
     for node, positions in owned.items():
         index.stored(node, [hashes[i] for i in positions])

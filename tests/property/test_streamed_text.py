@@ -21,7 +21,7 @@ def test_any_text_streams_in_whole_characters(text: str) -> None:
 
 @given(st.text("ab.", max_size=20), st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3))
 def test_stop_strings_as_a_search_of_the_whole_text(text: str, stops: list[str]) -> None:
-    """However the text grows: the first stop is found, and nothing of it was ever shown."""
+    """The first stop string is found however the text grows, and nothing of it was ever shown."""
     finder = StopStrings(stops)
     for end in range(1, len(text) + 1):
         found = finder.find(text[:end])

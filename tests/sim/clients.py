@@ -16,7 +16,7 @@ LONG_ANSWER = 250
 
 @dataclass(eq=False)
 class Asked:
-    """One request of one client."""
+    """One request of one client, with the answer that is right for it."""
 
     name: str
     at: float

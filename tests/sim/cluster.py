@@ -34,7 +34,7 @@ from tests.sim.world.shadow import Shadow
 
 @dataclass(frozen=True)
 class SimSettings:
-    """The size of a life."""
+    """How large the cluster of a life is, and how it is set up."""
 
     num_prefill: int
     num_decode: int
@@ -102,7 +102,8 @@ class SimCluster:
     # Clients
 
     def ask(self, asked: Asked) -> None:
-        """The client asks any coordinator that serves; where none does, it is refused later."""
+        """Lets the client ask any coordinator that serves. If none does, the client is refused
+        later."""
         alive = [c for c in self.coordinators.values() if not c.is_dead and not self._is_frozen(c)]
         serving = [c for c in alive if c.can_serve]
         if not serving:
@@ -168,11 +169,12 @@ class SimCluster:
             self.network.send("operator", address, FlushCache("nobody", "flush"))
 
     def loses_changes(self, node: Node) -> bool:
-        """A place for a planted bug: a node's news of its cache that never leave it."""
+        """Returns False. A planted bug overrides it, so that a node's news of its cache never
+        leaves it."""
         return False
 
     def replaced(self, process: SimNode) -> None:
-        """A newer incarnation has registered: this one stops."""
+        """Stops a node of which a newer incarnation has registered."""
         if not process.is_dead:
             self.say(f"{process.node} was replaced, and stops")
             process.kill()
@@ -204,7 +206,8 @@ class SimCluster:
         self.nodes[name] = SimNode(self, name, role, self._incarnation)
 
     def _check_orphans(self, address: str) -> None:
-        """No request outlives its coordinator by more than a lease, and a frozen node's moment."""
+        """Raises Wrong if a node still works for a coordinator that died more than a lease ago,
+        unless the node has just been frozen."""
         for node in self.nodes.values():
             has_slept = self.clock.now - node.frozen_until < 0.5
             if not node.is_dead and not has_slept and node.attempts_of(address):

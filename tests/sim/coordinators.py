@@ -35,7 +35,8 @@ BLOCK_S = 0.5
 
 
 class SimCoordinator(Process):
-    """It serves the clients of a life until it dies; then they see their connection break."""
+    """A coordinator that serves the clients of a life until it dies; then they see their connection
+    break."""
 
     def __init__(self, cluster: SimCluster, name: str, incarnation: int) -> None:
         super().__init__(cluster.clock, name)
@@ -94,7 +95,7 @@ class SimCoordinator(Process):
         self._plan_tick()
 
     def leave(self, asked: Asked) -> None:
-        """The client disconnects."""
+        """Lets the client disconnect."""
         for request_id, other in list(self.asked.items()):
             if other is asked:
                 del self.asked[request_id]
@@ -111,7 +112,7 @@ class SimCoordinator(Process):
         self.after(0.0, self._handle, message)
 
     def _check_incarnation(self, send: Send) -> None:
-        """No work is given to an incarnation when a newer one has been heard."""
+        """Checks that no work is given to an incarnation when a newer one has been heard."""
         if isinstance(send.message, Generate):
             name, _, incarnation = send.address.partition(".")
             if int(incarnation) < self._newest.get(name, 0):
@@ -186,7 +187,7 @@ class SimCoordinator(Process):
         self.after(redis.delay_s, self._call_replied, call, result)
 
     def _await_changes(self, call: MirrorCall) -> None:
-        """Redis answers when there is a change, or when it has waited long enough."""
+        """Lets Redis answer when there is a change, or when it has waited long enough."""
         has_answered = False
 
         def answer() -> None:

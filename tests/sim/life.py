@@ -22,7 +22,7 @@ MakeCluster = Callable[[SimSettings, random.Random, "Tell | None"], SimCluster]
 
 
 @dataclass(frozen=True)
-class Plan:
+class LifePlan:
     """Everything that a seed decides about a life, but for the dice within it."""
 
     seed: int
@@ -42,7 +42,7 @@ class Outcome:
     ends: dict[str, int] = field(default_factory=dict)
 
 
-def plan_of(seed: int) -> Plan:
+def plan_of(seed: int) -> LifePlan:
     chance = random.Random(f"plan {seed}")
     page_size = chance.choice((4, 4, 8))
     settings = SimSettings(
@@ -59,11 +59,11 @@ def plan_of(seed: int) -> Plan:
     )
     nodes = [name for name, _ in settings.nodes]
     faults = some_faults(chance, nodes, settings.coordinators, BUSY_S)
-    return Plan(seed, settings, tuple(faults))
+    return LifePlan(seed, settings, tuple(faults))
 
 
-def live(plan: Plan, make: MakeCluster = SimCluster, tell: Tell | None = None) -> Outcome:
-    """Lives it to its end. Raises Wrong, or whatever a process raised."""
+def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = None) -> Outcome:
+    """Lives a life to its end. Raises Wrong, or whatever a process raised."""
     chance = random.Random(f"life {plan.seed}")
     requests = some_requests(chance, plan.settings.page_size, BUSY_S)
     cluster = make(plan.settings, chance, tell)
@@ -90,7 +90,7 @@ def live(plan: Plan, make: MakeCluster = SimCluster, tell: Tell | None = None) -
 
 
 def check_at_rest(cluster: SimCluster) -> None:
-    """Nothing is held, nothing waits, and nobody owns what it lacks."""
+    """Raises Wrong unless nothing is held, nothing waits, and nobody owns what it lacks."""
     for node in cluster.nodes.values():
         if node.is_dead:
             continue
@@ -109,7 +109,7 @@ def check_at_rest(cluster: SimCluster) -> None:
             continue
         if coordinator.core.num_unfinished or coordinator.asked:
             raise Wrong(f"{coordinator.name} has requests that have ended")
-        for name, backlog in coordinator.core.placement.backlogs.items():
+        for name, backlog in coordinator.core.placement.queues.items():
             if backlog.num_requests or backlog.promised_pages:
                 raise Wrong(f"{coordinator.name} counts work of {name} that has ended")
         owned = sum(len(node.cache.hashes()) for node in cluster.nodes.values() if not node.is_dead)
@@ -133,7 +133,7 @@ def _longest_absence(faults: Sequence[Fault]) -> float:
     return max((getattr(fault, "back_after_s", 0.0) for fault in faults), default=0.0)
 
 
-def _outcome(plan: Plan, cluster: SimCluster, everything: Sequence[Asked]) -> Outcome:
+def _outcome(plan: LifePlan, cluster: SimCluster, everything: Sequence[Asked]) -> Outcome:
     outcome = Outcome(
         num_requests=len(everything),
         num_faults=len(plan.faults),

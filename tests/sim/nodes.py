@@ -35,7 +35,8 @@ STEP_S = 0.015
 
 
 class SimNode(Process):
-    """It computes for as long as its steps take, hears what comes meanwhile, and may die."""
+    """A node that computes for as long as its steps take, hears what comes meanwhile, and may
+    die."""
 
     def __init__(self, cluster: SimCluster, name: str, role: Role, incarnation: int) -> None:
         super().__init__(cluster.clock, name)
@@ -101,7 +102,7 @@ class SimNode(Process):
         return NodeCore(self.node, self.cache, scheduler)
 
     def wake(self) -> None:
-        """Something came: the next turn is now, if none is going on."""
+        """Takes the next turn now, if none is going on: something came."""
         if not self._is_turning:
             self._turn_number += 1
             self.after(0.0, self._turn, self._turn_number)
@@ -162,7 +163,8 @@ class SimChannel:
 
 
 class SimHeartbeats:
-    """As the thread that sends them: soon after work came or went, and several times per lease."""
+    """Sends heartbeats as the real thread does: soon after work came or went, and several times per
+    lease."""
 
     def __init__(self, process: SimNode) -> None:
         self._process = process
@@ -195,7 +197,7 @@ class SimHeartbeats:
 
 
 class SimRecord:
-    """As the thread that writes a node's record to Redis: one call after the other."""
+    """Writes a node's record to Redis as the real thread does: one call after the other."""
 
     def __init__(self, process: SimNode) -> None:
         self._process = process

@@ -6,10 +6,10 @@ import dataclasses
 
 from tests.sim.checks import Wrong
 from tests.sim.cluster import SimCluster
-from tests.sim.life import MakeCluster, Plan, live
+from tests.sim.life import LifePlan, MakeCluster, live
 
 
-def failure_of(plan: Plan, make: MakeCluster = SimCluster) -> str:
+def failure_of(plan: LifePlan, make: MakeCluster = SimCluster) -> str:
     """Returns what goes wrong in a life; "" if nothing does."""
     try:
         live(plan, make)
@@ -18,8 +18,9 @@ def failure_of(plan: Plan, make: MakeCluster = SimCluster) -> str:
     return ""
 
 
-def shrunk(plan: Plan, make: MakeCluster = SimCluster) -> Plan:
-    """Drops one fault after the other, as long as the life still fails in the same way."""
+def shrunk(plan: LifePlan, make: MakeCluster = SimCluster) -> LifePlan:
+    """Returns the life with as few faults as it needs: drops one after the other, as long as the
+    life still fails in the same way."""
     kind = failure_of(plan, make).partition(":")[0]
     position = 0
     while position < len(plan.faults):

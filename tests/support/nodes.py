@@ -14,8 +14,9 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import LiveNode, Registry
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route, Router
+from coordinator.routing.router import Router
 from protocol.hashing import PAGE_HASH_BYTES, PageHash
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
@@ -168,7 +169,6 @@ def chain_of(name: str, num_pages: int) -> list[PageHash]:
 def booked(placement: Placement) -> dict[str, tuple[int, float]]:
     """By name of nodes with something to do: unfinished requests, and seconds of their prompts."""
     booked = {
-        name: (backlog.num_requests, backlog._ours_s)
-        for name, backlog in placement.backlogs.items()
+        name: (backlog.num_requests, backlog._ours_s) for name, backlog in placement.queues.items()
     }
     return {name: both for name, both in booked.items() if both != (0, 0.0)}

@@ -1,0 +1,1 @@
+"""Native kernels for a CPU: their C source, and what compiles and loads it."""

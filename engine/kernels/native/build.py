@@ -81,6 +81,7 @@ def load_library(directory: Path) -> ctypes.CDLL:
 
 
 def cache_directory() -> Path:
+    """Returns the directory of this user where the compiled library is kept."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "kvrelay"
 

@@ -36,6 +36,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Takes [..., hidden]; returns the same shape."""
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps))
 
@@ -63,6 +64,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Takes [batch, length, hidden]; returns the same shape."""
         rows, tokens, _ = x.shape
         split = (rows, tokens, -1, self.shape.head_dim)
         q = rotate(self.q_proj(x).view(split).transpose(1, 2), cos, sin)
@@ -85,6 +87,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Takes [..., hidden]; returns the same shape."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -99,6 +102,7 @@ class Layer(nn.Module):
         self.mlp = MLP(shape)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Takes [batch, length, hidden]; returns the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         return x + self.mlp(self.post_attention_layernorm(x))
 

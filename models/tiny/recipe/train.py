@@ -29,7 +29,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 120
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that decides the weights, apart from rounding."""
 
     seed: int = 1
@@ -62,7 +62,7 @@ class Plan:
 class Trainer:
     """The state of a training: the model, its optimizers and how many steps are done."""
 
-    plan: Plan
+    plan: TrainingPlan
     model: TinyLlama
     optimizers: list[torch.optim.Optimizer]
     device: str
@@ -70,7 +70,7 @@ class Trainer:
     seconds: float = 0.0  # spent training, over all resumes
 
     @classmethod
-    def start(cls, plan: Plan, device: str) -> "Trainer":
+    def start(cls, plan: TrainingPlan, device: str) -> "Trainer":
         """Returns a trainer before its first step, with weights that the seed decides."""
         torch.manual_seed(plan.seed)
         model = TinyLlama(plan.shape).to(device)
@@ -104,7 +104,7 @@ class Trainer:
             return
 
 
-def make_optimizers(plan: Plan, model: TinyLlama) -> list[torch.optim.Optimizer]:
+def make_optimizers(plan: TrainingPlan, model: TinyLlama) -> list[torch.optim.Optimizer]:
     """Returns Muon with weight decay for the matrices, and Adam without for embedding and norms."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.dim() == 2 and "embed" not in name]
@@ -193,7 +193,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     started = time.monotonic()
 
-    plan = Plan()
+    plan = TrainingPlan()
     write_tokenizer(train_tokenizer(plan.seed), checkpoints)
     tokenizer_file = checkpoints / "tokenizer.json"
     trainer = Trainer.start(plan, device)

@@ -59,7 +59,7 @@ class SimSend:
 
 
 class DataPlane:
-    """All links between all nodes."""
+    """Moves pages over all links between all nodes."""
 
     def __init__(self, clock: VirtualClock, chance: random.Random, network: Network) -> None:
         self.clock = clock
@@ -69,7 +69,7 @@ class DataPlane:
         self.num_pages_moved = 0
 
     def lost(self, name: str, address: str) -> None:
-        """A process died: whoever was sending to it or receiving from it is told soon."""
+        """Tells whoever was sending to a process or receiving from it, soon, that it has died."""
         self.transports.pop(address, None)
         for other in list(self.transports.values()):
             delay_s = self.chance.choice((0.01, 0.05, LOSS_NOTICED_S))
@@ -194,7 +194,7 @@ class SimTransport:
             self.pump(send)
 
     def _break_at_cut(self, send: SimSend, peer: SimTransport, until: float) -> None:
-        """A short cut only delays; a long one loses the link, at both ends."""
+        """Loses the link at both ends if a cut is long; a short one only delays."""
         plane = self._plane
         if until - plane.clock.now < LOSS_NOTICED_S:
             plane.clock.at(until, self._deliver, send)

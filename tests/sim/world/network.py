@@ -17,7 +17,8 @@ MIN_DELAY_S, MAX_DELAY_S = 0.0002, 0.002
 
 
 class Network:
-    """Delivers to `listen`ers by address. A process is known by its name, whatever its address."""
+    """Delivers messages to `listen`ers by address. A process is known by its name, whatever its
+    address."""
 
     def __init__(self, clock: VirtualClock, chance: random.Random) -> None:
         self._clock = clock
@@ -35,7 +36,8 @@ class Network:
         self._listeners.pop(address, None)
 
     def cut(self, one: str, other: str, for_s: float, loses: bool) -> None:
-        """`loses`: what is sent meanwhile is lost, else it is delivered afterwards."""
+        """Cuts two processes off from each other. With `loses`, what is sent meanwhile is lost;
+        otherwise it is delivered afterwards."""
         self._cut_until[frozenset((one, other))] = self._clock.now + for_s, loses
 
     def slow(self, one: str, other: str, for_s: float, delay_s: float) -> None:

@@ -9,7 +9,7 @@ from tests.sim.world.clock import VirtualClock
 
 
 class Process:
-    """Timers of a process die with it, and wait while it is frozen."""
+    """A simulated process. Its timers die with it, and wait while it is frozen."""
 
     def __init__(self, clock: VirtualClock, name: str) -> None:
         self.clock = clock

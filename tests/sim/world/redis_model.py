@@ -57,11 +57,11 @@ class RedisModel:
 
     @property
     def delay_s(self) -> float:
-        """How long a call takes now."""
+        """Returns how long a call takes now."""
         return self.slow_s if self.clock.now < self.slow_until else 0.0005
 
     def empty(self) -> None:
-        """All data is gone, as after a restart without persistence."""
+        """Drops all data, as a restart without persistence does."""
         for data in (self._records, self._pages, self._streams, self._coordinators):
             data.clear()
         self._draining.clear()

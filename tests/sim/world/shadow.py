@@ -17,14 +17,14 @@ from tests.sim.world.oracle import KV, kv_of
 
 
 class Shadow:
-    """The right content of every page, by hash."""
+    """Knows the right content of every page, by hash."""
 
     def __init__(self, hasher: PageHasher) -> None:
         self._hasher = hasher
         self._content: dict[PageHash, list[KV]] = {}
 
     def learn(self, tokens: Sequence[int], namespace: Namespace) -> None:
-        """A sequence that the cluster may compute, prompt and answer."""
+        """Learns a sequence, prompt and answer, that the cluster may compute."""
         size, kv = self._hasher.page_size, kv_of(tokens)
         for i, page_hash in enumerate(self._hasher.hashes(tokens, namespace)):
             self._content[page_hash] = kv[i * size : (i + 1) * size]

@@ -11,7 +11,7 @@ import pytest
 
 from coordinator import audit as audit_module
 from coordinator.audit import NodeAudit, audit
-from coordinator.inquiry import Inquiries
+from coordinator.pending_replies import PendingReplies
 from coordinator.routing.registry import LiveNode
 from protocol.hashing import PageHash, join_hashes
 from protocol.ids import Node
@@ -117,7 +117,7 @@ def test_a_node_that_cannot_be_compared_is_a_problem(monkeypatch: pytest.MonkeyP
 
 def test_an_inquiry_ends_with_its_last_answer_or_its_time() -> None:
     async def test() -> None:
-        inquiries = Inquiries()
+        inquiries = PendingReplies()
         whole, part, none = inquiries.open(["a", "b"]), inquiries.open(["a", "b"]), ""
         for inquiry in (whole, part, none):
             inquiries.answered(inquiry, "a", 1)

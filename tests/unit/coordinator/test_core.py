@@ -23,7 +23,7 @@ from coordinator.core.instructions import (
     Send,
 )
 from coordinator.core.tracked_request import TrackedRequest
-from coordinator.routing.claims import KEPT_S
+from coordinator.routing.expected_pages import KEPT_S
 from protocol.ids import Attempt, Node
 from protocol.messages import (
     COORDINATOR_LEASE_S,

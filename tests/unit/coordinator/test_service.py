@@ -13,8 +13,8 @@ from coordinator import service as service_module
 from coordinator.answers.request import Request
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
+from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import Route
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.ids import Attempt, Node

@@ -20,7 +20,7 @@ from coordinator.core.instructions import (
 )
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracker import BUSY_RETRY_S, MAX_FAILURES, RETRY_WITHIN_S, Tracker
-from coordinator.routing.router import NoRoute
+from coordinator.routing.route import NoRoute
 from protocol import hashing
 from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node
@@ -445,7 +445,7 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_booked_is_running(self) -> None:
-        backlogs = self.nodes.placement.backlogs.values()
+        backlogs = self.nodes.placement.queues.values()
         assert all(backlog.num_requests >= 0 for backlog in backlogs)
         num_sent = len(self.tracker) - self.tracker.num_waiting
         assert sum(backlog.num_requests for backlog in backlogs) <= 2 * num_sent

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pytest import approx
 
-from coordinator.routing.backlog import SETTLING_S, Backlog, Booking
+from coordinator.routing.node_queue import SETTLING_S, Booking, NodeQueueEstimate
 
 
-class NamedBacklog(Backlog):
+class NamedBacklog(NodeQueueEstimate):
     """A backlog whose bookings have names."""
 
     def __init__(self) -> None:

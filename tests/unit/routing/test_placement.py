@@ -10,9 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from coordinator.routing.claims import KEPT_S
+from coordinator.routing.expected_pages import KEPT_S
 from coordinator.routing.policies import POLICIES
-from coordinator.routing.router import NoRoute, PlannedWork, Route
+from coordinator.routing.route import NoRoute, Route
+from coordinator.routing.router import PlannedWork
 from protocol.ids import Node
 from tests.support.nodes import Nodes, booked, demand_of, load_of
 
@@ -99,7 +100,7 @@ def test_a_new_life_of_a_node_starts_with_nothing() -> None:
     nodes.placement.forget(P0)
     nodes.placement.heard(live, 2.0)
     nodes.ended("a", 3.0)
-    assert nodes.placement.backlogs["p0"].num_requests == 0
+    assert nodes.placement.queues["p0"].num_requests == 0
     again = nodes.placement.route(demand_of(LONG, "chat"), 3.0)
     assert again.prefill == Node("p0", 2) and again.cached_pages == 0
 
@@ -114,8 +115,8 @@ def test_heartbeats_of_other_coordinators_work() -> None:
     nodes = Nodes("p0", "p1", "d0")
     nodes.heard("p0", load_of(queued_tokens=3000), 0.0)
     assert nodes.placement.busy_s(1.0) == [2.0, 0.0]
-    assert nodes.placement.backlog_s(P0, 1.0) == 2.0
-    assert nodes.placement.backlog_s(P1, 1.0) == 0.0
+    assert nodes.placement.queue_s(P0, 1.0) == 2.0
+    assert nodes.placement.queue_s(P1, 1.0) == 0.0
     assert nodes.placement.route(demand_of(LONG), 1.0).prefill == P1
 
 
@@ -271,7 +272,7 @@ class PlacementMachine(RuleBasedStateMachine):
     def booked_is_what_runs(self) -> None:
         lives = self.lives.items()
         for node in (Node(name, incarnation) for name, incarnation in lives):
-            backlog = self.nodes.placement.backlogs.get(node.name)
+            backlog = self.nodes.placement.queues.get(node.name)
             num_requests = backlog.num_requests if backlog is not None else 0
             answering = sum(route.decode == node for route in self.routes.values())
             computing = sum(route.prefill == node for route in self.routes.values())

@@ -9,12 +9,13 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from coordinator.routing.backlog import Backlog, Booking
 from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
-from coordinator.routing.router import Candidates, Cluster, NoRoute, PlannedWork, Route, Router
+from coordinator.routing.route import NoRoute, Route
+from coordinator.routing.router import Candidates, Cluster, PlannedWork, Router
 from protocol.ids import Node
 from protocol.messages import Load
 from tests.support.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
@@ -27,8 +28,8 @@ SLOW_LINK = PAGE_BYTES / 0.1
 """A page takes longer on the link than to compute (16 ms)."""
 
 
-def backlog_of(work_s: float) -> Backlog:
-    backlog = Backlog()
+def backlog_of(work_s: float) -> NodeQueueEstimate:
+    backlog = NodeQueueEstimate()
     backlog.sent(Booking(work_s, 0, 0.0))
     backlog.num_requests = 1
     return backlog
@@ -45,7 +46,7 @@ def cluster_of(
         decode=registry.live("decode"),
         find=registry.get,
         link_bytes_per_s=registry.link_bytes_per_s,
-        backlogs={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
+        queues={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
         hit_share=hit_share,
         planned=PlannedWork(planned_s or {}),
         now=0.0,
@@ -153,7 +154,7 @@ def test_a_prompt_never_hits_the_page_of_its_last_token() -> None:
 def test_ties_go_to_the_node_that_was_given_least_work() -> None:
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
     cluster = cluster_of(registry)
-    cluster = replace(cluster, backlogs={"p0": Backlog(3.0), "p1": Backlog(2.0)})
+    cluster = replace(cluster, queues={"p0": NodeQueueEstimate(3.0), "p1": NodeQueueEstimate(2.0)})
     assert names(router_of().route(demand_of(), owners_of(), cluster)) == ("p1", "d0")
 
 
@@ -167,7 +168,9 @@ def measured(load: Load = IDLE, **rates: float) -> Load:
 def test_among_equals_the_owner_wins_though_it_was_given_more_work() -> None:
     """Both would fetch from the decode node, which has the answer too: p0 has the prompt."""
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
-    cluster = replace(cluster_of(registry), backlogs={"p0": Backlog(3.0), "p1": Backlog(1.0)})
+    cluster = replace(
+        cluster_of(registry), queues={"p0": NodeQueueEstimate(3.0), "p1": NodeQueueEstimate(1.0)}
+    )
     owners = owners_of({"p0": 60, "d0": 62})
     for _ in range(5):
         assert names(router_of(0).route(demand_of(), owners, cluster)) == ("p0", "d0")

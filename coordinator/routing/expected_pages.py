@@ -1,4 +1,4 @@
-"""`Claims`: pages that nodes own, or will own soon, though their events have not told yet. Pure.
+"""`ExpectedPages`: pages that nodes own or soon will, before their records in Redis tell. Pure.
 
 A policy that waits for ownership events sends the next turn of a conversation, or the tenth copy
 of a prompt, somewhere else, and the same pages are computed twice. So what is dispatched, and what
@@ -13,39 +13,47 @@ from protocol.hashing import PageHash
 from protocol.ids import Node
 
 KEPT_S = 5.0
-"""A claim counts for one to two of these: longer than events are late, shorter than pages live."""
+"""An expectation counts for one to two of these: longer than events are late, shorter than pages
+live."""
 
 
-class Claims:
-    """Keeps two generations of claims; the older one is dropped as a whole."""
+class ExpectedPages:
+    """Remembers which pages to expect at which node, for KEPT_S at least and twice that at most.
+
+    There are two generations of expectations, and the older one is dropped as a whole, so nothing
+    has to be looked for when its time is over.
+    """
 
     def __init__(self) -> None:
         self._newer: dict[Node, set[PageHash]] = {}
         self._older: dict[Node, set[PageHash]] = {}
         self._began = 0.0
 
-    def claim(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
-        """Notes that `node` has, or will have, all of `hashes`; that it owns the first `num_owned`
-        is known already."""
+    def add(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
+        """Expects that `node` has, or will have, all of `hashes`. That it owns the first
+        `num_owned` of them is known already."""
         self._age(now)
         self._newer.setdefault(node, set()).update(hashes[num_owned:])
 
     def extend(
         self, hashes: Sequence[PageHash], owned: Mapping[Node, int], now: float
     ) -> dict[Node, int]:
-        """Returns the leading pages of each node, given those that it is known to own."""
+        """Returns how many leading pages of the chain `hashes` each node has or will have.
+
+        `owned` says how many it is known to own; what is expected behind those is added to them.
+        """
         self._age(now)
         depths = dict(owned)
         num_pages = len(hashes)
         for generation in (self._older, self._newer):
-            for node, claimed in generation.items():
+            for node, expected in generation.items():
                 depth = depths.get(node, 0)
-                if depth < num_pages and hashes[depth] in claimed:
-                    depths[node] = _end(hashes, claimed, depth)
+                if depth < num_pages and hashes[depth] in expected:
+                    depths[node] = _end(hashes, expected, depth)
         return depths
 
     def drop(self, node: Node, hashes: Collection[PageHash]) -> None:
-        """Takes that the node has these pages no more."""
+        """Expects these pages no more: the node has removed them."""
         for generation in (self._older, self._newer):
             if node in generation:
                 generation[node].difference_update(hashes)
@@ -66,13 +74,15 @@ class Claims:
             self._began = now
 
 
-def _end(hashes: Sequence[PageHash], claimed: set[PageHash], low: int) -> int:
-    """Returns the first position behind `low` that is not claimed; claims are whole rests of
-    chains."""
+def _end(hashes: Sequence[PageHash], expected: set[PageHash], low: int) -> int:
+    """Returns the first position behind `low` whose page is not expected.
+
+    It bisects: the pages expected of a chain have no gap, since `add` notes the whole rest.
+    """
     high = len(hashes)
     while high - low > 1:
         middle = (low + high) // 2
-        if hashes[middle] in claimed:
+        if hashes[middle] in expected:
             low = middle
         else:
             high = middle

@@ -1,4 +1,4 @@
-"""`Backlog`: how long the prompts that a node has will keep it busy. Pure.
+"""`NodeQueueEstimate`: how long the prompts that a node has will keep it busy. Pure.
 
 Two sources are put together: what this coordinator has sent and knows to be unfinished, and what
 the node's heartbeats say beyond that, which other coordinators have sent. Between heartbeats, time
@@ -16,17 +16,22 @@ SETTLING_S = 0.1
 
 @dataclass(eq=False, frozen=True)
 class Booking:
-    """What one attempt takes of the node that computes its prompt and of the one that answers."""
+    """What one attempt takes of the node that computes its prompt and of the node that answers."""
 
     work_s: float
-    """Time that its prompt occupies the computing node."""
+    """The time for which its prompt keeps the computing node busy."""
     num_pages: int
-    """Pages that it will take of the decode node."""
+    """The number of pages that it will take of the decode node."""
     sent_at: float
 
 
-class Backlog:
-    """Prompts of one node, computed in the order they were sent; seconds of its work."""
+class NodeQueueEstimate:
+    """Estimates the work that lies ahead of one node, which computes prompts in the order they were
+    sent.
+
+    It also counts the requests that this coordinator has at the node, and the pages promised to
+    them.
+    """
 
     def __init__(self, total_s: float = 0.0) -> None:
         self.num_requests = 0
@@ -63,13 +68,15 @@ class Backlog:
         self.promised_pages += booking.num_pages
 
     def ended(self, booking: Booking) -> None:
-        """Takes a promise back: the request has its pages, or needs none. Harmless twice."""
+        """Takes a promise back: the request has its pages, or needs none. Does nothing the second
+        time."""
         if booking in self._promised:
             self._promised.discard(booking)
             self.promised_pages -= booking.num_pages
 
     def computed(self, booking: Booking, now: float) -> None:
-        """Takes a prompt off: its first token is here, or it was given up. Harmless twice."""
+        """Removes a prompt whose first token is here, or which was given up. Does nothing the
+        second time."""
         if booking not in self._ours:
             return
         was_head = booking is next(iter(self._ours))
@@ -79,21 +86,26 @@ class Backlog:
             self._head_s, self._head_began = next(iter(self._ours)).work_s, now
 
     def heard(self, queued_s: float, now: float) -> None:
-        """Takes from a heartbeat that the node has prompts of `queued_s` to compute."""
+        """Takes from a heartbeat that the node has prompts to compute which will take
+        `queued_s`."""
         self.num_unheard = 0
+        # The heartbeat shows the pages of all but the newest requests as held or promised.
         for booking in [one for one in self._promised if now - one.sent_at >= SETTLING_S]:
             self.ended(booking)
+        # What is queued beyond our own prompts is work that other coordinators have sent.
         known_s = sum(one.work_s for one in self._ours if now - one.sent_at >= SETTLING_S)
         self._heard_s = queued_s
         self._others_s = max(0.0, queued_s - known_s)
         self._heard_at = now
 
     def seconds(self, now: float) -> float:
-        """Estimates the time until a prompt that is sent now would begin to be computed."""
+        """Returns the estimated time until the node would begin with a prompt that is sent now."""
         elapsed_s = now - self._heard_at
         others_s = self._others_s - elapsed_s if self._others_s > elapsed_s else 0.0
         if not self._ours:
             return others_s
+        # The first prompt has been computed for a while. No more than its own work counts as done:
+        # while it takes longer than was estimated, those behind it have not begun.
         done_s = now - self._head_began
         ours_s = self._ours_s - (done_s if done_s < self._head_s else self._head_s)
         # A head that takes longer than was thought is still there, says the node.
