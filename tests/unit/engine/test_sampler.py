@@ -7,13 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.sampling.sampler import _keep_top, sample
 from protocol.sampling import Sampling
-from tests.support.sampling_reference import gumbel
 
 PROBS = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
 LOGITS = PROBS.log() + 3.0  # logits are probabilities up to a constant
@@ -112,29 +109,6 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     assert torch.equal(draw(logits, samplings, range(50)), logits.argmax(-1))
 
 
-SAMPLINGS = st.builds(
-    Sampling,
-    temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
-    top_k=st.sampled_from([0, 1, 5, 50, 1000]),
-    top_p=st.sampled_from([0.1, 0.5, 0.95, 1.0]),
-    min_p=st.sampled_from([0.0, 0.05, 0.5]),
-    seed=st.integers(0, 2**63 - 1),
-)
-
-
-@given(st.lists(st.tuples(SAMPLINGS, st.integers(0, 2**20)), min_size=1, max_size=9))
-def test_a_row_draws_the_same_alone_and_in_any_batch(rows: Sequence[tuple[Sampling, int]]) -> None:
-    samplings, positions = [s for s, _ in rows], [p for _, p in rows]
-    chance = torch.Generator().manual_seed(len(rows))
-    logits = 3 * torch.randn(len(rows), 300, generator=chance)
-    together = draw(logits, samplings, positions).tolist()
-    assert together == draw(logits, samplings, positions).tolist()
-    backwards = draw(logits.flip(0), samplings[::-1], positions[::-1]).tolist()
-    assert together == backwards[::-1]
-    alone = [int(draw(logits[i : i + 1], [s], [p])) for i, (s, p) in enumerate(rows)]
-    assert together == alone
-
-
 def test_a_neighbour_with_top_p_cuts_nothing_off_a_row_without() -> None:
     """The likeliest token's probability rounds to 1 in float32, yet the others stay possible."""
     relative = torch.tensor([[0.0, -50.0, -80.0, -49.5]]).expand(2, -1)
@@ -153,15 +127,6 @@ def test_seeds_positions_and_tokens_are_independent() -> None:
         assert abs(len(drawn.unique()) - 632) < 60
     assert (by_seed[1:] == by_position[1:]).sum() < 10
     assert (by_seed[1:] == by_seed[:-1]).sum() < 10
-
-
-@given(st.integers(0, 2**63 - 1), st.integers(0, 2**31))
-def test_draws_follow_the_formula(seed: int, position: int) -> None:
-    """In plain integers. An answer may continue on a node of another version or device, so the
-    formula must never change."""
-    logits = torch.linspace(0, 9, 64).sin()
-    noisy = [value + gumbel(seed, position, i) for i, value in enumerate(logits.tolist())]
-    assert draw(logits[None], [Sampling(seed=seed)], [position])[0] == noisy.index(max(noisy))
 
 
 def test_extreme_seeds_and_logits_are_no_trouble() -> None:

@@ -3,134 +3,16 @@ the set in it is prefix-closed at every moment."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, field
-from typing import Any
-
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from engine.cache.prefix_cache import CacheChange
 from node.ownership.ownership_writer import (
     COORDINATOR_KEPT_S,
     HASHES_PER_FILL,
     RETRY_S,
-    OwnershipCall,
-    OwnershipWriter,
 )
-from protocol.hashing import PageHash, split_hashes
-from protocol.ids import Node
-from protocol.messages import NodeInfo
-from protocol.redis.ownership import APPLIED, FENCED, HASHES_PER_CHANGE, LOST
+from protocol.redis.ownership import APPLIED, HASHES_PER_CHANGE
+from tests.support.node.written_record import LEASE_S, NODE, Writing, page, pages
 from tests.support.nodes import info_of
-
-NODE = Node("p0", 5)
-LEASE_S = 3.0
-
-
-def page(number: int) -> PageHash:
-    return number.to_bytes(16, "big")
-
-
-def pages(*numbers: int) -> list[PageHash]:
-    return [page(number) for number in numbers]
-
-
-def parent(page_hash: PageHash) -> PageHash | None:
-    """Chains of ten: page 23 is below page 22, page 20 below none."""
-    number = int.from_bytes(page_hash, "big")
-    return page(number - 1) if number % 10 else None
-
-
-@dataclass
-class PlayedRedis:
-    """What the scripts do to the record of one node, and what a reader sees after each call."""
-
-    incarnation: int = 0
-    """0: nobody has the lease."""
-    info: NodeInfo | None = None
-    sequence: int | None = None
-    owned: set[PageHash] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
-    coordinators: list[str] = field(default_factory=list)
-    calls: list[OwnershipCall] = field(default_factory=list)
-
-    def carry_out(self, call: OwnershipCall) -> Any:
-        self.calls.append(call)
-        if call.script == "announce_name":
-            return self.names.update(map(str, call.args))
-        if call.script == "forget_name":
-            return self.names.difference_update(map(str, call.args))
-        if call.script == "list_coordinators":
-            return list(self.coordinators)
-        result = self._script(call.script, call.args)
-        assert all(parent(h) is None or parent(h) in self.owned for h in self.owned), call
-        return result
-
-    def _script(self, script: str, args: tuple[Any, ...]) -> int:
-        if script == "register":
-            if self.incarnation > NODE.incarnation:
-                return FENCED
-            self.incarnation, self.sequence, self.owned = NODE.incarnation, None, set()
-            self.info = msgspec.json.decode(args[0], type=NodeInfo)
-            return APPLIED
-        if self.incarnation == 0 and script != "release":
-            return LOST
-        if self.incarnation != NODE.incarnation:
-            return FENCED
-        if script == "fill":
-            self.owned |= set(split_hashes(args[0]))
-        elif script == "release":
-            self.incarnation = 0
-        elif script == "renew":
-            return APPLIED if self.sequence == args[0] else LOST
-        else:
-            _, sequence, kind, stored, removed = args
-            if script == "apply" and self.sequence != sequence - 1:
-                return LOST
-            assert kind == ("change" if script == "apply" else "reload")
-            assert len(stored) + len(removed) <= 16 * HASHES_PER_CHANGE
-            self.owned -= set(split_hashes(removed))
-            self.owned |= set(split_hashes(stored))
-            self.sequence = sequence
-        return APPLIED
-
-
-class Writing:
-    """A writer and its Redis, call by call."""
-
-    def __init__(self) -> None:
-        self.writer = OwnershipWriter(info_of(NODE), LEASE_S)
-        self.redis = PlayedRedis()
-        self.now = 0.0
-
-    def one(self) -> bool:
-        """Carries one call; False: there is none."""
-        call = self.writer.next_call(self.now)
-        if call is None:
-            return False
-        self.writer.replied(call, self.redis.carry_out(call), self.now)
-        return True
-
-    def all(self) -> list[str]:
-        """Carries all calls that are due; returns their scripts."""
-        self.redis.calls.clear()
-        while self.one():
-            assert len(self.redis.calls) < 10_000, "it never rests"
-        return [call.script for call in self.redis.calls]
-
-    def fail(self) -> bool:
-        assert self.writer.next_call(self.now) is not None
-        return self.writer.unreachable(self.now)
-
-    def stored(self, *numbers: int) -> None:
-        self.writer.publish([CacheChange([], pages(*numbers))])
-
-    def removed(self, *numbers: int) -> None:
-        self.writer.publish([CacheChange(pages(*numbers), [])])
-
 
 REGISTERED = ["register", "complete", "announce_name", "list_coordinators"]
 RENEWED = ["renew", "announce_name", "list_coordinators"]
@@ -333,37 +215,3 @@ def test_a_coordinator_that_is_not_announced_any_more_is_kept_for_a_while() -> N
     writing.now = COORDINATOR_KEPT_S + 1
     writing.all()
     assert writing.writer.coordinators == ("c1",)
-
-
-@given(st.integers(0, 1 << 30))
-def test_whatever_happens_the_set_is_prefix_closed_and_in_the_end_the_same(seed: int) -> None:
-    """`PlayedRedis` checks after every script that no page is without its parent."""
-    rng, writing = random.Random(seed), Writing()
-    depth = dict.fromkeys(range(4), 0)
-    """Leading pages of four chains of ten that the node owns."""
-    for _ in range(rng.randrange(60)):
-        match rng.randrange(9):
-            case 0 | 1 | 2:
-                chain = rng.randrange(4)
-                new = rng.randint(0, 10)
-                old, depth[chain] = depth[chain], new
-                if new > old:
-                    writing.stored(*range(10 * chain + old, 10 * chain + new))
-                elif new < old:
-                    writing.removed(*range(10 * chain + old - 1, 10 * chain + new - 1, -1))
-            case 3 | 4:
-                writing.one()
-            case 5:
-                writing.writer.republish()
-            case 6:
-                if writing.writer.next_call(writing.now) is not None:
-                    writing.writer.unreachable(writing.now)
-            case 7:
-                writing.redis.incarnation, writing.redis.owned = 0, set()
-            case 8:
-                writing.now += rng.random()
-    for _ in range(2):  # a lost record may be noticed with the next renewal only
-        writing.now = max(writing.now, writing.writer.wake_at)
-        writing.all()
-    expected = {page(10 * chain + i) for chain in depth for i in range(depth[chain])}
-    assert set(writing.writer.owned) == writing.redis.owned == expected
