@@ -92,6 +92,7 @@ PURE = (
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
 )
+MAX_FILES = 13
 IMPURE = {"torch", "zmq", "redis", "asyncio", "time", "random", "socket", "threading", "secrets"}
 
 
@@ -212,3 +213,25 @@ def test_no_test_imports_from_a_test() -> None:
     for path in sorted((ROOT / "tests").rglob("*.py")):
         of_tests = {name for name in imports_of(path) if re.search(r"\b(test_\w+|conftest)$", name)}
         assert not of_tests, f"{path.relative_to(ROOT)}: what tests share lives in tests/support"
+
+
+def test_property_tests_live_in_their_own_folder() -> None:
+    """`make verify` looks at them with many more examples. Strategies may be in tests/support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.is_relative_to(ROOT / "tests/property"):
+            continue
+        names = {
+            node.id if isinstance(node, ast.Name) else node.name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Name | ast.alias)
+        }
+        found = names & {"given", "RuleBasedStateMachine"}
+        assert not found, f"{path.relative_to(ROOT)}: {found} belongs into tests/property"
+
+
+@pytest.mark.parametrize("top_folder", [*MAY_IMPORT, "tests"])
+def test_no_folder_has_more_files_than_one_looks_through(top_folder: str) -> None:
+    folders = {path.parent for path in (ROOT / top_folder).rglob("*.py")}
+    for folder in sorted(folders):
+        count = len(list(folder.glob("*.py")))
+        assert count <= MAX_FILES, f"{folder.relative_to(ROOT)} has {count} files: split it"

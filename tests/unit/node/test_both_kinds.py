@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from decode.answers import Answers
 from engine.batches.sequence import Sampled
@@ -17,12 +13,11 @@ from node.core.scheduler import Scheduler, SchedulerLimits
 from prefill.handovers import Handovers
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Generate, Prefill, PrefillDone, TokensOut
+from protocol.messages import Generate, Prefill, PrefillDone, TokensOut
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
-from tests.support.world import GREEDY, PAGE, World, answer_of, generate, prompts, scheduler_of
-
-NAMES = ("n0", "n1")
+from tests.support.node.lone_nodes import LoneNodes
+from tests.support.node.schedulers import GREEDY, PAGE, generate, scheduler_of
 
 
 def node_of(name: str, num_pages: int = 64, running: int = 4, waiting: int = 8) -> Scheduler:
@@ -50,49 +45,6 @@ def request(
         sampling=sampling,
     )
     return msgspec.structs.replace(asked, prefill_node=Node(prefill, 1) if prefill else None)
-
-
-@given(prompts, st.integers(0, 1 << 30), st.booleans(), st.sampled_from([1, 3]))
-def test_every_answer_is_the_models_whoever_computes_its_prompt(
-    asked: list[tuple[str, int, int]], seed: int, ahead: bool, most_tokens: int
-) -> None:
-    """Both nodes answer, and each computes prompts for the other, for itself, and for itself though
-    it was told to ask itself; with fetches from each other, penalties and cancels."""
-    rng = random.Random(seed)
-    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
-    schedulers = {name: node_of(name, num_pages=20) for name in NAMES}
-    world = World(rng, schedulers, lossy=True, ahead=ahead, most_tokens=most_tokens)
-    penalty = Sampling(temperature=0.0, frequency_penalty=0.5)
-    cancelled = set()
-    for number, (text, length, count) in enumerate(asked):
-        where = rng.choice(NAMES)
-        asked_for = request(
-            f"r{number}",
-            texts[text][:length],
-            count,
-            prefill=rng.choice(["", *NAMES]),
-            owner=rng.choice(["", *NAMES]),
-            num_pages=rng.randrange(8),
-            sampling=rng.choice([GREEDY, penalty]),
-        )
-        world.post(where, asked_for)
-        if rng.random() < 0.2:
-            cancelled.add(f"r{number}")
-            world.post_later(where, Cancel(asked_for.attempt))
-    world.run()
-    for number, (text, length, count) in enumerate(asked):
-        name = f"r{number}"
-        expected = answer_of(texts[text][:length], count)
-        if name in cancelled and name not in world.ends:
-            tokens = world.tokens.get(name, [])
-            assert tokens == expected[: len(tokens)]
-        else:
-            assert world.ends[name] == "length"
-            assert world.tokens[name] == expected
-    for name, scheduler in schedulers.items():
-        assert scheduler.load().held_pages == scheduler.load().num_running == 0
-        assert not world.nodes[name].device.states
-    assert not world.expected
 
 
 def test_one_step_has_tokens_of_an_answer_and_chunks_of_prompts_for_anybody() -> None:
@@ -152,16 +104,15 @@ def test_a_newer_attempt_replaces_the_older_one_of_either_kind(kind: str) -> Non
 def test_no_two_nodes_wait_for_each_other(num_pages: int, second: int) -> None:
     """Neither for a place, nor for pages that both lack, nor for room: then time passes, and an
     answer whose pages do not come makes some."""
-    nodes = {name: node_of(name, num_pages, running=1) for name in NAMES}
-    world = World(random.Random(1), nodes, lossy=num_pages < 64)
-    prompts = {"a": list(range(1, 100)), "b": list(range(second, second + 99))}
-    world.post("n0", request("a", prompts["a"], 4, prefill="n1"))
-    world.post("n1", request("b", prompts["b"], 4, prefill="n0"))
-    world.run()
-    assert world.tokens == {name: answer_of(prompts[name], 4) for name in prompts}
-    num_made_room = sum(node.load().counters.preemptions for node in nodes.values())
+    nodes = LoneNodes(
+        does_both=True, num_prefill=0, num_decode=2, num_pages=num_pages, max_running=1
+    )
+    nodes.ask("d0", "a", list(range(1, 100)), prefill="d1")
+    nodes.ask("d1", "b", list(range(second, second + 99)), prefill="d0")
+    nodes.run()
+    assert [answer.end for answer in nodes.answers.values()] == ["length", "length"]
+    num_made_room = sum(nodes.load(name).counters.preemptions for name in ("d0", "d1"))
     assert (num_made_room > 0) == (num_pages == 8)
-    assert all(node.load().held_pages == 0 for node in nodes.values())
 
 
 def test_both_kinds_wait_in_one_queue() -> None:

@@ -1,13 +1,9 @@
-"""Fetching from owners: what both schedulers do about it, in a world without sockets or tensors."""
+"""Fetching from owners: what schedulers do about it, whatever the pages are for."""
 
 from __future__ import annotations
 
-import random
-
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
 from node.core.fetching import FETCH_TIMEOUT_S
@@ -39,30 +35,27 @@ from protocol.messages import (
 )
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
-from tests.support.fetching import (
+from tests.support.node.fetching import (
     OWNER,
     P1,
     PROMPT,
     R1,
     both_kinds,
-    compute,
     fetch_of,
-    messages,
-    owner_scheduler,
 )
-from tests.support.world import (
+from tests.support.node.lone_nodes import LoneNodes
+from tests.support.node.schedulers import (
     D0,
     DECODE,
     HASHER,
     P0,
     PAGE,
     PREFILL,
-    World,
-    answer_of,
+    compute,
     decode_scheduler,
     generate,
+    messages,
     prefill_scheduler,
-    prompts,
 )
 
 
@@ -333,66 +326,16 @@ def test_decode_passes_the_owner_on_to_prefill() -> None:
 
 def test_decode_lends_its_pages_to_the_prefill_that_computes_for_it() -> None:
     """Directions differ, the attempt is the same: d0 serves p0 and awaits p0's pages."""
-    prefill, decode = prefill_scheduler(), decode_scheduler()
-    world = World(random.Random(1), {PREFILL: prefill, DECODE: decode})
-    world.post(DECODE, generate("turn-1", PROMPT, prefill=""))
-    world.run()
-    longer = PROMPT + [9] * 60
-    world.post(DECODE, generate("turn-2", longer, fetch=(D0, DECODE, 6)))
-    world.run()
-    assert world.tokens["turn-2"] == answer_of(longer, 4)
-    assert world.fetched["turn-2"] == 6 * PAGE
-    assert fetched_and_computed(prefill) == (6 * PAGE, len(longer) - 6 * PAGE)
-    assert decode.load().counters.pages_received == 4, "decode gets only what it lacks"
-    assert prefill.load().held_pages == decode.load().held_pages == 0
-
-
-@given(prompts, st.randoms(use_true_random=False), st.booleans())
-def test_every_answer_is_the_models_whatever_is_fetched(
-    asked: list[tuple[str, int, int]], rng: random.Random, lossy: bool
-) -> None:
-    """Owners that never had the pages, or evicted them, or are lost; cancels; any order."""
-    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
-    schedulers: dict[str, Scheduler] = {
-        PREFILL: prefill_scheduler(num_pages=16),
-        OWNER: owner_scheduler(num_pages=16),
-        DECODE: decode_scheduler(num_pages=20, receive_timeout_s=1e9),
-    }
-    nodes = {PREFILL: P0, OWNER: P1, DECODE: D0}
-    world = World(rng, schedulers, lossy)
-    cancelled = set()
-    for number, (text, length, count) in enumerate(asked):
-        owner = rng.choice(list(nodes))
-        fetch = (nodes[owner], owner, rng.randrange(10))
-        prefill = rng.choice([PREFILL, OWNER, ""])
-        name = f"r{number}"
-        world.post(DECODE, generate(name, texts[text][:length], count, prefill, fetch=fetch))
-        if rng.random() < 0.2:
-            cancelled.add(name)
-            world.post(DECODE, Cancel(Attempt(name, 1)))
-        if rng.random() < 0.3:
-            world.run()
-    world.run()
-    for number, (text, length, count) in enumerate(asked):
-        name = f"r{number}"
-        if name not in cancelled:
-            assert world.ends[name] == "length"
-            assert world.tokens[name] == answer_of(texts[text][:length], count)
-    for scheduler in schedulers.values():
-        assert scheduler.load().held_pages == scheduler.load().queued_tokens == 0
-    assert not world.expected, "somebody still writes into pages of a request that is over"
-
-
-def test_such_worlds_do_fetch() -> None:
-    """The property above would hold for nodes that never fetch."""
-    rng = random.Random(2)
-    schedulers: dict[str, Scheduler] = {PREFILL: prefill_scheduler(), OWNER: owner_scheduler()}
-    schedulers[DECODE] = decode_scheduler()
-    world = World(rng, schedulers)
-    world.post(DECODE, generate("first", PROMPT, prefill=OWNER))
-    world.run()
-    other = PROMPT[:64] + [8] * 40
-    world.post(DECODE, generate("second", other, fetch=(P1, OWNER, 4)))
-    world.run()
-    assert world.fetched == {"first": 0, "second": 4 * PAGE}
-    assert world.tokens["second"] == answer_of(other, 4)
+    nodes = LoneNodes()
+    nodes.ask("d0", "turn-1", PROMPT)
+    nodes.run()
+    longer = PROMPT + [99] * 60
+    nodes.ask("d0", "turn-2", longer, prefill="p0", owner="d0", owned_pages=6)
+    nodes.run()
+    assert nodes.answers["turn-2"].reused == (6 * PAGE, 4, 6 * PAGE)
+    computed = nodes.load("p0").counters.computed_tokens
+    assert (nodes.load("p0").counters.fetched_tokens, computed) == (
+        6 * PAGE,
+        len(longer) - 6 * PAGE,
+    )
+    assert nodes.load("d0").counters.pages_received == 4, "decode gets only what it lacks"

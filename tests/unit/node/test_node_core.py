@@ -36,8 +36,8 @@ from protocol.messages import (
     TokensOut,
 )
 from protocol.namespace import Namespace
+from tests.support.node.schedulers import COORDINATOR, D0, PREFILL, decode_scheduler, generate
 from tests.support.nodes import LAYOUT
-from tests.support.world import COORDINATOR, D0, PREFILL, decode_scheduler, generate
 
 A, B = Attempt("a", 1), Attempt("b", 1)
 

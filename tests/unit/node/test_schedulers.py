@@ -1,19 +1,14 @@
-"""Both schedulers, alone and talking to each other in a world without sockets or tensors."""
+"""What schedulers do with answers and with prompts for others, alone and together."""
 
 from __future__ import annotations
 
-import random
-
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
 from node.core.instructions import (
     AbortTransfer,
     CancelSends,
-    Event,
     ExpectPages,
     Instruction,
     PagesReceived,
@@ -35,95 +30,26 @@ from protocol.messages import (
 )
 from protocol.namespace import SHARED, Namespace
 from protocol.sampling import Sampling
-from tests.support.world import (
+from tests.support.node.lone_nodes import LoneNodes
+from tests.support.node.schedulers import (
     COORDINATOR,
     DECODE,
     P0,
     PAGE,
     PREFILL,
     STOP,
-    World,
-    answer_of,
+    compute,
     decode_scheduler,
     generate,
     prefill_scheduler,
-    prompts,
 )
 
 
-@given(prompts, st.randoms(use_true_random=False), st.booleans())
-def test_every_answer_is_the_models(
-    asked: list[tuple[str, int, int]], rng: random.Random, disaggregated: bool
-) -> None:
-    """Shared prefixes, chunks, small pools that evict, any order: tokens never change."""
-    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
-    prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
-    world = World(rng, {PREFILL: prefill, DECODE: decode})
-    for number, (text, length, count) in enumerate(asked):
-        address = PREFILL if disaggregated else ""
-        world.post(DECODE, generate(f"r{number}", texts[text][:length], count, address))
-    world.run()
-    for number, (text, length, count) in enumerate(asked):
-        assert world.ends[f"r{number}"] == "length"
-        assert world.tokens[f"r{number}"] == answer_of(texts[text][:length], count)
-    assert prefill.load().held_pages == decode.load().held_pages == 0
-
-
-@given(prompts, st.randoms(use_true_random=False))
-def test_cancelled_requests_leave_no_page_and_harm_nobody(
-    asked: list[tuple[str, int, int]], rng: random.Random
-) -> None:
-    text = list(range(1, 201))
-    prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
-    world = World(rng, {PREFILL: prefill, DECODE: decode})
-    events: list[Event] = []
-    cancelled = set()
-    for number, (_, length, count) in enumerate(asked):
-        events.append(generate(f"r{number}", text[:length], count))
-        if rng.random() < 0.5:
-            cancelled.add(number)
-    for event in events:
-        world.post(DECODE, event)
-    for number in cancelled:
-        world.queues[DECODE].insert(
-            rng.randrange(number + 1, len(world.queues[DECODE]) + 1),
-            Cancel(Attempt(f"r{number}", 1)),
-        )
-    world.run()
-    for number, (_, length, count) in enumerate(asked):
-        if number not in cancelled:
-            assert world.tokens[f"r{number}"] == answer_of(text[:length], count)
-    assert prefill.load().held_pages == decode.load().held_pages == 0
-    assert prefill.next_batch(0.0) == decode.next_batch(0.0) == ([], [])
-
-
-@given(prompts, st.randoms(use_true_random=False))
-def test_requests_whose_links_break_end_once_and_leave_no_page(
-    asked: list[tuple[str, int, int]], rng: random.Random
-) -> None:
-    texts = {"a": [rng.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
-    prefill, decode = prefill_scheduler(num_pages=16), decode_scheduler(num_pages=20)
-    world = World(rng, {PREFILL: prefill, DECODE: decode}, breaking=True)
-    for number, (text, length, count) in enumerate(asked):
-        world.post(DECODE, generate(f"r{number}", texts[text][:length], count))
-    world.run()
-    for number, (text, length, count) in enumerate(asked):
-        name = f"r{number}"
-        if world.ends[name] == "length":
-            assert world.tokens[name] == answer_of(texts[text][:length], count)
-        else:
-            assert world.ends[name] in ("peer lost", "cancelled") and name not in world.tokens
-    assert prefill.load().held_pages == decode.load().held_pages == 0
-    assert not world.expected
-
-
 def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
-    rng = random.Random(1)
     decode = decode_scheduler()
-    world = World(rng, {PREFILL: prefill_scheduler(), DECODE: decode})
     prompt = list(range(1, 101))  # 6 full pages and a part
-    world.post(DECODE, generate("r", prompt))
-    world.run()
+    decode.handle(generate("r", prompt, prefill=""), 0.0)
+    compute(decode)
     decode.handle(generate("s", prompt + [7] * 20), 0.0)
     _, (expect, send) = decode.next_batch(0.0)
     assert isinstance(expect, ExpectPages) and isinstance(send, SendMessage)
@@ -158,31 +84,26 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
 
 def test_prompts_that_begin_alike_compute_their_common_pages_once() -> None:
     """Three at once on one prefill node; a fourth that shares nothing does not wait for them."""
-    rng = random.Random(1)
-    prefill, decode = prefill_scheduler(chunk=2 * PAGE), decode_scheduler()
-    world = World(rng, {PREFILL: prefill, DECODE: decode})
+    nodes = LoneNodes()
     common = list(range(1, 4 * PAGE + 1))
     prompts = {f"r{i}": [*common, *range(50 + i, 60 + i)] for i in range(3)}
     prompts["other"] = list(range(7, 7 + PAGE))
     for name, prompt in prompts.items():
-        world.post(DECODE, generate(name, prompt))
-    world.run()
-    for name, prompt in prompts.items():
-        assert world.tokens[name] == answer_of(prompt, 4)
+        nodes.ask("d0", name, prompt, prefill="p0")
+    nodes.run()
     own = sum(len(prompt) - len(common) for name, prompt in prompts.items() if name != "other")
-    computed = prefill.load().counters.computed_tokens
+    computed = nodes.load("p0").counters.computed_tokens
     assert computed == len(common) + own + len(prompts["other"])
 
 
 def test_a_decode_node_computes_common_pages_once() -> None:
-    decode = decode_scheduler()
-    world = World(random.Random(1), {DECODE: decode})
+    nodes = LoneNodes()
     prompt = list(range(1, 5 * PAGE + 4))
     for i in range(3):
-        world.post(DECODE, generate(f"r{i}", prompt, prefill=""))
-    world.run()
-    assert {tuple(tokens) for tokens in world.tokens.values()} == {tuple(answer_of(prompt, 4))}
-    assert decode.load().counters.computed_tokens == len(prompt) + 2 * 3, "all, then the last page"
+        nodes.ask("d0", f"r{i}", prompt)
+    nodes.run()
+    computed = nodes.load("d0").counters.computed_tokens
+    assert computed == len(prompt) + 2 * 3, "all, then the last page"
 
 
 def test_a_prompt_that_waited_for_one_that_was_given_up_computes_all() -> None:

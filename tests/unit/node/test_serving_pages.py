@@ -19,20 +19,20 @@ from protocol.messages import (
 )
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
-from tests.support.fetching import (
+from tests.support.node.fetching import (
     PROMPT,
     R1,
     both_kinds,
-    compute,
     fetch_of,
-    messages,
     owner_scheduler,
 )
-from tests.support.world import (
+from tests.support.node.schedulers import (
     HASHER,
     PREFILL,
+    compute,
     decode_scheduler,
     generate,
+    messages,
 )
 
 

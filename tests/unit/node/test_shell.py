@@ -9,8 +9,15 @@ from engine.errors import DeviceBroken
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt
 from protocol.messages import Failed, PrefillDone, Republish
-from tests.support.played import POISON, Peers, Runner, shell_of, turn
-from tests.support.world import P0, asked_prefill, decode_scheduler, generate, prefill_scheduler
+from tests.support.node.poisoned_runner import POISON, Runner
+from tests.support.node.recorded_shell import Peers, shell_of, turn
+from tests.support.node.schedulers import (
+    P0,
+    asked_prefill,
+    decode_scheduler,
+    generate,
+    prefill_scheduler,
+)
 
 
 def test_pages_stream_while_their_step_runs() -> None:

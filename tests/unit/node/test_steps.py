@@ -12,8 +12,9 @@ from engine.errors import DeviceBroken
 from node.shell.steps import Steps
 from protocol.messages import AnyMessage, Failed, TokensOut
 from protocol.sampling import Sampling
-from tests.support.played import POISON, Peers, Runner, shell_of, turn
-from tests.support.world import GREEDY, decode_scheduler, generate
+from tests.support.node.poisoned_runner import POISON, Runner
+from tests.support.node.recorded_shell import Peers, shell_of, turn
+from tests.support.node.schedulers import GREEDY, decode_scheduler, generate
 
 
 def test_a_request_that_breaks_a_step_harms_nobody_else() -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
 from node.core.instructions import (
@@ -26,19 +22,18 @@ from protocol.messages import (
     Cancel,
     Failed,
     LinkLoad,
+    Prefill,
     PrefillDone,
 )
-from tests.support.world import (
+from tests.support.node.schedulers import (
     DECODE,
     HASHER,
     P0,
     PAGE,
-    PREFILL,
-    World,
-    answer_of,
     asked_prefill,
     decode_scheduler,
     generate,
+    messages,
     prefill_scheduler,
 )
 
@@ -158,57 +153,19 @@ def test_waiting_for_pages_beyond_computing_is_counted_by_peer() -> None:
 COMMON = list(range(1, 6 * PAGE + 1))
 
 
-def alike(count: int) -> dict[str, list[int]]:
-    """Prompts with six pages in common, and two of their own."""
-    return {f"r{i}": [*COMMON, *range(100 + 40 * i, 120 + 40 * i)] for i in range(count)}
-
-
-@given(st.integers(2, 8), st.randoms(use_true_random=False))
-def test_pages_that_several_need_at_once_travel_once(count: int, rng: random.Random) -> None:
-    prefill, decode = prefill_scheduler(), decode_scheduler()
-    world = World(rng, {PREFILL: prefill, DECODE: decode})
-    for name, prompt in alike(count).items():
-        world.post(DECODE, generate(name, prompt))
-    world.run()
-    for name, prompt in alike(count).items():
-        assert world.tokens[name] == answer_of(prompt, 4)
-    assert prefill.load().counters.pages_sent == world.num_delivered == 6 + 2 * count
-    assert decode.load().counters.pages_received == world.num_delivered
-
-
-def turn_of(world: World, name: str) -> None:
-    """The node hears everything that is on its way to it, and acts on it."""
-    while world.queues[name]:
-        world.hear(name)
-    world.step(name)
-
-
-@given(st.integers(0, 3), st.randoms(use_true_random=False))
-def test_what_has_arrived_for_a_cancelled_one_travels_to_no_other(
-    num_steps: int, rng: random.Random
-) -> None:
-    prefill, decode = prefill_scheduler(chunk=2 * PAGE), decode_scheduler()
-    world = World(rng, {PREFILL: prefill, DECODE: decode})
-    for name, prompt in alike(3).items():
-        world.post(DECODE, generate(name, prompt))
-        world.hear(DECODE)
-    world.step(DECODE)
-    world.hear(PREFILL)
-    for _ in range(num_steps):
-        world.step(PREFILL)
-        for travelling in list(world.travelling):
-            world.deliver(travelling, len(travelling.pages) - travelling.num_delivered)
-    assert world.num_delivered == 2 * num_steps
-    turn_of(world, DECODE)
-    world.post(DECODE, Cancel(Attempt("r0", 1)))
-    turn_of(world, DECODE)
-    assert owned(decode, COMMON) == 2 * num_steps
-    world.run()
-    for name in ("r1", "r2"):
-        assert world.tokens[name] == answer_of(alike(3)[name], 4)
-    assert "r0" not in world.ends
-    assert world.num_delivered == 6 + 2 * 2, "of r0 alone nothing had arrived"
-    assert prefill.load().held_pages == decode.load().held_pages == 0
+@pytest.mark.parametrize("num_arrived", [0, 2, 4, 6])
+def test_what_has_arrived_for_a_cancelled_one_travels_to_no_other(num_arrived: int) -> None:
+    decode = decode_scheduler()
+    for name in ("first", "second", "third"):
+        decode.handle(generate(name, [*COMMON, ord(name[0])]), 0.0)
+    (asked,) = messages(decode.next_batch(0.0)[1], Prefill)
+    assert asked.attempt == Attempt("first", 1), "the others wait for what they have in common"
+    decode.handle(PagesArrived(asked.attempt, num_arrived), 0.0)
+    decode.handle(Cancel(asked.attempt), 0.0)
+    assert owned(decode, COMMON) == num_arrived
+    asks = messages(decode.next_batch(0.0)[1], Prefill)
+    assert {ask.skip_pages for ask in asks} == {num_arrived}
+    assert len(asks) == (2 if num_arrived == 6 else 1), "nothing common is left, or one asks"
 
 
 def test_who_does_not_compute_here_does_not_wait_for_what_is_computed_here() -> None:

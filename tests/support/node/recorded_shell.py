@@ -1,12 +1,9 @@
-"""A runner that computes nothing, and everybody else around a shell: for tests of shells."""
+"""A shell between ports that note what they are told, and tell it what a test wants."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
-from engine.batches.sequence import Sampled, Slice
-from engine.batches.step import OnLayer
 from engine.cache.prefix_cache import CacheChange
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from node.core.core import NodeCore
@@ -14,61 +11,8 @@ from node.core.scheduler import Scheduler
 from node.shell.shell import NodeShell
 from protocol.ids import Attempt
 from protocol.messages import AnyMessage, Load, Message
-from tests.support.world import D0, DECODE
-
-POISON = 777
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """Answers 5 to everything. Fails when it is asked, if it has an error."""
-
-    number: int
-    slices: Sequence[Slice]
-    told: list[str]
-    error: Exception | None = None
-    has_compiled: bool = False
-
-    def sampled(self) -> list[Sampled | None]:
-        self.told.append(f"wait {self.number}")
-        if self.error is not None:
-            raise self.error
-        return [Sampled((5,)) if part.sampling else None for part in self.slices]
-
-
-class Runner:
-    """Fails on one token, as a faulty kernel might."""
-
-    def __init__(
-        self, error: Exception, runs_ahead: bool = False, fails_late: bool = False
-    ) -> None:
-        """`fails_late`: not when a step is started, but when its tokens are asked for."""
-        self.runs_ahead = runs_ahead
-        self.told: list[str] = []
-        self._error = error
-        self._fails_late = fails_late
-        self._num_started = 0
-
-    def start(
-        self, slices: Sequence[Slice], on_layer: OnLayer | None = None, after: Step | None = None
-    ) -> Step:
-        """Of two layers; the error comes after the first one."""
-        self._num_started += 1
-        self.told.append(f"start {self._num_started}")
-        fails = any(POISON in part.token_ids for part in slices)
-        if on_layer is not None:
-            on_layer(1)
-        if fails and not self._fails_late:
-            raise self._error
-        if on_layer is not None:
-            on_layer(2)
-        for part in slices:
-            if part.follows is not None:
-                assert after is not None and after.slices[part.follows].sampling is not None
-        return Step(self._num_started, slices, self.told, self._error if fails else None)
-
-    def end_sequence(self, sequence_id: int) -> None:
-        self.told.append(f"end {sequence_id}")
+from tests.support.node.poisoned_runner import Runner
+from tests.support.node.schedulers import D0, DECODE
 
 
 class Peers:
@@ -169,13 +113,13 @@ def shell_of(
     peers: Peers | None = None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> NodeShell:
-    """A shell whose time stands still."""
+    """Returns a shell whose time stands still, unless `clock` says otherwise."""
     peers = peers or Peers()
     core = NodeCore(D0, scheduler._cache, scheduler)
     return NodeShell(core, peers, peers, runner, peers, peers, clock)
 
 
 def turn(shell: NodeShell) -> None:
-    """Plans a step, starts it and waits for it."""
+    """Lets a shell plan a step, start it and wait for it."""
     shell.begin_turn()
     shell.end_turn()
