@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.pages.layout import Shard
-from node.ranks.commands import TransportCommand, TransportReport
 from node.ranks.executor import RankTransport
 from node.ranks.transport import ParallelTransport
+from node.ranks.wire.commands import TransportCommand, TransportReport
 from protocol.ids import Attempt
 from protocol.layout import KVLayout
 from tests.support.endpoints import DEADLINE_S, NUM_PAGES, Endpoint, Make, attempt, same, until

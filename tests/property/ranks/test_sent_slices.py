@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches.sequence import UNKNOWN, Slice
-from node.ranks.commands import AnyCommand, StepCommand
-from node.ranks.slices import SliceDecoder, SliceEncoder
+from node.ranks.wire.commands import AnyCommand, StepCommand
+from node.ranks.wire.slices import SliceDecoder, SliceEncoder
 from protocol.sampling import Sampling
 
 IDS = st.lists(st.integers(UNKNOWN, 2**31 - 1), max_size=6)

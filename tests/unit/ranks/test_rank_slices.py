@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.batches.sequence import Slice
-from node.ranks.slices import SliceEncoder
+from node.ranks.wire.slices import SliceEncoder
 
 
 def test_of_a_page_table_that_grows_only_the_new_page_travels() -> None:

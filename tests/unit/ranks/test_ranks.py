@@ -12,10 +12,11 @@ import pytest
 from engine.batches.sequence import Slice
 from engine.batches.step import OnLayer, Step
 from engine.steps.runner import DeviceStep
-from node.ranks import commands, workers
+from node.ranks import workers
 from node.ranks.operations import Operations
-from node.ranks.pipe import Pipe, RankLost
 from node.ranks.runner import ParallelRunner
+from node.ranks.wire import commands
+from node.ranks.wire.pipe import Pipe, RankLost
 from node.ranks.worker import Worker
 from node.ranks.workers import WorkerHandle, Workers
 from protocol.ids import Node

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from engine.batches.sequence import Slice
-from node.ranks.commands import SliceCommand
+from node.ranks.wire.commands import SliceCommand
 
 
 class SliceEncoder:
