@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from engine.steps.runner import ModelRunner
-from tests.support.driving import Sequences
+from tests.support.engine.driving import Sequences
 from tests.support.engine.penalised_steps import (
     KINDS,
     NUM_NEW,

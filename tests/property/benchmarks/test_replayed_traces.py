@@ -10,7 +10,7 @@ from benchmarks.replaying.replay import Replay, Settings
 from benchmarks.replaying.trace import bound
 from coordinator.routing.policies import POLICIES
 from protocol.hashing import PageHash
-from tests.support.traces import BASE_S, chain, request
+from tests.support.coordinator.traces import BASE_S, chain, request
 
 paths = st.builds(
     lambda head, tail: head + tail, st.sampled_from(["s", "sss", "t"]), st.text("ab", max_size=5)

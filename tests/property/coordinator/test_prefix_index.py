@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from protocol.hashing import PageHash
 from protocol.ids import Node
-from tests.support.nodes import ReloadedIndex
+from tests.support.coordinator.nodes import ReloadedIndex
 
 MAX_PAGES = 40
 paths = st.one_of(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
-from tests.support.tokenizers import decode_bytes
+from tests.support.models.tokenizers import decode_bytes
 
 
 @given(st.text(max_size=30))

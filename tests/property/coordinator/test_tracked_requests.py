@@ -16,8 +16,8 @@ from coordinator.core.tracker import RETRY_WITHIN_S
 from coordinator.routing.router import NoRoute
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind, Generate
+from tests.support.coordinator.nodes import Nodes, booked, load_of
 from tests.support.coordinator.tracking import LONG, request, tick, tokens_of, tracker_of
-from tests.support.nodes import Nodes, booked, load_of
 
 NAMES = st.sampled_from(["p0", "p1", "d0", "d1"])
 

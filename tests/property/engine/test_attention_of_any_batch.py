@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.attention.backend import AttentionForm
-from tests.support.attention import HEAD_DIM, Case
-from tests.support.attention_backends import BACKENDS
+from tests.support.engine.attention import HEAD_DIM, Case
+from tests.support.engine.attention_backends import BACKENDS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.sampling.sampler import sample
 from protocol.sampling import Sampling
-from tests.support.sampling_reference import gumbel
+from tests.support.engine.sampling_reference import gumbel
 
 
 def tokens_of(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:

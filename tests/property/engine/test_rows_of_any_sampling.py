@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from engine.batches.sequence import Sampled
 from engine.sampling.sampler import sample
 from protocol.sampling import Sampling
+from tests.support.engine.sampling_reference import adjusted, chosen, logprobs_of
 from tests.support.engine.seen_tokens import seen_in
-from tests.support.sampling_reference import adjusted, chosen, logprobs_of
 
 VOCAB_SIZE = 40
 

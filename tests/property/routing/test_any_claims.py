@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coordinator.routing.claims import KEPT_S, Claims
 from protocol.ids import Node
-from tests.support.nodes import chain_of
+from tests.support.coordinator.nodes import chain_of
 
 P0, P1 = Node("p0", 1), Node("p1", 1)
 CHAIN = chain_of("a", 20)

@@ -10,7 +10,7 @@ from coordinator.routing import cost
 from coordinator.routing.cost import OWN_WORK_WEIGHT, Cost
 from coordinator.routing.registry import LiveNode
 from protocol.messages import Load
-from tests.support.nodes import Nodes, load_of
+from tests.support.coordinator.nodes import Nodes, load_of
 
 terms = st.floats(0.0, 1e6)
 costs = st.builds(Cost, terms, terms, terms, terms, terms, terms)

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from coordinator.routing.router import Route
 from protocol.ids import Node
-from tests.support.nodes import Nodes, booked, demand_of
+from tests.support.coordinator.nodes import Nodes, booked, demand_of
 
 LONG = 1600
 

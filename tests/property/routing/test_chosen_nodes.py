@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.router import NoRoute
 from protocol.ids import Node
-from tests.support.nodes import Nodes, demand_of, load_of
+from tests.support.coordinator.nodes import Nodes, demand_of, load_of
 
 WORK = demand_of(1600, "a")
 NAMES = ["p0", "p1", "p2", "d0", "d1", "d2"]

@@ -18,7 +18,7 @@ from coordinator.routing.dispatch import (
     PATIENCE_GOALS,
 )
 from protocol.ids import Node
-from tests.support.nodes import Nodes, demand_of
+from tests.support.coordinator.nodes import Nodes, demand_of
 
 
 def names(nodes: Nodes, now: float) -> list[str]:

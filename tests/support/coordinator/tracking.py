@@ -13,7 +13,7 @@ from coordinator.core.tracker import Tracker
 from protocol.ids import Attempt, Node
 from protocol.messages import TokenOut, TokensOut
 from protocol.sampling import Sampling
-from tests.support.nodes import Nodes
+from tests.support.coordinator.nodes import Nodes
 
 D0 = Node("d0", 1)
 LONG = 2_000

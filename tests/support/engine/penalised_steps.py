@@ -19,9 +19,9 @@ from engine.cache.prefix_cache import PrefixCache
 from engine.steps.runner import ModelRunner
 from node.shell.steps import Steps
 from protocol.sampling import Sampling
-from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from tests.support.families import save_random_model
-from tests.support.sampling_reference import adjusted, chosen
+from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.engine.sampling_reference import adjusted, chosen
+from tests.support.models.families import save_random_model
 
 VOCAB_SIZE = 199
 NUM_PAGES = 40

@@ -16,7 +16,7 @@ from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import Generate, Message, Prefill
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
-from tests.support.nodes import LAYOUT
+from tests.support.coordinator.nodes import LAYOUT
 
 HASHER = PageHasher("model", LAYOUT)
 PAGE = LAYOUT.page_size

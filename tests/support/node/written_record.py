@@ -16,7 +16,7 @@ from protocol.hashing import PageHash, split_hashes
 from protocol.ids import Node
 from protocol.messages import NodeInfo
 from protocol.redis.ownership import APPLIED, FENCED, HASHES_PER_CHANGE, LOST
-from tests.support.nodes import info_of
+from tests.support.coordinator.nodes import info_of
 
 NODE = Node("p0", 5)
 LEASE_S = 3.0

@@ -23,8 +23,8 @@ from protocol.hashing import tokens_from_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
 from protocol.sampling import Sampling, TokenLogprobs
+from tests.support.coordinator.nodes import Nodes, booked, load_of
 from tests.support.coordinator.tracking import LONG, request, tick, tokens_of, tracker_of
-from tests.support.nodes import Nodes, booked, load_of
 
 D0, D1, P0 = Node("d0", 1), Node("d1", 1), Node("p0", 1)
 

@@ -9,7 +9,7 @@ from coordinator.routing import cost
 from coordinator.routing.cost import ANSWER_STEPS, HOP_S, Cost
 from coordinator.routing.registry import DEFAULT_PREFILL_TOKENS_PER_S, LiveNode
 from protocol.messages import Load
-from tests.support.nodes import LAYOUT, Nodes, load_of
+from tests.support.coordinator.nodes import LAYOUT, Nodes, load_of
 
 
 def live(load: Load, **info: object) -> LiveNode:

@@ -16,7 +16,7 @@ from coordinator.routing.dispatch import (
     VAIN_PAUSE_S,
 )
 from protocol.ids import Node
-from tests.support.nodes import LAYOUT, Nodes, demand_of, load_of
+from tests.support.coordinator.nodes import LAYOUT, Nodes, demand_of, load_of
 
 
 def busy(nodes: Nodes, name: str, seconds: float, now: float = 0.0) -> None:

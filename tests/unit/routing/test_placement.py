@@ -9,7 +9,7 @@ from coordinator.routing.claims import KEPT_S
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.router import NoRoute, PlannedWork, Route
 from protocol.ids import Node
-from tests.support.nodes import Nodes, booked, demand_of, load_of
+from tests.support.coordinator.nodes import Nodes, booked, demand_of, load_of
 
 P0, P1, D0 = Node("p0", 1), Node("p1", 1), Node("d0", 1)
 LONG = 1600

@@ -17,8 +17,8 @@ from coordinator.routing.registry import Registry
 from coordinator.routing.router import Candidates, Cluster, NoRoute, PlannedWork, Route, Router
 from protocol.ids import Node
 from protocol.messages import Load
-from tests.support.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
-from tests.support.nodes import demand_of as nodes_demand_of
+from tests.support.coordinator.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
+from tests.support.coordinator.nodes import demand_of as nodes_demand_of
 
 EVICTED = EVICTED_REUSE * OWN_WORK_WEIGHT
 IDLE = load_of()
