@@ -70,10 +70,10 @@ PURE = (
     "engine/batches/step.py",
     "kvtransfer/transport.py",
     "kvtransfer/pages/layout.py",
-    "node/ranks/commands.py",
+    "node/ranks/wire/commands.py",
     "node/ranks/history.py",
     "node/ranks/merging.py",
-    "node/ranks/slices.py",
+    "node/ranks/wire/slices.py",
     "node/shell/runner.py",
     "node/shell/steps.py",
     "prefill/handovers.py",
@@ -92,6 +92,8 @@ PURE = (
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
 )
+MAX_FILES = 13
+"""A folder with more of them, beside its `__init__`, is no longer looked through."""
 IMPURE = {"torch", "zmq", "redis", "asyncio", "time", "random", "socket", "threading", "secrets"}
 
 
@@ -212,3 +214,25 @@ def test_no_test_imports_from_a_test() -> None:
     for path in sorted((ROOT / "tests").rglob("*.py")):
         of_tests = {name for name in imports_of(path) if re.search(r"\b(test_\w+|conftest)$", name)}
         assert not of_tests, f"{path.relative_to(ROOT)}: what tests share lives in tests/support"
+
+
+def test_property_tests_live_in_their_own_folder() -> None:
+    """`make verify` looks at them with many more examples. Strategies may be in tests/support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.is_relative_to(ROOT / "tests/property"):
+            continue
+        found = {
+            alias.name
+            for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(statement, ast.ImportFrom) and top(statement.module or "") == "hypothesis"
+            for alias in statement.names
+        } & {"given", "RuleBasedStateMachine"}
+        assert not found, f"{path.relative_to(ROOT)}: {found} belongs into tests/property"
+
+
+@pytest.mark.parametrize("top_folder", [*MAY_IMPORT, "tests"])
+def test_no_folder_has_more_files_than_one_looks_through(top_folder: str) -> None:
+    folders = {path.parent for path in (ROOT / top_folder).rglob("*.py")}
+    for folder in sorted(folders):
+        count = len({path.name for path in folder.glob("*.py")} - {"__init__.py"})
+        assert count <= MAX_FILES, f"{folder.relative_to(ROOT)} has {count} files: split it"

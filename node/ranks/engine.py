@@ -15,10 +15,10 @@ from node.config import NodeConfig
 from node.devices import devices_of
 from node.ranks.grace import exit_at_last
 from node.ranks.operations import Operations
-from node.ranks.pipe import RankLost
 from node.ranks.rank import Rank, build_rank
 from node.ranks.runner import ParallelRunner
 from node.ranks.transport import ParallelTransport
+from node.ranks.wire.pipe import RankLost
 from node.ranks.worker import MEETING_TIMEOUT_S
 from node.ranks.workers import Workers
 from node.shell.runner import Runner

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvtransfer.transport import OnDone, PageStream, Transport
-from node.ranks.commands import (
+from node.ranks.wire.commands import (
     AbortCommand,
     Aborted,
     Arrived,

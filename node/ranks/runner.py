@@ -8,10 +8,10 @@ from engine.batches.sequence import Slice
 from engine.batches.step import OnLayer, Step
 from engine.errors import DeviceBroken
 from engine.steps.runner import ModelRunner
-from node.ranks import commands
 from node.ranks.history import StepHistory
 from node.ranks.operations import Operations
-from node.ranks.slices import SliceEncoder
+from node.ranks.wire import commands
+from node.ranks.wire.slices import SliceEncoder
 from node.ranks.workers import Workers
 
 

@@ -10,7 +10,9 @@ from typing import Literal
 
 from kvtransfer.pages.layout import Shard
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream, Transport
-from node.ranks.commands import (
+from node.ranks.executor import RankTransport
+from node.ranks.merging import MergedArrivals, MergedSend, merge_links
+from node.ranks.wire.commands import (
     AbortCommand,
     Aborted,
     Arrived,
@@ -25,9 +27,7 @@ from node.ranks.commands import (
     TransportCommand,
     TransportReport,
 )
-from node.ranks.executor import RankTransport
-from node.ranks.merging import MergedArrivals, MergedSend, merge_links
-from node.ranks.pipe import PATIENCE_S, RankLost
+from node.ranks.wire.pipe import PATIENCE_S, RankLost
 from protocol.ids import Attempt
 from protocol.layout import KVLayout
 

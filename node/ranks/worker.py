@@ -18,14 +18,14 @@ from engine.errors import DeviceBroken
 from engine.parallel import connect
 from engine.steps.runner import ModelRunner
 from node.config import NodeConfig
-from node.ranks import commands
 from node.ranks.executor import RankTransport
 from node.ranks.grace import exit_at_last
 from node.ranks.history import StepHistory
 from node.ranks.operations import Operations
-from node.ranks.pipe import Pipe, RankLost
 from node.ranks.rank import Rank, build_rank
-from node.ranks.slices import SliceDecoder
+from node.ranks.wire import commands
+from node.ranks.wire.pipe import Pipe, RankLost
+from node.ranks.wire.slices import SliceDecoder
 from protocol.errors import UserError
 from protocol.ids import Node
 

@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 
 from node.config import NodeConfig
-from node.ranks import commands
-from node.ranks.pipe import Pipe, RankLost
+from node.ranks.wire import commands
+from node.ranks.wire.pipe import Pipe, RankLost
 from node.ranks.worker import WorkerPlan, run_worker
 from protocol.ids import Node
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from infra.models import EMBEDDED
-from tests.support.clusters import Cluster, save_servable_model, start_cluster
+from tests.support.processes.clusters import Cluster, save_servable_model, start_cluster
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,14 @@ from engine.batches.sequence import Slice
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
-from tests.support.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
-from tests.support.families import FAMILIES, SERVED_LENGTHS, prompt_lengths, save_random_model
-from tests.support.reference import reference_tokens
+from tests.support.engine.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
+from tests.support.models.families import (
+    FAMILIES,
+    SERVED_LENGTHS,
+    prompt_lengths,
+    save_random_model,
+)
+from tests.support.models.reference import reference_tokens
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.build import load_model_runner
 from engine.options import EngineOptions
-from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from tests.support.families import save_model_that_sees, save_random_model
+from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.models.families import save_model_that_sees, save_random_model
 
 NORM = "norm.weight"
 

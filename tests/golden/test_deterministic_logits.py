@@ -11,9 +11,9 @@ import torch
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
-from tests.support.cut_sequence import LENGTH, Steps
-from tests.support.driving import CPU, PAGE_SIZE, prompt_of
-from tests.support.families import save_random_model
+from tests.support.engine.cut_sequence import LENGTH, Steps
+from tests.support.engine.driving import CPU, PAGE_SIZE, prompt_of
+from tests.support.models.families import save_random_model
 
 MakeRunner = Callable[[str, bool], ModelRunner]
 

@@ -13,9 +13,9 @@ import torch
 
 from engine.build import load_model_runner
 from engine.parallel import MeetingPoint
-from tests.support import ranks
-from tests.support.driving import CPU, Sequences, prompt_of
-from tests.support.families import FAMILIES, save_random_model
+from tests.support.engine.driving import CPU, Sequences, prompt_of
+from tests.support.models.families import FAMILIES, save_random_model
+from tests.support.processes import ranks
 
 PARALLEL = ["llama-bias", "qwen3", "gemma3", "phi4-mini", "mixtral"]
 """199 tokens and, in four ranks, two KV heads: neither can be divided."""

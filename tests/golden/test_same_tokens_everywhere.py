@@ -17,8 +17,8 @@ from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from protocol.sampling import Sampling, TokenLogprobs
-from tests.support.driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from tests.support.families import save_random_model
+from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.models.families import save_random_model
 
 VOCAB_SIZE = 199
 LENGTH = 32

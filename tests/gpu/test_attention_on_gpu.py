@@ -14,7 +14,7 @@ from engine.attention.backend import AttentionBackend, AttentionForm
 from engine.attention.deterministic_attention import DeterministicAttention
 from engine.attention.torch_attention import TorchAttention
 from protocol.layout import KVLayout
-from tests.support.attention import CHUNKS, PROMPTS, SINGLES, Case
+from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case
 
 pytestmark = [
     pytest.mark.gpu,

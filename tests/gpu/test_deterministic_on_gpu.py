@@ -9,9 +9,9 @@ import torch
 
 from engine.build import load_model_runner
 from engine.options import EngineOptions
-from tests.support.cut_sequence import LENGTH, Steps
-from tests.support.driving import PAGE_SIZE, prompt_of
-from tests.support.families import save_random_model
+from tests.support.engine.cut_sequence import LENGTH, Steps
+from tests.support.engine.driving import PAGE_SIZE, prompt_of
+from tests.support.models.families import save_random_model
 
 pytestmark = [
     pytest.mark.gpu,

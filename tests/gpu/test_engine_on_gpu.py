@@ -14,8 +14,8 @@ from engine.options import EngineOptions
 from engine.sampling.sampler import sample
 from engine.steps.runner import ModelRunner
 from protocol.sampling import Sampling
-from tests.support.driving import PAGE_SIZE, Sequences, prompt_of
-from tests.support.families import (
+from tests.support.engine.driving import PAGE_SIZE, Sequences, prompt_of
+from tests.support.models.families import (
     FAMILIES,
     ORIGINAL_RANGE,
     SERVED_LENGTHS,

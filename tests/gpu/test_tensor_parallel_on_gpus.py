@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.support.clusters import Cluster, save_servable_model, start_cluster, wait_until
-from tests.support.driving import prompt_of
-from tests.support.reference import reference_tokens
+from tests.support.engine.driving import prompt_of
+from tests.support.models.reference import reference_tokens
+from tests.support.processes.clusters import Cluster, save_servable_model, start_cluster, wait_until
 
 pytestmark = [
     pytest.mark.gpu,

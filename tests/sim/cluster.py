@@ -47,6 +47,8 @@ class SimSettings:
     local_prefill_max_tokens: int
     policy: str
     request_timeout_s: float = 30.0
+    does_both: bool = False
+    """Every node answers requests, and computes prompts for others."""
 
     @property
     def layout(self) -> KVLayout:

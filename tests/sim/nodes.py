@@ -10,6 +10,7 @@ from decode.answers import Answers
 from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
+from node.core.work import WorkFactory
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
 from node.shell.heartbeat import work_changed
 from node.shell.shell import NodeShell
@@ -97,9 +98,14 @@ class SimNode(Process):
             self.cache,
             self.cluster.hasher,
             limits,
-            [Handovers] if self.role == "prefill" else [Answers],
+            self._kinds_of_work(),
         )
         return NodeCore(self.node, self.cache, scheduler)
+
+    def _kinds_of_work(self) -> Sequence[WorkFactory]:
+        if self.cluster.settings.does_both:
+            return [Answers, Handovers]
+        return [Handovers] if self.role == "prefill" else [Answers]
 
     def wake(self) -> None:
         """Takes the next turn now, if none is going on: something came."""

@@ -12,7 +12,7 @@ from benchmarks import route
 from benchmarks.replaying.replay import Outcome, Replay, Settings
 from benchmarks.replaying.trace import BLOCK_TOKENS, BadTrace, TraceRequest, bound, read_trace
 from coordinator.routing.policies import POLICIES
-from tests.support.traces import BASE_S, request
+from tests.support.coordinator.traces import BASE_S, request
 
 BLOCK_S = BLOCK_TOKENS / 40_000
 

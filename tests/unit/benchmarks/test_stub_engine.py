@@ -6,7 +6,7 @@ from benchmarks.clusters.stub_engine import Prompt, StubEngine
 from protocol.hashing import PageHasher
 from protocol.ids import Attempt
 from protocol.namespace import SHARED
-from tests.support.nodes import LAYOUT
+from tests.support.coordinator.nodes import LAYOUT
 
 PAGE = LAYOUT.page_size
 

@@ -8,7 +8,7 @@ from coordinator.answers.answer import Answer, AnswerError, FinishReason, NewTok
 from coordinator.answers.request import Request
 from coordinator.http.sglang import STATUS_CODES, SGLangFormatter, stream_error
 from protocol.sampling import Sampling, TokenLogprobs
-from tests.support.nodes import Nodes, demand_of
+from tests.support.coordinator.nodes import Nodes, demand_of
 
 END = ord("$")
 WANTED = Sampling(num_top_logprobs=2, logprob_token_ids=(ord("x"), ord("y")))

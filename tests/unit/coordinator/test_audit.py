@@ -17,7 +17,7 @@ from protocol.hashing import PageHash, join_hashes
 from protocol.ids import Node
 from protocol.messages import AuditPages, Message, Republish
 from protocol.redis.client import REDIS_ERRORS
-from tests.support.nodes import ReloadedIndex, load_of, registry_of
+from tests.support.coordinator.nodes import ReloadedIndex, load_of, registry_of
 
 P0 = Node("p0", 1)
 A, B, C = (bytes([n]) * 16 for n in range(3))

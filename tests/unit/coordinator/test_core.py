@@ -36,7 +36,7 @@ from protocol.messages import (
     TokensOut,
 )
 from protocol.sampling import Sampling
-from tests.support.nodes import LEASE_S, heartbeat, load_of
+from tests.support.coordinator.nodes import LEASE_S, heartbeat, load_of
 
 ME = "tcp://me:1"
 D0 = Node("d0", 1)

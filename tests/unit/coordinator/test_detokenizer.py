@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
-from tests.support.tokenizers import decode_bytes
+from tests.support.models.tokenizers import decode_bytes
 
 
 def test_text_comes_as_soon_as_it_is_whole() -> None:

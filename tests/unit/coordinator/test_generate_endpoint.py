@@ -15,8 +15,8 @@ from protocol.channel import Channel
 from protocol.ids import Node
 from protocol.messages import Cancel, Generate, TokenOut, TokensOut
 from protocol.sampling import Sampling, TokenLogprobs
-from tests.support.nodes import heartbeat
-from tests.support.services import D0, DEADLINE_S, received, run, running_service
+from tests.support.coordinator.nodes import heartbeat
+from tests.support.coordinator.services import D0, DEADLINE_S, received, run, running_service
 
 BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
 

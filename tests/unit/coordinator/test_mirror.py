@@ -19,7 +19,7 @@ from coordinator.ownership.mirror import (
 from protocol.hashing import PageHash, join_hashes
 from protocol.ids import Node
 from protocol.redis import ownership
-from tests.support.nodes import info_of
+from tests.support.coordinator.nodes import info_of
 
 P0, P1 = Node("p0", 1), Node("p1", 1)
 PAGES = [bytes([i]) * 16 for i in range(32)]

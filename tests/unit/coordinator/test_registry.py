@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.routing.registry import Registry
 from protocol.ids import Node
-from tests.support.nodes import LAYOUT, LEASE_S, heartbeat
+from tests.support.coordinator.nodes import LAYOUT, LEASE_S, heartbeat
 
 OLD, NEW = Node("d0", 1), Node("d0", 2)
 

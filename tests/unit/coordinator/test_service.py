@@ -28,8 +28,8 @@ from protocol.messages import (
     TokensOut,
 )
 from protocol.sampling import Sampling
-from tests.support.nodes import LAYOUT, heartbeat, load_of
-from tests.support.services import D0, DEADLINE_S, received, run, running_service
+from tests.support.coordinator.nodes import LAYOUT, heartbeat, load_of
+from tests.support.coordinator.services import D0, DEADLINE_S, received, run, running_service
 
 
 @pytest.fixture

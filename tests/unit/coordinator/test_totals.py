@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from coordinator.answers.totals import BUCKET_S, WINDOW_S, RequestCounters, Totals, ratio
 
 
@@ -24,26 +21,6 @@ def test_counters_add_in_every_field() -> None:
     total = RequestCounters(*range(len(names)))
     total.add(RequestCounters(*range(10, 10 + len(names))))
     assert [getattr(total, name) for name in names] == [10 + 2 * i for i in range(len(names))]
-
-
-@given(
-    gaps=st.lists(st.floats(0.0, 2 * BUCKET_S) | st.just(WINDOW_S), max_size=50),
-    silence_s=st.floats(0.0, 1.5 * WINDOW_S),
-)
-def test_the_window_forgets_and_the_lifetime_does_not(gaps: list[float], silence_s: float) -> None:
-    totals = Totals()
-    now, times = 1000.0, []
-    for i, gap in enumerate(gaps):
-        now += gap
-        times.append(now)
-        totals.finished(RequestCounters(requests=1, prompt_tokens=i), now)
-    now += silence_s
-    assert totals.lifetime.requests == len(gaps)
-    assert totals.lifetime.prompt_tokens == sum(range(len(gaps)))
-    recent = totals.recent(now).requests
-    assert recent >= sum(now - at < WINDOW_S for at in times)
-    assert recent <= sum(now - at < WINDOW_S + 2 * BUCKET_S for at in times)
-    assert len(totals._buckets) <= WINDOW_S / BUCKET_S + 2
 
 
 def test_the_window_ends_with_a_whole_bucket() -> None:

@@ -10,7 +10,7 @@ from node.config import NodeConfig
 from node.devices import devices_of
 from node.pool_size import CPU_POOL_TOKENS, pool_pages
 from protocol.config import ConfigError
-from tests.support.nodes import LAYOUT
+from tests.support.coordinator.nodes import LAYOUT
 
 GIB = 1 << 30
 

@@ -12,7 +12,7 @@ from coordinator.routing.demand import Demand
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.router import Router
-from tests.support.nodes import load_of, registry_of
+from tests.support.coordinator.nodes import load_of, registry_of
 
 NODES = [f"{role}{i}" for role in "pd" for i in range(5)]
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
 import msgspec
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from coordinator.routing.expected_pages import KEPT_S
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import PlannedWork
 from protocol.ids import Node
-from tests.support.nodes import Nodes, booked, demand_of, load_of
+from tests.support.coordinator.nodes import Nodes, booked, demand_of, load_of
 
 P0, P1, D0 = Node("p0", 1), Node("p1", 1), Node("d0", 1)
 LONG = 1600
@@ -227,62 +222,3 @@ def test_coordinators_of_different_seeds_spread_over_idle_nodes() -> None:
             more.append(place(nodes, str(i), now=100.0 + i).computes.name)
             nodes.ended(str(i), 100.0 + i)
         assert len(set(more)) == 7
-
-
-class PlacementMachine(RuleBasedStateMachine):
-    """Bookings balance to nothing, whatever ends in whatever order and whoever restarts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nodes = Nodes("p0", "p1", "d0", "d1")
-        self.lives = dict.fromkeys(self.nodes.names, 1)
-        self.routes: dict[str, Route] = {}
-        self.count = 0
-        self.now = 0.0
-
-    @rule(chain=st.sampled_from(["", "a", "b"]))
-    def place(self, chain: str) -> None:
-        self.count += 1
-        self.routes[str(self.count)] = place(self.nodes, str(self.count), chain, self.now)
-
-    @rule(chance=st.randoms(use_true_random=False))
-    def computed(self, chance: random.Random) -> None:
-        if self.routes:
-            self.nodes.computed(chance.choice(list(self.routes)), self.now)
-
-    @rule(chance=st.randoms(use_true_random=False))
-    def ended(self, chance: random.Random) -> None:
-        if self.routes:
-            name = chance.choice(list(self.routes))
-            del self.routes[name]
-            self.nodes.ended(name, self.now)
-
-    @rule(name=st.sampled_from(["p0", "p1", "d0", "d1"]))
-    def restart(self, name: str) -> None:
-        self.lives[name] += 1
-        live = self.nodes.join(name, now=self.now, incarnation=self.lives[name])
-        self.nodes.placement.forget(Node(name, self.lives[name] - 1))
-        self.nodes.placement.heard(live, self.now)
-
-    @rule(seconds=st.floats(0.0, 5.0))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @invariant()
-    def booked_is_what_runs(self) -> None:
-        lives = self.lives.items()
-        for node in (Node(name, incarnation) for name, incarnation in lives):
-            backlog = self.nodes.placement.queues.get(node.name)
-            num_requests = backlog.num_requests if backlog is not None else 0
-            answering = sum(route.decode == node for route in self.routes.values())
-            computing = sum(route.prefill == node for route in self.routes.values())
-            assert answering <= num_requests <= answering + computing
-
-    def teardown(self) -> None:
-        for name in list(self.routes):
-            self.nodes.ended(name, self.now)
-        assert booked(self.nodes.placement) == {}
-
-
-TestPlacementMachine = PlacementMachine.TestCase
-TestPlacementMachine.settings = settings(stateful_step_count=30)

@@ -18,8 +18,8 @@ from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import Candidates, Cluster, PlannedWork, Router
 from protocol.ids import Node
 from protocol.messages import Load
-from tests.support.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
-from tests.support.nodes import demand_of as nodes_demand_of
+from tests.support.coordinator.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
+from tests.support.coordinator.nodes import demand_of as nodes_demand_of
 
 EVICTED = EVICTED_REUSE * OWN_WORK_WEIGHT
 IDLE = load_of()

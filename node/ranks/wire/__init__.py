@@ -1,0 +1,1 @@
+"""What travels between rank 0 and the other ranks of its node, and on what."""

@@ -1,0 +1,69 @@
+"""How two transports agree on the way that pages travel."""
+
+from __future__ import annotations
+
+from kvtransfer.backends.faulty import FaultPlan, Faults
+from kvtransfer.links.handshake import VERSION, Hello, Place, choose_backend
+from kvtransfer.pages.layout import WHOLE
+from protocol.ids import Node
+from protocol.layout import KVLayout
+from tests.support.transfer.endpoints import Endpoint, Make, attempt, new_backend, until
+
+LAYOUT = KVLayout(4, 3, 2, 8, "float32")
+ALL = ["nccl", "shm", "gloo"]
+
+
+def hello(backends: list[str], host: str = "h", gpu: str = "") -> Hello:
+    return Hello(VERSION, Node("n", 1), LAYOUT, "m", WHOLE, WHOLE, Place(host, gpu), backends)
+
+
+def test_the_best_common_way_is_chosen() -> None:
+    assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "h", "g1")) == "nccl"
+    assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "i", "g1")) == "nccl"
+    assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "h", "g0")) == "shm", "one GPU"
+    assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "i", "")) == "gloo"
+    assert choose_backend(hello(["shm", "gloo"]), hello(["gloo"])) == "gloo"
+    assert choose_backend(hello(["shm"]), hello(["shm"], host="i")) == ""
+
+
+def used_by(end: Endpoint) -> set[str]:
+    return {link.transport for link in end.transport.links() if link.transport}
+
+
+def move(a: Endpoint, b: Endpoint, number: int = 1) -> str:
+    b.expect(attempt(number), [0])
+    a.send(b.address, attempt(number), [0])
+    return a.await_sent()[1] or b.await_received()[1]
+
+
+def test_processes_of_one_host_use_shared_memory_and_others_gloo(make: Make) -> None:
+    shm, gloo = new_backend("shm"), new_backend("gloo")
+    a, b = (make(name, backend=shm, others=[gloo]) for name in "ab")
+    elsewhere = make("c", backend=shm, others=[gloo], place=Place("another host"))
+    assert move(a, b) == move(elsewhere, b) == ""
+    assert (used_by(a), used_by(elsewhere)) == ({"shm"}, {"gloo"})
+
+
+def test_without_a_common_way_the_peer_says_what_to_do(make: Make) -> None:
+    a = make("a", backend=new_backend("shm"))
+    b = make("b", backend=new_backend("gloo"))
+    assert "gloo here, shm there" in (error := move(a, b)) and "--kv-backend auto" in error
+
+
+def test_a_backend_that_makes_no_pair_is_replaced_by_the_next(make: Make) -> None:
+    broken, shm, gloo = Faults(FaultPlan(no_pairs=True)), new_backend("shm"), new_backend("gloo")
+    a, b = (make(name, backend=shm, faults=broken, others=[gloo]) for name in "ab")
+    assert "no pair" in move(a, b)
+    assert move(a, b, number=2) == ""
+    assert used_by(a) == {"gloo"}
+
+
+def test_a_link_without_work_is_closed_and_made_anew(make: Make) -> None:
+    a, b = make("a", idle_close_s=0.1), make("b")
+    for number in range(2):
+        assert move(a, b, number) == ""
+        until(
+            lambda: not any(link.is_open for end in (a, b) for link in end.transport.links()),
+            "closing of the link",
+        )
+    assert sum(link.failures for end in (a, b) for link in end.transport.links()) == 0

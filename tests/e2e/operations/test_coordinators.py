@@ -1,0 +1,188 @@
+"""Two coordinators of one cluster: each knows what the other did, and none is missed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+from infra.ports import free_port
+from kvrelay.client import Client, ClientError
+from tests.support.engine.driving import prompt_of
+from tests.support.models.reference import reference_tokens
+from tests.support.processes.clusters import (
+    ALWAYS_DISAGGREGATE,
+    Cluster,
+    body_of,
+    http_client,
+    start_cluster,
+    wait_until,
+)
+
+
+class Coordinator:
+    """One coordinator, and how a client sees it."""
+
+    def __init__(self, cluster: Cluster, model_path: Path, name: str) -> None:
+        port = free_port()
+        flags = {"model_path": str(model_path), "port": str(port)} | ALWAYS_DISAGGREGATE
+        self.child = cluster.local.start_process("coordinator", name, flags)
+        self.http = http_client(url := f"http://127.0.0.1:{port}")
+        self.admin = Client(url)
+        wait_until(lambda: self.num_nodes() == 2, "two nodes at the new coordinator")
+
+    def num_nodes(self) -> int:
+        try:
+            return len(self.admin.nodes())
+        except ClientError:
+            return 0  # not listening yet
+
+    def kill(self) -> None:
+        self.child.process.send_signal(signal.SIGKILL)
+        self.child.wait()
+
+
+class Pair:
+    """A cluster, the model of it, and its two coordinators."""
+
+    def __init__(self, cluster: Cluster, model: tuple[Path, PreTrainedModel]) -> None:
+        self.cluster = cluster
+        self.model_path, self.reference = model
+        self.second = Coordinator(cluster, self.model_path, "coordinator-2")
+
+    @property
+    def admins(self) -> tuple[Client, Client]:
+        return self.cluster.admin, self.second.admin
+
+    def generate(self, who: int, prompt: list[int]) -> dict[str, Any]:
+        """Returns an answer of the first (0) or of the second (1) coordinator."""
+        http = (self.cluster.http, self.second.http)[who]
+        response = http.post("/generate", json=body_of(prompt))
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def owned(self, admin: Client) -> tuple[int, int]:
+        """Returns the numbers of unique pages and of replicas in one coordinator's index."""
+        cluster = admin.cache_stats()["cluster"]
+        return cluster["unique_owned_pages"], cluster["duplicate_owned_pages"]
+
+    def wait_until_both_own(self, owned: tuple[int, int]) -> None:
+        for admin in self.admins:
+            wait_until(lambda a=admin: self.owned(a) == owned, f"{owned} owned pages")  # type: ignore[misc]
+
+    def wait_until_connected(self, connected: bool) -> None:
+        for admin in self.admins:
+            wait_until(
+                lambda a=admin: a.cache_stats()["cluster"]["redis_connected"] == connected,  # type: ignore[misc]
+                f"redis_connected {connected}",
+            )
+
+
+@pytest.fixture(scope="module")
+def pair(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Pair]:
+    """One prefill and one decode node, and two coordinators."""
+    cluster = start_cluster(tmp_path_factory, random_model[0], 1, 1, max_total_tokens="32768")
+    try:
+        yield Pair(cluster, random_model)
+    finally:
+        cluster.local.stop()
+
+
+def test_each_serves_and_learns_what_the_other_had_computed(pair: Pair) -> None:
+    prompts = [prompt_of(100, 199, seed=300 + who) for who in (0, 1)]
+    for who in (0, 1):
+        answer = pair.generate(who, prompts[who])
+        assert answer["meta_info"]["cached_tokens"] == 0
+        assert answer["output_ids"] == reference_tokens(pair.reference, prompts[who], 8)
+    pair.wait_until_both_own((12, 12))
+    for who in (0, 1):
+        explained = pair.admins[who].explain(prompts[1 - who])
+        assert {c["owned_pages"] for c in explained["candidates"]["prefill"]} == {6}
+        assert pair.generate(who, prompts[1 - who])["meta_info"]["cached_tokens"] == 96
+
+
+def test_a_node_is_drained_for_both(pair: Pair) -> None:
+    first, second = pair.admins
+    second.drain("p0")
+    wait_until(lambda: first.cache_stats()["nodes"]["p0"]["draining"], "the drain at the first")
+    for who in (0, 1):
+        meta = pair.generate(who, prompt_of(50, 199, seed=310 + who))["meta_info"]
+        assert meta["prefill_node"] is None
+    first.undrain("p0")
+    wait_until(lambda: not second.cache_stats()["nodes"]["p0"]["draining"], "the end of it")
+    for who in (0, 1):
+        meta = pair.generate(who, prompt_of(50, 199, seed=312 + who))["meta_info"]
+        assert meta["prefill_node"] == "p0"
+
+
+def test_one_is_killed_and_a_new_one_comes_up_warm(pair: Pair) -> None:
+    prompt = prompt_of(120, 199, seed=320)
+    pair.generate(0, prompt)
+    pair.cluster.settle()
+    pair.second.kill()
+    assert pair.generate(0, prompt)["meta_info"]["cached_tokens"] == 112
+    pair.cluster.settle()
+    audit = pair.cluster.admin.audit(repair=False)
+    assert audit["clean"]
+    owned = pair.owned(pair.cluster.admin)
+    assert sum(owned) == sum(node["pages"] for node in audit["nodes"].values())
+    pair.second = Coordinator(pair.cluster, pair.model_path, "coordinator-2")
+    pair.wait_until_both_own(owned)
+    assert pair.second.admin.cache_stats()["cluster"]["requests"] == 0, "warm without a request"
+    assert pair.generate(1, prompt)["meta_info"]["cached_tokens"] == 112
+
+
+def test_a_redis_that_hangs_holds_nobody_up(pair: Pair) -> None:
+    redis = pair.cluster.local.children["redis"].process
+    prompt = prompt_of(100, 199, seed=330)
+    before = pair.owned(pair.cluster.admin)
+    redis.send_signal(signal.SIGSTOP)
+    try:
+        for who in (0, 1):
+            for seed in (330, 331 + who):
+                answer = pair.generate(who, prompt_of(100, 199, seed=seed))
+                assert answer["error"] is None and answer["meta_info"]["attempts"] == 1
+        pair.wait_until_connected(False)
+        for who in (0, 1):
+            assert pair.generate(who, prompt)["meta_info"]["cached_tokens"] == 96
+        assert pair.owned(pair.cluster.admin) == before, "nobody could tell"
+    finally:
+        redis.send_signal(signal.SIGCONT)
+    pair.wait_until_connected(True)
+    pair.wait_until_both_own((before[0] + 18, before[1] + 18))
+    for admin in pair.admins:
+        wait_until(lambda a=admin: a.audit(repair=False)["clean"], "a true record")  # type: ignore[misc]
+
+
+def test_a_redis_that_dies_and_comes_back_empty_fails_no_request(pair: Pair) -> None:
+    pair.cluster.settle()
+    before = pair.owned(pair.cluster.admin)
+    prompts = [prompt_of(60, 199, seed=340 + i) for i in range(24)]
+    whose = cycle((0, 1))
+    with ThreadPoolExecutor(4) as pool:
+
+        def start(some: list[list[int]]) -> list[Future[dict[str, Any]]]:
+            return [pool.submit(pair.generate, next(whose), prompt) for prompt in some]
+
+        answers = start(prompts[:8])
+        pair.cluster.kill("redis")
+        answers += start(prompts[8:16])
+        pair.wait_until_connected(False)
+        pair.cluster.restart_redis()
+        answers += start(prompts[16:])
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert answer.result()["output_ids"] == reference_tokens(pair.reference, prompt, 8)
+            assert answer.result()["meta_info"]["attempts"] == 1
+    pair.wait_until_connected(True)
+    num_new = 3 * len(prompts)  # pages of a prompt that are full
+    pair.wait_until_both_own((before[0] + num_new + len(prompts), before[1] + num_new))
+    for admin in pair.admins:
+        wait_until(lambda a=admin: a.audit(repair=False)["clean"], "a true record")  # type: ignore[misc]

@@ -1,0 +1,159 @@
+"""Nodes and Redis die; clients see an answer, or a clear error, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+from tests.support.engine.driving import prompt_of
+from tests.support.models.reference import reference_tokens
+from tests.support.processes.clusters import Cluster, start_cluster, wait_until
+
+LENGTH = 200
+
+
+@pytest.fixture(scope="module")
+def lasting(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Cluster]:
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 2, 2, max_total_tokens="16384", lease_s="1.0"
+    )
+    yield cluster
+    cluster.local.stop()
+
+
+@pytest.fixture
+def cluster(lasting: Cluster) -> Cluster:
+    """The one cluster of these tests, whole again after the test before, and with empty caches."""
+    lasting.restart_killed_nodes()
+    lasting.flush()
+    return lasting
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0},
+        {
+            "sampling_seed": 7,
+            "frequency_penalty": 0.3,
+            "presence_penalty": 0.5,
+            "repetition_penalty": 1.2,
+            "min_new_tokens": 190,
+            "stop_token_ids": list(range(3, 100)),
+        },
+    ],
+)
+def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
+    cluster: Cluster, sampling: dict[str, Any]
+) -> None:
+    """The stream has the very tokens of an undisturbed one: drawn ones and their logprobs too."""
+    prompt = prompt_of(60, 199, seed=50)
+    params = {"temperature": 1.0, "max_new_tokens": LENGTH, "ignore_eos": True} | sampling
+    body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
+    undisturbed = cluster.http.post("/generate", json=body).json()
+    killed = ""
+    update = {}
+    with cluster.http.stream("POST", "/generate", json=body | {"stream": True}) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            update = json.loads(line.removeprefix("data: "))
+            if not killed and len(update["output_ids"]) >= 3:
+                killed = update["meta_info"]["decode_node"]
+                cluster.kill(killed)
+    assert update["output_ids"] == undisturbed["output_ids"]
+    assert len(update["output_ids"]) > 150
+    entries = [u["meta_info"]["output_token_logprobs"] for u in (update, undisturbed)]
+    assert [entry[1] for entry in entries[0]] == update["output_ids"]
+    for here, there in zip(*entries, strict=True):
+        assert here[0] == pytest.approx(there[0], abs=1e-3)
+    assert update["meta_info"]["attempts"] == 2
+    assert update["meta_info"]["decode_node"] != killed
+
+
+def test_dead_prefill_nodes_are_replaced_at_last_by_decode_itself(
+    cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    for seed, victim in enumerate(("p0", "p1")):
+        cluster.kill(victim)
+        # Sent before anybody has noticed: the route may still name the dead node.
+        prompt = prompt_of(100, 199, seed=60 + seed)
+        answer = cluster.generate(prompt)
+        assert answer["output_ids"] == reference_tokens(random_model[1], prompt, 8)
+        assert answer["meta_info"]["prefill_node"] != victim
+    assert answer["meta_info"]["prefill_node"] is None
+
+
+def test_too_many_requests_are_429_and_no_node_is_503(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    limits = {"max_running_requests": "1", "max_queued_requests": "1", "lease_s": "1.0"}
+    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 1, **limits)
+    try:
+        params = {"max_new_tokens": 1000, "ignore_eos": True}
+        body = {"text": "abc", "stream": True, "sampling_params": params}
+        with ExitStack() as open_streams:
+            for _ in range(2):
+                stream = cluster.http.stream("POST", "/generate", json=body)
+                assert open_streams.enter_context(stream).status_code == 200
+            refused = cluster.http.post("/generate", json=body)
+            assert refused.status_code == 429 and refused.headers["Retry-After"]
+            assert "2 requests are unfinished" in refused.json()["error"]["message"]
+            batch = {"text": ["a", "b", "c"], "sampling_params": params}
+            too_many = cluster.http.post("/generate", json=batch)
+            assert too_many.status_code == 400
+            assert "at most 2 at once" in too_many.json()["error"]["message"]
+        cluster.wait_until_idle()
+        cluster.kill("d0")
+        wait_until(lambda: cluster.http.get("/ready").status_code == 503, "the loss of the node")
+        unavailable = cluster.http.post("/generate", json=body)
+        assert unavailable.status_code == 503
+        assert unavailable.json() == {
+            "object": "error",
+            "message": "no decode node takes requests: none is alive, or all are draining",
+            "type": "ServiceUnavailable",
+            "param": None,
+            "code": 503,
+        }
+    finally:
+        cluster.local.stop()
+
+
+def test_a_restarted_node_serves_again_with_a_clean_record(cluster: Cluster) -> None:
+    cluster.generate(prompt_of(100, 199, seed=70))
+    before = cluster.nodes()
+    for name in before:
+        cluster.kill(name)
+    cluster.restart_killed_nodes()
+    now = cluster.nodes()
+    assert now.keys() == before.keys() == {"p0", "p1", "d0", "d1"}
+    assert all(now[name]["incarnation"] > before[name]["incarnation"] for name in before)
+    answer = cluster.generate(prompt_of(100, 199, seed=70))
+    assert answer["meta_info"]["cached_tokens"] == 0
+    cluster.wait_until_idle()
+
+
+def test_serving_goes_on_without_redis_and_all_is_published_again(cluster: Cluster) -> None:
+    prompt = prompt_of(100, 199, seed=80)
+    cluster.generate(prompt)
+
+    def stats() -> dict[str, object]:
+        return dict(cluster.http.get("/admin/cache/stats").json()["cluster"])
+
+    wait_until(lambda: stats()["unique_owned_pages"] == 6, "ownership")
+    cluster.kill("redis")
+    wait_until(lambda: not stats()["redis_connected"], "the loss of Redis")
+    again = cluster.generate(prompt)
+    assert again["meta_info"]["cached_tokens"] == 96, "the mirror was forgotten"
+    cluster.generate(prompt_of(100, 199, seed=81))
+    cluster.restart_redis()
+    wait_until(lambda: stats()["redis_connected"], "the return of Redis")
+    wait_until(lambda: stats()["unique_owned_pages"] == 12, "everything being published again")

@@ -1,0 +1,134 @@
+"""Peers in processes of their own, which tests kill and stop, and what others do meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from kvtransfer.transport import LinkStats
+from protocol.ids import Attempt
+from protocol.layout import KVLayout
+from tests.support.processes.forked import forkserver
+from tests.support.transfer.endpoints import DEADLINE_S, LAYOUT, Endpoint, attempt, new_backend
+
+BIG = list(range(64))
+LARGE = KVLayout(page_size=64, num_layers=8, num_kv_heads=8, head_dim=64, dtype="float32")
+"""A page of 2 MiB."""
+
+
+class Victim:
+    """An endpoint in a process of its own, to be killed."""
+
+    def __init__(self, process: BaseProcess, pipe: Connection) -> None:
+        assert pipe.poll(60.0), "the peer process did not start"
+        self._process = process
+        self._pipe = pipe
+        self.address: str = pipe.recv()
+
+    def send(self, to: str, transfer: Attempt, pages: list[int]) -> None:
+        """Tells it to send."""
+        self._pipe.send((to, transfer, pages))
+
+    def await_sent(self) -> str:
+        """The end of its next send that has not been awaited."""
+        self._pipe.send(None)
+        assert self._pipe.poll(DEADLINE_S), "no send ended"
+        return str(self._pipe.recv())
+
+    def stop(self) -> None:
+        """As if it were cut off: its sockets stay open and nothing comes out of them."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another network namespace: its file, and the victim's address there."""
+
+    file: str
+    host: str
+
+
+@contextmanager
+def victim_process(
+    backend_name: str,
+    port: int = 0,
+    layout: KVLayout = LAYOUT,
+    elsewhere: Elsewhere | None = None,
+) -> Iterator[Victim]:
+    context = forkserver()
+    here, there = context.Pipe()
+    process = context.Process(
+        target=_serve_until_killed,
+        args=(there, backend_name, port, layout, elsewhere),
+        daemon=True,
+    )
+    process.start()
+    there.close()  # so that the end of the process ends the pipe
+    try:
+        yield Victim(process, here)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve_until_killed(
+    report: Connection,
+    backend_name: str,
+    port: int,
+    layout: KVLayout,
+    elsewhere: Elsewhere | None,
+) -> None:
+    host = "127.0.0.1"
+    if elsewhere is not None:
+        host = elsewhere.host
+        with open(elsewhere.file, encoding="ascii") as namespace:
+            assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
+    backend = new_backend(backend_name, host)
+    endpoint = Endpoint("victim", backend, layout=layout, port=port, host=host)
+    report.send(endpoint.address)
+    while True:
+        order = report.recv()
+        if order is None:
+            report.send(endpoint.await_sent()[1])
+        else:
+            endpoint.send(*order)
+
+
+def exchange(a: Endpoint, b: Endpoint, number: int) -> None:
+    """Both ways, and both arrive."""
+    for sender, receiver in ((a, b), (b, a)):
+        receiver.expect(attempt(number), [7])
+        sender.send(receiver.address, attempt(number), [7])
+        assert receiver.await_received() == (attempt(number), "")
+        assert sender.await_sent() == (attempt(number), "")
+
+
+def await_lost_links(survivor: Endpoint, peer: str) -> None:
+    """Until no link to or from this peer is open, and its loss is counted."""
+    pause = threading.Event()
+
+    def is_lost(link: LinkStats) -> bool:
+        return not link.is_open and link.failures > 0
+
+    for _ in range(int(DEADLINE_S / 0.05)):
+        links = [link for link in survivor.transport.links() if link.peer == peer]
+        if len(links) == 2 and all(map(is_lost, links)):
+            return
+        pause.wait(0.05)
+    raise AssertionError(f"still open: {survivor.transport.links()}")
