@@ -239,7 +239,7 @@ class Tracker:
     def _prompt_is_computed(self, routed: RoutedRequest, route: Route, now: float) -> None:
         """Both nodes have committed the pages of the prompt before its first token was sent."""
         for node in {route.computes, route.decode}:
-            self._placement.owns(node, routed.demand.hashes, now)
+            self._placement.has_prompt(node, routed.demand, now)
 
     def _answer_is_computed(self, tracked: TrackedRequest, route: Route, now: float) -> None:
         """The decode node has committed prompt and answer before it sent the last tokens.
@@ -346,7 +346,7 @@ class Tracker:
         """Returns the request whose newest attempt this is; None for anything older, given up or
         unknown."""
         tracked = self._requests.get(attempt.request_id)
-        if tracked is None or tracked.route is None or tracked.current != attempt:
+        if tracked is None or tracked.route is None or tracked.attempt_number != attempt.number:
             return None
         return tracked
 

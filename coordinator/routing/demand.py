@@ -9,13 +9,16 @@ from coordinator.ownership.index import PrefixIndex
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
+OwnersVersion = tuple[int, int, int]
+"""While the index and the claims have these versions, the owners of all pages stay the same."""
+
 
 @dataclass(eq=False)
 class Demand:
     """A prompt to be placed, with the pages that it and its answer need.
 
-    It remembers what the index said of its pages, as long as the index does not change: a request
-    is looked at several times before it is sent.
+    It remembers who owns its pages, as long as nothing changes about that: a request is looked at
+    several times before it is sent.
     """
 
     num_tokens: int
@@ -31,6 +34,8 @@ class Demand:
     other; such prefill nodes never, the decode node computes the prompt instead."""
     _owned: Mapping[Node, int] = field(default_factory=dict, init=False, repr=False)
     _index_version: int = field(default=-1, init=False, repr=False)
+    owners: tuple[OwnersVersion, PageOwners] | None = field(default=None, init=False, repr=False)
+    """The owners of its pages as they were last, with all claims; the placement keeps them here."""
 
     def owned_pages(self, index: PrefixIndex) -> Mapping[Node, int]:
         """Returns how many leading pages of the prompt each node owns."""
