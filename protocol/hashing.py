@@ -37,10 +37,7 @@ def chain_start(model_fingerprint: str, layout: KVLayout, namespace: Namespace =
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
     """Returns token ids as little-endian int32, the form they have in hashes and messages."""
-    packed = array("i", tokens)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
+    return struct.pack(f"<{len(tokens)}i", *tokens)
 
 
 def tokens_from_bytes(raw: bytes) -> list[int]:

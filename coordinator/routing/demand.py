@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from coordinator.ownership.index import PrefixIndex
 from protocol.hashing import PageHash
 from protocol.ids import Node
@@ -45,8 +47,7 @@ class Demand:
         return self._owned
 
 
-@dataclass(frozen=True)
-class PageOwners:
+class PageOwners(msgspec.Struct, frozen=True):
     """Leading pages of one prompt, by node."""
 
     owned: Mapping[Node, int]
