@@ -15,6 +15,10 @@ class Mailbox:
         self._has_news = False
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_end = False
+        self._wait_ends = 0.0
+        """When the wait of now ends in vain, by the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Rings at the end of the present wait or of an earlier one, and is set again then."""
 
     async def changed(self, timeout_s: float) -> None:
         """Waits until the answer has changed since the last call. Raises TimeoutError."""
@@ -35,6 +39,9 @@ class Mailbox:
         is_awaited = self.answer.is_done or not self._waits_for_end
         if waiter is not None and not waiter.done() and is_awaited:
             waiter.set_result(None)
+        if self._timer is not None and self.answer.is_done:
+            self._timer.cancel()
+            self._timer = None
 
     async def _wait(self, timeout_s: float, for_end: bool) -> None:
         # A future and a timer cost a tenth of what a task and an event do.
@@ -42,14 +49,30 @@ class Mailbox:
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
         self._waits_for_end = for_end
-        timer = loop.call_later(timeout_s, _time_out, waiter)
+        self._set_timer(loop.time() + timeout_s)
         try:
             await waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
+    def _set_timer(self, wait_ends: float) -> None:
+        """Bounds the wait. A stream waits for every token, so a timer that is set stays, unless it
+        would ring too late."""
+        if self._timer is not None:
+            if wait_ends >= self._wait_ends:
+                self._wait_ends = wait_ends
+                return
+            self._timer.cancel()
+        self._wait_ends = wait_ends
+        self._timer = asyncio.get_running_loop().call_at(wait_ends, self._rings)
 
-def _time_out(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(asyncio.TimeoutError())
+    def _rings(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._wait_ends:
+            self._timer = loop.call_at(self._wait_ends, self._rings)
+        else:
+            waiter.set_exception(asyncio.TimeoutError())

@@ -216,6 +216,8 @@ def _settings(config: type[T], flags: dict[str, Any]) -> T:
 
 
 def _start_logging(level: str) -> None:
+    # A coordinator writes a line per request, and no line names these.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(
         level=level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

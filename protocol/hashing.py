@@ -12,6 +12,7 @@ other weights, another KV layout, another `Namespace` of the request.
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -36,17 +37,14 @@ def chain_start(model_fingerprint: str, layout: KVLayout, namespace: Namespace =
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
     """Returns token ids as little-endian int32, the form they have in hashes and messages."""
-    packed = array("i", tokens)
-    if struct.pack("=I", 1) != struct.pack("<I", 1):  # a big-endian machine
-        packed.byteswap()
-    return packed.tobytes()
+    return struct.pack(f"<{len(tokens)}i", *tokens)
 
 
 def tokens_from_bytes(raw: bytes) -> list[int]:
     """Returns the token ids of which `token_bytes` made `raw`."""
     packed = array("i")
     packed.frombytes(raw)
-    if struct.pack("=I", 1) != struct.pack("<I", 1):
+    if sys.byteorder == "big":
         packed.byteswap()
     return packed.tolist()
 
@@ -57,11 +55,11 @@ def page_hashes(tokens: Sequence[int], page_size: int, start: bytes) -> list[Pag
     `start` is what the first page is chained to: a `chain_start`, or the hash of the page before.
     """
     full_pages = len(tokens) // page_size
-    raw = token_bytes(tokens[: full_pages * page_size])
+    raw = token_bytes(tokens)
     page_bytes = page_size * 4
     hashes: list[PageHash] = []
     previous = start
-    for offset in range(0, len(raw), page_bytes):
+    for offset in range(0, full_pages * page_bytes, page_bytes):
         chunk = raw[offset : offset + page_bytes]
         previous = blake2b(previous + chunk, digest_size=PAGE_HASH_BYTES).digest()
         hashes.append(previous)
@@ -88,6 +86,8 @@ class PageHasher:
         self._model_fingerprint = model_fingerprint
         self._layout = layout
         self.page_size = layout.page_size
+        self._shared_start = chain_start(model_fingerprint, layout)
+        """Where the chains of nearly all prompts begin."""
 
     def hashes(
         self,
@@ -100,11 +100,15 @@ class PageHasher:
         `known` are the hashes of the first pages if they were computed before; the others are
         chained to the last of them.
         """
-        start = known[-1] if known else self._start_of(namespace)
+        if not known:
+            return page_hashes(tokens, self.page_size, self._start_of(namespace))
+        start = known[-1]
         rest = page_hashes(tokens[len(known) * self.page_size :], self.page_size, start)
         return [*known, *rest]
 
     def _start_of(self, namespace: Namespace) -> bytes:
+        if namespace == SHARED:
+            return self._shared_start
         return chain_start(self._model_fingerprint, self._layout, namespace)
 
     def num_pages(self, num_tokens: int) -> int:

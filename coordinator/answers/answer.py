@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.totals import RequestCounters
@@ -39,8 +41,7 @@ class FinishReason:
     """The stop string, or the id of the end token."""
 
 
-@dataclass(frozen=True)
-class NewTokens:
+class NewTokens(msgspec.Struct, frozen=True):
     """The tokens that a node has sent at once for an answer."""
 
     tokens: Sequence[int]
@@ -80,6 +81,7 @@ class Answer:
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
         self._detokenizer = Detokenizer(request.decode, request.tokens)
+        self._wants_logprobs = request.sampling.wants_logprobs
         self._stops = StopStrings(request.stop_strings)
         self._end_token_ids = frozenset(request.end_token_ids)
         self._visible: int | None = None
@@ -104,10 +106,11 @@ class Answer:
             self.cached_tokens = new.cached_tokens
             self.fetched_tokens = new.fetched_tokens
         self.route, self.num_attempts = route, num_attempts
-        self.transferred_pages = max(self.transferred_pages, new.transferred_pages)
+        if new.transferred_pages > self.transferred_pages:
+            self.transferred_pages = new.transferred_pages
         for i, token in enumerate(new.tokens):
             self.output_ids.append(token)
-            if self.request.sampling.wants_logprobs:
+            if self._wants_logprobs:
                 self.logprobs.append(new.logprobs[i])
             if token in self._end_token_ids and not self.request.keeps_stop:
                 continue  # it is among the ids, and not in the text

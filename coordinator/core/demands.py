@@ -56,13 +56,13 @@ class DemandMaker:
         if self._hasher is None or self._hasher[0] != model:
             self._hasher = model, PageHasher(model.fingerprint, model.layout)
         hasher = self._hasher[1]
-        known = tracked.hashes if tracked.hasher is hasher else ()
+        known = tracked.hashes if tracked.hasher is hasher else []
         num_pages = num_tokens // hasher.page_size
         if num_pages > len(known):
             request = tracked.answer.request
             known = hasher.hashes(tracked.tokens[:num_tokens], request.namespace, known)
             tracked.hashes, tracked.hasher = known, hasher
-        return list(known[:num_pages])
+        return known if len(known) == num_pages else known[:num_pages]
 
 
 def _frozen(names: Collection[str]) -> Collection[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coordinator.answers.answer import Answer, ErrorKind
@@ -27,7 +26,7 @@ class TrackedRequest:
     """Tokens that nodes have produced; the prompt of the next attempt ends with them."""
     num_answered_before: int = 0
     """How many of `answered` earlier attempts have produced."""
-    hashes: Sequence[PageHash] = ()
+    hashes: list[PageHash] = field(default_factory=list)
     """Page hashes of the prompt, as far as they were computed."""
     hasher: PageHasher | None = None
     """The hasher that made `hashes`. When the model changes, they are worth nothing any more."""
@@ -60,7 +59,8 @@ class TrackedRequest:
     @property
     def tokens(self) -> list[int]:
         """The tokens of the prompt and of the answer so far."""
-        return self.answer.request.tokens + self.answered
+        tokens = self.answer.request.tokens
+        return tokens + self.answered if self.answered else tokens
 
     @property
     def num_tokens_left(self) -> int:

@@ -249,7 +249,7 @@ class Tracker:
         """Notes that both nodes own the pages of the prompt: they commit them before its first
         token is sent."""
         for node in {route.computes, route.decode}:
-            self._placement.owns(node, routed.demand.hashes, now)
+            self._placement.has_prompt(node, routed.demand, now)
 
     def _answer_is_computed(self, tracked: TrackedRequest, route: Route, now: float) -> None:
         """Notes that the decode node owns the pages of prompt and answer: it commits them before it
@@ -362,7 +362,7 @@ class Tracker:
         """Returns the request whose newest attempt this is; None if it is older, unknown or given
         up."""
         tracked = self._requests.get(attempt.request_id)
-        if tracked is None or tracked.route is None or tracked.current != attempt:
+        if tracked is None or tracked.route is None or tracked.attempt_number != attempt.number:
             return None
         return tracked
 

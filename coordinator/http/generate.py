@@ -234,4 +234,4 @@ async def _reply(send: Send, body: ParsedBody, answers: Sequence[AnswerInProgres
 def _event(one: AnswerInProgress, extra: dict[str, Any]) -> bytes:
     error = one.answer.error
     body = one.formatter.result(time.monotonic()) if error is None else stream_error(error)
-    return b"data: " + msgspec.json.encode(body | extra) + b"\n\n"
+    return b"data: %b\n\n" % msgspec.json.encode(body | extra if extra else body)

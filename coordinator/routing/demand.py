@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from coordinator.ownership.index import PrefixIndex
 from protocol.hashing import PageHash
 from protocol.ids import Node
+
+OwnersVersion = tuple[int, int, int]
+"""While the index and the claims have these versions, the owners of all pages stay the same."""
 
 
 @dataclass(eq=False)
 class Demand:
     """A prompt to be placed, with the pages that it and its answer need.
 
-    It remembers what the index said of its pages until the index changes: a request is looked at
+    It remembers who owns its pages, as long as nothing changes about that: a request is looked at
     several times before it is sent.
     """
 
@@ -31,6 +36,8 @@ class Demand:
     other; such prefill nodes never, the decode node computes the prompt instead."""
     _owned: Mapping[Node, int] = field(default_factory=dict, init=False, repr=False)
     _index_version: int = field(default=-1, init=False, repr=False)
+    owners: tuple[OwnersVersion, PageOwners] | None = field(default=None, init=False, repr=False)
+    """The owners of its pages as they were last, with all claims; the placement keeps them here."""
 
     def owned_pages(self, index: PrefixIndex) -> Mapping[Node, int]:
         """Returns how many leading pages of the prompt each node owns."""
@@ -40,8 +47,7 @@ class Demand:
         return self._owned
 
 
-@dataclass(frozen=True)
-class PageOwners:
+class PageOwners(msgspec.Struct, frozen=True):
     """How many leading pages of one prompt each node has."""
 
     owned: Mapping[Node, int]

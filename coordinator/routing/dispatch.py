@@ -96,7 +96,11 @@ class DispatchQueue:
             looked_at, planned = [o for o in eligible if not o.was_looked_at], self._planned
         else:
             looked_at, planned = self._first(eligible, now, len(busy_s)), PlannedWork()
+        is_news = False
         for waiting in looked_at:
+            if is_news:
+                all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
+                is_news = False
             if all_busy and not waiting.skips_prefill:
                 continue
             waiting.was_looked_at = True
@@ -108,8 +112,7 @@ class DispatchQueue:
                 del self._waiting[waiting]
                 self._placement.book(waiting, route, now)
                 sent.append((waiting, route))
-                # What was just booked may have taken the last free node.
-                all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
+                is_news = True
             elif is_turn:  # those looked at stand for all that wait
                 planned.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))
             else:  # its turn is not yet; who comes after it must not count on its nodes

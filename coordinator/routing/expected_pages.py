@@ -28,12 +28,24 @@ class ExpectedPages:
         self._newer: dict[Node, set[PageHash]] = {}
         self._older: dict[Node, set[PageHash]] = {}
         self._began = 0.0
+        self._version = 0
+
+    def version(self, now: float) -> int:
+        """Returns a number that grows with every change: while it stays, `extend` says the same."""
+        self._age(now)
+        return self._version
 
     def add(self, node: Node, hashes: Sequence[PageHash], num_owned: int, now: float) -> None:
         """Expects that `node` has, or will have, all of `hashes`. That it owns the first
         `num_owned` of them is known already."""
         self._age(now)
-        self._newer.setdefault(node, set()).update(hashes[num_owned:])
+        if num_owned == len(hashes):
+            return
+        claimed = self._newer.setdefault(node, set())
+        # What is between these two is claimed as well: claims are whole rests of chains.
+        if hashes[num_owned] not in claimed or hashes[-1] not in claimed:
+            self._version += 1
+            claimed.update(hashes[num_owned:])
 
     def extend(
         self, hashes: Sequence[PageHash], owned: Mapping[Node, int], now: float
@@ -54,12 +66,14 @@ class ExpectedPages:
 
     def drop(self, node: Node, hashes: Collection[PageHash]) -> None:
         """Expects these pages no more: the node has removed them."""
+        self._version += 1
         for generation in (self._older, self._newer):
             if node in generation:
                 generation[node].difference_update(hashes)
 
     def forget(self, node: Node) -> None:
         """Forgets an incarnation of a node that is over."""
+        self._version += 1
         self._older.pop(node, None)
         self._newer.pop(node, None)
 
@@ -67,6 +81,7 @@ class ExpectedPages:
         age_s = now - self._began
         if age_s <= KEPT_S:
             return
+        self._version += 1
         self._older, self._newer = self._newer, {}
         self._began += KEPT_S
         if age_s > 2 * KEPT_S:

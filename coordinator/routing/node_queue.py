@@ -8,14 +8,13 @@ rule over this coordinator's own requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 SETTLING_S = 0.1
 """A prompt sent so recently may not be counted in a heartbeat yet."""
 
 
-@dataclass(eq=False, frozen=True)
-class Booking:
+class Booking(msgspec.Struct, frozen=True, eq=False):
     """What one attempt takes of the node that computes its prompt and of the node that answers."""
 
     work_s: float

@@ -177,6 +177,10 @@ class Placement:
         routed.answering.ended(routed.booking)
         routed.booking = routed.answering = None
 
+    def has_prompt(self, node: Node, demand: Demand, now: float) -> None:
+        """Notes that a node has all full pages of a prompt, as `owns` does."""
+        self._told.add(node, demand.hashes, demand.owned_pages(self.index).get(node, 0), now)
+
     def owns(self, node: Node, hashes: Sequence[PageHash], now: float) -> None:
         """Notes that a node has all of these pages, which its record in Redis may not tell yet."""
         num_known = self.index.match(hashes).get(node, 0)
@@ -216,8 +220,12 @@ class Placement:
         return self._hit_pages / self._asked_pages if self._asked_pages else 0.0
 
     def _owners(self, demand: Demand, now: float) -> PageOwners:
-        owned = self._told.extend(demand.hashes, demand.owned_pages(self.index), now)
-        return PageOwners(owned, self._expected.extend(demand.hashes, owned, now))
+        version = self.index.version, self._told.version(now), self._expected.version(now)
+        if demand.owners is None or demand.owners[0] != version:
+            owned = self._told.extend(demand.hashes, demand.owned_pages(self.index), now)
+            expected = self._expected.extend(demand.hashes, owned, now)
+            demand.owners = version, PageOwners(owned, expected)
+        return demand.owners[1]
 
     def _removed(self, node: Node, hashes: Collection[PageHash]) -> None:
         self._expected.drop(node, hashes)

@@ -73,6 +73,8 @@ class CheapestRoute:
         self._chance = chance
 
     def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
+        if len(candidates) == 1:
+            return candidates[0]
         best = min(candidates, key=_score)
         if best.fetch_from is not None:
             best = _owner_instead(candidates, best)

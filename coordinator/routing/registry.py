@@ -102,13 +102,8 @@ class Registry:
         self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until one joins or leaves
         self._presumed = PresumedRates(self._nodes)
         self._refused: dict[str, Node] = {}  # by name, to say it once
-
-    @property
-    def model(self) -> ClusterModel | None:
-        """The model that is served now; None without nodes."""
-        for live in self._nodes.values():
-            return ClusterModel(live.info.model_fingerprint, live.info.layout)
-        return None
+        self.model: ClusterModel | None = None
+        """The model served now: that of the node which came first; None without nodes."""
 
     def context_length(self, model_limit: int) -> int:
         """Returns the most tokens of a sequence that every live node serves. Nodes that name no
@@ -137,6 +132,8 @@ class Registry:
                 info, message.load, lease_ends, now, self._presumed
             )
             self._by_role.clear()
+            if self.model is None:
+                self.model = ClusterModel(info.model_fingerprint, info.layout)
         else:
             if live.load.role != message.load.role:
                 self._by_role.clear()
@@ -182,6 +179,8 @@ class Registry:
 
     def _drop(self, name: str) -> None:
         del self._nodes[name]
+        if not self._nodes:
+            self.model = None
         self._by_role.clear()
         self._presumed.forget()
 

@@ -8,7 +8,6 @@ policy chooses. Costs of the two add up, so they are chosen apart, in time linea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -23,15 +22,14 @@ from protocol.ids import Node
 from protocol.layout import KVLayout
 
 
-@dataclass(frozen=True)
-class PlannedWork:
+class PlannedWork(msgspec.Struct, frozen=True):
     """What the requests that are to go first will take of the nodes, by node name."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = {}
     """The time to compute the prompts that will be sent to a node."""
-    pages: dict[str, int] = field(default_factory=dict)
+    pages: dict[str, int] = {}
     """The pages that requests will take of a decode node."""
-    requests: dict[str, float] = field(default_factory=dict)
+    requests: dict[str, float] = {}
     """The number of requests that wait for room at a decode node."""
 
     def add(self, route: Route, admission_pages: int) -> None:
@@ -56,8 +54,7 @@ class PlannedWork:
 NOTHING_PLANNED = PlannedWork()
 
 
-@dataclass(frozen=True)
-class Cluster:
+class Cluster(msgspec.Struct, frozen=True):
     """The nodes as a coordinator sees them at one moment."""
 
     prefill: list[LiveNode]

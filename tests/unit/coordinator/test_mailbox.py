@@ -72,3 +72,36 @@ def test_the_end_is_not_waited_for_without_bound() -> None:
             await mailbox_of().finished(0.01)
 
     run(test)
+
+
+def test_each_wait_has_its_own_bound_whatever_earlier_ones_had() -> None:
+    async def test() -> None:
+        mailbox = mailbox_of()
+        for earlier_s in (DEADLINE_S, 0.01):
+            mailbox.wake()
+            await mailbox.changed(earlier_s)
+            waiting = asyncio.create_task(mailbox.changed(earlier_s))
+            await asyncio.sleep(0)
+            mailbox.wake()
+            await waiting
+            with pytest.raises(asyncio.TimeoutError):
+                await mailbox.changed(0.02)
+
+    run(test)
+
+
+def test_a_timer_of_a_short_wait_does_not_end_a_longer_one() -> None:
+    async def test() -> None:
+        mailbox = mailbox_of()
+        short = asyncio.create_task(mailbox.changed(0.01))
+        await asyncio.sleep(0)
+        mailbox.wake()
+        await short
+        long = asyncio.create_task(mailbox.changed(DEADLINE_S))
+        with pytest.raises(asyncio.TimeoutError):
+            await mailbox_of().changed(0.05)  # by now the first timer has rung
+        assert not long.done()
+        mailbox.wake()
+        await long
+
+    run(test)
