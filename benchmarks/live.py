@@ -1,13 +1,13 @@
 """`bench-route --live`: the trace through a real coordinator over HTTP, beside its replay.
 
 A coordinator process, a real Redis and one process for each stub node
-(`benchmarks.clusters.stub_nodes`: real prefix cache, real ownership, modelled time). A block of
+(`benchmarks.clusters.modelled_node`: the product's own node in modelled time). A block of
 512 tokens of the trace becomes a page of 16 token ids, and rates are divided by the same 32, so
 times are those of the replay's model. The clock is real: a request takes as long as it would.
 
 What is added to the replay's time to the first token is everything that the replay leaves out:
-HTTP, tokens as JSON, three control messages, ownership over Redis, heartbeats, and processes that
-share this machine's cores.
+HTTP, tokens as JSON, three control messages, ownership over Redis, heartbeats, turns of nodes
+(a step has one page), and processes that share this machine's cores.
 """
 
 from __future__ import annotations
@@ -108,14 +108,15 @@ def stub_cluster(policy: str, num_prefill: int, pages_per_node: int) -> Iterator
 
         def start(role: str, name: str, num_pages: int, *more: str) -> None:
             words = [sys.executable, "-m", "benchmarks.clusters.stub_nodes", role, "--name", name]
-            words += ["--redis-url", cluster.redis_url, "--num-pages", str(num_pages), *more]
+            words += ["--redis-url", cluster.redis_url, "--num-pages", str(num_pages)]
+            words += ["--simulate", *more]
             log_file = Path(directory) / f"{name}.log"
             cluster.children[name] = Child(name, words, log_file, lambda name, line: None)
 
         for i in range(num_prefill):
             start("prefill", f"p{i:02d}", pages_per_node or UNLIMITED_PAGES, *flags)
         for i in range(NUM_DECODE):
-            start("decode", f"d{i}", UNLIMITED_PAGES, "--simulate")
+            start("decode", f"d{i}", UNLIMITED_PAGES)
         cluster.wait_for_nodes()
         yield cluster.url
 

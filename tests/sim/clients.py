@@ -10,6 +10,8 @@ from protocol.sampling import Sampling
 from tests.sim.world.oracle import STOP, VOCABULARY, answer_of
 
 MAX_NEW_TOKENS = 12
+CROWDING_ANSWER = 150
+"""Tokens of an answer that is admitted with fewer pages than it will have."""
 LONG_ANSWER = 250
 """Tokens of an answer that is still given when the lease of a dead coordinator ends."""
 
@@ -42,12 +44,14 @@ class Asked:
 
 
 def some_requests(chance: random.Random, page_size: int, until: float) -> list[Asked]:
-    """Returns 16 to 28 requests; many share a prefix, some are further turns of a conversation."""
+    """Returns 14 requests or more; many share a prefix, some are turns of a conversation."""
     heads = [_tokens(chance, chance.randint(1, 5) * page_size) for _ in range(3)]
     count = chance.randint(14, 24)
     asked = [_asked(chance, f"r{i}", heads, page_size, until) for i in range(count)]
     if chance.random() < 0.1:
         asked.append(_long_one(chance))
+    if chance.random() < 0.1:
+        asked += _crowd(chance)
     return asked
 
 
@@ -61,6 +65,23 @@ def _long_one(chance: random.Random) -> Asked:
         max_new_tokens=LONG_ANSWER,
         end_token_ids=[],
     )
+
+
+def _crowd(chance: random.Random) -> list[Asked]:
+    """Requests that come together and whose answers exceed most pools: some have to give way."""
+    at = chance.uniform(0.0, 1.0)
+    return [
+        Asked(
+            name=f"crowd{i}",
+            at=at,
+            tokens=_tokens(chance, chance.randint(1, 6)),
+            namespace=Namespace(),
+            sampling=_sampling(chance),
+            max_new_tokens=CROWDING_ANSWER,
+            end_token_ids=[],
+        )
+        for i in range(4)
+    ]
 
 
 def _asked(

@@ -39,6 +39,7 @@ class Outcome:
     num_answered: int = 0
     num_pages_moved: int = 0
     num_forced_tokens: int = 0
+    num_preemptions: int = 0
     ends: dict[str, int] = field(default_factory=dict)
 
 
@@ -140,6 +141,9 @@ def _outcome(plan: LifePlan, cluster: SimCluster, everything: Sequence[Asked]) -
         num_answered=sum(asked.end in ("stop", "length") for asked in everything),
         num_pages_moved=cluster.plane.num_pages_moved,
         num_forced_tokens=sum(node.device.num_forced for node in cluster.nodes.values()),
+        num_preemptions=sum(
+            node.core.load().counters.preemptions for node in cluster.nodes.values()
+        ),
     )
     for asked in everything:
         kind = " ".join(asked.end.split(" ")[:2])

@@ -70,3 +70,7 @@ def test_lives_are_full_of_work_and_faults() -> None:
     assert sum(outcome.num_faults for outcome in outcomes) >= 3 * len(outcomes)
     assert sum(outcome.num_pages_moved for outcome in outcomes) > 0
     assert sum(outcome.num_forced_tokens for outcome in outcomes) > 0
+
+
+def test_in_some_lives_answers_give_way() -> None:
+    assert any(live(plan_of(seed)).num_preemptions for seed in range(LIVES))
