@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -153,7 +152,7 @@ def test_a_prompt_never_hits_the_page_of_its_last_token() -> None:
 def test_ties_go_to_the_node_that_was_given_least_work() -> None:
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
     cluster = cluster_of(registry)
-    cluster = replace(cluster, backlogs={"p0": Backlog(3.0), "p1": Backlog(2.0)})
+    cluster = msgspec.structs.replace(cluster, backlogs={"p0": Backlog(3.0), "p1": Backlog(2.0)})
     assert names(router_of().route(demand_of(), owners_of(), cluster)) == ("p1", "d0")
 
 
@@ -167,7 +166,9 @@ def measured(load: Load = IDLE, **rates: float) -> Load:
 def test_among_equals_the_owner_wins_though_it_was_given_more_work() -> None:
     """Both would fetch from the decode node, which has the answer too: p0 has the prompt."""
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
-    cluster = replace(cluster_of(registry), backlogs={"p0": Backlog(3.0), "p1": Backlog(1.0)})
+    cluster = msgspec.structs.replace(
+        cluster_of(registry), backlogs={"p0": Backlog(3.0), "p1": Backlog(1.0)}
+    )
     owners = owners_of({"p0": 60, "d0": 62})
     for _ in range(5):
         assert names(router_of(0).route(demand_of(), owners, cluster)) == ("p0", "d0")
