@@ -7,12 +7,14 @@ import gc
 import logging
 import socket
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.http.app import create_app
+from coordinator.http.half_closing import HalfClosingProtocol
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe
@@ -35,20 +37,36 @@ def run(config: CoordinatorConfig) -> None:
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
     log.info("coordinator settings: %s", describe(config))
-    app = create_app(Service(config, tokenizer, channel))
-    server = uvicorn.Server(
+    service = Service(config, tokenizer, channel)
+    server = _Server(
         uvicorn.Config(
-            app,
+            create_app(service),
+            http=HalfClosingProtocol,
             log_level="warning",
             access_log=False,
             proxy_headers=False,  # nothing here asks where a request came from
+            timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]
             timeout_graceful_shutdown=5,
-        )
+        ),
+        service,
     )
     log.info("listening on http://%s:%d", config.host, config.port)
     gc.freeze()  # what is here now stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """A server that tells the service of the signal to stop, before it waits for what runs."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handles SIGTERM and SIGINT."""
+        self._service.stop_soon()
+        super().handle_exit(sig, frame)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.http.native.schema import tenant
 from coordinator.http.not_yet import PATHS
-from coordinator.http.schema import tenant
 from infra.healthcheck import check_node
 from infra.models import EMBEDDED
 from kvrelay.client import Client, ClientError
