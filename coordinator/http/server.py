@@ -33,33 +33,32 @@ def run(config: CoordinatorConfig) -> None:
     tokenizer = Tokenizer(model_path)
     if not config.served_model_name:
         config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
-    listener = _listen(config.host, config.port)
+    listener = listen(config.host, config.port)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
     log.info("coordinator settings: %s", describe(config))
     service = Service(config, tokenizer, channel)
-    server = _Server(
-        uvicorn.Config(
-            create_app(service),
-            http=HalfClosingProtocol,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,  # nothing here asks where a request came from
-            timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]
-            timeout_graceful_shutdown=5,
-        ),
-        service,
-    )
+    server = HttpServer(service)
     log.info("listening on http://%s:%d", config.host, config.port)
     gc.freeze()  # what is here now stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
-    """A server that tells the service of the signal to stop, before it waits for what runs."""
+class HttpServer(uvicorn.Server):
+    """Serves a service over HTTP. It tells the service of the signal to stop, before it waits for
+    what runs."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, service: Service) -> None:
+        config = uvicorn.Config(
+            create_app(service),
+            http=HalfClosingProtocol,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,  # nothing here asks where a request came from
+            timeout_keep_alive=service.config.keep_alive_s,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=5,
+        )
         super().__init__(config)
         self._service = service
 
@@ -69,7 +68,8 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a bound socket. Raises ConfigError if the port cannot be used."""
     # With the protocol named, asyncio turns Nagle's algorithm off; else a reply waits 40 ms for
     # the client's acknowledgement of its head.
     listener = socket.socket(proto=socket.IPPROTO_TCP)
