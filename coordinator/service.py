@@ -199,6 +199,8 @@ class Service:
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
         self.core.set_draining(self.follower.mirror.draining, now)
+        if self.core.is_ready:
+            self._served_at = now
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 
@@ -206,8 +208,6 @@ class Service:
         while True:
             await asyncio.sleep(IDLE_CHECK_S)
             self.tick()
-            if self.core.is_ready:
-                self._served_at = self.now()
 
     def _drain(self) -> None:
         """Reads what has come: the channel's file descriptor is readable."""

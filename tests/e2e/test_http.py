@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -79,12 +80,12 @@ def test_stop_strings_and_stop_ids(pair_cluster: Cluster) -> None:
     stop_id = next(  # of a token with a text of its own
         ids[n] for n in range(4, 20) if texts[n] != texts[n - 1] and ids[n] not in ids[:n]
     )
-    cut = pair_cluster.generate(prompt, max_new_tokens=20, stop_token_ids=[stop_id])
+    ending = {"max_new_tokens": 20, "stop_token_ids": [stop_id]}
+    assert pair_cluster.generate(prompt, **ending)["output_ids"] == ids, "ignore_eos ignores it"
+    cut = pair_cluster.generate(prompt, ignore_eos=False, **ending)
     first = whole["output_ids"].index(stop_id)
     assert cut["output_ids"] == whole["output_ids"][: first + 1]
-    with_it = pair_cluster.generate(
-        prompt, max_new_tokens=20, stop_token_ids=[stop_id], no_stop_trim=True
-    )
+    with_it = pair_cluster.generate(prompt, ignore_eos=False, no_stop_trim=True, **ending)
     assert whole["text"].startswith(with_it["text"])
     assert with_it["text"].startswith(cut["text"]) and cut["text"] != with_it["text"]
     assert cut["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop_id}
@@ -94,6 +95,10 @@ def test_stop_strings_and_stop_ids(pair_cluster: Cluster) -> None:
     assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": word}
     kept = pair_cluster.generate(prompt, max_new_tokens=20, stop=word, no_stop_trim=True)
     assert kept["text"] == stopped["text"] + word
+    pattern = re.escape(word[:-1]) + "[^\\n]|never"
+    matched = pair_cluster.generate(prompt, max_new_tokens=20, stop_regex=pattern)
+    assert matched["text"] == whole["text"][: whole["text"].index(word[:-1])]
+    assert matched["meta_info"]["finish_reason"] == {"type": "stop", "matched": pattern}
     pair_cluster.wait_until_idle()
 
 

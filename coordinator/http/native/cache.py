@@ -13,12 +13,8 @@ FLUSH_TIMEOUT_S = 5.0
 router = APIRouter(tags=["native"])
 
 
-@router.api_route(
-    "/flush_cache",
-    methods=["GET", "POST"],
-    response_model=None,
-    dependencies=[Depends(require_token)],
-)
+@router.get("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
+@router.post("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
 async def flush_cache(request: Request) -> Response:
     """Makes every node forget its cached pages; answers 400 while requests run. Asks for the admin
     token if one is set."""

@@ -24,14 +24,16 @@ ONE_TOKEN = GenerateRequest(tokens=[0], sampling=Sampling(temperature=0.0), max_
 router = APIRouter(tags=["native"])
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], response_model=None)
+@router.head("/health", response_model=None, include_in_schema=False)
+@router.get("/health", response_model=None)
 @router.get("/ping", response_model=None)
 async def health() -> Response:
     """Answers 200 while this process is up."""
     return Response(status_code=200)
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"], response_model=None)
+@router.head("/ready", response_model=None, include_in_schema=False)
+@router.get("/ready", response_model=None)
 async def ready(request: Request) -> Response:
     """Answers 200 while requests are served: from the first node on, until none has been there for
     15 seconds or the process was told to stop."""
@@ -41,7 +43,8 @@ async def ready(request: Request) -> Response:
     return error_reply(503, service.why_not_ready)
 
 
-@router.api_route("/health_generate", methods=["GET", "HEAD"], response_model=None)
+@router.head("/health_generate", response_model=None, include_in_schema=False)
+@router.get("/health_generate", response_model=None)
 async def health_generate(request: Request) -> Response:
     """Answers 200 as soon as a token comes, of any request; if none comes, it asks for one. A full
     queue is no illness: tokens of others come then."""
