@@ -90,7 +90,7 @@ PURE = (
     "coordinator/answers/stop_regex.py",
     "coordinator/answers/totals.py",
     "coordinator/http/errors.py",
-    "coordinator/http/native/checking.py",
+    "coordinator/http/checking.py",
     "coordinator/http/native/keys.py",
     "coordinator/http/native/sampling_params.py",
     "coordinator/http/native/schema.py",

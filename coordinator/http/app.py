@@ -10,16 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from coordinator.http import docs, missing
+from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
+from coordinator.http.documents import openapi
 from coordinator.http.errors import INTERNAL_ERROR
 from coordinator.http.native import cache, health, loads, model, tokenizing
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.replies import error_reply
-from coordinator.http.request_ids import RequestIds
+from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
 
-ROUTERS = (health, model, cache, tokenizing, loads, admin, docs, missing)
+ROUTERS = (health, model, cache, tokenizing, loads, admin, openapi, missing)
 """The modules whose endpoints are served. What is missing comes last: any other goes before."""
 
 
@@ -45,7 +46,7 @@ def create_api(service: Service) -> FastAPI:
     app.state.service = service
     for module in ROUTERS:
         app.include_router(module.router)
-    docs.describe_generate(app)
+    openapi.describe_generate(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)

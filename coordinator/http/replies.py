@@ -8,7 +8,7 @@ import msgspec
 from fastapi import Response
 
 from coordinator.answers.answer import AnswerError
-from coordinator.core.errors import RequestRefused, TooBusy, Unavailable
+from coordinator.core.errors import DuplicateRequest, RequestRefused, TooBusy, Unavailable
 from coordinator.http.errors import STATUS_CODES, BadRequest, BodyTooLarge, error_object
 
 FAULTS = (BadRequest, BodyTooLarge, RequestRefused)
@@ -27,6 +27,8 @@ def fault_status(error: Exception) -> int:
 def fault_reply(error: Exception) -> Response:
     """Returns the reply to a request that was refused with an exception of a type in FAULTS."""
     param = error.param if isinstance(error, BadRequest) else None
+    if isinstance(error, DuplicateRequest):
+        param = "rid"
     return error_reply(fault_status(error), str(error), param)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import Request
 
-from coordinator.http.bodies import read_body
-from coordinator.http.native.checking import parse_object
+from coordinator.http.checking import parse_object
+from coordinator.http.wire.bodies import read_body
 from coordinator.service import Service
 
 

@@ -14,7 +14,7 @@ import uvicorn
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.http.app import create_app
-from coordinator.http.half_closing import HalfClosingProtocol
+from coordinator.http.wire.half_closing import HalfClosingProtocol
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe

@@ -74,29 +74,33 @@ def test_a_seed_repeats_and_n_differ(pair_cluster: Cluster) -> None:
 
 def test_stop_strings_and_stop_ids(pair_cluster: Cluster) -> None:
     prompt = prompt_of(33, 199, seed=23)
-    whole = pair_cluster.generate(prompt, max_new_tokens=20)
+
+    def generate(num_tokens: int = 20, **params: Any) -> dict[str, Any]:
+        no_end_token = {"logit_bias": {"2": -1e4}}  # whether it is ignored or not
+        return pair_cluster.generate(prompt, max_new_tokens=num_tokens, **no_end_token, **params)
+
+    whole = generate()
     ids = whole["output_ids"]
-    texts = [pair_cluster.generate(prompt, max_new_tokens=n)["text"] for n in range(1, 21)]
+    texts = [generate(n)["text"] for n in range(1, 21)]
     stop_id = next(  # of a token with a text of its own
         ids[n] for n in range(4, 20) if texts[n] != texts[n - 1] and ids[n] not in ids[:n]
     )
-    ending = {"max_new_tokens": 20, "stop_token_ids": [stop_id]}
-    assert pair_cluster.generate(prompt, **ending)["output_ids"] == ids, "ignore_eos ignores it"
-    cut = pair_cluster.generate(prompt, ignore_eos=False, **ending)
-    first = whole["output_ids"].index(stop_id)
-    assert cut["output_ids"] == whole["output_ids"][: first + 1]
-    with_it = pair_cluster.generate(prompt, ignore_eos=False, no_stop_trim=True, **ending)
+    assert generate(stop_token_ids=[stop_id])["output_ids"] == ids, "ignore_eos ignores it"
+    ending = {"stop_token_ids": [stop_id], "ignore_eos": False}
+    cut = generate(**ending)
+    assert cut["output_ids"] == ids[: ids.index(stop_id) + 1]
+    with_it = generate(no_stop_trim=True, **ending)
     assert whole["text"].startswith(with_it["text"])
     assert with_it["text"].startswith(cut["text"]) and cut["text"] != with_it["text"]
     assert cut["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop_id}
     word = whole["text"][2:5]
-    stopped = pair_cluster.generate(prompt, max_new_tokens=20, stop=[word])
+    stopped = generate(stop=[word])
     assert stopped["text"] == whole["text"][: whole["text"].index(word)]
     assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": word}
-    kept = pair_cluster.generate(prompt, max_new_tokens=20, stop=word, no_stop_trim=True)
+    kept = generate(stop=word, no_stop_trim=True)
     assert kept["text"] == stopped["text"] + word
-    pattern = re.escape(word[:-1]) + "[^\\n]|never"
-    matched = pair_cluster.generate(prompt, max_new_tokens=20, stop_regex=pattern)
+    pattern = re.escape(word[:-1]) + "(?s:.)|never"
+    matched = generate(stop_regex=pattern)
     assert matched["text"] == whole["text"][: whole["text"].index(word[:-1])]
     assert matched["meta_info"]["finish_reason"] == {"type": "stop", "matched": pattern}
     pair_cluster.wait_until_idle()

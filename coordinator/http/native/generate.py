@@ -18,15 +18,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import Answer, AnswerError
-from coordinator.http.bodies import read_body
+from coordinator.http.checking import parse_object
 from coordinator.http.errors import BadRequest, ClientLeft
-from coordinator.http.exchange import EVENTS, Exchange, event_of
-from coordinator.http.native.checking import parse_object
 from coordinator.http.native.intake import make_request, tokenize
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
 from coordinator.http.native.sglang import SGLangFormatter, stream_error
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
-from coordinator.http.request_ids import request_id
+from coordinator.http.wire.bodies import read_body
+from coordinator.http.wire.exchange import EVENTS, Exchange, event_of
+from coordinator.http.wire.request_ids import request_id
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 

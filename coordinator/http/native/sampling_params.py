@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from coordinator.answers.stop_regex import BadStopRegex, StopRegexes
+from coordinator.http.checking import checked
 from coordinator.http.errors import BadRequest
-from coordinator.http.native.checking import checked
 from coordinator.http.native.keys import REFUSED_SAMPLING, SAMPLING, refuse_unsupported
 
 WHERE = "sampling_params: "

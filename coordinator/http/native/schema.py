@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import msgspec
 
+from coordinator.http.checking import checked
 from coordinator.http.errors import BadRequest
-from coordinator.http.native.checking import checked
 from coordinator.http.native.keys import REFUSED_TOP_LEVEL, refuse_unsupported
 from coordinator.http.native.sampling_params import (
     DEFAULT_SAMPLING,

@@ -7,8 +7,8 @@ from typing import Any, cast
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from coordinator.http.checking import checked
 from coordinator.http.errors import BadRequest
-from coordinator.http.native.checking import checked
 from coordinator.http.native.intake import check_ids, encode
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
 from coordinator.http.requests import object_of, service_of

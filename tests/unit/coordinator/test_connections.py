@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.http import half_closing
+from coordinator.http.wire import half_closing
 from protocol.channel import Channel
 from protocol.messages import Cancel
 from tests.support.http_servers import run_served, served

@@ -10,7 +10,7 @@ from starlette.types import Send
 
 from coordinator.http.errors import INTERNAL_ERROR, event_error_object
 from coordinator.http.replies import error_reply
-from coordinator.http.request_ids import HEADER
+from coordinator.http.wire.request_ids import HEADER
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")

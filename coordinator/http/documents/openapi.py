@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from coordinator.http.native.description import generate_path, generate_schemas
+from coordinator.http.documents.generate import generate_path, generate_schemas
 
 router = APIRouter(include_in_schema=False)
 
@@ -38,4 +38,8 @@ def describe_generate(app: FastAPI) -> None:
 
 @cache
 def _page() -> str:
-    return resources.files("coordinator.http").joinpath("docs.html").read_text(encoding="utf-8")
+    return (
+        resources.files("coordinator.http.documents")
+        .joinpath("page.html")
+        .read_text(encoding="utf-8")
+    )
