@@ -207,4 +207,4 @@ def _not_allowed(scope: Scope) -> Response:
 def _event(one: AnswerInProgress, extra: dict[str, Any]) -> bytes:
     error = one.answer.error
     body = one.formatter.result(time.monotonic()) if error is None else stream_error(error)
-    return event_of(body | extra)
+    return event_of(body | extra if extra else body)
