@@ -87,6 +87,7 @@ PURE = (
     "coordinator/answers/answer.py",
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",
+    "coordinator/answers/token_pieces.py",
     "coordinator/answers/totals.py",
     "coordinator/http/sglang.py",
     "coordinator/ownership/index.py",

@@ -77,11 +77,12 @@ class Answer:
         self.started_at = now
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
-        self._detokenizer = Detokenizer(request.decode, request.tokens)
+        self._detokenizer = Detokenizer(request.pieces, request.tokens)
         self._stops = StopStrings(request.stop_strings)
         self._end_token_ids = frozenset(request.end_token_ids)
         self._visible: int | None = None
-        """Length of the text that is shown, when a stop string or its beginning ends it."""
+        """Length of the text that is shown, when a stop string or its beginning ends it; None: all
+        of it."""
 
     @property
     def is_done(self) -> bool:
@@ -110,7 +111,8 @@ class Answer:
             self._detokenizer.push(token)
             if self._ends_with_stop(now):
                 return True
-        self._visible = self._stops.safe_length(self._detokenizer.text)
+        if self._stops:
+            self._visible = self._stops.safe_length(self._detokenizer.text)
         return False
 
     def finish(self, kind: str, now: float) -> None:
@@ -148,7 +150,7 @@ class Answer:
 
     def _ends_with_stop(self, now: float) -> bool:
         """Looks for a stop string; ends the answer at the first one."""
-        found = self._stops.find(self._detokenizer.text)
+        found = self._stops.find(self._detokenizer.text) if self._stops else None
         if found is None:
             return False
         position, stop = found

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from coordinator.answers.token_pieces import NO_PIECES, TokenPieces
 from protocol.namespace import SHARED, Namespace
 from protocol.sampling import Sampling
 
 DecodeFunction = Callable[[Sequence[int]], str]
 """Token ids to text."""
-
-
-def no_text(ids: Sequence[int]) -> str:
-    """A `DecodeFunction` for requests of which only the token ids matter."""
-    return ""
 
 
 @dataclass(frozen=True)
@@ -34,5 +30,5 @@ class Request:
     """Texts that end the answer."""
     keeps_stop: bool = False
     """The text of the answer includes what ended it: the stop string, or the end token."""
-    decode: DecodeFunction = no_text
-    """Makes the text of the answer."""
+    pieces: TokenPieces = NO_PIECES
+    """What the text of the answer is made of."""

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Sequence
-from functools import partial
 
 from coordinator.answers.request import Request
-from coordinator.answers.tokenizer import Tokenizer
+from coordinator.answers.tokenizer import TextTooLong, Tokenizer
 from coordinator.http.schema import BadRequest, GeneratePrompt
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
-
-LONG_TEXT = 4096
-"""Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
 
 
 async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
     """Returns the prompt's ids; a long text does not hold up the event loop. Raises BadRequest."""
     if prompt.input_ids is not None:
         tokens = prompt.input_ids
-    elif len(prompt.text or "") > LONG_TEXT:
-        tokens = await asyncio.to_thread(tokenizer.encode, prompt.text or "")
     else:
-        tokens = tokenizer.encode(prompt.text or "")
+        try:
+            tokens = await tokenizer.encode(prompt.text or "")
+        except TextTooLong as error:
+            raise BadRequest(str(error)) from error
     if not tokens:
         raise BadRequest("the prompt is empty")
     _check_ids(tokens, "input_ids" if prompt.text is None else "text", tokenizer)
@@ -71,7 +67,7 @@ def make_request(
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
         stop_strings=params.stops,
         keeps_stop=params.no_stop_trim,
-        decode=partial(tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
+        pieces=tokenizer.pieces(params.skip_special_tokens),
     )
 
 
