@@ -73,7 +73,7 @@ def load_model_runner(
     fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
-        longest = options.context_length or config.max_position_embeddings
+        longest = options.context_length or config.context_length
         longest = min(longest, kv_cache.num_pages * options.page_size)
         graphs = DecodeGraphs(
             model,

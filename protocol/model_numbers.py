@@ -16,8 +16,8 @@ MOST = 1 << 24
 """No size of a model is larger; whatever is, would only end in an allocation that fails."""
 MOST_TOKENS = 1 << 22
 """The largest vocabulary: the sampler adds that many probabilities in 64 bits."""
-LENGTH_IS_SCALED = ("gemma3", "gemma3_text")
-"""Model types whose `max_position_embeddings` is the range after rope scaling."""
+LENGTH_IS_SCALED = "Gemma3"
+"""Begins the names of architectures whose `max_position_embeddings` is the range after scaling."""
 
 
 def whole(raw: Mapping[str, Any], key: str, least: int = 1, most: int = MOST) -> int:
@@ -26,9 +26,6 @@ def whole(raw: Mapping[str, Any], key: str, least: int = 1, most: int = MOST) ->
     value = raw.get(key)
     if value is None:
         raise KeyError(key)
-    # JSON writers of other languages have only floats.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise wrong(key, value, f"a whole number from {least} to {most}")
     return value
@@ -66,16 +63,16 @@ def longest_sequence(raw: Mapping[str, Any]) -> int:
     """Returns how many tokens prompt and answer may have together: the trained range, stretched by
     linear or yarn rope scaling. Raises ModelDirectoryError."""
     trained = whole(raw, "max_position_embeddings", most=1 << 40)
-    if str(raw.get("model_type")) in LENGTH_IS_SCALED:
+    if any(str(name).startswith(LENGTH_IS_SCALED) for name in raw.get("architectures") or ()):
         return trained
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise wrong("rope_scaling", rope, "an object")
     if (rope.get("rope_type") or rope.get("type")) not in ("linear", "yarn"):
         return trained
-    original = rope.get("original_max_position_embeddings") or trained
-    whole({"original_max_position_embeddings": original}, "original_max_position_embeddings")
-    return max(trained, int(original * number(rope, "factor", 1.0)))
+    key = "original_max_position_embeddings"
+    given = next((one for one in (raw, rope) if one.get(key) is not None), {})
+    return max(trained, int(number(given, key, trained) * number(rope, "factor", 1.0)))
 
 
 def _is_positive(value: float) -> bool:

@@ -50,6 +50,8 @@ class Sampled:
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each token, if the slice's sampling asks for them."""
+    error: str = ""
+    """Why there is no token, if there is none: the request cannot go on here."""
 
 
 class Sequence:
