@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coordinator.answers.chat_template import ChatTemplate, ChatTemplateError
+from coordinator.answers.template_sources import template_sources
 from coordinator.answers.token_pieces import TokenPieces, kind_of
 from protocol.model_directory import ModelDirectoryError, read_config
 from protocol.model_numbers import longest_sequence
@@ -30,8 +32,9 @@ class TextTooLong(ValueError):
 class Tokenizer:
     """Text to ids and back, with the ids that end an answer."""
 
-    def __init__(self, model_path: Path) -> None:
-        """Raises ModelDirectoryError."""
+    def __init__(self, model_path: Path, chat_template: str = "") -> None:
+        """`chat_template` is the operator's wish, as for `template_sources`. Raises
+        ModelDirectoryError and ConfigError."""
         config = read_config(model_path)
         self.model: ModelTokenizer = load_tokenizer(model_path)
         self._tokenizer = self.model.tokenizer
@@ -50,6 +53,12 @@ class Tokenizer:
                 "which changes the text of tokens by those behind them, so no answer could be "
                 "streamed; convert it to a byte-level or byte-fallback tokenizer"
             )
+        sources = template_sources(model_path, chat_template)
+        special_tokens = self.model.special_tokens
+        try:
+            self.chat_template = ChatTemplate(sources, special_tokens) if sources else None
+        except ChatTemplateError as error:
+            raise ModelDirectoryError(f"{model_path}: {error}") from error
         self._longest_token = _longest_token(self.model)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tokenizer")
 
