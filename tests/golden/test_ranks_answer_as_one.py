@@ -86,7 +86,7 @@ def test_each_rank_holds_its_part_of_the_weights(
     ("changes", "says"),
     [
         (
-            {"num_attention_heads": 6, "num_key_value_heads": 6},
+            {"num_attention_heads": 6, "num_key_value_heads": 2},
             "6 attention heads cannot be split over 4 ranks",
         ),
         (
