@@ -124,6 +124,9 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._longest = max(map(len, self._stops), default=0)
+        beginnings = {stop[:length] for stop in self._stops for length in range(1, len(stop) + 1)}
+        self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
+        """Of every stop string, the longest first."""
         self._searched = 0
 
     def __bool__(self) -> bool:
@@ -139,8 +142,7 @@ class StopStrings:
 
     def safe_length(self, text: str) -> int:
         """Characters of `text` that can be shown: its end may be the beginning of a stop."""
-        for length in range(min(len(text), self._longest), 0, -1):
-            tail = text[-length:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return len(text) - length
-        return len(text)
+        if not text.endswith(self._beginnings):
+            return len(text)
+        held = next(one for one in self._beginnings if text.endswith(one))
+        return len(text) - len(held)
