@@ -53,52 +53,69 @@ class TokenizerFiles:
         # transformers leaves both to the caller of each text; obeyed, they would cut prompts.
         content["truncation"] = content["padding"] = None
         vocabulary = _vocabulary_of(content, self.path)
-        added = _AddedTokens(self.path, content.get("added_tokens") or [], vocabulary)
+        added = _AddedTokens(self.path, content.get("added_tokens") or [], vocabulary, vocab_size)
         for token in self._declared_tokens():
             added.declare(token)
         named = [*self.special_tokens.values(), *self._listed]
         for text in dict.fromkeys(named):
-            added.mark_special(text, vocab_size)
+            added.mark_special(text)
         content["added_tokens"] = added.tokens()
         _require_ids_below(vocab_size, {**vocabulary, **added.ids()}, self.path)
         _keep_ids(content, vocabulary)
         return content
 
     def _declared_tokens(self) -> Iterator[dict[str, Any]]:
-        """Yields what tokenizer_config.json, or in older directories added_tokens.json, adds."""
-        declared = self.config.get("added_tokens_decoder")
-        if isinstance(declared, Mapping):
-            for number, token in declared.items():
-                if not isinstance(token, Mapping) or not str(number).isdigit():
-                    raise ModelDirectoryError(
-                        f"{self.path}/tokenizer_config.json has {number!r}: {token!r} among its "
-                        "added_tokens_decoder, which maps ids to tokens; fetch it again"
-                    )
-                yield _declared(str(token.get("content")), int(number), token)
-            return
-        for text, number in (read_json(self.path / "added_tokens.json") or {}).items():
-            is_special = text in (*self.special_tokens.values(), *self._listed)
-            yield _declared(text, int(number), {"special": is_special})
+        """Yields what tokenizer_config.json adds, and what older directories have in
+        added_tokens.json."""
+        declared = self.config.get("added_tokens_decoder") or {}
+        older = read_json(self.path / "added_tokens.json") or {}
+        if not isinstance(declared, Mapping):
+            raise self._wrong("tokenizer_config.json", "added_tokens_decoder", declared)
+        texts = set()
+        for number, token in declared.items():
+            text = _text_of(token)
+            if not text or not str(number).isdigit():
+                raise self._wrong("tokenizer_config.json", number, token)
+            texts.add(text)
+            yield _declared(text, int(number), token if isinstance(token, Mapping) else {})
+        for text, number in older.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise self._wrong("added_tokens.json", text, number)
+            if text not in texts:
+                is_special = text in (*self.special_tokens.values(), *self._listed)
+                yield _declared(text, number, {"special": is_special})
+
+    def _wrong(self, file: str, key: object, value: object) -> ModelDirectoryError:
+        return ModelDirectoryError(
+            f"{self.path}/{file} has {key!r}: {value!r} among its added tokens, each of which has "
+            "a text and an id; fetch it again"
+        )
 
 
 class _AddedTokens:
     """The added tokens of a tokenizer, by their texts."""
 
     def __init__(
-        self, path: Path, tokens: Iterable[dict[str, Any]], vocabulary: Mapping[str, int]
+        self,
+        path: Path,
+        tokens: Iterable[dict[str, Any]],
+        vocabulary: Mapping[str, int],
+        vocab_size: int,
     ) -> None:
+        """`tokens` are those of tokenizer.json; `vocab_size` is the number of ids of the model."""
         self._path = path
+        self._vocab_size = vocab_size
         self._vocabulary = vocabulary
         self._tokens: dict[str, dict[str, Any]] = {}
         self._texts = {number: text for text, number in vocabulary.items()}
         for token in tokens:
-            if token["content"] not in IMAGE_TOKENS:
+            if not self._is_left_out(token):
                 self._keep(token)
 
     def declare(self, token: dict[str, Any]) -> None:
         """Adds a token of another file, whose flags go before those of tokenizer.json."""
         text, number = token["content"], token["id"]
-        if text in IMAGE_TOKENS:
+        if self._is_left_out(token):
             return
         known = self._id_of(text)
         if known is not None and known != number:
@@ -114,14 +131,14 @@ class _AddedTokens:
             )
         self._keep(token)
 
-    def mark_special(self, text: str, vocab_size: int) -> None:
+    def mark_special(self, text: str) -> None:
         """Makes a token special that has a name. One that no file gives an id gets the next one,
         as in transformers, unless the model has no more: then no answer can have it either."""
         token = self._tokens.get(text)
         number = self._id_of(text)
         if number is None:
             number = max(self._texts, default=-1) + 1
-            if number >= vocab_size or text in IMAGE_TOKENS:
+            if number >= self._vocab_size:
                 return
         if token is None:
             self._keep(_declared(text, number, {"special": True}))
@@ -133,6 +150,9 @@ class _AddedTokens:
 
     def ids(self) -> dict[str, int]:
         return {text: int(token["id"]) for text, token in self._tokens.items()}
+
+    def _is_left_out(self, token: Mapping[str, Any]) -> bool:
+        return token["content"] in IMAGE_TOKENS and int(token["id"]) >= self._vocab_size
 
     def _id_of(self, text: str) -> int | None:
         token = self._tokens.get(text)
@@ -163,6 +183,13 @@ def _read_tokenizer_json(file: Path) -> dict[str, Any]:
         raise unreadable(file, error) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise unreadable(file, ValueError("it has no model"))
+    for token in content.get("added_tokens") or []:
+        if (
+            not isinstance(token, dict)
+            or not isinstance(token.get("id"), int)
+            or not _text_of(token)
+        ):
+            raise unreadable(file, ValueError(f"it has the added token {token!r}"))
     return content
 
 

@@ -74,6 +74,17 @@ def test_tokens_of_added_tokens_json_count_in_older_directories(tmp_path: Path) 
     assert model.tokenizer.decode([NEXT, NEXT + 1]) == "<tool>"
 
 
+def test_tokens_of_both_files_are_merged(tmp_path: Path) -> None:
+    write_tokenizer(
+        tmp_path,
+        tokenizer_config={"added_tokens_decoder": {str(NEXT): added_token("<one>", True)}},
+        added_tokens={"<one>": NEXT, "<two>": NEXT + 1},
+    )
+    model = load_tokenizer(tmp_path)
+    ids = model.tokenizer.encode("<one><two>").ids
+    assert ids == [NEXT, NEXT + 1] and model.tokenizer.decode(ids) == "<two>"
+
+
 def test_the_flags_of_tokenizer_config_go_first(tmp_path: Path) -> None:
     plain = tokenizers.byte_level().token_to_id(tokenizers.PLAIN)
     declared = {str(plain): added_token(tokenizers.PLAIN, True)}
@@ -160,7 +171,9 @@ def test_a_special_token_that_the_model_has_no_row_for_is_left_out(tmp_path: Pat
             {"added_tokens": {"<think>": NEXT}},
             rf"'<think>' two ids: {NEXT - 1} in tokenizer.json and {NEXT}",
         ),
-        ({"tokenizer_config": {"added_tokens_decoder": {"x": "y"}}}, "added_tokens_decoder"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": "y"}}}, "'x': 'y' among its added"),
+        ({"tokenizer_config": {"added_tokens_decoder": [1]}}, r"\[1\] among its added tokens"),
+        ({"added_tokens": {"<tool>": "7"}}, "'<tool>': '7' among its added tokens"),
         ({"config": {"vocab_size": 10**12}}, "vocab_size 1000000000000; .*4194304"),
         ({"config": {"vocab_size": None}}, "no vocab_size"),
         ({"config": {"eos_token_id": VOCAB_SIZE}}, rf"eos_token_id {VOCAB_SIZE}.*{VOCAB_SIZE - 1}"),
@@ -190,7 +203,8 @@ def test_a_node_checks_the_same_without_building_it(tmp_path: Path) -> None:
 
 def test_damaged_files_are_explained(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    for content in ("version https://git-lfs", "[]", "{}", json.dumps({"model": {"type": "BPE"}})):
+    broken = [{}, {"model": {"type": "BPE"}}, {"model": {"vocab": {}}, "added_tokens": [{"id": 1}]}]
+    for content in ("version https://git-lfs", "[]", *map(json.dumps, broken)):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ModelDirectoryError, match=r"cannot be read.*git lfs pull"):
             load_tokenizer(tmp_path)
