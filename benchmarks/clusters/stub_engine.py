@@ -68,7 +68,7 @@ class StubEngine:
     ) -> None:
         """`prefill_s` says how long uncached tokens take, `fetch_s` how long the pages of a number
         of tokens take from another node."""
-        self.cache = PrefixCache(num_pages)
+        self.cache = PrefixCache(num_pages, hasher.page_size)
         self.counts = Counts()
         self._hasher = hasher
         self._prefill_s = prefill_s

@@ -70,6 +70,8 @@ class Sequence:
         self.sampling = sampling
         self.num_computed = num_computed
         self.sequence_id = sequence_id
+        self.has_begun = False
+        """Slices of it were made."""
         self.num_given = len(tokens)
         """The tokens that it began with: a prompt, or an answer that is continued."""
         self._num_under_way = 0
@@ -134,6 +136,7 @@ class Sequence:
         if feeds_state:
             self._num_fed = stop
         self._position = position
+        self.has_begun = True
         self._num_under_way += stop - start
         return Slice(
             token_ids=self.tokens[start:stop] if follows is None else [UNKNOWN],

@@ -45,6 +45,15 @@ class StreamPages:
 
 
 @dataclass(frozen=True)
+class CopyPages:
+    """Copy each of the pages `sources` into the page of `destinations` in the same place, before
+    anything that is started or expected later. No page is both."""
+
+    sources: list[int]
+    destinations: list[int]
+
+
+@dataclass(frozen=True)
 class CancelSends:
     """What was not yet sent of this transfer need not be; each of its `PagesSent` still comes."""
 
@@ -85,6 +94,7 @@ Instruction = (
     SendMessage
     | SendPages
     | StreamPages
+    | CopyPages
     | CancelSends
     | ExpectPages
     | AbortTransfer

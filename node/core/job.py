@@ -93,11 +93,17 @@ class Job(Generic[Purpose]):
     arrival: int = 0
     """Grows from job to job: the higher, the younger."""
     sequence: Sequence | None = None
-    was_admitted: bool = False
-    """It had pages before, and gave way; it is counted already."""
+    gave_way: bool = False
+    """It had pages before; what was cached of it is counted already."""
     cached_tokens: int = 0
     """Leading tokens that nobody computed for this attempt, fetched ones included."""
     fetched_tokens: int = 0
+
+    @property
+    def num_reusable(self) -> int:
+        """The leading tokens whose KV may come from a cache, to the token. The last one must be
+        computed, as its logits choose the next token."""
+        return len(self.tokens) - 1
 
     @property
     def is_filling(self) -> bool:

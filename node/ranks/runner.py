@@ -68,6 +68,11 @@ class ParallelRunner:
         self._history.add(self._number, step)
         return step
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Every rank copies its heads of the pages."""
+        self._workers.tell(commands.CopyCommand(list(sources), list(destinations)))
+        self._own.copy_pages(sources, destinations)
+
     def end_sequence(self, sequence_id: int) -> None:
         """Every rank samples, so every rank has the states of sequences."""
         self._workers.tell(commands.EndSequenceCommand(sequence_id))

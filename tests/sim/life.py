@@ -39,6 +39,7 @@ class Outcome:
     num_answered: int = 0
     num_pages_moved: int = 0
     num_forced_tokens: int = 0
+    num_copied_pages: int = 0
     ends: dict[str, int] = field(default_factory=dict)
 
 
@@ -140,6 +141,7 @@ def _outcome(plan: Plan, cluster: SimCluster, everything: Sequence[Asked]) -> Ou
         num_answered=sum(asked.end in ("stop", "length") for asked in everything),
         num_pages_moved=cluster.plane.num_pages_moved,
         num_forced_tokens=sum(node.device.num_forced for node in cluster.nodes.values()),
+        num_copied_pages=sum(node.device.num_copied_pages for node in cluster.nodes.values()),
     )
     for asked in everything:
         kind = " ".join(asked.end.split(" ")[:2])

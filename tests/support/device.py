@@ -63,6 +63,12 @@ class Device:
     def end_sequence(self, sequence_id: int) -> None:
         self.states.pop(sequence_id, None)
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Behind all that was started."""
+        self.compute_until(self.num_started)
+        for source, destination in zip(sources, destinations, strict=True):
+            self.replace(destination, self.contents(source))
+
     def contents(self, page: int) -> dict[int, int]:
         return {slot: token for (p, slot), token in self.pool.items() if p == page}
 

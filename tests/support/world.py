@@ -75,7 +75,7 @@ def prefill_scheduler(
     address: str = PREFILL,
 ) -> Scheduler:
     limits = SchedulerLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
-    return scheduler_of("prefill", node, address, limits, PrefixCache(num_pages), [Handovers])
+    return scheduler_of("prefill", node, address, limits, PrefixCache(num_pages, PAGE), [Handovers])
 
 
 def decode_scheduler(
@@ -92,7 +92,7 @@ def decode_scheduler(
         max_waiting=waiting,
         receive_timeout_s=receive_timeout_s,
     )
-    return scheduler_of("decode", D0, DECODE, limits, cache or PrefixCache(num_pages), kinds)
+    return scheduler_of("decode", D0, DECODE, limits, cache or PrefixCache(num_pages, PAGE), kinds)
 
 
 def generate(
@@ -253,6 +253,11 @@ class PlayedNode:
             assert under_way.isdisjoint(map(int, written)), "it is being sent"
         self.device.start(slices)
         return DeviceStep(slices, self.device)
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        under_way = self._world.pages_under_way(self.name, self.device.num_started)
+        assert under_way.isdisjoint(destinations), "it is being sent"
+        self.device.copy_pages(sources, destinations)
 
     def end_sequence(self, sequence_id: int) -> None:
         self.ended_sequences.add(sequence_id)

@@ -39,6 +39,7 @@ class FakeRunner:
         self.followed: list[Step | None] = []
         self.steps: list[Step] = []
         self.ended: queue.Queue[int] = queue.Queue()
+        self.copied: queue.Queue[tuple[list[int], list[int]]] = queue.Queue()
         self.started: queue.Queue[None] = queue.Queue()
 
     def start(
@@ -59,6 +60,9 @@ class FakeRunner:
         step = DeviceStep.of(slices, None, CPU)
         self.steps.append(step)
         return step
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self.copied.put((list(sources), list(destinations)))
 
     def end_sequence(self, sequence_id: int) -> None:
         self.ended.put(sequence_id)
