@@ -165,6 +165,14 @@ def test_the_end_of_a_sequence_reaches_every_rank(ranks: Ranks) -> None:
     ranks.close()
 
 
+def test_pages_are_copied_on_every_rank(ranks: Ranks) -> None:
+    ranks.begin()
+    ranks.runner.copy_pages([3, 5], [4, 1])
+    for runner in (ranks.own, ranks.other):
+        assert runner.copied.get(timeout=DEADLINE_S) == ([3, 5], [4, 1])
+    ranks.close()
+
+
 def test_an_error_that_all_ranks_meet_is_the_callers_and_the_node_goes_on(ranks: Ranks) -> None:
     ranks.own.faults = ranks.other.faults = {1: fail}
     ranks.begin()
