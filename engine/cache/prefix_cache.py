@@ -94,6 +94,11 @@ class PrefixCache:
     def num_held_pages(self) -> int:
         return self._num_private_pages + self._tree.num_locked_pages
 
+    @property
+    def num_tail_pages(self) -> int:
+        """Tails among the cached and held pages."""
+        return len(self._tails)
+
     def find(self, hashes: Sequence[PageHash]) -> list[int]:
         """Pages of the longest cached prefix; changes nothing, not even the order of eviction.
 

@@ -58,6 +58,7 @@ class Counters(NodeCounters):
             free_pages=cache.num_free_pages,
             cached_pages=cache.num_cached_pages,
             held_pages=cache.num_held_pages,
+            tail_pages=cache.num_tail_pages,
             links=tuple(
                 LinkLoad(peer, "in", exposed_s_total=seconds)
                 for peer, seconds in self.exposed_s.items()

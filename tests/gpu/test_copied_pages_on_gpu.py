@@ -60,6 +60,8 @@ def test_a_prompt_goes_on_behind_a_copied_beginning(runner: ModelRunner) -> None
 def test_what_arrives_in_a_page_waits_until_the_page_was_copied(runner: ModelRunner) -> None:
     """As `Arrivals` does: a page that is expected is written behind the event of that moment."""
     pool, (source, destination) = runner.kv_cache.pool, (40, 41)
+    runner.copy_pages([source], [destination])  # takes the pinned memory that the next one uses
+    keep_busy()
     pool[:, source] = 1.0
     torch.cuda.synchronize()
     keep_busy()
