@@ -124,7 +124,8 @@ class RadixTree:
         self, node: RadixNode, key: bytes, more_than: int, now: float
     ) -> tuple[int, int] | None:
         """Of the pages that follow `node`, returns the one whose key has the longest common
-        beginning with `key`, and how many tokens that has. Marks that page as used at `now`.
+        beginning with `key`, and how many tokens that has. Marks that page as used at `now`, and no
+        other: splits a node if more pages follow in its run.
 
         None: no page has more than `more_than` tokens in common with it.
         """
@@ -133,6 +134,8 @@ class RadixTree:
             return None
         page_hash, num_tokens = found
         child = node.children[page_hash]
+        if len(child.pages) > 1:
+            child = self._split(child, 1)
         child.last_used = now
         return child.pages[0], num_tokens
 
