@@ -62,8 +62,8 @@ bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS=
 bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
 	$(BIN)/python -m benchmarks.memory $(ARGS)
 
-bench: $(READY) ## index and router, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
-	for bench in index http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
+bench: $(READY) ## index and router, hits to the token, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
+	for bench in index beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny

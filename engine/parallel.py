@@ -92,8 +92,11 @@ def connect(
 
 def _gloo(
     store: PrefixStore, rank: int, size: int, device: torch.device, timeout: timedelta
-) -> ProcessGroupGloo:
-    return ProcessGroupGloo(store, rank, size, timeout)
+) -> Any:
+    group: Any = ProcessGroupGloo(store, rank, size, timeout)
+    # A rank that refuses its model at once, and goes, would else break the meeting of the others.
+    group.allreduce([torch.zeros(1)]).wait()
+    return group
 
 
 def _nccl(

@@ -104,7 +104,7 @@ def _serve(
 
 
 def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFactory]) -> NodeCore:
-    cache = PrefixCache(info.num_pages)
+    cache = PrefixCache(info.num_pages, info.layout.page_size)
     limits = SchedulerLimits(
         chunk_tokens=config.chunk_tokens(info.device),
         max_running=config.max_running_requests,

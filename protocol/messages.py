@@ -246,6 +246,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     free_pages: int = 0
     cached_pages: int = 0
     held_pages: int = 0
+    tail_pages: int = 0
+    """How many of the cached and held pages end prompts or answers and are not full: no other node
+    knows of them, but prompts that begin alike are computed faster here."""
     promised_pages: int = 0
     """How many of the free and cached pages are already spoken for: by answers that will grow, and
     by requests that wait to be admitted."""

@@ -63,6 +63,7 @@ PURE = (
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
     "engine/errors.py",
+    "engine/cache/beginnings.py",
     "engine/cache/page_pool.py",
     "engine/cache/prefix_cache.py",
     "engine/cache/radix.py",

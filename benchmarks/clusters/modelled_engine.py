@@ -76,6 +76,9 @@ class ModelledRunner:
         self._free_at = began + self._pace.seconds(num_tokens, num_ends)
         return ModelledStep(slices, self._free_at, self._wait_until)
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        pass
+
     def end_sequence(self, sequence_id: int) -> None:
         pass
 

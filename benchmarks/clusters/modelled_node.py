@@ -84,7 +84,7 @@ class ModelledNode:
 def core_of(role: Role, info: NodeInfo) -> NodeCore:
     """Returns the core of such a node. A step has one page of one prompt, so prompts end in the
     order in which they began, each when the model says."""
-    cache = PrefixCache(info.num_pages)
+    cache = PrefixCache(info.num_pages, info.layout.page_size)
     limits = SchedulerLimits(
         chunk_tokens=info.layout.page_size,
         max_running=info.max_running_requests,

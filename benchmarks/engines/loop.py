@@ -75,7 +75,7 @@ class _Loop:
         limits = SchedulerLimits(
             chunk_tokens=cell.num_tokens, max_running=cell.batch, max_waiting=cell.batch
         )
-        cache = PrefixCache(runner.kv_cache.num_pages)
+        cache = PrefixCache(runner.kv_cache.num_pages, runner.layout.page_size)
         self._scheduler = Scheduler(
             "decode", Node("d0", 1), Addresses("", ("",)), cache, hasher, limits, [Answers]
         )

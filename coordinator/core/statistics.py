@@ -29,7 +29,7 @@ class Statistics:
         last_page = answer.cached_tokens // model.layout.page_size - 1
         if 0 <= last_page < len(tracked.hashes):
             request = answer.request
-            tokens = request.tokens[: answer.cached_tokens]
+            tokens = request.tokens[: (last_page + 1) * model.layout.page_size]
             is_salted = bool(request.namespace.salt)
             self.hot_prefixes.hit(tracked.hashes[last_page], tokens, is_salted, now)
 

@@ -74,6 +74,8 @@ class Sequence:
         self.sampling = sampling
         self.num_computed = num_computed
         self.sequence_id = sequence_id
+        self.has_begun = False
+        """Slices of it were made."""
         self.num_given = len(tokens)
         """The tokens that it began with: a prompt, or an answer that is continued."""
         self._num_under_way = 0
@@ -143,6 +145,7 @@ class Sequence:
         if feeds_state:
             self._num_fed = stop
         self._position = position
+        self.has_begun = True
         self._num_under_way += stop - start
         return Slice(
             token_ids=self.tokens[start:stop] if follows is None else [UNKNOWN],

@@ -9,6 +9,7 @@ A token's slot is the row of its K; its V lies `page_size` rows further.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from protocol.layout import KVLayout
+
+COPIED_AT_ONCE = 16
+"""Pages; bounds the memory that a copy takes beside the pool."""
 
 Indices = TypeVar("Indices", "np.ndarray", Tensor)
 
@@ -48,6 +52,21 @@ class KVCache:
         rows = self.pool[layer].flatten(0, 2)  # [pages * 2 * page_size, kv_heads, head_dim]
         rows.index_copy_(0, slots, key)
         rows[self.layout.page_size :].index_copy_(0, slots, value)
+
+    def copy(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies each page of `sources` into the page of `destinations` in the same place. No page
+        is both. On CUDA the copies are queued on the current stream."""
+        assert len(sources) == len(destinations) and not set(sources) & set(destinations)
+        for begin in range(0, len(sources), COPIED_AT_ONCE):
+            pages = slice(begin, begin + COPIED_AT_ONCE)
+            taken = self.pool.index_select(1, self._index(sources[pages]))
+            self.pool.index_copy_(1, self._index(destinations[pages]), taken)
+
+    def _index(self, pages: Sequence[int]) -> Tensor:
+        index = torch.tensor(pages, dtype=torch.int64)
+        if self.pool.is_cuda:  # from pinned memory, so that the host does not wait for the device
+            return index.pin_memory().to(self.pool.device, non_blocking=True)
+        return index
 
     def heads(self, layer: int) -> tuple[Tensor, Tensor]:
         """Returns K and V of a layer as views of the pool, both [rows, head_dim]. `head_rows` says

@@ -7,17 +7,27 @@ A page is always in exactly one of three states:
     cached   in the tree and held by nobody: the next request may hit it or evict it
 
     free + held + cached == total
+
+The last page of a request, if it is not full, is cached as well: a *tail*. It has no hash that
+others know and nobody hits it as a page, but its tokens can be copied, as those of any page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
+import msgspec
+
+from engine.cache.beginnings import TOKEN_BYTES, key_of
 from engine.cache.page_pool import PagePool
 from engine.cache.radix import RadixNode, RadixTree
-from protocol.hashing import PageHash
+from protocol.hashing import PAGE_HASH_BYTES, PageHash
 from protocol.namespace import SHARED, Namespace
+
+SCOPE_TOKENS = 4
+"""How many tokens' room the name of a namespace takes before the tokens of a first page."""
 
 
 @dataclass(eq=False)
@@ -33,6 +43,8 @@ class HeldPages:
     """Those of the pages that are not in the tree. They become free when they are released."""
     namespace: Namespace = SHARED
     num_committed_pages: int = 0
+    tokens: Sequence[int] = field(default=(), repr=False)
+    """The request's own tokens, which may grow."""
     released: bool = False
 
 
@@ -45,16 +57,27 @@ class CacheChange:
     stored: list[PageHash]
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """A cached page whose first tokens are those that a request has next."""
+
+    page: int
+    num_tokens: int
+
+
 class PrefixCache:
     """Finds pages by their hashes, gives pages to requests, and evicts."""
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self._page_size = page_size
         self._pool = PagePool(num_pages)
         self._tree = RadixTree()
         self._num_private_pages = 0
         self._changes: list[CacheChange] = []
         self._salts: dict[PageHash, str] = {}
         """The tenant of every chain in the tree, by its first hash."""
+        self._tails: set[PageHash] = set()
+        """What stands for the hash of each tail in the tree."""
         self.num_evicted_pages = 0
 
     @property
@@ -77,6 +100,11 @@ class PrefixCache:
         """The number of pages that at least one request holds."""
         return self._num_private_pages + self._tree.num_locked_pages
 
+    @property
+    def num_tail_pages(self) -> int:
+        """Tails among the cached and held pages."""
+        return len(self._tails)
+
     def find(self, hashes: Sequence[PageHash]) -> list[int]:
         """Returns the pages of the longest cached prefix. Changes nothing, not even the order of
         eviction.
@@ -94,7 +122,7 @@ class PrefixCache:
 
     def hashes(self) -> list[PageHash]:
         """Returns the hashes of all pages that can be found, held or not."""
-        return self._tree.hashes()
+        return [h for h in self._tree.hashes() if h not in self._tails]
 
     def acquire(
         self,
@@ -103,13 +131,15 @@ class PrefixCache:
         now: float,
         namespace: Namespace = SHARED,
         num_spare_pages: int = 0,
+        tokens: Sequence[int] = (),
     ) -> HeldPages | None:
         """Holds `num_pages` pages and returns them. The first of them are the longest cached prefix
         of `hashes`, which must be chained from `namespace`.
 
         Evicts as much as it needs. Returns None, and holds and evicts nothing, if there is no room
         until others release pages, or if fewer than `num_spare_pages` further pages could be given
-        then.
+        then. `tokens` are the request's, and may grow; without them nobody can copy the beginning
+        of a page that it commits.
         """
         assert num_pages >= len(hashes)
         pages, node = self._tree.match(hashes, now)
@@ -118,7 +148,9 @@ class PrefixCache:
         if new_pages is None:
             self._tree.unlock(node)
             return None
-        return HeldPages(pages + new_pages, len(pages), node, set(new_pages), namespace, len(pages))
+        return HeldPages(
+            pages + new_pages, len(pages), node, set(new_pages), namespace, len(pages), tokens
+        )
 
     def extend(self, held: HeldPages, num_pages: int) -> bool:
         """Adds pages until `held` has `num_pages`, evicting as much as that needs. Returns False,
@@ -141,18 +173,51 @@ class PrefixCache:
         assert not held.released and len(hashes) <= len(held.pages)
         if len(hashes) <= held.num_committed_pages:
             return
-        present, node = self._tree.insert(hashes, held.pages[: len(hashes)], now)
-        taken = held.pages[present : len(hashes)]
-        assert held.private.issuperset(taken), "a shared page was committed again"
-        held.private.difference_update(taken)
-        self._num_private_pages -= len(taken)
-        self._tree.lock(node)
-        self._tree.unlock(held.node)
-        held.node = node
-        held.num_committed_pages = len(hashes)
+        present, node = self._tree.match(hashes, now)
+        taken = held.pages[len(present) : len(hashes)]
         if taken:
+            keys = [self._key(held, i) for i in range(len(present), len(hashes))]
+            node = self._tree.append(node, hashes[len(present) :], taken, keys, now)
             self._salts[hashes[0]] = held.namespace.salt
-            self._changes.append(CacheChange([], list(hashes[present:])))
+            self._changes.append(CacheChange([], list(hashes[len(present) :])))
+        self._give_to_tree(held, taken, node)
+        held.num_committed_pages = len(hashes)
+
+    def closest(self, held: HeldPages, num_reusable: int, now: float) -> Beginning | None:
+        """Returns the cached page behind the committed ones of `held` that begins most like the
+        tokens that come next, of which those behind the first `num_reusable` of the request do not
+        count. None: no page begins alike.
+
+        Nobody holds that page: it must be copied before anybody takes pages again.
+        """
+        number = held.num_committed_pages
+        not_counted = 0 if number else SCOPE_TOKENS
+        found = self._tree.closest(
+            held.node, self._key(held, number, num_reusable), not_counted, now
+        )
+        return Beginning(found[0], found[1] - not_counted) if found else None
+
+    def keep_tail(self, held: HeldPages, num_tokens: int, now: float) -> None:
+        """Makes the last page findable for `closest` although it is not full: the pages have the KV
+        of `num_tokens` tokens. Does nothing if there is no such page, or one before it is not
+        committed. What follows must be `release`.
+        """
+        number = held.num_committed_pages
+        if not 0 < num_tokens - number * self._page_size < self._page_size:
+            return
+        key = self._key(held, number, num_tokens)
+        before = held.node.hashes[-1] if number else b""
+        tail = blake2b(before + key, digest_size=PAGE_HASH_BYTES, person=b"tail").digest()
+        node = held.node.children.get(tail)
+        if node is not None:
+            node.last_used = now
+            return
+        page = held.pages[number]
+        self._tails.add(tail)
+        if not number:
+            self._salts[tail] = held.namespace.salt
+        node = self._tree.append(held.node, [tail], [page], [key], now)
+        self._give_to_tree(held, [page], node)
 
     def release(self, held: HeldPages) -> None:
         """Gives the pages back: private ones become free, committed ones stay cached."""
@@ -177,6 +242,23 @@ class PrefixCache:
         changes, self._changes = self._changes, []
         return changes
 
+    def _key(self, held: HeldPages, number: int, num_tokens: int | None = None) -> bytes:
+        """Returns the key of page `number`: its tokens, but for those behind the first `num_tokens`
+        of the request. The first pages of all namespaces follow the root of the tree; what keeps
+        them apart stands before their tokens."""
+        first, end = number * self._page_size, (number + 1) * self._page_size
+        key = key_of(held.tokens[first : end if num_tokens is None else min(end, num_tokens)])
+        return key if number else _scope_of(held.namespace) + key
+
+    def _give_to_tree(self, held: HeldPages, pages: list[int], node: RadixNode) -> None:
+        """These private pages are the tree's now, whose path to `node` is held from now on."""
+        assert held.private.issuperset(pages), "a shared page was committed again"
+        held.private.difference_update(pages)
+        self._num_private_pages -= len(pages)
+        self._tree.lock(node)
+        self._tree.unlock(held.node)
+        held.node = node
+
     def _allocate(self, count: int, num_spare: int = 0) -> list[int] | None:
         missing = count - self._pool.num_free
         if missing + num_spare > self.num_cached_pages:
@@ -193,6 +275,13 @@ class PrefixCache:
         self._pool.free(pages)
         for page_hash in hashes:
             self._salts.pop(page_hash, None)
-        if hashes:
-            self._changes.append(CacheChange(hashes, []))
+        if known := [page_hash for page_hash in hashes if page_hash not in self._tails]:
+            self._changes.append(CacheChange(known, []))
+        self._tails.difference_update(hashes)
         return len(pages)
+
+
+def _scope_of(namespace: Namespace) -> bytes:
+    """Returns as many bytes as `SCOPE_TOKENS` tokens have, others for every namespace."""
+    fields = repr(msgspec.structs.astuple(namespace)).encode()
+    return blake2b(fields, digest_size=SCOPE_TOKENS * TOKEN_BYTES).digest()

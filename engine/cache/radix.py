@@ -9,6 +9,9 @@ tenants, models and adapters are apart by construction (`protocol.hashing.namesp
         [h0 h1 h2]          [k0]            each run holds its pages side by side
          /      \\
      [h3 h4]    [g3]                        only unlocked leaves are evicted, tail first
+
+A node also knows in which order its children's first pages are by their tokens, so that the one is
+found that begins most like the tokens behind a prefix.
 """
 
 from __future__ import annotations
@@ -17,30 +20,46 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
+from engine.cache import beginnings
+from engine.cache.beginnings import Beginnings
 from protocol.hashing import PageHash
 
 
 class RadixNode:
     """A run of pages that follow those of `parent`. `locks` counts the requests whose path goes
-    through it; `is_queued` says that it has its one entry in the tree's queue of eviction."""
+    through it; `is_queued` says that it has its one entry in the tree's queue of eviction. `keys`
+    are those of the pages' tokens, `followers` has the first page of every child."""
 
-    __slots__ = ("children", "hashes", "is_queued", "last_used", "locks", "pages", "parent")
+    __slots__ = (
+        "children",
+        "followers",
+        "hashes",
+        "is_queued",
+        "keys",
+        "last_used",
+        "locks",
+        "pages",
+        "parent",
+    )
 
     def __init__(
         self,
         parent: RadixNode | None,
         hashes: list[PageHash],
         pages: list[int],
+        keys: list[bytes],
         locks: int,
         last_used: float,
     ) -> None:
         self.parent = parent
         self.hashes = hashes
         self.pages = pages
+        self.keys = keys
         self.locks = locks
         self.last_used = last_used
         self.is_queued = False
         self.children: dict[PageHash, RadixNode] = {}
+        self.followers: Beginnings = []
 
     @property
     def is_evictable(self) -> bool:
@@ -59,7 +78,7 @@ class RadixTree:
     """
 
     def __init__(self) -> None:
-        self.root = RadixNode(None, [], [], locks=1, last_used=0.0)
+        self.root = RadixNode(None, [], [], [], locks=1, last_used=0.0)
         self.num_pages = 0
         self.num_locked_pages = 0
         self._queue: list[tuple[float, int, RadixNode]] = []
@@ -104,24 +123,42 @@ class RadixTree:
         """Returns the hashes of all pages, parents before children."""
         return [page_hash for node in _below(self.root) for page_hash in node.hashes]
 
-    def insert(
-        self, hashes: Sequence[PageHash], pages: Sequence[int], now: float
-    ) -> tuple[int, RadixNode]:
-        """Makes `hashes` cached. Returns how many leading ones were cached before, and the node at
-        their end.
+    def closest(
+        self, node: RadixNode, key: bytes, more_than: int, now: float
+    ) -> tuple[int, int] | None:
+        """Of the pages that follow `node`, returns the one whose key has the longest common
+        beginning with `key`, and how many tokens that has. Marks that page as used at `now`, and no
+        other: splits a node if more pages follow in its run.
 
-        The tree takes over those of `pages` (one per hash) that come behind the cached ones.
+        None: no page has more than `more_than` tokens in common with it.
         """
-        assert len(hashes) == len(pages)
-        present, node = self.match(hashes, now)
-        length = len(present)
-        if length < len(hashes):
-            leaf = RadixNode(node, list(hashes[length:]), list(pages[length:]), 0, now)
-            node.children[leaf.hashes[0]] = leaf
-            self.num_pages += len(leaf.pages)
-            self._enqueue(leaf)
-            node = leaf
-        return length, node
+        found = beginnings.closest(node.followers, key)
+        if found is None or found[1] <= more_than:
+            return None
+        page_hash, num_tokens = found
+        child = node.children[page_hash]
+        if len(child.pages) > 1:
+            child = self._split(child, 1)
+        child.last_used = now
+        return child.pages[0], num_tokens
+
+    def append(
+        self,
+        node: RadixNode,
+        hashes: Sequence[PageHash],
+        pages: Sequence[int],
+        keys: Sequence[bytes],
+        now: float,
+    ) -> RadixNode:
+        """Makes pages cached that follow `node`, none of which is cached yet; returns the node at
+        their end. There is one hash, page and key of tokens for each."""
+        assert len(hashes) == len(pages) == len(keys) > 0 and hashes[0] not in node.children
+        leaf = RadixNode(node, list(hashes), list(pages), list(keys), 0, now)
+        node.children[leaf.hashes[0]] = leaf
+        beginnings.add(node.followers, leaf.keys[0], leaf.hashes[0])
+        self.num_pages += len(leaf.pages)
+        self._enqueue(leaf)
+        return leaf
 
     def lock(self, node: RadixNode) -> None:
         """Keeps the path from the root to `node` from eviction, until `unlock` was called as
@@ -156,7 +193,7 @@ class RadixTree:
             hashes += leaf.hashes[: -wanted - 1 : -1]
             pages += leaf.pages[: -wanted - 1 : -1]
             if wanted < len(leaf.pages):
-                del leaf.hashes[-wanted:], leaf.pages[-wanted:]
+                del leaf.hashes[-wanted:], leaf.pages[-wanted:], leaf.keys[-wanted:]
                 self._enqueue(leaf)
                 break
             self._detach(leaf)
@@ -192,6 +229,7 @@ class RadixTree:
         parent = leaf.parent
         assert parent is not None and not leaf.children
         del parent.children[leaf.hashes[0]]
+        beginnings.remove(parent.followers, leaf.keys[0], leaf.hashes[0])
         if parent.is_evictable and not parent.is_queued:
             self._enqueue(parent)
 
@@ -218,12 +256,19 @@ class RadixTree:
         parent = node.parent
         assert parent is not None and 0 < length < len(node.hashes)
         upper = RadixNode(
-            parent, node.hashes[:length], node.pages[:length], node.locks, node.last_used
+            parent,
+            node.hashes[:length],
+            node.pages[:length],
+            node.keys[:length],
+            node.locks,
+            node.last_used,
         )
         parent.children[upper.hashes[0]] = upper
         node.hashes, node.pages = node.hashes[length:], node.pages[length:]
+        node.keys = node.keys[length:]
         node.parent = upper
         upper.children[node.hashes[0]] = node
+        beginnings.add(upper.followers, node.keys[0], node.hashes[0])
         return upper
 
 

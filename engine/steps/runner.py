@@ -123,6 +123,12 @@ class ModelRunner:
         with _device_errors(), torch.inference_mode():
             return self._start(slices, on_layer, after)
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies KV pages, behind the steps that were started and before those that will be. Raises
+        DeviceBroken."""
+        with _device_errors(), torch.inference_mode():
+            self.kv_cache.copy(sources, destinations)
+
     def end_sequence(self, sequence_id: int) -> None:
         """Forgets the state of a sequence, if it has one. There must be no further slice of it."""
         self.states.end(sequence_id)

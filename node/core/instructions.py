@@ -46,6 +46,15 @@ class StreamPages:
 
 
 @dataclass(frozen=True)
+class CopyPages:
+    """Copy each of the pages `sources` into the page of `destinations` in the same place, before
+    anything that is started or expected later. No page is both."""
+
+    sources: list[int]
+    destinations: list[int]
+
+
+@dataclass(frozen=True)
 class CancelSends:
     """Asks to drop what was not yet sent of this transfer. Each of its `PagesSent` still comes."""
 
@@ -86,6 +95,7 @@ Instruction = (
     SendMessage
     | SendPages
     | StreamPages
+    | CopyPages
     | CancelSends
     | ExpectPages
     | AbortTransfer

@@ -96,11 +96,17 @@ class Job(Generic[Purpose]):
     arrival: int = 0
     """The number of the job in the order of arrival; the youngest has the highest."""
     sequence: Sequence | None = None
-    was_admitted: bool = False
-    """True once it was admitted. If it then gives way, its next admission is not counted again."""
+    gave_way: bool = False
+    """True once it had pages and gave way: what was cached of it is counted already."""
     cached_tokens: int = 0
     """How many leading tokens nobody computed for this attempt, fetched ones included."""
     fetched_tokens: int = 0
+
+    @property
+    def num_reusable(self) -> int:
+        """The leading tokens whose KV may come from a cache, to the token. The last one must be
+        computed, as its logits choose the next token."""
+        return len(self.tokens) - 1
 
     @property
     def is_filling(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 from engine.batches.sequence import Sequence
 from engine.cache.prefix_cache import PrefixCache
 from node.core.fetching import Fetching
-from node.core.instructions import EndSequence, Instruction, SendMessage
+from node.core.instructions import CopyPages, EndSequence, Instruction, SendMessage
 from node.core.job import Job, PlannedSlice, Sink
 from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from node.load.counters import Counters
@@ -107,7 +107,7 @@ class Prompts:
         for job in list(islice(self._waiting, MAX_LOOKED_AT)):
             if self._has_no_place(job) or not job.sink.may_begin(job):
                 continue
-            reusable = self._hasher.reusable(job.hashes, len(job.tokens))
+            reusable = job.hashes[: job.num_reusable // self._hasher.page_size]
             if next_page_is_coming(self._cache, reusable, self._chains(job, chains_coming)):
                 continue
             if not self._take_pages(job, reusable, now):
@@ -137,7 +137,9 @@ class Prompts:
         # Room for all who are admitted to grow a little: else the next steps would make the
         # youngest give way, and its work would have been for nothing.
         num_spare_pages = self._headroom() + self._admission_pages(job) - num_pages
-        held = self._cache.acquire(reusable, num_pages, now, job.namespace, num_spare_pages)
+        held = self._cache.acquire(
+            reusable, num_pages, now, job.namespace, num_spare_pages, job.tokens
+        )
         if held is None:
             return False
         num_cached = held.num_cached_pages * self._hasher.page_size
@@ -150,8 +152,7 @@ class Prompts:
 
     def _begin(self, job: Job[Any], reusable: Seq[PageHash], now: float) -> list[Instruction]:
         assert job.sequence is not None
-        if not job.was_admitted:
-            job.was_admitted = True
+        if not job.gave_way:
             job.cached_tokens = job.sequence.num_computed if job.is_computed_here else 0
             self._counters.started(job.cached_tokens)
         instructions = job.sink.admitted(job, now)
@@ -168,8 +169,11 @@ class Prompts:
 
     # Computing
 
-    def add_chunks(self, step: list[PlannedSlice], max_tokens: int) -> list[Instruction]:
+    def add_chunks(
+        self, step: list[PlannedSlice], max_tokens: int, now: float
+    ) -> list[Instruction]:
         """Adds chunks of prompts to a step, the oldest first, up to `max_tokens` tokens in all."""
+        copies = CopyPages([], [])
         instructions: list[Instruction] = []
         for job in self._admitted:
             if max_tokens == 0:
@@ -178,11 +182,32 @@ class Prompts:
             is_due = job.is_computed_here and job.sequence.has_chunk
             if not is_due or job.attempt in self._fetching:
                 continue
+            if not job.sequence.has_begun:
+                self._copy_beginning(job, copies, now)
             planned = PlannedSlice.of(job, max_tokens, position=len(step))
             step.append(planned)
             max_tokens -= len(planned.part.token_ids)
             instructions += job.sink.before_chunk(job, planned.part)
-        return instructions
+        return [copies, *instructions] if copies.sources else instructions
+
+    def _copy_beginning(self, job: Job[Any], copies: CopyPages, now: float) -> None:
+        """The first page that a prompt lacks: if a cached one begins alike, that is copied, and
+        only what follows is computed.
+
+        This waits until the prompt's turn to be computed has come: whatever was fetched of it is
+        here, and nobody takes the page that is copied before the copy is made.
+        """
+        sequence = job.sequence
+        assert sequence is not None
+        beginning = self._cache.closest(sequence.held, job.num_reusable, now)
+        if beginning is None:
+            return
+        copies.sources.append(beginning.page)
+        copies.destinations.append(sequence.held.pages[sequence.held.num_committed_pages])
+        sequence.num_computed += beginning.num_tokens
+        if not job.gave_way:
+            self._counters.copied(beginning.num_tokens, is_first_hit=job.cached_tokens == 0)
+            job.cached_tokens += beginning.num_tokens
 
     def computed(self, planned: PlannedSlice, now: float) -> None:
         """Notes that the step of this slice, the oldest one under way, is over."""
@@ -220,6 +245,7 @@ class Prompts:
         assert sequence is not None
         # Abort first: the pages may be reused as soon as the sink has released them.
         instructions = self._fetching.give_up(job.attempt, now)
+        self._cache.keep_tail(sequence.held, sequence.num_computed, now)
         self._admitted.remove(job)
         self._num_admitted[job.sink] -= 1
         job.sequence = None
@@ -234,7 +260,7 @@ class Prompts:
         self._counters.preemptions += 1
         self.commit(job, now)
         instructions = self.leave(job, now)
-        job.is_computed_here = True
+        job.is_computed_here = job.gave_way = True
         job.fetch = None
         insort(self._waiting, job, key=lambda j: j.arrival)
         return instructions

@@ -140,7 +140,7 @@ class Scheduler:
         step: list[PlannedSlice] = []
         for work in self._works:
             work.add_tokens(step)
-        instructions += self._prompts.add_chunks(step, self._limits.chunk_tokens)
+        instructions += self._prompts.add_chunks(step, self._limits.chunk_tokens, now)
         if step:
             self._steps.append(step)
         return [planned.part for planned in step], instructions

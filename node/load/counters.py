@@ -28,6 +28,12 @@ class Counters(NodeCounters):
         self.requests_hit += num_cached_tokens > 0
         self.reused_tokens += num_cached_tokens
 
+    def copied(self, num_tokens: int, is_first_hit: bool) -> None:
+        """Counts tokens of an admitted prompt whose KV was copied from a page that begins alike.
+        `is_first_hit`: nothing else of the prompt was cached anywhere."""
+        self.requests_hit += is_first_hit
+        self.reused_tokens += num_tokens
+
     def fetched(self, num_pages: int, num_tokens: int) -> None:
         """Counts pages of a prompt that were fetched from another node."""
         self.pages_received += num_pages
@@ -53,6 +59,7 @@ class Counters(NodeCounters):
             free_pages=cache.num_free_pages,
             cached_pages=cache.num_cached_pages,
             held_pages=cache.num_held_pages,
+            tail_pages=cache.num_tail_pages,
             links=tuple(
                 LinkLoad(peer, "in", exposed_s_total=seconds)
                 for peer, seconds in self.exposed_s.items()

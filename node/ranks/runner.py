@@ -68,6 +68,11 @@ class ParallelRunner:
         self._history.add(self._number, step)
         return step
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Every rank copies its heads of the pages."""
+        self._workers.tell(commands.CopyCommand(list(sources), list(destinations)))
+        self._own.copy_pages(sources, destinations)
+
     def end_sequence(self, sequence_id: int) -> None:
         """Forgets the state of a sequence on every rank: every rank samples, so each has the
         state."""

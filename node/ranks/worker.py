@@ -112,6 +112,8 @@ class Worker:
                 self._step(command)
             elif isinstance(command, commands.EndSequenceCommand):
                 self._runner.end_sequence(command.sequence_id)
+            elif isinstance(command, commands.CopyCommand):
+                self._runner.copy_pages(command.sources, command.destinations)
             else:
                 assert not isinstance(command, commands.PoolPages), "the pool is there"
                 self._transport.do(command)

@@ -28,5 +28,9 @@ class Runner(Protocol):
         cannot.
         """
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies KV pages, ahead of whatever is started later; no page is both. Raises
+        DeviceBroken."""
+
     def end_sequence(self, sequence_id: int) -> None:
         """Forgets the state of a sequence; does nothing if it has none."""

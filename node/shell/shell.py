@@ -24,6 +24,7 @@ from node.core.expected_transfers import without_outdated
 from node.core.instructions import (
     AbortTransfer,
     CancelSends,
+    CopyPages,
     EndSequence,
     Event,
     ExpectPages,
@@ -169,6 +170,8 @@ class NodeShell:
                 self._send_pages(instruction)
             elif isinstance(instruction, StreamPages):
                 self._stream_pages(instruction)
+            elif isinstance(instruction, CopyPages):
+                self._steps.copy_pages(instruction.sources, instruction.destinations)
             elif isinstance(instruction, CancelSends):
                 # A stream that is cancelled needs no `finish`.
                 self._streams.pop(instruction.transfer, None)

@@ -95,6 +95,11 @@ class Steps:
         self._started.append(StartedStep(slices, began, step))
         return step is not None
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies pages behind the started steps, and before those that are not started yet. A step
+        that is computed once more finds the copies: nothing but that step writes into them."""
+        self._runner.copy_pages(sources, destinations)
+
     def settle(self) -> StepOutcome:
         """Waits until the oldest step is over, and returns what became of it."""
         oldest = self._started[0]

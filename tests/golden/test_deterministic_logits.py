@@ -77,6 +77,25 @@ def test_a_prefix_that_another_request_left(make_runner: MakeRunner) -> None:
     assert torch.equal(second.logits(128, LENGTH), Steps(runner, tokens).after([0]))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_common", [1, 10, PAGE_SIZE - 1])
+def test_a_page_that_was_copied_and_only_begins_alike(
+    make_runner: MakeRunner, family: str, num_common: int
+) -> None:
+    """Behind 64 tokens of another request's pages, the first ones of its next page."""
+    runner = make_runner(family, True)
+    tokens, num_shared = prompt_of(LENGTH, 199), 64
+    first = Steps(runner, tokens[: num_shared + num_common] + prompt_of(20, 199, seed=3))
+    first.after([0])
+    second = Steps(runner, tokens)
+    page = num_shared // PAGE_SIZE
+    (copy, *_) = set(range(runner.kv_cache.num_pages)) - {*first.pages, *second.pages}
+    runner.copy_pages([first.pages[page]], [copy])
+    second.pages = [*first.pages[:page], copy, *second.pages[page + 1 :]]
+    rest = second.logits(num_shared + num_common, LENGTH)
+    assert torch.equal(rest, Steps(runner, tokens).after([0]))
+
+
 def test_without_it_bits_differ(make_runner: MakeRunner) -> None:
     """Without the flag the tests above would fail, so they do prove something."""
     runner = make_runner("llama3", False)

@@ -45,7 +45,7 @@ def _many(seeds: range) -> int:
             continue
         totals.update(requests=outcome.num_requests, faults=outcome.num_faults)
         totals.update(answered=outcome.num_answered, pages=outcome.num_pages_moved)
-        totals.update(forced=outcome.num_forced_tokens)
+        totals.update(forced=outcome.num_forced_tokens, copied=outcome.num_copied_pages)
         ends.update(outcome.ends)
     seconds = time.process_time() - began
     for seed, failure in list(failures.items())[:10]:

@@ -40,6 +40,7 @@ class Outcome:
     num_pages_moved: int = 0
     num_forced_tokens: int = 0
     num_preemptions: int = 0
+    num_copied_pages: int = 0
     ends: dict[str, int] = field(default_factory=dict)
 
 
@@ -144,6 +145,7 @@ def _outcome(plan: LifePlan, cluster: SimCluster, everything: Sequence[Asked]) -
         num_preemptions=sum(
             node.core.load().counters.preemptions for node in cluster.nodes.values()
         ),
+        num_copied_pages=sum(node.device.num_copied_pages for node in cluster.nodes.values()),
     )
     for asked in everything:
         kind = " ".join(asked.end.split(" ")[:2])

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator.core.tracked_request import TrackedRequest
@@ -23,7 +23,7 @@ from decode.answers import Answers
 from decode.receiving import Receiving
 from engine.batches.sequence import Sequence
 from engine.cache.page_pool import PagePool
-from engine.cache.prefix_cache import PrefixCache
+from engine.cache.prefix_cache import HeldPages, PrefixCache
 from engine.cache.radix import RadixTree
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.fetching import Fetching
@@ -260,6 +260,42 @@ def _hashes_too_far(right: Any) -> Any:
     return commit
 
 
+def _copies_too_much(right: Any) -> Any:
+    def closest(self: PrefixCache, *arguments: Any) -> Any:
+        """One token more is taken over than begins alike."""
+        beginning = right(self, *arguments)
+        return beginning and replace(beginning, num_tokens=beginning.num_tokens + 1)
+
+    return closest
+
+
+def _tail_not_computed(right: Any) -> Any:
+    def keep_tail(self: PrefixCache, held: Any, num_tokens: int, now: float) -> None:
+        """A tail is said to hold the next token, which no step has computed."""
+        right(self, held, min(num_tokens + 1, len(held.tokens)), now)
+
+    return keep_tail
+
+
+def _mixes_tenants(right: Any) -> Any:
+    def key(self: PrefixCache, held: Any, number: int, *rest: Any) -> bytes:
+        """First pages are copied from whatever namespace has them."""
+        of_all = HeldPages([], 0, held.node, set(), tokens=held.tokens)
+        return bytes(right(self, of_all, number, *rest))
+
+    return key
+
+
+def _late_copy(right: Any) -> Any:
+    def copy_pages(self: Steps, *pages: Any) -> None:
+        """Pages are copied when the next ones are to be, so behind the step that needs them."""
+        late, self._late_copy = getattr(self, "_late_copy", None), pages  # type: ignore[attr-defined]
+        if late is not None:
+            right(self, *late)
+
+    return copy_pages
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -281,6 +317,10 @@ MUTANTS = (
     Mutant("state of ended sequences kept", Steps, "end_sequence", _state_remembered),
     Mutant("sample of a premature step taken", Sequence, "samples_next", _ahead_sample),
     Mutant("page findable before it is computed", Prompts, "commit", _hashes_too_far),
+    Mutant("copy takes one token too many", PrefixCache, "closest", _copies_too_much),
+    Mutant("tail ends behind what is computed", PrefixCache, "keep_tail", _tail_not_computed),
+    Mutant("copy from another tenant", PrefixCache, "_key", _mixes_tenants),
+    Mutant("copy made too late", Steps, "copy_pages", _late_copy),
 )
 
 

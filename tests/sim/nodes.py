@@ -47,7 +47,9 @@ class SimNode(Process):
         settings = cluster.settings
         runs_ahead = cluster.chance.random() < 0.5
         self.device = SimDevice(settings.page_size, settings.num_pages, runs_ahead)
-        self.cache = CheckedCache(settings.num_pages, self.device, cluster.shadow)
+        self.cache = CheckedCache(
+            settings.num_pages, settings.page_size, self.device, cluster.shadow
+        )
         self.info = self._info()
         self.channel = SimChannel(self)
         self.transport = SimTransport(cluster.plane, name, self.info.data_addresses[0], self.device)

@@ -70,6 +70,7 @@ def test_lives_are_full_of_work_and_faults() -> None:
     assert sum(outcome.num_faults for outcome in outcomes) >= 3 * len(outcomes)
     assert sum(outcome.num_pages_moved for outcome in outcomes) > 0
     assert sum(outcome.num_forced_tokens for outcome in outcomes) > 0
+    assert sum(outcome.num_copied_pages for outcome in outcomes) >= len(outcomes)
 
 
 def test_in_some_lives_answers_give_way() -> None:

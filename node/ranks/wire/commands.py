@@ -56,6 +56,13 @@ class EndSequenceCommand(RankCommand, frozen=True):
     sequence_id: int
 
 
+class CopyCommand(RankCommand, frozen=True):
+    """Copy KV pages."""
+
+    sources: list[int]
+    destinations: list[int]
+
+
 class ExpectCommand(RankCommand, frozen=True):
     """Tells the rank to expect a transfer into these pages, in this order; it reports
     `Expecting`."""
@@ -174,5 +181,5 @@ class Links(RankReport, frozen=True):
 
 TransportCommand = ExpectCommand | AbortCommand | SendCommand | FinishStreamCommand | CancelCommand
 TransportReport = Expecting | Arrived | Received | Aborted | Sent | Links
-AnyCommand = StepCommand | EndSequenceCommand | TransportCommand | PoolPages
+AnyCommand = StepCommand | EndSequenceCommand | CopyCommand | TransportCommand | PoolPages
 AnyReport = PagesFit | Ready | StartFailed | ShareFailed | TransportReport

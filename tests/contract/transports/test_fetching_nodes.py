@@ -83,6 +83,9 @@ class PlayedModel:
             ]
         )
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self._pool[:, destinations] = self._pool[:, sources]
+
     def _states(self, part: Slice) -> list[int]:
         self.num_computed += len(part.token_ids)
         state, states = 0, list[int]()
@@ -129,7 +132,7 @@ class LiveNode:
         self.pool = torch.zeros(
             LAYOUT.num_layers, NUM_PAGES, 2, PAGE, LAYOUT.num_kv_heads, LAYOUT.head_dim
         )
-        self.cache = PrefixCache(NUM_PAGES)
+        self.cache = PrefixCache(NUM_PAGES, PAGE)
         self.model = PlayedModel(self.pool)
         self._channel = Channel("127.0.0.1")
         self._transport = PairTransport(

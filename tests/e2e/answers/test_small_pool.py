@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, takewhile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ def small_cluster(
     cluster.local.stop()
 
 
+def num_common(one: list[int], other: list[int]) -> int:
+    """Returns with how many equal tokens two prompts begin."""
+    pairs = zip(one, other, strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
 def test_tokens_are_those_of_a_large_pool(pair_cluster: Cluster, small_cluster: Cluster) -> None:
     """Greedy and sampled answers run together; twelve of them want four times the pages that there
     are."""
@@ -41,7 +48,9 @@ def test_tokens_are_those_of_a_large_pool(pair_cluster: Cluster, small_cluster: 
 
     small, large = answers(small_cluster), answers(pair_cluster)
     assert [a["output_ids"] for a in small] == [a["output_ids"] for a in large]
-    assert all(a["meta_info"]["cached_tokens"] == 0 for a in small)  # type: ignore[index]
+    in_common = max(num_common(*pair) for pair in combinations(prompts, 2))
+    cached = [a["meta_info"]["cached_tokens"] for a in small]  # type: ignore[index]
+    assert max(cached) <= in_common, "what an answer had before it gave way counts as no hit"
     small_cluster.settle()
     assert small_cluster.counted("preemptions") > 0
     assert small_cluster.counted("generated_tokens") >= len(prompts) * NUM_NEW

@@ -101,7 +101,7 @@ def test_tokens_do_not_depend_on_the_sizes(
     assert drawn["output_ids"] == drawn_by_one["output_ids"]
     streamed = stream(cluster, body_of(prompts[2]))
     assert streamed["output_ids"] == answers[2]["output_ids"]
-    assert streamed["meta_info"]["cached_tokens"] == 332 // 16 * 16
+    assert streamed["meta_info"]["cached_tokens"] == 332
     cluster.wait_until_idle()
 
 

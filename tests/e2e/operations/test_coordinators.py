@@ -106,7 +106,7 @@ def test_each_serves_and_learns_what_the_other_had_computed(pair: Pair) -> None:
     for who in (0, 1):
         explained = pair.admins[who].explain(prompts[1 - who])
         assert {c["owned_pages"] for c in explained["candidates"]["prefill"]} == {6}
-        assert pair.generate(who, prompts[1 - who])["meta_info"]["cached_tokens"] == 96
+        assert pair.generate(who, prompts[1 - who])["meta_info"]["cached_tokens"] == 99
 
 
 def test_a_node_is_drained_for_both(pair: Pair) -> None:
@@ -128,7 +128,7 @@ def test_one_is_killed_and_a_new_one_comes_up_warm(pair: Pair) -> None:
     pair.generate(0, prompt)
     pair.cluster.settle()
     pair.second.kill()
-    assert pair.generate(0, prompt)["meta_info"]["cached_tokens"] == 112
+    assert pair.generate(0, prompt)["meta_info"]["cached_tokens"] == 119
     pair.cluster.settle()
     audit = pair.cluster.admin.audit(repair=False)
     assert audit["clean"]
@@ -137,7 +137,7 @@ def test_one_is_killed_and_a_new_one_comes_up_warm(pair: Pair) -> None:
     pair.second = Coordinator(pair.cluster, pair.model_path, "coordinator-2")
     pair.wait_until_both_own(owned)
     assert pair.second.admin.cache_stats()["cluster"]["requests"] == 0, "warm without a request"
-    assert pair.generate(1, prompt)["meta_info"]["cached_tokens"] == 112
+    assert pair.generate(1, prompt)["meta_info"]["cached_tokens"] == 119
 
 
 def test_a_redis_that_hangs_holds_nobody_up(pair: Pair) -> None:
@@ -152,7 +152,7 @@ def test_a_redis_that_hangs_holds_nobody_up(pair: Pair) -> None:
                 assert answer["error"] is None and answer["meta_info"]["attempts"] == 1
         pair.wait_until_connected(False)
         for who in (0, 1):
-            assert pair.generate(who, prompt)["meta_info"]["cached_tokens"] == 96
+            assert pair.generate(who, prompt)["meta_info"]["cached_tokens"] == 99
         assert pair.owned(pair.cluster.admin) == before, "nobody could tell"
     finally:
         redis.send_signal(signal.SIGCONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,11 +19,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engine.cache.beginnings import key_of
 from engine.cache.page_pool import PagePool
-from engine.cache.prefix_cache import HeldPages, PrefixCache
+from engine.cache.prefix_cache import Beginning, HeldPages, PrefixCache
 from engine.cache.radix import RadixTree
 from protocol.hashing import PageHash
-from protocol.namespace import Namespace
+from protocol.namespace import SHARED, Namespace
 
 NUM_PAGES = 12
 HOLDS = settings(stateful_step_count=40, report_multiple_bugs=False)
@@ -43,6 +45,20 @@ def hashes_of(path: str, salt: str = "") -> list[PageHash]:
         (path[: i + 1].upper() if salt else path[: i + 1]).encode().rjust(16)
         for i in range(len(path))
     ]
+
+
+PAGE_SIZE = 8
+
+
+def tokens_of(path: str) -> list[int]:
+    """The tokens of the last page of a path; those of its two children differ behind the third."""
+    return [7, 7, 300 + len(path), *[ord(path[-1])] * (PAGE_SIZE - 3)]
+
+
+def num_common(one: list[int], other: list[int]) -> int:
+    return sum(
+        1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(one, other, strict=False))
+    )
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -118,10 +134,32 @@ class TreeMachine(RuleBasedStateMachine):
         hashes = hashes_of(path)
         pages = [next(self.pages) for _ in hashes]
         self._use(hashes)
-        present, _ = self.tree.insert(hashes, pages, self.now)
+        found, node = self.tree.match(hashes, self.now)
+        present = len(found)
         assert present == len([h for h in hashes if h in self.shadow])
+        if present < len(hashes):
+            keys = [key_of(tokens_of(path[: i + 1])) for i in range(present, len(path))]
+            self.tree.append(node, hashes[present:], pages[present:], keys, self.now)
         self.shadow.update(zip(hashes[present:], pages[present:], strict=True))
         self.used.update(dict.fromkeys(hashes[present:], self.now))
+
+    @rule(path=paths, letter=st.sampled_from("ab"), length=st.integers(0, 8))
+    def closest(self, path: str, letter: str, length: int) -> None:
+        """Counts as a use of the page that is found, and of no other."""
+        self._use(hashes_of(path))
+        pages, node = self.tree.match(hashes_of(path), self.now)
+        path = path[: len(pages)]
+        wanted = tokens_of(path + letter)[:length]
+        followers = [path + other for other in "ab" if hashes_of(path + other)[-1] in self.shadow]
+        common = {other: num_common(tokens_of(other), wanted) for other in followers}
+        found = self.tree.closest(node, key_of(wanted), 0, self.now)
+        if not max(common.values(), default=0):
+            assert found is None
+            return
+        assert found is not None and found[1] == max(common.values())
+        (page_hash,) = [h for h, page in self.shadow.items() if page == found[0]]
+        assert page_hash in [hashes_of(f)[-1] for f in followers if common[f] == found[1]]
+        self.used[page_hash] = self.now
 
     @rule(target=locked, path=paths)
     def lock(self, path: str) -> object:
@@ -186,7 +224,8 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Drives a cache beside its shadow: what each page holds, as requests have written it."""
+    """Drives a cache beside its shadow: what each page holds, as requests have written it: a hash,
+    or the first tokens of what that hash stands for."""
 
     cache_type = PrefixCache
     pool_type = PagePool
@@ -195,10 +234,13 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = self.cache_type(NUM_PAGES)
+        self.cache = self.cache_type(NUM_PAGES, PAGE_SIZE)
         self.cache._pool = self.pool_type(NUM_PAGES)
         self.cache._tree = self.tree_type()
         self.content: dict[int, bytes] = {}
+        self.tokens: dict[int, list[int]] = {}
+        """Those of which a page has the KV."""
+        self.tenant: dict[int, str] = {}
         self.open: dict[HeldPages, list[bytes]] = {}
         """With the hashes of what each computes."""
         self.owned: set[bytes] = set()
@@ -215,8 +257,14 @@ class CacheMachine(RuleBasedStateMachine):
         hashes = hashes_of(path, salt)
         known = len(self.cache.find(hashes))
         room = self.cache.num_free_pages + self.cache.num_cached_pages
+        tokens = [token for i in range(len(path)) for token in tokens_of(path[: i + 1])]
         held = self.cache.acquire(
-            hashes, len(hashes) + extra, next(self.clock), Namespace(salt), spare
+            hashes,
+            len(hashes) + extra,
+            next(self.clock),
+            Namespace(salt),
+            spare,
+            tokens + [7] * PAGE_SIZE * extra,
         )
         if held is None:
             assert len(hashes) + extra + spare > room, "refused although there was room"
@@ -229,6 +277,9 @@ class CacheMachine(RuleBasedStateMachine):
             assert not set(held.pages[known:]) & set(other.pages), "a held page was given out"
         for page, page_hash in zip(held.pages[known:], hashes[known:], strict=False):
             self.content[page] = page_hash  # compute it
+        for i, page in list(enumerate(held.pages))[known:]:
+            self.tokens[page] = list(held.tokens[i * PAGE_SIZE : (i + 1) * PAGE_SIZE])
+            self.tenant[page] = salt
         self.open[held] = hashes
         return held
 
@@ -262,9 +313,26 @@ class CacheMachine(RuleBasedStateMachine):
             length = max(length, held.num_cached_pages)
             self.cache.commit(held, self.open[held][:length], next(self.clock))
 
-    @rule(held=consumes(all_held))
-    def release(self, held: HeldPages) -> None:
+    @rule(held=all_held, num_tokens=st.integers(0, 7 * PAGE_SIZE))
+    def closest(self, held: HeldPages, num_tokens: int) -> None:
+        if held.released or not held.tokens:
+            return
+        first = held.num_committed_pages * PAGE_SIZE
+        num_tokens = min(max(first, num_tokens), len(held.tokens))
+        wanted = list(held.tokens[first:num_tokens][:PAGE_SIZE])
+        found = self.cache.closest(held, num_tokens, next(self.clock))
+        if found is None:
+            return
+        assert 0 < found.num_tokens <= len(wanted)
+        assert self.tokens[found.page][: found.num_tokens] == wanted[: found.num_tokens]
+        assert self.tenant[found.page] == held.namespace.salt
+
+    @rule(held=consumes(all_held), num_tail_tokens=st.integers(0, PAGE_SIZE + 1))
+    def release(self, held: HeldPages, num_tail_tokens: int) -> None:
         if not held.released:
+            num_tokens = held.num_committed_pages * PAGE_SIZE + num_tail_tokens
+            if num_tokens <= len(held.tokens):
+                self.cache.keep_tail(held, num_tokens, next(self.clock))
             self.cache.release(held)
             del self.open[held]
 
@@ -303,7 +371,8 @@ class CacheMachine(RuleBasedStateMachine):
                 parent = page_hash.strip()[:-1]
                 assert not parent or parent.rjust(16) in self.owned
         assert self.owned == set(self.cache.hashes())
-        assert len(self.owned) == NUM_PAGES - self.cache.num_free_pages - self._private()
+        num_in_tree = NUM_PAGES - self.cache.num_free_pages - self._private()
+        assert len(self.owned) + len(self.cache._tails) == num_in_tree
 
     def _private(self) -> int:
         return sum(len(held.private) for held in self.open)
@@ -386,6 +455,39 @@ class MatchesTooMuch(RadixTree):
         return pages, node
 
 
+class TakesOneTokenMore(PrefixCache):
+    """Planted bug: says of a page that it begins alike for longer than it does."""
+
+    def closest(self, *request):  # type: ignore[no-untyped-def]
+        found = super().closest(*request)
+        return found and Beginning(found.page, found.num_tokens + 1)
+
+
+class CopiesFromTenants(PrefixCache):
+    """Planted bug: first pages of all tenants look alike."""
+
+    def _key(self, held, number, num_tokens=None):  # type: ignore[no-untyped-def]
+        return super()._key(replace(held, namespace=SHARED), number, num_tokens)
+
+
+class ForgetsTails(PrefixCache):
+    """Planted bug: tells the world of pages that are not full."""
+
+    def keep_tail(self, *request):  # type: ignore[no-untyped-def]
+        super().keep_tail(*request)
+        self._tails.clear()
+
+
+class RemembersTheFirst(RadixTree):
+    """Planted bug: finds any page that follows, not the one that begins most alike."""
+
+    def closest(self, node, key, more_than, now):  # type: ignore[no-untyped-def]
+        node.followers[1:], rest = [], node.followers[1:]
+        found = super().closest(node, key, more_than, now)
+        node.followers[1:] = rest
+        return found
+
+
 class RefusesEverything(PrefixCache):
     """Planted bug: says that there is no room."""
 
@@ -424,10 +526,14 @@ rarely_seen = partial(pytest.param, marks=pytest.mark.verify)
         rarely_seen(TreeMachine, "tree_type", BelievesTheQueue),
         rarely_seen(TreeMachine, "tree_type", CountsLookingAsUse),
         rarely_seen(TreeMachine, "tree_type", CountsHoldingAsUse),
+        (TreeMachine, "tree_type", RemembersTheFirst),
         (CacheMachine, "pool_type", ForgetsToFree),
         (CacheMachine, "tree_type", EvictsHeldPages),
         (CacheMachine, "tree_type", MatchesTooMuch),
         (CacheMachine, "cache_type", RefusesEverything),
+        (CacheMachine, "cache_type", TakesOneTokenMore),
+        (CacheMachine, "cache_type", CopiesFromTenants),
+        (CacheMachine, "cache_type", ForgetsTails),
         (CacheMachine, "cache_type", LosesWhatItAdds),
         (CacheMachine, "cache_type", FreesWhatOthersHit),
         rarely_seen(CacheMachine, "cache_type", HoldsNothing),

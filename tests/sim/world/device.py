@@ -39,6 +39,14 @@ class _State:
     seen: int = 0
 
 
+@dataclass(frozen=True)
+class SimCopy:
+    """Copies that the device was given, behind steps and before others."""
+
+    sources: Sequence[int]
+    destinations: Sequence[int]
+
+
 class SimDevice:
     """Computes steps in the order in which they were started. It is the `Runner` of a shell."""
 
@@ -46,9 +54,10 @@ class SimDevice:
         self.runs_ahead = runs_ahead
         self._page_size = page_size
         self._pool: list[list[KV]] = [[EMPTY] * page_size for _ in range(num_pages)]
-        self._queue: deque[SimStep] = deque()
+        self._queue: deque[SimStep | SimCopy] = deque()
         self._states: dict[int, _State] = {}
         self.num_forced = 0
+        self.num_copied_pages = 0
 
     @property
     def num_states(self) -> int:
@@ -68,6 +77,12 @@ class SimDevice:
             on_layer(1)
         return step
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self._queue.append(SimCopy(list(sources), list(destinations)))
+        self.num_copied_pages += len(sources)
+        if not self.runs_ahead:
+            self.compute_through(None)
+
     def end_sequence(self, sequence_id: int) -> None:
         self._states.pop(sequence_id, None)
 
@@ -75,6 +90,9 @@ class SimDevice:
         """Computes what was started up to `step`; None: everything."""
         while self._queue and (step is None or step.results is None):
             oldest = self._queue.popleft()
+            if isinstance(oldest, SimCopy):
+                self._copy(oldest)
+                continue
             oldest.results = [self._compute(part, oldest) for part in oldest.slices]
             oldest.after = None
 
@@ -87,6 +105,10 @@ class SimDevice:
         """Replaces a page, as a transfer does; behind all that was started before."""
         self.compute_through(None)
         self._pool[page][:] = content
+
+    def _copy(self, copy: SimCopy) -> None:
+        for source, destination in zip(copy.sources, copy.destinations, strict=True):
+            self._pool[destination][:] = self._pool[source]
 
     def _compute(self, part: Slice, step: SimStep) -> Sampled | None:
         tokens = list(part.token_ids)

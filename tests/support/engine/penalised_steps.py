@@ -104,6 +104,9 @@ class FaultyRunner:
             raise ValueError(fault)
         return LateStep(step) if fault == "late" else step
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self._inner.copy_pages(sources, destinations)
+
     def end_sequence(self, sequence_id: int) -> None:
         self._inner.end_sequence(sequence_id)
 
@@ -113,7 +116,7 @@ class Node:
 
     def __init__(self, runner: FaultyRunner, chunk: int, runs_ahead: bool) -> None:
         self._steps = Steps(runner, itertools.count().__next__)
-        self._cache = PrefixCache(NUM_PAGES)
+        self._cache = PrefixCache(NUM_PAGES, PAGE_SIZE)
         self._chunk, self._runs_ahead = chunk, runs_ahead
         self._ids = itertools.count()
         self._planned: list[list[tuple[int, TokenSequence, Slice]]] = []

@@ -66,5 +66,8 @@ class Runner:
                 assert after is not None and after.slices[part.follows].sampling is not None
         return Step(self._num_started, slices, self.told, self._error if fails else None)
 
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self.told.append(f"copy {list(sources)} to {list(destinations)}")
+
     def end_sequence(self, sequence_id: int) -> None:
         self.told.append(f"end {sequence_id}")

@@ -46,7 +46,7 @@ def prefill_scheduler(
     address: str = PREFILL,
 ) -> Scheduler:
     limits = SchedulerLimits(chunk_tokens=chunk, max_running=4, max_waiting=waiting)
-    return scheduler_of("prefill", node, address, limits, PrefixCache(num_pages), [Handovers])
+    return scheduler_of("prefill", node, address, limits, PrefixCache(num_pages, PAGE), [Handovers])
 
 
 def decode_scheduler(
@@ -58,7 +58,8 @@ def decode_scheduler(
     limits = SchedulerLimits(
         chunk_tokens=32, max_running=running, max_waiting=waiting, receive_timeout_s=10.0
     )
-    return scheduler_of("decode", D0, DECODE, limits, cache or PrefixCache(num_pages), [Answers])
+    cache = cache or PrefixCache(num_pages, PAGE)
+    return scheduler_of("decode", D0, DECODE, limits, cache, [Answers])
 
 
 def generate(

@@ -63,10 +63,10 @@ def test_prompts_take_the_time_of_what_is_not_cached_one_after_another() -> None
     shell = run(peers, clock, num_turns=7)
     ends = [4 * PAGE + 0.5, 6 * PAGE + 1.0]
     assert peers.done == [(ends[0], "a", 0), (ends[1], "b", 0)]
-    peers.inbox.append(asked_prefill("a", 4 * PAGE, number=2))
+    peers.inbox.append(asked_prefill("a", 5 * PAGE, number=2))
     for _ in range(2):
         turn(shell)
-    assert peers.done[2] == (ends[1] + PAGE + 0.5, "a", 3 * PAGE), "all but the last page is cached"
+    assert peers.done[2] == (ends[1] + PAGE + 0.5, "a", 4 * PAGE), "all but the last page is cached"
     assert peers.loads[-1].held_pages == 0
 
 

@@ -13,7 +13,7 @@ PENALISED = Sampling(frequency_penalty=0.5)
 
 
 def sequence_of(tokens: Seq[int], sampling: Sampling = GREEDY, num_computed: int = 0) -> Sequence:
-    lease = PrefixCache(8).acquire([], 8, 0.0)
+    lease = PrefixCache(8, 16).acquire([], 8, 0.0)
     assert lease is not None
     return Sequence(list(tokens), lease, sampling, num_computed, 7)
 

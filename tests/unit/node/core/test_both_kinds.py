@@ -22,7 +22,7 @@ from tests.support.node.schedulers import GREEDY, PAGE, generate, scheduler_of
 
 def node_of(name: str, num_pages: int = 64, running: int = 4, waiting: int = 8) -> Scheduler:
     limits = SchedulerLimits(chunk_tokens=32, max_running=running, max_waiting=waiting)
-    cache = PrefixCache(num_pages)
+    cache = PrefixCache(num_pages, PAGE)
     return scheduler_of("decode", Node(name, 1), name, limits, cache, [Answers, Handovers])
 
 

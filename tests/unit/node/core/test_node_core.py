@@ -43,7 +43,7 @@ A, B = Attempt("a", 1), Attempt("b", 1)
 
 
 def core_of(cache: PrefixCache | None = None) -> NodeCore:
-    cache = cache or PrefixCache(64)
+    cache = cache or PrefixCache(64, LAYOUT.page_size)
     return NodeCore(D0, cache, decode_scheduler(cache=cache))
 
 
@@ -108,7 +108,7 @@ def test_a_request_that_came_again_is_not_ended_by_news_of_its_first_life() -> N
 
 
 def test_an_operator_audits_flushes_one_tenant_and_has_it_republished() -> None:
-    cache, hasher = PrefixCache(16), PageHasher("model", LAYOUT)
+    cache, hasher = PrefixCache(16, LAYOUT.page_size), PageHasher("model", LAYOUT)
     chains = {salt: hasher.hashes(range(40), Namespace(salt)) for salt in ("", "acme", "other")}
     for salt, hashes in chains.items():
         held = cache.acquire(hashes, 3, 0.0, Namespace(salt))
@@ -153,7 +153,9 @@ def test_a_coordinator_is_silent_once_its_longest_lease_has_ended() -> None:
 @pytest.mark.parametrize("prefill", [PREFILL, ""])
 def test_requests_of_a_silent_coordinator_are_dropped_and_no_others(prefill: str) -> None:
     """Running here, received from a prefill node, and waiting."""
-    core = NodeCore(D0, cache := PrefixCache(64), decode_scheduler(cache=cache, running=2))
+    core = NodeCore(
+        D0, cache := PrefixCache(64, LAYOUT.page_size), decode_scheduler(cache=cache, running=2)
+    )
     for name in ("a", "b"):
         core.handle(generate(name, [ord(name)] * 20, 50, prefill), 0.0)
     other = generate("c", [9] * 20, 50, prefill="", reply_address="another")

@@ -130,9 +130,9 @@ def test_pages_are_owned_as_they_arrive_but_for_the_partial_one() -> None:
     decode.handle(PagesReceived(attempt), 0.0)
     assert owned(decode, prompt) == 6, "the first token is still to come"
     assert decode.load().counters.pages_received == 5
-    assert decode.load().cached_pages == 0, "all are held"
+    assert decode.load().cached_pages == 1, "all are held but the tail of the first prompt"
     decode.handle(Cancel(attempt), 0.0)
-    assert (decode.load().cached_pages, decode.load().held_pages) == (6, 0)
+    assert (decode.load().cached_pages, decode.load().held_pages) == (7, 0)
     assert decode.handle(PagesArrived(attempt, 4), 0.0) == []
 
 

@@ -40,6 +40,7 @@ class FakeRunner:
         self.followed: list[Step | None] = []
         self.steps: list[Step] = []
         self.ended: queue.Queue[int] = queue.Queue()
+        self.copied: queue.Queue[tuple[list[int], list[int]]] = queue.Queue()
         self.started: queue.Queue[None] = queue.Queue()
 
     def start(
@@ -60,6 +61,9 @@ class FakeRunner:
         step = DeviceStep.of(slices, None, CPU)
         self.steps.append(step)
         return step
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        self.copied.put((list(sources), list(destinations)))
 
     def end_sequence(self, sequence_id: int) -> None:
         self.ended.put(sequence_id)
@@ -159,6 +163,14 @@ def test_the_end_of_a_sequence_reaches_every_rank(ranks: Ranks) -> None:
     ranks.runner.end_sequence(7)
     for runner in (ranks.own, ranks.other):
         assert runner.ended.get(timeout=DEADLINE_S) == 7
+    ranks.close()
+
+
+def test_pages_are_copied_on_every_rank(ranks: Ranks) -> None:
+    ranks.begin()
+    ranks.runner.copy_pages([3, 5], [4, 1])
+    for runner in (ranks.own, ranks.other):
+        assert runner.copied.get(timeout=DEADLINE_S) == ([3, 5], [4, 1])
     ranks.close()
 
 
