@@ -3,15 +3,19 @@
 A decision is best when it is made late: queues and caches are known then. So nodes are given only
 a little work ahead, just enough never to idle, and the rest waits here, in this order:
 
-  * The largest (waited + head start) / work first: at the beginning the shortest requests go
-    first, which makes the mean least, and whoever waits gains on those who come later (Brinch
-    Hansen's highest response ratio next, 1971, has `work` where the head start is). It is half of
-    the goal, and more with a long backlog. Who has waited for ten goals goes before all others, so
-    nobody starves.
-  * While the backlog is short, requests that are about to miss the goal go before all others. The
-    goal is the 99th percentile of the time that recent prompts take alone: no order can have a
-    lower 99th percentile, and few requests are in danger of missing it. With a long backlog most
-    would miss it whatever is done, and trying would cost everybody else.
+  * While the backlog is short, the largest (waited + half of the goal) / work goes first: at the
+    beginning these are the shortest requests, which makes the mean least, and whoever waits gains
+    on those who come later (Brinch Hansen's highest response ratio next, 1971, has `work` where
+    half of the goal is). Requests that are about to miss the goal go before all others.
+  * With a long backlog the tail comes first: the order is that of arrival, but for a head start
+    that the short ones have (Yu and Scully's Boost, 2024, whose tail is shorter than that of the
+    order of arrival). The scale of the head starts grows with the backlog.
+  * Requests whose work alone is longer than the goal go after all others, until they have waited
+    for ten goals; then they, as anybody who has, go before all others, so nobody starves.
+
+The goal is the 99th percentile of the time that recent prompts take alone. No order can have a
+lower 99th percentile, and the hundredth of the requests that take longer is the one which that
+percentile does not count.
 
 `work` is the time to compute what no node has of the prompt.
 """
@@ -19,6 +23,7 @@ a little work ahead, just enough never to idle, and the rest waits here, in this
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
@@ -41,14 +46,17 @@ GOAL_WINDOW = 1_000
 """The goal is taken from so many recent requests."""
 PATIENCE_GOALS = 10
 """Who has waited so long goes first, and may wait at a decode node for its pages."""
-HEAD_START_SHARE = 0.5
+RESPONSE_SHARE = 0.5
 """Waiting for less than this share of the goal changes little about who goes first."""
-OVERLOAD_HEAD_START = 16.0
-"""How much the head start grows with each second of a backlog that is longer than the goal."""
 DANGER_SHARE = 0.3
 """In the last 30 % of the goal a request is about to miss it."""
 CALM_SHARE = 0.5
-"""The backlog is short while the nodes could compute it within half of the goal."""
+"""Nobody is about to miss the goal while the nodes need more than this share of it for the
+backlog: most would miss it whatever is done, and trying would cost everybody else."""
+LONG_SHARE = 0.55
+"""The backlog is long when the nodes need more than this share of the goal for it."""
+HEAD_START_SHARE = 0.3
+"""The scale of the head starts, as a share of the time that the nodes need for the backlog."""
 
 
 class DispatchQueue:
@@ -178,24 +186,37 @@ class DispatchQueue:
         if not self._binds_late or len(waiting) < 2:
             return waiting
         goal_s = self._goal.seconds
-        backlog_s = sum(one.work_s for one in waiting)
-        is_calm = backlog_s < CALM_SHARE * goal_s * num_nodes
-
-        # With a long backlog who came first matters less, and who is short more: else the long
-        # requests that waited hold up all others, and the longest waits become longer too.
-        overload_s = backlog_s / num_nodes - goal_s
-        head_start_s = max(HEAD_START_SHARE * goal_s, OVERLOAD_HEAD_START * overload_s)
+        backlog_s = sum(one.work_s for one in waiting) / num_nodes
+        is_calm = backlog_s < CALM_SHARE * goal_s
+        is_long = backlog_s > LONG_SHARE * goal_s
+        # Without those who go last anyway: they delay nobody.
+        ahead_s = sum(one.work_s for one in waiting if one.work_s <= goal_s) / num_nodes
+        scale_s = max(HEAD_START_SHARE * ahead_s, MIN_WAIT_S)
 
         def order(one: RoutedRequest) -> tuple[int, float]:
-            response_s = now - one.arrived + one.work_s
+            waited_s = now - one.arrived
+            response_s = waited_s + one.work_s
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
                 return 0, goal_s - response_s
-            waited_s = now - one.arrived
             if self._is_impatient(one, now):
                 return -1, one.arrived
-            return 1, -(waited_s + head_start_s) / max(one.work_s, 1e-6)
+            if one.work_s > goal_s:
+                return 2, one.arrived
+            if is_long:
+                return 1, one.arrived - head_start_s(one.work_s, scale_s)
+            return 1, -(waited_s + RESPONSE_SHARE * goal_s) / max(one.work_s, 1e-6)
 
         return heapq.nsmallest(LOOK_AHEAD, waiting, key=order)
+
+
+def head_start_s(work_s: float, scale_s: float) -> float:
+    """Returns how much earlier than it came a request counts as arrived.
+
+    A request far shorter than `scale_s` gets several of these, one far longer gets nearly nothing.
+    Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed M/G/1", 2024: with
+    `scale_s` the time in which the chance of a longer wait falls to 1/e.
+    """
+    return -scale_s * math.log(-math.expm1(-max(work_s, 1e-6) / scale_s))
 
 
 class _Goal:

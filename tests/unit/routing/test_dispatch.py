@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from coordinator.routing import dispatch
 from coordinator.routing.dispatch import (
     DISPATCH_AHEAD_S,
     LOOK_AHEAD,
@@ -86,14 +89,38 @@ def test_a_request_about_to_miss_the_goal_goes_first_while_calm() -> None:
         assert names(nodes, 0.5)[0] == is_first
 
 
-def test_with_a_long_backlog_the_shortest_go_first_whoever_came_first() -> None:
-    for backlog_tokens, first in ((100, "long"), (5000, "short")):
+@pytest.mark.parametrize(("later_s", "first"), [(0.05, "short"), (0.5, "long")])
+def test_with_a_long_backlog_the_short_have_a_head_start_on_the_order_of_arrival(
+    later_s: float, first: str
+) -> None:
+    """The work of those that may meet the goal is 0.82 s, so the short one gains 0.12 s."""
+    nodes = Nodes("p0", "d0")
+    expect(nodes, 1.0)
+    nodes.wait("long", demand_of(600), 5.0)
+    nodes.wait("short", demand_of(200), 5.0 + later_s)
+    nodes.wait("more", demand_of(5000), 6.0)
+    assert names(nodes, 6.0)[0] == first
+
+
+@pytest.mark.parametrize("num_others", [1, 10])
+def test_what_cannot_meet_the_goal_goes_last_until_it_has_waited_too_long(num_others: int) -> None:
+    for waited_s, is_first in ((PATIENCE_GOALS - 0.1, False), (PATIENCE_GOALS + 0.1, True)):
         nodes = Nodes("p0", "d0")
         expect(nodes, 1.0)
-        nodes.wait("long", demand_of(600), 0.0)
-        nodes.wait("short", demand_of(200), 5.0)
-        nodes.wait("more", demand_of(backlog_tokens), 6.0)
-        assert names(nodes, 6.0)[0] == first
+        nodes.wait("hopeless", demand_of(1500), 0.0)
+        for i in range(num_others):
+            nodes.wait(f"other{i}", demand_of(900), waited_s)
+        assert (names(nodes, waited_s)[0] == "hopeless") == is_first
+
+
+@given(
+    works_s=st.lists(st.floats(1e-4, 100.0), min_size=2, max_size=2), scale_s=st.floats(1e-3, 10.0)
+)
+def test_the_shorter_one_has_the_larger_head_start(works_s: list[float], scale_s: float) -> None:
+    shorter_s, longer_s = sorted(works_s)
+    head_starts_s = [dispatch.head_start_s(work_s, scale_s) for work_s in (shorter_s, longer_s)]
+    assert head_starts_s[0] >= head_starts_s[1] >= 0.0
+    assert dispatch.head_start_s(longer_s, scale_s) <= dispatch.head_start_s(longer_s, 2 * scale_s)
 
 
 def test_a_request_that_missed_the_goal_has_no_precedence() -> None:

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.node_queue import Booking, NodeQueueEstimate
-from coordinator.routing.policies import POLICIES
+from coordinator.routing.policies import NEAR_TIE_SHARE, POLICIES, TIE_S
 from coordinator.routing.registry import Registry
 from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import Candidates, Cluster, PlannedWork, Router
@@ -207,6 +209,25 @@ def test_a_decode_node_with_all_but_the_last_page_computes_the_rest_itself(
     registry.heartbeat(heartbeat("decode", Node("d0", 1), busy, max_running_requests=64), 0.0)
     for owned in ({"d0": 99}, {"d0": 99, "p0": 99}):
         assert names(route(registry, owned=owned)) == (None, "d0")
+
+
+@given(
+    owned=st.dictionaries(st.sampled_from(("p0", "p1", "d0", "d1")), st.integers(0, 100)),
+    num_tokens=st.integers(1, 1600),
+)
+def test_on_idle_nodes_no_prefix_makes_a_prompt_slower_than_it_is_cold(
+    owned: dict[str, int], num_tokens: int
+) -> None:
+    """Links are faster than computing. An owner may be taken that costs a tie more."""
+    registry = registry_of(dict.fromkeys(("p0", "p1", "d0", "d1"), with_link(PAGE_BYTES / 0.001)))
+    num_full_pages = num_tokens // LAYOUT.page_size
+    owned = {name: min(pages, num_full_pages) for name, pages in owned.items()}
+    cold = route(registry, num_tokens=num_tokens)
+    warm = route(registry, owned=owned, num_tokens=num_tokens)
+    slack_s = NEAR_TIE_SHARE * warm.cost.score + 2 * TIE_S
+    assert warm.cost.first_token_s <= cold.cost.first_token_s + slack_s
+    if max(owned.values(), default=0) >= 20:
+        assert warm.cached_pages > 0 and warm.cost.first_token_s < cold.cost.first_token_s
 
 
 # Fetching
