@@ -30,6 +30,7 @@ class CoordinatorConfig:
         4096, "unfinished requests before new ones get a 429, if the nodes take so many"
     )
     max_body_bytes: int = option(32 << 20, "largest request body")
+    keep_alive_s: float = option(75.0, "an idle connection of a client is closed after so long")
     request_timeout_s: float = option(600.0, "a request without an end by then fails")
     admin_token: str = option(
         "", "bearer token that /admin/* asks for; empty: none", is_secret=True
@@ -45,4 +46,5 @@ class CoordinatorConfig:
         require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")
+        require(self.keep_alive_s > 0, "--keep-alive-s must be more than 0 seconds")
         require(self.request_timeout_s > 0, "--request-timeout-s must be more than 0 seconds")

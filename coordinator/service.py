@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
-from coordinator.core.core import CoordinatorCore
+from coordinator.core.core import NO_NODE, CoordinatorCore
 from coordinator.core.instructions import (
     AnswerChanged,
     AnswerEnded,
@@ -37,6 +39,8 @@ from protocol.messages import AnyMessage, AuditReply, CacheFlushed, FlushCache, 
 
 log = logging.getLogger(__name__)
 
+READY_WITHOUT_NODE_S = 15.0
+"""A cluster counts as ready so long after its last node has left: a restart is no outage."""
 IDLE_CHECK_S = 0.05
 """How often draining nodes are asked for, whatever the core waits for."""
 
@@ -70,6 +74,9 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._replies = PendingReplies()
+        self._is_stopping = False
+        self._served_at = -math.inf
+        """When a node took requests last."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -92,6 +99,26 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.follower.close()
         self._channel.close()
+
+    @property
+    def model_directory(self) -> Path:
+        """The directory of the model, with its config.json."""
+        return Path(self.config.model_path)
+
+    def is_ready(self, now: float) -> bool:
+        """Returns True while requests are served: a node takes some, or did so a moment ago, and
+        the process was not told to stop."""
+        served_lately = now < self._served_at + READY_WITHOUT_NODE_S
+        return not self._is_stopping and (self.core.is_ready or served_lately)
+
+    @property
+    def why_not_ready(self) -> str:
+        """A sentence that says why `is_ready` is False."""
+        return "the coordinator is stopping" if self._is_stopping else NO_NODE
+
+    def stop_soon(self) -> None:
+        """Notes that the process was told to stop, so that nobody sends it more requests."""
+        self._is_stopping = True
 
     @property
     def max_model_len(self) -> int:
@@ -176,6 +203,8 @@ class Service:
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
         self.core.set_draining(self.follower.mirror.draining, now)
+        if self.core.is_ready:
+            self._served_at = now
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 

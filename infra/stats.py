@@ -64,7 +64,8 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
     cluster = stats["cluster"]
     recent = cluster["last_5_minutes"]
     lines = (
-        f"{cluster['requests']} requests ended, {cluster['failed_requests']} of them failed; "
+        f"{cluster['requests']} requests ended, {cluster['failed_requests']} of them failed, "
+        f"{cluster['disconnected_requests']} of them lost their client; "
         f"{cluster['running_requests']} run, {cluster['waiting_requests']} of these wait for a "
         "node",
         f"cache hits: {cluster['token_hit_ratio']:.1%} of prompt tokens, "

@@ -184,11 +184,11 @@ def _generate_body(
 
 
 def _message(response: httpx.Response) -> str:
-    """Returns the reason in an error response, in whichever of the cluster's forms it comes."""
+    """Returns the reason in an error response."""
     try:
         body = response.json()
     except ValueError:
         return f"status {response.status_code}: {response.text[:200]}"
     error = body.get("error")
-    message = error.get("message") if isinstance(error, dict) else body.get("message")
+    message = error.get("message") if isinstance(error, dict) else None
     return str(message or f"status {response.status_code}")

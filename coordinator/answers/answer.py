@@ -1,7 +1,7 @@
 """`Answer`: what has become of one request so far, in no dialect of HTTP. Pure.
 
-Text, token ids, logprobs, why it ended, and what it cost. Stop strings are found here. A formatter
-of each dialect (`coordinator/http/`) makes the response of it.
+Text, token ids, logprobs, why it ended, and what it cost. What stops it in the text is found here.
+A formatter of each dialect (`coordinator/http/`) makes the response of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
+from coordinator.answers.stop_regex import StopRegexes
 from coordinator.answers.totals import RequestCounters
 from coordinator.routing.route import Route
 from protocol.sampling import TokenLogprobs
@@ -38,7 +39,7 @@ class FinishReason:
 
     kind: Literal["stop", "length", "abort"]
     matched: str | int | None = None
-    """The stop string, or the id of the end token."""
+    """The stop string or pattern, or the id of the end token."""
 
 
 class NewTokens(msgspec.Struct, frozen=True):
@@ -83,9 +84,10 @@ class Answer:
         self._detokenizer = Detokenizer(request.decode, request.tokens)
         self._wants_logprobs = request.sampling.wants_logprobs
         self._stops = StopStrings(request.stop_strings)
+        self._patterns = StopRegexes(request.stop_patterns) if request.stop_patterns else None
         self._end_token_ids = frozenset(request.end_token_ids)
         self._visible: int | None = None
-        """Length of the text that is shown, when a stop string or its beginning ends it."""
+        """Length of the text that is shown, when a stop or its beginning ends it."""
 
     @property
     def is_done(self) -> bool:
@@ -118,6 +120,9 @@ class Answer:
             if self._ends_with_stop(now):
                 return True
         self._visible = self._stops.safe_length(self._detokenizer.text)
+        if self._patterns is not None:
+            pattern_free = self._patterns.safe_length(self._detokenizer.text)
+            self._visible = min(self._visible, pattern_free)
         return False
 
     def finish(self, kind: str, now: float) -> None:
@@ -142,6 +147,7 @@ class Answer:
 
     def counters(self) -> RequestCounters:
         """Returns what this answer, which has ended, adds to the totals."""
+        has_left = self.error is not None and self.error.kind == "client_left"
         return RequestCounters(
             requests=1,
             requests_hit=int(self.cached_tokens > 0),
@@ -151,16 +157,21 @@ class Answer:
             completion_tokens=len(self.output_ids),
             transferred_pages=self.transferred_pages,
             retries=max(0, self.num_attempts - 1),
-            failed_requests=int(self.error is not None),
+            failed_requests=int(self.error is not None and not has_left),
+            disconnected_requests=int(has_left),
         )
 
     def _ends_with_stop(self, now: float) -> bool:
-        """Looks for a stop string; ends the answer at the first one."""
-        found = self._stops.find(self._detokenizer.text)
-        if found is None:
+        """Looks for a stop string or pattern; ends the answer at the first one."""
+        text = self._detokenizer.text
+        found = self._stops.find(text)
+        matches = [(found[0], found[0] + len(found[1]), found[1])] if found is not None else []
+        if self._patterns is not None and (match := self._patterns.find(text)) is not None:
+            matches.append(match)
+        if not matches:
             return False
-        position, stop = found
-        self._visible = position + (len(stop) if self.request.keeps_stop else 0)
+        begin, end, stop = min(matches)
+        self._visible = end if self.request.keeps_stop else begin
         self.finish_reason = FinishReason("stop", stop)
         self.ended_at = now
         return True

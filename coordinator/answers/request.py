@@ -31,9 +31,13 @@ class Request:
     namespace: Namespace = SHARED
     rid: str = ""
     """The client's name for it; "" if it gave none."""
+    http_id: str = ""
+    """The X-Request-Id of the HTTP request that it came with, for the log."""
     stop_strings: Sequence[str] = ()
     """Texts that end the answer."""
+    stop_patterns: Sequence[str] = ()
+    """Regular expressions that end the answer where they match."""
     keeps_stop: bool = False
-    """The text of the answer includes what ended it: the stop string, or the end token."""
+    """The text of the answer includes what ended it: the stop string or match, or the end token."""
     decode: DecodeFunction = no_text
     """Makes the text of the answer."""

@@ -23,10 +23,10 @@ class Tokenizer:
         self.max_model_len = int(config.get("max_position_embeddings", 2048))
         self.vocab_size = int(config.get("vocab_size", self._tokenizer.get_vocab_size()))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, with_special_tokens: bool = True) -> list[int]:
         """Returns the ids of `text`, with the special tokens that the model expects around a plain
-        text."""
-        return list(self._tokenizer.encode(text).ids)
+        text unless they are there already."""
+        return list(self._tokenizer.encode(text, add_special_tokens=with_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Returns the text of token ids."""

@@ -36,6 +36,9 @@ class RequestCounters(msgspec.Struct):
     failed_requests: Annotated[
         int, msgspec.Meta(description="Requests that ended with an error.")
     ] = 0
+    disconnected_requests: Annotated[
+        int, msgspec.Meta(description="Requests whose client left before their end.")
+    ] = 0
 
     def add(self, other: RequestCounters) -> None:
         """Adds every counter of `other` to this one's."""

@@ -8,6 +8,7 @@ given; it knows no socket, no HTTP and no Redis.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection
 
 from coordinator.answers.answer import Answer
@@ -80,6 +81,8 @@ class CoordinatorCore:
         )
         self._next_check_at = 0.0
         self._next_alive_at = 0.0
+        self.last_tokens_at = -math.inf
+        """When a node sent tokens last, of whatever request."""
         self._is_dispatch_due = False
         """Something has happened since the dispatch queue was looked at."""
 
@@ -150,6 +153,7 @@ class CoordinatorCore:
         """Takes a message of a node. Messages that do not concern the core change nothing."""
         self._is_dispatch_due = True
         if isinstance(message, TokensOut):
+            self.last_tokens_at = now
             return self._tracker.tokens(message, now)
         if isinstance(message, Heartbeat):
             return self._heard(message, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from coordinator.answers.answer import Answer
 from coordinator.answers.totals import Totals
 from coordinator.core.hot_prefixes import HotPrefixes
 from coordinator.core.tracked_request import TrackedRequest
@@ -39,7 +40,7 @@ class Statistics:
         route = answer.route
         log.info(
             "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s; runner-up %s",
-            answer.rid,
+            _name(answer),
             answer.error or answer.finish_reason,
             len(answer.request.tokens),
             len(answer.output_ids),
@@ -48,3 +49,9 @@ class Statistics:
             route.reason if route else "not routed",
             route.runner_up if route else "none",
         )
+
+
+def _name(answer: Answer) -> str:
+    """Returns what the log calls a request: its rid, and the X-Request-Id that it came with."""
+    http_id = answer.request.http_id
+    return answer.rid if http_id in ("", answer.rid) else f"{answer.rid} of {http_id}"

@@ -150,9 +150,8 @@ class Tracker:
         if tracked is None:
             return []
         instructions = self._cancel_current(tracked)
-        tracked.answer.abort("client_left", "the client has left", tracked.attempt_number, now)
-        self._drop(tracked, now)
-        return [*instructions, AnswerEnded(tracked.answer)]
+        message = "the client has left"
+        return [*instructions, self._abort(tracked, "client_left", message, now)]
 
     def time_out(self, older_than_s: float, now: float) -> list[Instruction]:
         """Ends the requests that have taken longer than `older_than_s`."""

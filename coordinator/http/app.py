@@ -8,16 +8,31 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
-from coordinator.http import admin, info, not_yet
-from coordinator.http.generate import GenerateEndpoint
+from coordinator.http import missing
+from coordinator.http.admin import endpoints as admin
+from coordinator.http.documents import openapi
+from coordinator.http.errors import INTERNAL_ERROR
+from coordinator.http.native import cache, health, loads, model, tokenizing
+from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.replies import error_reply
+from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
 
+ROUTERS = (health, model, cache, tokenizing, loads, admin, openapi, missing)
+"""The modules whose endpoints are served. What is missing comes last: any other goes before."""
 
-def create_app(service: Service) -> FastAPI:
+
+def create_app(service: Service) -> ASGIApp:
     """Makes the ASGI application. It starts `service` when the server starts and closes it at the
     end."""
+    return GenerateEndpoint(RequestIds(create_api(service)), service)
+
+
+def create_api(service: Service) -> FastAPI:
+    """Makes the part of the application that answers everything but /generate, and describes all
+    of it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -25,15 +40,16 @@ def create_app(service: Service) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(title="kvrelay", version=info.VERSION, lifespan=lifespan)
+    app = FastAPI(
+        title="kvrelay", version=model.VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.service = service
-    app.include_router(info.router)
-    app.include_router(admin.router)
-    app.include_router(not_yet.router)
+    for module in ROUTERS:
+        app.include_router(module.router)
+    openapi.describe_generate(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(GenerateEndpoint, service=service)
     return app
 
 
@@ -50,9 +66,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """Answers a query parameter of the wrong type or out of range with a 400."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
-    return error_reply(400, f"{request.method} {request.url.path}: {'; '.join(problems)}")
+    message = f"{request.method} {request.url.path}: {'; '.join(problems)}"
+    return error_reply(400, message, str(error.errors()[0]["loc"][-1]))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Answers a 500 for an error of our own, which the server logs."""
-    return error_reply(500, "internal error; the coordinator's log has the details")
+    return error_reply(500, INTERNAL_ERROR)

@@ -1,4 +1,4 @@
-"""Error bodies and JSON replies, in the shapes that clients of SGLang know."""
+"""JSON replies, and the replies that say what is wrong."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ import msgspec
 from fastapi import Response
 
 from coordinator.answers.answer import AnswerError
-from coordinator.core.errors import RequestRefused, TooBusy, Unavailable
-from coordinator.http.schema import BadRequest
-from coordinator.http.sglang import ERROR_TYPES, STATUS_CODES
+from coordinator.core.errors import DuplicateRequest, RequestRefused, TooBusy, Unavailable
+from coordinator.http.errors import STATUS_CODES, BadRequest, BodyTooLarge, error_object
 
-FAULTS = (BadRequest, RequestRefused)
+FAULTS = (BadRequest, BodyTooLarge, RequestRefused)
 """What refusing a request raises."""
 
 
 def fault_status(error: Exception) -> int:
     """Returns the status code that stands for an exception of one of the types in FAULTS."""
+    if isinstance(error, BodyTooLarge):
+        return 413
     if isinstance(error, Unavailable):
         return 503
     return 429 if isinstance(error, TooBusy) else 400
+
+
+def fault_reply(error: Exception) -> Response:
+    """Returns the reply to a request that was refused with an exception of a type in FAULTS."""
+    param = error.param if isinstance(error, BadRequest) else None
+    if isinstance(error, DuplicateRequest):
+        param = "rid"
+    return error_reply(fault_status(error), str(error), param)
 
 
 def answer_error_reply(error: AnswerError) -> Response:
@@ -35,19 +44,12 @@ def json_reply(
     return Response(msgspec.json.encode(body), status_code, headers, media_type="application/json")
 
 
-def error_reply(status_code: int, message: str) -> Response:
-    """Returns a response with an error in SGLang's shape: a flat object for 503, else a nested one.
-    A 429 says when to come back."""
-    if status_code == 503:
-        return json_reply(
-            {
-                "object": "error",
-                "message": message,
-                "type": ERROR_TYPES[503],
-                "param": None,
-                "code": 503,
-            },
-            503,
-        )
-    headers = {"Retry-After": "1"} if status_code == 429 else None
-    return json_reply({"error": {"message": message}}, status_code, headers)
+def error_reply(status_code: int, message: str, param: str | None = None) -> Response:
+    """Returns a response with an error. A 429 or 503 says when to come back; a 413 closes the
+    connection, since the rest of the body stays unread."""
+    headers = {}
+    if status_code in (429, 503):
+        headers["Retry-After"] = "1"
+    elif status_code == 413:
+        headers["Connection"] = "close"
+    return json_reply(error_object(status_code, message, param), status_code, headers)

@@ -7,12 +7,14 @@ import gc
 import logging
 import socket
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.http.app import create_app
+from coordinator.http.wire.half_closing import HalfClosingProtocol
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe
@@ -31,27 +33,43 @@ def run(config: CoordinatorConfig) -> None:
     tokenizer = Tokenizer(model_path)
     if not config.served_model_name:
         config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
-    listener = _listen(config.host, config.port)
+    listener = listen(config.host, config.port)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
     log.info("coordinator settings: %s", describe(config))
-    app = create_app(Service(config, tokenizer, channel))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,  # nothing here asks where a request came from
-            timeout_graceful_shutdown=5,
-        )
-    )
+    service = Service(config, tokenizer, channel)
+    server = HttpServer(service)
     log.info("listening on http://%s:%d", config.host, config.port)
     gc.freeze()  # what is here now stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+class HttpServer(uvicorn.Server):
+    """Serves a service over HTTP. It tells the service of the signal to stop, before it waits for
+    what runs."""
+
+    def __init__(self, service: Service) -> None:
+        config = uvicorn.Config(
+            create_app(service),
+            http=HalfClosingProtocol,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,  # nothing here asks where a request came from
+            timeout_keep_alive=service.config.keep_alive_s,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handles SIGTERM and SIGINT."""
+        self._service.stop_soon()
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a bound socket. Raises ConfigError if the port cannot be used."""
     # With the protocol named, asyncio turns Nagle's algorithm off; else a reply waits 40 ms for
     # the client's acknowledgement of its head.
     listener = socket.socket(proto=socket.IPPROTO_TCP)

@@ -113,16 +113,16 @@ def test_too_many_requests_are_429_and_no_node_is_503(
             assert "at most 2 at once" in too_many.json()["error"]["message"]
         cluster.wait_until_idle()
         cluster.kill("d0")
-        wait_until(lambda: cluster.http.get("/ready").status_code == 503, "the loss of the node")
+        wait_until(lambda: not cluster.nodes(), "the loss of the node")
         unavailable = cluster.http.post("/generate", json=body)
-        assert unavailable.status_code == 503
-        assert unavailable.json() == {
-            "object": "error",
+        assert unavailable.status_code == 503 and unavailable.headers["Retry-After"]
+        assert unavailable.json()["error"] == {
             "message": "no decode node takes requests: none is alive, or all are draining",
             "type": "ServiceUnavailable",
             "param": None,
             "code": 503,
         }
+        assert cluster.http.get("/ready").status_code == 200, "a restart is no outage"
     finally:
         cluster.local.stop()
 

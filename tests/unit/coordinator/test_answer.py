@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from coordinator.answers.answer import Answer, AnswerError, FinishReason, NewTokens
 from coordinator.answers.request import Request
-from coordinator.http.sglang import STATUS_CODES, SGLangFormatter, stream_error
+from coordinator.http.errors import STATUS_CODES
+from coordinator.http.native.sglang import SGLangFormatter, stream_error
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.coordinator.nodes import Nodes, demand_of
 
@@ -86,6 +87,7 @@ def test_an_aborted_answer_says_why_in_every_dialect() -> None:
         "message": "no node is left",
         "type": "ServiceUnavailable",
         "code": 503,
+        "param": None,
         "retryable": True,
     }
     assert STATUS_CODES["timed_out"] == 504

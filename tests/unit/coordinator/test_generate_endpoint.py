@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.http.generate import GenerateEndpoint
+from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.ids import Node

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.http.schema import BadRequest, LogprobParams, parse_generate
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.schema import LogprobParams, parse_generate
 
 
 def test_one_text() -> None:
@@ -50,8 +51,14 @@ def test_names_and_tenants() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, "exactly one of text and input_ids"),
-        ({"text": "a", "input_ids": [1]}, "exactly one of text and input_ids"),
+        ({}, "give text or input_ids"),
+        ({"text": None, "input_ids": None}, "give text or input_ids"),
+        ({"text": "a", "input_ids": [[1]]}, "give ids beside one text"),
+        ({"text": ["a"], "input_ids": [1]}, "give lists of ids beside a list of texts"),
+        ({"text": ["a", "b"], "input_ids": [[1]]}, "input_ids has 1 entries for 2 prompts"),
+        ({"text": "a", "rid": "x" * 257}, "at most 256 characters"),
+        ({"text": "a", "rid": "x\ny"}, "one printable line"),
+        ({"text": "a", "request_id": ["x", "y"]}, "request_id has 2 entries for 1 prompts"),
         ({"text": []}, "1 to 1024 prompts"),
         ({"text": ["a"] * 1025}, "1 to 1024 prompts"),
         ({"input_ids": ["1"]}, "input_ids"),

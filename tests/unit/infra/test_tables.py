@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from coordinator.http import admin_examples as examples
+from coordinator.http.admin import examples
 from infra import stats as tables
 from infra.stats import show_audit, show_explanation, show_stats, watch_stats
 from kvrelay.client import Client, ClientError

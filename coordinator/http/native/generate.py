@@ -7,53 +7,33 @@ they took a third of a request's time. Knows HTTP and `Service`; decides nothing
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import msgspec
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import Answer, AnswerError
-from coordinator.http.intake import make_request, tokenize
-from coordinator.http.replies import (
-    FAULTS,
-    answer_error_reply,
-    error_reply,
-    fault_status,
-    json_reply,
-)
-from coordinator.http.schema import (
-    BadRequest,
-    GeneratePrompt,
-    ParsedBody,
-    parse_generate,
-    parse_object,
-)
-from coordinator.http.sglang import SGLangFormatter, stream_error
+from coordinator.http.checking import parse_object
+from coordinator.http.errors import BadRequest, ClientLeft
+from coordinator.http.native.intake import make_request, tokenize
+from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
+from coordinator.http.native.sglang import SGLangFormatter, stream_error
+from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
+from coordinator.http.wire.bodies import read_body
+from coordinator.http.wire.exchange import EVENTS, Exchange, event_of
+from coordinator.http.wire.request_ids import request_id
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 
+log = logging.getLogger(__name__)
+
 LATE_S = 5.0
 """The service ends what takes too long; a handler waits so much longer than that."""
-JSON = (b"content-type", b"application/json")
-NOT_ALLOWED = json_reply(
-    {"error": {"message": "/generate takes POST and PUT"}}, 405, {"Allow": "POST, PUT"}
-)
-EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
-
-
-class BodyTooLarge(Exception):
-    """The body is larger than --max-body-bytes. The status code is 413."""
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"the body has more than the {max_bytes} bytes that are taken at most")
-
-
-class ClientLeft(Exception):
-    """The client has disconnected before its request was whole."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +52,7 @@ class AnswerInProgress:
 
 
 class GenerateEndpoint:
-    """An ASGI middleware that answers /generate and passes all other requests on to `app`."""
+    """An ASGI application that answers /generate and passes all other requests on to `app`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -82,24 +62,31 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
             return await self._app(scope, receive, send)
-        if scope["method"] not in ("POST", "PUT"):
-            return await NOT_ALLOWED(scope, receive, send)
+        exchange = Exchange(request_id(scope), send)
         try:
-            raw = await _read(scope, receive, self._service.config.max_body_bytes)
-            body = parse_generate(parse_object(raw))
-            answers = await _submit_all(self._service, body)
+            await self._answer(scope, receive, exchange)
         except ClientLeft:
             return
-        except (BodyTooLarge, *FAULTS) as error:
-            return await error_reply(_status(error), str(error))(scope, receive, send)
+        except FAULTS as error:
+            await exchange.reply(fault_reply(error))
+        except Exception:
+            log.exception("POST /generate %s failed", request_id(scope))
+            await exchange.fail()
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+        if scope["method"] not in ("POST", "PUT"):
+            return await exchange.reply(_not_allowed(scope))
+        raw = await read_body(scope, receive, self._service.config.max_body_bytes)
+        body = parse_generate(parse_object(raw))
+        answers = await _submit_all(self._service, body, exchange.request_id)
         watch = asyncio.create_task(self._watch(receive, answers))
         try:
             if body.stream:
-                await self._stream(send, body, answers)
+                await self._stream(exchange, body, answers)
             elif failure := await self._first_error(answers):
-                await answer_error_reply(failure)(scope, receive, send)
+                await exchange.reply(answer_error_reply(failure))
             else:
-                await _reply(send, body, answers)
+                await exchange.send_json(_results(body, answers))
         finally:
             watch.cancel()
             self._cancel_unfinished(answers)
@@ -123,15 +110,15 @@ class GenerateEndpoint:
         return next((error for error in errors if error is not None), None)
 
     async def _stream(
-        self, send: Send, body: ParsedBody, answers: Sequence[AnswerInProgress]
+        self, exchange: Exchange, body: ParsedBody, answers: Sequence[AnswerInProgress]
     ) -> None:
         """Sends the events of all answers as they come. `send` waits for a slow client."""
-        await send({"type": "http.response.start", "status": 200, "headers": [EVENTS]})
+        await exchange.start(EVENTS)
         if not _wants_list(body, answers):
-            await self._follow(send, answers[0], {})
+            await self._follow(exchange.send, answers[0], {})
         else:
-            await self._follow_all(send, answers)
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            await self._follow_all(exchange.send, answers)
+        await exchange.send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _follow_all(self, send: Send, answers: Sequence[AnswerInProgress]) -> None:
         followers = [
@@ -145,13 +132,14 @@ class GenerateEndpoint:
                 follower.cancel()
 
     async def _follow(self, send: Send, one: AnswerInProgress, extra: dict[str, Any]) -> None:
-        """Sends an event after every `stream_interval` tokens of one answer, and one at its end."""
+        """Sends an event at the first token of one answer, after every `stream_interval` of them,
+        and at its end."""
         answer = one.answer
         shown = 0
         while True:
             await one.mailbox.changed(self._wait_s)
             is_last = answer.is_done
-            if is_last or len(answer.output_ids) >= shown + one.stream_interval:
+            if is_last or not shown or len(answer.output_ids) >= shown + one.stream_interval:
                 shown = len(answer.output_ids)
                 event = _event(one, extra)
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -159,26 +147,7 @@ class GenerateEndpoint:
                 return
 
 
-async def _read(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Returns the body. Raises ClientLeft, or BodyTooLarge: before reading, if the client told the
-    length."""
-    length = next((value for key, value in scope["headers"] if key == b"content-length"), b"")
-    if length.isdigit() and int(length) > max_bytes:
-        raise BodyTooLarge(max_bytes)
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > max_bytes:
-            raise BodyTooLarge(max_bytes)
-    return bytes(body)
-
-
-async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgress]:
+async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:
     """Starts every answer that a body asks for; if one is refused, none of them."""
     num_answers = sum(prompt.sampling.n for prompt in body.prompts)
     max_unfinished = service.core.max_unfinished
@@ -192,7 +161,7 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgre
     try:
         for prompt, ids in zip(body.prompts, tokens, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, prompt, ids, choice))
+                answers.append(_submit(service, body, prompt, ids, choice, http_id))
     except BaseException:
         for one in answers:
             service.cancel(one.answer.request_id)
@@ -201,37 +170,41 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgre
 
 
 def _submit(
-    service: Service, prompt: GeneratePrompt, ids: list[int], choice: int
+    service: Service,
+    body: ParsedBody,
+    prompt: GeneratePrompt,
+    ids: list[int],
+    choice: int,
+    http_id: str,
 ) -> AnswerInProgress:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     tokenizer = service.tokenizer
-    request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens)
+    request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens, http_id)
     mailbox = service.submit(request)
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None
-    formatter = SGLangFormatter(mailbox.answer, decode)
-    return AnswerInProgress(mailbox, formatter, prompt.sampling.stream_interval or 1)
-
-
-def _status(error: Exception) -> int:
-    return 413 if isinstance(error, BodyTooLarge) else fault_status(error)
+    formatter = SGLangFormatter(mailbox.answer, decode, body.with_prompt_ids)
+    return AnswerInProgress(mailbox, formatter, prompt.sampling.stream_interval)
 
 
 def _wants_list(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> bool:
     return body.is_batch or len(answers) > 1
 
 
-async def _reply(send: Send, body: ParsedBody, answers: Sequence[AnswerInProgress]) -> None:
+def _results(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> Any:
     now = time.monotonic()
     results = [one.formatter.result(now) for one in answers]
-    raw = msgspec.json.encode(results if _wants_list(body, answers) else results[0])
-    headers = [JSON, (b"content-length", b"%d" % len(raw))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": raw})
+    return results if _wants_list(body, answers) else results[0]
+
+
+def _not_allowed(scope: Scope) -> Response:
+    reply = error_reply(405, f"{scope['method']} /generate: /generate takes POST and PUT")
+    reply.headers["Allow"] = "POST, PUT"
+    return reply
 
 
 def _event(one: AnswerInProgress, extra: dict[str, Any]) -> bytes:
     error = one.answer.error
     body = one.formatter.result(time.monotonic()) if error is None else stream_error(error)
-    return b"data: %b\n\n" % msgspec.json.encode(body | extra if extra else body)
+    return event_of(body | extra if extra else body)

@@ -9,12 +9,17 @@ from functools import partial
 
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
-from coordinator.http.schema import BadRequest, GeneratePrompt
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.schema import GeneratePrompt
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 
 LONG_TEXT = 4096
 """Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
+MIN_TEMPERATURE = 1e-6
+"""Below it the likeliest token is taken, as in SGLang."""
+MIN_REPETITION_PENALTY = 1e-30
+"""A logit divided by less would leave float32. Any repeated token is certain long before."""
 
 
 async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
@@ -22,14 +27,19 @@ async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
     BadRequest."""
     if prompt.input_ids is not None:
         tokens = prompt.input_ids
-    elif len(prompt.text or "") > LONG_TEXT:
-        tokens = await asyncio.to_thread(tokenizer.encode, prompt.text or "")
     else:
-        tokens = tokenizer.encode(prompt.text or "")
+        tokens = await encode(prompt.text or "", tokenizer)
     if not tokens:
-        raise BadRequest("the prompt is empty")
-    _check_ids(tokens, "input_ids" if prompt.text is None else "text", tokenizer)
+        raise BadRequest("the prompt is empty", "input_ids" if prompt.text is None else "text")
+    check_ids(tokens, "input_ids" if prompt.text is None else "text", tokenizer)
     return tokens
+
+
+async def encode(text: str, tokenizer: Tokenizer, with_special_tokens: bool = True) -> list[int]:
+    """Returns the token ids of a text; a long one is tokenized on another thread."""
+    if len(text) > LONG_TEXT:
+        return await asyncio.to_thread(tokenizer.encode, text, with_special_tokens)
+    return tokenizer.encode(text, with_special_tokens)
 
 
 def make_request(
@@ -38,11 +48,13 @@ def make_request(
     choice: int,
     tokenizer: Tokenizer,
     max_total_tokens: int,
+    http_id: str = "",
 ) -> Request:
     """Returns the request for answer number `choice` of the n answers to `tokens`; each gets its
     own seed and its own rid.
 
-    `max_total_tokens` bounds prompt and answer together. Raises BadRequest.
+    `max_total_tokens` bounds prompt and answer together; `http_id` is the X-Request-Id that the
+    body came with. Raises BadRequest.
     """
     params = prompt.sampling
     room = max_total_tokens - len(tokens)
@@ -51,17 +63,18 @@ def make_request(
         asked = "" if wanted is None else f" plus max_new_tokens {wanted}"
         raise BadRequest(
             f"the prompt has {len(tokens)} tokens{asked}; at most {max_total_tokens} fit "
-            "(prompt and answer together)"
+            "(prompt and answer together)",
+            "sampling_params.max_new_tokens" if room >= 1 else None,
         )
     max_new_tokens = room if wanted is None else wanted
     if params.min_new_tokens > max_new_tokens:
         raise BadRequest(
-            f"min_new_tokens is {params.min_new_tokens}; the answer has at most {max_new_tokens}"
+            f"min_new_tokens is {params.min_new_tokens}; the answer has at most {max_new_tokens}",
+            "sampling_params.min_new_tokens",
         )
-    end_token_ids = list(params.stop_token_ids or [])
-    _check_ids(end_token_ids, "stop_token_ids", tokenizer)
-    if not params.ignore_eos:
-        end_token_ids += tokenizer.eos_token_ids
+    stop_token_ids = params.stop_token_ids or []
+    check_ids(stop_token_ids, "stop_token_ids", tokenizer)
+    end_token_ids = [] if params.ignore_eos else [*stop_token_ids, *tokenizer.eos_token_ids]
     rid = prompt.rid or ""
     return Request(
         tokens=tokens,
@@ -70,7 +83,9 @@ def make_request(
         end_token_ids=end_token_ids,
         namespace=Namespace(prompt.cache_salt),
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
+        http_id=http_id,
         stop_strings=params.stops,
+        stop_patterns=params.stop_patterns,
         keeps_stop=params.no_stop_trim,
         decode=partial(tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
     )
@@ -85,18 +100,18 @@ def _sampling(
 ) -> Sampling:
     """Returns the checked sampling of one answer. Raises BadRequest."""
     params, seed, logprobs = prompt.sampling, prompt.sampling.sampling_seed, prompt.logprobs
-    _check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
+    check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
     if logprobs is not None:
-        _check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
+        check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
     return Sampling(
-        temperature=params.temperature,
+        temperature=params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0,
         top_k=max(0, params.top_k),
         top_p=params.top_p,
         min_p=params.min_p,
-        seed=secrets.randbits(63) if seed is None else (seed + choice) % (1 << 63),
+        seed=secrets.randbits(63) if seed is None else _wrapped(seed + choice),
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
-        repetition_penalty=params.repetition_penalty,
+        repetition_penalty=max(MIN_REPETITION_PENALTY, params.repetition_penalty),
         logit_bias=tuple(params.biases),
         prompt_length=prompt_length,
         min_new_tokens=params.min_new_tokens,
@@ -106,10 +121,17 @@ def _sampling(
     )
 
 
-def _check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer) -> None:
+def _wrapped(seed: int) -> int:
+    """Returns `seed` as an int64, which wraps around."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer) -> None:
+    """Raises BadRequest, with `name` as the key, unless all of `ids` are in the vocabulary."""
     if not ids or (min(ids) >= 0 and max(ids) < tokenizer.vocab_size):
         return
     wrong = next(t for t in ids if not 0 <= t < tokenizer.vocab_size)
     raise BadRequest(
-        f"{name} has the id {wrong}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}"
+        f"{name} has the id {wrong}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}",
+        name,
     )

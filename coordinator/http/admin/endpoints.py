@@ -6,17 +6,19 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from coordinator.answers.totals import ratio
 from coordinator.audit import audit
 from coordinator.core.hot_prefixes import MAX_PREFIXES
-from coordinator.http import admin_examples as examples
-from coordinator.http.admin_examples import example, takes
-from coordinator.http.admin_token import require_token
-from coordinator.http.intake import make_request, tokenize
-from coordinator.http.replies import FAULTS, error_reply, fault_status, json_reply
-from coordinator.http.schema import BadRequest, GeneratePrompt, parse_generate, parse_object, tenant
+from coordinator.http.admin import examples
+from coordinator.http.admin.examples import example, takes
+from coordinator.http.admin.token import require_token
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.intake import make_request, tokenize
+from coordinator.http.native.schema import GeneratePrompt, parse_generate, tenant
+from coordinator.http.replies import FAULTS, error_reply, fault_reply, json_reply
+from coordinator.http.requests import object_of, service_of
 from coordinator.routing.policies import Candidate
 from coordinator.routing.registry import LiveNode
 from coordinator.routing.route import Route
@@ -30,11 +32,6 @@ FLUSH_TIMEOUT_S = 5.0
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
 @router.get("/cache/stats", response_model=None, responses=example(examples.STATS))
 async def cache_stats(request: Request) -> Response:
     """Answers pages, hits and moved pages, of the cluster and of each node.
@@ -42,7 +39,7 @@ async def cache_stats(request: Request) -> Response:
     Counts of requests are this coordinator's, since its start and of the last five minutes; counts
     of nodes are since the start of the node, whoever asked. Counting looks at no page.
     """
-    service = _service(request)
+    service = service_of(request)
     nodes = {live.node.name: _node_stats(live, service) for live in service.core.registry.live()}
     index, follower, totals = service.core.index, service.follower, service.core.statistics.totals
     cluster = {
@@ -74,7 +71,7 @@ async def prefixes(
 
     `first_words` are shown with --show-prompt-words, and never those of a tenant with a cache_salt.
     """
-    service = _service(request)
+    service = service_of(request)
     now = service.now()
     index, shows_words = service.core.index, service.config.show_prompt_words
     hottest = service.core.statistics.hot_prefixes.hottest(limit)
@@ -108,11 +105,11 @@ async def prefixes(
 async def flush(request: Request) -> Response:
     """Forgets the cached pages that no request holds: of one node (`node`), of one tenant
     (`cache_salt`, "" for those without), of both, or all. Answers the pages by node."""
-    service = _service(request)
+    service = service_of(request)
     try:
-        node, cache_salt = _flush_target(await _body(request))
-    except BadRequest as error:
-        return error_reply(400, str(error))
+        node, cache_salt = _flush_target(await object_of(request))
+    except FAULTS as error:
+        return fault_reply(error)
     nodes = [live for live in service.core.registry.live() if node in (None, live.node.name)]
     if node is not None and not nodes:
         return error_reply(404, _unknown(node, service))
@@ -130,7 +127,7 @@ async def cache_audit(
     A debugging aid: it reads every page hash. A difference counts if it is still there a second
     later.
     """
-    audits = await audit(_service(request), repair)
+    audits = await audit(service_of(request), repair)
     return json_reply(
         {
             "clean": all(each.is_clean for each in audits.values()),
@@ -147,7 +144,7 @@ async def nodes(request: Request) -> Response:
     has what it sent to and received from each peer since its start; `exposed_s` of `in` is how long
     requests waited for pages while nothing was computed for them.
     """
-    service = _service(request)
+    service = service_of(request)
     now = service.now()
     return json_reply(
         [
@@ -178,13 +175,13 @@ async def nodes(request: Request) -> Response:
 async def drain(request: Request, name: str) -> Response:
     """Gives the node no new requests; those it has run to their end, and its pages can still be
     fetched. For all coordinators, also when the node restarts, until `undrain`."""
-    return await _set_draining(_service(request), name, True)
+    return await _set_draining(service_of(request), name, True)
 
 
 @router.post("/nodes/{name}/undrain", response_model=None, responses=example(examples.DRAINED))
 async def undrain(request: Request, name: str) -> Response:
     """Lets the node get new requests again, from all coordinators."""
-    return await _set_draining(_service(request), name, False)
+    return await _set_draining(service_of(request), name, False)
 
 
 @router.post(
@@ -200,15 +197,15 @@ async def explain(request: Request) -> Response:
     `candidates` has nodes that would compute the prompt for another (`prefill`), nodes that would
     answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
     """
-    service = _service(request)
+    service = service_of(request)
     try:
-        prompt = _one_prompt(await _body(request))
+        prompt = _one_prompt(await object_of(request))
         tokens = await tokenize(prompt, service.tokenizer)
         service.core.require_ready()
         asked = make_request(prompt, tokens, 0, service.tokenizer, service.max_total_tokens)
         candidates, route = service.core.explain(asked, service.now())
     except FAULTS as error:
-        return error_reply(fault_status(error), str(error))
+        return fault_reply(error)
     layout = candidates.decode[0].live.info.layout
     return json_reply(
         {
@@ -245,20 +242,6 @@ async def _set_draining(service: Service, name: str, draining: bool) -> Response
     queue = service.core.placement.queues.get(name)
     num_unfinished = queue.num_requests if queue is not None else 0
     return json_reply({"name": name, "draining": draining, "unfinished_requests": num_unfinished})
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    """Returns the JSON object that came, whatever its content type says; {} if none came. Raises
-    BadRequest.
-
-    It is read here and not by FastAPI, which would read it before it looks at the token.
-    """
-    raw, max_bytes = bytearray(), _service(request).config.max_body_bytes
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
-            raise HTTPException(413, f"the body has more than {max_bytes} bytes")
-    return parse_object(raw) if raw else {}
 
 
 def _one_prompt(body: dict[str, Any]) -> GeneratePrompt:

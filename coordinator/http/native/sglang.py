@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.answers.answer import Answer, AnswerError, ErrorKind, FinishReason
+from coordinator.answers.answer import Answer, AnswerError
 from coordinator.answers.request import DecodeFunction
+from coordinator.http.errors import STATUS_CODES, error_type, event_error_object
 from protocol.sampling import TokenLogprobs
 
-STATUS_CODES: dict[ErrorKind, int] = {
-    "bad_request": 400,
-    "too_busy": 429,
-    "client_left": 499,  # nobody reads it; it is what access logs of proxies show
-    "unavailable": 503,
-    "timed_out": 504,
-}
-ERROR_TYPES = {400: "BadRequest", 429: "TooManyRequests", 503: "ServiceUnavailable"}
+WEIGHT_VERSION = "default"
+"""The name that SGLang gives to weights that nobody has named."""
 LogprobEntry = tuple[float, int, str | None]
 """A logprob, its token id, and the token's text if that is asked for."""
 
@@ -23,9 +18,15 @@ LogprobEntry = tuple[float, int, str | None]
 class SGLangFormatter:
     """Makes the response object of one answer, as it stands at any moment."""
 
-    def __init__(self, answer: Answer, decode_token: DecodeFunction | None = None) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        decode_token: DecodeFunction | None = None,
+        with_prompt_ids: bool = False,
+    ) -> None:
         """`decode_token` makes the texts beside logprobs; without it they have none."""
         self._answer = answer
+        self._with_prompt_ids = with_prompt_ids
         self._logprobs = None
         if answer.request.sampling.wants_logprobs:
             self._logprobs = _LogprobLists(answer, decode_token)
@@ -38,13 +39,14 @@ class SGLangFormatter:
         first_token_at = answer.first_token_at
         meta: dict[str, Any] = {
             "id": answer.rid,
-            "finish_reason": _finish_reason(answer.finish_reason, len(answer.output_ids)),
+            "finish_reason": _finish_reason(answer),
             "prompt_tokens": len(answer.request.tokens),
             "completion_tokens": len(answer.output_ids),
             "cached_tokens": answer.cached_tokens,
             "cached_tokens_details": {"device": answer.cached_tokens, "host": 0},
             "e2e_latency": ended_at - answer.started_at,
-            "weight_version": "default",
+            "weight_version": WEIGHT_VERSION,
+            "num_retractions": max(0, answer.num_attempts - 1),
             "ttft": None if first_token_at is None else first_token_at - answer.started_at,
             "attempts": answer.num_attempts,
             "fetched_tokens": answer.fetched_tokens,
@@ -53,35 +55,38 @@ class SGLangFormatter:
         }
         if self._logprobs is not None:
             meta |= self._logprobs.fields()
-        return {
+        result = {
             "text": answer.text,
             "output_ids": list(answer.output_ids),
             "meta_info": meta,
             "error": None,
         }
+        if self._with_prompt_ids:
+            result["prompt_token_ids"] = answer.request.tokens
+        return result
 
 
 def stream_error(error: AnswerError) -> dict[str, Any]:
     """Returns an error as the object that an event of a stream carries."""
-    code = STATUS_CODES[error.kind]
-    return {
-        "error": {
-            "message": error.message,
-            "type": ERROR_TYPES.get(code, "InternalServerError"),
-            "code": code,
-            "retryable": error.kind in ("too_busy", "unavailable"),
-        }
-    }
+    return event_error_object(STATUS_CODES[error.kind], error.message)
 
 
-def _finish_reason(reason: FinishReason | None, num_tokens: int) -> dict[str, Any] | None:
+def _finish_reason(answer: Answer) -> dict[str, Any] | None:
+    reason, error = answer.finish_reason, answer.error
     if reason is None:
         return None
     if reason.kind == "stop":
         return {"type": "stop", "matched": reason.matched}
     if reason.kind == "length":
-        return {"type": "length", "length": num_tokens}
-    return {"type": "abort"}
+        return {"type": "length", "length": len(answer.output_ids)}
+    assert error is not None
+    code = STATUS_CODES[error.kind]
+    return {
+        "type": "abort",
+        "message": error.message,
+        "status_code": code,
+        "err_type": error_type(code),
+    }
 
 
 def _route_fields(answer: Answer) -> dict[str, Any]:

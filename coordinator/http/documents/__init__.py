@@ -1,0 +1,1 @@
+"""What is told about the HTTP surface: the OpenAPI document, its page, the compatibility table."""

@@ -1,0 +1,198 @@
+"""Writes docs/compatibility.md: SGLang's native API, field by field, as this version treats it.
+
+Nothing in it is claimed: each key is given to the parser with a value that asks for something, and
+what comes of it is what the table says. `python -m coordinator.http.documents.compatibility` writes
+the file; a test fails while it is not what this module would write.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi.routing import APIRoute
+
+from coordinator.http.app import ROUTERS
+from coordinator.http.errors import BadRequest
+from coordinator.http.missing import NOT_YET, NOT_YET_ADMIN, OF_SGLANG
+from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
+from coordinator.http.native.schema import parse_generate
+
+FILE = Path("docs/compatibility.md")
+EXAMPLES: dict[str, Any] = {
+    "text": ["a", "b"],
+    "input_ids": [1, 2],
+    "sampling_params": {"top_k": 3},
+    "stream": True,
+    "rid": "mine",
+    "request_id": "mine",
+    "return_logprob": True,
+    "logprob_start_len": -1,
+    "top_logprobs_num": 5,
+    "token_ids_logprob": [7],
+    "return_text_in_logprobs": True,
+    "return_prompt_token_ids": True,
+    "cache_salt": "tenant",
+    "extra_key": "tenant",
+    "priority": 1,
+    "session_params": {"id": "s"},
+    "max_new_tokens": 0,
+    "min_new_tokens": 1,
+    "stop": ["\n"],
+    "stop_token_ids": [2],
+    "stop_regex": "[.!?]\\s",
+    "temperature": 0,
+    "top_p": 0.9,
+    "top_k": 50,
+    "min_p": 0.1,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "repetition_penalty": 1.1,
+    "n": 2,
+    "ignore_eos": True,
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+    "no_stop_trim": True,
+    "stream_interval": 16,
+    "logit_bias": {"7": -1.5},
+    "sampling_seed": -1,
+    "custom_params": {"a": 1},
+    "beam_width": 2,
+}
+"""A value of each key that asks for something; "x" for all others."""
+DIFFERENCES = (
+    (
+        "stop_regex",
+        "Found by an automaton without backtracking, as early as possible. Lookaround, "
+        "backreferences, `$` and `\\b` are a 400. What matched is trimmed (SGLang leaves it in the "
+        "text), and a stream holds back what may become a match. `matched` is the pattern.",
+    ),
+    (
+        "stream_interval",
+        "The first token is sent at once, as it is the one that is waited for.",
+    ),
+    (
+        "sampling_seed",
+        "Without one each answer gets a seed of its own. The n answers to a prompt get seed, "
+        "seed + 1, …. A seed gives other tokens than SGLang's.",
+    ),
+    ("n", "May differ from prompt to prompt of a batch. Results come in the order i * n + j."),
+    (
+        "num_retractions",
+        "Counts the attempts after the first one: a node was lost, or had no room.",
+    ),
+    ("cached_tokens_details", "Everything is `device`: pages are not kept elsewhere."),
+    ("input_token_logprobs", "Only logprobs of the answer are there; the input's are empty lists."),
+    (
+        "errors",
+        'One shape, `{"error": {"message", "type", "code", "param"}}`, for every status; '
+        "in a stream an event of that shape with `retryable`, then `[DONE]`.",
+    ),
+    (
+        "disconnects",
+        "A client that leaves cancels its request on every node. One that only closes its sending "
+        "side gets its whole answer; if that takes longer than a second, interim responses "
+        "(100 Continue) or comments of the stream come before.",
+    ),
+    (
+        "/health_generate",
+        "200 as soon as any token comes; SGLang waits for a second at least.",
+    ),
+    ("/flush_cache", "Answers JSON with the pages per node; 400 while requests run."),
+    (
+        "/concate_and_append_request",
+        "Answers 200 and does nothing: a joined text finds what is cached of it by itself.",
+    ),
+    ("X-Request-Id", "On every response: the client's, or one that is made up."),
+)
+
+
+def observed(key: Key, is_sampling: bool) -> str:
+    """Returns what the parser does with a value of the key that asks for something."""
+    value = EXAMPLES.get(key.name, "x")
+    given = {"sampling_params": {key.name: value}} if is_sampling else {key.name: value}
+    prompt = {} if key.name in ("text", "input_ids") else {"text": "a"}
+    try:
+        parse_generate(prompt | given)
+    except BadRequest as error:
+        return f"400: {error}"
+    return "accepted"
+
+
+def document() -> str:
+    """Returns the whole file."""
+    return "\n".join(
+        [
+            "# Compatibility with SGLang's native API",
+            "",
+            "This file is written by `python -m coordinator.http.documents.compatibility`. It "
+            "names what SGLang 0.5.6 and later have, and what kvrelay does with it. The last "
+            "column is what came of a request with a value that asks for something.",
+            "",
+            'Values that ask for nothing (null, false, "", {}, lists of such) are always '
+            "accepted; null stands for the default of every key.",
+            "",
+            "## POST /generate",
+            "",
+            *_key_table(TOP_LEVEL, is_sampling=False),
+            "",
+            "Any other key at the top is ignored.",
+            "",
+            "## sampling_params",
+            "",
+            *_key_table(SAMPLING, is_sampling=True),
+            "",
+            "Any other key here is a 400 that names it.",
+            "",
+            "## What differs",
+            "",
+            *_table(("what", "how it differs from SGLang"), [list(row) for row in DIFFERENCES]),
+            "",
+            "## Endpoints",
+            "",
+            *_table(("endpoint", "what it does"), _endpoints()),
+            "",
+            "Not in this version, answered with 501:",
+            "",
+            f"* of the contract: {_paths((*NOT_YET, *NOT_YET_ADMIN))}",
+            f"* of SGLang: {_paths(OF_SGLANG)}",
+            "",
+            "Everything else is a 404; a wrong method is a 405 with `Allow`.",
+            "",
+        ]
+    )
+
+
+def _key_table(keys: tuple[Key, ...], is_sampling: bool) -> list[str]:
+    rows = [[f"`{key.name}`", key.treatment, key.note, observed(key, is_sampling)] for key in keys]
+    return _table(("key", "treatment", "note", "seen"), rows)
+
+
+def _endpoints() -> list[list[str]]:
+    rows: dict[str, tuple[list[str], str]] = {"/generate": (["POST", "PUT"], "Generates answers.")}
+    for module in ROUTERS:
+        for route in module.router.routes:
+            if isinstance(route, APIRoute) and route.path not in (*NOT_YET_ADMIN, *NOT_YET):
+                if route.path in OF_SGLANG:
+                    continue
+                methods, _ = rows.setdefault(route.path, ([], _first_sentence(route)))
+                methods += sorted((route.methods or set()) - set(methods))
+    return [[f"{' '.join(sorted(methods))} {path}", text] for path, (methods, text) in rows.items()]
+
+
+def _first_sentence(route: APIRoute) -> str:
+    text = " ".join((route.endpoint.__doc__ or "").split())
+    return text.partition(". ")[0].rstrip(".") + "."
+
+
+def _paths(paths: tuple[str, ...]) -> str:
+    return ", ".join(f"`{path}`" for path in paths)
+
+
+def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    lines = [list(head), ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
+
+
+if __name__ == "__main__":
+    FILE.write_text(document(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""SGLang's dialect: /generate, its body and its answers, and the endpoints beside it."""

@@ -1,0 +1,91 @@
+"""GET /v1/loads and /get_load: how busy the nodes are, in the fields that SGLang's routers read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from coordinator.http.native.model import VERSION
+from coordinator.http.replies import json_reply
+from coordinator.http.requests import service_of
+from coordinator.routing.registry import LiveNode
+from coordinator.service import Service
+
+router = APIRouter(tags=["native"])
+
+
+@router.get("/v1/loads", response_model=None)
+async def loads(request: Request) -> Response:
+    """Answers the load of each live node, and sums and means over all. `dp_rank` is the place of a
+    node in the order of names.
+
+    Requests that still wait at this coordinator are counted in `aggregate` alone.
+    """
+    service = service_of(request)
+    each = [_load(rank, live) for rank, live in enumerate(service.core.registry.live())]
+    running = sum(load["num_running_reqs"] for load in each)
+    waiting = sum(load["num_waiting_reqs"] for load in each) + service.core.num_waiting
+    return json_reply(
+        {
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "version": VERSION,
+            "dp_rank_count": len(each),
+            "loads": each,
+            "aggregate": {
+                "total_running_reqs": running,
+                "total_waiting_reqs": waiting,
+                "total_reqs": running + waiting,
+                "num_used_tokens": sum(load["num_used_tokens"] for load in each),
+                "max_total_num_tokens": sum(load["max_total_num_tokens"] for load in each),
+                "avg_token_usage": _mean([load["token_usage"] for load in each]),
+                "avg_utilization": _mean([load["utilization"] for load in each]),
+            },
+        }
+    )
+
+
+@router.get("/get_load", response_model=None)
+async def get_load(request: Request) -> Response:
+    """Answers the load of each live node in the four fields of SGLang's older endpoint."""
+    service: Service = service_of(request)
+    each = [_load(rank, live) for rank, live in enumerate(service.core.registry.live())]
+    return json_reply(
+        [
+            {
+                "dp_rank": load["dp_rank"],
+                "num_reqs": load["num_total_reqs"],
+                "num_waiting_reqs": load["num_waiting_reqs"],
+                "num_tokens": load["num_used_tokens"],
+            }
+            for load in each
+        ]
+    )
+
+
+def _load(rank: int, live: LiveNode) -> dict[str, Any]:
+    load, info = live.load, live.info
+    page_size = info.layout.page_size
+    return {
+        "dp_rank": rank,
+        "node": live.node.name,
+        "role": load.role,
+        "num_running_reqs": load.num_running,
+        "num_waiting_reqs": load.num_waiting,
+        "num_total_reqs": load.num_running + load.num_waiting,
+        "num_used_tokens": load.held_pages * page_size,
+        "num_cached_tokens": load.cached_pages * page_size,
+        "max_total_num_tokens": info.num_pages * page_size,
+        "token_usage": _share(load.held_pages, info.num_pages),
+        "max_running_requests": info.max_running_requests,
+        "utilization": _share(load.num_running, info.max_running_requests),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4) if values else 0.0

@@ -1,0 +1,111 @@
+"""What is served, and with what settings: SGLang's endpoints of model and server information."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from coordinator.config import CoordinatorConfig
+from coordinator.http.native.sglang import WEIGHT_VERSION
+from coordinator.http.replies import json_reply
+from coordinator.http.requests import service_of
+from coordinator.routing.registry import LiveNode
+from protocol.config import hide_password
+from protocol.model_directory import read_config
+
+try:
+    VERSION = version("kvrelay")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    VERSION = "0"
+
+router = APIRouter(tags=["native"])
+
+
+@router.get("/get_model_info", response_model=None)
+@router.get("/model_info", response_model=None)
+async def model_info(request: Request) -> Response:
+    """Tells what model is served."""
+    service = service_of(request)
+    config = service.config
+    model = read_config_once(request)
+    return json_reply(
+        {
+            "model_path": config.model_path,
+            "tokenizer_path": config.model_path,
+            "is_generation": True,
+            "preferred_sampling_params": None,
+            "weight_version": WEIGHT_VERSION,
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "model_type": model.get("model_type"),
+            "architectures": model.get("architectures"),
+            "served_model_name": config.served_model_name,
+            "max_model_len": service.max_model_len,
+            "vocab_size": service.tokenizer.vocab_size,
+        }
+    )
+
+
+@router.get("/get_weight_version", response_model=None)
+@router.get("/weight_version", response_model=None)
+async def weight_version() -> Response:
+    """Tells the name of the weights, which is always the same: they are never exchanged."""
+    return json_reply({"weight_version": WEIGHT_VERSION})
+
+
+@router.get("/get_server_info", response_model=None)
+@router.get("/server_info", response_model=None)
+async def server_info(request: Request) -> Response:
+    """Tells settings without their secrets, sizes, and the nodes that live now."""
+    service = service_of(request)
+    model = service.core.registry.model
+    decode_nodes = service.core.registry.live("decode")
+    return json_reply(
+        _public_settings(service.config)
+        | {
+            "version": VERSION,
+            "weight_version": WEIGHT_VERSION,
+            "page_size": model.layout.page_size if model else None,
+            "max_model_len": service.max_model_len,
+            "max_total_num_tokens": service.core.max_total_tokens,
+            "max_running_requests": sum(live.info.max_running_requests for live in decode_nodes),
+            "nodes": [_node(live) for live in service.core.registry.live()],
+            "internal_states": [],
+            "status": "ready" if service.is_ready(time.monotonic()) else "not ready",
+        }
+    )
+
+
+def read_config_once(request: Request) -> dict[str, Any]:
+    """Returns the config.json of the model, which is read at the first call."""
+    state = request.app.state
+    if not hasattr(state, "model_config"):
+        state.model_config = read_config(service_of(request).model_directory)
+    config: dict[str, Any] = state.model_config
+    return config
+
+
+def _public_settings(config: CoordinatorConfig) -> dict[str, Any]:
+    secrets = {field.name for field in fields(config) if field.metadata["is_secret"]}
+    return {
+        name: ("***" if value else "")
+        if name in secrets
+        else hide_password(value)
+        if isinstance(value, str)
+        else value
+        for name, value in asdict(config).items()
+    }
+
+
+def _node(live: LiveNode) -> dict[str, Any]:
+    return {
+        "name": live.node.name,
+        "role": live.load.role,
+        "device": live.info.device,
+        "num_pages": live.info.num_pages,
+        "max_running_requests": live.info.max_running_requests,
+    }

@@ -1,0 +1,229 @@
+"""The body of POST /generate: SGLang's names and defaults, every value checked. Pure.
+
+`keys.py` says what is done with each key; what is not supported is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+
+from coordinator.http.checking import checked
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.keys import REFUSED_TOP_LEVEL, refuse_unsupported
+from coordinator.http.native.sampling_params import (
+    DEFAULT_SAMPLING,
+    SamplingParams,
+    parse_sampling,
+)
+
+MAX_BATCH = 1024
+MAX_TOP_LOGPROBS = 128
+MAX_LOGPROB_IDS = 1024
+MAX_RID_LENGTH = 256
+
+
+class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole body. Unknown keys at the top are ignored, as SGLang does."""
+
+    text: str | list[str] | None = None
+    input_ids: list[int | list[int]] | None = None
+    """Ids of one prompt, or lists of ids for several."""
+    sampling_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
+    stream: bool = False
+    rid: str | list[str] | None = None
+    request_id: str | list[str] | None = None
+    cache_salt: str | list[str | None] = ""
+    extra_key: str | list[str | None] = ""
+    return_logprob: bool | list[bool | None] = False
+    logprob_start_len: int | list[int | None] = -1
+    top_logprobs_num: int | list[int | None] = 0
+    token_ids_logprob: list[int | list[int] | None] | None = None
+    """Ids for all prompts, or a list of ids (or null) for each."""
+    return_text_in_logprobs: bool = False
+    return_prompt_token_ids: bool = False
+
+
+class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What logprobs are wanted of every token of an answer, besides its own."""
+
+    num_top: int = 0
+    """How many of the likeliest tokens are shown at each position."""
+    token_ids: tuple[int, ...] = ()
+    with_text: bool = False
+    """True if each id is to have its text beside it."""
+
+
+class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt of a body, with its own parameters. Exactly one of text and input_ids is set."""
+
+    text: str | None
+    input_ids: list[int] | None
+    sampling: SamplingParams
+    rid: str | None
+    cache_salt: str
+    logprobs: LogprobParams | None = None
+    """None if no logprobs are asked for."""
+
+
+class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked body, split into prompts. `is_batch` says that the client sent lists, and so gets a
+    list."""
+
+    prompts: list[GeneratePrompt]
+    is_batch: bool
+    stream: bool
+    with_prompt_ids: bool
+    """True if the answer is to have the token ids of its prompt."""
+
+
+def parse_generate(raw: dict[str, Any]) -> ParsedBody:
+    """Checks a body and splits it into prompts. null stands for a key's default. Raises
+    BadRequest."""
+    refuse_unsupported(raw, REFUSED_TOP_LEVEL)
+    if None in raw.values():
+        raw = {key: value for key, value in raw.items() if value is not None}
+    body = checked(raw, GenerateBody)
+    texts, ids, is_batch = _inputs(body)
+    count = len(texts if texts is not None else ids or [])
+    if not 0 < count <= MAX_BATCH:
+        raise BadRequest(
+            f"a batch must have 1 to {MAX_BATCH} prompts; this one has {count}",
+            "input_ids" if body.text is None else "text",
+        )
+    params = _sampling_params(body.sampling_params, count)
+    rids = _rids(body, count, is_batch)
+    salts = _spread(body.cache_salt, count, "cache_salt", "")
+    extra_keys = _spread(body.extra_key, count, "extra_key", "")
+    logprobs = _logprobs(body, params, count)
+    prompts = [
+        GeneratePrompt(
+            text=None if texts is None or ids is not None else texts[i],
+            input_ids=None if ids is None else ids[i],
+            sampling=params[i],
+            rid=rids[i],
+            cache_salt=tenant(salts[i], extra_keys[i]),
+            logprobs=logprobs[i],
+        )
+        for i in range(count)
+    ]
+    return ParsedBody(
+        prompts=prompts,
+        is_batch=is_batch,
+        stream=body.stream,
+        with_prompt_ids=body.return_prompt_token_ids,
+    )
+
+
+def tenant(cache_salt: str, extra_key: str) -> str:
+    """Returns one salt for both parameters; "" if both are empty. Two pairs have the same salt only
+    if they are equal."""
+    return f"{len(cache_salt)}:{cache_salt}{extra_key}" if cache_salt or extra_key else ""
+
+
+def _inputs(body: GenerateBody) -> tuple[list[str] | None, list[list[int]] | None, bool]:
+    """Returns the texts, the lists of ids, and whether they came as a batch. If both came, the text
+    says whether it is one, and the ids are what is read."""
+    if body.text is None and body.input_ids is None:
+        raise BadRequest("give text or input_ids")
+    texts = [body.text] if isinstance(body.text, str) else body.text
+    if body.input_ids is None:
+        return texts, None, isinstance(body.text, list)
+    kinds = set(map(type, body.input_ids))
+    if len(kinds) > 1:
+        raise BadRequest("input_ids: give either ids or lists of ids", "input_ids")
+    is_batch = isinstance(body.text, list) if texts is not None else kinds == {list}
+    if body.input_ids and is_batch != (kinds == {list}):
+        given = "a list of texts" if is_batch else "one text"
+        wanted = "lists of ids" if is_batch else "ids"
+        raise BadRequest(f"input_ids: give {wanted} beside {given}", "input_ids")
+    ids = body.input_ids if is_batch else [body.input_ids]
+    if texts is not None and len(ids) != len(texts):
+        raise BadRequest(f"input_ids has {len(ids)} entries for {len(texts)} prompts", "input_ids")
+    return texts, cast("list[list[int]]", ids), is_batch
+
+
+def _rids(body: GenerateBody, count: int, is_batch: bool) -> list[str | None]:
+    key = "rid" if body.rid is not None else "request_id"
+    rid = body.rid if body.rid is not None else body.request_id
+    if rid is None:
+        return [None] * count
+    rids = rid if isinstance(rid, list) else [f"{rid}_{i}" for i in range(count)]
+    if not is_batch and isinstance(rid, str):
+        rids = [rid]
+    spread: list[str | None] = [*_spread(rids, count, key, "")]
+    if len(set(spread)) < count:
+        twice = next(name for name in spread if spread.count(name) > 1)
+        raise BadRequest(f"{key} names the same request twice: {twice!r}", key)
+    if max(map(len, rids)) > MAX_RID_LENGTH or not all(map(str.isprintable, rids)):
+        raise BadRequest(f"{key} is one printable line of at most {MAX_RID_LENGTH} characters", key)
+    return spread
+
+
+def _sampling_params(
+    raw: dict[str, Any] | list[dict[str, Any] | None] | None, count: int
+) -> list[SamplingParams]:
+    if isinstance(raw, list):
+        return [parse_sampling(one or {}) for one in _spread(raw, count, "sampling_params", None)]
+    return [parse_sampling(raw) if raw else DEFAULT_SAMPLING] * count
+
+
+def _logprobs(
+    body: GenerateBody, params: list[SamplingParams], count: int
+) -> list[LogprobParams | None]:
+    asked = _spread(body.return_logprob, count, "return_logprob", False)
+    starts = _spread(body.logprob_start_len, count, "logprob_start_len", -1)
+    nums = _spread(body.top_logprobs_num, count, "top_logprobs_num", 0)
+    ids = _logprob_ids(body, count)
+    for i in range(count):
+        if asked[i]:
+            _check_logprobs(params[i], starts[i], nums[i], ids[i])
+    with_text = body.return_text_in_logprobs
+    return [
+        LogprobParams(num_top=nums[i], token_ids=tuple(ids[i]), with_text=with_text)
+        if asked[i]
+        else None
+        for i in range(count)
+    ]
+
+
+def _logprob_ids(body: GenerateBody, count: int) -> list[list[int]]:
+    """Returns the ids that each prompt asks for."""
+    given = body.token_ids_logprob or []
+    kinds = set(map(type, given))
+    if int in kinds and len(kinds) > 1:
+        raise BadRequest("token_ids_logprob: give either ids or lists of ids", "token_ids_logprob")
+    if int in kinds or not given:
+        return [cast("list[int]", given)] * count
+    return _spread(cast("list[list[int] | None]", given), count, "token_ids_logprob", [])
+
+
+def _check_logprobs(params: SamplingParams, start: int, num_top: int, ids: list[int]) -> None:
+    if start != -1 or params.max_new_tokens == 0:
+        asks = f"logprob_start_len is {start}" if start != -1 else "max_new_tokens is 0"
+        raise BadRequest(
+            f"{asks}, which asks for logprobs of the prompt; this version of kvrelay has only "
+            "those of the answer: give logprob_start_len -1 and max_new_tokens of at least 1",
+            "logprob_start_len",
+        )
+    if not 0 <= num_top <= MAX_TOP_LOGPROBS:
+        raise BadRequest(
+            f"top_logprobs_num is {num_top}; it must be 0 to {MAX_TOP_LOGPROBS}",
+            "top_logprobs_num",
+        )
+    if len(ids) > MAX_LOGPROB_IDS:
+        raise BadRequest(
+            f"token_ids_logprob has {len(ids)} ids; at most {MAX_LOGPROB_IDS} go",
+            "token_ids_logprob",
+        )
+
+
+def _spread(value: Any, count: int, name: str, default: Any) -> list[Any]:
+    """Returns `count` values: `value` itself if it is a list of so many, with `default` for null,
+    else the one value for each."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise BadRequest(f"{name} has {len(value)} entries for {count} prompts", name)
+    return [default if one is None else one for one in value] if None in value else value

@@ -1,0 +1,78 @@
+"""POST /tokenize and /detokenize: the model's tokenizer over HTTP, in SGLang's shapes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from coordinator.http.checking import checked
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.intake import check_ids, encode
+from coordinator.http.replies import FAULTS, fault_reply, json_reply
+from coordinator.http.requests import object_of, service_of
+
+router = APIRouter(tags=["native"])
+
+
+class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /tokenize. Unknown keys are ignored, as SGLang does."""
+
+    prompt: str | list[str]
+    add_special_tokens: bool = True
+    model: str = ""
+
+
+class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /detokenize. Unknown keys are ignored, as SGLang does."""
+
+    tokens: list[int | list[int]]
+    skip_special_tokens: bool = True
+    model: str = ""
+
+
+@router.post("/tokenize", response_model=None)
+@router.post("/v1/tokenize", response_model=None, include_in_schema=False)
+async def tokenize(request: Request) -> Response:
+    """Answers the token ids of `prompt`, a text or a list of texts, and how many they are."""
+    service = service_of(request)
+    try:
+        body = checked(_without_nulls(await object_of(request)), TokenizeBody)
+        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        tokens = [await encode(text, service.tokenizer, body.add_special_tokens) for text in texts]
+    except FAULTS as error:
+        return fault_reply(error)
+    counts = [len(ids) for ids in tokens]
+    is_one = isinstance(body.prompt, str)
+    return json_reply(
+        {
+            "tokens": tokens[0] if is_one else tokens,
+            "count": counts[0] if is_one else counts,
+            "max_model_len": service.max_model_len,
+        }
+    )
+
+
+@router.post("/detokenize", response_model=None)
+@router.post("/v1/detokenize", response_model=None, include_in_schema=False)
+async def detokenize(request: Request) -> Response:
+    """Answers the text of `tokens`, ids or a list of lists of ids."""
+    tokenizer = service_of(request).tokenizer
+    try:
+        body = checked(_without_nulls(await object_of(request)), DetokenizeBody)
+        kinds = set(map(type, body.tokens))
+        if len(kinds) > 1:
+            raise BadRequest("tokens: give either ids or lists of ids", "tokens")
+        is_one = kinds != {list}
+        lists = cast("list[list[int]]", [body.tokens] if is_one else body.tokens)
+        for ids in lists:
+            check_ids(ids, "tokens", tokenizer)
+        texts = [tokenizer.decode(ids, body.skip_special_tokens) for ids in lists]
+    except FAULTS as error:
+        return fault_reply(error)
+    return json_reply({"text": texts[0] if is_one else texts})
+
+
+def _without_nulls(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Between the endpoints and the server: bodies, responses, request ids, connections."""

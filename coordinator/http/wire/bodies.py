@@ -1,0 +1,26 @@
+"""Reads the body of an HTTP request, and no more of it than is taken."""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope
+
+from coordinator.http.errors import BodyTooLarge, ClientLeft
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Returns the body. Raises ClientLeft, or BodyTooLarge: before anything is read if the client
+    told the length, else as soon as there is more."""
+    length = next((value for key, value in scope["headers"] if key == b"content-length"), b"")
+    if length.isdigit() and int(length) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > max_bytes:
+            raise BodyTooLarge(max_bytes)
+    return bytes(body)

@@ -1,0 +1,55 @@
+"""`Exchange`: the response to one HTTP request, written to ASGI itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Send
+
+from coordinator.http.errors import INTERNAL_ERROR, event_error_object
+from coordinator.http.replies import error_reply
+from coordinator.http.wire.request_ids import HEADER
+
+JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+class Exchange:
+    """The response to one HTTP request, which has one start and carries its X-Request-Id."""
+
+    def __init__(self, request_id: str, send: Send) -> None:
+        self.request_id = request_id
+        self.send = send
+        self._has_started = False
+
+    async def start(self, *headers: tuple[bytes, bytes], status: int = 200) -> None:
+        """Sends the head of the response."""
+        self._has_started = True
+        with_id = [*headers, (HEADER, self.request_id.encode("ascii"))]
+        await self.send({"type": "http.response.start", "status": status, "headers": with_id})
+
+    async def send_json(self, body: Any) -> None:
+        """Sends a whole response of status 200."""
+        raw = msgspec.json.encode(body)
+        await self.start(JSON, (b"content-length", b"%d" % len(raw)))
+        await self.send({"type": "http.response.body", "body": raw})
+
+    async def reply(self, response: Response) -> None:
+        """Sends a whole response."""
+        await self.start(*response.raw_headers, status=response.status_code)
+        await self.send({"type": "http.response.body", "body": response.body})
+
+    async def fail(self) -> None:
+        """Ends the response with an error of our own: as its status, or as the last event of a
+        stream that has begun."""
+        if not self._has_started:
+            return await self.reply(error_reply(500, INTERNAL_ERROR))
+        event = event_of(event_error_object(500, INTERNAL_ERROR))
+        await self.send({"type": "http.response.body", "body": event + b"data: [DONE]\n\n"})
+
+
+def event_of(data: dict[str, Any]) -> bytes:
+    """Returns a server-sent event with `data` as JSON."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"

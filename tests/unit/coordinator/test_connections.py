@@ -1,0 +1,174 @@
+"""Clients that half-close, leave, stay, send too much, or name their requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.http.wire import half_closing
+from protocol.channel import Channel
+from protocol.messages import Cancel
+from tests.support.coordinator.http_servers import run_served, served
+from tests.support.coordinator.services import received
+
+BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 3, "ignore_eos": True}}
+STREAM = BODY | {"stream": True}
+
+
+@pytest.fixture
+def decode() -> Iterator[Channel]:
+    channel = Channel("127.0.0.1")
+    yield channel
+    channel.close()
+
+
+@pytest.fixture
+def early_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half_closing, "PROBE_AFTER_S", 0.01)
+
+
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+def test_a_client_that_half_closes_gets_its_whole_answer(decode: Channel, body: object) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.send("POST", "/generate", body)
+            client.writer.write_eof()
+            generate = await here.generate()
+            here.tokens(generate, 0, [100])
+            here.tokens(generate, 1, [100, 101], "length")
+            reply = await client.reply("POST")
+            assert reply.status == 200 and reply.interim == 0
+            assert b"[100,100,101]" in reply.body
+            assert await client.at_end(), "nothing can come after it"
+
+    run_served(test)
+
+
+@pytest.mark.usefixtures("early_probes")
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+def test_one_that_half_closes_and_waits_long_gets_what_it_can_skip(
+    decode: Channel, body: object
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.send("POST", "/generate", body)
+            client.writer.write_eof()
+            generate = await here.generate()
+            if body is BODY:
+                first = await client.reader.readuntil(b"\r\n\r\n")
+                assert first == half_closing.INTERIM_RESPONSE
+            else:
+                await client.reader.readuntil(half_closing.COMMENT)
+            here.tokens(generate, 0, [100, 100, 101], "length")
+            rest = await asyncio.wait_for(client.reader.read(), 20)
+            assert b"[100,100,101]" in rest
+            if body is BODY:
+                assert b"HTTP/1.1 200 OK" in rest
+            else:
+                assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+    run_served(test)
+
+
+@pytest.mark.usefixtures("early_probes")
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+def test_a_client_that_leaves_cancels_its_request_and_is_counted(
+    decode: Channel, body: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.send("POST", "/generate", body, {"X-Request-Id": "left-early"})
+            generate = await here.generate()
+            client.writer.close()
+            assert await received(decode) == [Cancel(generate.attempt)]
+            lifetime = here.service.core.statistics.totals.lifetime
+            assert (lifetime.requests, lifetime.disconnected_requests) == (1, 1)
+            assert lifetime.failed_requests == 0
+
+    with caplog.at_level("INFO", logger="coordinator.core.statistics"):
+        run_served(test)
+    (line,) = [record.getMessage() for record in caplog.records if "ended" in record.message]
+    assert "of left-early" in line and "the client has left" in line
+
+
+def test_a_connection_is_kept_as_long_as_the_flag_says(decode: Channel) -> None:
+    async def test() -> None:
+        async with served(decode, keep_alive_s=0.05) as here:
+            client = await here.connect()
+            for _ in range(2):
+                assert (await client.ask("GET", "/health")).status == 200
+            assert await client.at_end()
+
+    run_served(test)
+
+
+def test_pipelined_requests_before_a_half_close_are_all_answered(decode: Channel) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.send("POST", "/generate", BODY)
+            client.send("GET", "/health")
+            client.writer.write_eof()
+            here.tokens(await here.generate(), 0, [100, 100, 101], "length")
+            assert (await client.reply("POST")).status == 200
+            assert (await client.reply()).status == 200
+
+    run_served(test)
+
+
+def test_a_half_close_within_the_body_starts_nothing(decode: Channel) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.writer.write(b"POST /generate HTTP/1.1\r\nContent-Length: 99\r\n\r\n{")
+            client.writer.write_eof()
+            assert await client.at_end() and here.service.core.num_unfinished == 0
+
+    run_served(test)
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_body_over_the_limit_is_not_read_to_its_end(decode: Channel, is_announced: bool) -> None:
+    async def test() -> None:
+        async with served(decode, max_body_bytes=1000) as here:
+            client = await here.connect()
+            head = b"POST /generate HTTP/1.1\r\n"
+            if is_announced:
+                client.writer.write(head + b"Content-Length: 1000000000\r\n\r\n{")
+            else:
+                chunk = b"800\r\n" + b"x" * 0x800 + b"\r\n"
+                client.writer.write(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
+            reply = await client.reply("POST")
+            assert reply.status == 413 and "1000 bytes" in reply.error["message"]
+            assert reply.headers["connection"] == "close" and await client.at_end()
+
+    run_served(test)
+
+
+def test_every_response_carries_the_id_of_its_request(decode: Channel) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            for method, path, body in (
+                ("GET", "/health", None),
+                ("GET", "/nowhere", None),
+                ("POST", "/generate", b"{"),
+                ("GET", "/generate", None),
+                ("POST", "/tokenize", {"prompt": 1}),
+            ):
+                reply = await here.ask(method, path, body, X_Request_Id="mine-1")
+                assert reply.headers["x-request-id"] == "mine-1", path
+                other = await here.ask(method, path, body)
+                assert len(other.headers["x-request-id"]) == 32
+            insane = await here.ask("GET", "/health", X_Request_Id="x" * 129)
+            assert len(insane.headers["x-request-id"]) == 32
+            client = await here.connect()
+            client.send("POST", "/generate", STREAM, {"X-Request-Id": "mine-2"})
+            here.tokens(await here.generate(), 0, [100, 100, 101], "length")
+            assert (await client.reply("POST")).headers["x-request-id"] == "mine-2"
+
+    run_served(test)
