@@ -20,6 +20,8 @@ class Tokenizer:
         generation = read_json(model_path / "generation_config.json") or {}
         self._tokenizer = _load(model_path / "tokenizer.json")
         self.eos_token_ids = _ids(generation.get("eos_token_id", config.get("eos_token_id")))
+        self.bos_token_id = self._tokenizer.token_to_id(_bos_token(model_path))
+        """The token that stands before a text; None if the model has none."""
         self.max_model_len = int(config.get("max_position_embeddings", 2048))
         self.vocab_size = int(config.get("vocab_size", self._tokenizer.get_vocab_size()))
 
@@ -45,6 +47,11 @@ def _load(file: Path) -> HFTokenizer:
         raise ModelDirectoryError(
             f"{file} cannot be read ({error}); fetch it again, and if git did it, with git lfs pull"
         ) from error
+
+
+def _bos_token(model_path: Path) -> str:
+    token = (read_json(model_path / "tokenizer_config.json") or {}).get("bos_token")
+    return str(token["content"] if isinstance(token, dict) else token or "")
 
 
 def _ids(value: Any) -> tuple[int, ...]:
