@@ -106,8 +106,8 @@ DIFFERENCES = (
     ),
     (
         "session_params",
-        "Sessions are in Redis: any coordinator takes the next turn. An unknown session or rid is a "
-        "400 (SGLang: finish_reason abort). A turn that follows one which has not "
+        "Sessions are in Redis: any coordinator takes the next turn. An unknown session or rid "
+        "is a 400 (SGLang: finish_reason abort). A turn that follows one which has not "
         "ended is a 400, with `replace` too (SGLang aborts that one then). "
         "`capacity_of_str_len` is enforced: the most characters of a prompt with its earlier turns "
         "(SGLang keeps it and does not look at it). A session that was not used for "
@@ -127,8 +127,8 @@ DIFFERENCES = (
     (
         "/pause_generation",
         "Holds for the whole cluster; asks for the admin token if one is set. `in_place` is done "
-        "as `retract`: requests are taken back from the nodes, which keep their pages in the cache, "
-        "and go on with the same tokens.",
+        "as `retract`: requests are taken back from the nodes, which keep their pages in the "
+        "cache, and go on with the same tokens.",
     ),
     ("X-Request-Id", "On every response: the client's, or one that is made up."),
 )
