@@ -57,6 +57,11 @@ class Pair:
     def admins(self) -> tuple[Client, Client]:
         return self.cluster.admin, self.second.admin
 
+    def restart_second(self) -> None:
+        """Kills the second coordinator and starts another one in its place."""
+        self.second.kill()
+        self.second = Coordinator(self.cluster, self.model_path, "coordinator-2")
+
     def post(self, who: int, path: str, body: dict[str, Any]) -> httpx.Response:
         """Returns what the first (0) or the second (1) coordinator replies."""
         return (self.cluster.http, self.second.http)[who].post(path, json=body)
