@@ -260,6 +260,27 @@ def _hashes_too_far(right: Any) -> Any:
     return commit
 
 
+def _booked_through_a_pause(right: Any) -> Any:
+    def pause(self: Tracker, now: float) -> Any:
+        """Work that is taken back from nodes counts as theirs for ever."""
+        for tracked in self._requests.values():
+            if tracked.route is not None:
+                tracked.routed = None
+        return right(self, now)
+
+    return pause
+
+
+def _forgotten_by_a_pause(right: Any) -> Any:
+    def pause(self: Tracker, now: float) -> Any:
+        """What was answered before a pause is not part of the prompt after it."""
+        for tracked in self._requests.values():
+            tracked.answered = []
+        return right(self, now)
+
+    return pause
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -281,6 +302,8 @@ MUTANTS = (
     Mutant("state of ended sequences kept", Steps, "end_sequence", _state_remembered),
     Mutant("sample of a premature step taken", Sequence, "samples_next", _ahead_sample),
     Mutant("page findable before it is computed", Prompts, "commit", _hashes_too_far),
+    Mutant("work taken back by a pause stays booked", Tracker, "pause", _booked_through_a_pause),
+    Mutant("answer forgotten by a pause", Tracker, "pause", _forgotten_by_a_pause),
 )
 
 

@@ -49,8 +49,8 @@ def parse_session(
     check_name(name, "session_params.id" if one.id else "session_id")
     if num_answers != 1:
         raise BadRequest(
-            f"session_params: a turn has one prompt and one answer; this body asks for {num_answers} "
-            "answers",
+            f"session_params: a turn has one prompt and one answer; this body asks for "
+            f"{num_answers} answers",
             "session_params",
         )
     return TurnRequest(
