@@ -10,6 +10,7 @@ from bisect import insort
 from collections.abc import Iterator
 
 from decode.own_answer import AnswerJob
+from engine.batches.sequence import Sequence
 from engine.cache.prefix_cache import PrefixCache
 from node.core.job import PlannedSlice
 from protocol.hashing import PageHasher
@@ -40,7 +41,8 @@ class RunningAnswers:
         for the next one."""
         for job in list(self._jobs):
             while job.sequence is not None and self._lacks_pages(job):
-                if self._cache.extend(job.sequence.held, self._num_needed_pages(job)):
+                num_pages = self._hasher.num_pages(_num_next_tokens(job.sequence))
+                if self._cache.extend(job.sequence.held, num_pages):
                     break
                 # The oldest answer always goes on, so that some answer ends and frees its pages.
                 youngest = self._jobs[-1]
@@ -61,12 +63,12 @@ class RunningAnswers:
 
     def _lacks_pages(self, job: AnswerJob) -> bool:
         """Returns True if the answer will have more tokens and lacks the pages for their KV."""
-        assert job.sequence is not None
-        return not job.is_ending and len(job.sequence.held.pages) < self._num_needed_pages(job)
-
-    def _num_needed_pages(self, job: AnswerJob) -> int:
-        """Returns how many pages the answer needs once its next tokens are computed."""
         sequence = job.sequence
         assert sequence is not None
-        num_next = max(1, sequence.num_unplanned)
-        return self._hasher.num_pages(sequence.num_planned + num_next)
+        room = len(sequence.held.pages) * self._hasher.page_size
+        return room < _num_next_tokens(sequence) and not job.is_ending
+
+
+def _num_next_tokens(sequence: Sequence) -> int:
+    """Returns how many tokens have their KV when the next ones of the sequence are computed."""
+    return max(sequence.num_planned + 1, len(sequence.tokens))

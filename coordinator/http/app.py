@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
 from coordinator.http.documents import openapi
-from coordinator.http.errors import INTERNAL_ERROR
+from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
 from coordinator.http.native import cache, control, health, loads, model, tokenizing
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.replies import error_reply
@@ -50,6 +50,7 @@ def create_api(service: Service) -> FastAPI:
     openapi.describe_generate(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientLeft, _left)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -69,6 +70,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
     problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
     message = f"{request.method} {request.url.path}: {'; '.join(problems)}"
     return error_reply(400, message, str(error.errors()[0]["loc"][-1]))
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """Answers nobody: the client has left within its body."""
+    return error_reply(STATUS_CODES["client_left"], "the client has left")
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -146,7 +146,12 @@ class DispatchQueue:
         return self._is_impatient(waiting, now) and self._placement.may_wait(route, planned)
 
     def _is_impatient(self, waiting: RoutedRequest, now: float) -> bool:
-        return now - waiting.arrived > PATIENCE_GOALS * self._goal.seconds
+        return now - waiting.arrived > self._patience_s
+
+    @property
+    def _patience_s(self) -> float:
+        """Returns how long a request waits in order before it goes first."""
+        return PATIENCE_GOALS * self._goal.seconds
 
     def dispatch_in_s(self, now: float) -> float | None:
         """Returns when to call `dispatch` again if nothing happens before; None if nothing
@@ -189,7 +194,7 @@ class DispatchQueue:
         in the order of arrival, if requests are not bound late."""
         if not self._binds_late or len(waiting) < 2:
             return waiting
-        goal_s = self._goal.seconds
+        goal_s, patience_s = self._goal.seconds, self._patience_s
         backlog_s = sum(one.work_s for one in waiting) / num_nodes
         is_calm = backlog_s < CALM_SHARE * goal_s
         is_long = backlog_s > LONG_SHARE * goal_s
@@ -208,7 +213,7 @@ class DispatchQueue:
             response_s = waited_s + one.work_s
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
                 return 0, goal_s - response_s
-            if self._is_impatient(one, now):
+            if waited_s > patience_s:
                 return -1, one.arrived
             if one.work_s > goal_s:
                 return 2, one.arrived

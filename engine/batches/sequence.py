@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from engine.cache.prefix_cache import HeldPages
@@ -16,8 +16,7 @@ NO_SEQUENCE = -1
 """Stands for the id of a sequence where there is none: such slices have no state in the runner."""
 
 
-@dataclass(frozen=True, eq=False)
-class Slice:
+class Slice(msgspec.Struct, frozen=True, eq=False):
     """The part of one sequence that a step computes.
 
     `pages` is the sequence's page table, which covers `start + len(token_ids)` tokens. Without
@@ -43,8 +42,7 @@ class Slice:
         return self.start + len(self.token_ids)
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True):
     """What a step sampled for one slice: one token, or several that follow each other."""
 
     tokens: tuple[int, ...]

@@ -34,6 +34,7 @@ from protocol.messages import (
     AuditReply,
     CacheFlushed,
     CoordinatorAlive,
+    Failed,
     FlushCache,
     Generate,
     Load,
@@ -78,10 +79,13 @@ class NodeCore:
         """
         instructions: list[Instruction] = []
         for address in self._coordinators.take_silent(now):
-            dropped = self._scheduler.drop_requests_of(address, now)
-            if dropped:
+            attempts = self._scheduler.attempts_of(address)
+            if attempts:
                 log.warning("coordinator %s is silent; its requests are dropped", address)
-            instructions += dropped
+            for attempt in attempts:
+                instructions += self._scheduler.drop(attempt, now)
+                # It may have been stopped for a while, and would wait for their tokens for ever.
+                instructions.append(SendMessage(address, self._orphaned(attempt)))
         slices, planned = self._scheduler.next_batch(now)
         return slices, self._expected.noted(instructions + planned)
 
@@ -106,6 +110,10 @@ class NodeCore:
     def take_changes(self) -> list[CacheChange]:
         """Returns which pages became findable or ceased to be since the last call, in order."""
         return self._cache.take_changes()
+
+    def _orphaned(self, attempt: Attempt) -> Failed:
+        reason = "the coordinator was silent for longer than its lease"
+        return Failed(attempt, reason, "node", self._node)
 
     def _operate(self, wish: FlushCache | AuditPages | Republish) -> Instruction:
         """Does what an operator wants of the cache, and returns the instruction that answers it."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
+
 from engine.batches.sequence import Sampled, Sequence, Slice
 from engine.cache.prefix_cache import HeldPages
 from node.core.instructions import Instruction
@@ -112,8 +114,7 @@ class Job(Generic[Purpose]):
         return self.sequence.is_sampling and self.sequence.num_planned >= self.max_tokens
 
 
-@dataclass(frozen=True, eq=False)
-class PlannedSlice:
+class PlannedSlice(msgspec.Struct, frozen=True, eq=False):
     """A slice of a job in a step that is planned or under way."""
 
     job: Job[Any]

@@ -120,11 +120,6 @@ class Scheduler:
             instructions += work.cancelled(attempt)
         return instructions
 
-    def drop_requests_of(self, reply_address: str, now: float) -> list[Instruction]:
-        """Gives up everything that was asked for from this address."""
-        attempts = self.attempts_of(reply_address)
-        return [instruction for attempt in attempts for instruction in self.drop(attempt, now)]
-
     def attempts_of(self, reply_address: str) -> list[Attempt]:
         """Returns the attempts that were asked for from this address."""
         return self._prompts.attempts_of(reply_address)

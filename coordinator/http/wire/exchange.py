@@ -52,4 +52,4 @@ class Exchange:
 
 def event_of(data: dict[str, Any]) -> bytes:
     """Returns a server-sent event with `data` as JSON."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    return b"data: %b\n\n" % msgspec.json.encode(data)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from coordinator.routing import dispatch
 from coordinator.routing.dispatch import (
     DISPATCH_AHEAD_S,
     LOOK_AHEAD,
@@ -124,16 +121,6 @@ def test_what_cannot_meet_the_goal_goes_last_until_it_has_waited_too_long(num_ot
         for i in range(num_others):
             nodes.wait(f"other{i}", demand_of(900), waited_s)
         assert (names(nodes, waited_s)[0] == "hopeless") == is_first
-
-
-@given(
-    works_s=st.lists(st.floats(1e-4, 100.0), min_size=2, max_size=2), scale_s=st.floats(1e-3, 10.0)
-)
-def test_the_shorter_one_has_the_larger_head_start(works_s: list[float], scale_s: float) -> None:
-    shorter_s, longer_s = sorted(works_s)
-    head_starts_s = [dispatch.head_start_s(work_s, scale_s) for work_s in (shorter_s, longer_s)]
-    assert head_starts_s[0] >= head_starts_s[1] >= 0.0
-    assert dispatch.head_start_s(longer_s, scale_s) <= dispatch.head_start_s(longer_s, 2 * scale_s)
 
 
 def test_a_request_that_missed_the_goal_has_no_precedence() -> None:

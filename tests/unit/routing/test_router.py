@@ -2,106 +2,32 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
-
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
-from coordinator.routing.demand import Demand, PageOwners
-from coordinator.routing.node_queue import Booking, NodeQueueEstimate
-from coordinator.routing.policies import NEAR_TIE_SHARE, POLICIES, TIE_S
-from coordinator.routing.registry import Registry
-from coordinator.routing.route import NoRoute, Route
-from coordinator.routing.router import Candidates, Cluster, PlannedWork, Router
+from coordinator.routing.node_queue import NodeQueueEstimate
+from coordinator.routing.route import NoRoute
+from coordinator.routing.router import Candidates
 from protocol.ids import Node
 from protocol.messages import Load
-from tests.support.coordinator.nodes import LAYOUT, Nodes, heartbeat, load_of, registry_of
+from tests.support.coordinator.nodes import Nodes, heartbeat, load_of, registry_of
 from tests.support.coordinator.nodes import demand_of as nodes_demand_of
+from tests.support.coordinator.routes import (
+    IDLE,
+    PAGE_BYTES,
+    SLOW_LINK,
+    cluster_of,
+    demand_of,
+    fetch,
+    names,
+    owners_of,
+    route,
+    router_of,
+    with_link,
+)
 
 EVICTED = EVICTED_REUSE * OWN_WORK_WEIGHT
-IDLE = load_of()
-PAGE_BYTES = LAYOUT.page_bytes
-SLOW_LINK = PAGE_BYTES / 0.1
-"""A page takes longer on the link than to compute (16 ms)."""
-
-
-def backlog_of(work_s: float) -> NodeQueueEstimate:
-    backlog = NodeQueueEstimate()
-    backlog.sent(Booking(work_s, 0, 0.0))
-    backlog.num_requests = 1
-    return backlog
-
-
-def cluster_of(
-    registry: Registry,
-    queues_s: Mapping[str, float] | None = None,
-    hit_share: float = 0.0,
-    planned_s: dict[str, float] | None = None,
-) -> Cluster:
-    return Cluster(
-        prefill=registry.live("prefill"),
-        decode=registry.live("decode"),
-        find=registry.get,
-        link_bytes_per_s=registry.link_bytes_per_s,
-        queues={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
-        hit_share=hit_share,
-        planned=PlannedWork(planned_s or {}),
-        now=0.0,
-    )
-
-
-def demand_of(num_tokens: int = 1600, avoid: tuple[str, ...] = ()) -> Demand:
-    """8 pages for the answer, one to begin."""
-    num_pages = LAYOUT.num_pages(num_tokens)
-    return Demand(num_tokens, num_pages + 8, num_pages + 1, [], avoid)
-
-
-def owners_of(
-    owned: Mapping[str, int] | None = None, expected: Mapping[str, int] | None = None
-) -> PageOwners:
-    """`expected`: on top of what is owned."""
-    owned_pages = {Node(name, 1): pages for name, pages in (owned or {}).items()}
-    expected_pages = owned_pages | {Node(n, 1): pages for n, pages in (expected or {}).items()}
-    return PageOwners(owned_pages, expected_pages)
-
-
-def router_of(local_prefill_max_tokens: int = 64, policy: str = "cost") -> Router:
-    return Router(POLICIES[policy](random.Random(0).random), local_prefill_max_tokens)
-
-
-def route(
-    registry: Registry,
-    owned: Mapping[str, int] | None = None,
-    expected: Mapping[str, int] | None = None,
-    num_tokens: int = 1600,
-    avoid: tuple[str, ...] = (),
-    local_prefill_max_tokens: int = 64,
-    queues_s: Mapping[str, float] | None = None,
-    hit_share: float = 0.0,
-    planned_s: dict[str, float] | None = None,
-) -> Route:
-    return router_of(local_prefill_max_tokens).route(
-        demand_of(num_tokens, avoid),
-        owners_of(owned, expected),
-        cluster_of(registry, queues_s, hit_share, planned_s),
-    )
-
-
-def names(chosen: Route) -> tuple[str | None, str]:
-    return (chosen.prefill.name if chosen.prefill else None, chosen.decode.name)
-
-
-def fetch(chosen: Route) -> tuple[str, int] | None:
-    return (chosen.fetch_from.name, chosen.fetch_pages) if chosen.fetch_from else None
-
-
-def with_link(bytes_per_s: float, load: Load = IDLE) -> Load:
-    return msgspec.structs.replace(load, link_bytes_per_s=bytes_per_s)
-
 
 # The node that computes the prompt
 
@@ -209,25 +135,6 @@ def test_a_decode_node_with_all_but_the_last_page_computes_the_rest_itself(
     registry.heartbeat(heartbeat("decode", Node("d0", 1), busy, max_running_requests=64), 0.0)
     for owned in ({"d0": 99}, {"d0": 99, "p0": 99}):
         assert names(route(registry, owned=owned)) == (None, "d0")
-
-
-@given(
-    owned=st.dictionaries(st.sampled_from(("p0", "p1", "d0", "d1")), st.integers(0, 100)),
-    num_tokens=st.integers(1, 1600),
-)
-def test_on_idle_nodes_no_prefix_makes_a_prompt_slower_than_it_is_cold(
-    owned: dict[str, int], num_tokens: int
-) -> None:
-    """Links are faster than computing. An owner may be taken that costs a tie more."""
-    registry = registry_of(dict.fromkeys(("p0", "p1", "d0", "d1"), with_link(PAGE_BYTES / 0.001)))
-    num_full_pages = num_tokens // LAYOUT.page_size
-    owned = {name: min(pages, num_full_pages) for name, pages in owned.items()}
-    cold = route(registry, num_tokens=num_tokens)
-    warm = route(registry, owned=owned, num_tokens=num_tokens)
-    slack_s = NEAR_TIE_SHARE * warm.cost.score + 2 * TIE_S
-    assert warm.cost.first_token_s <= cold.cost.first_token_s + slack_s
-    if max(owned.values(), default=0) >= 20:
-        assert warm.cached_pages > 0 and warm.cost.first_token_s < cold.cost.first_token_s
 
 
 # Fetching

@@ -26,7 +26,7 @@ SLICES = st.builds(
 
 
 def fields_of(part: Slice) -> dict[str, object]:
-    return {name: value for name, value in vars(part).items() if name != "pages"}
+    return {name: value for name, value in msgspec.structs.asdict(part).items() if name != "pages"}
 
 
 @given(st.lists(st.lists(SLICES, max_size=4), max_size=6))

@@ -9,7 +9,7 @@ import pytest
 from coordinator.http.documents.compatibility import EXAMPLES, FILE, document, observed
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 KEYS = [(key, False) for key in TOP_LEVEL] + [(key, True) for key in SAMPLING]
 
 

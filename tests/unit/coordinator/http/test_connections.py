@@ -121,15 +121,20 @@ def test_pipelined_requests_before_a_half_close_are_all_answered(decode: Channel
     run_served(test)
 
 
-def test_a_half_close_within_the_body_starts_nothing(decode: Channel) -> None:
+@pytest.mark.parametrize("path", ["/generate", "/tokenize", "/admin/cache/flush"])
+def test_a_half_close_within_the_body_starts_nothing(
+    decode: Channel, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
         async with served(decode) as here:
+            head = f"POST {path} HTTP/1.1\r\nContent-Length: 99\r\n\r\n{{"
             client = await here.connect()
-            client.writer.write(b"POST /generate HTTP/1.1\r\nContent-Length: 99\r\n\r\n{")
+            client.writer.write(head.encode())
             client.writer.write_eof()
             assert await client.at_end() and here.service.core.num_unfinished == 0
 
     run_served(test)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("is_announced", [True, False])
