@@ -202,8 +202,8 @@ class Tracker:
         instructions: list[Instruction] = []
         if self._paused_at is not None:
             return instructions
-        # The oldest first. Of two, the older one was held at least as long, but only by what both
-        # have lived through: this is the order of their ends too.
+        # The oldest first. It was held longer than a younger one by pauses before that one came
+        # only, so its limit ends first too.
         for tracked in list(self._requests.values()):
             if now - tracked.answer.started_at - tracked.held_s <= older_than_s:
                 break

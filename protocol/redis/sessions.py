@@ -51,7 +51,8 @@ return {capacity, found}
 """
 
 # Begins a turn. ARGV 2 rid 3 parent ("" for none) 4 kept 5 new 6 replace 7 max_turns 8 max_bytes.
-# With `replace` 1 the turns that follow `parent` are removed first, or all if there is none.
+# With `replace` 1 the turns that follow `parent` are removed first, or all if there is none; one of
+# these may have had the same rid, if it has ended.
 # Returns {"ok", rids of removed turns that had not ended …}, or {what stands in its way, …}.
 BEGIN = (
     """
@@ -87,7 +88,10 @@ local num_turns = tonumber(redis.call('HGET', session, 'turns')) - #removed
 local num_bytes = tonumber(redis.call('HGET', session, 'bytes')) + #ARGV[5]
 local is_known = redis.call('HEXISTS', session, field('turn', rid)) == 1
 for _, name in ipairs(removed) do
-  if name == rid then is_known = false end
+  -- The end of a turn that runs would be taken for that of the new one.
+  if name == rid and redis.call('HEXISTS', session, field('answer', name)) == 1 then
+    is_known = false
+  end
   num_bytes = num_bytes - redis.call('HSTRLEN', session, field('new', name))
               - redis.call('HSTRLEN', session, field('answer', name))
 end

@@ -33,9 +33,9 @@ Act = Abort | PauseAll
 def some_acts(chance: random.Random, requests: Sequence[Asked]) -> list[Act]:
     """Returns what is done in a life; nothing in most lives."""
     acts: list[Act] = []
-    if chance.random() < 0.15:
-        for asked in chance.sample(list(requests), 3):
-            acts.append(Abort(asked, asked.at + chance.choice((0.0, 0.02, 0.1, 0.4))))
+    if chance.random() < 0.2:
+        for asked in chance.sample(list(requests), 8):
+            acts.append(Abort(asked, asked.at + chance.choice((0.0, 0.01, 0.03, 0.1, 0.4))))
     if chance.random() < 0.15:
         at = chance.uniform(0.02, 2.0)
         for _ in range(chance.choice((1, 1, 2))):

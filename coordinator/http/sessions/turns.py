@@ -34,10 +34,15 @@ class Turn:
 
     async def end(self, answer: Answer) -> None:
         """Notes the answer, so that any coordinator can go on from it. Does nothing the second
-        time. If Redis is gone the answer is lost for the session, and for nobody else."""
+        time. A turn whose client is told an error is forgotten, so that it can be tried again.
+
+        If Redis is gone the answer is lost for the session, and for nobody else.
+        """
         if self._has_ended:
             return
         self._has_ended = True
+        if answer.error is not None and answer.error.kind != "client_left":
+            return await self.discard()
         try:
             await self._store.end(self._session_id, self.rid, answer.output_ids)
         except Unavailable as error:

@@ -138,6 +138,21 @@ def test_replacing_tells_which_turns_run_and_keeps_others(run: Run) -> None:
     run(test)
 
 
+def test_a_turn_that_runs_keeps_its_rid_even_if_it_is_replaced(run: Run) -> None:
+    """Its end is on its way, and would be noted as that of the new turn."""
+
+    async def test(store: SessionStore) -> None:
+        await store.open(NAME, 1)
+        await store.begin(after(""), "a", 0, [1])
+        with pytest.raises(SessionRefused, match="has a turn"):
+            await store.begin(after("", replace=True), "a", 0, [2])
+        await store.end(NAME, "a", [3])
+        await add(store, "a", new=(2,), replace=True)
+        assert (await store.read(after("a"))).chain == [TurnRecord(0, [2], [3])]
+
+    run(test)
+
+
 def test_any_turns_are_those_of_a_dictionary(run: Run, server: Server) -> None:
     async def test(store: SessionStore) -> None:
         chance = random.Random(5)

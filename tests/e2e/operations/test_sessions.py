@@ -44,10 +44,17 @@ class Conversation:
         """Prompt and answer by rid."""
 
     def ask(
-        self, who: int, new: list[int] | str, count: int = 8, rid: str | None = None, **params: Any
+        self,
+        who: int,
+        new: list[int] | str,
+        count: int = 8,
+        rid: str | None = None,
+        name: str | None = None,
+        **params: Any,
     ) -> httpx.Response:
-        """The reply of one coordinator to the turn that follows `rid`."""
+        """The reply of one coordinator to the turn `name` that follows `rid`."""
         body = {
+            "rid": name,
             "text" if isinstance(new, str) else "input_ids": new,
             "session_params": {"id": self.name, "rid": rid} | params,
             "sampling_params": {"temperature": 0, "ignore_eos": True, "max_new_tokens": count},
@@ -146,6 +153,11 @@ def test_what_a_session_refuses(pair: Pair) -> None:
     assert unknown.status_code == 400 and "nobody" in unknown.json()["error"]["message"]
     too_long = talk.ask(1, "abc def gh " * 50, rid=rid)
     assert too_long.status_code == 400 and " 300" in too_long.json()["error"]["message"]
+    refused = talk.ask(0, first, count=10_000, rid=rid, name="again")
+    assert refused.status_code == 400 and "10000" in refused.json()["error"]["message"]
+    assert talk.ask(1, first, rid=rid, name="again").status_code == 200, "nothing was kept of it"
+    used = talk.ask(0, first, rid=rid, name="again")
+    assert used.status_code == 400 and "again" in used.json()["error"]["message"]
     several = {"input_ids": [first, first], "session_params": {"id": talk.name}}
     assert pair.post(0, "/generate", several).status_code == 400
     assert pair.post(1, "/close_session", {"session_id": talk.name}).status_code == 200
