@@ -40,13 +40,16 @@ class TurnRecord:
 def tokens_of(chain: Sequence[TurnRecord]) -> tuple[list[int], list[int]]:
     """Returns prompt and answer of the last turn of a chain that begins with a turn that follows
     none. All turns of it must have ended."""
-    prompt: list[int] = []
-    answer: Sequence[int] = ()
+    tokens: list[int] = []
+    prompt_length = 0
     for turn in chain:
         assert turn.answer is not None
-        whole = [*prompt, *answer]
-        prompt, answer = [*whole[: turn.kept], *turn.new], turn.answer
-    return prompt, list(answer)
+        # In place: copying the whole for every turn takes time that grows with its square.
+        del tokens[turn.kept :]
+        tokens += turn.new
+        prompt_length = len(tokens)
+        tokens += turn.answer
+    return tokens[:prompt_length], tokens[prompt_length:]
 
 
 def kept_tokens(chain: Sequence[TurnRecord], asked: TurnRequest) -> list[int]:
