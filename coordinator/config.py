@@ -16,6 +16,11 @@ class CoordinatorConfig:
 
     model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
     served_model_name: str = option("", "name told to clients; empty: the directory's name")
+    chat_template: str = option(
+        "",
+        "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "
+        "mistral, phi-3, qwen; empty: the model's own",
+    )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     advertise_host: str = option("", "address that nodes use; empty: the host, or this one's")

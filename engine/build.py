@@ -26,7 +26,7 @@ from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
 from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
-from protocol.model_directory import read_config
+from protocol.model.directory import read_config
 
 NATIVE = ("cpu", torch.float32)
 """What native kernels compute on, and in."""
@@ -73,7 +73,7 @@ def load_model_runner(
     fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
-        longest = options.context_length or config.max_position_embeddings
+        longest = options.context_length or config.context_length
         longest = min(longest, kv_cache.num_pages * options.page_size)
         graphs = DecodeGraphs(
             model,

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from protocol.model_directory import ModelDirectoryError
+from protocol.model.directory import ModelDirectoryError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches the id of a model on the hub, organisation/name."""

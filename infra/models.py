@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from infra import hub
-from protocol.model_directory import read_config
+from protocol.model.directory import read_config
 
 EMBEDDED = Path(
     os.environ.get("KVRELAY_EMBEDDED_MODEL")

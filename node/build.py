@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from protocol.hashing import PageHasher
 from protocol.hosts import advertised_host
 from protocol.ids import Addresses, Node, Role
 from protocol.messages import NodeInfo
+from protocol.model.tokenizer import check_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
     Raises ConfigError, the engine's model errors, and RankLost if a rank ends before that.
     """
     torch.set_num_threads(config.cpu_threads)
+    check_tokenizer(Path(config.model_path))
     node = _identity(role, config)
     with start_engine(config, node) as engine:
         _serve(role, config, node, engine, kinds)

@@ -88,6 +88,7 @@ PURE = (
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",
     "coordinator/answers/stop_regex.py",
+    "coordinator/answers/token_pieces.py",
     "coordinator/answers/totals.py",
     "coordinator/http/errors.py",
     "coordinator/http/checking.py",

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.weights.safetensors_source import SafetensorsSource
 from protocol.errors import UserError
-from protocol.model_directory import read_config
+from protocol.model.directory import read_config
 
 _NAMES = {
     "input_layernorm": "attn_norm",

@@ -81,13 +81,14 @@ class Answer:
         self.started_at = now
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
-        self._detokenizer = Detokenizer(request.decode, request.tokens)
+        self._detokenizer = Detokenizer(request.pieces, request.tokens)
         self._wants_logprobs = request.sampling.wants_logprobs
         self._stops = StopStrings(request.stop_strings)
         self._patterns = StopRegexes(request.stop_patterns) if request.stop_patterns else None
         self._end_token_ids = frozenset(request.end_token_ids)
         self._visible: int | None = None
-        """Length of the text that is shown, when a stop or its beginning ends it."""
+        """Length of the text that is shown, when a stop or its beginning ends it; None: all of
+        it."""
 
     @property
     def is_done(self) -> bool:
@@ -119,10 +120,12 @@ class Answer:
             self._detokenizer.push(token)
             if self._ends_with_stop(now):
                 return True
-        self._visible = self._stops.safe_length(self._detokenizer.text)
+        if self._stops:
+            self._visible = self._stops.safe_length(self._detokenizer.text)
         if self._patterns is not None:
             pattern_free = self._patterns.safe_length(self._detokenizer.text)
-            self._visible = min(self._visible, pattern_free)
+            visible = self._visible
+            self._visible = pattern_free if visible is None else min(visible, pattern_free)
         return False
 
     def finish(self, kind: str, now: float) -> None:
@@ -170,6 +173,8 @@ class Answer:
 
     def _ends_with_stop(self, now: float) -> bool:
         """Looks for a stop string or pattern; ends the answer at the first one."""
+        if not self._stops and self._patterns is None:
+            return False
         text = self._detokenizer.text
         found = self._stops.find(text)
         matches = [(found[0], found[0] + len(found[1]), found[1])] if found is not None else []

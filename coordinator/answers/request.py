@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from coordinator.answers.token_pieces import NO_PIECES, TokenPieces
 from protocol.namespace import SHARED, Namespace
 from protocol.sampling import Sampling
 
 DecodeFunction = Callable[[Sequence[int]], str]
 """Token ids to text."""
-
-
-def no_text(ids: Sequence[int]) -> str:
-    """Returns "" for any tokens. It is the `DecodeFunction` of requests whose token ids alone
-    matter."""
-    return ""
 
 
 @dataclass(frozen=True)
@@ -41,5 +36,5 @@ class Request:
     """Regular expressions that end the answer where they match."""
     keeps_stop: bool = False
     """The text of the answer includes what ended it: the stop string or match, or the end token."""
-    decode: DecodeFunction = no_text
-    """Makes the text of the answer."""
+    pieces: TokenPieces = NO_PIECES
+    """What the text of the answer is made of."""

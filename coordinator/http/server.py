@@ -30,7 +30,7 @@ object took 7 % of the time."""
 def run(config: CoordinatorConfig) -> None:
     """Serves HTTP until SIGTERM or SIGINT. Raises ConfigError or ModelDirectoryError."""
     model_path = Path(config.model_path)
-    tokenizer = Tokenizer(model_path)
+    tokenizer = Tokenizer(model_path, config.chat_template)
     if not config.served_model_name:
         config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
     listener = listen(config.host, config.port)

@@ -48,6 +48,8 @@ class Sampled(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     """The logprobs of each token, if the slice's sampling asks for them."""
+    error: str = ""
+    """Why there is no token, if there is none: the request cannot go on here."""
 
 
 class Sequence:

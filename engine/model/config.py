@@ -8,10 +8,18 @@ from typing import Any
 
 from engine.kernels.base import Activation
 from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
-from engine.model.rope_config import FULL, SLIDING, RopeConfig, read_ropes
-from protocol.model_directory import ModelDirectoryError, read_config
+from engine.model.foreign_keys import refuse_foreign_keys
+from engine.model.rope_config import FULL, MOST_POSITIONS, SLIDING, RopeConfig, read_ropes
+from protocol.model.directory import ModelDirectoryError, read_config
+from protocol.model.numbers import MOST_TOKENS, longest_sequence, number, switch, whole, wrong
 
-ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+MOST_HEADS = 1 << 14
+MOST_LAYERS = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,9 @@ class ModelConfig:
     head_dim: int
     layers: tuple[LayerConfig, ...]
     max_position_embeddings: int
+    context_length: int
+    """The longest sequence that it can serve: `max_position_embeddings`, unless rope scaling
+    stretches that."""
     rms_norm_eps: float
     activation: Activation
     tie_word_embeddings: bool
@@ -83,12 +94,12 @@ class ModelConfig:
         one choice must serve all prompts, since they share KV.
         """
         raw = read_config(path)
-        architecture = (raw.get("architectures") or ["unknown"])[0]
+        architecture = _architecture(raw)
         if architecture not in FAMILIES:
             raise UnsupportedModel(
                 f"{path} is a {architecture}; this engine supports {', '.join(SUPPORTED)}"
             )
-        if raw.get("quantization_config"):
+        if raw.get("quantization_config") or raw.get("compression_config"):
             raise UnsupportedModel(
                 f"{path} is quantised, which this engine cannot load yet; use the model's "
                 "bfloat16, float16 or float32 weights"
@@ -99,45 +110,76 @@ class ModelConfig:
                 "attention only"
             )
         family = FAMILIES[architecture]
+        raw = {**family.defaults, **raw}
+        refuse_foreign_keys(family, raw)
         try:
-            return _of_family(architecture, family, {**family.defaults, **raw}, context_length)
+            config = _of_family(architecture, family, raw, context_length)
         except KeyError as error:
             raise ModelDirectoryError(
                 f"{path}/config.json has no {error.args[0]}; fetch the model again"
             ) from error
+        if context_length > config.context_length:
+            raise UnsupportedModel(
+                f"--context-length is {context_length}, and the model serves at most "
+                f"{config.context_length} tokens (max_position_embeddings "
+                f"{config.max_position_embeddings}, with its rope scaling); choose a shorter one, "
+                "or set rope_scaling in its config.json"
+            )
+        return config
+
+
+def _architecture(raw: dict[str, Any]) -> str:
+    names = raw.get("architectures") or ["unknown"]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise wrong("architectures", names, "a list with the name of the architecture")
+    return names[0]
 
 
 def _of_family(
     architecture: str, family: Family, raw: dict[str, Any], context_length: int
 ) -> ModelConfig:
-    num_heads = raw["num_attention_heads"]
-    head_dim = raw.get("head_dim") or raw["hidden_size"] // num_heads
-    scalar = raw.get("query_pre_attn_scalar") if family.is_gemma else None
+    num_heads = whole(raw, "num_attention_heads", most=MOST_HEADS)
+    hidden_size = whole(raw, "hidden_size")
+    num_kv_heads = num_heads
+    if raw.get("num_key_value_heads") is not None:
+        num_kv_heads = whole(raw, "num_key_value_heads", most=MOST_HEADS)
+    if num_heads % num_kv_heads:
+        raise ModelDirectoryError(
+            f"config.json has num_attention_heads {num_heads} and num_key_value_heads "
+            f"{num_kv_heads}; the former must be a multiple of the latter"
+        )
+    head_dim = _head_dim(raw, hidden_size, num_heads)
+    scalar = number(raw, "query_pre_attn_scalar", head_dim) if family.is_gemma else head_dim
 
     def has(bias: Bias) -> bool:
-        return bias == "always" or (bias == "attention_bias" and bool(raw.get("attention_bias")))
+        return bias == "always" or (bias == "attention_bias" and switch(raw, "attention_bias"))
+
+    def softcap(key: str) -> float | None:
+        is_there = family.is_gemma and raw.get(key) is not None
+        return number(raw, key) if is_there else None
 
     return ModelConfig(
         architecture=architecture,
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
+        vocab_size=whole(raw, "vocab_size", most=MOST_TOKENS),
+        hidden_size=hidden_size,
+        intermediate_size=whole(raw, "intermediate_size"),
         num_heads=num_heads,
-        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         layers=_layers(family, raw, head_dim, context_length),
-        max_position_embeddings=raw["max_position_embeddings"],
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        activation=_activation(raw),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        max_position_embeddings=whole(raw, "max_position_embeddings", most=MOST_POSITIONS),
+        context_length=longest_sequence(raw),
+        rms_norm_eps=number(raw, "rms_norm_eps", 1e-6),
+        activation=_activation(family, raw),
+        tie_word_embeddings=switch(raw, "tie_word_embeddings"),
         qkv_bias=has(family.qkv_bias),
         o_bias=has(family.o_bias),
-        mlp_bias=family.has_mlp_bias and bool(raw.get("mlp_bias")),
+        mlp_bias=family.has_mlp_bias and switch(raw, "mlp_bias"),
         qk_norm=family.has_qk_norm,
-        attention_scale=float(scalar or head_dim) ** -0.5,
-        attention_softcap=raw.get("attn_logit_softcapping") if family.is_gemma else None,
-        logit_softcap=raw.get("final_logit_softcapping") if family.is_gemma else None,
-        embedding_scale=raw["hidden_size"] ** 0.5 if family.is_gemma else 1.0,
+        attention_scale=scalar**-0.5,
+        attention_softcap=softcap("attn_logit_softcapping"),
+        logit_softcap=softcap("final_logit_softcapping"),
+        embedding_scale=hidden_size**0.5 if family.is_gemma else 1.0,
         norm_offset=1.0 if family.is_gemma else 0.0,
         has_output_norms=family.is_gemma,
         has_fused_projections=family.has_fused_projections,
@@ -146,8 +188,20 @@ def _of_family(
     )
 
 
-def _activation(raw: dict[str, Any]) -> Activation:
-    name = raw.get("hidden_activation") or raw.get("hidden_act") or "silu"
+def _head_dim(raw: dict[str, Any], hidden_size: int, num_heads: int) -> int:
+    if raw.get("head_dim") is not None:
+        return whole(raw, "head_dim")
+    if hidden_size % num_heads:
+        raise ModelDirectoryError(
+            f"config.json has hidden_size {hidden_size}, num_attention_heads {num_heads} and no "
+            "head_dim; without that, the former must be a multiple of the latter"
+        )
+    return hidden_size // num_heads
+
+
+def _activation(family: Family, raw: dict[str, Any]) -> Activation:
+    key = "hidden_activation" if family.is_gemma else "hidden_act"
+    name = raw.get(key) or ("gelu_pytorch_tanh" if family.is_gemma else "silu")
     if name not in ACTIVATIONS:
         raise UnsupportedModel(
             f"the model uses the activation {name}; this engine supports {', '.join(ACTIVATIONS)}"
@@ -158,64 +212,98 @@ def _activation(raw: dict[str, Any]) -> Activation:
 def _layers(
     family: Family, raw: dict[str, Any], head_dim: int, context_length: int
 ) -> tuple[LayerConfig, ...]:
-    ropes = read_ropes(raw, head_dim, 10_000.0, context_length)
-    window = raw.get("sliding_window")
+    ropes = read_ropes(family, raw, head_dim, context_length)
+    types = _layer_types(family, raw)
+    window = whole(raw, "sliding_window", most=MOST_POSITIONS) if SLIDING in types else None
     return tuple(
         LayerConfig(
             window=window if kind == SLIDING else None,
             rope=ropes[kind],
             has_experts=_has_experts(family, raw, i),
         )
-        for i, kind in enumerate(_layer_types(family, raw))
+        for i, kind in enumerate(types)
     )
 
 
 def _layer_types(family: Family, raw: dict[str, Any]) -> list[str]:
     """Returns `SLIDING` or `FULL` for every layer."""
-    num_layers = raw["num_hidden_layers"]
-    is_optional = family.windows == "late" or family.experts == "qwen"
-    if not raw.get("sliding_window") or (is_optional and not raw.get("use_sliding_window")):
+    num_layers = whole(raw, "num_hidden_layers", most=MOST_LAYERS)
+    has_window = raw.get("sliding_window") is not None
+    if family.windows == "late" or family.experts == "qwen":
+        has_window = has_window and switch(raw, "use_sliding_window")
+    types = raw.get("layer_types") if family.windows != "all" else None
+    if types is not None:
+        return _given_types(types, num_layers, has_window)
+    if not has_window:
         return [FULL] * num_layers
     if family.windows == "all":
         return [SLIDING] * num_layers
-    if types := raw.get("layer_types"):
-        if strange := set(types) - {SLIDING, FULL}:
-            raise UnsupportedModel(
-                f"the model has layers of the type {strange.pop()}; this engine supports "
-                f"{SLIDING} and {FULL}"
-            )
-        return list(types)
     if family.windows == "late":
-        first = raw["max_window_layers"]
+        first = whole(raw, "max_window_layers", least=0)
         return [SLIDING if i >= first else FULL for i in range(num_layers)]
-    pattern = raw["sliding_window_pattern"]
+    pattern = whole(raw, "sliding_window_pattern")
     return [FULL if (i + 1) % pattern == 0 else SLIDING for i in range(num_layers)]
 
 
+def _given_types(types: Any, num_layers: int, has_window: bool) -> list[str]:
+    """Checks `layer_types`."""
+    if not isinstance(types, list) or len(types) != num_layers:
+        found = len(types) if isinstance(types, list) else types
+        raise ModelDirectoryError(
+            f"config.json has layer_types for {found} layers and num_hidden_layers {num_layers}; "
+            "fetch the model again"
+        )
+    if strange := [one for one in types if one not in (SLIDING, FULL)]:
+        raise UnsupportedModel(
+            f"the model has layers of the type {strange[0]}; this engine supports "
+            f"{SLIDING} and {FULL}"
+        )
+    if SLIDING in types and not has_window:
+        raise ModelDirectoryError(
+            f"config.json has layer_types with {SLIDING}, and no sliding_window that is used; "
+            "set sliding_window and use_sliding_window, or make all layers full_attention"
+        )
+    return list(types)
+
+
 def _experts(family: Family, raw: dict[str, Any]) -> ExpertsConfig | None:
-    if family.experts == "mixtral":
-        return ExpertsConfig(
-            raw["num_local_experts"], raw["num_experts_per_tok"], raw["intermediate_size"], True
+    if family.experts == "none" or (num_experts := _num_experts(raw)) == 0:
+        return None
+    is_mixtral = family.experts == "mixtral"
+    num_per_token = whole(raw, "num_experts_per_tok")
+    if num_per_token > num_experts:
+        raise ModelDirectoryError(
+            f"config.json has num_experts_per_tok {num_per_token} and {num_experts} experts; "
+            "a token cannot go to more experts than there are"
         )
-    num_experts = _num_qwen_experts(raw)
-    if family.experts == "qwen" and num_experts:
-        return ExpertsConfig(
-            num_experts,
-            raw["num_experts_per_tok"],
-            raw["moe_intermediate_size"],
-            bool(raw["norm_topk_prob"]),
-        )
-    return None
+    return ExpertsConfig(
+        num_experts,
+        num_per_token,
+        whole(raw, "intermediate_size" if is_mixtral else "moe_intermediate_size"),
+        is_mixtral or switch(raw, "norm_topk_prob"),
+    )
 
 
 def _has_experts(family: Family, raw: dict[str, Any], layer: int) -> bool:
     if family.experts != "qwen":
         return family.experts == "mixtral"
-    is_sparse = (layer + 1) % raw["decoder_sparse_step"] == 0
-    is_dense = layer in (raw.get("mlp_only_layers") or ())
-    return _num_qwen_experts(raw) > 0 and is_sparse and not is_dense
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise wrong("mlp_only_layers", dense, "a list of layers")
+    is_sparse = (layer + 1) % whole(raw, "decoder_sparse_step") == 0
+    return _num_experts(raw) > 0 and is_sparse and layer not in dense
 
 
-def _num_qwen_experts(raw: dict[str, Any]) -> int:
-    """Returns the number of experts, which transformers 5 writes under Mixtral's name."""
-    return int(raw.get("num_local_experts") or raw.get("num_experts") or 0)
+def _num_experts(raw: dict[str, Any]) -> int:
+    """Returns the number of experts, which has two names: transformers 5 writes Mixtral's for Qwen
+    too. Raises ModelDirectoryError if both are there with different values."""
+    keys = [key for key in ("num_local_experts", "num_experts") if raw.get(key) is not None]
+    counts = {key: whole(raw, key, least=0) for key in keys}
+    if len(set(counts.values())) > 1:
+        raise ModelDirectoryError(
+            f"config.json has num_local_experts {counts['num_local_experts']} and num_experts "
+            f"{counts['num_experts']}, which mean the same; remove the wrong one"
+        )
+    if not keys:
+        raise KeyError("num_experts")
+    return counts[keys[0]]

@@ -34,6 +34,10 @@ class Family:
     is_gemma: bool = False
     """True if norm weights count from 1, outputs of attention and feed-forward are normed too, and
     the embedding is scaled by sqrt(hidden size)."""
+    has_local_rope: bool = False
+    """True if sliding layers have a rope of their own."""
+    may_rotate_partly: bool = False
+    """True if only some dimensions of a head may be rotated."""
     has_fused_projections: bool = False
     """True if the checkpoint has qkv_proj and gate_up_proj in place of their parts."""
     experts: Literal["none", "mixtral", "qwen"] = "none"
@@ -56,6 +60,7 @@ GEMMA3 = Family(
     has_qk_norm=True,
     windows="patterned",
     is_gemma=True,
+    has_local_rope=True,
     defaults={
         **GEMMA,
         "sliding_window_pattern": 6,
@@ -96,11 +101,14 @@ FAMILIES: dict[str, Family] = {
             "num_key_value_heads": 4,
         },
     ),
-    "Phi3ForCausalLM": Family(has_fused_projections=True, defaults={"rms_norm_eps": 1e-5}),
+    "Phi3ForCausalLM": Family(
+        has_fused_projections=True,
+        may_rotate_partly=True,
+        defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
+    ),
     "MixtralForCausalLM": Family(
         experts="mixtral",
         defaults={
-            "num_local_experts": 8,
             "num_experts_per_tok": 2,
             "rms_norm_eps": 1e-5,
             "rope_theta": 1_000_000.0,
@@ -113,7 +121,6 @@ FAMILIES: dict[str, Family] = {
         experts="qwen",
         defaults={
             "decoder_sparse_step": 1,
-            "num_experts": 128,
             "num_experts_per_tok": 8,
             "norm_topk_prob": False,
         },

@@ -10,10 +10,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from engine.model.families import UnsupportedModel
+from engine.model.families import Family, UnsupportedModel
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.numbers import number, whole, wrong
 
 KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 SLIDING, FULL = "sliding_attention", "full_attention"
+MOST_POSITIONS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -42,32 +45,121 @@ class RopeConfig:
 
 
 def read_ropes(
-    raw: dict[str, Any], head_dim: int, default_theta: float, context_length: int
+    family: Family, raw: dict[str, Any], head_dim: int, context_length: int
 ) -> dict[str, RopeConfig]:
     """Returns the rope of each type of layer. `context_length` is the longest sequence that is
     served.
 
-    Raises UnsupportedModel, and KeyError for a parameter that is missing.
+    As in transformers, `rope_scaling` goes before `rope_parameters`, and what stands in either of
+    them before keys beside them. Raises UnsupportedModel, ModelDirectoryError, and KeyError for a
+    parameter that is missing.
     """
-    parameters = raw.get("rope_parameters") or {}
-    if SLIDING in parameters or FULL in parameters:
-        full, sliding = parameters.get(FULL) or {}, parameters.get(SLIDING) or {}
-    else:
-        full = sliding = parameters or raw.get("rope_scaling") or {}
-        if "rope_local_base_freq" in raw:
-            sliding = {"rope_theta": raw["rope_local_base_freq"]}
-    theta = float(raw.get("rope_theta") or default_theta)
-    return {
-        FULL: _read(full, raw, head_dim, theta, context_length),
-        SLIDING: _read(sliding, raw, head_dim, theta, context_length),
-    }
+    theta = number(raw, "rope_theta", 10_000.0)
+    scaling, parameters = _object(raw, "rope_scaling"), _object(raw, "rope_parameters")
+    if family.has_local_rope:
+        local_theta = number(raw, "rope_local_base_freq", 10_000.0)
+        if parameters and not parameters.keys() & {FULL, SLIDING}:
+            raise wrong("rope_parameters", parameters, f"an object with {FULL} and {SLIDING}")
+        full = {**_object(parameters, FULL), **scaling}
+        sliding = _object(parameters, SLIDING)
+        return {
+            FULL: _read(family, full, raw, head_dim, theta, context_length),
+            SLIDING: _read(family, sliding, raw, head_dim, local_theta, context_length),
+        }
+    if parameters.keys() & {FULL, SLIDING}:
+        raise UnsupportedModel(
+            "config.json has rope_parameters for each type of layer, which only Gemma 3 has"
+        )
+    rope = scaling or parameters
+    other = parameters.get("rope_theta")
+    used = number(rope, "rope_theta", theta)
+    if other is not None and other != used:
+        raise ModelDirectoryError(
+            f"config.json has rope_scaling {scaling}, with which rope_theta would be {used:g}, and "
+            f"rope_parameters with rope_theta {other}; move all of it into rope_parameters"
+        )
+    read = _read(family, rope, raw, head_dim, theta, context_length)
+    return {FULL: read, SLIDING: read}
+
+
+def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise wrong(key, value, "an object")
+    return value or {}
 
 
 def _read(
-    rope: dict[str, Any], raw: dict[str, Any], head_dim: int, theta: float, context_length: int
+    family: Family,
+    rope: dict[str, Any],
+    raw: dict[str, Any],
+    head_dim: int,
+    theta: float,
+    context_length: int,
 ) -> RopeConfig:
+    kind = _kind(family, rope)
+    partial = number(rope, "partial_rotary_factor", number(raw, "partial_rotary_factor", 1.0))
+    if partial > 1 or (partial < 1 and not family.may_rotate_partly):
+        raise UnsupportedModel(
+            f"config.json has partial_rotary_factor {partial:g}; this engine rotates parts of "
+            "heads for Phi-3 alone, as transformers does"
+        )
+    rotary_dim, theta = int(head_dim * partial), number(rope, "rope_theta", theta)
+    if rotary_dim % 2:
+        raise UnsupportedModel(
+            f"{rotary_dim} dimensions of a head of {head_dim} are rotated (partial_rotary_factor "
+            f"{partial:g}); they must be even in number, to be rotated in pairs"
+        )
+    longest = whole(raw, "max_position_embeddings", most=MOST_POSITIONS)
+    # Beside the rope's own parameters it goes before that within them, unlike the others.
+    key = "original_max_position_embeddings"
+    original = int(number(raw, key, number(rope, key, longest)))
+    if kind == "default":
+        return RopeConfig(rotary_dim, theta)
+    if kind == "linear":
+        return RopeConfig(rotary_dim, theta, kind, number(rope, "factor"))
+    if kind == "llama3":
+        return RopeConfig(
+            rotary_dim,
+            theta,
+            kind,
+            number(rope, "factor"),
+            original,
+            low_freq_factor=number(rope, "low_freq_factor"),
+            high_freq_factor=number(rope, "high_freq_factor"),
+        )
+    factor = number(rope, "factor", longest / original)
+    if kind == "yarn":
+        return RopeConfig(
+            rotary_dim,
+            theta,
+            kind,
+            factor,
+            original,
+            beta_fast=number(rope, "beta_fast", 32.0),
+            beta_slow=number(rope, "beta_slow", 1.0),
+            truncate=bool(rope.get("truncate", True)),
+            attention_factor=_yarn_attention_factor(rope, factor),
+        )
+    is_long = (context_length or longest) > original
+    attention_factor = number(
+        rope, "attention_factor", _longrope_attention_factor(factor, original)
+    )
+    return RopeConfig(
+        rotary_dim,
+        theta,
+        kind,
+        original_max_position=original,
+        divisors=_divisors(rope, "long_factor" if is_long else "short_factor", rotary_dim // 2),
+        attention_factor=attention_factor,
+    )
+
+
+def _kind(family: Family, rope: dict[str, Any]) -> str:
+    """Returns one of KINDS. Raises UnsupportedModel."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3
+    if family.may_rotate_partly and kind in ("su", "yarn"):
+        kind = "longrope"  # its names in the first Phi-3
     if kind == "dynamic":
         raise UnsupportedModel(
             "the model uses dynamic rope scaling: its rotations change with the length of the "
@@ -78,54 +170,24 @@ def _read(
         raise UnsupportedModel(
             f"the model uses {kind} rope scaling; this engine supports {', '.join(KINDS)}"
         )
-    partial = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
-    rotary_dim, theta = int(head_dim * partial), float(rope.get("rope_theta") or theta)
-    longest = int(raw["max_position_embeddings"])
-    original = int(
-        rope.get("original_max_position_embeddings")
-        or raw.get("original_max_position_embeddings")
-        or longest
-    )
-    if kind == "default":
-        return RopeConfig(rotary_dim, theta)
-    if kind == "linear":
-        return RopeConfig(rotary_dim, theta, kind, float(rope["factor"]))
-    if kind == "llama3":
-        return RopeConfig(
-            rotary_dim,
-            theta,
-            kind,
-            float(rope["factor"]),
-            original,
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
+    if family.may_rotate_partly and kind not in ("default", "longrope"):
+        raise UnsupportedModel(f"the model uses {kind} rope scaling; a Phi-3 has longrope or none")
+    return str(kind)
+
+
+def _divisors(rope: dict[str, Any], key: str, count: int) -> tuple[float, ...]:
+    values = rope[key]
+    if not isinstance(values, list) or len(values) != count:
+        found = len(values) if isinstance(values, list) else values
+        raise ModelDirectoryError(
+            f"config.json has {key} with {found} values; {count} pairs of dimensions are rotated, "
+            "and each has one; fetch the model again"
         )
-    factor = float(rope.get("factor") or longest / original)
-    if kind == "yarn":
-        return RopeConfig(
-            rotary_dim,
-            theta,
-            kind,
-            factor,
-            original,
-            beta_fast=float(rope.get("beta_fast") or 32),
-            beta_slow=float(rope.get("beta_slow") or 1),
-            truncate=bool(rope.get("truncate", True)),
-            attention_factor=_yarn_attention_factor(rope, factor),
-        )
-    divisors = rope["long_factor" if (context_length or longest) > original else "short_factor"]
-    attention_factor = rope.get("attention_factor")
-    if attention_factor is None:
-        stretch = math.log(factor) / math.log(original) if factor > 1 else 0.0
-        attention_factor = math.sqrt(1 + stretch)
-    return RopeConfig(
-        rotary_dim,
-        theta,
-        kind,
-        original_max_position=original,
-        divisors=tuple(float(d) for d in divisors),
-        attention_factor=float(attention_factor),
-    )
+    return tuple(number({key: value}, key) for value in values)
+
+
+def _longrope_attention_factor(factor: float, original: int) -> float:
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
 def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:

@@ -20,7 +20,9 @@ from protocol.sampling import Sampling, TokenLogprobs
 LEAST = torch.finfo(torch.float32).min
 """The logprob of a token that cannot be chosen: JSON has no infinity."""
 MIN_TEMPERATURE = 1e-6
-"""Colder than this, logits would overflow float32; nothing but the likeliest token is drawn."""
+"""Colder than this, nothing but the likeliest token is drawn."""
+MAX_TEMPERATURE = float(torch.finfo(torch.float32).max)
+"""Hotter than this, the divisor would be infinite, and a forbidden token's logit NaN."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ class LogprobTable:
 
 def temperatures(samplings: Sequence[Sampling], device: torch.device) -> Tensor:
     """Returns what logits are divided by, [n, 1] float32; 1 for a greedy row."""
-    values = [max(s.temperature, MIN_TEMPERATURE) if s.temperature else 1.0 for s in samplings]
+    values = [
+        min(max(s.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE) if s.temperature else 1.0
+        for s in samplings
+    ]
     return column(values, np.float32, device)
 
 
@@ -66,7 +71,9 @@ def measure(logits: Tensor, samplings: Sequence[Sampling], tokens: Tensor) -> Lo
     if len(rows) < len(samplings):
         index = upload(np.array(rows, dtype=np.int64), device)
         logits, tokens = logits.index_select(0, index), tokens.index_select(0, index)
-    logprobs = (logits / temperatures(asked, device)).log_softmax(-1).clamp(min=LEAST)
+    # Relative to the largest, which is then 0: a division of others may overflow, to -inf.
+    relative = logits - logits.amax(-1, keepdim=True)
+    logprobs = (relative / temperatures(asked, device)).log_softmax(-1).clamp(min=LEAST)
     parts = [logprobs.gather(1, tokens[:, None])]
     num_top = min(max(s.num_top_logprobs for s in asked), vocab_size)
     if num_top > 0:

@@ -21,10 +21,13 @@ from engine.sampling.logprobs import LogprobTable, measure, temperatures
 from engine.sampling.noise import gumbel
 from engine.sampling.penalties import adjust
 from engine.sampling.token_counts import SeenTokens
-from protocol.sampling import Sampling
+from protocol.sampling import Sampling, TokenLogprobs
 
 MASS_OF_ONE = 1 << 40
 """The likeliest token's probability as a whole number; sums of 2^22 of these fit into 64 bits."""
+NO_TOKEN = -1
+"""Told to the host in place of a token of a row whose logits are no numbers."""
+NO_NUMBERS = "the model's logits are not numbers: they hold NaN or infinity"
 FEW = 1024
 """A CPU looks at so many of the likeliest tokens first: they nearly always decide."""
 
@@ -34,28 +37,32 @@ class Choices:
     """What `sample` chose. It is on the device until `read` is given `packed` on the host."""
 
     tokens: Tensor
-    """[n] int64."""
+    """[n] int64, each of them an id: the next step may be computing with it already."""
     logprobs: LogprobTable | None
     packed: Tensor
-    """Tokens and logprobs in one flat tensor, for one transfer to the host."""
+    """Tokens, or NO_TOKEN, and logprobs in one flat tensor, for one transfer to the host."""
 
     @classmethod
-    def of(cls, tokens: Tensor, logprobs: LogprobTable | None) -> Choices:
-        """Packs chosen tokens [n] and their logprobs, if any, for one transfer to the host."""
+    def of(cls, tokens: Tensor, is_broken: Tensor, logprobs: LogprobTable | None) -> Choices:
+        """Packs chosen tokens [n] and their logprobs, if any. `is_broken` [n] says which rows have
+        no numbers to choose by."""
+        told = tokens.masked_fill(is_broken, NO_TOKEN)
         if logprobs is None:
-            return cls(tokens, None, tokens)
-        packed = torch.cat([tokens.double(), logprobs.values.flatten()])
+            return cls(tokens, None, told)
+        packed = torch.cat([told.double(), logprobs.values.flatten()])
         return cls(tokens, logprobs, packed)
 
     def read(self, packed: Tensor) -> list[Sampled]:
         """Returns what each row chose. `packed` is on the host."""
         count, host = len(self.tokens), packed.numpy()
         tokens = [int(token) for token in host[:count].tolist()]
-        if self.logprobs is None:
-            return [Sampled((token,)) for token in tokens]
-        tables = self.logprobs.read(host[count:].reshape(self.logprobs.values.shape))
+        tables: dict[int, TokenLogprobs] = {}
+        if self.logprobs is not None:
+            tables = self.logprobs.read(host[count:].reshape(self.logprobs.values.shape))
         return [
-            Sampled((token,), (tables[row],) if row in tables else ())
+            Sampled((), error=NO_NUMBERS)
+            if token == NO_TOKEN
+            else Sampled((token,), (tables[row],) if row in tables else ())
             for row, token in enumerate(tokens)
         ]
 
@@ -71,9 +78,11 @@ def sample(
     `positions[i]` is the position that the token will have in its sequence. `seen`: the tokens
     before it, of those rows whose sampling has state.
     """
+    # The maximum of a row is NaN if anything in it is. Before masks: these put -inf in.
+    is_broken = ~logits.amax(-1).isfinite()
     logits = adjust(logits, samplings, positions, seen)
     tokens = _choose(logits, samplings, positions)
-    return Choices.of(tokens, measure(logits, samplings, tokens))
+    return Choices.of(tokens, is_broken, measure(logits, samplings, tokens))
 
 
 def _choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:

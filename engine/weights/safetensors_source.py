@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.weights.source import Part, TensorInfo
-from protocol.model_directory import ModelDirectoryError, read_json
+from protocol.model.directory import ModelDirectoryError, read_json
 
 
 class SafetensorsSource:

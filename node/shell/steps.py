@@ -32,6 +32,13 @@ class StepOutcome:
     reason: str = ""
     """The error of the last one of them."""
 
+    @classmethod
+    def of(cls, sampled: Sequence[Sampled | None]) -> StepOutcome:
+        """Returns the outcome of a step that was computed: slices without a token have failed."""
+        errors = {i: one.error for i, one in enumerate(sampled) if one is not None and one.error}
+        kept = [one for i, one in enumerate(sampled) if i not in errors]
+        return cls(kept, frozenset(errors), next(reversed(errors.values()), ""))
+
 
 @dataclass(frozen=True, eq=False)
 class StartedStep:
@@ -92,7 +99,9 @@ class Steps:
         """Waits until the oldest step is over, and returns what became of it."""
         oldest = self._started[0]
         sampled = self._sampled(oldest)
-        outcome = StepOutcome(sampled) if sampled is not None else self._one_by_one(oldest.slices)
+        outcome = (
+            StepOutcome.of(sampled) if sampled is not None else self._one_by_one(oldest.slices)
+        )
         self._started.popleft()
         self._before = oldest.step
         # A step that was started ahead has waited for the one before it; that time is not its own.
@@ -134,12 +143,18 @@ class Steps:
                 sampled.append(None)
                 continue
             try:
-                sampled += self._runner.start([part], None, self._before).sampled()
+                (one,) = self._runner.start([part], None, self._before).sampled()
             except DeviceBroken:
                 raise
             except Exception as error:
                 failed.add(position)
                 reason = type(error).__name__
+            else:
+                if one is not None and one.error:
+                    failed.add(position)
+                    reason = one.error
+                else:
+                    sampled.append(one)
         return StepOutcome(sampled, frozenset(failed), reason)
 
     def _forget_ended(self) -> None:

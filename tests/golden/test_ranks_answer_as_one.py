@@ -85,8 +85,14 @@ def test_each_rank_holds_its_part_of_the_weights(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_attention_heads": 6}, "6 attention heads cannot be split over 4 ranks"),
-        ({"num_key_value_heads": 3}, "3 KV heads cannot be split over 4 ranks"),
+        (
+            {"num_attention_heads": 6, "num_key_value_heads": 2},
+            "6 attention heads cannot be split over 4 ranks",
+        ),
+        (
+            {"num_attention_heads": 12, "num_key_value_heads": 3},
+            "3 KV heads cannot be split over 4 ranks",
+        ),
         ({"intermediate_size": 98}, "98 feed-forward dimensions.*--tensor-parallel-size"),
     ],
 )

@@ -89,6 +89,15 @@ def test_a_row_draws_the_same_alone_and_in_any_batch(logits: Tensor) -> None:
     assert [sampled.tokens[0] for sampled in run(on_gpu, ALL[::-1])] == together[::-1]
 
 
+def test_a_row_without_numbers_is_told_and_no_other_changes(logits: Tensor) -> None:
+    broken = logits.cuda()
+    broken[1, VOCAB_SIZE - 1] = torch.nan
+    broken[3, 0] = torch.inf
+    for row, (here, there) in enumerate(zip(run(broken, ALL), run(logits, ALL), strict=True)):
+        assert bool(here.error) == (row in (1, 3))
+        assert here.tokens == (() if here.error else there.tokens)
+
+
 @pytest.fixture
 def error_at_waiting(logits: Tensor) -> Iterator[Tensor]:
     """Logits on the device; whatever waits for it raises."""

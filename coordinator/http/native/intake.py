@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Sequence
-from functools import partial
 
 from coordinator.answers.request import Request
-from coordinator.answers.tokenizer import Tokenizer
+from coordinator.answers.tokenizer import TextTooLong, Tokenizer
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import GeneratePrompt
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 
-LONG_TEXT = 4096
-"""Characters from which a text is tokenized in a thread: a megabyte takes most of a second."""
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken, as in SGLang."""
 MIN_REPETITION_PENALTY = 1e-30
@@ -36,10 +32,12 @@ async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
 
 
 async def encode(text: str, tokenizer: Tokenizer, with_special_tokens: bool = True) -> list[int]:
-    """Returns the token ids of a text; a long one is tokenized on another thread."""
-    if len(text) > LONG_TEXT:
-        return await asyncio.to_thread(tokenizer.encode, text, with_special_tokens)
-    return tokenizer.encode(text, with_special_tokens)
+    """Returns the token ids of a text; a long one is tokenized on another thread. Raises
+    BadRequest if it cannot fit."""
+    try:
+        return await tokenizer.encode(text, with_special_tokens)
+    except TextTooLong as error:
+        raise BadRequest(str(error), "text") from error
 
 
 def make_request(
@@ -88,7 +86,7 @@ def make_request(
         stop_strings=params.stops,
         stop_patterns=params.stop_patterns,
         keeps_stop=params.no_stop_trim,
-        decode=partial(tokenizer.decode, skip_special_tokens=params.skip_special_tokens),
+        pieces=tokenizer.pieces(params.skip_special_tokens),
     )
 
 

@@ -15,7 +15,7 @@ from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
 from protocol.config import hide_password
-from protocol.model_directory import read_config
+from protocol.model.directory import read_config
 
 try:
     VERSION = version("kvrelay")

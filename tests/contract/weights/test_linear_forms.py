@@ -21,7 +21,7 @@ from engine.model.linear import Build, Linear
 from engine.model.linear_form import Axis, TensorForm
 from engine.parallel import TensorParallel
 from engine.weights.loader import load_model
-from protocol.model_directory import ModelDirectoryError
+from protocol.model.directory import ModelDirectoryError
 from tests.support.models.linear_forms import CASES, GROUP, PER_WORD, Case, Int8Form
 from tests.support.models.sources import MemorySource
 

@@ -96,16 +96,22 @@ def test_a_bias_forces_and_forbids_a_token(pair_cluster: Cluster) -> None:
 def test_no_stop_before_the_least_length(pair_cluster: Cluster) -> None:
     prompt = prompt_of(30, VOCAB_SIZE, seed=112)
     stops = pair_cluster.generate(prompt, max_new_tokens=2)["output_ids"]
-    at_once = pair_cluster.generate(prompt, max_new_tokens=60, stop_token_ids=stops)
+    at_once = pair_cluster.generate(
+        prompt, max_new_tokens=60, stop_token_ids=stops, ignore_eos=False
+    )
     assert len(at_once["output_ids"]) == 1
     every_other = [token for token in range(VOCAB_SIZE) if token != 50]
     for least in (1, 7):
         later = pair_cluster.generate(
-            prompt, max_new_tokens=60, stop_token_ids=stops, min_new_tokens=least
+            prompt, max_new_tokens=60, stop_token_ids=stops, min_new_tokens=least, ignore_eos=False
         )
         assert not set(later["output_ids"][:least]) & set(stops)
         left_one = pair_cluster.generate(
-            prompt, max_new_tokens=60, stop_token_ids=every_other, min_new_tokens=least
+            prompt,
+            max_new_tokens=60,
+            stop_token_ids=every_other,
+            min_new_tokens=least,
+            ignore_eos=False,
         )
         assert left_one["output_ids"][:least] == [50] * least
 

@@ -58,6 +58,7 @@ def test_answers_that_may_fill_the_pool_run_side_by_side(small_cluster: Cluster)
             max_new_tokens=480,
             min_new_tokens=100,
             stop_token_ids=list(range(100, 199)),
+            ignore_eos=False,
             temperature=1.0,
             sampling_seed=i,
         )

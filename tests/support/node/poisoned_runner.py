@@ -9,6 +9,8 @@ from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer
 
 POISON = 777
+NO_NUMBERS = 778
+"""A token for which the model's logits are not numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,12 @@ class Step:
         self.told.append(f"wait {self.number}")
         if self.error is not None:
             raise self.error
-        return [Sampled((5,)) if part.sampling else None for part in self.slices]
+        return [self._sampled(part) if part.sampling else None for part in self.slices]
+
+    def _sampled(self, part: Slice) -> Sampled:
+        if NO_NUMBERS in part.token_ids:
+            return Sampled((), error="not numbers")
+        return Sampled((5,))
 
 
 class Runner:

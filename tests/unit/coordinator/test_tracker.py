@@ -25,6 +25,7 @@ from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.coordinator.nodes import Nodes, booked, load_of
 from tests.support.coordinator.tracking import LONG, request, tick, tokens_of, tracker_of
+from tests.support.models.tokenizers import character_pieces
 
 D0, D1, P0 = Node("d0", 1), Node("d1", 1), Node("p0", 1)
 
@@ -338,9 +339,7 @@ def text_of(ids: Sequence[int]) -> str:
 def test_a_stop_string_ends_the_answer_and_the_node_is_told() -> None:
     nodes = Nodes("d0")
     tracker = tracker_of(nodes)
-    asked = Request(
-        [1], Sampling(), 8, stop_strings=["b"], decode=lambda ids: "".join(map(chr, ids))
-    )
+    asked = Request([1], Sampling(), 8, stop_strings=["b"], pieces=character_pieces())
     generate = sent(tracker.submit(Answer(asked, "r", 0.0), 0.0))
     cancel, end = tracker.tokens(tokens_of(generate.attempt, *map(ord, "abc")), 0.1)
     assert cancel == Send("tcp://d0:1", Cancel(generate.attempt))

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import errors
 
 from infra import hub, models
-from protocol.model_directory import ModelDirectoryError
+from protocol.model.directory import ModelDirectoryError
 
 HTTP_CLIENT_ERROR = errors.HfHubHTTPError.__bases__[0]
 """Of httpx, httpx2 or requests, whichever the library uses."""

@@ -38,8 +38,8 @@ async def answered(here: Served, tokens: list[int], finish: str, **body: Any) ->
     return await client.reply("POST")
 
 
-def ids_of(here: Served, text: str) -> list[int]:
-    return here.service.tokenizer.encode(text, False)
+async def ids_of(here: Served, text: str) -> list[int]:
+    return await here.service.tokenizer.encode(text, False)
 
 
 @pytest.mark.parametrize("interval", [1, 4, 16])
@@ -159,7 +159,7 @@ def test_what_stops_an_answer_is_trimmed_unless_told_otherwise(
             stop = "fox" if kind == "stop" else "f[nop]x"
             params = ENDLESS | {kind: stop, "no_stop_trim": no_stop_trim}
             client, generate = await ask(here, sampling_params=params, stream=True)
-            tokens = ids_of(here, "the fox and the hen")
+            tokens = await ids_of(here, "the fox and the hen")
             for i, token in enumerate(tokens):
                 if here.service.core.num_unfinished:
                     here.tokens(generate, i, [token])

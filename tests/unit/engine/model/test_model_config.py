@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Gemma3TextConfig, LlamaConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engine.model.config import ExpertsConfig, LayerConfig, ModelConfig
 from engine.model.families import UnsupportedModel
+from engine.model.rope import inverse_frequencies
 from engine.model.rope_config import RopeConfig
 from protocol.errors import UserError
-from protocol.model_directory import ModelDirectoryError
+from protocol.model.directory import ModelDirectoryError
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -238,6 +244,226 @@ def test_what_it_cannot_run_it_refuses_by_name(
 ) -> None:
     with pytest.raises(UnsupportedModel, match=says):
         config_of(tmp_path, **changes)
+
+
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"]}
+QWEN_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "moe_intermediate_size": 24,
+}
+PHI3 = {"architectures": ["Phi3ForCausalLM"]}
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"]}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"vocab_size": 10**12}, "vocab_size 1000000000000; .* from 1 to 4194304"),
+        ({"num_attention_heads": "six"}, "num_attention_heads 'six'; .*whole number"),
+        ({"num_attention_heads": 4.0}, r"num_attention_heads 4\.0; .*whole number"),
+        ({"num_attention_heads": True}, "num_attention_heads True"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers -1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000"),
+        ({"hidden_size": [64]}, r"hidden_size \[64\]"),
+        ({"hidden_size": 10**9}, "hidden_size 1000000000"),
+        ({"intermediate_size": None}, "no intermediate_size"),
+        ({"max_position_embeddings": "2k"}, "max_position_embeddings '2k'"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 and num_key_value_heads 3"),
+        ({"hidden_size": 66}, "hidden_size 66, num_attention_heads 4 and no head_dim"),
+        ({"head_dim": 0}, "head_dim 0"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps 'small'; .*number above 0"),
+        ({"rms_norm_eps": -1.0}, r"rms_norm_eps -1\.0"),
+        ({"rope_theta": 0}, "rope_theta 0"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings 'yes'; .*true or false"),
+        ({"attention_bias": 1}, "attention_bias 1"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures 'LlamaForCausalLM'; .*list"),
+        ({"rope_scaling": [4]}, r"rope_scaling \[4\]; .*object"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor '4'"),
+        ({"rope_scaling": {"type": "linear"}}, "no factor"),
+        (
+            {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 5e5}},
+            r"rope_scaling .*linear.* would be 10000, .*rope_theta 500000\.0",
+        ),
+        (
+            QWEN2
+            | {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention"]},
+            "layer_types for 1 layers and num_hidden_layers 2",
+        ),
+        (
+            QWEN2 | {"sliding_window": 8, "layer_types": ["sliding_attention"] * 2},
+            "layer_types with sliding_attention, and no sliding_window",
+        ),
+        (QWEN2 | {"sliding_window": 8, "use_sliding_window": "no"}, "use_sliding_window 'no'"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": -8}, "sliding_window -8"),
+        (QWEN_MOE | {"num_local_experts": 4}, "num_local_experts 4 and num_experts 8"),
+        (QWEN_MOE | {"num_experts_per_tok": 9}, "num_experts_per_tok 9 and 8 experts"),
+        (QWEN_MOE | {"mlp_only_layers": 1}, "mlp_only_layers 1"),
+        (
+            PHI3
+            | {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor with 1 values; 8 pairs",
+        ),
+        (
+            {"architectures": ["Gemma3ForCausalLM"], "rope_parameters": {"rope_theta": 5.0}},
+            "rope_parameters .*full_attention and sliding_attention",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_told_with_their_keys(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ModelDirectoryError, match=says):
+        config_of(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5"),
+        ({"head_dim": 15}, "15 dimensions of a head of 15"),
+        (PHI3 | {"rope_scaling": LINEAR}, "linear .*Phi-3"),
+        ({"rope_scaling": {"type": "su", "factor": 2.0}}, "su rope scaling"),
+        ({"rope_parameters": {"full_attention": LINEAR}}, "each type of layer"),
+        ({"attention_multiplier": 0.1}, r"attention_multiplier 0\.1"),
+        ({"logits_scaling": 8.0}, r"logits_scaling 8\.0"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping 30\.0"),
+        ({"query_pre_attn_scalar": 8}, "query_pre_attn_scalar 8"),
+        ({"num_local_experts": 8}, "num_local_experts 8"),
+        ({"lm_head_bias": True}, "lm_head_bias True"),
+        (GEMMA2 | {"sliding_window_pattern": 6}, "sliding_window_pattern 6"),
+        ({"compression_config": {"format": "int"}}, "quantised"),
+    ],
+)
+def test_what_the_architecture_does_not_have_is_refused_and_not_ignored(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UnsupportedModel, match=says):
+        config_of(tmp_path, **changes)
+
+
+def test_neutral_values_of_other_architectures_pass(tmp_path: Path) -> None:
+    neutral = {"attention_multiplier": 1.0, "final_logit_softcapping": None, "lm_head_bias": False}
+    assert config_of(tmp_path, **neutral) == config_of(tmp_path)
+
+
+class TestContextLength:
+    @pytest.mark.parametrize(
+        ("changes", "length"),
+        [
+            ({}, 64),
+            ({"rope_scaling": LINEAR}, 256),
+            ({"rope_parameters": LINEAR}, 256),
+            ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 256),
+            (
+                {
+                    "rope_scaling": {
+                        "type": "yarn",
+                        "factor": 4.0,
+                        "original_max_position_embeddings": 16,
+                    }
+                },
+                64,
+            ),
+            ({"rope_scaling": {"rope_type": "llama3", **LLAMA3_SCALING}}, 64),
+            (
+                {
+                    "architectures": ["Gemma3ForCausalLM"],
+                    "sliding_window": 8,
+                    "rope_scaling": LINEAR,
+                },
+                64,
+            ),
+        ],
+    )
+    def test_it_is_stretched_where_the_scaling_says_so(
+        self, tmp_path: Path, changes: dict[str, Any], length: int
+    ) -> None:
+        changes = changes | {"max_position_embeddings": 64}
+        assert config_of(tmp_path, **changes).context_length == length
+        assert ModelConfig.from_directory(tmp_path, context_length=length)
+        with pytest.raises(UnsupportedModel, match=rf"{length + 1}, and the model .*{length} tok"):
+            ModelConfig.from_directory(tmp_path, context_length=length + 1)
+
+
+class TestAsTransformers:
+    """Ropes of configs whose keys overlap or disagree are those that transformers computes."""
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rope_scaling": LINEAR, "rope_theta": 5e5},
+            {"rope_scaling": LINEAR, "rope_parameters": {"rope_type": "default"}},
+            {"rope_scaling": LINEAR, "rope_parameters": {**LINEAR, "factor": 8.0}},
+            {"rope_scaling": LINEAR, "rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}},
+            {"rope_scaling": {}, "rope_parameters": {**LINEAR, "factor": 8.0}},
+            {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 3e5}},
+            {"rope_theta": 5e5, "rope_parameters": LINEAR},
+            {
+                "original_max_position_embeddings": 128,
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 512,
+                },
+            },
+            {"rope_scaling": {"type": "yarn", "factor": None}},
+            {"rope_scaling": {"rope_type": "llama3", **LLAMA3_SCALING}, "rope_theta": 5e5},
+            {"original_max_position_embeddings": 512, "rope_scaling": LINEAR},
+        ],
+    )
+    def test_ropes_of_llama(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        rope = rope_of(config_of(tmp_path, **changes))
+        reference = LlamaRotaryEmbedding(LlamaConfig.from_dict(BASE | copy.deepcopy(changes)))
+        ours = inverse_frequencies(rope, torch.device("cpu"))
+        assert torch.equal(ours, reference.inv_freq), reference.config.rope_parameters
+        assert rope.attention_factor == pytest.approx(reference.attention_scaling)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"rope_scaling": LINEAR},
+            {"rope_theta": 3e5, "rope_local_base_freq": 77.0},
+            {
+                "rope_scaling": LINEAR,
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 5e5, "rope_type": "default"},
+                    "sliding_attention": {"rope_type": "default"},
+                },
+            },
+            {"rope_parameters": {"full_attention": {"rope_theta": 5e5, "rope_type": "default"}}},
+        ],
+    )
+    def test_ropes_of_gemma3(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        gemma = BASE | {
+            "architectures": ["Gemma3ForCausalLM"],
+            "head_dim": 16,
+            "sliding_window": 8,
+            "sliding_window_pattern": 2,
+        }
+        sliding, full = (layer.rope for layer in config_of(tmp_path, **gemma, **changes).layers)
+        reference = Gemma3RotaryEmbedding(
+            Gemma3TextConfig.from_dict(gemma | copy.deepcopy(changes))
+        )
+        for name, rope in (("sliding_attention", sliding), ("full_attention", full)):
+            ours = inverse_frequencies(rope, torch.device("cpu"))
+            assert torch.equal(ours, getattr(reference, f"{name}_inv_freq"))
+
+
+def test_the_text_part_decides_about_text(tmp_path: Path) -> None:
+    text = {key: value for key, value in BASE.items() if key != "architectures"}
+    gemma = {"sliding_window": 8, "sliding_window_pattern": 2, "head_dim": 16}
+    outer = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "hidden_size": 9999,
+        "tie_word_embeddings": False,
+        "text_config": text | gemma | {"tie_word_embeddings": True},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    config = ModelConfig.from_directory(tmp_path)
+    assert config.hidden_size == 64 and not config.tie_word_embeddings
 
 
 def test_broken_directories_are_explained(tmp_path: Path) -> None:

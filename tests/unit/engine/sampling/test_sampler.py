@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -164,3 +165,44 @@ def test_a_row_of_no_numbers_gets_some_token_and_spoils_no_other(
 def test_filters_leave_a_token_even_of_rows_without_mass() -> None:
     """As some devices make the masses of NaN 0."""
     assert _keep_top(torch.full((1, 8), -torch.inf), [Sampling(top_p=0.5)]).shape == (1, 8)
+
+
+class TestRowsWithoutNumbers:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            Sampling(temperature=0.0),
+            Sampling(seed=3),
+            Sampling(seed=3, top_k=2, top_p=0.5),
+            Sampling(seed=3, min_p=0.1),
+            Sampling(seed=3, num_top_logprobs=2),
+            Sampling(seed=3, logit_bias=((1, 5.0),), min_new_tokens=4, end_token_ids=(0,)),
+        ],
+    )
+    def test_they_have_an_error_and_their_neighbours_what_they_have_alone(
+        self, value: float, sampling: Sampling
+    ) -> None:
+        rows = LOGITS.repeat(3, 1)
+        rows[1, 4] = value
+        choices = sample(rows, [sampling] * 3, [1, 2, 3])
+        first, broken, last = choices.read(choices.packed)
+        assert broken.tokens == () and "not numbers" in broken.error
+        for one, position in ((first, 1), (last, 3)):
+            alone = sample(LOGITS[None], [sampling], [position])
+            assert [one] == alone.read(alone.packed) and not one.error
+        ids = choices.tokens.tolist()
+        assert all(0 <= token < len(LOGITS) for token in ids), "the next step may look these up"
+
+    def test_a_row_without_any_possible_token_has_an_error_too(self) -> None:
+        choices = sample(torch.full((1, 6), -math.inf), [Sampling(seed=1)], [1])
+        assert choices.read(choices.packed)[0].error
+
+
+def test_a_temperature_beyond_float32_is_the_hottest_there_is() -> None:
+    hottest = Sampling(temperature=3.4e38, seed=4, min_new_tokens=99, end_token_ids=(0,))
+    hotter = msgspec.structs.replace(hottest, temperature=1e39)
+    positions = range(64)
+    rows = LOGITS.expand(64, -1)
+    tokens = draw(rows, [hotter] * 64, positions)
+    assert torch.equal(tokens, draw(rows, [hottest] * 64, positions)) and (tokens != 0).all()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from engine.batches.batch import StepArrays
-from engine.batches.sequence import Slice
+from engine.batches.sequence import UNKNOWN, Sampled, Slice
 from engine.build import EngineOptions, load_model_runner
 from engine.errors import DeviceBroken
 from engine.steps.runner import DeviceStep, ModelRunner
@@ -69,6 +71,30 @@ def test_a_step_on_a_cpu_is_over_when_it_is_started_and_compiles_nothing(
 ) -> None:
     step = runner.start([Slice([1, 2, 3], 0, [0], GREEDY)])
     assert (step.ended, step.has_compiled) == (None, False)
+
+
+def test_a_sequence_of_broken_numbers_harms_no_other_and_the_next_step_can_run(
+    tmp_path: Path,
+) -> None:
+    """A step that was started ahead computes with the token that the broken row would have."""
+    save_random_model("llama2", tmp_path)  # whose embedding is not its head
+    runner = load_model_runner(tmp_path, EngineOptions("float32", PAGE_SIZE), lambda _: 4, CPU)
+    alone = [one.tokens for one in tokens_of(runner, [9, 1, 2]) if one is not None]
+    weight = runner.model.embedding.weight
+    weight[7] = math.nan
+    sick, well = Slice([7, 1], 0, [1], GREEDY), Slice([9, 1, 2], 0, [0], GREEDY)
+    step = runner.start([sick, well])
+    ahead = [replace(part, token_ids=[UNKNOWN], start=part.end) for part in (sick, well)]
+    next_step = runner.start([replace(part, follows=i) for i, part in enumerate(ahead)], after=step)
+    for taken in (step, next_step):
+        broken, healthy = taken.sampled()
+        assert broken is not None and healthy is not None
+        assert broken.tokens == () and "not numbers" in broken.error and not healthy.error
+    assert [one.tokens for one in step.sampled()[1:] if one is not None] == alone
+
+
+def tokens_of(runner: ModelRunner, prompt: list[int]) -> list[Sampled | None]:
+    return runner.start([Slice(prompt, 0, [0], GREEDY)]).sampled()
 
 
 def arrays_of(*lengths: int, num_pages: int = 2) -> StepArrays:

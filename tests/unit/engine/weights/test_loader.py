@@ -20,7 +20,7 @@ from engine.parallel import SOLO, TensorParallel
 from engine.weights.loader import dummy_model, load_model
 from engine.weights.safetensors_source import SafetensorsSource
 from engine.weights.source import Part, TensorSource
-from protocol.model_directory import ModelDirectoryError
+from protocol.model.directory import ModelDirectoryError
 from tests.support.engine.driving import CPU
 from tests.support.models.checkpoints import CONFIG, HEAD_DIM, HIDDEN, INNER, checkpoint, save
 
@@ -72,8 +72,46 @@ def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:
     save(tmp_path, tensors, tie_word_embeddings=True)
     model = load(tmp_path)
     assert model.head.weight.data_ptr() == model.embedding.weight.data_ptr()
+    same = tensors["model.embed_tokens.weight"].clone()
+    save(tmp_path, tensors | {"lm_head.weight": same}, tie_word_embeddings=True)
+    model = load(tmp_path)
+    assert model.head.weight.data_ptr() == model.embedding.weight.data_ptr()
+    # As in transformers: a head that differs shows that config.json is wrong.
     save(tmp_path, tensors | {"lm_head.weight": head}, tie_word_embeddings=True)
-    assert torch.equal(load(tmp_path).head.weight, tensors["model.embed_tokens.weight"])
+    model = load(tmp_path)
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.embedding.weight, same)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_a_weight_that_is_no_number_is_named(tmp_path: Path, name: str, value: float) -> None:
+    tensors = checkpoint()
+    tensors[name].view(-1)[-1] = value
+    save(tmp_path, tensors)
+    with pytest.raises(ModelDirectoryError, match=rf"{name} .*holds NaN or infinity in float32"):
+        load(tmp_path)
+
+
+def test_a_weight_that_the_dtype_cannot_hold_is_named(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    tensors["model.norm.weight"][0] = 1e6
+    save(tmp_path, tensors)
+    load(tmp_path)
+    build = Build(torch.float16, CPU, TorchKernels(), SOLO)
+    with pytest.raises(ModelDirectoryError, match=r"model\.norm\.weight .*in float16.*--dtype"):
+        load_model(SafetensorsSource(tmp_path), ModelConfig.from_directory(tmp_path), build)
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
+    """A model of these sizes has a petabyte."""
+    save(tmp_path, checkpoint(), vocab_size=1 << 22, intermediate_size=1 << 24)
+    with pytest.raises(
+        ModelDirectoryError, match=r"is \[\d+, \d+\], config\.json asks for \[4194304"
+    ):
+        load(tmp_path)
 
 
 def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
@@ -197,11 +235,15 @@ def test_a_rank_reads_its_part_and_no_more(tmp_path: Path) -> None:
     assert source.num_read == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_integers_are_not_taken_for_weights(tmp_path: Path) -> None:
-    """Those of a quantised checkpoint, whose config.json does not say so."""
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn]
+)
+def test_what_needs_a_scale_is_not_taken_for_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Tensors of a quantised checkpoint, whose config.json does not say so."""
     name = "model.layers.0.mlp.down_proj.weight"
-    save(tmp_path, checkpoint() | {name: torch.ones(HIDDEN, INNER, dtype=torch.int8)})
-    with pytest.raises(ModelDirectoryError, match=rf"{name}.* is int8, .* asks for float32;"):
+    save(tmp_path, checkpoint() | {name: torch.ones(HIDDEN, INNER).to(dtype)})
+    told = str(dtype).removeprefix("torch.")
+    with pytest.raises(ModelDirectoryError, match=rf"{name}.* is {told}, .* asks for float32;"):
         load(tmp_path)
 
 

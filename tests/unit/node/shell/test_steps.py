@@ -12,7 +12,7 @@ from engine.errors import DeviceBroken
 from node.shell.steps import Steps
 from protocol.messages import AnyMessage, Failed, TokensOut
 from protocol.sampling import Sampling
-from tests.support.node.poisoned_runner import POISON, Runner
+from tests.support.node.poisoned_runner import NO_NUMBERS, POISON, Runner
 from tests.support.node.recorded_shell import Peers, shell_of, turn
 from tests.support.node.schedulers import GREEDY, decode_scheduler, generate
 
@@ -33,6 +33,27 @@ def test_a_request_that_breaks_a_step_harms_nobody_else() -> None:
         turn(shell)
     assert len([said for said in peers.said if isinstance(said, Failed)]) == 1 + 5
     assert scheduler.load().held_pages == 0
+
+
+@pytest.mark.parametrize("others_break_it", [False, True])
+def test_a_request_without_numbers_fails_alone(others_break_it: bool) -> None:
+    """Also where its step is computed again, each request alone."""
+    scheduler, peers = decode_scheduler(), Peers()
+    shell = shell_of(scheduler, Runner(ValueError("poison")), peers)
+    asked = {"good": 1, "sick": NO_NUMBERS, "fine": 2} | (
+        {"bad": POISON} if others_break_it else {}
+    )
+    for name, token in asked.items():
+        scheduler.handle(generate(name, [token] * 5, prefill=""), 0.0)
+    turn(shell)
+    failed = {m.attempt.request_id: m for m in peers.said if isinstance(m, Failed)}
+    assert failed.keys() == asked.keys() - {"good", "fine"}
+    assert failed["sick"].kind == "node"
+    if not others_break_it:
+        assert "not numbers" in failed["sick"].reason
+    (tokens,) = [m for m in peers.said if isinstance(m, TokensOut)]
+    assert [out.attempt.request_id for out in tokens.outs] == ["good", "fine"]
+    assert all(out.tokens == [5] for out in tokens.outs)
 
 
 def test_a_broken_device_ends_the_node() -> None:

@@ -14,6 +14,18 @@ TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
 """By model type: values that published models of text and images leave out of their `text_config`,
 since `transformers` has them as defaults."""
 
+OF_THE_WHOLE = (
+    "architectures",
+    "eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "quantization_config",
+    "dtype",
+    "torch_dtype",
+)
+"""Keys of a model of text and images that go before those of its text part."""
+
 
 class ModelDirectoryError(UserError):
     """A model directory lacks something or cannot be read; the message has the remedy."""
@@ -22,7 +34,8 @@ class ModelDirectoryError(UserError):
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the config.json of the model directory `path`. Raises ModelDirectoryError.
 
-    For a model of text and images it is that of the text part, with the outer settings over it.
+    For a model of text and images it is that of the text part, with the outer settings that the
+    text part lacks, and those that concern the model as a whole.
     """
     if not path.is_dir():
         raise ModelDirectoryError(
@@ -40,7 +53,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(text, dict):
         return config
     outer = {key: value for key, value in config.items() if value is not None}
-    return {**TEXT_DEFAULTS.get(text.get("model_type", ""), {}), **text, **outer}
+    inner = {key: value for key, value in text.items() if value is not None}
+    of_the_whole = {key: outer[key] for key in OF_THE_WHOLE if key in outer}
+    return {**TEXT_DEFAULTS.get(text.get("model_type", ""), {}), **outer, **inner, **of_the_whole}
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

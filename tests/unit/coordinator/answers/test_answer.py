@@ -10,8 +10,10 @@ from coordinator.http.errors import STATUS_CODES
 from coordinator.http.native.sglang import SGLangFormatter, stream_error
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.coordinator.nodes import Nodes, demand_of
+from tests.support.models.tokenizers import character_pieces
 
 END = ord("$")
+PIECES = character_pieces()
 WANTED = Sampling(num_top_logprobs=2, logprob_token_ids=(ord("x"), ord("y")))
 ROUTE = Nodes("p0", "d0").placement.route(demand_of(100), 0.0)
 
@@ -22,7 +24,7 @@ def decode(ids: Sequence[int]) -> str:
 
 def answer_of(*stops: str, sampling: Sampling = WANTED, keeps_stop: bool = False) -> Answer:
     request = Request(
-        [1], sampling, 9, [END], stop_strings=stops, keeps_stop=keeps_stop, decode=decode
+        [1], sampling, 9, [END], stop_strings=stops, keeps_stop=keeps_stop, pieces=PIECES
     )
     return Answer(request, "r", 0.0)
 

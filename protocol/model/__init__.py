@@ -1,0 +1,1 @@
+"""The directory of a model: its configuration and its tokenizer."""
