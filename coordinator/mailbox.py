@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from coordinator.answers.answer import Answer
+from coordinator.core.pause import Pause
 
 
 class Mailbox:
-    """Lets one HTTP handler wait for news of one answer, with `changed` or `finished`."""
+    """Lets one HTTP handler wait for news of one answer, with `changed` or `finished`.
 
-    def __init__(self, answer: Answer) -> None:
+    A wait that would end during a pause of the cluster, or soon after one, begins anew instead.
+    """
+
+    def __init__(self, answer: Answer, pause: Callable[[], Pause] = Pause) -> None:
+        """`pause` tells whether the cluster generates now."""
         self.answer = answer
+        self._pause = pause
+        self._pause_number = pause().number
+        """The state of the cluster as the wait began."""
         self._has_news = False
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_end = False
         self._wait_ends = 0.0
         """When the wait of now ends in vain, by the loop's clock."""
+        self._timeout_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         """Rings at the end of the present wait or of an earlier one, and is set again then."""
 
@@ -48,6 +58,7 @@ class Mailbox:
         assert self._waiter is None
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
+        self._timeout_s = timeout_s
         self._waits_for_end = for_end
         self._set_timer(loop.time() + timeout_s)
         try:
@@ -72,6 +83,10 @@ class Mailbox:
         if waiter is None or waiter.done():
             return
         loop = asyncio.get_running_loop()
+        pause = self._pause()
+        if pause.is_paused or pause.number != self._pause_number:
+            self._pause_number = pause.number
+            self._wait_ends = loop.time() + self._timeout_s
         if loop.time() < self._wait_ends:
             self._timer = loop.call_at(self._wait_ends, self._rings)
         else:

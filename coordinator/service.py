@@ -30,17 +30,34 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
+from coordinator.core.pause import Pause
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
+from coordinator.peers.peers import Peers
 from coordinator.pending_replies import PendingReplies
 from coordinator.routing.registry import LiveNode
+from coordinator.sessions.store import SessionStore
 from protocol.channel import Channel, PeerUnreachable
-from protocol.messages import AnyMessage, AuditReply, CacheFlushed, FlushCache, Message
+from protocol.messages import (
+    AbortRequest,
+    AnyMessage,
+    AuditReply,
+    CacheFlushed,
+    FlushCache,
+    Message,
+    PauseMode,
+    PauseSeen,
+    SetPause,
+)
+from protocol.redis.client import connect_async
 
 log = logging.getLogger(__name__)
 
 READY_WITHOUT_NODE_S = 15.0
 """A cluster counts as ready so long after its last node has left: a restart is no outage."""
+REDIS_TIMEOUT_S = 2.0
+PAUSE_SEEN_S = 2.0
+"""How long the other coordinators are waited for when a pause begins or ends."""
 IDLE_CHECK_S = 0.05
 """How often draining nodes are asked for, whatever the core waits for."""
 
@@ -67,6 +84,9 @@ class Service:
         self.core = CoordinatorCore(
             config, channel.address, chance, lambda: f"{ids.getrandbits(128):032x}"
         )
+        self._redis = connect_async(config.redis_url, REDIS_TIMEOUT_S)
+        self.sessions = SessionStore(self._redis, config.session_ttl_s)
+        self._peers = Peers(self._redis, channel.address, lambda: self.core.pause, self._obey)
         self.follower = OwnershipFollower(config.redis_url, channel.address, self.core.index)
         self._channel = channel
         self._mailboxes: dict[str, Mailbox] = {}
@@ -86,6 +106,7 @@ class Service:
         self._tasks = [
             asyncio.create_task(self.follower.run(), name="ownership"),
             asyncio.create_task(self._tick_for_ever(), name="tick"),
+            asyncio.create_task(self._peers.run(), name="peers"),
         ]
         for task in self._tasks:
             task.add_done_callback(_stop_if_it_failed)
@@ -94,10 +115,12 @@ class Service:
         """Ends its tasks and closes its sockets."""
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         self._stop_timer()
+        self._peers.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.follower.close()
+        await self._redis.aclose()
         self._channel.close()
 
     @property
@@ -135,7 +158,9 @@ class Service:
         now = self.now()
         started, *instructions = self.core.submit(request, now)
         assert isinstance(started, AnswerStarted)
-        mailbox = self._mailboxes[started.answer.request_id] = Mailbox(started.answer)
+        mailbox = self._mailboxes[started.answer.request_id] = Mailbox(
+            started.answer, lambda: self.core.pause
+        )
         self._carry_out(instructions, now)
         self._plan_tick(now)
         return mailbox
@@ -144,6 +169,34 @@ class Service:
         """Ends a request whose client is gone, on every node. Does nothing if it has ended."""
         now = self.now()
         self._carry_out(self.core.cancel(request_id, now), now)
+        self._plan_tick(now)
+
+    def abort(self, rid: str, abort_all: bool = False) -> None:
+        """Ends the requests that go by the name `rid`, or all of them, at every coordinator, with
+        what they have answered so far. Does nothing if there is none."""
+        now = self.now()
+        self._carry_out(self.core.abort(rid, abort_all, now), now)
+        request = AbortRequest(rid, abort_all)
+        self._carry_out([Send(address, request) for address in self._peers.others], now)
+        self._plan_tick(now)
+
+    async def set_pause(self, mode: PauseMode | None) -> None:
+        """Begins a pause of the whole cluster, or ends it (None).
+
+        Returns when all coordinators obey, or after PAUSE_SEEN_S: who has not heard by then learns
+        it from Redis. Raises Unavailable if Redis is gone.
+        """
+        pause = await self._peers.set_pause(mode)
+        self._obey(pause)
+        others = self._peers.others
+        question_id = self._replies.open(others)
+        message = SetPause(pause.number, pause.mode, self._channel.address, question_id)
+        self._carry_out([Send(address, message) for address in others], self.now())
+        await self._replies.wait(question_id, PAUSE_SEEN_S)
+
+    def _obey(self, pause: Pause) -> None:
+        now = self.now()
+        self._carry_out(self.core.set_pause(pause, now), now)
         self._plan_tick(now)
 
     async def flush_cache(
@@ -188,12 +241,13 @@ class Service:
         return time.monotonic()
 
     def handle(self, message: AnyMessage) -> None:
-        """Takes one message of a node: the reply to a question of an operator, or something for the
-        core."""
+        """Takes one message: the reply to a question of an operator, or something for the core."""
         if isinstance(message, CacheFlushed):
             self._replies.answered(message.flush_id, message.node.name, message.num_pages)
         elif isinstance(message, AuditReply):
             self._replies.answered(message.audit_id, message.node.name, message.hashes)
+        elif isinstance(message, PauseSeen):
+            self._replies.answered(message.question_id, message.address, None)
         else:
             now = self.now()
             self._carry_out(self.core.handle(message, now), now)

@@ -192,6 +192,39 @@ class Republish(Message, frozen=True):
     """Coordinator → node: asks to write the node's whole ownership record to Redis again."""
 
 
+class AbortRequest(Message, frozen=True):
+    """Coordinator → every other coordinator: asks to end the requests that their clients named
+    `rid`, as soon as possible, with what they have answered so far; or all of them."""
+
+    rid: str
+    abort_all: bool = False
+
+
+PauseMode = Literal["abort", "retract", "in_place"]
+"""What becomes of running requests when generation is paused: `abort` ends them, the others go on
+after the pause with the very same tokens."""
+
+
+class SetPause(Message, frozen=True):
+    """Coordinator → every other coordinator: says that generation is paused, or goes on (`mode` is
+    None then).
+
+    Redis has counted the state as `number`; an older one than that which is known changes nothing.
+    """
+
+    number: int
+    mode: PauseMode | None
+    reply_address: str
+    question_id: str
+
+
+class PauseSeen(Message, frozen=True):
+    """Coordinator (at `address`) → coordinator: answers `SetPause` once it is obeyed."""
+
+    question_id: str
+    address: str
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     """What a node tells of itself that does not change during an incarnation."""
 
@@ -321,6 +354,9 @@ AnyMessage = (
     | Heartbeat
     | Goodbye
     | CoordinatorAlive
+    | AbortRequest
+    | SetPause
+    | PauseSeen
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -33,7 +33,7 @@ FLOORS = {
     ),
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership", "core", "shell", "ranks"),
-    "coordinator": ("ownership", "routing", "answers", "core", "http"),
+    "coordinator": ("ownership", "routing", "answers", "core", "sessions peers", "http"),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
@@ -97,6 +97,10 @@ PURE = (
     "coordinator/http/native/sampling_params.py",
     "coordinator/http/native/schema.py",
     "coordinator/http/native/sglang.py",
+    "coordinator/http/sessions/params.py",
+    "coordinator/sessions/turns.py",
+    "protocol/redis/pause.py",
+    "protocol/redis/sessions.py",
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
 )

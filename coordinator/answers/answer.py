@@ -148,6 +148,13 @@ class Answer:
         self.error = AnswerError(kind, message)
         self.finish_reason = FinishReason("abort")
 
+    def abort_as_asked(self, now: float) -> None:
+        """Ends the answer at its client's wish. It has no error, and keeps the text so far."""
+        self._detokenizer.finish()
+        self._visible = None
+        self.ended_at = now
+        self.finish_reason = FinishReason("abort")
+
     def counters(self) -> RequestCounters:
         """Returns what this answer, which has ended, adds to the totals."""
         has_left = self.error is not None and self.error.kind == "client_left"

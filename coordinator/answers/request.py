@@ -26,6 +26,8 @@ class Request:
     namespace: Namespace = SHARED
     rid: str = ""
     """The client's name for it; "" if it gave none."""
+    priority: int = 0
+    """Of those that wait, requests of a higher priority go first."""
     http_id: str = ""
     """The X-Request-Id of the HTTP request that it came with, for the log."""
     stop_strings: Sequence[str] = ()

@@ -55,6 +55,8 @@ class Tokenizer:
             )
         sources = template_sources(model_path, chat_template)
         special_tokens = self.model.special_tokens
+        self.bos_token_id = self._tokenizer.token_to_id(special_tokens.get("bos_token", ""))
+        """The token that stands before a text; None if the model has none."""
         try:
             self.chat_template = ChatTemplate(sources, special_tokens) if sources else None
         except ChatTemplateError as error:

@@ -17,6 +17,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.core.demands import DemandMaker
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
 from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
+from coordinator.core.pause import Pause
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
@@ -29,6 +30,7 @@ from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import Candidates, Router
 from protocol.messages import (
     COORDINATOR_LEASE_S,
+    AbortRequest,
     AnyMessage,
     CoordinatorAlive,
     Failed,
@@ -37,6 +39,8 @@ from protocol.messages import (
     Heartbeat,
     Message,
     NodeInfo,
+    PauseSeen,
+    SetPause,
     TokensOut,
 )
 
@@ -79,6 +83,8 @@ class CoordinatorCore:
         self._tracker = Tracker(
             self.placement, self._queue, self._demands, self.statistics, address
         )
+        self.pause = Pause()
+        """The newest state of the cluster that is known here."""
         self._next_check_at = 0.0
         self._next_alive_at = 0.0
         self.last_tokens_at = -math.inf
@@ -149,8 +155,30 @@ class CoordinatorCore:
         self._is_dispatch_due = True
         return self._tracker.cancel(request_id, now)
 
+    def abort(self, rid: str, abort_all: bool, now: float) -> list[Instruction]:
+        """Ends the requests of this coordinator that go by the name `rid`, or all of them, with
+        what they have answered so far."""
+        self._is_dispatch_due = True
+        return self._tracker.abort(rid, abort_all, now)
+
+    def set_pause(self, pause: Pause, now: float) -> list[Instruction]:
+        """Pauses generation or goes on with it. Does nothing if a newer state is known."""
+        if pause.number <= self.pause.number:
+            return []
+        was_paused, self.pause = self.pause.is_paused, pause
+        log.info("generation %s", f"is paused: {pause.mode}" if pause.is_paused else "goes on")
+        instructions: list[Instruction] = []
+        if pause.mode == "abort":
+            instructions += self._tracker.abort("", True, now)
+        if pause.is_paused and not was_paused:
+            instructions += self._tracker.pause(now)
+        elif was_paused and not pause.is_paused:
+            instructions += self._tracker.resume(now)
+        return instructions
+
     def handle(self, message: AnyMessage, now: float) -> list[Instruction]:
-        """Takes a message of a node. Messages that do not concern the core change nothing."""
+        """Takes a message of a node or of another coordinator. Messages that do not concern the
+        core change nothing."""
         self._is_dispatch_due = True
         if isinstance(message, TokensOut):
             self.last_tokens_at = now
@@ -162,6 +190,12 @@ class CoordinatorCore:
             return self._tracker.failed(message, now)
         if isinstance(message, Goodbye):
             return self._lost(self.registry.remove(message.node), now)
+        if isinstance(message, AbortRequest):
+            return self.abort(message.rid, message.abort_all, now)
+        if isinstance(message, SetPause):
+            instructions = self.set_pause(Pause(message.number, message.mode), now)
+            seen = PauseSeen(message.question_id, self._address)
+            return [*instructions, Send(message.reply_address, seen)]
         return []
 
     def undeliverable(self, address: str, message: Message, now: float) -> list[Instruction]:
@@ -194,6 +228,8 @@ class CoordinatorCore:
     def wake_at(self, now: float) -> float | None:
         """Returns the time by which `tick` must be called; None if that can wait until something
         happens."""
+        if self.pause.is_paused:
+            return self._next_check_at
         # Room may have become free since the last look.
         if self._is_dispatch_due and len(self._queue):
             return now

@@ -43,6 +43,8 @@ class TrackedRequest:
     give_up_at: float | None = None
     """When the request ends unless a node takes it before. Set by a failure, by the first of
     several busy replies in a row, or when there is no node; cleared by a token."""
+    held_s: float = 0.0
+    """How long it was held by pauses of the cluster; this time does not count for its limits."""
     is_answering: bool = False
     """True once a token of the current attempt has arrived: its prompt is computed then."""
 

@@ -2,7 +2,8 @@
 
 A request waits in the dispatch queue until it is bound to nodes. It has attempts; only messages of
 the newest one count. When a node fails, the next attempt sends the prompt plus the tokens answered
-so far, so the client's stream goes on. Each request ends with exactly one `AnswerEnded`.
+so far, so the client's stream goes on. A pause of the cluster takes all requests back from the
+nodes in the same manner. Each request ends with exactly one `AnswerEnded`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Tracker:
         self._requests: dict[str, TrackedRequest] = {}
         self._rids: set[str] = set()
         """The clients' names of the same requests."""
+        self._paused_at: float | None = None
+        """When the pause began in which nothing is sent; None while there is none."""
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -80,7 +83,9 @@ class Tracker:
         return self.dispatch(now)
 
     def dispatch(self, now: float) -> list[Instruction]:
-        """Sends those waiting requests that nodes have room for now."""
+        """Sends those waiting requests that nodes have room for now; none during a pause."""
+        if self._paused_at is not None:
+            return []
         return [
             self._start(self._requests[routed.request_id], route, now)
             for routed, route in self._queue.dispatch(now)
@@ -153,11 +158,54 @@ class Tracker:
         message = "the client has left"
         return [*instructions, self._abort(tracked, "client_left", message, now)]
 
-    def time_out(self, older_than_s: float, now: float) -> list[Instruction]:
-        """Ends the requests that have taken longer than `older_than_s`."""
+    def abort(self, rid: str, abort_all: bool, now: float) -> list[Instruction]:
+        """Ends the requests that go by the name `rid`, or all of them, with what they have answered
+        so far."""
         instructions: list[Instruction] = []
-        for tracked in list(self._requests.values()):  # the oldest first
-            if now - tracked.answer.started_at <= older_than_s:
+        for tracked in list(self._requests.values()):
+            if abort_all or goes_by(rid, tracked.answer.rid):
+                instructions += self._cancel_current(tracked)
+                tracked.answer.abort_as_asked(now)
+                instructions.append(self._end(tracked, now))
+        return instructions
+
+    def pause(self, now: float) -> list[Instruction]:
+        """Takes all requests back from the nodes, and sends none until `resume`. They wait, with
+        what they have answered so far, and no limit of time ends them."""
+        assert self._paused_at is None
+        self._paused_at = now
+        instructions: list[Instruction] = []
+        for tracked in list(self._requests.values()):
+            if tracked.route is None:
+                continue
+            instructions += self._cancel_current(tracked)
+            if tracked.routed is not None:
+                self._placement.ended(tracked.routed, now)
+            tracked.route = tracked.routed = tracked.give_up_at = None
+            instructions += self._wait(tracked, now)
+        return instructions
+
+    def resume(self, now: float) -> list[Instruction]:
+        """Sends requests again. The pause counts for none of their limits."""
+        assert self._paused_at is not None
+        for tracked in self._requests.values():
+            held_s = now - max(self._paused_at, tracked.answer.started_at)
+            tracked.held_s += held_s
+            tracked.give_up_at = None
+            if tracked.routed is not None:
+                tracked.routed.arrived += held_s
+        self._paused_at = None
+        return self.retry(now) + self.dispatch(now)
+
+    def time_out(self, older_than_s: float, now: float) -> list[Instruction]:
+        """Ends the requests that have taken longer than `older_than_s`; none during a pause."""
+        instructions: list[Instruction] = []
+        if self._paused_at is not None:
+            return instructions
+        # The oldest first. It was held longer than a younger one by pauses before that one came
+        # only, so its limit ends first too.
+        for tracked in list(self._requests.values()):
+            if now - tracked.answer.started_at - tracked.held_s <= older_than_s:
                 break
             instructions += self._cancel_current(tracked)
             message = f"the request did not end within {older_than_s:g} s"
@@ -177,8 +225,10 @@ class Tracker:
 
     def retry(self, now: float) -> list[Instruction]:
         """Queues the requests that no node could take so far, and ends those that have waited too
-        long."""
+        long; does nothing during a pause."""
         instructions: list[Instruction] = []
+        if self._paused_at is not None:
+            return instructions
         for tracked in self._without_route():
             instructions += self._wait(tracked, now)
         return instructions
@@ -187,8 +237,9 @@ class Tracker:
         return [tracked for tracked in self._requests.values() if tracked.route is None]
 
     def _enqueue(self, tracked: TrackedRequest, demand: Demand, now: float) -> None:
-        arrived = tracked.answer.started_at
-        tracked.routed = RoutedRequest(tracked.request_id, demand, arrived)
+        arrived = tracked.answer.started_at + tracked.held_s
+        priority = tracked.answer.request.priority
+        tracked.routed = RoutedRequest(tracked.request_id, demand, arrived, priority)
         self._queue.add(tracked.routed, now)
 
     def _start(self, tracked: TrackedRequest, route: Route, now: float) -> Instruction:
@@ -370,3 +421,12 @@ def _needs(tracked: TrackedRequest, route: Route, node: Node) -> bool:
     """Returns True if the request still needs the node: a prefill node until the first token has
     come, the decode node until the end."""
     return route.decode == node or (route.prefill == node and not tracked.is_answering)
+
+
+def goes_by(name: str, rid: str) -> bool:
+    """Returns True if a request's `rid` is the name that a client gave, or was made of it: the
+    answers to a batch or to n > 1 are called name_0, name_1, …, or name_0_0."""
+    if not name or not rid.startswith(name):
+        return False
+    numbers = rid[len(name) :].split("_")
+    return numbers[0] == "" and all(map(str.isdecimal, numbers[1:]))

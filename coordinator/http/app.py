@@ -14,13 +14,14 @@ from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
 from coordinator.http.documents import openapi
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
-from coordinator.http.native import cache, health, loads, model, tokenizing
+from coordinator.http.native import cache, control, health, loads, model, tokenizing
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.replies import error_reply
+from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
 
-ROUTERS = (health, model, cache, tokenizing, loads, admin, openapi, missing)
+ROUTERS = (health, model, cache, tokenizing, loads, sessions, control, admin, openapi, missing)
 """The modules whose endpoints are served. What is missing comes last: any other goes before."""
 
 

@@ -8,11 +8,6 @@ from coordinator.http.admin.token import require_token
 from coordinator.http.replies import error_reply
 
 NOT_YET = (
-    "/abort_request",
-    "/open_session",
-    "/close_session",
-    "/pause_generation",
-    "/continue_generation",
     "/metrics",
     "/v1/models",
     "/v1/models/{model:path}",

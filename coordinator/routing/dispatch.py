@@ -1,7 +1,9 @@
 """`DispatchQueue`: requests wait here, and are bound to a node when one is nearly free. Pure.
 
 A decision is best when it is made late: queues and caches are known then. So nodes are given only
-a little work ahead, just enough never to idle, and the rest waits here, in this order:
+a little work ahead, just enough never to idle, and the rest waits here. A higher priority goes
+first, and who has waited for PRIORITY_PATIENCE_S counts as of the highest, so that no priority
+starves another. Among equals the order is this:
 
   * While the backlog is short, the largest (waited + half of the goal) / work goes first: at the
     beginning these are the shortest requests, which makes the mean least, and whoever waits gains
@@ -46,6 +48,8 @@ GOAL_WINDOW = 1_000
 """The goal is taken from so many recent requests."""
 PATIENCE_GOALS = 10
 """Who has waited so long goes first, and may wait at a decode node for its pages."""
+PRIORITY_PATIENCE_S = 30.0
+"""Who has waited so long goes with those of the highest priority."""
 RESPONSE_SHARE = 0.5
 """Waiting for less than this share of the goal changes little about who goes first."""
 DANGER_SHARE = 0.3
@@ -198,8 +202,14 @@ class DispatchQueue:
         ahead_s = sum(one.work_s for one in waiting if one.work_s <= goal_s) / num_nodes
         scale_s = max(HEAD_START_SHARE * ahead_s, MIN_WAIT_S)
 
-        def order(one: RoutedRequest) -> tuple[int, float]:
+        highest = max(one.priority for one in waiting)
+
+        def order(one: RoutedRequest) -> tuple[int, int, float]:
             waited_s = now - one.arrived
+            priority = highest if waited_s > PRIORITY_PATIENCE_S else one.priority
+            return -priority, *order_of_equals(one, waited_s)
+
+        def order_of_equals(one: RoutedRequest, waited_s: float) -> tuple[int, float]:
             response_s = waited_s + one.work_s
             if is_calm and (1 - DANGER_SHARE) * goal_s < response_s <= goal_s:
                 return 0, goal_s - response_s

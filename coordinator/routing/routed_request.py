@@ -19,7 +19,10 @@ class RoutedRequest:
     request_id: str
     demand: Demand
     arrived: float
-    """When the client asked; a second attempt keeps the time of the first."""
+    """When the client asked; a second attempt keeps the time of the first. It moves on by the
+    length of each pause of the cluster."""
+    priority: int = 0
+    """Of those that wait, requests of a higher priority go first."""
     work_s: float = 0.0
     """The least time that its prompt takes to compute, from the longest prefix that any node
     has."""

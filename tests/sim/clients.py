@@ -31,6 +31,8 @@ class Asked:
     """When the client leaves."""
     next_turn: Asked | None = None
     """Asked as soon as this one is answered; its prompt begins with this prompt and answer."""
+    may_be_aborted: bool = False
+    """Somebody has asked that it ends."""
     right_answer: list[int] = field(init=False)
     got: list[int] = field(default_factory=list)
     end: str = ""

@@ -6,10 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from coordinator.core.pause import Pause
 from protocol.hashing import PageHasher
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
-from protocol.messages import COORDINATOR_LEASE_S, FlushCache
+from protocol.messages import COORDINATOR_LEASE_S, FlushCache, PauseMode
+from tests.sim.acts import Abort, Act
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
 from tests.sim.coordinators import SimCoordinator
@@ -86,6 +88,9 @@ class SimCluster:
         self.hasher = PageHasher(FINGERPRINT, settings.layout)
         self.shadow = Shadow(self.hasher)
         self._incarnation = 0
+        self.pause = Pause()
+        """What Redis says of it, however long it takes until coordinators hear."""
+        self.num_pauses = 0
         self.num_unfinished = 0
         """Requests of clients that have not ended, those to come included."""
         self.coordinators: dict[str, SimCoordinator] = {}
@@ -127,6 +132,8 @@ class SimCluster:
     def ended(self, asked: Asked, end: str, tokens: Sequence[int]) -> None:
         if asked.end:
             raise Wrong(f"{asked.name} ended twice: {asked.end}, then {end}")
+        if end == "abort" and not asked.may_be_aborted:
+            raise Wrong(f"{asked.name} was aborted, and nobody had asked for it")
         asked.end = end
         self.num_unfinished -= 1
         self.say(f"{asked.name} ended: {end}, {len(tokens)} tokens")
@@ -143,6 +150,31 @@ class SimCluster:
         coordinator = self.coordinators.get(asked.coordinator)
         if not asked.end and coordinator is not None:
             coordinator.after(0.0, coordinator.leave, asked)
+
+    # Acts
+
+    def act(self, act: Act, everybody: Sequence[Asked]) -> None:
+        """Lets a client or an operator do something to requests; `everybody` are all of the
+        life."""
+        self.say(f"act: {act}")
+        if isinstance(act, Abort):
+            act.asked.may_be_aborted = True
+            alive = [c for c in self.coordinators.values() if not c.is_dead]
+            if alive:
+                coordinator = self.chance.choice(alive)
+                coordinator.after(0.0, coordinator.abort, act.asked.name)
+            return
+        if act.mode == "abort":
+            for asked in everybody:
+                asked.may_be_aborted = True
+        self.num_pauses += 1
+        self._set_pause(act.mode)
+        self.clock.after(act.for_s, self._set_pause, None)
+
+    def _set_pause(self, mode: PauseMode | None) -> None:
+        self.pause = Pause(self.pause.number + 1, mode)
+        for coordinator in self.coordinators.values():
+            coordinator.after(self.chance.uniform(0.0, 0.5), coordinator.set_pause, self.pause)
 
     # Faults
 

@@ -19,8 +19,9 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
+from coordinator.core.pause import Pause
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
-from protocol.messages import AnyMessage, Generate, Heartbeat
+from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
 from tests.sim.world.processes import Process
@@ -67,6 +68,7 @@ class SimCoordinator(Process):
         cluster.network.listen(name, self.address, self._hear)
         self._pump()
         self._tick(0)
+        self.set_pause(cluster.pause)
 
     @property
     def can_serve(self) -> bool:
@@ -102,6 +104,19 @@ class SimCoordinator(Process):
                 self._carry_out(self.core.cancel(request_id, self.clock.now))
                 self.cluster.ended(asked, "left", [])
 
+    def abort(self, name: str) -> None:
+        """Ends a request for its client, here or at another coordinator."""
+        self._carry_out(self.core.abort(name, False, self.clock.now))
+        for other in self.cluster.coordinators.values():
+            if other is not self:
+                self.cluster.network.send(self.name, other.address, AbortRequest(name))
+        self._plan_tick()
+
+    def set_pause(self, pause: Pause) -> None:
+        """Lets it learn from Redis whether the cluster generates."""
+        self._carry_out(self.core.set_pause(pause, self.clock.now))
+        self._plan_tick()
+
     def kill(self) -> None:
         self.is_dead = True
         self.cluster.network.close(self.address)
@@ -111,12 +126,15 @@ class SimCoordinator(Process):
     def _hear(self, message: AnyMessage) -> None:
         self.after(0.0, self._handle, message)
 
-    def _check_incarnation(self, send: Send) -> None:
-        """Checks that no work is given to an incarnation when a newer one has been heard."""
+    def _check_work(self, send: Send) -> None:
+        """Checks that no work is given to an incarnation when a newer one has been heard, nor
+        during a pause."""
         if isinstance(send.message, Generate):
             name, _, incarnation = send.address.partition(".")
             if int(incarnation) < self._newest.get(name, 0):
                 raise Wrong(f"{self.name} gives work to {send.address}, which was replaced")
+            if self.core.pause.is_paused:
+                raise Wrong(f"{self.name} gives work to {send.address} during a pause")
 
     def _handle(self, message: AnyMessage) -> None:
         if isinstance(message, Heartbeat):
@@ -144,7 +162,7 @@ class SimCoordinator(Process):
     def _carry_out(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Send):
-                self._check_incarnation(instruction)
+                self._check_work(instruction)
                 self.cluster.network.send(self.name, instruction.address, instruction.message)
             elif isinstance(instruction, AnswerChanged | AnswerEnded):
                 self._answered(instruction)

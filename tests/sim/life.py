@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tests.sim.acts import some_acts
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked, some_requests
 from tests.sim.cluster import SimCluster, SimSettings, Tell
@@ -41,6 +42,7 @@ class Outcome:
     num_forced_tokens: int = 0
     num_preemptions: int = 0
     num_copied_pages: int = 0
+    num_pauses: int = 0
     ends: dict[str, int] = field(default_factory=dict)
 
 
@@ -76,6 +78,8 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
         cluster.clock.at(0.3 + asked.at, cluster.ask, asked)
     for fault in plan.faults:
         cluster.clock.at(0.3 + fault.at, cluster.apply, fault)
+    for act in some_acts(random.Random(f"acts {plan.seed}"), requests):
+        cluster.clock.at(0.3 + act.at, cluster.act, act, everything)
     cluster.num_unfinished = len(everything)
     cluster.clock.run(LIMIT_S, lambda: cluster.num_unfinished == 0)
     if unfinished := [asked.name for asked in everything if not asked.end]:
@@ -146,6 +150,7 @@ def _outcome(plan: LifePlan, cluster: SimCluster, everything: Sequence[Asked]) -
             node.core.load().counters.preemptions for node in cluster.nodes.values()
         ),
         num_copied_pages=sum(node.device.num_copied_pages for node in cluster.nodes.values()),
+        num_pauses=cluster.num_pauses,
     )
     for asked in everything:
         kind = " ".join(asked.end.split(" ")[:2])

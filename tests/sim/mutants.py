@@ -296,6 +296,27 @@ def _late_copy(right: Any) -> Any:
     return copy_pages
 
 
+def _booked_through_a_pause(right: Any) -> Any:
+    def pause(self: Tracker, now: float) -> Any:
+        """Work that is taken back from nodes counts as theirs for ever."""
+        for tracked in self._requests.values():
+            if tracked.route is not None:
+                tracked.routed = None
+        return right(self, now)
+
+    return pause
+
+
+def _forgotten_by_a_pause(right: Any) -> Any:
+    def pause(self: Tracker, now: float) -> Any:
+        """What was answered before a pause is not part of the prompt after it."""
+        for tracked in self._requests.values():
+            tracked.answered = []
+        return right(self, now)
+
+    return pause
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -321,6 +342,8 @@ MUTANTS = (
     Mutant("tail ends behind what is computed", PrefixCache, "keep_tail", _tail_not_computed),
     Mutant("copy from another tenant", PrefixCache, "_key", _mixes_tenants),
     Mutant("copy made too late", Steps, "copy_pages", _late_copy),
+    Mutant("work taken back by a pause stays booked", Tracker, "pause", _booked_through_a_pause),
+    Mutant("answer forgotten by a pause", Tracker, "pause", _forgotten_by_a_pause),
 )
 
 

@@ -73,5 +73,11 @@ def test_lives_are_full_of_work_and_faults() -> None:
     assert sum(outcome.num_copied_pages for outcome in outcomes) >= len(outcomes)
 
 
+def test_in_some_lives_requests_are_aborted_and_held() -> None:
+    outcomes = [live(plan_of(seed)) for seed in range(40)]
+    assert sum(outcome.ends.get("abort", 0) for outcome in outcomes) > 3
+    assert sum(outcome.num_pauses for outcome in outcomes) > 3
+
+
 def test_in_some_lives_answers_give_way() -> None:
     assert any(live(plan_of(seed)).num_preemptions for seed in range(LIVES))

@@ -36,6 +36,7 @@ EXAMPLES: dict[str, Any] = {
     "extra_key": "tenant",
     "priority": 1,
     "session_params": {"id": "s"},
+    "session_id": "s",
     "max_new_tokens": 0,
     "min_new_tokens": 1,
     "stop": ["\n"],
@@ -102,6 +103,32 @@ DIFFERENCES = (
     (
         "/concate_and_append_request",
         "Answers 200 and does nothing: a joined text finds what is cached of it by itself.",
+    ),
+    (
+        "session_params",
+        "Sessions are in Redis: any coordinator takes the next turn. An unknown session or rid "
+        "is a 400 (SGLang: finish_reason abort). A turn that follows one which has not "
+        "ended is a 400, with `replace` too (SGLang aborts that one then). "
+        "`capacity_of_str_len` is enforced: the most characters of a prompt with its earlier turns "
+        "(SGLang keeps it and does not look at it). A session that was not used for "
+        "--session-ttl-s is forgotten.",
+    ),
+    (
+        "priority",
+        "A higher one goes first among the requests that wait at a coordinator; none that runs is "
+        "taken back for it.",
+    ),
+    (
+        "/abort_request",
+        "Ends the request of exactly this rid and rid_0, rid_1, … of its batch, at every "
+        "coordinator; SGLang ends all whose rid begins with it. `abort_all` asks for the admin "
+        "token if one is set.",
+    ),
+    (
+        "/pause_generation",
+        "Holds for the whole cluster; asks for the admin token if one is set. `in_place` is done "
+        "as `retract`: requests are taken back from the nodes, which keep their pages in the "
+        "cache, and go on with the same tokens.",
     ),
     ("X-Request-Id", "On every response: the client's, or one that is made up."),
 )

@@ -16,10 +16,11 @@ router = APIRouter(tags=["native"])
 @router.get("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
 @router.post("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
 async def flush_cache(request: Request) -> Response:
-    """Makes every node forget its cached pages; answers 400 while requests run. Asks for the admin
-    token if one is set."""
+    """Makes every node forget its cached pages; answers 400 while requests run, which none does
+    during a pause. Asks for the admin token if one is set."""
     service = service_of(request)
-    if num_unfinished := service.core.num_unfinished:
+    is_paused = service.core.pause.is_paused
+    if not is_paused and (num_unfinished := service.core.num_unfinished):
         return error_reply(
             400, f"{num_unfinished} requests are running; flush when they have ended"
         )

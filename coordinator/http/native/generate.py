@@ -10,10 +10,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,11 +25,13 @@ from coordinator.http.native.intake import make_request, tokenize
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
 from coordinator.http.native.sglang import SGLangFormatter, stream_error
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
+from coordinator.http.sessions.turns import Turn, begin_turn
 from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.exchange import EVENTS, Exchange, event_of
 from coordinator.http.wire.request_ids import request_id
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
+from coordinator.sessions.turns import TurnRequest
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +47,19 @@ class AnswerInProgress:
     formatter: SGLangFormatter
     stream_interval: int
     """The number of tokens between two events of a stream."""
+    turn: Turn | None = None
+    """The turn of a session that it answers."""
 
     @property
     def answer(self) -> Answer:
         """The answer itself, which grows."""
         return self.mailbox.answer
+
+    async def end_turn(self) -> None:
+        """Notes the answer, which has ended, in its session. It must be there before the client
+        sees the end, and sends the next turn."""
+        if self.turn is not None:
+            await self.turn.end(self.answer)
 
 
 class GenerateEndpoint:
@@ -90,6 +101,8 @@ class GenerateEndpoint:
         finally:
             watch.cancel()
             self._cancel_unfinished(answers)
+            for one in answers:
+                await one.end_turn()
 
     async def _watch(self, receive: Receive, answers: Sequence[AnswerInProgress]) -> None:
         """Waits until the client has left, then cancels its unfinished requests on every node."""
@@ -106,6 +119,7 @@ class GenerateEndpoint:
         """Waits for the end of every answer. Returns the first error among them, or None."""
         for one in answers:
             await one.mailbox.finished(self._wait_s)
+            await one.end_turn()
         errors = (one.answer.error for one in answers)
         return next((error for error in errors if error is not None), None)
 
@@ -139,6 +153,8 @@ class GenerateEndpoint:
         while True:
             await one.mailbox.changed(self._wait_s)
             is_last = answer.is_done
+            if is_last:
+                await one.end_turn()
             if is_last or not shown or len(answer.output_ids) >= shown + one.stream_interval:
                 shown = len(answer.output_ids)
                 event = _event(one, extra)
@@ -157,6 +173,8 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
             f"{max_unfinished} at once"
         )
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
+    if body.turn is not None:
+        return [await _submit_turn(service, body, body.turn, tokens[0], http_id)]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids in zip(body.prompts, tokens, strict=True):
@@ -167,6 +185,21 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
             service.cancel(one.answer.request_id)
         raise
     return answers
+
+
+async def _submit_turn(
+    service: Service, body: ParsedBody, asked: TurnRequest, ids: list[int], http_id: str
+) -> AnswerInProgress:
+    """Starts the one answer of a body that is a turn of a session."""
+    prompt = body.prompts[0]
+    turn = await begin_turn(service, asked, prompt.rid, ids)
+    prompt = msgspec.structs.replace(prompt, rid=turn.rid)
+    try:
+        one = _submit(service, body, prompt, turn.prompt, 0, http_id)
+    except BaseException:
+        await turn.discard()
+        raise
+    return replace(one, turn=turn)
 
 
 def _submit(

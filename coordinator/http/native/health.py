@@ -47,13 +47,13 @@ async def ready(request: Request) -> Response:
 @router.get("/health_generate", response_model=None)
 async def health_generate(request: Request) -> Response:
     """Answers 200 as soon as a token comes, of any request; if none comes, it asks for one. A full
-    queue is no illness: tokens of others come then."""
+    queue is no illness, as tokens of others come then, and neither is a pause."""
     service = service_of(request)
     asked_at = service.now()
     mailbox: Mailbox | None = None
     try:
         while service.now() < asked_at + HEALTH_TIMEOUT_S:
-            if service.core.last_tokens_at >= asked_at:
+            if service.core.pause.is_paused or service.core.last_tokens_at >= asked_at:
                 return Response(status_code=200)
             if service.core.num_running and service.now() < asked_at + OTHERS_FIRST_S:
                 await asyncio.sleep(POLL_S)

@@ -81,6 +81,7 @@ def make_request(
         end_token_ids=end_token_ids,
         namespace=Namespace(prompt.cache_salt),
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
+        priority=prompt.priority,
         http_id=http_id,
         stop_strings=params.stops,
         stop_patterns=params.stop_patterns,

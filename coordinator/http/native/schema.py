@@ -17,6 +17,8 @@ from coordinator.http.native.sampling_params import (
     SamplingParams,
     parse_sampling,
 )
+from coordinator.http.sessions.params import parse_session
+from coordinator.sessions.turns import TurnRequest
 
 MAX_BATCH = 1024
 MAX_TOP_LOGPROBS = 128
@@ -43,6 +45,9 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     """Ids for all prompts, or a list of ids (or null) for each."""
     return_text_in_logprobs: bool = False
     return_prompt_token_ids: bool = False
+    priority: int = 0
+    session_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
+    session_id: str | None = None
 
 
 class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +68,8 @@ class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     rid: str | None
     cache_salt: str
+    priority: int = 0
+    """Of those that wait, prompts of a higher priority go first."""
     logprobs: LogprobParams | None = None
     """None if no logprobs are asked for."""
 
@@ -76,6 +83,8 @@ class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     with_prompt_ids: bool
     """True if the answer is to have the token ids of its prompt."""
+    turn: TurnRequest | None = None
+    """What is asked of a session, if the one prompt is a turn of one."""
 
 
 def parse_generate(raw: dict[str, Any]) -> ParsedBody:
@@ -104,6 +113,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
             sampling=params[i],
             rid=rids[i],
             cache_salt=tenant(salts[i], extra_keys[i]),
+            priority=body.priority,
             logprobs=logprobs[i],
         )
         for i in range(count)
@@ -113,6 +123,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
         is_batch=is_batch,
         stream=body.stream,
         with_prompt_ids=body.return_prompt_token_ids,
+        turn=parse_session(body.session_params, body.session_id, sum(one.n for one in params)),
     )
 
 

@@ -79,7 +79,8 @@ def _finish_reason(answer: Answer) -> dict[str, Any] | None:
         return {"type": "stop", "matched": reason.matched}
     if reason.kind == "length":
         return {"type": "length", "length": len(answer.output_ids)}
-    assert error is not None
+    if error is None:  # its client has aborted it
+        return {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
     code = STATUS_CODES[error.kind]
     return {
         "type": "abort",

@@ -12,76 +12,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from infra.ports import free_port
-from kvrelay.client import Client, ClientError
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import (
-    ALWAYS_DISAGGREGATE,
-    Cluster,
-    body_of,
-    http_client,
     start_cluster,
     wait_until,
 )
-
-
-class Coordinator:
-    """One coordinator, and how a client sees it."""
-
-    def __init__(self, cluster: Cluster, model_path: Path, name: str) -> None:
-        port = free_port()
-        flags = {"model_path": str(model_path), "port": str(port)} | ALWAYS_DISAGGREGATE
-        self.child = cluster.local.start_process("coordinator", name, flags)
-        self.http = http_client(url := f"http://127.0.0.1:{port}")
-        self.admin = Client(url)
-        wait_until(lambda: self.num_nodes() == 2, "two nodes at the new coordinator")
-
-    def num_nodes(self) -> int:
-        try:
-            return len(self.admin.nodes())
-        except ClientError:
-            return 0  # not listening yet
-
-    def kill(self) -> None:
-        self.child.process.send_signal(signal.SIGKILL)
-        self.child.wait()
-
-
-class Pair:
-    """A cluster, the model of it, and its two coordinators."""
-
-    def __init__(self, cluster: Cluster, model: tuple[Path, PreTrainedModel]) -> None:
-        self.cluster = cluster
-        self.model_path, self.reference = model
-        self.second = Coordinator(cluster, self.model_path, "coordinator-2")
-
-    @property
-    def admins(self) -> tuple[Client, Client]:
-        return self.cluster.admin, self.second.admin
-
-    def generate(self, who: int, prompt: list[int]) -> dict[str, Any]:
-        """Returns an answer of the first (0) or of the second (1) coordinator."""
-        http = (self.cluster.http, self.second.http)[who]
-        response = http.post("/generate", json=body_of(prompt))
-        assert response.status_code == 200, response.text
-        return dict(response.json())
-
-    def owned(self, admin: Client) -> tuple[int, int]:
-        """Returns the numbers of unique pages and of replicas in one coordinator's index."""
-        cluster = admin.cache_stats()["cluster"]
-        return cluster["unique_owned_pages"], cluster["duplicate_owned_pages"]
-
-    def wait_until_both_own(self, owned: tuple[int, int]) -> None:
-        for admin in self.admins:
-            wait_until(lambda a=admin: self.owned(a) == owned, f"{owned} owned pages")  # type: ignore[misc]
-
-    def wait_until_connected(self, connected: bool) -> None:
-        for admin in self.admins:
-            wait_until(
-                lambda a=admin: a.cache_stats()["cluster"]["redis_connected"] == connected,  # type: ignore[misc]
-                f"redis_connected {connected}",
-            )
+from tests.support.processes.coordinators import Coordinator, Pair
 
 
 @pytest.fixture(scope="module")

@@ -124,9 +124,10 @@ class Nodes:
         self.registry.remove(node)
         return node
 
-    def wait(self, request_id: str, demand: Demand, arrived: float) -> None:
+    def wait(self, request_id: str, demand: Demand, arrived: float, priority: int = 0) -> None:
         """Lets a request wait for its turn."""
-        routed = self._requests[request_id] = RoutedRequest(request_id, demand, arrived)
+        routed = RoutedRequest(request_id, demand, arrived, priority)
+        self._requests[request_id] = routed
         self.queue.add(routed, arrived)
 
     def remove(self, request_id: str) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import random
-from functools import partial
 from typing import TypeVar
 
 import pytest
 
 from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
-from coordinator.config import CoordinatorConfig
 from coordinator.core.core import ALIVE_EVERY_S, CHECK_EVERY_S, CoordinatorCore
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
 from coordinator.core.instructions import (
@@ -31,32 +28,15 @@ from protocol.messages import (
     CoordinatorAlive,
     Generate,
     Goodbye,
-    Load,
     TokenOut,
     TokensOut,
 )
 from protocol.sampling import Sampling
+from tests.support.coordinator.cores import ME, core_of, hear
 from tests.support.coordinator.nodes import LEASE_S, heartbeat, load_of
 
-ME = "tcp://me:1"
 D0 = Node("d0", 1)
 Kind = TypeVar("Kind")
-
-
-def core_of(*names: str, **settings: object) -> CoordinatorCore:
-    """With live nodes; names that begin with p are prefill nodes."""
-    ids = map(str, itertools.count(1))
-    chance = partial(random.Random.random, random.Random(0))
-    config = CoordinatorConfig(**settings)  # type: ignore[arg-type]
-    core = CoordinatorCore(config, ME, chance, lambda: next(ids))
-    for name in names:
-        hear(core, name, 0.0)
-    return core
-
-
-def hear(core: CoordinatorCore, name: str, now: float, load: Load | None = None) -> None:
-    role = "prefill" if name.startswith("p") else "decode"
-    core.handle(heartbeat(role, Node(name, 1), load), now)  # type: ignore[arg-type]
 
 
 def request(rid: str = "", num_tokens: int = 20) -> Request:

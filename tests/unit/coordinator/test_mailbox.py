@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
+from coordinator.core.pause import Pause
 from coordinator.mailbox import Mailbox
 from protocol.sampling import Sampling
 
@@ -103,5 +104,19 @@ def test_a_timer_of_a_short_wait_does_not_end_a_longer_one() -> None:
         assert not long.done()
         mailbox.wake()
         await long
+
+    run(test)
+
+
+def test_a_pause_lets_a_wait_begin_anew() -> None:
+    async def test() -> None:
+        state = Pause(1, "retract")
+        mailbox = Mailbox(mailbox_of().answer, lambda: state)
+        finished = asyncio.create_task(mailbox.finished(0.01))
+        done, _ = await asyncio.wait([finished], timeout=0.1)
+        assert not done, "the wait was over ten times"
+        state = Pause(2, None)
+        with pytest.raises(asyncio.TimeoutError):
+            await finished
 
     run(test)

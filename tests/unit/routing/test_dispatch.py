@@ -13,6 +13,7 @@ from coordinator.routing.dispatch import (
     LOOK_AHEAD,
     MAX_WAIT_S,
     PATIENCE_GOALS,
+    PRIORITY_PATIENCE_S,
     VAIN_PAUSE_S,
 )
 from protocol.ids import Node
@@ -72,6 +73,18 @@ def test_who_has_waited_long_enough_is_not_overtaken() -> None:
     nodes.wait("long", demand_of(2000), 0.0)
     nodes.wait("short", demand_of(300), 9.9)
     assert names(nodes, 10.0) == ["long"]
+
+
+def test_a_higher_priority_goes_first_until_a_lower_one_has_waited_too_long() -> None:
+    for waited_s, is_overtaken in (
+        (PRIORITY_PATIENCE_S - 0.1, True),
+        (PRIORITY_PATIENCE_S + 0.1, False),
+    ):
+        nodes = Nodes("p0", "d0")
+        nodes.wait("low", demand_of(100), 0.0, priority=-3)
+        nodes.wait("none", demand_of(100), waited_s, priority=0)
+        nodes.wait("high", demand_of(4000), waited_s, priority=2)
+        assert names(nodes, waited_s)[0] == ("high" if is_overtaken else "low")
 
 
 def test_a_request_about_to_miss_the_goal_goes_first_while_calm() -> None:

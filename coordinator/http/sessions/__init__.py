@@ -1,0 +1,1 @@
+"""Sessions over HTTP: opened, closed, and gone on with by /generate."""

@@ -1,0 +1,1 @@
+"""The other coordinators: who they are, and what concerns all of them."""

@@ -1,0 +1,149 @@
+"""`SessionStore`: sessions in Redis, read and written within a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from coordinator.core.errors import RequestRefused, Unavailable
+from coordinator.sessions.turns import TurnRecord, TurnRequest
+from protocol.hashing import token_bytes, tokens_from_bytes
+from protocol.redis import sessions
+from protocol.redis.client import REDIS_ERRORS
+
+DEADLINE_S = 2.0
+MAX_TURNS = 1_000
+"""The most turns of a session."""
+MAX_BYTES = 16 << 20
+"""The most bytes of tokens of all turns of a session."""
+
+Result = TypeVar("Result")
+
+
+class SessionRefused(RequestRefused):
+    """The session does not take this turn."""
+
+
+@dataclass(frozen=True)
+class SessionHistory:
+    """A session as far as one turn needs it."""
+
+    capacity: int
+    """The most characters that a prompt may have."""
+    chain: Sequence[TurnRecord]
+    """The turn that was asked for, which has ended, after all that it follows; empty if none
+    was."""
+
+
+class SessionStore:
+    """Keeps sessions. Every method raises Unavailable if Redis does not answer within
+    DEADLINE_S."""
+
+    def __init__(self, redis: Any, ttl_s: float) -> None:
+        """`redis` is a client as `connect_async` makes them. It stays the caller's to close. A
+        session that was not used for `ttl_s` is forgotten."""
+        self._redis = redis
+        self._ttl_ms = int(ttl_s * 1_000)
+        self._open = redis.register_script(sessions.OPEN)
+        self._read = redis.register_script(sessions.READ)
+        self._begin = redis.register_script(sessions.BEGIN)
+        self._end = redis.register_script(sessions.END)
+        self._discard = redis.register_script(sessions.DISCARD)
+
+    async def open(self, session_id: str, capacity: int) -> bool:
+        """Opens a session. Returns False if one of this name is open."""
+        return bool(await self._run(self._open, session_id, capacity))
+
+    async def close(self, session_id: str) -> None:
+        """Forgets a session. Does nothing if there is none; turns that run go on."""
+        await _in_time(self._redis.unlink(_key(session_id)))
+
+    async def read(self, asked: TurnRequest) -> SessionHistory:
+        """Returns what the next turn needs. Raises SessionRefused if the session or the earlier
+        turn is unknown, or if that turn has not ended."""
+        reply = await self._run(self._read, asked.session_id, asked.rid)
+        if reply is None:
+            raise _no_session(asked)
+        capacity, turns = reply
+        if asked.rid and not turns:
+            raise _no_turn(asked)
+        if any(answer is None for _, _, answer in turns):
+            raise _still_running(asked)
+        chain = [
+            TurnRecord(int(kept), tokens_from_bytes(new), tokens_from_bytes(answer))
+            for kept, new, answer in reversed(turns)
+        ]
+        return SessionHistory(int(capacity), chain)
+
+    async def begin(
+        self, asked: TurnRequest, rid: str, num_kept: int, new: Sequence[int]
+    ) -> list[str]:
+        """Begins the turn `rid`: `num_kept` tokens of the earlier turn and `new` are its prompt.
+
+        Returns the turns that it has replaced and that have not ended. Raises SessionRefused.
+        """
+        args = (rid, asked.rid, num_kept, token_bytes(new), int(asked.replace))
+        status, *details = await self._run(
+            self._begin, asked.session_id, *args, MAX_TURNS, MAX_BYTES
+        )
+        if status == b"ok":
+            return [name.decode() for name in details]
+        if status == b"no session":
+            raise _no_session(asked)
+        if status == b"no parent":
+            raise _no_turn(asked)
+        if status == b"running":
+            raise _still_running(asked)
+        if status == b"known":
+            raise SessionRefused(f"session {asked.session_id!r} has a turn with rid {rid!r}")
+        limit = f"{MAX_TURNS} turns" if status == b"many turns" else f"{MAX_BYTES} bytes"
+        raise SessionRefused(
+            f"session {asked.session_id!r} has {limit} at most, and would have "
+            f"{int(details[0]) + (status == b'many turns')}; replace turns, or open another session"
+        )
+
+    async def end(self, session_id: str, rid: str, answer: Sequence[int]) -> None:
+        """Notes the answer of a turn. Does nothing if the turn was replaced or its session
+        closed."""
+        await self._run(self._end, session_id, rid, token_bytes(answer))
+
+    async def discard(self, session_id: str, rid: str) -> None:
+        """Forgets a turn that was begun and is not computed after all."""
+        await self._run(self._discard, session_id, rid)
+
+    async def _run(self, script: Any, session_id: str, *args: object) -> Any:
+        return await _in_time(script(keys=[_key(session_id)], args=[self._ttl_ms, *args]))
+
+
+async def _in_time(call: Awaitable[Result]) -> Result:
+    try:
+        return await asyncio.wait_for(call, DEADLINE_S)
+    except REDIS_ERRORS as error:
+        reason = str(error) or f"no answer within {DEADLINE_S:g} s"
+        raise Unavailable(
+            f"sessions are kept in Redis, which cannot be reached: {reason}"
+        ) from error
+
+
+def _key(session_id: str) -> str:
+    return sessions.SESSION_PREFIX + session_id
+
+
+def _no_session(asked: TurnRequest) -> SessionRefused:
+    return SessionRefused(
+        f"there is no session {asked.session_id!r}: it was never opened, was closed, or was not "
+        "used for too long"
+    )
+
+
+def _no_turn(asked: TurnRequest) -> SessionRefused:
+    return SessionRefused(f"session {asked.session_id!r} has no turn with rid {asked.rid!r}")
+
+
+def _still_running(asked: TurnRequest) -> SessionRefused:
+    return SessionRefused(
+        f"the turn {asked.rid!r} of session {asked.session_id!r} has not ended; wait for its end, "
+        "or abort it"
+    )

@@ -1,0 +1,31 @@
+"""A coordinator's core with nodes that it has heard."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from functools import partial
+
+from coordinator.config import CoordinatorConfig
+from coordinator.core.core import CoordinatorCore
+from protocol.ids import Node
+from protocol.messages import Load
+from tests.support.coordinator.nodes import heartbeat
+
+ME = "tcp://me:1"
+
+
+def core_of(*names: str, **settings: object) -> CoordinatorCore:
+    """With live nodes; names that begin with p are prefill nodes."""
+    ids = map(str, itertools.count(1))
+    chance = partial(random.Random.random, random.Random(0))
+    config = CoordinatorConfig(**settings)  # type: ignore[arg-type]
+    core = CoordinatorCore(config, ME, chance, lambda: next(ids))
+    for name in names:
+        hear(core, name, 0.0)
+    return core
+
+
+def hear(core: CoordinatorCore, name: str, now: float, load: Load | None = None) -> None:
+    role = "prefill" if name.startswith("p") else "decode"
+    core.handle(heartbeat(role, Node(name, 1), load), now)  # type: ignore[arg-type]
