@@ -32,6 +32,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     logprob_token_ids: tuple[int, ...] = ()
     """Tokens whose logprobs are wanted at every position, if any are."""
 
+    prompt_logprobs_from: int = -1
+    """The first position of the prompt whose logprob is wanted, as for the tokens of the answer
+    with the likeliest and the wanted ones; -1: none is. Only with `wants_logprobs`."""
+
     @property
     def wants_logprobs(self) -> bool:
         return self.num_top_logprobs >= 0

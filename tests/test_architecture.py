@@ -59,6 +59,7 @@ PURE = (
     "protocol/layout.py",
     "protocol/messages.py",
     "protocol/namespace.py",
+    "protocol/prompt_logprobs.py",
     "protocol/sampling.py",
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
