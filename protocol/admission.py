@@ -25,12 +25,12 @@ def admission_tokens(num_tokens: int, most: int) -> int:
     return min(num_tokens + HEADROOM_TOKENS, most)
 
 
-def reusable_tokens(num_tokens: int, logprobs_from: int = -1) -> int:
+def reusable_tokens(num_tokens: int, logprobs_from: int | None = None) -> int:
     """Returns how many leading tokens may come from a cache by whoever computes the `num_tokens`
     tokens of a prompt.
 
     The last one has to be computed, as its logits choose the first token of the answer; with
-    logprobs of the prompt from a position on (-1: none) so has the token before that position.
+    logprobs of the prompt from a position on so has the token before that position.
     """
     last = num_tokens - 1
-    return last if logprobs_from < 0 else max(0, min(last, logprobs_from - 1))
+    return last if logprobs_from is None else max(0, min(last, logprobs_from - 1))

@@ -49,8 +49,9 @@ class PromptLogprobsRow:
 
     chosen: float
     """The logprob of the prompt's own token."""
-    top: Sequence[tuple[int, float]]
-    """(token id, logprob), the likeliest first."""
+    top: Sequence[float]
+    """The logprobs of the likeliest tokens, the likeliest first."""
+    top_ids: Sequence[int]
     wanted: Sequence[float]
     """The logprobs of `Sampling.logprob_token_ids`, in their order."""
 
@@ -63,13 +64,8 @@ def rows_of(logprobs: PromptLogprobs, first: int, stop: int) -> list[PromptLogpr
     return [
         PromptLogprobsRow(
             chosen=values[i * width],
-            top=list(
-                zip(
-                    ids[i * top : (i + 1) * top],
-                    values[i * width + 1 : i * width + 1 + top],
-                    strict=True,
-                )
-            ),
+            top=values[i * width + 1 : i * width + 1 + top],
+            top_ids=ids[i * top : (i + 1) * top],
             wanted=values[i * width + 1 + top : (i + 1) * width],
         )
         for i in range(len(values) // width)

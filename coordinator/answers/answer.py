@@ -14,6 +14,7 @@ from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.totals import RequestCounters
 from coordinator.routing.router import Route
+from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import TokenLogprobs
 
 ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
@@ -48,6 +49,8 @@ class NewTokens:
     cached_tokens: int
     fetched_tokens: int
     transferred_pages: int
+    prompt_logprobs: PromptLogprobs | None = None
+    """With the first tokens of the first attempt that has some, if the request asks for them."""
 
 
 class Answer:
@@ -62,6 +65,8 @@ class Answer:
         self.output_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         """One for each of `output_ids`, if the request asks for them."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """All that the request asks for; None until they came, or if it asks for none."""
         self.finish_reason: FinishReason | None = None
         """None while it grows."""
         self.error: AnswerError | None = None
@@ -99,6 +104,8 @@ class Answer:
             self.first_token_at = now
             self.cached_tokens = new.cached_tokens
             self.fetched_tokens = new.fetched_tokens
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = new.prompt_logprobs
         self.route, self.num_attempts = route, num_attempts
         self.transferred_pages = max(self.transferred_pages, new.transferred_pages)
         for i, token in enumerate(new.tokens):

@@ -149,6 +149,7 @@ class GenerateEndpoint:
         shown = 0
         while True:
             await one.mailbox.changed(self._wait_s)
+            await _prepare(one)  # first: the answer goes on meanwhile
             is_last = answer.is_done
             if is_last or len(answer.output_ids) >= shown + one.stream_interval:
                 shown = len(answer.output_ids)
@@ -220,7 +221,15 @@ def _wants_list(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> bool:
     return body.is_batch or len(answers) > 1
 
 
+async def _prepare(one: AnswerInProgress) -> None:
+    """Makes what is long of the response in parts, between which others have their turn."""
+    while one.formatter.prepare():
+        await asyncio.sleep(0)
+
+
 async def _reply(send: Send, body: ParsedBody, answers: Sequence[AnswerInProgress]) -> None:
+    for one in answers:
+        await _prepare(one)
     now = time.monotonic()
     results = [one.formatter.result(now) for one in answers]
     raw = msgspec.json.encode(results if _wants_list(body, answers) else results[0])

@@ -9,8 +9,9 @@ from functools import partial
 
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
-from coordinator.http.schema import BadRequest, GeneratePrompt
+from coordinator.http.schema import BadRequest, GeneratePrompt, LogprobParams
 from protocol.namespace import Namespace
+from protocol.prompt_logprobs import MAX_PROMPT_LOGPROBS
 from protocol.sampling import Sampling
 
 LONG_TEXT = 4096
@@ -87,6 +88,7 @@ def _sampling(
     _check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
     if logprobs is not None:
         _check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
+        _check_prompt_logprobs(logprobs, prompt_length)
     return Sampling(
         temperature=params.temperature,
         top_k=max(0, params.top_k),
@@ -102,7 +104,25 @@ def _sampling(
         end_token_ids=tuple(end_token_ids) if params.min_new_tokens else (),
         num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
         logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
+        prompt_logprobs_from=logprobs.start if logprobs is not None else -1,
     )
+
+
+def _check_prompt_logprobs(logprobs: LogprobParams, prompt_length: int) -> None:
+    """Raises BadRequest for a start behind the prompt, as SGLang does, and for too many."""
+    start = logprobs.start
+    if start >= prompt_length:
+        raise BadRequest(
+            f"logprob_start_len is {start}; the prompt has {prompt_length} tokens, so it must be "
+            f"less than that"
+        )
+    num_each = 1 + logprobs.num_top + len(logprobs.token_ids)
+    if start >= 0 and (prompt_length - start) * num_each > MAX_PROMPT_LOGPROBS:
+        raise BadRequest(
+            f"logprob_start_len {start} asks for {num_each} logprobs of each of "
+            f"{prompt_length - start} tokens; at most {MAX_PROMPT_LOGPROBS} in all go: ask for "
+            "fewer with top_logprobs_num and token_ids_logprob, or for a later start"
+        )
 
 
 def _check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from engine.batches.sequence import Sequence
+from engine.batches.sequence import Sampled, Sequence
 from engine.cache.prefix_cache import PrefixCache
 from node.core.fetching import Fetching
 from node.core.instructions import EndSequence, Instruction, SendMessage
@@ -102,7 +102,7 @@ class Prompts:
         for job in list(islice(self._waiting, MAX_LOOKED_AT)):
             if self._has_no_place(job) or not job.sink.may_begin(job):
                 continue
-            reusable = self._hasher.reusable(job.hashes, len(job.tokens))
+            reusable = job.hashes[: job.num_reusable // self._hasher.page_size]
             if next_page_is_coming(self._cache, reusable, self._chains(job, chains_coming)):
                 continue
             if not self._take_pages(job, reusable, now):
@@ -134,7 +134,10 @@ class Prompts:
             return False
         num_cached = held.num_cached_pages * self._hasher.page_size
         self._num_sequences += 1
-        job.sequence = Sequence(job.tokens, held, job.sampling, num_cached, self._num_sequences)
+        scores_from = job.prompt_logprobs.lacking_from if job.is_computed_here else None
+        job.sequence = Sequence(
+            job.tokens, held, job.sampling, num_cached, self._num_sequences, scores_from
+        )
         self._waiting.remove(job)
         insort(self._admitted, job, key=lambda j: j.arrival)
         self._num_of_sink[id(job.sink)] += 1
@@ -176,9 +179,11 @@ class Prompts:
             instructions += job.sink.before_chunk(job, planned.part)
         return instructions
 
-    def computed(self, planned: PlannedSlice, now: float) -> None:
-        """The step of this slice, the oldest one under way, is over."""
+    def computed(self, planned: PlannedSlice, new: Sampled | None, now: float) -> None:
+        """The step of this slice, the oldest one under way, is over; `new` is what it says."""
         planned.sequence.computed(planned.part)
+        if new is not None and new.prompt_logprobs is not None:
+            planned.job.prompt_logprobs.add(new.prompt_logprobs)
         if planned.is_given:
             self._counters.computed_tokens += len(planned.part.token_ids)
             self.commit(planned.job, now)

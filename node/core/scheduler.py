@@ -152,7 +152,7 @@ class Scheduler:
                 continue
             # A step that was started ahead may have sampled what is known by now.
             is_next = planned.sequence.samples_next(planned.part)
-            self._prompts.computed(planned, now)
+            self._prompts.computed(planned, new, now)
             if new is not None and is_next:
                 instructions += planned.job.sink.sampled(planned.job, new, now)
         for work in self._works:

@@ -96,7 +96,8 @@ def check(
         assert row.chosen == pytest.approx(float(truth[prompt[position]]), abs=1e-4)
         assert len(row.top) == sampling.num_top_logprobs
         best = truth.topk(max(1, sampling.num_top_logprobs)).values.tolist()
-        for (token, logprob), likely in zip(row.top, best, strict=False):
+        assert len(row.top_ids) == len(row.top)
+        for token, logprob, likely in zip(row.top_ids, row.top, best, strict=False):
             assert logprob == pytest.approx(float(truth[token]), abs=1e-4)
             assert logprob == pytest.approx(likely, abs=1e-4)
         assert len(row.wanted) == len(sampling.logprob_token_ids)
@@ -151,7 +152,7 @@ def test_more_likely_tokens_than_the_vocabulary_has_are_all_of_it(
     sampling = asking(prompt, 0, num_top=reference.config.vocab_size + 10)
     [parts] = computed.parts([computed.sequence(prompt, sampling)], 100)
     [first, _] = rows_of(parts[0], 0, 2)
-    assert sorted(token for token, _ in first.top) == list(range(reference.config.vocab_size))
+    assert sorted(first.top_ids) == list(range(reference.config.vocab_size))
 
 
 def test_a_step_without_the_ask_asks_the_head_for_sampled_rows_alone(
