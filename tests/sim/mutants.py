@@ -28,6 +28,7 @@ from engine.cache.radix import RadixTree
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
+from node.core.job import Job
 from node.core.prompts import Prompts
 from node.ownership.ownership_writer import OwnershipWriter
 from node.shell.steps import Steps
@@ -260,6 +261,22 @@ def _hashes_too_far(right: Any) -> Any:
     return commit
 
 
+def _cache_spoils_logprobs(right: Any) -> Any:
+    def num_reusable(self: Job[Any]) -> int:
+        """Pages are reused although logprobs of their tokens are wanted."""
+        return len(self.tokens) - 1
+
+    return num_reusable
+
+
+def _logprob_lost_between_chunks(right: Any) -> Any:
+    def scored(self: Sequence, start: int, stop: int) -> Any:
+        """The last row of a chunk says nothing of the first token of the next one."""
+        return right(self, start, stop - 1)
+
+    return scored
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -281,6 +298,8 @@ MUTANTS = (
     Mutant("state of ended sequences kept", Steps, "end_sequence", _state_remembered),
     Mutant("sample of a premature step taken", Sequence, "samples_next", _ahead_sample),
     Mutant("page findable before it is computed", Prompts, "commit", _hashes_too_far),
+    Mutant("cache spoils logprobs", Job, "num_reusable", _cache_spoils_logprobs),
+    Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
 )
 
 

@@ -1,0 +1,239 @@
+"""Logprobs of prompts through real clusters are those of transformers: wherever a prompt is
+computed, whatever is cached of it, and whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from infra.models import EMBEDDED
+from tests.support.clusters import Cluster, body_of, start_cluster, wait_until
+from tests.support.driving import prompt_of
+
+ASKED = {"return_logprob": True, "top_logprobs_num": 3, "token_ids_logprob": [9, 100]}
+TEXT = "<|user|>My dog is called Bramo. " * 12 + "What is my dog called?<|end|><|assistant|>"
+
+
+@torch.inference_mode()
+def expected_of(model: PreTrainedModel, prompt: list[int]) -> Tensor:
+    """Returns [positions - 1, vocab]: row i is about position i + 1."""
+    return model(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1)
+
+
+def check(meta: dict[str, Any], prompt: list[int], expected: Tensor, start: int = 0) -> None:
+    """Of an answer to what `ASKED` asks."""
+    lists = [meta[f"input_{name}_logprobs"] for name in ("token", "top", "token_ids")]
+    assert [len(entries) for entries in lists] == [len(prompt) - start] * 3
+    assert meta["prompt_tokens"] == len(prompt) and meta["cached_tokens"] <= start
+    for position, token, top, wanted in zip(range(start, len(prompt)), *lists, strict=True):
+        assert token[1] == prompt[position]
+        if position == 0:
+            assert token[0] is None and top is None and wanted is None
+            continue
+        truth = expected[position - 1]
+        best = truth.topk(3)
+        assert token[0] == pytest.approx(float(truth[prompt[position]]), abs=1e-3)
+        assert [entry[0] for entry in top] == pytest.approx(best.values.tolist(), abs=1e-3)
+        assert [entry[1] for entry in wanted] == [9, 100]
+        for logprob, other, _ in [*top, *wanted]:
+            assert logprob == pytest.approx(float(truth[other]), abs=1e-3)
+
+
+def ask(cluster: Cluster, prompt: str | list[int], start: int | None, **more: Any) -> Any:
+    sampling = {"max_new_tokens": 4} | more.pop("sampling", {})
+    body = body_of(prompt, **sampling) | ASKED | {"logprob_start_len": start} | more
+    response = cluster.http.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.fixture(scope="module")
+def embedded() -> PreTrainedModel:
+    torch.set_num_threads(1)
+    return LlamaForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+
+
+def test_the_embedded_models_disaggregated_cold_and_warm(
+    tiny_cluster: Cluster, embedded: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    """A cached prefix is computed again as far as it takes, and no farther."""
+    prompt = tokenizer.encode(TEXT).ids
+    expected = expected_of(embedded, prompt)
+    plain = tiny_cluster.generate(TEXT, max_new_tokens=4)["output_ids"]
+    for start in (0, 1, 40, len(prompt) - 1, 0):
+        answer = ask(tiny_cluster, TEXT, start, return_text_in_logprobs=True)
+        check(answer["meta_info"], prompt, expected, start)
+        assert answer["output_ids"] == plain
+        texts = [entry[2] for entry in answer["meta_info"]["input_token_logprobs"]]
+        assert texts == [tokenizer.decode([i], skip_special_tokens=False) for i in prompt[start:]]
+    assert ask(tiny_cluster, TEXT, len(prompt) - 1)["meta_info"]["cached_tokens"] > 0
+
+
+def test_a_prompt_without_an_answer(
+    tiny_cluster: Cluster, embedded: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    prompt = tokenizer.encode(TEXT).ids
+    for start in (None, -1, 0):
+        answer = ask(tiny_cluster, TEXT, start, sampling={"max_new_tokens": 0})
+        assert (answer["text"], answer["output_ids"]) == ("", [])
+        meta = answer["meta_info"]
+        assert meta["finish_reason"] == {"type": "length", "length": 0}
+        assert meta["output_token_logprobs"] == [] and meta["completion_tokens"] == 0
+        check(meta, prompt, expected_of(embedded, prompt))
+    tiny_cluster.wait_until_idle()
+
+
+def test_temperature_penalties_and_biases_are_for_the_answer_alone(
+    tiny_cluster: Cluster, embedded: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    prompt = tokenizer.encode(TEXT).ids
+    params = {"temperature": 0.3, "repetition_penalty": 1.5, "logit_bias": {"9": 5.0}}
+    answer = ask(tiny_cluster, TEXT, 0, sampling=params)
+    check(answer["meta_info"], prompt, expected_of(embedded, prompt))
+
+
+def test_batches_and_choices_have_each_their_own(
+    tiny_cluster: Cluster, embedded: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    texts, starts = [TEXT, "Once upon a time", "A"], [30, 0, 0]
+    params = {"temperature": 1.0, "sampling_seed": 3, "n": 2, "max_new_tokens": 2}
+    body = ASKED | {"text": texts, "logprob_start_len": starts, "sampling_params": params}
+    response = tiny_cluster.http.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    answers = response.json()
+    assert len(answers) == 6
+    for i, answer in enumerate(answers):
+        prompt = tokenizer.encode(texts[i // 2]).ids
+        check(answer["meta_info"], prompt, expected_of(embedded, prompt), starts[i // 2])
+
+
+def test_every_event_of_a_stream_has_all_of_them(
+    tiny_cluster: Cluster, embedded: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    prompt = tokenizer.encode(TEXT).ids
+    expected = expected_of(embedded, prompt)
+    body = body_of(TEXT, max_new_tokens=5) | ASKED | {"logprob_start_len": 3, "stream": True}
+    with tiny_cluster.http.stream("POST", "/generate", json=body) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    updates = [json.loads(event) for event in events[:-1]]
+    assert len(updates) > 1
+    for update in updates:
+        check(update["meta_info"], prompt, expected, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"logprob_start_len": 5}, "logprob_start_len is 5; the prompt has 5 tokens"),
+        ({"logprob_start_len": -2}, "logprob_start_len is -2"),
+        ({"logprob_start_len": "0"}, "logprob_start_len"),
+    ],
+)
+def test_what_is_no_position_is_refused(
+    tiny_cluster: Cluster, changes: dict[str, Any], words: str
+) -> None:
+    body = body_of([5, 6, 7, 8, 9]) | {"return_logprob": True} | changes
+    response = tiny_cluster.http.post("/generate", json=body)
+    assert response.status_code == 400 and words in response.text
+
+
+def test_long_prompts_in_chunks_and_a_route_that_knows_of_the_cap(
+    pair_cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    """Of 256 tokens, on a prefill node that has all pages already."""
+    prompt = prompt_of(700, 199, seed=140)
+    expected = expected_of(random_model[1], prompt)
+    pair_cluster.flush()
+    pair_cluster.generate(prompt)
+    meta = ask(pair_cluster, prompt, 500)["meta_info"]
+    check(meta, prompt, expected, 500)
+    assert meta["cached_tokens"] == 496 and meta["transferred_pages"] == 1, "decode has the others"
+    body = body_of(prompt) | {"return_logprob": True}
+    for start, owned in ((-1, 43), (500, 31), (0, 0)):
+        asked = body | {"logprob_start_len": start}
+        explained = pair_cluster.http.post("/admin/route/explain", json=asked).json()
+        assert [c["owned_pages"] for c in explained["candidates"]["prefill"]] == [owned]
+        assert [c["owned_pages"] for c in explained["candidates"]["decode"]] == [43]
+    check(ask(pair_cluster, prompt, 0)["meta_info"], prompt, expected)
+    nodes = pair_cluster.settle()
+    assert all(node["owned_pages"] == 43 for node in nodes.values()), "no page is there twice"
+
+
+@pytest.fixture(scope="module")
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Cluster]:
+    """One node that does all, in small chunks and a small pool."""
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 0, 1, chunked_prefill_size="32", max_total_tokens="512"
+    )
+    yield cluster
+    cluster.local.stop()
+
+
+def test_on_one_node_beside_answers_that_give_way(
+    alone: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    """Prompts and answers exceed the pool together."""
+    prompts = [prompt_of(100, 199, seed=150 + i) for i in range(4)]
+    metas: dict[int, Any] = {}
+
+    def run(i: int) -> None:
+        metas[i] = ask(alone, prompts[i], i, sampling={"max_new_tokens": 150})["meta_info"]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, prompt in enumerate(prompts):
+        check(metas[i], prompt, expected_of(random_model[1], prompt), i)
+        assert metas[i]["completion_tokens"] == 150
+    alone.wait_until_idle()
+    assert alone.counted("preemptions") > 0
+
+
+def test_a_prefill_node_that_dies_is_replaced_and_they_are_whole(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    """In the midst of a prompt of many chunks, whose first ones it has computed."""
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 2, 1, chunked_prefill_size="16", lease_s="1.0"
+    )
+    try:
+        prompt = prompt_of(1500, 199, seed=160)
+        metas: list[Any] = []
+        thread = threading.Thread(target=lambda: metas.append(ask(cluster, prompt, 0)["meta_info"]))
+        thread.start()
+
+        def who_computes() -> str:
+            return next(
+                (
+                    name
+                    for name, node in cluster.nodes().items()
+                    if name[0] == "p" and node["load"]["counters"]["computed_tokens"] > 0
+                ),
+                "",
+            )
+
+        victim = wait_until(who_computes, "the first chunk")
+        cluster.kill(victim)
+        thread.join()
+        assert metas and metas[0]["prefill_node"] != victim and metas[0]["attempts"] > 1
+        check(metas[0], prompt, expected_of(random_model[1], prompt))
+    finally:
+        cluster.local.stop()
