@@ -89,6 +89,7 @@ PURE = (
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",
     "coordinator/answers/totals.py",
+    "coordinator/http/input_logprobs.py",
     "coordinator/http/sglang.py",
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",

@@ -17,7 +17,7 @@ NO_SEQUENCE = -1
 """Stands for the id of a sequence where there is none: such slices have no state in the runner."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ScoredTokens:
     """Tokens of a prompt whose logprobs a slice is to give: each by the logits of the row before
     it."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batches.rows import upload, upload_all
+from engine.batches.rows import upload_all
 from engine.batches.sequence import ScoredTokens, Slice
 from engine.sampling.logprobs import LEAST, likeliest, padded_ids
 from protocol.prompt_logprobs import PromptLogprobs
@@ -81,11 +81,11 @@ def score_prompts(
     samplings = [scored.sampling for scored in all_scored]
     counts = [len(scored.token_ids) for scored in all_scored]
     num_top = min(max(0, *(s.num_top_logprobs for s in samplings)), vocab_size)
-    wanted = upload(padded_ids(samplings), hidden.device)  # [slices, num_wanted]
-    tokens, owners = upload_all(
+    tokens, owners, wanted = upload_all(
         [
             np.concatenate([np.asarray(s.token_ids, dtype=np.int64) for s in all_scored]),
             np.repeat(np.arange(len(parts)), counts),
+            padded_ids(samplings),  # [slices, num_wanted]
         ],
         np.int64,
         hidden.device,

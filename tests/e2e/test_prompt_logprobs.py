@@ -12,40 +12,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from infra.models import EMBEDDED
 from tests.support.clusters import Cluster, body_of, start_cluster, wait_until
 from tests.support.driving import prompt_of
+from tests.support.scored_prompts import ASKED, check_meta, expected_logprobs
 
-ASKED = {"return_logprob": True, "top_logprobs_num": 3, "token_ids_logprob": [9, 100]}
 TEXT = "<|user|>My dog is called Bramo. " * 12 + "What is my dog called?<|end|><|assistant|>"
-
-
-@torch.inference_mode()
-def expected_of(model: PreTrainedModel, prompt: list[int]) -> Tensor:
-    """Returns [positions - 1, vocab]: row i is about position i + 1."""
-    return model(torch.tensor([prompt])).logits[0, :-1].float().log_softmax(-1)
-
-
-def check(meta: dict[str, Any], prompt: list[int], expected: Tensor, start: int = 0) -> None:
-    """Of an answer to what `ASKED` asks."""
-    lists = [meta[f"input_{name}_logprobs"] for name in ("token", "top", "token_ids")]
-    assert [len(entries) for entries in lists] == [len(prompt) - start] * 3
-    assert meta["prompt_tokens"] == len(prompt) and meta["cached_tokens"] <= start
-    for position, token, top, wanted in zip(range(start, len(prompt)), *lists, strict=True):
-        assert token[1] == prompt[position]
-        if position == 0:
-            assert token[0] is None and top is None and wanted is None
-            continue
-        truth = expected[position - 1]
-        best = truth.topk(3)
-        assert token[0] == pytest.approx(float(truth[prompt[position]]), abs=1e-3)
-        assert [entry[0] for entry in top] == pytest.approx(best.values.tolist(), abs=1e-3)
-        assert [entry[1] for entry in wanted] == [9, 100]
-        for logprob, other, _ in [*top, *wanted]:
-            assert logprob == pytest.approx(float(truth[other]), abs=1e-3)
 
 
 def ask(cluster: Cluster, prompt: str | list[int], start: int | None, **more: Any) -> Any:
@@ -72,11 +46,11 @@ def test_the_embedded_models_disaggregated_cold_and_warm(
 ) -> None:
     """A cached prefix is computed again as far as it takes, and no farther."""
     prompt = tokenizer.encode(TEXT).ids
-    expected = expected_of(embedded, prompt)
+    expected = expected_logprobs(embedded, prompt)
     plain = tiny_cluster.generate(TEXT, max_new_tokens=4)["output_ids"]
     for start in (0, 1, 40, len(prompt) - 1, 0):
         answer = ask(tiny_cluster, TEXT, start, return_text_in_logprobs=True)
-        check(answer["meta_info"], prompt, expected, start)
+        check_meta(answer["meta_info"], prompt, expected, start)
         assert answer["output_ids"] == plain
         texts = [entry[2] for entry in answer["meta_info"]["input_token_logprobs"]]
         assert texts == [tokenizer.decode([i], skip_special_tokens=False) for i in prompt[start:]]
@@ -93,7 +67,7 @@ def test_a_prompt_without_an_answer(
         meta = answer["meta_info"]
         assert meta["finish_reason"] == {"type": "length", "length": 0}
         assert meta["output_token_logprobs"] == [] and meta["completion_tokens"] == 0
-        check(meta, prompt, expected_of(embedded, prompt))
+        check_meta(meta, prompt, expected_logprobs(embedded, prompt))
     tiny_cluster.wait_until_idle()
 
 
@@ -103,7 +77,7 @@ def test_temperature_penalties_and_biases_are_for_the_answer_alone(
     prompt = tokenizer.encode(TEXT).ids
     params = {"temperature": 0.3, "repetition_penalty": 1.5, "logit_bias": {"9": 5.0}}
     answer = ask(tiny_cluster, TEXT, 0, sampling=params)
-    check(answer["meta_info"], prompt, expected_of(embedded, prompt))
+    check_meta(answer["meta_info"], prompt, expected_logprobs(embedded, prompt))
 
 
 def test_batches_and_choices_have_each_their_own(
@@ -118,21 +92,21 @@ def test_batches_and_choices_have_each_their_own(
     assert len(answers) == 6
     for i, answer in enumerate(answers):
         prompt = tokenizer.encode(texts[i // 2]).ids
-        check(answer["meta_info"], prompt, expected_of(embedded, prompt), starts[i // 2])
+        check_meta(answer["meta_info"], prompt, expected_logprobs(embedded, prompt), starts[i // 2])
 
 
 def test_every_event_of_a_stream_has_all_of_them(
     tiny_cluster: Cluster, embedded: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
     prompt = tokenizer.encode(TEXT).ids
-    expected = expected_of(embedded, prompt)
+    expected = expected_logprobs(embedded, prompt)
     body = body_of(TEXT, max_new_tokens=5) | ASKED | {"logprob_start_len": 3, "stream": True}
     with tiny_cluster.http.stream("POST", "/generate", json=body) as response:
         events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     updates = [json.loads(event) for event in events[:-1]]
     assert len(updates) > 1
     for update in updates:
-        check(update["meta_info"], prompt, expected, 3)
+        check_meta(update["meta_info"], prompt, expected, 3)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +130,11 @@ def test_long_prompts_in_chunks_and_a_route_that_knows_of_the_cap(
 ) -> None:
     """Of 256 tokens, on a prefill node that has all pages already."""
     prompt = prompt_of(700, 199, seed=140)
-    expected = expected_of(random_model[1], prompt)
+    expected = expected_logprobs(random_model[1], prompt)
     pair_cluster.flush()
     pair_cluster.generate(prompt)
     meta = ask(pair_cluster, prompt, 500)["meta_info"]
-    check(meta, prompt, expected, 500)
+    check_meta(meta, prompt, expected, 500)
     assert meta["cached_tokens"] == 496 and meta["transferred_pages"] == 1, "decode has the others"
     body = body_of(prompt) | {"return_logprob": True}
     for start, owned in ((-1, 43), (500, 31), (0, 0)):
@@ -168,7 +142,7 @@ def test_long_prompts_in_chunks_and_a_route_that_knows_of_the_cap(
         explained = pair_cluster.http.post("/admin/route/explain", json=asked).json()
         assert [c["owned_pages"] for c in explained["candidates"]["prefill"]] == [owned]
         assert [c["owned_pages"] for c in explained["candidates"]["decode"]] == [43]
-    check(ask(pair_cluster, prompt, 0)["meta_info"], prompt, expected)
+    check_meta(ask(pair_cluster, prompt, 0)["meta_info"], prompt, expected)
     owned_pages = {name: node["owned_pages"] for name, node in pair_cluster.settle().items()}
     assert owned_pages == {"p0": 43, "d0": 44}, "the answer's page, and no page twice"
 
@@ -201,7 +175,7 @@ def test_on_one_node_beside_answers_that_give_way(
     for thread in threads:
         thread.join()
     for i, prompt in enumerate(prompts):
-        check(metas[i], prompt, expected_of(random_model[1], prompt), i)
+        check_meta(metas[i], prompt, expected_logprobs(random_model[1], prompt), i)
         assert metas[i]["completion_tokens"] == 300
     alone.wait_until_idle()
     assert alone.counted("preemptions") > 0
@@ -234,6 +208,6 @@ def test_a_prefill_node_that_dies_is_replaced_and_they_are_whole(
         cluster.kill(victim)
         thread.join()
         assert metas and metas[0]["prefill_node"] != victim and metas[0]["attempts"] > 1
-        check(metas[0], prompt, expected_of(random_model[1], prompt))
+        check_meta(metas[0], prompt, expected_logprobs(random_model[1], prompt))
     finally:
         cluster.local.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from protocol.sampling import Sampling
 from tests.support.driving import PAGE_SIZE
 
 NUM_PAGES = 200
+ASKED = {"return_logprob": True, "top_logprobs_num": 3, "token_ids_logprob": [9, 100]}
+"""A part of the body of a request, beside its `logprob_start_len`."""
 
 
 def asking(prompt: Seq[int], start: int, num_top: int = 0, wanted: Seq[int] = ()) -> Sampling:
@@ -86,3 +89,22 @@ def check(
         assert len(row.wanted) == len(sampling.logprob_token_ids)
         for token, logprob in zip(sampling.logprob_token_ids, row.wanted, strict=True):
             assert logprob == pytest.approx(float(truth[token]), abs=1e-4)
+
+
+def check_meta(meta: dict[str, Any], prompt: list[int], expected: Tensor, start: int = 0) -> None:
+    """Checks the meta_info of an answer to `ASKED`; `expected` as by `expected_logprobs`."""
+    lists = [meta[f"input_{name}_logprobs"] for name in ("token", "top", "token_ids")]
+    assert [len(entries) for entries in lists] == [len(prompt) - start] * 3
+    assert meta["prompt_tokens"] == len(prompt) and meta["cached_tokens"] <= start
+    for position, token, top, wanted in zip(range(start, len(prompt)), *lists, strict=True):
+        assert token[1] == prompt[position]
+        if position == 0:
+            assert token[0] is None and top is None and wanted is None
+            continue
+        truth = expected[position - 1]
+        best = truth.topk(3)
+        assert token[0] == pytest.approx(float(truth[prompt[position]]), abs=1e-3)
+        assert [entry[0] for entry in top] == pytest.approx(best.values.tolist(), abs=1e-3)
+        assert [entry[1] for entry in wanted] == [9, 100]
+        for logprob, other, _ in [*top, *wanted]:
+            assert logprob == pytest.approx(float(truth[other]), abs=1e-3)

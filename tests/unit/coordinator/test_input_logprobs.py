@@ -12,7 +12,9 @@ import pytest
 
 from coordinator.answers.answer import Answer, NewTokens
 from coordinator.answers.request import Request
-from coordinator.core.instructions import AnswerChanged
+from coordinator.core.demands import DemandMaker
+from coordinator.core.instructions import AnswerChanged, Instruction, Send
+from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
 from coordinator.http import input_logprobs
@@ -24,7 +26,6 @@ from protocol.messages import Generate, TokenOut, TokensOut
 from protocol.prompt_logprobs import PromptLogprobs, joined
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.nodes import Nodes, demand_of, load_of
-from tests.unit.coordinator.test_tracker import lose, request, sent, tracker_of
 
 ROUTE = Nodes("p0", "d0").placement.route(demand_of(100), 0.0)
 P0 = Node("p0", 1)
@@ -116,8 +117,21 @@ def started(sampling: Sampling) -> tuple[Tracker, Nodes, Generate]:
     """With a request that was sent to d0."""
     nodes = Nodes("d0", "d1")
     nodes.join("d1", load_of(num_running=7, queued_tokens=10))
-    tracker = tracker_of(nodes)
-    return tracker, nodes, sent(tracker.submit(request(sampling=sampling), 0.0))
+    statistics = Statistics(nodes.registry)
+    demands = DemandMaker(nodes.registry)
+    tracker = Tracker(nodes.placement, nodes.queue, demands, statistics, "tcp://me:1")
+    answer = Answer(Request([1, 2, 3], sampling, 8), "r", 0.0)
+    return tracker, nodes, sent(tracker.submit(answer, 0.0))
+
+
+def sent(instructions: Sequence[Instruction]) -> Generate:
+    messages = [i.message for i in instructions if isinstance(i, Send)]
+    (generate,) = [m for m in messages if isinstance(m, Generate)]
+    return generate
+
+
+def lose(tracker: Tracker, nodes: Nodes, name: str, now: float) -> list[Instruction]:
+    return tracker.node_lost(nodes.leave(name), now)
 
 
 def out_of(generate: Generate, *tokens: int, logprobs: PromptLogprobs | None) -> TokensOut:
