@@ -181,33 +181,53 @@ def test_on_one_node_beside_answers_that_give_way(
     assert alone.counted("preemptions") > 0
 
 
-def test_a_prefill_node_that_dies_is_replaced_and_they_are_whole(
+@pytest.fixture(scope="module")
+def mortal(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Cluster]:
+    """Two nodes of each role; each test kills one."""
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 2, 2, chunked_prefill_size="16", lease_s="1.0"
+    )
+    yield cluster
+    cluster.local.stop()
+
+
+def test_a_prefill_node_that_dies_is_replaced_and_they_are_whole(
+    mortal: Cluster, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
     """In the midst of a prompt of many chunks, whose first ones it has computed."""
-    cluster = start_cluster(
-        tmp_path_factory, random_model[0], 2, 1, chunked_prefill_size="16", lease_s="1.0"
-    )
-    try:
-        prompt = prompt_of(1500, 199, seed=160)
-        metas: list[Any] = []
-        thread = threading.Thread(target=lambda: metas.append(ask(cluster, prompt, 0)["meta_info"]))
-        thread.start()
+    prompt = prompt_of(1500, 199, seed=160)
+    metas: list[Any] = []
+    thread = threading.Thread(target=lambda: metas.append(ask(mortal, prompt, 0)["meta_info"]))
+    thread.start()
 
-        def who_computes() -> str:
-            return next(
-                (
-                    name
-                    for name, node in cluster.nodes().items()
-                    if name[0] == "p" and node["load"]["counters"]["computed_tokens"] > 0
-                ),
-                "",
-            )
+    def who_computes() -> str:
+        loads = {name: node["load"]["counters"] for name, node in mortal.nodes().items()}
+        return next((n for n, c in loads.items() if n[0] == "p" and c["computed_tokens"]), "")
 
-        victim = wait_until(who_computes, "the first chunk")
-        cluster.kill(victim)
-        thread.join()
-        assert metas and metas[0]["prefill_node"] != victim and metas[0]["attempts"] > 1
-        check_meta(metas[0], prompt, expected_logprobs(random_model[1], prompt))
-    finally:
-        cluster.local.stop()
+    victim = wait_until(who_computes, "the first chunk")
+    mortal.kill(victim)
+    thread.join()
+    assert metas and metas[0]["prefill_node"] != victim and metas[0]["attempts"] > 1
+    check_meta(metas[0], prompt, expected_logprobs(random_model[1], prompt))
+
+
+def test_they_stay_when_the_decode_node_dies(
+    mortal: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    """They came with the first token, and the next attempt does not bring them again."""
+    prompt = prompt_of(60, 199, seed=161)
+    body = body_of(prompt, max_new_tokens=200) | ASKED | {"logprob_start_len": 5, "stream": True}
+    metas: list[Any] = []
+    with mortal.http.stream("POST", "/generate", json=body) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                metas.append(json.loads(line.removeprefix("data: "))["meta_info"])
+                if len(metas) == 3:
+                    mortal.kill(metas[-1]["decode_node"])
+    assert metas[-1]["attempts"] == 2 and metas[-1]["completion_tokens"] == 200
+    expected = expected_logprobs(random_model[1], prompt)
+    for meta in (metas[0], metas[-1]):
+        check_meta(meta, prompt, expected, 5)
+    assert metas[0]["input_token_logprobs"] == metas[-1]["input_token_logprobs"]
