@@ -170,13 +170,12 @@ class ModelRunner:
         self, batch: Batch, slices: Sequence[Slice], on_layer: OnLayer | None
     ) -> tuple[Tensor, PromptScores | None]:
         """Returns the logits of the rows to sample for, and what is said of scored tokens."""
+        if batch.scored_rows is None:
+            return self.model(batch, self.kv_cache, self.attention, on_layer), None
         hidden = self.model.hidden(batch, self.kv_cache, self.attention, on_layer)
         num_sampled, logits_of = len(batch.sample_rows), self.model.logits
-        logits = logits_of(hidden[:num_sampled])
-        if batch.scored_rows is None:
-            return logits, None
-        scored = hidden[num_sampled:]
-        return logits, score_prompts(scored, slices, logits_of, self.config.vocab_size)
+        scores = score_prompts(hidden[num_sampled:], slices, logits_of, self.config.vocab_size)
+        return logits_of(hidden[:num_sampled]), scores
 
 
 def _on_its_way(values: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_starting_a_step_on_a_broken_device_says_so(
     def fails(*_: object) -> None:
         raise torch.AcceleratorError("illegal memory access")
 
-    monkeypatch.setattr(runner.model, "hidden", fails)
+    monkeypatch.setattr(runner.model, "forward", fails)
     with pytest.raises(DeviceBroken, match="illegal memory access"):
         runner.start([Slice([1, 2, 3], 0, [0], GREEDY)])
 
