@@ -226,7 +226,8 @@ def test_they_stay_when_the_decode_node_dies(
                 metas.append(json.loads(line.removeprefix("data: "))["meta_info"])
                 if len(metas) == 1:
                     mortal.kill(metas[-1]["decode_node"])
-    assert metas[-1]["attempts"] == 2 and metas[-1]["completion_tokens"] == 1000
+    assert metas[-1]["attempts"] == metas[0]["attempts"] + 1
+    assert metas[-1]["completion_tokens"] == 1000
     expected = expected_logprobs(random_model[1], prompt)
     for meta in (metas[0], metas[-1]):
         check_meta(meta, prompt, expected, 5)
