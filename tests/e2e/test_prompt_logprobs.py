@@ -218,7 +218,8 @@ def test_they_stay_when_the_decode_node_dies(
 ) -> None:
     """They came with the first token, and the next attempt does not bring them again."""
     prompt = prompt_of(60, 199, seed=161)
-    body = body_of(prompt, max_new_tokens=1000) | ASKED | {"logprob_start_len": 5, "stream": True}
+    body = body_of(prompt, max_new_tokens=2500, stream_interval=50) | ASKED
+    body |= {"logprob_start_len": 5, "stream": True}
     metas: list[Any] = []
     with mortal.http.stream("POST", "/generate", json=body) as response:
         for line in response.iter_lines():
@@ -227,7 +228,7 @@ def test_they_stay_when_the_decode_node_dies(
                 if len(metas) == 1:
                     mortal.kill(metas[-1]["decode_node"])
     assert metas[-1]["attempts"] == metas[0]["attempts"] + 1
-    assert metas[-1]["completion_tokens"] == 1000
+    assert metas[-1]["completion_tokens"] == 2500
     expected = expected_logprobs(random_model[1], prompt)
     for meta in (metas[0], metas[-1]):
         check_meta(meta, prompt, expected, 5)
