@@ -33,7 +33,7 @@ FLOORS = {
     ),
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership", "core", "shell", "ranks"),
-    "coordinator": ("ownership", "routing", "answers", "core", "http"),
+    "coordinator": ("ownership grammars", "routing", "answers", "core", "http"),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
