@@ -1,29 +1,34 @@
 """`EndingSearch`: looks for a short text with which an answer that follows a grammar could end.
 
-A search over bytes on copies of a matcher, shortest texts first. It is bounded, and looks at few of
-the bytes that a set of characters allows, so it may miss the shortest text, or all. But what it
-finds is an end, and it finds the same whenever and wherever it looks.
+First it goes straight on with what tends to close something, which nearly always ends soon. If that
+runs in circles, a search follows for states that allow what none before did. Both are bounded, and
+look at few of the bytes that a set of characters allows, so they may miss the shortest text, or
+all. But what they find is an end, and they find the same whenever and wherever they look.
 """
 
 from __future__ import annotations
 
-import heapq
+from collections import deque
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-MAX_LOOKED_AT = 400
-"""States of the matcher that one search looks at: some ten milliseconds."""
-MAX_PER_LENGTH = 16
-"""States that are followed of all those that texts of one length lead to."""
-MAX_BYTES = 4000
 FEW = 12
 """So many bytes are all tried."""
-CLOSING = b'"}])>\'/,:;.-_ \n'
+MAX_STRAIGHT = 500
+"""Bytes that going straight on chooses: some ten milliseconds."""
+MAX_LOOKED_AT = 50
+"""States whose continuations the search looks at: some eighty milliseconds."""
+CLOSING = b"\"}])>'/,:;.-_ \n"
 """What tends to end something."""
-KINDS = (b"0123456789", bytes(range(97, 123)), bytes(range(65, 91)), bytes(range(128, 256)))
+DIGITS = b"0123456789"
+KINDS = (DIGITS, bytes(range(97, 123)), bytes(range(65, 91)), bytes(range(128, 256)))
 """Of each of these, the first byte that is allowed stands for all."""
+OTHERS = bytes(byte for byte in range(128) if not chr(byte).isalnum() and byte not in CLOSING)
+CLOSING_WORDS = [bytes(word) for length in (1, 2, 3) for word in product(b'"}]) >;', repeat=length)]
+"""These are tried everywhere: all that `.*` allows before `] }`, say, looks the same."""
 
 
 class EndingSearch:
@@ -38,30 +43,66 @@ class EndingSearch:
                 if len(text) == 1:
                     self._token_of_byte.setdefault(text[0], token)
 
-    def shortest(self, matcher: LLMatcher) -> bytes | None:
+    def find(self, matcher: LLMatcher) -> bytes | None:
         """Returns a text after which the grammar may end, a short one; None if none was found."""
-        count = 0
-        waiting = [(0, count, b"", matcher.deep_copy())]
-        seen: dict[int, set[bytes]] = {}
+        text = self._straight(matcher)
+        return self._searched(matcher) if text is None else text
+
+    def _straight(self, matcher: LLMatcher) -> bytes | None:
+        text, state = b"", matcher.deep_copy()
+        for _ in range(MAX_STRAIGHT):
+            if state.is_accepting():
+                return text
+            step = state.compute_ff_bytes() or next(self._choices(state.compute_bitmask()), b"")
+            if not step or not self._consume(state, step):
+                return None
+            text += step
+        return None
+
+    def _searched(self, matcher: LLMatcher) -> bytes | None:
+        """Goes on from every state with an outlook of its own, whichever was found first."""
+        seen: set[tuple[bytes, ...]] = set()
+        waiting = deque([(b"", matcher.deep_copy())])
         for _ in range(MAX_LOOKED_AT):
             if not waiting:
                 return None
-            length, _, text, state = heapq.heappop(waiting)
-            if state.is_accepting():
-                return text
-            mask = state.compute_bitmask()
-            others = seen.setdefault(length, set())
-            if state.is_error() or mask in others or len(others) >= MAX_PER_LENGTH:
-                continue  # another text of this length allows the same
-            others.add(mask)
-            forced = state.compute_ff_bytes()
-            steps = [forced] if forced else (bytes([byte]) for byte in self._choices(mask))
-            for step in steps:
+            before, state = waiting.popleft()
+            for word in CLOSING_WORDS:
+                if self._ends_with(state, word):
+                    return before + word
+            for step in self._choices(state.compute_bitmask()):
                 child = state.deep_copy()
-                if length < MAX_BYTES and self._consume(child, step):
-                    count += 1
-                    heapq.heappush(waiting, (length + len(step), count, text + step, child))
+                text = self._consume_and_go_on(child, before + step, step)
+                if child.is_accepting():
+                    return text
+                outlook = self._outlook(child)
+                if outlook not in seen and not child.is_error():
+                    seen.add(outlook)
+                    waiting.append((text, child))
         return None
+
+    def _outlook(self, state: LLMatcher) -> tuple[bytes, ...]:
+        """Returns what is allowed next, and what is forced behind a byte that closes something. It
+        stands for the state: two that have it in common mostly go on alike."""
+        outlook = [state.compute_bitmask()]
+        for byte in CLOSING[:3]:
+            child = state.deep_copy()
+            is_allowed = self._consume(child, bytes([byte]))
+            outlook.append(child.compute_ff_bytes() if is_allowed else b"")
+        return tuple(outlook)
+
+    def _ends_with(self, state: LLMatcher, word: bytes) -> bool:
+        child = state.deep_copy()
+        return self._consume(child, word) and child.is_accepting()
+
+    def _consume_and_go_on(self, state: LLMatcher, text: bytes, step: bytes) -> bytes:
+        """Consumes `step` and all that is forced then; returns `text` with that."""
+        self._consume(state, step)
+        while not state.is_accepting() and (forced := state.compute_ff_bytes()):
+            text += forced
+            if not self._consume(state, forced):
+                break
+        return text
 
     def tokens_after(self, matcher: LLMatcher, text: bytes) -> list[int] | None:
         """Returns the tokens of `text` if the grammar may end behind them; else None."""
@@ -74,13 +115,18 @@ class EndingSearch:
         tokens = [self._token_of_byte.get(byte, -1) for byte in text]
         return -1 not in tokens and matcher.try_consume_tokens(tokens) == len(tokens)
 
-    def _choices(self, mask: bytes) -> Iterator[int]:
-        """Yields the bytes to try, in this order."""
+    def _choices(self, mask: bytes) -> Iterator[bytes]:
+        """Yields the bytes to try, one by one, in this order."""
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
-        allowed = [byte for byte, token in self._token_of_byte.items() if bits[token]]
-        first = [byte for byte in CLOSING if byte in allowed]
-        if len(allowed) > FEW:
-            kinds = (next((byte for byte in kind if byte in allowed), None) for kind in KINDS)
-            others = [byte for byte in kinds if byte is not None]
-            allowed = [*others, *allowed[: FEW - len(others)]]
-        yield from dict.fromkeys([*first, *allowed])
+        allowed = {byte for byte, token in self._token_of_byte.items() if bits[token]}
+        if len(allowed) <= FEW:
+            yield from (
+                bytes([byte])
+                for byte in dict.fromkeys([*CLOSING, *sorted(allowed)])
+                if byte in allowed
+            )
+            return
+        firsts = (next((byte for byte in kind if byte in allowed), None) for kind in KINDS)
+        for byte in dict.fromkeys([*CLOSING, *firsts, *OTHERS, *DIGITS]):
+            if byte in allowed:
+                yield bytes([byte])
