@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
@@ -55,6 +56,7 @@ class Service:
     def __init__(self, config: CoordinatorConfig, tokenizer: Tokenizer, channel: Channel) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self.grammars = GrammarCompiler(tokenizer.to_json)
         # Not its bound method: a copy of the policy, which explains, has a copy of the chance too.
         chance = partial(random.Random.random, random.Random(config.routing_seed or None))
         self.core = CoordinatorCore(config, channel.address, chance, lambda: uuid.uuid4().hex)

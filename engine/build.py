@@ -83,7 +83,16 @@ def load_model_runner(
             options.max_running_requests,
             layout.num_pages(longest),
         )
-    return ModelRunner(model, kv_cache, attention, fingerprint, device, graphs)
+    tokenizer_file = path / "tokenizer.json"
+    return ModelRunner(
+        model,
+        kv_cache,
+        attention,
+        fingerprint,
+        device,
+        graphs,
+        read_tokenizer=lambda: tokenizer_file.read_text(encoding="utf-8"),
+    )
 
 
 def _native_library(

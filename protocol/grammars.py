@@ -32,11 +32,11 @@ def grammar_tokenizer(tokenizer_json: str) -> LLTokenizer:
 def open_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     """Returns a matcher at the beginning of an answer; `is_error()` if the grammar is no good.
 
-    Fuel bounds the time of a step: about 2 ms for the lexer, where 200,000 units, the library's
-    default, took half a second for nested repetitions.
+    Fuel bounds how long others wait for it: nested repetitions took half a second a step with the
+    200,000 units that the library gives it, and two seconds for the first one with its 1,000,000.
     """
     limits = LLParserLimits(
-        initial_lexer_fuel=1_000_000,
+        initial_lexer_fuel=300_000,
         step_lexer_fuel=20_000,
         step_max_items=20_000,
         max_lexer_states=50_000,

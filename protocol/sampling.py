@@ -27,10 +27,17 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     min_new_tokens: int = 0
     """Until the answer has so many tokens, `end_token_ids` are not chosen."""
     end_token_ids: tuple[int, ...] = ()
+    """Given if `min_new_tokens` or `grammar` is."""
     num_top_logprobs: int = -1
     """-1: no logprobs are wanted; 0: the chosen token's; n: the n likeliest tokens' as well."""
     logprob_token_ids: tuple[int, ...] = ()
     """Tokens whose logprobs are wanted at every position, if any are."""
+    grammar: str = ""
+    """What the whole answer must follow, as `llguidance.LLMatcher` takes it; "" for nothing. Then
+    `end_token_ids` end the answer where the grammar may end, and nowhere else."""
+    max_new_tokens: int = 0
+    """The most tokens that the answer has, given with `grammar`: within them its end is found. 0:
+    not known."""
 
     @property
     def wants_logprobs(self) -> bool:
@@ -40,6 +47,11 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     def has_state(self) -> bool:
         """The choice depends on the ids of the tokens before it, of which the runner keeps a state
         for each sequence."""
+        return self.has_penalties or bool(self.grammar)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Tokens that came before are more or less likely than others."""
         return (
             self.frequency_penalty != 0
             or self.presence_penalty != 0

@@ -30,6 +30,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
+    def to_json(self) -> str:
+        """Returns the tokenizer.json that this tokenizer is."""
+        return str(self._tokenizer.to_str())
+
 
 def _load(file: Path) -> HFTokenizer:
     if not file.is_file():

@@ -17,7 +17,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import Answer, AnswerError
-from coordinator.http.intake import make_request, tokenize
+from coordinator.http.intake import compile_grammar, make_request, tokenize
 from coordinator.http.replies import (
     FAULTS,
     answer_error_reply,
@@ -187,11 +187,15 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgre
             f"{max_unfinished} at once"
         )
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
+    grammars = [
+        await compile_grammar(prompt, service.tokenizer, service.grammars)
+        for prompt in body.prompts
+    ]
     answers: list[AnswerInProgress] = []
     try:
-        for prompt, ids in zip(body.prompts, tokens, strict=True):
+        for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, prompt, ids, choice))
+                answers.append(_submit(service, prompt, ids, grammar, choice))
     except BaseException:
         for one in answers:
             service.cancel(one.answer.request_id)
@@ -200,11 +204,11 @@ async def _submit_all(service: Service, body: ParsedBody) -> list[AnswerInProgre
 
 
 def _submit(
-    service: Service, prompt: GeneratePrompt, ids: list[int], choice: int
+    service: Service, prompt: GeneratePrompt, ids: list[int], grammar: str, choice: int
 ) -> AnswerInProgress:
     service.core.require_ready()
     tokenizer = service.tokenizer
-    request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens)
+    request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens, grammar)
     mailbox = service.submit(request)
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None

@@ -7,8 +7,12 @@ import secrets
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
+
+from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
+from coordinator.grammars.error import GrammarError
 from coordinator.http.schema import BadRequest, GeneratePrompt
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
@@ -31,12 +35,30 @@ async def tokenize(prompt: GeneratePrompt, tokenizer: Tokenizer) -> list[int]:
     return tokens
 
 
+async def compile_grammar(
+    prompt: GeneratePrompt, tokenizer: Tokenizer, compiler: GrammarCompiler
+) -> str:
+    """Returns `Sampling.grammar` of the prompt. Raises BadRequest."""
+    if prompt.grammar is None:
+        return ""
+    if not tokenizer.eos_token_ids:
+        raise BadRequest(
+            f"{prompt.grammar.kind}: the model has no end token, so no grammar can end an answer; "
+            "name one as eos_token_id in its generation_config.json"
+        )
+    try:
+        return await compiler.compile(prompt.grammar.kind, prompt.grammar.text)
+    except GrammarError as error:
+        raise BadRequest(str(error)) from None
+
+
 def make_request(
     prompt: GeneratePrompt,
     tokens: list[int],
     choice: int,
     tokenizer: Tokenizer,
     max_total_tokens: int,
+    grammar: str = "",
 ) -> Request:
     """Returns the request for one of the n answers to `tokens`: `choice` gives each its own seed,
     and its own rid.
@@ -59,12 +81,16 @@ def make_request(
         )
     end_token_ids = list(params.stop_token_ids or [])
     _check_ids(end_token_ids, "stop_token_ids", tokenizer)
-    if not params.ignore_eos:
+    if grammar or not params.ignore_eos:
         end_token_ids += tokenizer.eos_token_ids
     rid = prompt.rid or ""
     return Request(
         tokens=tokens,
-        sampling=_sampling(prompt, len(tokens), choice, end_token_ids, tokenizer),
+        sampling=msgspec.structs.replace(
+            _sampling(prompt, len(tokens), choice, end_token_ids, tokenizer),
+            grammar=grammar,
+            max_new_tokens=max_new_tokens if grammar else 0,
+        ),
         max_new_tokens=max_new_tokens,
         end_token_ids=end_token_ids,
         namespace=Namespace(prompt.cache_salt),
@@ -99,7 +125,7 @@ def _sampling(
         logit_bias=tuple(params.biases),
         prompt_length=prompt_length,
         min_new_tokens=params.min_new_tokens,
-        end_token_ids=tuple(end_token_ids) if params.min_new_tokens else (),
+        end_token_ids=tuple(end_token_ids) if params.min_new_tokens or prompt.grammar else (),
         num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
         logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
     )

@@ -6,9 +6,12 @@ What the contract names and this version cannot do is refused with a sentence, n
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
+
+from coordinator.answers.grammars import GrammarKind
 
 MAX_BATCH = 1024
 MAX_STOPS = 32
@@ -55,13 +58,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     n: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     stream_interval: Annotated[int, msgspec.Meta(ge=1)] | None = None
     sampling_seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    # At most one of these; json_schema and structural_tag are JSON, as a string or as it is.
+    regex: str | None = None
+    json_schema: str | dict[str, Any] | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
     # Named by the contract, accepted at their neutral value only:
     stop_regex: str | list[str] | None = None
     spaces_between_special_tokens: bool = True
-    regex: str | None = None
-    json_schema: str | None = None
-    ebnf: str | None = None
-    structural_tag: str | None = None
     custom_params: dict[str, Any] | None = None
 
     @property
@@ -80,24 +84,19 @@ DEFAULT_SAMPLING = SamplingParams()
 NOT_YET_SAMPLING: dict[str, tuple[Any, ...]] = {
     "stop_regex": (None, "", []),
     "spaces_between_special_tokens": (True,),
-    "regex": (None, ""),
-    "json_schema": (None, ""),
-    "ebnf": (None, ""),
-    "structural_tag": (None, ""),
     "custom_params": (None, {}),
 }
 NOT_YET_TOP_LEVEL: dict[str, tuple[Any, ...]] = {
     "priority": (0, None),
     "session_params": (None,),
     "session_id": (None,),
-    "regex": (None, ""),
-    "json_schema": (None, ""),
-    "ebnf": (None, ""),
-    "structural_tag": (None, ""),
     "lora_path": (None,),
     "image_data": (None,),
     "input_embeds": (None,),
 }
+
+
+GRAMMAR_KEYS: tuple[GrammarKind, ...] = ("regex", "json_schema", "ebnf", "structural_tag")
 
 
 class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +117,10 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     token_ids_logprob: list[int | list[int] | None] | None = None
     """Ids for all prompts, or a list of ids (or null) for each."""
     return_text_in_logprobs: bool | None = None
+    regex: str | None = None
+    json_schema: str | dict[str, Any] | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +133,14 @@ class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
     """Ids are to have their texts beside them."""
 
 
+@dataclass(frozen=True)
+class GrammarSource:
+    """A grammar as the client wrote it."""
+
+    kind: GrammarKind
+    text: str
+
+
 class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt of a body, with its own parameters. Exactly one of text and input_ids is set."""
 
@@ -140,6 +151,8 @@ class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str
     logprobs: LogprobParams | None = None
     """None: not asked for."""
+    grammar: GrammarSource | None = None
+    """What the answer must follow, if anything."""
 
 
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +197,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
             rid=rids[i],
             cache_salt=tenant(salts[i], extra_keys[i]),
             logprobs=logprobs[i],
+            grammar=_grammar(body, params[i]),
         )
         for i in range(count)
     ]
@@ -276,6 +290,24 @@ def _spread(value: Any, count: int, name: str) -> list[Any]:
     if len(value) != count:
         raise BadRequest(f"{name} has {len(value)} entries for {count} prompts")
     return value
+
+
+def _grammar(body: GenerateBody, params: SamplingParams) -> GrammarSource | None:
+    """Returns the one grammar that a prompt has, here or there; "" is none."""
+    given = [
+        (key, value) for at in (params, body) for key in GRAMMAR_KEYS if (value := getattr(at, key))
+    ]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise BadRequest(
+            f"{' and '.join(key for key, _ in given)} are given; an answer follows one grammar: "
+            f"give one of {', '.join(GRAMMAR_KEYS)}"
+        )
+    ((kind, source),) = given
+    return GrammarSource(
+        kind, source if isinstance(source, str) else msgspec.json.encode(source).decode()
+    )
 
 
 def _sampling_params(

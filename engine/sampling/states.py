@@ -1,4 +1,4 @@
-"""`SequenceStates`: what the runner remembers of sequences whose sampling looks at earlier tokens.
+"""`SequenceStates`: what the runner remembers of sequences whose sampling has penalties.
 
 A state is fed each token once, in order, by the slices that sample. The first of them brings all
 tokens before it (`Slice.replay`), so a sequence that was preempted or moved is rebuilt by that.
@@ -53,11 +53,11 @@ class SequenceStates:
         previous_tokens: Tensor | None = None,
     ) -> SeenTokens | None:
         """Feeds the states of these slices, all of which sample; returns what those of them whose
-        sampling has state have seen up to their ends, in order, or None if there are none.
+        sampling has penalties have seen up to their ends, in order, or None if there are none.
 
         `sources[i]`: which of `previous_tokens` is the token of `slices[i]`, if that follows one.
         """
-        asked = [(i, s) for i, s in enumerate(slices) if s.sampling and s.sampling.has_state]
+        asked = [(i, s) for i, s in enumerate(slices) if s.sampling and s.sampling.has_penalties]
         if not asked:
             return None
         new = _TokensToFeed()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.batches.batch import Batch, StepArrays
+from engine.batches.rows import upload
 from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer, Step
 from engine.cache.kv_cache import KVCache
 from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
+from engine.sampling.grammars import Grammars
 from engine.sampling.sampler import Choices, sample
 from engine.sampling.states import SequenceStates
 from engine.steps.cuda_graphs import DecodeGraphs
@@ -24,7 +27,12 @@ from engine.steps.seen_shapes import SeenShapes
 from protocol.layout import KVLayout
 
 
-@dataclass(frozen=True, eq=False)
+def no_tokenizer() -> str:
+    """Stands for the tokenizer of a model directory that has none."""
+    raise OSError("there is none")
+
+
+@dataclass(eq=False)
 class DeviceStep:
     """A `Step` that was given to torch."""
 
@@ -36,6 +44,10 @@ class DeviceStep:
     ended: torch.cuda.Event | None
     """None: it had when it was started, as on a CPU."""
     has_compiled: bool = False
+    grammars: Grammars | None = None
+    """Says what becomes of the tokens that follow a grammar; None if none does."""
+    _settled: list[Sampled | None] | None = None
+    """What `sampled` returned."""
 
     @classmethod
     def of(
@@ -44,28 +56,46 @@ class DeviceStep:
         choices: Choices | None,
         device: torch.device,
         has_compiled: bool = False,
+        grammars: Grammars | None = None,
     ) -> DeviceStep:
         """Starts the transfer of what was chosen, behind all work that was queued so far. The event
         behind that belongs to steps that sample nothing, too: they are not over when launched."""
         packed = choices.packed if choices is not None else None
         if device.type != "cuda":
-            return cls(slices, choices, packed, None, has_compiled)
+            return cls(slices, choices, packed, None, has_compiled, grammars)
         if packed is not None:
             on_host = torch.empty_like(packed, device="cpu", pin_memory=True)
             packed = on_host.copy_(packed, non_blocking=True)
         ended = torch.cuda.Event()
         ended.record()
-        return cls(slices, choices, packed, ended, has_compiled)
+        return cls(slices, choices, packed, ended, has_compiled, grammars)
 
     def sampled(self) -> list[Sampled | None]:
         """Waits for the device, also if nothing was sampled; see `Step.sampled`."""
-        with _device_errors():
-            if self.ended is not None:
-                self.ended.synchronize()
-            if self.choices is None or self.packed is None:
-                return [None] * len(self.slices)
-            sampled = iter(self.choices.read(self.packed))
-            return [next(sampled) if s.sampling is not None else None for s in self.slices]
+        if self._settled is None:
+            with _device_errors():
+                if self.ended is not None:
+                    self.ended.synchronize()
+                self._settled = self._read()
+        return self._settled
+
+    def tokens_taken(self) -> Tensor:
+        """Waits, and returns the tokens that the next step may follow, on the device: those of
+        `choices`, but for what an answer's end has replaced."""
+        assert self.choices is not None
+        taken = [sampled.tokens[0] for sampled in self.sampled() if sampled is not None]
+        return upload(np.array(taken, dtype=np.int64), self.choices.tokens.device)
+
+    def _read(self) -> list[Sampled | None]:
+        if self.choices is None or self.packed is None:
+            return [None] * len(self.slices)
+        chosen = iter(self.choices.read(self.packed))
+        return [self._settle(part, next(chosen)) if part.sampling else None for part in self.slices]
+
+    def _settle(self, part: Slice, sampled: Sampled) -> Sampled:
+        assert part.sampling is not None
+        has_grammar = self.grammars is not None and part.sampling.grammar
+        return self.grammars.settle(part, sampled) if self.grammars and has_grammar else sampled
 
 
 class ModelRunner:
@@ -79,13 +109,16 @@ class ModelRunner:
         fingerprint: str,
         device: torch.device,
         graphs: DecodeGraphs | None = None,
+        read_tokenizer: Callable[[], str] = no_tokenizer,
     ) -> None:
+        """`read_tokenizer` returns the tokenizer.json, for grammars."""
         self.model = model
         self.kv_cache = kv_cache
         self.attention = attention
         self.fingerprint = fingerprint
         self.device = device
         self.states = SequenceStates(model.config.vocab_size, device)
+        self.grammars = Grammars(read_tokenizer)
         self._graphs = graphs
         self._shapes = SeenShapes()
 
@@ -122,6 +155,7 @@ class ModelRunner:
     def end_sequence(self, sequence_id: int) -> None:
         """Forgets the state of a sequence, if it has one. No slice of it may come any more."""
         self.states.end(sequence_id)
+        self.grammars.end(sequence_id)
 
     def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
         """Starts a step and waits for it. Returns the first sampled token of each slice, None where
@@ -136,22 +170,40 @@ class ModelRunner:
     ) -> DeviceStep:
         arrays = StepArrays.of(slices, self.layout.page_size, after.slices if after else ())
         previous = after.choices.tokens if after is not None and after.choices is not None else None
+        sampling = [s for s in slices if s.sampling is not None]
+        grammar_step = self.grammars.begin(sampling)
+        try:
+            if after is not None and grammar_step is not None and grammar_step.follows_replaceable:
+                previous = after.tokens_taken()  # near an answer's end the device waits for it
+            logits, has_compiled = self._forward(arrays, previous, on_layer)
+        except BaseException:
+            if grammar_step is not None:
+                grammar_step.wait()
+            raise
+        choices = None
+        if sampling:
+            follows = grammar_step is not None and grammar_step.follows
+            before = after.sampled() if after is not None and follows else ()
+            masks = grammar_step.finish(before) if grammar_step is not None else None
+            seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
+            choices = sample(logits, arrays.samplings, arrays.sample_positions, seen, masks)
+        grammars = self.grammars if grammar_step is not None else None
+        return DeviceStep.of(slices, choices, self.device, has_compiled, grammars)
+
+    def _forward(
+        self, arrays: StepArrays, previous: Tensor | None, on_layer: OnLayer | None
+    ) -> tuple[Tensor, bool]:
+        """Returns the logits, and whether something may have been compiled for them."""
         is_recorded = self._graphs is not None and self._graphs.takes(arrays, previous)
         # What libraries compile for a CPU takes them milliseconds, less than such a step.
         has_compiled = self.device.type == "cuda" and self._shapes.add(arrays, is_recorded)
-        if self._graphs is not None and is_recorded:
-            logits = self._graphs.run(arrays, previous)
-            if on_layer is not None:
-                on_layer(self.config.num_layers)
-        else:
+        if self._graphs is None or not is_recorded:
             batch = Batch.of(arrays, self.device, previous)
-            logits = self.model(batch, self.kv_cache, self.attention, on_layer)
-        choices = None
-        if arrays.samplings:
-            sampling = [s for s in slices if s.sampling is not None]
-            seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
-            choices = sample(logits, arrays.samplings, arrays.sample_positions, seen)
-        return DeviceStep.of(slices, choices, self.device, has_compiled)
+            return self.model(batch, self.kv_cache, self.attention, on_layer), has_compiled
+        logits = self._graphs.run(arrays, previous)
+        if on_layer is not None:
+            on_layer(self.config.num_layers)
+        return logits, has_compiled
 
 
 @contextmanager

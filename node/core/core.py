@@ -34,6 +34,7 @@ from protocol.messages import (
     AuditReply,
     CacheFlushed,
     CoordinatorAlive,
+    FailureKind,
     FlushCache,
     Generate,
     Load,
@@ -84,10 +85,13 @@ class NodeCore:
         """The oldest step is over; see `Scheduler.finish`."""
         return self._expected.noted(self._scheduler.finish(sampled, now))
 
-    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+    def abandon(
+        self, failed: Collection[int], reason: str, kind: FailureKind, now: float
+    ) -> list[Instruction]:
         """Some slices of the oldest step failed; see `Scheduler.abandon`."""
-        reason = f"a step failed on {self._node.name}: {reason}"
-        return self._expected.noted(self._scheduler.abandon(failed, reason, now))
+        if kind == "node":
+            reason = f"a step failed on {self._node.name}: {reason}"
+        return self._expected.noted(self._scheduler.abandon(failed, reason, kind, now))
 
     def load(self) -> Load:
         """Returns queues, pages and counters; the shell adds what is measured."""
