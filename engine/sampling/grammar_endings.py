@@ -21,12 +21,14 @@ MAX_STRAIGHT = 500
 """Bytes that going straight on chooses: some ten milliseconds."""
 MAX_LOOKED_AT = 50
 """States whose continuations the search looks at: some eighty milliseconds."""
-CLOSING = b"\"}])>'/,:;.-_ \n"
+CLOSING = b"\"}])>'/,:;.-_"
 """What tends to end something."""
+CLOSES = {ord("["): ord("]"), ord("{"): ord("}"), ord("("): ord(")")}
 DIGITS = b"0123456789"
 KINDS = (DIGITS, bytes(range(97, 123)), bytes(range(65, 91)), bytes(range(128, 256)))
 """Of each of these, the first byte that is allowed stands for all."""
-OTHERS = bytes(byte for byte in range(128) if not chr(byte).isalnum() and byte not in CLOSING)
+OTHERS = bytes(byte for byte in range(33, 127) if not chr(byte).isalnum() and byte not in CLOSING)
+SPACES = bytes([*range(33), 127])
 CLOSING_WORDS = [bytes(word) for length in (1, 2, 3) for word in product(b'"}]) >;', repeat=length)]
 """These are tried everywhere: all that `.*` allows before `] }`, say, looks the same."""
 
@@ -53,7 +55,10 @@ class EndingSearch:
         for _ in range(MAX_STRAIGHT):
             if state.is_accepting():
                 return text
-            step = state.compute_ff_bytes() or next(self._choices(state.compute_bitmask()), b"")
+            step = state.compute_ff_bytes()
+            if not step:  # what was opened just now is closed at once
+                first = CLOSES.get(text[-1]) if text else None
+                step = next(self._choices(state.compute_bitmask(), first), b"")
             if not step or not self._consume(state, step):
                 return None
             text += step
@@ -115,18 +120,12 @@ class EndingSearch:
         tokens = [self._token_of_byte.get(byte, -1) for byte in text]
         return -1 not in tokens and matcher.try_consume_tokens(tokens) == len(tokens)
 
-    def _choices(self, mask: bytes) -> Iterator[bytes]:
-        """Yields the bytes to try, one by one, in this order."""
+    def _choices(self, mask: bytes, first: int | None = None) -> Iterator[bytes]:
+        """Yields the bytes to try, one by one, in this order; `first` before all others."""
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
         allowed = {byte for byte, token in self._token_of_byte.items() if bits[token]}
-        if len(allowed) <= FEW:
-            yield from (
-                bytes([byte])
-                for byte in dict.fromkeys([*CLOSING, *sorted(allowed)])
-                if byte in allowed
-            )
-            return
-        firsts = (next((byte for byte in kind if byte in allowed), None) for kind in KINDS)
-        for byte in dict.fromkeys([*CLOSING, *firsts, *OTHERS, *DIGITS]):
-            if byte in allowed:
+        kinds = (next((byte for byte in kind if byte in allowed), None) for kind in KINDS)
+        rest = sorted(allowed - set(SPACES)) if len(allowed) <= FEW else [*OTHERS, *DIGITS]
+        for byte in dict.fromkeys([first, *CLOSING, *kinds, *rest, *SPACES]):
+            if byte is not None and byte in allowed:
                 yield bytes([byte])

@@ -72,22 +72,25 @@ class GrammarState:
         is not taken, and the ending is returned in its place."""
         if position != len(self.tokens):
             return (token,)  # of a step that was started ahead in vain; nobody wants it
-        fits_now, ending = self._fits(self._ending_tokens), self._ending_tokens
+        ending, spare = self._ending_tokens, self._num_spare
         before = self.matcher.deep_copy(), self._ending
         self._add(token)
-        if self.may_replace and fits_now and not self._fits(self._ending_tokens):
-            assert ending is not None
+        if ending is not None and spare >= 0 and self._num_spare < min(spare, 1):
             self.tokens.pop()
             (self.matcher, self._ending), self._ending_tokens = before, ending
-            self._is_over = False
-            room = self.num_left - len(ending)
-            return (*ending, *self._sampling.end_token_ids[: min(1, room)])
+            return (*ending, *self._sampling.end_token_ids[: min(spare, 1)])
         if self._is_over or not may_go_on:
             return (token,)
         return (token, *self.matcher.compute_ff_tokens())
 
-    def _fits(self, ending: Sequence[int] | None) -> bool:
-        return ending is not None and len(ending) <= self.num_left
+    @property
+    def _num_spare(self) -> int:
+        """Tokens that are left behind the ending, where an end token should have room; -1 for
+        an answer that no known ending fits into."""
+        if self._is_over or not self.may_replace:
+            return 1
+        ending = self._ending_tokens
+        return -1 if ending is None else max(-1, self.num_left - len(ending))
 
     def _go_back(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens."""
