@@ -31,6 +31,7 @@ OTHERS = bytes(byte for byte in range(33, 127) if not chr(byte).isalnum() and by
 SPACES = bytes([*range(33), 127])
 CLOSING_WORDS = [bytes(word) for length in (1, 2, 3) for word in product(b'"}]) >;', repeat=length)]
 """These are tried everywhere: all that `.*` allows before `] }`, say, looks the same."""
+OUTLOOK_WORDS = (b'"', b"}", b"]", b")", b'a"', b'0"', b'}"', b"a,", b"0,")
 
 
 class EndingSearch:
@@ -87,12 +88,12 @@ class EndingSearch:
         return None
 
     def _outlook(self, state: LLMatcher) -> tuple[bytes, ...]:
-        """Returns what is allowed next, and what is forced behind a byte that closes something. It
-        stands for the state: two that have it in common mostly go on alike."""
+        """Returns what is allowed next, and what is forced behind some words that close something.
+        It stands for the state: two that have it in common mostly go on alike."""
         outlook = [state.compute_bitmask()]
-        for byte in CLOSING[:3]:
+        for word in OUTLOOK_WORDS:
             child = state.deep_copy()
-            is_allowed = self._consume(child, bytes([byte]))
+            is_allowed = self._consume(child, word)
             outlook.append(child.compute_ff_bytes() if is_allowed else b"")
         return tuple(outlook)
 

@@ -6,7 +6,8 @@ fed the same tokens at once, after a retry or on another rank, goes on in the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from llguidance import LLMatcher
 
@@ -17,6 +18,10 @@ from protocol.sampling import Sampling
 MIN_WATCHED = 32
 """When so few tokens are left, an answer is led to its end, if need be; and earlier, if the ending
 of an empty answer is long."""
+MAX_SKIPPED = 16
+"""Bytes of an ending that may have been said already, in other tokens."""
+SEARCH_INTERVAL = 8
+"""Tokens between two searches for an ending, if the first of them found none."""
 
 
 class GrammarState:
@@ -34,9 +39,10 @@ class GrammarState:
         self._endings = endings
         self._num_watched = MIN_WATCHED + 2 * num_at_least
         self._is_over = False
-        self._ending: bytes | None = None
-        """A text with which the answer could end, once it is watched."""
-        self._ending_tokens: list[int] | None = None
+        self._ending: list[int] | None = None
+        """Tokens with which the answer could end, once it is watched."""
+        self._search_from = 0
+        """From so many tokens on an ending is searched for."""
         self._watch()
 
     @property
@@ -72,16 +78,22 @@ class GrammarState:
         is not taken, and the ending is returned in its place."""
         if position != len(self.tokens):
             return (token,)  # of a step that was started ahead in vain; nobody wants it
-        ending, spare = self._ending_tokens, self._num_spare
-        before = self.matcher.deep_copy(), self._ending
+        matcher, ending, spare = self.matcher.deep_copy(), self._ending, self._num_spare
+        search_from = self._search_from
         self._add(token)
         if ending is not None and spare >= 0 and self._num_spare < min(spare, 1):
             self.tokens.pop()
-            (self.matcher, self._ending), self._ending_tokens = before, ending
+            self.matcher, self._ending = matcher, ending
+            self._search_from = search_from
             return (*ending, *self._sampling.end_token_ids[: min(spare, 1)])
         if self._is_over or not may_go_on:
             return (token,)
-        return (token, *self.matcher.compute_ff_tokens())
+        forced = self.matcher.compute_ff_tokens()
+        if self.may_replace and self._ending is not None:
+            # Others, of the same text, might be more than there is room for.
+            pairs = zip(forced, self._ending, strict=False)
+            forced = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        return (token, *forced)
 
     @property
     def _num_spare(self) -> int:
@@ -89,8 +101,7 @@ class GrammarState:
         an answer that no known ending fits into."""
         if self._is_over or not self.may_replace:
             return 1
-        ending = self._ending_tokens
-        return -1 if ending is None else max(-1, self.num_left - len(ending))
+        return -1 if self._ending is None else max(-1, self.num_left - len(self._ending))
 
     def _go_back(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens."""
@@ -101,7 +112,8 @@ class GrammarState:
         self.matcher = self._beginning.deep_copy()
         self.tokens = []
         self._is_over = False
-        self._ending = self._ending_tokens = None
+        self._ending = None
+        self._search_from = 0
         self._watch()
         for token in kept:
             self._add(token)
@@ -119,25 +131,30 @@ class GrammarState:
         self._watch()
 
     def _watch(self) -> None:
-        """Keeps an ending while few tokens are left: the rest of the one that it had, that one, or
-        its end, if one of these still is one; else it looks for another."""
-        if self.num_left > self._num_watched or self._is_over:
+        """Keeps an ending while few tokens are left: the rest of the one that it had, or that one
+        or its end, if one of these still is one; else it looks for another."""
+        if self._is_over or not self.may_replace:
             return
-        for text in self._rests():
-            tokens = self._endings.tokens_after(self.matcher, text)
-            if tokens is not None:
-                self._ending, self._ending_tokens = text, tokens
-                return
-        found = self._endings.find(self.matcher)
-        tokens = None if found is None else self._endings.tokens_after(self.matcher, found)
-        self._ending, self._ending_tokens = found, tokens
-
-    def _rests(self) -> Sequence[bytes]:
+        had, newest = self._ending, self.tokens[-1:]
         if self.matcher.is_accepting():
-            return [b""]
-        if self._ending is None:
-            return []
-        newest = self._endings.tokenizer.decode_bytes(self.tokens[-1:]) if self.tokens else b""
-        is_followed = bool(newest) and self._ending.startswith(newest)
-        first = len(newest) if is_followed else 0
-        return [self._ending[i:] for i in range(first, min(len(self._ending), first + 16))]
+            self._ending = []
+        elif had and had[:1] == newest:
+            self._ending = had[1:]
+        else:
+            texts = self._ends_of(self._endings.tokenizer.decode_bytes(had or []), newest)
+            endings = (self._endings.tokens_after(self.matcher, text) for text in texts)
+            self._ending = next((ending for ending in endings if ending is not None), None)
+
+    def _ends_of(self, text: bytes, newest: list[int]) -> Iterator[bytes]:
+        """Yields ends of `text` that might go on where `newest` has led; last, what is found."""
+        done = self._endings.tokenizer.decode_bytes(newest)
+        begin = len(done) if text.startswith(done) else 0
+        for i in range(begin, min(len(text), begin + MAX_SKIPPED)):
+            yield text[i:]
+        if len(self.tokens) < self._search_from:
+            return
+        found = self._endings.find(self.matcher)
+        if found is not None:
+            yield found
+        else:
+            self._search_from = len(self.tokens) + SEARCH_INTERVAL
