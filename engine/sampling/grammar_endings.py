@@ -17,10 +17,10 @@ from llguidance import LLMatcher, LLTokenizer
 
 FEW = 12
 """So many bytes are all tried."""
-MAX_STRAIGHT = 500
+MAX_STRAIGHT = 300
 """Bytes that going straight on chooses: some ten milliseconds."""
-MAX_LOOKED_AT = 50
-"""States whose continuations the search looks at: some eighty milliseconds."""
+MAX_LOOKED_AT = 30
+"""States whose continuations the search looks at: some fifty milliseconds."""
 CLOSING = b"\"}])>'/,:;.-_"
 """What tends to end something."""
 CLOSES = {ord("["): ord("]"), ord("{"): ord("}"), ord("("): ord(")")}
@@ -29,6 +29,7 @@ KINDS = (DIGITS, bytes(range(97, 123)), bytes(range(65, 91)), bytes(range(128, 2
 """Of each of these, the first byte that is allowed stands for all."""
 OTHERS = bytes(byte for byte in range(33, 127) if not chr(byte).isalnum() and byte not in CLOSING)
 SPACES = bytes([*range(33), 127])
+LETTERS = bytes(byte for byte in range(128) if chr(byte).isalpha())
 CLOSING_WORDS = [bytes(word) for length in (1, 2, 3) for word in product(b'"}]) >;', repeat=length)]
 """These are tried everywhere: all that `.*` allows before `] }`, say, looks the same."""
 OUTLOOK_WORDS = (b'"', b"}", b"]", b")", b'a"', b'0"', b'}"', b"a,", b"0,")
@@ -49,7 +50,9 @@ class EndingSearch:
     def find(self, matcher: LLMatcher) -> bytes | None:
         """Returns a text after which the grammar may end, a short one; None if none was found."""
         text = self._straight(matcher)
-        return self._searched(matcher) if text is None else text
+        if text is None:
+            text = self._searched(matcher, b"")
+        return self._searched(matcher, LETTERS) if text is None else text
 
     def _straight(self, matcher: LLMatcher) -> bytes | None:
         text, state = b"", matcher.deep_copy()
@@ -65,7 +68,7 @@ class EndingSearch:
             text += step
         return None
 
-    def _searched(self, matcher: LLMatcher) -> bytes | None:
+    def _searched(self, matcher: LLMatcher, others: bytes) -> bytes | None:
         """Goes on from every state with an outlook of its own, whichever was found first."""
         seen: set[tuple[bytes, ...]] = set()
         waiting = deque([(b"", matcher.deep_copy())])
@@ -76,7 +79,7 @@ class EndingSearch:
             for word in CLOSING_WORDS:
                 if self._ends_with(state, word):
                     return before + word
-            for step in self._choices(state.compute_bitmask()):
+            for step in self._choices(state.compute_bitmask(), others=others):
                 child = state.deep_copy()
                 text = self._consume_and_go_on(child, before + step, step)
                 if child.is_accepting():
@@ -121,12 +124,15 @@ class EndingSearch:
         tokens = [self._token_of_byte.get(byte, -1) for byte in text]
         return -1 not in tokens and matcher.try_consume_tokens(tokens) == len(tokens)
 
-    def _choices(self, mask: bytes, first: int | None = None) -> Iterator[bytes]:
-        """Yields the bytes to try, one by one, in this order; `first` before all others."""
+    def _choices(
+        self, mask: bytes, first: int | None = None, others: bytes = b""
+    ) -> Iterator[bytes]:
+        """Yields the bytes to try, one by one, in this order; `first` and `others` are first and
+        last."""
         bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")
         allowed = {byte for byte, token in self._token_of_byte.items() if bits[token]}
         kinds = (next((byte for byte in kind if byte in allowed), None) for kind in KINDS)
         rest = sorted(allowed - set(SPACES)) if len(allowed) <= FEW else [*OTHERS, *DIGITS]
-        for byte in dict.fromkeys([first, *CLOSING, *kinds, *rest, *SPACES]):
+        for byte in dict.fromkeys([first, *CLOSING, *kinds, *rest, *SPACES, *others]):
             if byte is not None and byte in allowed:
                 yield bytes([byte])

@@ -16,11 +16,13 @@ from engine.sampling.grammar_endings import EndingSearch
 from protocol.sampling import Sampling
 
 MIN_WATCHED = 32
-"""When so few tokens are left, an answer is led to its end, if need be; and earlier, if the ending
-of an empty answer is long."""
+"""When so few tokens are left, and twice as many as an ending takes, every token is watched: it
+must leave an end within reach."""
+LOOK_INTERVAL = 16
+"""Before that, after so many tokens each, an ending is looked for, to see how long it is."""
 MAX_SKIPPED = 16
 """Bytes of an ending that may have been said already, in other tokens."""
-SEARCH_INTERVAL = 8
+SEARCH_INTERVAL = 16
 """Tokens between two searches for an ending, if the first of them found none."""
 
 
@@ -37,10 +39,11 @@ class GrammarState:
         self._beginning = matcher.deep_copy()
         self._sampling = sampling
         self._endings = endings
-        self._num_watched = MIN_WATCHED + 2 * num_at_least
+        self._num_watched_at_least = MIN_WATCHED + 2 * num_at_least
+        self._num_watched = self._num_watched_at_least
         self._is_over = False
         self._ending: list[int] | None = None
-        """Tokens with which the answer could end, once it is watched."""
+        """Tokens with which the answer could end, as far as is known."""
         self._search_from = 0
         """From so many tokens on an ending is searched for."""
         self._watch()
@@ -106,7 +109,8 @@ class GrammarState:
     def _go_back(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens."""
         kept, num_dropped = self.tokens[:num_tokens], len(self.tokens) - num_tokens
-        if not self._is_over and not self.may_replace and self.matcher.rollback(num_dropped):
+        was_looked_at = self.may_replace or len(self.tokens) % LOOK_INTERVAL < num_dropped
+        if not self._is_over and not was_looked_at and self.matcher.rollback(num_dropped):
             self.tokens = kept
             return
         self.matcher = self._beginning.deep_copy()
@@ -114,6 +118,7 @@ class GrammarState:
         self._is_over = False
         self._ending = None
         self._search_from = 0
+        self._num_watched = self._num_watched_at_least
         self._watch()
         for token in kept:
             self._add(token)
@@ -131,19 +136,26 @@ class GrammarState:
         self._watch()
 
     def _watch(self) -> None:
-        """Keeps an ending while few tokens are left: the rest of the one that it had, or that one
-        or its end, if one of these still is one; else it looks for another."""
-        if self._is_over or not self.may_replace:
+        """Keeps an ending while few tokens are left, and looks for one now and then before."""
+        is_looked_at = self.may_replace or len(self.tokens) % LOOK_INTERVAL == 0
+        if self._is_over or not self._sampling.max_new_tokens or not is_looked_at:
             return
+        self._ending = self._next_ending()
+        if self._ending is not None and not self.may_replace:
+            needed = MIN_WATCHED + 2 * len(self._ending)
+            self._num_watched = max(needed, self._num_watched_at_least)
+
+    def _next_ending(self) -> list[int] | None:
+        """Returns the rest of the ending that it had, or that or an end of it, if one of these
+        still is one; else what a search finds."""
         had, newest = self._ending, self.tokens[-1:]
         if self.matcher.is_accepting():
-            self._ending = []
-        elif had and had[:1] == newest:
-            self._ending = had[1:]
-        else:
-            texts = self._ends_of(self._endings.tokenizer.decode_bytes(had or []), newest)
-            endings = (self._endings.tokens_after(self.matcher, text) for text in texts)
-            self._ending = next((ending for ending in endings if ending is not None), None)
+            return []
+        if self.may_replace and had and had[:1] == newest:
+            return had[1:]
+        texts = self._ends_of(self._endings.tokenizer.decode_bytes(had or []), newest)
+        endings = (self._endings.tokens_after(self.matcher, text) for text in texts)
+        return next((ending for ending in endings if ending is not None), None)
 
     def _ends_of(self, text: bytes, newest: list[int]) -> Iterator[bytes]:
         """Yields ends of `text` that might go on where `newest` has led; last, what is found."""
