@@ -19,8 +19,10 @@ FEW = 12
 """So many bytes are all tried."""
 MAX_STRAIGHT = 300
 """Bytes that going straight on chooses: some ten milliseconds."""
+MAX_STRAIGHT_AFTER = 60
+"""The same from each state that the search looks at."""
 MAX_LOOKED_AT = 30
-"""States whose continuations the search looks at: some fifty milliseconds."""
+"""States whose continuations the search looks at: some eighty milliseconds."""
 CLOSING = b"\"}])>'/,:;.-_"
 """What tends to end something."""
 CLOSES = {ord("["): ord("]"), ord("{"): ord("}"), ord("("): ord(")")}
@@ -49,14 +51,14 @@ class EndingSearch:
 
     def find(self, matcher: LLMatcher) -> bytes | None:
         """Returns a text after which the grammar may end, a short one; None if none was found."""
-        text = self._straight(matcher)
+        text = self._straight(matcher, MAX_STRAIGHT)
         if text is None:
             text = self._searched(matcher, b"")
         return self._searched(matcher, LETTERS) if text is None else text
 
-    def _straight(self, matcher: LLMatcher) -> bytes | None:
+    def _straight(self, matcher: LLMatcher, max_choices: int) -> bytes | None:
         text, state = b"", matcher.deep_copy()
-        for _ in range(MAX_STRAIGHT):
+        for _ in range(max_choices):
             if state.is_accepting():
                 return text
             step = state.compute_ff_bytes()
@@ -79,12 +81,16 @@ class EndingSearch:
             for word in CLOSING_WORDS:
                 if self._ends_with(state, word):
                     return before + word
+            rest = self._straight(state, MAX_STRAIGHT_AFTER)
+            if rest is not None:
+                return before + rest
             for step in self._choices(state.compute_bitmask(), others=others):
                 child = state.deep_copy()
                 text = self._consume_and_go_on(child, before + step, step)
                 if child.is_accepting():
                     return text
-                outlook = self._outlook(child)
+                forced = text[len(before) + 1 :]  # as the rest of a key, which tells it from others
+                outlook = (forced, *self._outlook(child))
                 if outlook not in seen and not child.is_error():
                     seen.add(outlook)
                     waiting.append((text, child))

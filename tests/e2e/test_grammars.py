@@ -13,6 +13,7 @@ import pytest
 
 from infra.models import EMBEDDED
 from tests.support.clusters import Cluster, start_cluster, wait_until
+from tests.support.json_schemas import UNSUPPORTED, is_valid, schemas_by_group
 
 TUTORIAL = r'{ "name": "[^"]+", "age": \d+, "job": "[^"]+", "hobby": \[.*\] }'
 PERSON = {
@@ -217,3 +218,27 @@ def test_ranks_of_a_node_agree(tmp_path_factory: pytest.TempPathFactory) -> None
         jsonschema.validate(json.loads(answer["text"]), PERSON)
     finally:
         cluster.local.stop()
+
+
+@pytest.mark.verify
+def test_the_embedded_model_writes_valid_documents_for_300_schemas(tiny_cluster: Cluster) -> None:
+    """Five of each that is supported; `tests/support/json_schemas.py` lists the others."""
+    refused = 0
+
+    def write(schema: Any, seed: int) -> bool:
+        sampling = {"json_schema": json.dumps(schema), "sampling_seed": seed, "temperature": 1.0}
+        params = {"max_new_tokens": 300, **sampling}
+        body = {"text": "A document: ", "sampling_params": params}
+        response = tiny_cluster.http.post("/generate", json=body)
+        if response.status_code == 400:
+            return False
+        answer = response.json()
+        assert answer["meta_info"]["finish_reason"]["type"] == "stop", (schema, answer["text"])
+        assert is_valid(schema, answer["text"]), (schema, answer["text"])
+        return True
+
+    with ThreadPoolExecutor(32) as pool:
+        for schemas in schemas_by_group().values():
+            asked = [(schema, seed) for schema in schemas for seed in range(5)]
+            refused += list(pool.map(lambda each: write(*each), asked)).count(False)
+    assert refused == 5 * sum(UNSUPPORTED.values())
