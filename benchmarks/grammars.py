@@ -4,8 +4,8 @@ Masks: a row's mask is computed by walking the parser over a trie of the vocabul
 microseconds where a lexer was there before, and then applied to its logits, which on a CPU writes
 four bytes per token of the vocabulary. Measured are both, in CPU time per token and row, in answers
 of JSON and of free text inside quotes, over vocabularies of 32k and 128k tokens that are made up
-from bytes by chance. What a row takes of the step's own thread is its application; the rest is done beside the
-forward pass, if a core is free.
+from bytes by chance. What a row takes of the step's own thread is its application; the rest is done
+beside the forward pass, if a core is free.
 
 Throughput: steps of a batch of 8 on a real `ModelRunner`, every row with a grammar over steps in
 which none has one; medians of turns that alternate, jump-forward left out.
