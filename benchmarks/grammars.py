@@ -69,15 +69,15 @@ PERSON = {
     "x-guidance": {"whitespace_flexible": False},
 }
 SOURCES: dict[str, tuple[GrammarKind, str]] = {
-    "json": ("json_schema", json.dumps({"type": "array", "items": PERSON, "minItems": 40})),
-    "text": ("regex", r'"[^"\n]{2000,}"'),
+    "json": ("json_schema", json.dumps({"type": "array", "items": PERSON, "minItems": 8})),
+    "text": ("regex", r'"[^"\n]{290,}"'),
     "person": ("json_schema", json.dumps(PERSON)),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-grammars", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=150, help="steps of each turn")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each turn")
     parser.add_argument("--turns", type=int, default=5, help="turns of each kind that alternate")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -20,9 +20,9 @@ FEW = 12
 MAX_STRAIGHT = 300
 """Bytes that going straight on chooses: some ten milliseconds."""
 MAX_STRAIGHT_AFTER = 60
-"""The same from each state that the search looks at."""
-MAX_LOOKED_AT = 30
-"""States whose continuations the search looks at: some eighty milliseconds."""
+"""The same from each state that the search goes on from."""
+MAX_TRIED = 400
+"""Continuations that a search tries: some twenty milliseconds."""
 CLOSING = b"\"}])>'/,:;.-_"
 """What tends to end something."""
 CLOSES = {ord("["): ord("]"), ord("{"): ord("}"), ord("("): ord(")")}
@@ -74,9 +74,8 @@ class EndingSearch:
         """Goes on from every state with an outlook of its own, whichever was found first."""
         seen: set[tuple[bytes, ...]] = set()
         waiting = deque([(b"", matcher.deep_copy())])
-        for _ in range(MAX_LOOKED_AT):
-            if not waiting:
-                return None
+        num_tried = 0
+        while waiting and num_tried < MAX_TRIED:
             before, state = waiting.popleft()
             for word in CLOSING_WORDS:
                 if self._ends_with(state, word):
@@ -85,6 +84,7 @@ class EndingSearch:
             if rest is not None:
                 return before + rest
             for step in self._choices(state.compute_bitmask(), others=others):
+                num_tried += 1
                 child = state.deep_copy()
                 text = self._consume_and_go_on(child, before + step, step)
                 if child.is_accepting():

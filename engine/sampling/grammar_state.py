@@ -30,16 +30,22 @@ class GrammarState:
     """Fed the tokens of one answer, in order."""
 
     def __init__(
-        self, matcher: LLMatcher, sampling: Sampling, endings: EndingSearch, num_at_least: int
+        self,
+        matcher: LLMatcher,
+        sampling: Sampling,
+        endings: EndingSearch,
+        num_at_least: int | None,
     ) -> None:
         """`matcher` is at the beginning, and this object's own from now on. `num_at_least`: the
-        tokens that an ending takes from there."""
+        tokens that an ending takes from there; None: none was found, so it is not worth its time to
+        look for one before the end is near."""
         self.matcher = matcher
         self.tokens: list[int] = []
         self._beginning = matcher.deep_copy()
         self._sampling = sampling
         self._endings = endings
-        self._num_watched_at_least = MIN_WATCHED + 2 * num_at_least
+        self._is_looked_at = num_at_least is not None
+        self._num_watched_at_least = MIN_WATCHED + 2 * (num_at_least or 0)
         self._num_watched = self._num_watched_at_least
         self._is_over = False
         self._ending: list[int] | None = None
@@ -137,7 +143,8 @@ class GrammarState:
 
     def _watch(self) -> None:
         """Keeps an ending while few tokens are left, and looks for one now and then before."""
-        is_looked_at = self.may_replace or len(self.tokens) % LOOK_INTERVAL == 0
+        is_due = self._is_looked_at and len(self.tokens) % LOOK_INTERVAL == 0
+        is_looked_at = is_due or self.may_replace
         if self._is_over or not self._sampling.max_new_tokens or not is_looked_at:
             return
         self._ending = self._next_ending()

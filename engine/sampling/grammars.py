@@ -40,8 +40,9 @@ class Grammars:
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._tokenizer = self._thread.submit(lambda: _load(read_tokenizer))
         self._executor = LLExecutor(NUM_THREADS)
-        self._compiled: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()
-        """By grammar: a matcher at the beginning, and how many tokens an ending takes there."""
+        self._compiled: OrderedDict[str, tuple[LLMatcher, int | None]] = OrderedDict()
+        """By grammar: a matcher at the beginning, and how many tokens an ending takes there, if one
+        was found."""
         self._states: dict[int, GrammarState] = {}
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ class Grammars:
                 raise RequestFailed(f"the grammar is no good: {matcher.get_error()[:200]}")
             ending = endings.find(matcher)
             tokens = None if ending is None else endings.tokens_after(matcher, ending)
-            self._compiled[sampling.grammar] = matcher, len(tokens or ())
+            self._compiled[sampling.grammar] = matcher, None if tokens is None else len(tokens)
             if len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(sampling.grammar)
