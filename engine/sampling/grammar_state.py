@@ -15,9 +15,9 @@ from engine.errors import RequestFailed
 from engine.sampling.grammar_endings import EndingSearch
 from protocol.sampling import Sampling
 
-MIN_WATCHED = 32
-"""When so few tokens are left, and twice as many as an ending takes, every token is watched: it
-must leave an end within reach."""
+MIN_WATCHED = 48
+"""When no more tokens are left than so many and those of an ending, every token is watched: it must
+leave an end within reach."""
 LOOK_INTERVAL = 16
 """Before that, after so many tokens each, an ending is looked for, to see how long it is."""
 MAX_SKIPPED = 16
@@ -45,7 +45,7 @@ class GrammarState:
         self._sampling = sampling
         self._endings = endings
         self._is_looked_at = num_at_least is not None
-        self._num_watched_at_least = MIN_WATCHED + 2 * (num_at_least or 0)
+        self._num_watched_at_least = MIN_WATCHED + (num_at_least or 0)
         self._num_watched = self._num_watched_at_least
         self._is_over = False
         self._ending: list[int] | None = None
@@ -149,7 +149,7 @@ class GrammarState:
             return
         self._ending = self._next_ending()
         if self._ending is not None and not self.may_replace:
-            needed = MIN_WATCHED + 2 * len(self._ending)
+            needed = MIN_WATCHED + len(self._ending)
             self._num_watched = max(needed, self._num_watched_at_least)
 
     def _next_ending(self) -> list[int] | None:
