@@ -69,8 +69,8 @@ PERSON = {
     "x-guidance": {"whitespace_flexible": False},
 }
 SOURCES: dict[str, tuple[GrammarKind, str]] = {
-    "json": ("json_schema", json.dumps({"type": "array", "items": PERSON, "minItems": 8})),
-    "text": ("regex", r'"[^"\n]{290,}"'),
+    "json": ("json_schema", json.dumps({"type": "array", "items": PERSON, "minItems": 3})),
+    "text": ("regex", r'"[^"\n]{100,}"'),
     "person": ("json_schema", json.dumps(PERSON)),
 }
 

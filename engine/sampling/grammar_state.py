@@ -88,9 +88,10 @@ class GrammarState:
         if position != len(self.tokens):
             return (token,)  # of a step that was started ahead in vain; nobody wants it
         matcher, ending, spare = self.matcher.deep_copy(), self._ending, self._num_spare
-        search_from = self._search_from
+        search_from, was_watched = self._search_from, self.may_replace
         self._add(token)
-        if ending is not None and spare >= 0 and self._num_spare < min(spare, 1):
+        is_lost = spare >= 0 and self._num_spare < min(spare, 1)
+        if is_lost and was_watched and ending is not None:
             self.tokens.pop()
             self.matcher, self._ending = matcher, ending
             self._search_from = search_from
