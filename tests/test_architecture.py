@@ -103,6 +103,8 @@ PURE = (
     "protocol/redis/sessions.py",
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
+    "coordinator/peers/counts.py",
+    "infra/worker_lives.py",
 )
 MAX_FILES = 13
 """A folder with more of them, beside its `__init__`, is no longer looked through."""

@@ -15,8 +15,8 @@ import msgspec
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.stop_regex import StopRegexes
-from coordinator.answers.totals import RequestCounters
 from coordinator.routing.route import Route
+from protocol.counters import RequestCounters
 from protocol.sampling import TokenLogprobs
 
 ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
