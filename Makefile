@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
+.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-http bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -61,6 +61,10 @@ bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS=
 
 bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-http: $(READY) ## the coordinator alone: requests (ARGS="--router sglang" beside sglang-router), then streams (four minutes)
+	$(BIN)/python -m benchmarks.http $(ARGS)
+	$(BIN)/python -m benchmarks.streams
 
 bench: $(READY) ## index and router, hits to the token, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
 	for bench in index beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done

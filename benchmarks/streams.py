@@ -80,12 +80,14 @@ def _children(pid: int) -> list[int]:
 
 def measure(form: str, workers: int, step_ms: float, seconds: float) -> Row:
     """Prints and returns one row."""
-    with tempfile.TemporaryDirectory() as name:
-        with cluster(Path(name), form, workers, step_ms) as (port, pids):
-            command = [sys.executable, "-m", "benchmarks.clusters.stream_load", "--port", str(port)]
-            command += ["--clients", str(NUM_CLIENTS), "--seconds", str(seconds)]
-            command += ["--pids", *map(str, pids)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with (
+        tempfile.TemporaryDirectory() as name,
+        cluster(Path(name), form, workers, step_ms) as (port, pids),
+    ):
+        command = [sys.executable, "-m", "benchmarks.clusters.stream_load", "--port", str(port)]
+        command += ["--clients", str(NUM_CLIENTS), "--seconds", str(seconds)]
+        command += ["--pids", *map(str, pids)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     row = {"workers": workers, "form": form, "step_ms": step_ms} | json.loads(output)
     print_row(row)
     return row

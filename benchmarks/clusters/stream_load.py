@@ -17,6 +17,7 @@ import uvloop
 
 from benchmarks.clusters.load import HOST, WARM_UP_S, process_cpu_s
 
+SPREAD_S = 2.5
 EVENT = b'data: {"'
 LAST_CHUNK = b"[DONE]\n\n\r\n0\r\n\r\n"
 """The end of an answer. Its last five bytes alone may also end a head whose last value ends in
@@ -82,7 +83,9 @@ async def run(
     seen, request = Seen(), request_of(num_tokens)
     for _ in range(clients):
         await loop.create_connection(lambda: StreamClient(request, seen), HOST, port)
-    await asyncio.sleep(2 * WARM_UP_S)
+        # So that answers do not all end at once, and the window has as many of them as of tokens.
+        await asyncio.sleep(SPREAD_S / clients)
+    await asyncio.sleep(WARM_UP_S)
     seen.answers = seen.events = seen.num_bytes = 0
     used = [process_cpu_s(pid) for pid in pids]
     started, own = time.perf_counter(), time.process_time()

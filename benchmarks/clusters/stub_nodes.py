@@ -67,9 +67,7 @@ def main() -> None:
         )
         node = ModelledNode(given.role, info, channel, given.redis_url, LEASE_S, paces)
     else:
-        node = InstantNode(
-            given.role, info, channel, given.redis_url, LEASE_S, given.step_s
-        )
+        node = InstantNode(given.role, info, channel, given.redis_url, LEASE_S, given.step_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: node.stop())
     node.run()
