@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
 
-.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean
+.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -65,8 +65,12 @@ bench-memory: $(READY) ## resident memory of every process over 20,000 requests 
 bench-grammars: $(READY) ## masks, throughput under grammars, forced tokens (some minutes, quiet machine)
 	$(BIN)/python -m benchmarks.grammars $(ARGS)
 
+bench-http: $(READY) ## the coordinator alone: requests (ARGS="--router sglang" beside sglang-router), then streams (four minutes)
+	$(BIN)/python -m benchmarks.http $(ARGS)
+	$(BIN)/python -m benchmarks.streams
+
 bench: $(READY) ## index and router, hits to the token, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
-	for bench in index beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
+	for bench in index engines.beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny

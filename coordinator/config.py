@@ -26,6 +26,9 @@ class CoordinatorConfig:
     advertise_host: str = option("", "address that nodes use; empty: the host, or this one's")
     port: int = option(30000, "HTTP port")
     control_port: int = option(0, "port for messages from nodes; 0: any free one")
+    workers: int = option(
+        1, "coordinator processes that share the HTTP port; with a control port, each has the next"
+    )
     policy: str = option("cost", "how requests are routed", tuple(POLICIES))
     routing_seed: int = option(0, "of ties in routing; 0: another one in each process")
     local_prefill_max_tokens: int = option(
@@ -38,6 +41,9 @@ class CoordinatorConfig:
     keep_alive_s: float = option(75.0, "an idle connection of a client is closed after so long")
     request_timeout_s: float = option(600.0, "a request without an end by then fails")
     session_ttl_s: float = option(3600.0, "a session that was not used for so long is forgotten")
+    stream_output: bool = option(
+        False, "events of a stream carry only the new text, ids and logprobs, not all so far"
+    )
     admin_token: str = option(
         "", "bearer token that /admin/* asks for; empty: none", is_secret=True
     )
@@ -49,6 +55,11 @@ class CoordinatorConfig:
     def __post_init__(self) -> None:
         require_redis_url(self.redis_url)
         require(0 < self.port < 65536, f"--port is {self.port}; it must be between 1 and 65535")
+        require(0 < self.workers <= 256, f"--workers is {self.workers}; it must be 1 to 256")
+        require(
+            not self.control_port or self.control_port + self.workers <= 65536,
+            f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
+        )
         require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")

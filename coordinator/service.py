@@ -34,6 +34,7 @@ from coordinator.core.instructions import (
 from coordinator.core.pause import Pause
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
+from coordinator.peers.counts import ClusterCounts
 from coordinator.peers.peers import Peers
 from coordinator.pending_replies import PendingReplies
 from coordinator.routing.registry import LiveNode
@@ -42,8 +43,10 @@ from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import (
     AbortRequest,
     AnyMessage,
+    AskCounts,
     AuditReply,
     CacheFlushed,
+    CountsReply,
     FlushCache,
     Message,
     PauseMode,
@@ -59,6 +62,8 @@ READY_WITHOUT_NODE_S = 15.0
 REDIS_TIMEOUT_S = 2.0
 PAUSE_SEEN_S = 2.0
 """How long the other coordinators are waited for when a pause begins or ends."""
+COUNTS_S = 1.0
+"""How long the other coordinators are waited for when they are asked what they have counted."""
 IDLE_CHECK_S = 0.05
 """How often draining nodes are asked for, whatever the core waits for."""
 
@@ -74,8 +79,12 @@ class Service:
     """A coordinator within an event loop. Call `start`, then `submit` and wait on the `Mailbox`;
     `close` at the end."""
 
-    def __init__(self, config: CoordinatorConfig, tokenizer: Tokenizer, channel: Channel) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, tokenizer: Tokenizer, channel: Channel, worker: int = 0
+    ) -> None:
+        """`worker` is the number of this process among those that share its HTTP port."""
         self.config = config
+        self.worker = worker
         self.tokenizer = tokenizer
         self.grammars = GrammarCompiler(tokenizer.to_json)
         # Not its bound method: a copy of the policy, which explains, has a copy of the chance too.
@@ -201,6 +210,17 @@ class Service:
         self._carry_out(self.core.set_pause(pause, now), now)
         self._plan_tick(now)
 
+    async def count_everywhere(self) -> ClusterCounts:
+        """Returns the sums of what all coordinators have counted. Those that do not answer within
+        COUNTS_S are only named."""
+        others = self._peers.others
+        question_id = self._replies.open(others)
+        question = AskCounts(self._channel.address, question_id)
+        self._carry_out([Send(address, question) for address in others], self.now())
+        replies = await self._replies.wait(question_id, COUNTS_S)
+        everybody = [self.core.counts(self.now()), *replies.values()]
+        return ClusterCounts.sum(everybody, unanswered=others - replies.keys())
+
     async def flush_cache(
         self, nodes: list[LiveNode], cache_salt: str | None, timeout_s: float
     ) -> dict[str, int]:
@@ -250,6 +270,8 @@ class Service:
             self._replies.answered(message.audit_id, message.node.name, message.hashes)
         elif isinstance(message, PauseSeen):
             self._replies.answered(message.question_id, message.address, None)
+        elif isinstance(message, CountsReply):
+            self._replies.answered(message.question_id, message.address, message)
         else:
             now = self.now()
             self._carry_out(self.core.handle(message, now), now)

@@ -12,11 +12,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator.config import CoordinatorConfig
 from infra import models
+from infra.ports import require_free
 from infra.up import UpConfig, up
+from infra.workers import run_workers
 from node.config import NodeConfig
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
@@ -121,13 +124,27 @@ def _coordinator(flags: dict[str, Any]) -> None:
 
     config = resolve(CoordinatorConfig, flags, os.environ)
     _start_logging(config.log_level)
-    server.run(
-        dataclasses.replace(
-            config,
-            model_path=models.path(config.model_path, with_weights=False),
-            served_model_name=config.served_model_name or models.served_name(config.model_path),
-        )
+    config = dataclasses.replace(
+        config,
+        model_path=models.path(config.model_path, with_weights=False),
+        served_model_name=config.served_model_name or models.served_name(config.model_path),
     )
+    if config.workers == 1:
+        return server.run(config)
+    # First without sharing: two clusters must not share a port by mistake.
+    require_free(config.host, config.port)
+    # Bound, though it never listens: nobody else gets the port while workers start again.
+    with server.listen(config.host, config.port, is_shared=True):
+        run_workers(config.workers, partial(_serve_as_worker, config))
+
+
+def _serve_as_worker(config: CoordinatorConfig, worker: int) -> None:
+    """Serves as one of several coordinator processes behind one HTTP port."""
+    from coordinator.http import server
+
+    _start_logging(config.log_level, f"worker {worker} ")
+    control_port = config.control_port + worker if config.control_port else 0
+    server.run(dataclasses.replace(config, control_port=control_port), worker)
 
 
 def _prefill(flags: dict[str, Any]) -> None:
@@ -161,8 +178,11 @@ def _generate(flags: dict[str, Any]) -> None:
             max_new_tokens=flags["max_new_tokens"],
             temperature=flags["temperature"],
         ):
-            print(update["text"][shown:], end="", flush=True)
-            shown = len(update["text"])
+            text = update["text"]
+            has_all = len(update["output_ids"]) == update["meta_info"]["completion_tokens"]
+            new = text[shown:] if has_all else text  # else the coordinator has --stream-output
+            print(new, end="", flush=True)
+            shown += len(new)
         print()
 
 
@@ -215,13 +235,16 @@ def _settings(config: type[T], flags: dict[str, Any]) -> T:
     return resolve(config, {k: v for k, v in flags.items() if k in names}, os.environ)
 
 
-def _start_logging(level: str) -> None:
+def _start_logging(level: str, label: str = "") -> None:
+    """Writes a line to standard output for what is logged. `label` stands before the name of the
+    one who logs it."""
     # A coordinator writes a line per request, and no line names these.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(
         level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=f"%(asctime)s %(levelname)s {label}%(name)s: %(message)s",
         stream=sys.stdout,
+        force=True,
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

@@ -1,12 +1,13 @@
-"""`NodeCounters`: the table of everything that a node counts. Pure.
+"""The tables of everything that a node counts, and that a coordinator counts. Pure.
 
-Heartbeats carry it as it is; the admin API, the tables of the command line and the metrics are
-views of it. A new counter is a new field with its description here, and a line that counts.
+Heartbeats, and what coordinators tell one another, carry them as they are; the admin API, the
+tables of the command line and the metrics are views of them. A new counter is a new field with its
+description here, and a line that counts.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -58,3 +59,50 @@ class NodeCounters(msgspec.Struct):
     def copy(self) -> NodeCounters:
         """Returns the counters as they stand now."""
         return msgspec.structs.replace(self)
+
+
+class RequestCounters(msgspec.Struct):
+    """Sums over requests that have ended. The admin API and the tables are views of them."""
+
+    requests: Annotated[int, msgspec.Meta(description="Requests that have ended.")] = 0
+    requests_hit: Annotated[
+        int, msgspec.Meta(description="Requests that found pages of their prompt cached.")
+    ] = 0
+    prompt_tokens: Annotated[int, msgspec.Meta(description="Tokens of prompts.")] = 0
+    cached_tokens: Annotated[
+        int, msgspec.Meta(description="Prompt tokens whose KV was cached on some node.")
+    ] = 0
+    fetched_tokens: Annotated[
+        int,
+        msgspec.Meta(
+            description="Cached tokens whose pages another node sent to the one that computed."
+        ),
+    ] = 0
+    completion_tokens: Annotated[int, msgspec.Meta(description="Tokens of answers.")] = 0
+    transferred_pages: Annotated[
+        int, msgspec.Meta(description="Pages that prefill nodes sent to decode nodes.")
+    ] = 0
+    retries: Annotated[int, msgspec.Meta(description="Attempts after the first one.")] = 0
+    failed_requests: Annotated[
+        int, msgspec.Meta(description="Requests that ended with an error.")
+    ] = 0
+    disconnected_requests: Annotated[
+        int, msgspec.Meta(description="Requests whose client left before their end.")
+    ] = 0
+
+    def add(self, other: RequestCounters) -> None:
+        """Adds every counter of `other` to this one's."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def report(self) -> dict[str, Any]:
+        """Returns the counters and the two shares of hits, as the admin API shows them."""
+        return msgspec.structs.asdict(self) | {
+            "request_hit_ratio": ratio(self.requests_hit, self.requests),
+            "token_hit_ratio": ratio(self.cached_tokens, self.prompt_tokens),
+        }
+
+
+def ratio(part: int, whole: int) -> float:
+    """Returns `part` as a share of `whole`, or 0 if `whole` is 0."""
+    return round(part / whole, 4) if whole else 0.0

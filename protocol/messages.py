@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from protocol.counters import NodeCounters
+from protocol.counters import NodeCounters, RequestCounters
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
 from protocol.namespace import Namespace
@@ -230,6 +230,26 @@ class PauseSeen(Message, frozen=True):
     address: str
 
 
+class AskCounts(Message, frozen=True):
+    """Coordinator → every other coordinator: asks what it has counted."""
+
+    reply_address: str
+    question_id: str
+
+
+class CountsReply(Message, frozen=True):
+    """Coordinator (at `address`) → coordinator: answers `AskCounts`."""
+
+    question_id: str
+    address: str
+    lifetime: RequestCounters
+    """Sums over the requests that have ended since its start."""
+    recent: RequestCounters
+    """The same of the last five minutes."""
+    num_running: int
+    num_waiting: int
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     """What a node tells of itself that does not change during an incarnation."""
 
@@ -362,6 +382,8 @@ AnyMessage = (
     | AbortRequest
     | SetPause
     | PauseSeen
+    | AskCounts
+    | CountsReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -96,17 +96,21 @@ PURE = (
     "coordinator/grammars/kinds.py",
     "coordinator/http/errors.py",
     "coordinator/http/checking.py",
+    "coordinator/http/native/events.py",
     "coordinator/http/native/input_logprobs.py",
     "coordinator/http/native/keys.py",
     "coordinator/http/native/sampling_params.py",
     "coordinator/http/native/schema.py",
     "coordinator/http/native/sglang.py",
     "coordinator/http/sessions/params.py",
+    "coordinator/http/wire/events.py",
     "coordinator/sessions/turns.py",
     "protocol/redis/pause.py",
     "protocol/redis/sessions.py",
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
+    "coordinator/peers/counts.py",
+    "infra/worker_lives.py",
 )
 MAX_FILES = 13
 """A folder with more of them, beside its `__init__`, is no longer looked through."""

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--prefill-base-s", type=float, default=0.0)
     parser.add_argument("--fetch-tokens-per-s", type=float, default=0.0, help="0: instant")
     parser.add_argument("--fetch-base-s", type=float, default=0.0)
+    parser.add_argument("--step-s", type=float, default=0.0, help="of a token; 0: all at once")
     parser.add_argument("--simulate", action="store_true", help="a real node in modelled time")
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -66,7 +67,7 @@ def main() -> None:
         )
         node = ModelledNode(given.role, info, channel, given.redis_url, LEASE_S, paces)
     else:
-        node = InstantNode(given.role, info, channel, given.redis_url, LEASE_S)
+        node = InstantNode(given.role, info, channel, given.redis_url, LEASE_S, given.step_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: node.stop())
     node.run()

@@ -15,8 +15,8 @@ import msgspec
 from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.stop_regex import StopRegexes
-from coordinator.answers.totals import RequestCounters
 from coordinator.routing.route import Route
+from protocol.counters import RequestCounters
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import TokenLogprobs
 
@@ -90,6 +90,9 @@ class Answer:
         self._wants_logprobs = request.sampling.wants_logprobs
         self._stops = StopStrings(request.stop_strings)
         self._patterns = StopRegexes(request.stop_patterns) if request.stop_patterns else None
+        # Asked once: every token of every answer comes by.
+        self._has_stop_strings = bool(self._stops)
+        self._can_stop_in_text = self._has_stop_strings or self._patterns is not None
         self._end_token_ids = frozenset(request.end_token_ids)
         self._visible: int | None = None
         """Length of the text that is shown, when a stop or its beginning ends it; None: all of
@@ -125,9 +128,9 @@ class Answer:
             if token in self._end_token_ids and not self.request.keeps_stop:
                 continue  # it is among the ids, and not in the text
             self._detokenizer.push(token)
-            if self._ends_with_stop(now):
+            if self._can_stop_in_text and self._ends_with_stop(now):
                 return True
-        if self._stops:
+        if self._has_stop_strings:
             self._visible = self._stops.safe_length(self._detokenizer.text)
         if self._patterns is not None:
             pattern_free = self._patterns.safe_length(self._detokenizer.text)
@@ -180,7 +183,7 @@ class Answer:
 
     def _ends_with_stop(self, now: float) -> bool:
         """Looks for a stop string or pattern; ends the answer at the first one."""
-        if not self._stops and self._patterns is None:
+        if not self._can_stop_in_text:
             return False
         text = self._detokenizer.text
         found = self._stops.find(text)

@@ -32,7 +32,9 @@ from protocol.messages import (
     COORDINATOR_LEASE_S,
     AbortRequest,
     AnyMessage,
+    AskCounts,
     CoordinatorAlive,
+    CountsReply,
     Failed,
     Generate,
     Goodbye,
@@ -196,7 +198,21 @@ class CoordinatorCore:
             instructions = self.set_pause(Pause(message.number, message.mode), now)
             seen = PauseSeen(message.question_id, self._address)
             return [*instructions, Send(message.reply_address, seen)]
+        if isinstance(message, AskCounts):
+            return [Send(message.reply_address, self.counts(now, message.question_id))]
         return []
+
+    def counts(self, now: float, question_id: str = "") -> CountsReply:
+        """Returns what this coordinator has counted, as the answer to a question for it."""
+        totals = self.statistics.totals
+        return CountsReply(
+            question_id,
+            self._address,
+            totals.lifetime,
+            totals.recent(now),
+            self.num_running,
+            self.num_waiting,
+        )
 
     def undeliverable(self, address: str, message: Message, now: float) -> list[Instruction]:
         """Handles the news that the message of a `Send` could not be queued for `address`."""

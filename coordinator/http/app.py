@@ -12,9 +12,9 @@ from starlette.types import ASGIApp
 
 from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
+from coordinator.http.companions import cache, control, health, loads, model, tokenizing
 from coordinator.http.documents import openapi
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
-from coordinator.http.native import cache, control, health, loads, model, tokenizing
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.replies import error_reply
 from coordinator.http.sessions import endpoints as sessions

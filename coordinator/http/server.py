@@ -27,17 +27,18 @@ GC_THRESHOLDS = (20_000, 20, 100)
 object took 7 % of the time."""
 
 
-def run(config: CoordinatorConfig) -> None:
-    """Serves HTTP until SIGTERM or SIGINT. Raises ConfigError or ModelDirectoryError."""
+def run(config: CoordinatorConfig, worker: int = 0) -> None:
+    """Serves HTTP until SIGTERM or SIGINT, as the worker of this number if there are several.
+    Raises ConfigError or ModelDirectoryError."""
     model_path = Path(config.model_path)
     tokenizer = Tokenizer(model_path, config.chat_template)
     if not config.served_model_name:
         config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
-    listener = listen(config.host, config.port)
+    listener = listen(config.host, config.port, is_shared=config.workers > 1)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
     log.info("coordinator settings: %s", describe(config))
-    service = Service(config, tokenizer, channel)
+    service = Service(config, tokenizer, channel, worker)
     server = HttpServer(service)
     log.info("listening on http://%s:%d", config.host, config.port)
     gc.freeze()  # what is here now stays: no collection needs to look at it
@@ -68,12 +69,15 @@ class HttpServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a bound socket. Raises ConfigError if the port cannot be used."""
+def listen(host: str, port: int, is_shared: bool = False) -> socket.socket:
+    """Returns a bound socket; `is_shared` if other processes have one at the same port, among which
+    the system divides the connections. Raises ConfigError if the port cannot be used."""
     # With the protocol named, asyncio turns Nagle's algorithm off; else a reply waits 40 ms for
     # the client's acknowledgement of its head.
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if is_shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from coordinator.answers.totals import ratio
 from coordinator.audit import audit
 from coordinator.core.hot_prefixes import MAX_PREFIXES
 from coordinator.http.admin import examples
@@ -23,7 +22,7 @@ from coordinator.routing.policies import Candidate
 from coordinator.routing.registry import LiveNode
 from coordinator.routing.route import Route
 from coordinator.service import Service
-from protocol.counters import NodeCounters
+from protocol.counters import NodeCounters, ratio
 from protocol.messages import LinkLoad, Load
 from protocol.redis.client import REDIS_ERRORS
 
@@ -36,22 +35,26 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(requir
 async def cache_stats(request: Request) -> Response:
     """Answers pages, hits and moved pages, of the cluster and of each node.
 
-    Counts of requests are this coordinator's, since its start and of the last five minutes; counts
-    of nodes are since the start of the node, whoever asked. Counting looks at no page.
+    Counts of requests are sums over all coordinators, since the start of each and of the last five
+    minutes; `unanswered_coordinators` are those that did not tell theirs in time. Counts of nodes
+    are since the start of the node, whoever asked. Counting looks at no page.
     """
     service = service_of(request)
+    counts = await service.count_everywhere()
     nodes = {live.node.name: _node_stats(live, service) for live in service.core.registry.live()}
-    index, follower, totals = service.core.index, service.follower, service.core.statistics.totals
+    index, follower = service.core.index, service.follower
     cluster = {
-        **totals.lifetime.report(),
-        "last_5_minutes": totals.recent(service.now()).report(),
+        **counts.lifetime.report(),
+        "last_5_minutes": counts.recent.report(),
         "pages": {
             name: sum(node["pages"][name] for node in nodes.values())
             for name in ("total", "used", "held", "cached", "free")
         },
         "node_counters": _sums(live.load.counters for live in service.core.registry.live()),
-        "running_requests": service.core.num_running,
-        "waiting_requests": service.core.num_waiting,
+        "running_requests": counts.num_running,
+        "waiting_requests": counts.num_waiting,
+        "coordinators": counts.num_coordinators,
+        "unanswered_coordinators": sorted(counts.unanswered),
         "unique_owned_pages": index.num_unique_pages,
         "duplicate_owned_pages": index.num_owned_pages - index.num_unique_pages,
         "index_bytes": index.num_bytes,

@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from coordinator.answers.totals import RequestCounters
 from coordinator.routing.policies import POLICIES
-from protocol.counters import NodeCounters
+from protocol.counters import NodeCounters, RequestCounters
 from protocol.layout import KVLayout
 from protocol.messages import Load
 
@@ -53,6 +52,8 @@ STATS = {
         "node_counters": msgspec.structs.asdict(COUNTERS),
         "running_requests": 12,
         "waiting_requests": 3,
+        "coordinators": 2,
+        "unanswered_coordinators": [],
         "unique_owned_pages": 15688,
         "duplicate_owned_pages": 402,
         "index_bytes": 1725680,

@@ -21,13 +21,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.answers.answer import Answer, AnswerError
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import BadRequest, ClientLeft
+from coordinator.http.native.events import StreamEvents
 from coordinator.http.native.intake import compile_grammar, make_request, tokenize
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
-from coordinator.http.native.sglang import SGLangFormatter, stream_error
+from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
 from coordinator.http.sessions.turns import Turn, begin_turn
 from coordinator.http.wire.bodies import read_body
-from coordinator.http.wire.exchange import EVENTS, Exchange, event_of
+from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
@@ -129,15 +130,14 @@ class GenerateEndpoint:
         """Sends the events of all answers as they come. `send` waits for a slow client."""
         await exchange.start(EVENTS)
         if not _wants_list(body, answers):
-            await self._follow(exchange.send, answers[0], {})
+            await self._follow(exchange.send, answers[0], None)
         else:
             await self._follow_all(exchange.send, answers)
         await exchange.send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _follow_all(self, send: Send, answers: Sequence[AnswerInProgress]) -> None:
         followers = [
-            asyncio.create_task(self._follow(send, one, {"index": i}))
-            for i, one in enumerate(answers)
+            asyncio.create_task(self._follow(send, one, index)) for index, one in enumerate(answers)
         ]
         try:
             await asyncio.gather(*followers)
@@ -145,20 +145,21 @@ class GenerateEndpoint:
             for follower in followers:
                 follower.cancel()
 
-    async def _follow(self, send: Send, one: AnswerInProgress, extra: dict[str, Any]) -> None:
+    async def _follow(self, send: Send, one: AnswerInProgress, index: int | None) -> None:
         """Sends an event at the first token of one answer, after every `stream_interval` of them,
-        and at its end."""
+        and at its end. Tokens that have come together are one event."""
         answer = one.answer
-        shown = 0
+        extra = None if index is None else {"index": index}
+        events = StreamEvents(one.formatter, self._service.config.stream_output, extra)
         while True:
             await one.mailbox.changed(self._wait_s)
             await _prepare(one)  # first: the answer goes on meanwhile
             is_last = answer.is_done
             if is_last:
                 await one.end_turn()
-            if is_last or not shown or len(answer.output_ids) >= shown + one.stream_interval:
-                shown = len(answer.output_ids)
-                event = _event(one, extra)
+            num_new = len(answer.output_ids) - events.num_tokens
+            if is_last or not events.num_tokens or num_new >= one.stream_interval:
+                event = events.next(time.monotonic())
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             if is_last:
                 return
@@ -255,9 +256,3 @@ def _not_allowed(scope: Scope) -> Response:
     reply = error_reply(405, f"{scope['method']} /generate: /generate takes POST and PUT")
     reply.headers["Allow"] = "POST, PUT"
     return reply
-
-
-def _event(one: AnswerInProgress, extra: dict[str, Any]) -> bytes:
-    error = one.answer.error
-    body = one.formatter.result(time.monotonic()) if error is None else stream_error(error)
-    return event_of(body | extra if extra else body)

@@ -24,11 +24,16 @@ class SGLangFormatter:
         with_prompt_ids: bool = False,
     ) -> None:
         """`decode_token` makes the texts beside logprobs; without it they have none."""
-        self._answer = answer
+        self.answer = answer
         self._with_prompt_ids = with_prompt_ids
         self._logprobs = None
         if answer.request.sampling.wants_logprobs:
             self._logprobs = _LogprobLists(answer, decode_token)
+
+    @property
+    def has_long_fields(self) -> bool:
+        """True if the object has more than the text, the ids and a short meta_info."""
+        return self._logprobs is not None or self._with_prompt_ids
 
     def prepare(self) -> bool:
         """Does a part of what `result` has to do once for a long prompt; returns whether there is
@@ -38,7 +43,20 @@ class SGLangFormatter:
     def result(self, now: float) -> dict[str, Any]:
         """Returns the response object of /generate. `now` ends the latency of an answer that goes
         on."""
-        answer = self._answer
+        answer = self.answer
+        result = {
+            "text": answer.text,
+            "output_ids": list(answer.output_ids),
+            "meta_info": self.meta(now),
+            "error": None,
+        }
+        if self._with_prompt_ids:
+            result["prompt_token_ids"] = answer.request.tokens
+        return result
+
+    def meta(self, now: float) -> dict[str, Any]:
+        """Returns the meta_info of the response object."""
+        answer = self.answer
         ended_at = answer.ended_at if answer.ended_at is not None else now
         first_token_at = answer.first_token_at
         meta: dict[str, Any] = {
@@ -59,15 +77,7 @@ class SGLangFormatter:
         }
         if self._logprobs is not None:
             meta |= self._logprobs.fields()
-        result = {
-            "text": answer.text,
-            "output_ids": list(answer.output_ids),
-            "meta_info": meta,
-            "error": None,
-        }
-        if self._with_prompt_ids:
-            result["prompt_token_ids"] = answer.request.tokens
-        return result
+        return meta
 
 
 def stream_error(error: AnswerError) -> dict[str, Any]:

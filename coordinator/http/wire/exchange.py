@@ -10,6 +10,7 @@ from starlette.types import Send
 
 from coordinator.http.errors import INTERNAL_ERROR, event_error_object
 from coordinator.http.replies import error_reply
+from coordinator.http.wire.events import event_of
 from coordinator.http.wire.request_ids import HEADER
 
 JSON = (b"content-type", b"application/json")
@@ -48,8 +49,3 @@ class Exchange:
             return await self.reply(error_reply(500, INTERNAL_ERROR))
         event = event_of(event_error_object(500, INTERNAL_ERROR))
         await self.send({"type": "http.response.body", "body": event + b"data: [DONE]\n\n"})
-
-
-def event_of(data: dict[str, Any]) -> bytes:
-    """Returns a server-sent event with `data` as JSON."""
-    return b"data: %b\n\n" % msgspec.json.encode(data)

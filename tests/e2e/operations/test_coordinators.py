@@ -71,9 +71,12 @@ def test_one_is_killed_and_a_new_one_comes_up_warm(pair: Pair) -> None:
     assert audit["clean"]
     owned = pair.owned(pair.cluster.admin)
     assert sum(owned) == sum(node["pages"] for node in audit["nodes"].values())
+    num_requests = pair.cluster.stats()["requests"]
     pair.second = Coordinator(pair.cluster, pair.model_path, "coordinator-2")
     pair.wait_until_both_own(owned)
-    assert pair.second.admin.cache_stats()["cluster"]["requests"] == 0, "warm without a request"
+    wait_until(lambda: pair.second.admin.cache_stats()["cluster"]["coordinators"] == 2, "both")
+    stats = pair.second.admin.cache_stats()["cluster"]
+    assert stats["requests"] == num_requests, "warm without a request"
     assert pair.generate(1, prompt)["meta_info"]["cached_tokens"] == 119
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.answers.totals import BUCKET_S, WINDOW_S, RequestCounters, Totals
+from coordinator.answers.totals import BUCKET_S, WINDOW_S, Totals
+from protocol.counters import RequestCounters
 
 
 @given(

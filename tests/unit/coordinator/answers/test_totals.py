@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.answers.totals import BUCKET_S, WINDOW_S, RequestCounters, Totals, ratio
+from coordinator.answers.totals import BUCKET_S, WINDOW_S, Totals
+from protocol.counters import RequestCounters, ratio
 
 
 def test_a_ratio_of_nothing_is_nothing() -> None:

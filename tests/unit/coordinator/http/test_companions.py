@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+from coordinator.http.companions import health
 from coordinator.http.missing import METHODS, NOT_YET, OF_SGLANG
-from coordinator.http.native import health
 from coordinator.service import READY_WITHOUT_NODE_S
 from protocol.channel import Channel
 from protocol.messages import Goodbye

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from coordinator.http.native.model import VERSION
+from coordinator.http.companions.model import VERSION
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
@@ -21,12 +21,13 @@ async def loads(request: Request) -> Response:
     """Answers the load of each live node, and sums and means over all. `dp_rank` is the place of a
     node in the order of names.
 
-    Requests that still wait at this coordinator are counted in `aggregate` alone.
+    Requests that still wait at the coordinators are counted in `aggregate` alone.
     """
     service = service_of(request)
+    counts = await service.count_everywhere()
     each = [_load(rank, live) for rank, live in enumerate(service.core.registry.live())]
     running = sum(load["num_running_reqs"] for load in each)
-    waiting = sum(load["num_waiting_reqs"] for load in each) + service.core.num_waiting
+    waiting = sum(load["num_waiting_reqs"] for load in each) + counts.num_waiting
     return json_reply(
         {
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

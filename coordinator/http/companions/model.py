@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -68,6 +69,8 @@ async def server_info(request: Request) -> Response:
         _public_settings(service.config)
         | {
             "version": VERSION,
+            "worker": service.worker,
+            "process_id": os.getpid(),
             "weight_version": WEIGHT_VERSION,
             "page_size": model.layout.page_size if model else None,
             "max_model_len": service.max_model_len,

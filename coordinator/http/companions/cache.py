@@ -16,13 +16,13 @@ router = APIRouter(tags=["native"])
 @router.get("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
 @router.post("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
 async def flush_cache(request: Request) -> Response:
-    """Makes every node forget its cached pages; answers 400 while requests run, which none does
-    during a pause. Asks for the admin token if one is set."""
+    """Makes every node forget its cached pages; answers 400 while requests run, at whichever
+    coordinator, which none does during a pause. Asks for the admin token if one is set."""
     service = service_of(request)
-    is_paused = service.core.pause.is_paused
-    if not is_paused and (num_unfinished := service.core.num_unfinished):
+    counts = await service.count_everywhere()
+    if not service.core.pause.is_paused and counts.num_unfinished:
         return error_reply(
-            400, f"{num_unfinished} requests are running; flush when they have ended"
+            400, f"{counts.num_unfinished} requests are running; flush when they have ended"
         )
     nodes = service.core.registry.live()
     flushed = await service.flush_cache(nodes, None, FLUSH_TIMEOUT_S)

@@ -1,0 +1,122 @@
+"""A light load of streams: each client reads an answer to its end, then asks for the next one.
+
+Events are counted and not parsed. It prints one JSON line.
+
+    .venv/bin/python -m benchmarks.clusters.stream_load --port 30000 --pids PID [PID]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+
+import uvloop
+
+from benchmarks.clusters.load import HOST, WARM_UP_S, process_cpu_s
+
+SPREAD_S = 2.5
+EVENT = b'data: {"'
+LAST_CHUNK = b"[DONE]\n\n\r\n0\r\n\r\n"
+"""The end of an answer. Its last five bytes alone may also end a head whose last value ends in
+0."""
+
+
+@dataclass
+class Seen:
+    """What all clients together have read."""
+
+    answers: int = 0
+    events: int = 0
+    num_bytes: int = 0
+    refused: int = 0
+
+
+class StreamClient(asyncio.Protocol):
+    """One connection, on which a new stream is asked for as soon as the last one has ended."""
+
+    def __init__(self, request: bytes, seen: Seen) -> None:
+        self._request = request
+        self._seen = seen
+        self._tail = b""
+        self._begins = True
+
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Counts the events; asks again at the end of the stream."""
+        seen = self._seen
+        if self._begins:
+            seen.refused += not data.startswith(b"HTTP/1.1 200")
+            self._begins = False
+        seen.num_bytes += len(data)
+        # An event whose beginning is cut in two is counted by neither half: one in thousands.
+        seen.events += data.count(EVENT)
+        self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
+        if self._tail == LAST_CHUNK:
+            seen.answers += 1
+            self._tail, self._begins = b"", True
+            self._transport.write(self._request)
+
+
+def request_of(num_tokens: int) -> bytes:
+    """Returns a request for a stream of so many tokens."""
+    params = {"max_new_tokens": num_tokens, "temperature": 0.0, "ignore_eos": True}
+    ids = list(range(10, 42))
+    body = json.dumps({"input_ids": ids, "sampling_params": params, "stream": True}).encode()
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def run(
+    port: int, clients: int, seconds: float, num_tokens: int, pids: list[int]
+) -> dict[str, object]:
+    """Puts `clients` clients on the server for a warm-up and `seconds`; returns the figures."""
+    loop = asyncio.get_running_loop()
+    seen, request = Seen(), request_of(num_tokens)
+    for _ in range(clients):
+        await loop.create_connection(lambda: StreamClient(request, seen), HOST, port)
+        # So that answers do not all end at once, and the window has as many of them as of tokens.
+        await asyncio.sleep(SPREAD_S / clients)
+    await asyncio.sleep(WARM_UP_S)
+    seen.answers = seen.events = seen.num_bytes = 0
+    used = [process_cpu_s(pid) for pid in pids]
+    started, own = time.perf_counter(), time.process_time()
+    await asyncio.sleep(seconds)
+    elapsed, own = time.perf_counter() - started, time.process_time() - own
+    cpu_s = [process_cpu_s(pid) - before for pid, before in zip(pids, used, strict=True)]
+    if not seen.answers:
+        raise SystemExit("nothing answered")
+    tokens = seen.answers * num_tokens
+    return {
+        "tokens_per_s": round(tokens / elapsed),
+        "cpu_us_per_token": round(sum(cpu_s) / tokens * 1e6, 2),
+        "tokens_per_event": round(tokens / seen.events, 2),
+        "bytes_per_token": round(seen.num_bytes / tokens),
+        "core_shares": [round(one / elapsed, 2) for one in cpu_s],
+        "client_share": round(own / elapsed, 2),
+        "refused": seen.refused,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Streams of POST /generate.")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--clients", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--pids", type=int, nargs="+", required=True, help="of the coordinators")
+    given = parser.parse_args()
+    figures = run(given.port, given.clients, given.seconds, given.tokens, given.pids)
+    print(json.dumps(uvloop.run(figures)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Tokens per second that coordinator processes stream from instant nodes to 256 clients.
+
+The coordinators share core 0; the clients, the nodes and Redis have core 1. A node gives each
+running request a token per step and sends a step in one message, as a real one does. Answers have
+128 tokens. With steps that the coordinator keeps up with, every token is an event of its own; where
+it does not, tokens that have come together become one event, so the rate goes on growing.
+
+`us/token` is the CPU time of the coordinator processes, kernel included, per token: it holds on a
+machine that others use too, and 1e6 divided by it is the rate of a core of their own. `deltas` are
+events with only what is new (`--stream-output`), `cumulative` SGLang's usual ones with all so far.
+
+What bounds it: an event is one write to a socket, which the kernel charges 5 to 10 us on loopback,
+where it also runs what receives. All else is the price of our own code.
+
+    .venv/bin/python -m benchmarks.streams [--seconds 5] [--steps-ms 20 5 2] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.http import HOST, OTHERS, PACKAGES, UNDER_TEST, pin
+from benchmarks.machine import machine
+from infra.cluster import ClusterPlan, LocalCluster
+from infra.ports import free_port
+from infra.process import Child
+
+RESULTS = Path(__file__).parent / "results" / "streams.json"
+NUM_CLIENTS = 256
+NOTE = (
+    "A rate with several tokens per event is not that of one event per token. If others used the "
+    "cores meanwhile, rates and events vary from run to run, and differences of a few us/token "
+    "between rows mean nothing."
+)
+Row = dict[str, Any]
+COLUMNS = {
+    "workers": "workers",
+    "form": "form",
+    "step_ms": "step ms",
+    "tokens_per_s": "tokens/s",
+    "cpu_us_per_token": "us/token",
+    "tokens_per_event": "tokens/event",
+    "bytes_per_token": "bytes/token",
+    "core_shares": "shares",
+    "client_share": "client's",
+}
+
+
+@contextmanager
+def cluster(
+    directory: Path, form: str, workers: int, step_ms: float
+) -> Iterator[tuple[int, list[int]]]:
+    """Runs a cluster of a coordinator and an instant node; yields the port and the ids of the
+    coordinator processes."""
+    flags = {"workers": str(workers), "log_level": "warning"}
+    if form == "deltas":
+        flags["stream_output"] = "true"
+    plan = ClusterPlan(0, 0, HOST, free_port(), coordinator_flags=flags)
+    with LocalCluster(plan, directory) as local:
+        words = [sys.executable, "-m", "benchmarks.clusters.stub_nodes", "decode", "--name", "d0"]
+        words += ["--redis-url", local.redis_url, "--step-s", str(step_ms / 1000)]
+        local.children["d0"] = Child("d0", words, directory / "d0.log", lambda *_: None)
+        local.wait_for_nodes()
+        parent = local.children["coordinator"].process.pid
+        pids = _children(parent) if workers > 1 else [parent]
+        for pid in pids:
+            pin(pid, UNDER_TEST)
+        pin(local.children["d0"].process.pid, OTHERS)
+        yield plan.port, pids
+
+
+def _children(pid: int) -> list[int]:
+    words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(word) for word in words]
+
+
+def measure(form: str, workers: int, step_ms: float, seconds: float) -> Row:
+    """Prints and returns one row."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        cluster(Path(name), form, workers, step_ms) as (port, pids),
+    ):
+        command = [sys.executable, "-m", "benchmarks.clusters.stream_load", "--port", str(port)]
+        command += ["--clients", str(NUM_CLIENTS), "--seconds", str(seconds)]
+        command += ["--pids", *map(str, pids)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    row = {"workers": workers, "form": form, "step_ms": step_ms} | json.loads(output)
+    print_row(row)
+    return row
+
+
+def print_row(row: Row) -> None:
+    """Prints one line of the table at once, since a row takes seconds to measure."""
+    print("".join(f"{row[key]!s:>13}" for key in COLUMNS), flush=True)
+
+
+def summary(rows: list[Row]) -> Row:
+    """Returns, for each form and number of workers, the row with the largest rate, and the CPU time
+    per token where nearly each token was an event of its own."""
+    result: Row = {}
+    for row in rows:
+        found = result.setdefault(f"{row['form']}, workers: {row['workers']}", {})
+        if row["tokens_per_s"] > found.get("tokens_per_s", 0):
+            for key in ("tokens_per_s", "tokens_per_event", "cpu_us_per_token"):
+                found[key] = row[key]
+        if row["tokens_per_event"] < 1.2:
+            found["cpu_us_per_token_one_by_one"] = row["cpu_us_per_token"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Streams of coordinator processes.")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--steps-ms", type=float, nargs="+", default=[20.0, 5.0, 2.0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--forms", nargs="+", default=["deltas", "cumulative"])
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    given = parser.parse_args()
+    described = machine(*PACKAGES)  # before this process is bound to one core
+    os.sched_setaffinity(0, {OTHERS})
+    print_row(COLUMNS)
+    rows = [
+        measure(form, workers, step_ms, given.seconds)
+        for form in given.forms
+        for workers in given.workers
+        for step_ms in given.steps_ms
+    ]
+    result = {"machine": described | {"note": NOTE}, "summary": summary(rows), "rows": rows}
+    if given.save:
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Native endpoints beside /generate: health, information, tokenizing, loads, cache, control."""
