@@ -65,7 +65,8 @@ DIFFERENCES = (
     (
         "stop_regex",
         "Found by an automaton without backtracking, as early as possible. Lookaround, "
-        "backreferences, `$` and `\\b` are a 400. What matched is trimmed (SGLang leaves it in the "
+        "backreferences, `\\b` and a `$` that does not end the pattern are a 400; one that does is "
+        "the end of the text so far, after any character. What matched is trimmed (SGLang leaves it in the "
         "text), and a stream holds back what may become a match. `matched` is the pattern.",
     ),
     (
