@@ -23,6 +23,8 @@ PROMPT = "The capital of France is"
 QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assistant|>"
 VOCABULARY = 2048
 MANY = 16
+GRAMMARS = pytest.mark.xfail(reason="grammars are not in this version", strict=True)
+INPUT_LOGPROBS = pytest.mark.xfail(reason="input logprobs are not in this version", strict=True)
 OPENAI = pytest.mark.xfail(reason="OpenAI's endpoints are not in this version", strict=True)
 NO_CODE = pytest.mark.xfail(reason="code of clients is not run", strict=True)
 SCHEMA = {
@@ -174,6 +176,7 @@ def test_a_flush_of_the_cache(cluster: Cluster) -> None:
 # Logprobs
 
 
+@INPUT_LOGPROBS
 @pytest.mark.parametrize("with_text", [True, False])
 @pytest.mark.parametrize("num_top", [0, 3])
 def test_logprobs(cluster: Cluster, num_top: int, with_text: bool) -> None:
@@ -185,6 +188,7 @@ def test_logprobs(cluster: Cluster, num_top: int, with_text: bool) -> None:
     assert "".join(texts) == given["text"] if with_text else texts == [None] * len(texts)
 
 
+@INPUT_LOGPROBS
 def test_logprobs_from_a_position(cluster: Cluster) -> None:
     """logprob_start_len: the entries of a batch end with its prompts"""
     prompts = ["I have a very good idea on", "Today is a sunny day and"]
@@ -207,6 +211,7 @@ def test_logprobs_of_a_long_prompt(cluster: Cluster) -> None:
     assert_logprobs_are_complete(given, meta["prompt_tokens"], 5)
 
 
+@INPUT_LOGPROBS
 def test_logprobs_agree_with_a_second_prefill(cluster: Cluster) -> None:
     """logprobs of an answer are those of the same tokens as a prompt"""
     keys = {"return_logprob": True, "logprob_start_len": 0}
@@ -221,6 +226,7 @@ def test_logprobs_agree_with_a_second_prefill(cluster: Cluster) -> None:
     assert max(differences) < 0.35
 
 
+@INPUT_LOGPROBS
 def test_logprobs_of_mixed_requests(cluster: Cluster) -> None:
     """many requests at once, with and without logprobs from many positions"""
 
@@ -259,6 +265,7 @@ def test_a_start_of_logprobs_beyond_the_prompt_is_refused(cluster: Cluster) -> N
     assert reply(cluster, return_logprob=True, logprob_start_len=1000).status_code == 400
 
 
+@GRAMMARS
 def test_logprobs_under_a_grammar(cluster: Cluster) -> None:
     """logprobs under a grammar show the tokens that it allows"""
     given = answer(
@@ -363,6 +370,7 @@ def test_token_ids_in_and_out(cluster: Cluster) -> None:
     assert answer(cluster, ids)["output_ids"] == answer(cluster)["output_ids"]
 
 
+@INPUT_LOGPROBS
 def test_token_ids_with_logprobs_and_n(cluster: Cluster) -> None:
     """input_ids with logprobs and n"""
     params = {"n": 3, "temperature": 0.5, "stop_token_ids": [1]}
@@ -434,7 +442,7 @@ def test_a_session(cluster: Cluster) -> None:
         assert given["output_ids"] == alone["output_ids"]
         of_session, of_whole = (x["meta_info"]["output_token_logprobs"] for x in (given, alone))
         assert all(abs(a[0] - b[0]) < 0.15 for a, b in zip(of_session, of_whole, strict=True))
-        whole += given["output_ids"]
+        whole += given["output_ids"][:-1]  # offset -1 takes the last token back
         rids.append(given["meta_info"]["id"])
     assert turn([9], rids[-1], logprob_start_len=len(whole) + 1).status_code != 200
     assert turn(chunks[-1], rids[1]).status_code == 200, "back to the first turn"
@@ -467,6 +475,7 @@ def test_a_session_with_branches(cluster: Cluster) -> None:
 # Grammars
 
 
+@GRAMMARS
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -485,6 +494,7 @@ def test_a_regex(cluster: Cluster, pattern: str) -> None:
     assert re.fullmatch(pattern, constrained(cluster, regex=pattern))
 
 
+@GRAMMARS
 @pytest.mark.parametrize(
     ("grammar", "pattern"),
     [
@@ -501,6 +511,7 @@ def test_an_ebnf(cluster: Cluster, grammar: str, pattern: str) -> None:
     assert re.fullmatch(pattern, constrained(cluster, ebnf=grammar))
 
 
+@GRAMMARS
 def test_a_json_schema(cluster: Cluster) -> None:
     """json_schema"""
     jsonschema.validate(json.loads(constrained(cluster, json_schema=json.dumps(SCHEMA))), SCHEMA)
@@ -513,6 +524,7 @@ def test_a_broken_json_schema(cluster: Cluster) -> None:
     assert answer(cluster)["text"]
 
 
+@GRAMMARS
 def test_grammars_among_other_requests(cluster: Cluster) -> None:
     """requests with and without a grammar at once"""
     free = answer(cluster)["text"]

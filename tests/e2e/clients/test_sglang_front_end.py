@@ -22,6 +22,8 @@ from tests.support.processes.clusters import Cluster
 
 pytestmark = [pytest.mark.verify, needs_front_end]
 
+GRAMMARS = pytest.mark.xfail(reason="grammars are not in this version", strict=True)
+INPUT_LOGPROBS = pytest.mark.xfail(reason="input logprobs are not in this version", strict=True)
 PROGRAMS = Path(__file__).with_name("programs.py")
 TIMEOUT_S = 60.0
 QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assistant|>"
@@ -105,11 +107,13 @@ def test_gen_sampling_params(run: Run) -> None:
     assert given["answer"] and given["meta_info"]["completion_tokens"] <= 16
 
 
+@GRAMMARS
 def test_gen_regex(run: Run) -> None:
     """gen with regex"""
     assert re.fullmatch("(12|34)-[a-c]{3}", run("gen_regex")["answer"])
 
 
+@GRAMMARS
 def test_gen_json_schema(run: Run) -> None:
     """gen with json_schema"""
     properties = {"name": {"type": "string"}, "age": {"type": "integer"}}
@@ -117,6 +121,7 @@ def test_gen_json_schema(run: Run) -> None:
     jsonschema.validate(json.loads(run("gen_json_schema")["answer"]), schema)
 
 
+@GRAMMARS
 def test_gen_dtypes(run: Run) -> None:
     """gen_int, gen_string, gen with dtype float and bool"""
     given = run("gen_dtypes")
@@ -126,6 +131,7 @@ def test_gen_dtypes(run: Run) -> None:
     assert given["bool"] in ("True", "False")
 
 
+@INPUT_LOGPROBS
 @pytest.mark.parametrize("name", ["select", "gen_choices", "select_greedy", "select_unconditional"])
 def test_select(run: Run, name: str) -> None:
     """select, and gen with choices, in the modes of SGLang"""
@@ -222,6 +228,7 @@ def test_stream_async(run: Run) -> None:
     assert len(set(given["ids"])) == 1
 
 
+@INPUT_LOGPROBS
 def test_return_logprob(run: Run) -> None:
     """return_logprob with logprob_start_len, top_logprobs_num and return_text_in_logprobs"""
     meta = run("return_logprob")["meta_info"]
