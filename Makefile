@@ -27,9 +27,9 @@ $(READY): pyproject.toml
 
 $(CLIENTS_READY): tests/e2e/clients/requirements.txt
 	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -r tests/e2e/clients/requirements.txt
 	# without its dependencies: they are a server's, with gigabytes for GPUs
 	$(CLIENTS)/bin/python -m pip install -q --no-deps sglang==$(SGLANG)
-	$(CLIENTS)/bin/python -m pip install -q -r tests/e2e/clients/requirements.txt
 	touch $@
 
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
