@@ -140,6 +140,7 @@ class Answers:
             transferred_pages=answer.num_expected_pages,
             fetched_tokens=job.fetched_tokens,
             logprobs=list(sampled.logprobs[: len(tokens)]),
+            prompt_logprobs=job.prompt_logprobs.take(),
         )
         self._outbox.add(job.reply_address, out)
         if not finish:
@@ -180,6 +181,8 @@ class Answers:
         done = job.purpose.prefilled
         assert done is not None
         self._running.add(job)
+        if done.prompt_logprobs is not None:
+            job.prompt_logprobs.add(done.prompt_logprobs)
         first = Sampled(tuple(done.first_tokens), tuple(done.first_logprobs))
         instructions = self.sampled(job, first, now)
         # At once: no step may follow that would flush the outbox.

@@ -1,4 +1,8 @@
-"""`Outbox`: collects the tokens of one step into one message per coordinator. Pure."""
+"""`Outbox`: collects the tokens of one step into one message per coordinator. Pure.
+
+Logprobs of a prompt are long: an answer that brings some has a message of its own, so that messages
+are no longer than the logprobs of one prompt.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,12 @@ class Outbox:
         self._outs.setdefault(address, []).append(out)
 
     def flush(self) -> list[Instruction]:
-        """Returns one `TokensOut` per coordinator with everything added since the last flush."""
+        """Returns everything added since the last flush, in as few messages as may be."""
         outs, self._outs = self._outs, {}
-        return [
-            SendMessage(address, TokensOut(batch, self._node)) for address, batch in outs.items()
-        ]
+        instructions: list[Instruction] = []
+        for address, batch in outs.items():
+            long = [out for out in batch if out.prompt_logprobs is not None]
+            short = [out for out in batch if out.prompt_logprobs is None]
+            batches = [*([short] if short else []), *([out] for out in long)]
+            instructions += [SendMessage(address, TokensOut(b, self._node)) for b in batches]
+        return instructions

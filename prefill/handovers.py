@@ -123,6 +123,7 @@ class Handovers:
             node=self._node,
             fetched_tokens=job.fetched_tokens,
             first_logprobs=list(sampled.logprobs),
+            prompt_logprobs=job.prompt_logprobs.take(),
         )
         return [SendMessage(job.reply_address, done), *self._prompts.leave(job, now)]
 

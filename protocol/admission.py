@@ -1,4 +1,4 @@
-"""How many tokens a decode node makes room for when it admits a request. Pure.
+"""How many tokens a node makes room for when it admits a request, and takes from a cache. Pure.
 
 The coordinator counts with the same functions, so that it sends no request where there is no room.
 
@@ -23,3 +23,14 @@ def admission_tokens(num_tokens: int, most: int) -> int:
     """Returns for how many tokens admission makes room: `num_tokens` that are there now and
     HEADROOM_TOKENS to grow, but never more than `most`, the request's `most_tokens`."""
     return min(num_tokens + HEADROOM_TOKENS, most)
+
+
+def reusable_tokens(num_tokens: int, logprobs_from: int | None = None) -> int:
+    """Returns how many leading tokens may come from a cache by whoever computes the `num_tokens`
+    tokens of a prompt.
+
+    The last one has to be computed, as its logits choose the first token of the answer; with
+    logprobs of the prompt from a position on so has the token before that position.
+    """
+    last = num_tokens - 1
+    return last if logprobs_from is None else max(0, min(last, logprobs_from - 1))

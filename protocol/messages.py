@@ -14,6 +14,7 @@ from protocol.counters import NodeCounters
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
 from protocol.namespace import Namespace
+from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
 
 
@@ -105,6 +106,8 @@ class PrefillDone(Message, frozen=True):
     fetched_tokens: int = 0
     first_logprobs: list[TokenLogprobs] = []
     """The logprobs of each of `first_tokens`; empty if none were asked for."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """All that were asked for; None if none were."""
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -121,6 +124,8 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """How many of `cached_tokens` have pages that were fetched from another node."""
     logprobs: list[TokenLogprobs] = []
     """The logprobs of each of `tokens`; empty if none were asked for."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """All that the attempt was asked for, with its first tokens; None otherwise."""
 
 
 class TokensOut(Message, frozen=True):

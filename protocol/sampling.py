@@ -35,6 +35,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     logprob_token_ids: tuple[int, ...] = ()
     """Tokens whose logprobs are wanted at every position too, if logprobs are wanted at all."""
 
+    prompt_logprobs_from: int = -1
+    """The first position of the prompt whose logprob is wanted, as for the tokens of the answer
+    with the likeliest and the wanted ones; -1: none is. Only with `wants_logprobs`."""
+
     @property
     def wants_logprobs(self) -> bool:
         """True if the client asked for logprobs."""

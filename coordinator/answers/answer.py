@@ -17,6 +17,7 @@ from coordinator.answers.request import Request
 from coordinator.answers.stop_regex import StopRegexes
 from coordinator.answers.totals import RequestCounters
 from coordinator.routing.route import Route
+from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import TokenLogprobs
 
 ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
@@ -51,6 +52,8 @@ class NewTokens(msgspec.Struct, frozen=True):
     cached_tokens: int
     fetched_tokens: int
     transferred_pages: int
+    prompt_logprobs: PromptLogprobs | None = None
+    """With the first tokens of the first attempt that has some, if the request asks for them."""
 
 
 class Answer:
@@ -66,6 +69,8 @@ class Answer:
         self.output_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         """One for each of `output_ids`, if the request asks for them."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """All that the request asks for; None until they came, or if it asks for none."""
         self.finish_reason: FinishReason | None = None
         """None while it grows."""
         self.error: AnswerError | None = None
@@ -108,6 +113,8 @@ class Answer:
             self.first_token_at = now
             self.cached_tokens = new.cached_tokens
             self.fetched_tokens = new.fetched_tokens
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = new.prompt_logprobs
         self.route, self.num_attempts = route, num_attempts
         if new.transferred_pages > self.transferred_pages:
             self.transferred_pages = new.transferred_pages

@@ -42,6 +42,7 @@ class DemandMaker:
             admission_pages=model.layout.num_pages(admission_tokens(num_tokens, most)),
             hashes=self.hash_pages(tracked, num_tokens),
             avoid=_frozen(tracked.avoid),
+            logprobs_from=tracked.logprobs_from,
         )
 
     def hash_pages(self, tracked: TrackedRequest, num_tokens: int) -> list[PageHash]:

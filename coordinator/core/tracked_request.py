@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from coordinator.answers.answer import Answer, ErrorKind
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
 from protocol.messages import TokenOut
+from protocol.prompt_logprobs import first_position, num_positions
+from protocol.sampling import Sampling
 
 
 @dataclass(eq=False)
@@ -69,6 +73,26 @@ class TrackedRequest:
         """The number of tokens that the answer may still get."""
         return self.answer.request.max_new_tokens - len(self.answered)
 
+    @property
+    def sampling(self) -> Sampling:
+        """What the next attempt is asked for: logprobs of the prompt only as long as none came."""
+        sampling = self.answer.request.sampling
+        if self._lacks_prompt_logprobs or sampling.prompt_logprobs_from < 0:
+            return sampling
+        return msgspec.structs.replace(sampling, prompt_logprobs_from=-1)
+
+    @property
+    def logprobs_from(self) -> int | None:
+        """The first position of the prompt whose logprob the next attempt has to compute."""
+        if not self._lacks_prompt_logprobs:
+            return None
+        return first_position(self.answer.request.sampling)
+
+    @property
+    def _lacks_prompt_logprobs(self) -> bool:
+        answer = self.answer
+        return answer.prompt_logprobs is None and num_positions(answer.request.sampling) > 0
+
     def problem_with(self, out: TokenOut) -> str:
         """Returns why these tokens cannot be used; "" if they can."""
         if self.num_answered_before + out.start != len(self.answered):
@@ -76,4 +100,14 @@ class TrackedRequest:
         wants_logprobs = self.answer.request.sampling.wants_logprobs
         if wants_logprobs and len(out.logprobs) != len(out.tokens):
             return "tokens came without their logprobs"
+        if self._lacks_prompt_logprobs and not self._has_all_of_prompt(out):
+            return "tokens came without the logprobs of the prompt"
         return ""
+
+    def _has_all_of_prompt(self, out: TokenOut) -> bool:
+        sampling, logprobs = self.answer.request.sampling, out.prompt_logprobs
+        return (
+            logprobs is not None
+            and logprobs.start == first_position(sampling)
+            and logprobs.num_positions == num_positions(sampling)
+        )

@@ -255,7 +255,7 @@ class Tracker:
             attempt=tracked.current,
             tokens=token_bytes(tracked.tokens),
             namespace=request.namespace,
-            sampling=request.sampling,
+            sampling=tracked.sampling,
             max_new_tokens=tracked.num_tokens_left,
             end_token_ids=list(request.end_token_ids),
             prefill_node=route.prefill,
@@ -279,7 +279,12 @@ class Tracker:
         tracked.give_up_at = None
         tracked.answered += out.tokens
         new = NewTokens(
-            out.tokens, out.logprobs, out.cached_tokens, out.fetched_tokens, out.transferred_pages
+            out.tokens,
+            out.logprobs,
+            out.cached_tokens,
+            out.fetched_tokens,
+            out.transferred_pages,
+            out.prompt_logprobs,
         )
         is_stopped = answer.grow(new, route, tracked.attempt_number, now)
         if is_first:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.ownership.index import PrefixIndex
+from protocol.admission import reusable_tokens
 from protocol.hashing import PageHash
 from protocol.ids import Node
 
@@ -34,10 +35,17 @@ class Demand:
     avoid: Collection[str] = ()
     """Names of nodes that failed this request. Such decode nodes are taken only when there is no
     other; such prefill nodes never, the decode node computes the prompt instead."""
+    logprobs_from: int | None = None
+    """The first position of the prompt whose logprob is to be computed; None: none is."""
     _owned: Mapping[Node, int] = field(default_factory=dict, init=False, repr=False)
     _index_version: int = field(default=-1, init=False, repr=False)
     owners: tuple[OwnersVersion, PageOwners] | None = field(default=None, init=False, repr=False)
     """The owners of its pages as they were last, with all claims; the placement keeps them here."""
+
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens of the prompt that the node which computes it may take from caches."""
+        return reusable_tokens(self.num_tokens, self.logprobs_from)
 
     def owned_pages(self, index: PrefixIndex) -> Mapping[Node, int]:
         """Returns how many leading pages of the prompt each node owns."""

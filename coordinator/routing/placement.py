@@ -124,14 +124,14 @@ class Placement:
             return 0.0, False
         owned = self._owners(demand, now).owned
         page_size = nodes[0].info.layout.page_size
-        num_cached = min(max(owned.values(), default=0) * page_size, demand.num_tokens - 1)
+        num_cached = min(max(owned.values(), default=0) * page_size, demand.num_reusable)
         work_s = min(compute_s(live, demand.num_tokens - num_cached) for live in nodes)
         prefills = self.open("prefill")
         if not prefills:
             return work_s, False
         allowed = [live for live in prefills if live.node.name not in demand.avoid]
         decodes = self.open("decode")
-        return work_s, self._router.skips_prefill(demand.num_tokens, owned, allowed, decodes)
+        return work_s, self._router.skips_prefill(demand, owned, allowed, decodes)
 
     def book(self, routed: RoutedRequest, route: Route, now: float) -> None:
         """Notes that a request is sent along `route`."""

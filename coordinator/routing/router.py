@@ -138,18 +138,22 @@ class Router:
 
     def skips_prefill(
         self,
-        num_tokens: int,
+        demand: Demand,
         owned_pages: Mapping[Node, int],
         prefills: list[LiveNode],
         decodes: list[LiveNode],
     ) -> bool:
         """Returns True if some decode node would compute such a prompt itself: it owns nearly all
         of it, or no prefill node is large enough."""
+        num_tokens = demand.num_tokens
         if not any(p.info.layout.num_pages(num_tokens) <= p.info.num_pages for p in prefills):
             return True
-        return self._policy.weighs_cost and any(
-            num_tokens - owned_pages.get(d.node, 0) * d.info.layout.page_size
-            <= self._local_prefill_max_tokens
+        if not self._policy.weighs_cost:
+            return False
+        enough_tokens = num_tokens - self._local_prefill_max_tokens
+        return any(
+            min(owned_pages.get(d.node, 0) * d.info.layout.page_size, demand.num_reusable)
+            >= enough_tokens
             for d in decodes
         )
 
@@ -191,7 +195,9 @@ class _Costing:
         self._page_size = layout.page_size
         self._page_bytes = layout.page_bytes
         # All pages that a prompt may hit: never the one of its last token, whose logits are needed.
-        self._num_reusable = (demand.num_tokens - 1) // layout.page_size
+        self._num_reusable = demand.num_reusable // layout.page_size
+        # A node that receives the prompt from the one that computes it needs no logits before.
+        self._num_received = (demand.num_tokens - 1) // layout.page_size
         self._link_bytes_per_s = cluster.link_bytes_per_s or costs.DEFAULT_LINK_BYTES_PER_S
         self._source, source_pages = self._best_source() if may_fetch else (None, 0)
         self._source_pages = min(source_pages, self._num_reusable)
@@ -203,7 +209,7 @@ class _Costing:
         """Returns `live` as the node that computes the prompt: from what it has itself, or after
         fetching the longest prefix that another node could send, whichever costs less."""
         demand, cluster, node = self._demand, self._cluster, live.info.node
-        owned = self._owned_pages(node)
+        owned = min(self._owned_pages(node), self._num_reusable)
         queue = cluster.queues.get(node.name)
         queue_s = cluster.planned.seconds.get(node.name, 0.0)
         if queue is not None:
@@ -267,11 +273,11 @@ class _Costing:
         return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
 
     def _owned_pages(self, node: Node) -> int:
-        """Returns how many leading pages that the prompt may hit the node has, or will have."""
+        """Returns how many leading pages the node has or will have, and need not be sent there."""
         # Expected pages count as owned: they will be there before this prompt is, as prompts are
         # computed in the order in which they were sent. To be fetched, pages must be there now.
         owned = self._owners.expected.get(node, 0)
-        return owned if owned < self._num_reusable else self._num_reusable
+        return owned if owned < self._num_received else self._num_received
 
     def _best_source(self) -> tuple[LiveNode | None, int]:
         """Returns the node that owns most of the prompt now, and how many pages; among equals the

@@ -45,6 +45,8 @@ class StepArrays:
     samplings: list[Sampling]
     sample_positions: list[int]
     """The position that each sampled token will have in its sequence."""
+    scored_rows: np.ndarray
+    """The rows before the `scored` tokens of the slices, in the order in which those were given."""
 
     @classmethod
     def of(
@@ -91,6 +93,7 @@ class StepArrays:
             sample_rows=ends[place[sampled]] - 1,
             samplings=[s.sampling for s in slices if s.sampling is not None],
             sample_positions=[int(contexts[place[i]]) for i in sampled],
+            scored_rows=_scored_rows(slices, (ends - lengths)[place]),
         )
 
     @property
@@ -143,6 +146,15 @@ class Batch:
     samplings: list[Sampling]
     sample_positions: list[int]
     """The position that each sampled token will have in its sequence."""
+    scored_rows: Tensor | None = None
+    """Rows whose logits say how likely the next token of the prompt was; None: there are none."""
+
+    @property
+    def output_rows(self) -> Tensor:
+        """The rows that the model is asked about: those to sample for, then the scored ones."""
+        if self.scored_rows is None:
+            return self.sample_rows
+        return torch.cat([self.sample_rows, self.scored_rows])
 
     @classmethod
     def build(cls, slices: Sequence[Slice], page_size: int, device: torch.device) -> Batch:
@@ -156,13 +168,14 @@ class Batch:
     ) -> Batch:
         """Returns the batch of a step, whose arrays it uploads. `previous_tokens` on the device are
         what the step before sampled; None if all tokens are known."""
-        ids, sources, positions, write_slots, sample_rows = upload_all(
+        ids, sources, positions, write_slots, sample_rows, scored_rows = upload_all(
             [
                 arrays.input_ids,
                 arrays.sources,
                 arrays.positions,
                 arrays.write_slots,
                 arrays.sample_rows,
+                arrays.scored_rows,
             ],
             np.int64,
             device,
@@ -178,7 +191,18 @@ class Batch:
             sample_rows=sample_rows,
             samplings=arrays.samplings,
             sample_positions=arrays.sample_positions,
+            scored_rows=scored_rows if len(arrays.scored_rows) else None,
         )
+
+
+def _scored_rows(slices: Sequence[Slice], first_rows: np.ndarray) -> np.ndarray:
+    """`first_rows[i]` is the first row of `slices[i]`."""
+    rows = [
+        np.arange(len(part.scored.token_ids)) + first + part.scored.first_row
+        for part, first in zip(slices, first_rows, strict=True)
+        if part.scored is not None
+    ]
+    return np.concatenate([*rows, np.empty(0, dtype=np.int64)])
 
 
 def known_ids(input_ids: Tensor, sources: Tensor, previous_tokens: Tensor) -> Tensor:

@@ -8,12 +8,25 @@ import msgspec
 import numpy as np
 
 from engine.cache.prefix_cache import HeldPages
+from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
 
 UNKNOWN = -1
 """Stands for a token that an earlier step samples and whose id is not known here yet."""
 NO_SEQUENCE = -1
 """Stands for the id of a sequence where there is none: such slices have no state in the runner."""
+
+
+class ScoredTokens(msgspec.Struct, frozen=True):
+    """Tokens of a prompt whose logprobs a slice is to give: each by the logits of the row before
+    it."""
+
+    first_row: int
+    """The row of the slice that is before the first of them; the others follow one by one."""
+    token_ids: typing.Sequence[int]
+    """The last one may be the first token behind the slice."""
+    sampling: Sampling
+    """Says how many of the likeliest tokens, and which wanted ones, are asked for beside each."""
 
 
 class Slice(msgspec.Struct, frozen=True, eq=False):
@@ -35,6 +48,8 @@ class Slice(msgspec.Struct, frozen=True, eq=False):
     replay: typing.Sequence[int] = ()
     """The tokens right before `start` that the state was not fed yet. In the first slice that
     samples these are all of them."""
+    scored: ScoredTokens | None = None
+    """The tokens whose logprobs are wanted of this slice; None if there are none."""
 
     @property
     def end(self) -> int:
@@ -43,13 +58,17 @@ class Slice(msgspec.Struct, frozen=True, eq=False):
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """What a step sampled for one slice: one token, or several that follow each other."""
+    """What a step says of one slice: the token that it sampled, or several that follow each other,
+    and logprobs of the prompt."""
 
     tokens: tuple[int, ...]
+    """Empty if the slice wants logprobs of the prompt alone."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """The logprobs of each token, if the slice's sampling asks for them."""
     error: str = ""
     """Why there is no token, if there is none: the request cannot go on here."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Those of the slice's `scored` tokens."""
 
 
 class Sequence:
@@ -66,9 +85,14 @@ class Sequence:
         sampling: Sampling,
         num_computed: int,
         sequence_id: int,
+        scores_from: int | None = None,
     ) -> None:
         """`sequence_id` names the state of the sequence in the runner. No other sequence of the
-        node may have it."""
+        node may have it.
+
+        `scores_from` is the first position of the prompt whose logprob is wanted of this sequence;
+        None: no logprobs of the prompt are. The token before it is not computed yet.
+        """
         self.tokens = tokens
         self.held = held
         self.sampling = sampling
@@ -78,6 +102,7 @@ class Sequence:
         """Slices of it were made."""
         self.num_given = len(tokens)
         """The tokens that it began with: a prompt, or an answer that is continued."""
+        self._scores_from = scores_from
         self._num_under_way = 0
         self._num_fed = 0
         """Tokens that the state in the runner has when the steps under way are over."""
@@ -155,12 +180,23 @@ class Sequence:
             follows=follows,
             sequence_id=self.sequence_id,
             replay=replay,
+            scored=self._scored(start, stop),
         )
 
     def computed(self, part: Slice) -> None:
         """Notes that the step of this slice, the oldest one under way, is over."""
         self._num_under_way -= len(part.token_ids)
         self.num_computed += len(part.token_ids)
+
+    def _scored(self, start: int, stop: int) -> ScoredTokens | None:
+        """Returns the wanted tokens whose logits the positions from `start` to `stop` give."""
+        if self._scores_from is None:
+            return None
+        first = max(self._scores_from, start + 1)
+        end = min(self.sampling.prompt_length, stop + 1)
+        if first >= end:
+            return None
+        return ScoredTokens(first - 1 - start, self.tokens[first:end], self.sampling)
 
     def _page_table(self) -> np.ndarray:
         """Returns the page table, after it has copied what is new of pages that have grown. Slices

@@ -140,13 +140,24 @@ class DecoderModel(nn.Module):
         attention: AttentionBackend,
         on_layer: OnLayer | None = None,
     ) -> Tensor:
-        """Returns logits [sampled rows, vocab] float32, and writes the K and V of every row into
-        `cache`.
+        """Returns logits [output rows, vocab] float32, else as `hidden`."""
+        return self.logits(self.hidden(batch, cache, attention, on_layer))
+
+    def hidden(
+        self,
+        batch: Batch,
+        cache: KVCache,
+        attention: AttentionBackend,
+        on_layer: OnLayer | None = None,
+    ) -> Tensor:
+        """Returns what `logits` takes, [output rows, hidden], and writes the K and V of every row
+        into `cache`.
 
         `on_layer` is called as soon as those of a layer are written, before the feed-forward of
         that layer; on a CUDA device "written" means queued on the current stream. The feed-forward
-        of the last layer is computed for the sampled rows alone.
+        of the last layer is computed for the output rows alone.
         """
+        rows = batch.output_rows
         residual = self.embedding(batch.input_ids)  # [tokens, hidden]
         if self.embedding_scale != 1.0:
             residual *= self.embedding_scale
@@ -157,15 +168,16 @@ class DecoderModel(nn.Module):
             if on_layer is not None:
                 on_layer(i)
             if i == len(self.layers):
-                output, residual = output[batch.sample_rows], residual[batch.sample_rows]
+                output, residual = output[rows], residual[rows]
             output = layer.attention_out_norm(output)
             normed, residual = layer.feed_forward_norm.of_sum(output, residual)
             output = layer.feed_forward_out_norm(layer.feed_forward(normed))
             next_norm = self.norm if i == len(self.layers) else self.layers[i].attention_norm
             normed, residual = next_norm.of_sum(output, residual)
-        return self._logits(normed)
+        return normed
 
-    def _logits(self, normed: Tensor) -> Tensor:
+    def logits(self, normed: Tensor) -> Tensor:
+        """Returns [rows, vocab] float32 of what `hidden` returned, or of some of its rows."""
         logits = self.head(normed).float()
         cap = self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

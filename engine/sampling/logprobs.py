@@ -77,14 +77,14 @@ def measure(logits: Tensor, samplings: Sequence[Sampling], tokens: Tensor) -> Lo
     parts = [logprobs.gather(1, tokens[:, None])]
     num_top = min(max(s.num_top_logprobs for s in asked), vocab_size)
     if num_top > 0:
-        ids = _likeliest(logits, num_top)
+        ids = likeliest(logits, num_top)
         parts += [ids, logprobs.gather(1, ids)]
     if any(s.logprob_token_ids for s in asked):
-        parts.append(logprobs.gather(1, upload(_padded(asked), device)))
+        parts.append(logprobs.gather(1, upload(padded_ids(asked), device)))
     return LogprobTable(rows, asked, num_top, torch.cat([part.double() for part in parts], 1))
 
 
-def _likeliest(logits: Tensor, count: int) -> Tensor:
+def likeliest(logits: Tensor, count: int) -> Tensor:
     """Returns [rows, count] ids, the likeliest first and of equal ones the lowest id first, which
     is the one that argmax takes.
 
@@ -99,8 +99,8 @@ def _likeliest(logits: Tensor, count: int) -> Tensor:
     return last_id - (keys.topk(count).values & 0xFFFFFFFF)
 
 
-def _padded(asked: Sequence[Sampling]) -> np.ndarray:
-    """Returns the wanted ids, [rows, most] int64, with 0 behind them."""
+def padded_ids(asked: Sequence[Sampling]) -> np.ndarray:
+    """Returns the wanted ids of each, [rows, most] int64, with 0 behind them."""
     wanted = np.zeros((len(asked), max(len(s.logprob_token_ids) for s in asked)), dtype=np.int64)
     for row, sampling in zip(wanted, asked, strict=True):
         row[: len(sampling.logprob_token_ids)] = sampling.logprob_token_ids

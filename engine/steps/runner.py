@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
@@ -17,6 +18,7 @@ from engine.cache.kv_cache import KVCache
 from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
+from engine.sampling.prompt_logprobs import PromptScores, score_prompts
 from engine.sampling.sampler import Choices, sample
 from engine.sampling.states import SequenceStates
 from engine.steps.cuda_graphs import DecodeGraphs
@@ -36,6 +38,10 @@ class DeviceStep:
     ended: torch.cuda.Event | None
     """None if the step had ended when it was started, as on a CPU."""
     has_compiled: bool = False
+    scores: PromptScores | None = None
+    """What was measured for the slices with scored tokens; None if there are none."""
+    packed_scores: Tensor | None = None
+    """`scores.packed` on the host, once the step has `ended`."""
 
     @classmethod
     def of(
@@ -44,29 +50,35 @@ class DeviceStep:
         choices: Choices | None,
         device: torch.device,
         has_compiled: bool = False,
+        scores: PromptScores | None = None,
     ) -> DeviceStep:
-        """Starts the transfer of what was chosen to the host, behind all work that was queued so
-        far. The event `ended` comes behind that; steps that sample nothing have one too, as they
-        are not over when launched."""
-        packed = choices.packed if choices is not None else None
-        if device.type != "cuda":
-            return cls(slices, choices, packed, None, has_compiled)
-        if packed is not None:
-            on_host = torch.empty_like(packed, device="cpu", pin_memory=True)
-            packed = on_host.copy_(packed, non_blocking=True)
-        ended = torch.cuda.Event()
-        ended.record()
-        return cls(slices, choices, packed, ended, has_compiled)
+        """Starts the transfer of what was chosen and measured, behind all work that was queued so
+        far. The event behind that belongs to steps that sample nothing, too: they are not over when
+        launched."""
+        packed = _on_its_way(choices.packed) if choices is not None else None
+        packed_scores = _on_its_way(scores.packed) if scores is not None else None
+        ended = None
+        if device.type == "cuda":
+            ended = torch.cuda.Event()
+            ended.record()
+        return cls(slices, choices, packed, ended, has_compiled, scores, packed_scores)
 
     def sampled(self) -> list[Sampled | None]:
         """Waits for the device, even if nothing was sampled; see `Step.sampled`."""
         with _device_errors():
             if self.ended is not None:
                 self.ended.synchronize()
-            if self.choices is None or self.packed is None:
-                return [None] * len(self.slices)
-            sampled = iter(self.choices.read(self.packed))
-            return [next(sampled) if s.sampling is not None else None for s in self.slices]
+            sampled: list[Sampled | None] = [None] * len(self.slices)
+            if self.choices is not None and self.packed is not None:
+                chosen = iter(self.choices.read(self.packed))
+                sampled = [next(chosen) if s.sampling is not None else None for s in self.slices]
+            if self.scores is None or self.packed_scores is None:
+                return sampled
+            scores = iter(self.scores.read(self.packed_scores))
+            return [
+                replace(new or Sampled(()), prompt_logprobs=next(scores)) if s.scored else new
+                for s, new in zip(self.slices, sampled, strict=True)
+            ]
 
 
 class ModelRunner:
@@ -137,7 +149,7 @@ class ModelRunner:
         """Starts a step and waits for it. Returns the first sampled token of each slice, or None
         where none was wanted."""
         return [
-            sampled.tokens[0] if sampled is not None else None
+            sampled.tokens[0] if sampled is not None and sampled.tokens else None
             for sampled in self.start(slices, on_layer).sampled()
         ]
 
@@ -149,19 +161,39 @@ class ModelRunner:
         is_recorded = self._graphs is not None and self._graphs.takes(arrays, previous)
         # What libraries compile for a CPU takes them milliseconds, less than such a step.
         has_compiled = self.device.type == "cuda" and self._shapes.add(arrays, is_recorded)
-        if self._graphs is not None and is_recorded:
+        scores = None
+        if self._graphs is not None and is_recorded:  # then no slice has scored tokens
             logits = self._graphs.run(arrays, previous)
             if on_layer is not None:
                 on_layer(self.config.num_layers)
         else:
             batch = Batch.of(arrays, self.device, previous)
-            logits = self.model(batch, self.kv_cache, self.attention, on_layer)
+            logits, scores = self._forward(batch, slices, on_layer)
         choices = None
         if arrays.samplings:
             sampling = [s for s in slices if s.sampling is not None]
             seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
             choices = sample(logits, arrays.samplings, arrays.sample_positions, seen)
-        return DeviceStep.of(slices, choices, self.device, has_compiled)
+        return DeviceStep.of(slices, choices, self.device, has_compiled, scores)
+
+    def _forward(
+        self, batch: Batch, slices: Sequence[Slice], on_layer: OnLayer | None
+    ) -> tuple[Tensor, PromptScores | None]:
+        """Returns the logits of the rows to sample for, and what is said of scored tokens."""
+        if batch.scored_rows is None:
+            return self.model(batch, self.kv_cache, self.attention, on_layer), None
+        hidden = self.model.hidden(batch, self.kv_cache, self.attention, on_layer)
+        num_sampled, logits_of = len(batch.sample_rows), self.model.logits
+        scores = score_prompts(hidden[num_sampled:], slices, logits_of, self.config.vocab_size)
+        return logits_of(hidden[:num_sampled]), scores
+
+
+def _on_its_way(values: Tensor) -> Tensor:
+    """Returns what `values` will be on the host, once the device has done all that it was given."""
+    if values.device.type != "cuda":
+        return values
+    on_host = torch.empty_like(values, device="cpu", pin_memory=True)
+    return on_host.copy_(values, non_blocking=True)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import msgspec
 from engine.batches.sequence import Sampled, Sequence, Slice
 from engine.cache.prefix_cache import HeldPages
 from node.core.instructions import Instruction
+from node.core.prompt_logprobs import PromptLogprobsSoFar
+from protocol.admission import reusable_tokens
 from protocol.hashing import PageHash
 from protocol.ids import Attempt, Node
 from protocol.messages import FailureKind, Generate, Prefill
@@ -101,12 +103,20 @@ class Job(Generic[Purpose]):
     cached_tokens: int = 0
     """How many leading tokens nobody computed for this attempt, fetched ones included."""
     fetched_tokens: int = 0
+    prompt_logprobs: PromptLogprobsSoFar = field(init=False)
+    """Those that are wanted of its prompt, as far as they were computed here."""
+
+    def __post_init__(self) -> None:
+        self.prompt_logprobs = PromptLogprobsSoFar(self.sampling)
 
     @property
     def num_reusable(self) -> int:
-        """The leading tokens whose KV may come from a cache, to the token. The last one must be
-        computed, as its logits choose the next token."""
-        return len(self.tokens) - 1
+        """The leading tokens whose KV may come from a cache, to the token. Who
+        receives them all from another node needs no logits: that one computes what has to be
+        computed."""
+        if not self.is_computed_here:
+            return reusable_tokens(len(self.tokens))
+        return reusable_tokens(len(self.tokens), self.prompt_logprobs.lacking_from)
 
     @property
     def is_filling(self) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from engine.batches.sequence import Sequence
+from engine.batches.sequence import Sampled, Sequence
 from engine.cache.prefix_cache import PrefixCache
 from node.core.fetching import Fetching
 from node.core.instructions import CopyPages, EndSequence, Instruction, SendMessage
@@ -144,7 +144,10 @@ class Prompts:
             return False
         num_cached = held.num_cached_pages * self._hasher.page_size
         self._num_sequences += 1
-        job.sequence = Sequence(job.tokens, held, job.sampling, num_cached, self._num_sequences)
+        scores_from = job.prompt_logprobs.lacking_from if job.is_computed_here else None
+        job.sequence = Sequence(
+            job.tokens, held, job.sampling, num_cached, self._num_sequences, scores_from
+        )
         self._waiting.remove(job)
         insort(self._admitted, job, key=lambda j: j.arrival)
         self._num_admitted[job.sink] += 1
@@ -209,9 +212,12 @@ class Prompts:
             self._counters.copied(beginning.num_tokens, is_first_hit=job.cached_tokens == 0)
             job.cached_tokens += beginning.num_tokens
 
-    def computed(self, planned: PlannedSlice, now: float) -> None:
-        """Notes that the step of this slice, the oldest one under way, is over."""
+    def computed(self, planned: PlannedSlice, new: Sampled | None, now: float) -> None:
+        """Notes that the step of this slice, the oldest one under way, is over; `new` is what it
+        says."""
         planned.sequence.computed(planned.part)
+        if new is not None and new.prompt_logprobs is not None:
+            planned.job.prompt_logprobs.add(new.prompt_logprobs)
         if planned.is_given:
             self._counters.computed_tokens += len(planned.part.token_ids)
             self.commit(planned.job, now)

@@ -156,7 +156,7 @@ class Scheduler:
             is_next = planned.sequence.samples_next(planned.part)
             # Before the sink is told: it may end the job, whose pages are cached only once
             # committed.
-            self._prompts.computed(planned, now)
+            self._prompts.computed(planned, new, now)
             if new is not None and is_next:
                 instructions += planned.job.sink.sampled(planned.job, new, now)
         for work in self._works:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import msgspec
+
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 from tests.sim.world.oracle import STOP, VOCABULARY, answer_of
@@ -72,17 +74,18 @@ def _long_one(chance: random.Random) -> Asked:
 def _crowd(chance: random.Random) -> list[Asked]:
     """Requests that come together and whose answers exceed most pools: some have to give way."""
     at = chance.uniform(0.0, 1.0)
+    prompts = [_tokens(chance, chance.randint(1, 6)) for _ in range(4)]
     return [
         Asked(
             name=f"crowd{i}",
             at=at,
-            tokens=_tokens(chance, chance.randint(1, 6)),
+            tokens=tokens,
             namespace=Namespace(),
-            sampling=_sampling(chance),
+            sampling=_sampling(chance, len(tokens)),
             max_new_tokens=CROWDING_ANSWER,
             end_token_ids=[],
         )
-        for i in range(4)
+        for i, tokens in enumerate(prompts)
     ]
 
 
@@ -92,12 +95,13 @@ def _asked(
     head = chance.choice(heads) if chance.random() < 0.7 else []
     head = head[: chance.randint(0, len(head))] if chance.random() < 0.2 else head
     at = chance.choice((0.05, chance.uniform(0.02, until)))
+    tokens = head + _tokens(chance, chance.randint(1, 3 * page_size))
     asked = Asked(
         name=name,
         at=at,
-        tokens=head + _tokens(chance, chance.randint(1, 3 * page_size)),
+        tokens=tokens,
         namespace=Namespace(chance.choice(("", "", "", "acme"))),
-        sampling=_sampling(chance),
+        sampling=_sampling(chance, len(tokens)),
         max_new_tokens=chance.choice((1, 2, chance.randint(1, MAX_NEW_TOKENS), MAX_NEW_TOKENS)),
         end_token_ids=[STOP] if chance.random() < 0.7 else [],
     )
@@ -109,16 +113,21 @@ def _asked(
             at=0.0,
             tokens=asked.tokens + asked.right_answer + _tokens(chance, 3),
             namespace=asked.namespace,
-            sampling=asked.sampling,
+            sampling=msgspec.structs.replace(asked.sampling, prompt_logprobs_from=-1),
             max_new_tokens=3,
             end_token_ids=asked.end_token_ids,
         )
     return asked
 
 
-def _sampling(chance: random.Random) -> Sampling:
+def _sampling(chance: random.Random, prompt_length: int) -> Sampling:
     penalty = 0.5 if chance.random() < 0.25 else 0.0
-    return Sampling(seed=chance.randrange(1 << 20), frequency_penalty=penalty)
+    return Sampling(
+        seed=chance.randrange(1 << 20),
+        frequency_penalty=penalty,
+        prompt_length=prompt_length,
+        prompt_logprobs_from=chance.randrange(prompt_length) if chance.random() < 0.2 else -1,
+    )
 
 
 def _tokens(chance: random.Random, count: int) -> list[int]:

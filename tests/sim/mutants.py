@@ -28,6 +28,7 @@ from engine.cache.radix import RadixTree
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
+from node.core.job import Job
 from node.core.prompts import Prompts
 from node.ownership.ownership_writer import OwnershipWriter
 from node.shell.steps import Steps
@@ -317,6 +318,22 @@ def _forgotten_by_a_pause(right: Any) -> Any:
     return pause
 
 
+def _cache_spoils_logprobs(right: Any) -> Any:
+    def num_reusable(self: Job[Any]) -> int:
+        """Pages are reused although logprobs of their tokens are wanted."""
+        return len(self.tokens) - 1
+
+    return num_reusable
+
+
+def _logprob_lost_between_chunks(right: Any) -> Any:
+    def scored(self: Sequence, start: int, stop: int) -> Any:
+        """The last row of a chunk says nothing of the first token of the next one."""
+        return right(self, start, stop - 1)
+
+    return scored
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -344,6 +361,8 @@ MUTANTS = (
     Mutant("copy made too late", Steps, "copy_pages", _late_copy),
     Mutant("work taken back by a pause stays booked", Tracker, "pause", _booked_through_a_pause),
     Mutant("answer forgotten by a pause", Tracker, "pause", _forgotten_by_a_pause),
+    Mutant("cache spoils logprobs", Job, "num_reusable", _cache_spoils_logprobs),
+    Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
 )
 
 

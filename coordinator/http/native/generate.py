@@ -97,7 +97,7 @@ class GenerateEndpoint:
             elif failure := await self._first_error(answers):
                 await exchange.reply(answer_error_reply(failure))
             else:
-                await exchange.send_json(_results(body, answers))
+                await exchange.send_json(await _results(body, answers))
         finally:
             watch.cancel()
             self._cancel_unfinished(answers)
@@ -152,6 +152,7 @@ class GenerateEndpoint:
         shown = 0
         while True:
             await one.mailbox.changed(self._wait_s)
+            await _prepare(one)  # first: the answer goes on meanwhile
             is_last = answer.is_done
             if is_last:
                 await one.end_turn()
@@ -225,7 +226,15 @@ def _wants_list(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> bool:
     return body.is_batch or len(answers) > 1
 
 
-def _results(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> Any:
+async def _prepare(one: AnswerInProgress) -> None:
+    """Makes what is long of the response in parts, between which others have their turn."""
+    while one.formatter.prepare():
+        await asyncio.sleep(0)
+
+
+async def _results(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> Any:
+    for one in answers:
+        await _prepare(one)
     now = time.monotonic()
     results = [one.formatter.result(now) for one in answers]
     return results if _wants_list(body, answers) else results[0]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import TextTooLong, Tokenizer
 from coordinator.http.errors import BadRequest
-from coordinator.http.native.schema import GeneratePrompt
+from coordinator.http.native.schema import GeneratePrompt, LogprobParams
 from protocol.namespace import Namespace
+from protocol.prompt_logprobs import MAX_PROMPT_LOGPROBS
 from protocol.sampling import Sampling
 
 MIN_TEMPERATURE = 1e-6
@@ -102,6 +103,7 @@ def _sampling(
     check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
     if logprobs is not None:
         check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
+        _check_prompt_logprobs(logprobs, prompt_length)
     return Sampling(
         temperature=params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0,
         top_k=max(0, params.top_k),
@@ -117,7 +119,27 @@ def _sampling(
         end_token_ids=tuple(end_token_ids) if params.min_new_tokens else (),
         num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
         logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
+        prompt_logprobs_from=logprobs.start if logprobs is not None else -1,
     )
+
+
+def _check_prompt_logprobs(logprobs: LogprobParams, prompt_length: int) -> None:
+    """Raises BadRequest for a start behind the prompt, as SGLang does, and for too many."""
+    start = logprobs.start
+    if start >= prompt_length:
+        raise BadRequest(
+            f"logprob_start_len is {start}; the prompt has {prompt_length} tokens, so it must be "
+            f"less than that",
+            "logprob_start_len",
+        )
+    num_each = 1 + logprobs.num_top + len(logprobs.token_ids)
+    if start >= 0 and (prompt_length - start) * num_each > MAX_PROMPT_LOGPROBS:
+        raise BadRequest(
+            f"logprob_start_len {start} asks for {num_each} logprobs of each of "
+            f"{prompt_length - start} tokens; at most {MAX_PROMPT_LOGPROBS} in all go: ask for "
+            "fewer with top_logprobs_num and token_ids_logprob, or for a later start",
+            "logprob_start_len",
+        )
 
 
 def _wrapped(seed: int) -> int:

@@ -41,7 +41,7 @@ TOP_LEVEL = (
     Key("rid", "supported", "the client's name for the request; rid_0, rid_1, … in a batch"),
     Key("request_id", "supported", "another name for rid"),
     Key("return_logprob", "supported", "logprobs of the tokens of the answer"),
-    Key("logprob_start_len", "supported", "-1 only: input logprobs are not there yet"),
+    Key("logprob_start_len", "supported", "input logprobs from this position on; -1: none"),
     Key("top_logprobs_num", "supported", "0 to 128 likeliest tokens per position"),
     Key("token_ids_logprob", "supported", "ids for all prompts, or a list of ids for each"),
     Key("return_text_in_logprobs", "supported", "each id with its text"),

@@ -53,6 +53,8 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
 class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
     """What logprobs are wanted of every token of an answer, besides its own."""
 
+    start: int = -1
+    """The first position of the prompt whose logprobs are wanted, too; -1 if none is."""
     num_top: int = 0
     """How many of the likeliest tokens are shown at each position."""
     token_ids: tuple[int, ...] = ()
@@ -189,10 +191,15 @@ def _logprobs(
     ids = _logprob_ids(body, count)
     for i in range(count):
         if asked[i]:
-            _check_logprobs(params[i], starts[i], nums[i], ids[i])
+            _check_logprobs(starts[i], nums[i], ids[i])
     with_text = body.return_text_in_logprobs
     return [
-        LogprobParams(num_top=nums[i], token_ids=tuple(ids[i]), with_text=with_text)
+        LogprobParams(
+            start=_logprob_start(params[i], starts[i]),
+            num_top=nums[i],
+            token_ids=tuple(ids[i]),
+            with_text=with_text,
+        )
         if asked[i]
         else None
         for i in range(count)
@@ -210,12 +217,16 @@ def _logprob_ids(body: GenerateBody, count: int) -> list[list[int]]:
     return _spread(cast("list[list[int] | None]", given), count, "token_ids_logprob", [])
 
 
-def _check_logprobs(params: SamplingParams, start: int, num_top: int, ids: list[int]) -> None:
-    if start != -1 or params.max_new_tokens == 0:
-        asks = f"logprob_start_len is {start}" if start != -1 else "max_new_tokens is 0"
+def _logprob_start(params: SamplingParams, start: int) -> int:
+    """Returns the start, which is 0 if none is given and no answer is wanted: a request for
+    logprobs of no token at all makes no sense."""
+    return 0 if start == -1 and params.max_new_tokens == 0 else start
+
+
+def _check_logprobs(start: int, num_top: int, ids: list[int]) -> None:
+    if start < -1:
         raise BadRequest(
-            f"{asks}, which asks for logprobs of the prompt; this version of kvrelay has only "
-            "those of the answer: give logprob_start_len -1 and max_new_tokens of at least 1",
+            f"logprob_start_len is {start}; it must be -1 (none of the prompt) or a position in it",
             "logprob_start_len",
         )
     if not 0 <= num_top <= MAX_TOP_LOGPROBS:

@@ -7,12 +7,11 @@ from typing import Any
 from coordinator.answers.answer import Answer, AnswerError
 from coordinator.answers.request import DecodeFunction
 from coordinator.http.errors import STATUS_CODES, error_type, event_error_object
+from coordinator.http.native.input_logprobs import InputLogprobs, LogprobEntries, LogprobEntry
 from protocol.sampling import TokenLogprobs
 
 WEIGHT_VERSION = "default"
 """The name that SGLang gives to weights that nobody has named."""
-LogprobEntry = tuple[float, int, str | None]
-"""A logprob, its token id, and the token's text if that is asked for."""
 
 
 class SGLangFormatter:
@@ -30,6 +29,11 @@ class SGLangFormatter:
         self._logprobs = None
         if answer.request.sampling.wants_logprobs:
             self._logprobs = _LogprobLists(answer, decode_token)
+
+    def prepare(self) -> bool:
+        """Does a part of what `result` has to do once for a long prompt; returns whether there is
+        more to do. Whoever waits between such parts holds up nobody."""
+        return self._logprobs is not None and self._logprobs.inputs.encode_piece()
 
     def result(self, now: float) -> dict[str, Any]:
         """Returns the response object of /generate. `now` ends the latency of an answer that goes
@@ -105,19 +109,20 @@ def _route_fields(answer: Answer) -> dict[str, Any]:
 
 class _LogprobLists:
     """The lists of logprobs in meta_info. They are kept and appended to: making them anew for every
-    event of a stream would take time that grows with the square of its length."""
+    event of a stream would take time that grows with the square of its length. Those of the prompt
+    do not change any more once they are there."""
 
     def __init__(self, answer: Answer, decode_token: DecodeFunction | None) -> None:
         self._answer = answer
-        self._decode_token = decode_token
-        self._texts: dict[int, str] = {}
+        self._entries = LogprobEntries(decode_token)
+        self.inputs = InputLogprobs(answer, self._entries)
         self._chosen: list[LogprobEntry] = []
         self._top: list[list[LogprobEntry]] = []
         self._wanted: list[list[LogprobEntry]] = []
 
-    def fields(self) -> dict[str, list[Any]]:
-        """Returns all lists as they stand now, by their names in meta_info. Those of the prompt are
-        always empty."""
+    def fields(self) -> dict[str, Any]:
+        """Returns all lists as they stand now, by their names in meta_info; those of the prompt are
+        encoded."""
         answer, sampling = self._answer, self._answer.request.sampling
         for i in range(len(self._chosen), len(answer.logprobs)):
             self._append(answer.output_ids[i], answer.logprobs[i])
@@ -126,22 +131,16 @@ class _LogprobLists:
             lists["top"] = self._top
         if sampling.logprob_token_ids:
             lists["token_ids"] = self._wanted
-        fields: dict[str, list[Any]] = {}
+        inputs = dict(zip(("token", "top", "token_ids"), self.inputs.lists(), strict=True))
+        fields: dict[str, Any] = {}
         for name, entries in lists.items():
-            fields[f"input_{name}_logprobs"] = []
+            fields[f"input_{name}_logprobs"] = inputs[name]
             fields[f"output_{name}_logprobs"] = list(entries)
         return fields
 
     def _append(self, token: int, logprobs: TokenLogprobs) -> None:
-        self._chosen.append(self._entry(logprobs.chosen, token))
-        self._top.append([self._entry(logprob, top) for top, logprob in logprobs.top])
+        entry = self._entries.one
+        self._chosen.append(entry(logprobs.chosen, token))
+        self._top.append([entry(logprob, top) for top, logprob in logprobs.top])
         wanted_ids = self._answer.request.sampling.logprob_token_ids
-        wanted = zip(logprobs.wanted, wanted_ids, strict=True)
-        self._wanted.append([self._entry(*one) for one in wanted])
-
-    def _entry(self, logprob: float, token: int) -> LogprobEntry:
-        if self._decode_token is None:
-            return logprob, token, None
-        if token not in self._texts:
-            self._texts[token] = self._decode_token([token])
-        return logprob, token, self._texts[token]
+        self._wanted.append(self._entries.many(logprobs.wanted, wanted_ids))

@@ -24,6 +24,14 @@ class RankReport(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The base of what another rank tells rank 0."""
 
 
+class ScoredCommand(msgspec.Struct, frozen=True, array_like=True):
+    """`ScoredTokens`. Token ids are int32 bytes in this machine's order."""
+
+    first_row: int
+    token_ids: bytes
+    sampling: Sampling
+
+
 class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
     """A `Slice` on its way. Token ids are int32 bytes in this machine's byte order."""
 
@@ -37,6 +45,7 @@ class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
     follows: int | None
     sequence_id: int
     replay: bytes
+    scored: ScoredCommand | None = None
 
 
 class StepCommand(RankCommand, frozen=True):

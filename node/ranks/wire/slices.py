@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from engine.batches.sequence import Slice
-from node.ranks.wire.commands import SliceCommand
+from engine.batches.sequence import ScoredTokens, Slice
+from node.ranks.wire.commands import ScoredCommand, SliceCommand
 
 
 class SliceEncoder:
@@ -59,7 +59,12 @@ def _encode(part: Slice, table: bytes, kept: bytes) -> SliceCommand:
         follows=part.follows,
         sequence_id=part.sequence_id,
         replay=_bytes(part.replay),
+        scored=_encode_scored(part.scored) if part.scored is not None else None,
     )
+
+
+def _encode_scored(scored: ScoredTokens) -> ScoredCommand:
+    return ScoredCommand(scored.first_row, _bytes(scored.token_ids), scored.sampling)
 
 
 def _decode(command: SliceCommand, table: bytes) -> Slice:
@@ -71,7 +76,12 @@ def _decode(command: SliceCommand, table: bytes) -> Slice:
         follows=command.follows,
         sequence_id=command.sequence_id,
         replay=_ints(command.replay),
+        scored=_decode_scored(command.scored) if command.scored is not None else None,
     )
+
+
+def _decode_scored(command: ScoredCommand) -> ScoredTokens:
+    return ScoredTokens(command.first_row, _ints(command.token_ids), command.sampling)
 
 
 def _bytes(ids: Iterable[int]) -> bytes:

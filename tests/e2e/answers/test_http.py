@@ -145,7 +145,7 @@ def test_a_rid_may_be_used_again_at_once(pair_cluster: Cluster) -> None:
         ({"text": "a", "sampling_params": {"logit_bias": {"100000": 1}}}, "100000"),
         ({"text": "a", "sampling_params": {"min_new_tokens": 200}}, "min_new_tokens is 200"),
         ({"text": "a", "regex": "[a-z]+"}, "regex is not supported"),
-        ({"text": "a", "return_logprob": True, "logprob_start_len": 0}, "logprobs of the prompt"),
+        ({"text": "a", "return_logprob": True, "logprob_start_len": 1}, "the prompt has 1 tokens"),
         ({"text": ["a", "b"], "rid": ["x", "x"]}, "twice"),
         ({"text": ["a", "b"], "rid": ["x"]}, "1 entries for 2 prompts"),
         ({"text": []}, "1 to"),

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, body_of, start_cluster, wait_until
+from tests.support.processes.scored_prompts import ASKED, check_meta, expected_logprobs
 
 SIZES = (1, 2, 4)
 PAIRS = [(1, 2), (2, 1), (2, 4), (4, 2)]
@@ -155,3 +156,18 @@ def test_ranks_end_with_the_one_that_schedules(cluster: Cluster) -> None:
     wait_until(
         lambda: not [pid for pid in ranks if Path(f"/proc/{pid}").exists()], "the end of all ranks"
     )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_logprobs_of_a_prompt_from_ranks_that_share_the_vocabulary(
+    cluster: Cluster, random_model: tuple[Path, PreTrainedModel], size: int
+) -> None:
+    """In chunks, whose blocks of logits all ranks gather alike."""
+    use(cluster, f"p{size}", "d1")
+    prompt = prompt_of(300, 199, seed=170 + size)
+    body = body_of(prompt) | ASKED | {"logprob_start_len": 20}
+    response = cluster.http.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    meta = response.json()["meta_info"]
+    assert meta["prefill_node"] == f"p{size}"
+    check_meta(meta, prompt, expected_logprobs(random_model[1], prompt), 20)

@@ -10,9 +10,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from engine.batches.sequence import UNKNOWN, Sampled, Slice
+from protocol.prompt_logprobs import PromptLogprobs
 from tests.sim.checks import Wrong
-from tests.sim.world.oracle import EMPTY, KV, MAX_FORCED, is_forced, kv_after, next_token
+from tests.sim.world.oracle import (
+    EMPTY,
+    KV,
+    MAX_FORCED,
+    is_forced,
+    kv_after,
+    logprobs_after,
+    next_token,
+)
 
 
 @dataclass(eq=False)
@@ -129,10 +140,20 @@ class SimDevice:
         for position, token in enumerate(tokens, part.start):
             last = kv_after(last, token)
             self._pool[pages[position // size]][position % size] = last
+        scored = self._score(part)
         if part.sampling is None:
-            return None
+            return Sampled((), prompt_logprobs=scored) if scored is not None else None
         seen = self._feed(part, tokens)
-        return self._sample(part, last, seen)
+        return replace(self._sample(part, last, seen), prompt_logprobs=scored)
+
+    def _score(self, part: Slice) -> PromptLogprobs | None:
+        """Returns the logprobs of the prompt that are wanted of this slice, which is computed."""
+        if part.scored is None:
+            return None
+        first = part.start + part.scored.first_row
+        places = [divmod(first + i, self._page_size) for i in range(len(part.scored.token_ids))]
+        before = [self._pool[part.pages[page]][slot] for page, slot in places]
+        return logprobs_after(first + 1, before, part.scored.token_ids)
 
     def _feed(self, part: Slice, tokens: Sequence[int]) -> int:
         """Feeds the state of the sequence, if it has one; returns the sum of all its tokens."""

@@ -7,9 +7,11 @@ token, which depends on the last of them, comes out wrong.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
+from protocol.prompt_logprobs import PromptLogprobs, first_position, num_positions
 from protocol.sampling import Sampling
 
 KV = int
@@ -43,6 +45,21 @@ def next_token(last: KV, sampling: Sampling, seen: int) -> int:
     counts of penalties.
     """
     return 1 + (last ^ (sampling.seed * 2654435761) ^ seen) % VOCABULARY
+
+
+def logprobs_after(first: int, before: Sequence[KV], tokens: Sequence[int]) -> PromptLogprobs:
+    """Returns the logprobs of tokens of a prompt from position `first` on; `before[i]` is the KV
+    right before `tokens[i]`."""
+    values = [-(kv_after(kv, token) % 4096) / 64 for kv, token in zip(before, tokens, strict=True)]
+    return PromptLogprobs(first, len(values), 0, 0, array("f", values).tobytes(), b"")
+
+
+def prompt_logprobs_of(prompt: Sequence[int], sampling: Sampling) -> PromptLogprobs | None:
+    """Returns the logprobs that `sampling` asks for; None if it asks for none."""
+    if num_positions(sampling) == 0:
+        return None
+    first = first_position(sampling)
+    return logprobs_after(first, kv_of(prompt)[first - 1 : -1], prompt[first:])
 
 
 def is_forced(token: int) -> bool:

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batches.sequence import UNKNOWN, Slice
+from engine.batches.sequence import UNKNOWN, ScoredTokens, Slice
 from node.ranks.wire.commands import AnyCommand, StepCommand
 from node.ranks.wire.slices import SliceDecoder, SliceEncoder
 from protocol.sampling import Sampling
@@ -22,6 +22,8 @@ SLICES = st.builds(
     follows=st.none() | st.integers(0, 9),
     sequence_id=st.integers(-1, 2**40),
     replay=IDS,
+    scored=st.none()
+    | st.builds(ScoredTokens, st.integers(0, 9), IDS, st.builds(Sampling, seed=st.integers(0, 9))),
 )
 
 

@@ -71,15 +71,11 @@ def test_names_and_tenants() -> None:
         ({"text": ["a", "b"], "rid": ["x", "x"]}, "same request twice"),
         ({"text": "a", "return_logprob": "yes"}, "return_logprob"),
         ({"text": ["a", "b"], "return_logprob": [True]}, "return_logprob has 1 entries for 2"),
-        ({"text": "a", "return_logprob": True, "logprob_start_len": 0}, "logprob_start_len is 0"),
+        ({"text": "a", "return_logprob": True, "logprob_start_len": -2}, "logprob_start_len is -2"),
         ({"text": "a", "return_logprob": True, "top_logprobs_num": 129}, "must be 0 to 128"),
         ({"text": "a", "return_logprob": True, "top_logprobs_num": -1}, "must be 0 to 128"),
         ({"text": "a", "return_logprob": True, "token_ids_logprob": [1, [2]]}, "either ids or"),
         ({"text": "a", "return_logprob": True, "token_ids_logprob": [1] * 1025}, "at most 1024"),
-        (
-            {"text": "a", "return_logprob": True, "sampling_params": {"max_new_tokens": 0}},
-            "max_new_tokens is 0, which asks for logprobs of the prompt",
-        ),
         ({"text": "a", "lora_path": "x"}, "lora_path is not supported"),
     ],
 )
@@ -167,6 +163,17 @@ def test_logprobs_for_all_or_for_each() -> None:
         None,
         LogprobParams(num_top=3),
     ]
+
+
+def test_where_logprobs_of_the_prompt_begin() -> None:
+    """A request for no answer asks for the logprobs of the whole prompt."""
+    answers = [(8, None, -1), (8, -1, -1), (8, 0, 0), (8, 5, 5)]
+    no_answers = [(0, None, 0), (0, -1, 0), (0, 5, 5)]
+    for max_new_tokens, asked, start in [*answers, *no_answers]:
+        params = {"max_new_tokens": max_new_tokens}
+        body = {"text": "a", "return_logprob": True, "sampling_params": params}
+        parsed = parse_generate(body | {"logprob_start_len": asked})
+        assert parsed.prompts[0].logprobs == LogprobParams(start=start)
 
 
 def test_what_goes_with_logprobs_is_ignored_without_them() -> None:
