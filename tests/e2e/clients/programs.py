@@ -114,6 +114,39 @@ def select_unconditional():
     )
 
 
+def agent_loop():
+    """Goes on as it chooses itself, and uses in between what it generated."""
+
+    @sgl.function
+    def program(s):
+        s += "Action 1: Search [Bramo].\nAction 2: Finish [Oslen].\n"
+        for i in range(4):
+            s += f"Thought {i}:" + sgl.gen(stop=[".", "\n"], max_tokens=12) + ".\n"
+            s += f"Action {i}: " + sgl.select(f"action_{i}", ["Search", "Finish"])
+            s += " [" + sgl.gen(f"argument_{i}", stop="]", max_tokens=12) + "].\n"
+            if s[f"action_{i}"] == "Finish":
+                break
+            s += f"Observation {i}: nothing about {s[f'argument_{i}']}.\n"
+
+    state = program.run(temperature=0)
+    actions = [state[f"action_{i}"] for i in range(4) if f"action_{i}" in state]
+    arguments = [state[f"argument_{i}"] for i in range(len(actions))]
+    return {"text": state.text(), "actions": actions, "arguments": arguments}
+
+
+def json_by_parts():
+    """Builds a JSON document of constants and typed values."""
+
+    @sgl.function
+    def program(s):
+        s += "A town as JSON:\n"
+        with s.var_scope("document"):
+            s += '{"name": ' + sgl.gen_string() + ', "population": ' + sgl.gen_int()
+            s += ', "height": ' + sgl.gen(dtype=float) + "}"
+
+    return program.run(temperature=0, max_new_tokens=64)["document"]
+
+
 def _selected(choice):
     @sgl.function
     def program(s):

@@ -6,6 +6,7 @@ marked with the reason, and the mark fails as soon as it is met.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -24,7 +25,6 @@ QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assis
 VOCABULARY = 2048
 MANY = 16
 GRAMMARS = pytest.mark.xfail(reason="grammars are not in this version", strict=True)
-INPUT_LOGPROBS = pytest.mark.xfail(reason="input logprobs are not in this version", strict=True)
 OPENAI = pytest.mark.xfail(reason="OpenAI's endpoints are not in this version", strict=True)
 NO_CODE = pytest.mark.xfail(reason="code of clients is not run", strict=True)
 SCHEMA = {
@@ -100,8 +100,10 @@ def test_a_greedy_answer(cluster: Cluster) -> None:
 
 def test_a_stream(cluster: Cluster) -> None:
     """a stream of cumulative text that ends as the answer without one"""
-    updates = events(cluster)
-    assert updates[-1]["text"] == answer(cluster)["text"] and len(updates) > 1
+    params = {"max_new_tokens": 300, "ignore_eos": True}
+    texts = [update["text"] for update in events(cluster, sampling_params=params)]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+    assert texts[-1] == answer(cluster, sampling_params=params)["text"] and len(texts) > 1
 
 
 def test_parallel_sampling(cluster: Cluster) -> None:
@@ -176,7 +178,6 @@ def test_a_flush_of_the_cache(cluster: Cluster) -> None:
 # Logprobs
 
 
-@INPUT_LOGPROBS
 @pytest.mark.parametrize("with_text", [True, False])
 @pytest.mark.parametrize("num_top", [0, 3])
 def test_logprobs(cluster: Cluster, num_top: int, with_text: bool) -> None:
@@ -188,7 +189,6 @@ def test_logprobs(cluster: Cluster, num_top: int, with_text: bool) -> None:
     assert "".join(texts) == given["text"] if with_text else texts == [None] * len(texts)
 
 
-@INPUT_LOGPROBS
 def test_logprobs_from_a_position(cluster: Cluster) -> None:
     """logprob_start_len: the entries of a batch end with its prompts"""
     prompts = ["I have a very good idea on", "Today is a sunny day and"]
@@ -211,7 +211,6 @@ def test_logprobs_of_a_long_prompt(cluster: Cluster) -> None:
     assert_logprobs_are_complete(given, meta["prompt_tokens"], 5)
 
 
-@INPUT_LOGPROBS
 def test_logprobs_agree_with_a_second_prefill(cluster: Cluster) -> None:
     """logprobs of an answer are those of the same tokens as a prompt"""
     keys = {"return_logprob": True, "logprob_start_len": 0}
@@ -226,7 +225,6 @@ def test_logprobs_agree_with_a_second_prefill(cluster: Cluster) -> None:
     assert max(differences) < 0.35
 
 
-@INPUT_LOGPROBS
 def test_logprobs_of_mixed_requests(cluster: Cluster) -> None:
     """many requests at once, with and without logprobs from many positions"""
 
@@ -370,7 +368,6 @@ def test_token_ids_in_and_out(cluster: Cluster) -> None:
     assert answer(cluster, ids)["output_ids"] == answer(cluster)["output_ids"]
 
 
-@INPUT_LOGPROBS
 def test_token_ids_with_logprobs_and_n(cluster: Cluster) -> None:
     """input_ids with logprobs and n"""
     params = {"n": 3, "temperature": 0.5, "stop_token_ids": [1]}

@@ -23,7 +23,6 @@ from tests.support.processes.clusters import Cluster
 pytestmark = [pytest.mark.verify, needs_front_end]
 
 GRAMMARS = pytest.mark.xfail(reason="grammars are not in this version", strict=True)
-INPUT_LOGPROBS = pytest.mark.xfail(reason="input logprobs are not in this version", strict=True)
 PROGRAMS = Path(__file__).with_name("programs.py")
 TIMEOUT_S = 60.0
 QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assistant|>"
@@ -131,7 +130,6 @@ def test_gen_dtypes(run: Run) -> None:
     assert given["bool"] in ("True", "False")
 
 
-@INPUT_LOGPROBS
 @pytest.mark.parametrize("name", ["select", "gen_choices", "select_greedy", "select_unconditional"])
 def test_select(run: Run, name: str) -> None:
     """select, and gen with choices, in the modes of SGLang"""
@@ -139,6 +137,23 @@ def test_select(run: Run, name: str) -> None:
     assert given["answer"] == "Bramo"
     entries = given["meta_info"]["input_token_logprobs"]
     assert len(entries) == 3 and all(e[0] is not None for choice in entries for e in choice)
+
+
+def test_an_agent_loop(run: Run) -> None:
+    """a program that branches on what it selects, and uses what it generates in its text"""
+    given = run("agent_loop")
+    actions, arguments = given["actions"], given["arguments"]
+    assert 1 <= len(actions) <= 4 and set(actions) <= {"Search", "Finish"}
+    for i, (action, argument) in enumerate(zip(actions, arguments, strict=True)):
+        assert f"Action {i}: {action} [{argument}].\n" in given["text"]
+        assert (f"nothing about {argument}." in given["text"]) or action == "Finish"
+
+
+@GRAMMARS
+def test_json_by_parts(run: Run) -> None:
+    """a JSON document of constants and typed values, in a var_scope"""
+    document = json.loads(run("json_by_parts"))
+    assert isinstance(document["name"], str) and isinstance(document["population"], int)
 
 
 def test_fork_and_gather(run: Run, tiny_cluster: Cluster) -> None:
@@ -228,7 +243,6 @@ def test_stream_async(run: Run) -> None:
     assert len(set(given["ids"])) == 1
 
 
-@INPUT_LOGPROBS
 def test_return_logprob(run: Run) -> None:
     """return_logprob with logprob_start_len, top_logprobs_num and return_text_in_logprobs"""
     meta = run("return_logprob")["meta_info"]
