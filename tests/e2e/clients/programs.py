@@ -273,9 +273,12 @@ def _asks_by_name():
 
 
 def _streamed():
+    """Streams an answer that is long enough to come in several pieces on a busy machine."""
+
     @sgl.function
     def program(s):
-        s += QUESTION + sgl.gen("answer", temperature=0, max_tokens=16) + "<|end|>"
+        s += QUESTION + sgl.gen("answer", temperature=0, max_tokens=300, ignore_eos=True)
+        s += "<|end|>"
 
     return program.run(stream=True)
 

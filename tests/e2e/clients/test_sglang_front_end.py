@@ -223,23 +223,24 @@ def test_cache(run: Run) -> None:
     assert given["meta_info"]["cached_tokens"] > 32
 
 
-def test_stream(run: Run) -> None:
+def test_stream(run: Run, tiny_cluster: Cluster) -> None:
     """stream: text_iter of the whole text"""
     given = run("stream")
-    assert "".join(given["pieces"]) == given["text"] == QUESTION + ANSWER + "<|end|>"
-    assert len(given["pieces"]) > 1
+    assert "".join(given["pieces"]) == given["text"] and len(given["pieces"]) > 1
+    assert given["text"] == QUESTION + continued(tiny_cluster, QUESTION, 300) + "<|end|>"
 
 
 def test_stream_of_a_variable(run: Run) -> None:
     """stream: text_iter of a variable"""
     given = run("stream_of_a_variable")
-    assert "".join(given["pieces"]) == given["answer"] == ANSWER
+    assert "".join(given["pieces"]) == given["answer"] and len(given["pieces"]) > 1
+    assert given["answer"].startswith(ANSWER)
 
 
 def test_stream_async(run: Run) -> None:
     """stream: text_async_iter with meta_info"""
     given = run("stream_async")
-    assert "".join(given["pieces"]) == given["answer"] == ANSWER
+    assert "".join(given["pieces"]) == given["answer"] and given["answer"].startswith(ANSWER)
     assert len(set(given["ids"])) == 1
 
 
