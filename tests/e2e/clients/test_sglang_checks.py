@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -126,6 +127,23 @@ def test_a_batch(cluster: Cluster) -> None:
     assert [one["text"] for one in given] == [
         f"Your dog is called {name}." for name in ("Tavik", "Zorin", "Pelka")
     ]
+
+
+def test_a_batch_of_branching_prompts(cluster: Cluster) -> None:
+    """a batch of prompts that branch from one another, each with an answer of its own length"""
+    chance = random.Random(7)
+    prompts, lengths = [[37] * 117], [60]
+    for _ in range(60):
+        new = [chance.randrange(8, VOCABULARY)] * chance.randrange(64)
+        prompts.append(chance.choice(prompts) + new)
+        lengths.append(chance.randrange(32))
+    params = [
+        {"temperature": 0, "max_new_tokens": length, "ignore_eos": True} for length in lengths
+    ]
+    body = {"input_ids": prompts, "sampling_params": params}
+    given = cluster.http.post("/generate", json=body).json()
+    assert [one["meta_info"]["prompt_tokens"] for one in given] == list(map(len, prompts))
+    assert [len(one["output_ids"]) for one in given] == lengths
 
 
 def test_server_info(cluster: Cluster) -> None:
@@ -476,13 +494,13 @@ def test_a_session_with_branches(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"user@example\.com",
-        "(Hello|Hi|Hey)",
-        r"\([0-9]{3}\) [0-9]{3}-[0-9]{4}",
-        r"2024-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
-        "#[0-9A-F]{6}",
-        r'\{"name": "[a-z]{1,6}", "age": [0-9]{1,2}\}',
-        r"\[INFO\] 2024-[0-9]{2}-[0-9]{2}: Operation (completed|failed)",
+        r"^user@example\.com$",
+        "^(Hello|Hi|Hey)$",
+        r"^\([0-9]{3}\) \d{3}-\d{4}$",
+        r"^2024-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$",
+        "^#[0-9A-F]{6}$",
+        r'^\{\s{0,2}"name"\s{0,2}:\s{0,2}"[a-z]{1,6}",\s{0,2}"age": [1-9][0-9]{0,2}\}$',
+        r"^\[INFO\] 2024-\d{2}-\d{2}: Operation [a-z]{1,8} (done|failed)$",
     ],
     ids=["email", "greeting", "phone", "date", "colour", "json", "log"],
 )
@@ -498,13 +516,21 @@ def test_a_regex(cluster: Cluster, pattern: str) -> None:
         ('root ::= "user@example.com"', r"user@example\.com"),
         ('root ::= "Hello" | "Hi" | "Hey"', "Hello|Hi|Hey"),
         ("root ::= digit{3}\ndigit ::= [0-9]", "[0-9]{3}"),
+        (
+            'root ::= "(" part ") " part "-" part digit\npart ::= digit{3}\ndigit ::= [0-9]',
+            r"\([0-9]{3}\) [0-9]{3}-[0-9]{4}",
+        ),
+        (
+            'root ::= "2024-" month "-01"\nmonth ::= "0" [1-9] | "1" [0-2]',
+            "2024-(0[1-9]|1[0-2])-01",
+        ),
         ('root ::= "#" hex{6}\nhex ::= [0-9A-F]', "#[0-9A-F]{6}"),
         (CALL, r'\{"name":"[a-z]{1,6}"(,"age":[1-9][0-9]?)?\}'),
     ],
-    ids=["email", "greeting", "number", "colour", "call"],
+    ids=["email", "greeting", "number", "phone", "date", "colour", "call"],
 )
 def test_an_ebnf(cluster: Cluster, grammar: str, pattern: str) -> None:
-    """ebnf: e-mail, greeting, number, colour, optional parameters of a call"""
+    """ebnf: e-mail, greeting, number, phone, date, colour, optional parameters of a call"""
     assert re.fullmatch(pattern, constrained(cluster, ebnf=grammar))
 
 
