@@ -11,7 +11,7 @@ SGLANG        := 0.5.6
 CLIENTS       := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.installed-$(SGLANG)
 
-.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench tiny-model clean
+.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -73,6 +73,9 @@ bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS=
 
 bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-grammars: $(READY) ## masks, throughput under grammars, forced tokens (some minutes, quiet machine)
+	$(BIN)/python -m benchmarks.grammars $(ARGS)
 
 bench: $(READY) ## index and router, hits to the token, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
 	for bench in index beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done

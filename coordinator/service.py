@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
@@ -76,6 +77,7 @@ class Service:
     def __init__(self, config: CoordinatorConfig, tokenizer: Tokenizer, channel: Channel) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self.grammars = GrammarCompiler(tokenizer.to_json)
         # Not its bound method: a copy of the policy, which explains, has a copy of the chance too.
         chance = partial(random.Random.random, random.Random(config.routing_seed or None))
         # Seeded by the system, as the ids of all coordinators must differ, but asked in its place:

@@ -27,6 +27,7 @@ from engine.weights.loader import Progress, dummy_model, load_model
 from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
 from protocol.model.directory import read_config
+from protocol.model.tokenizer import load_tokenizer
 
 NATIVE = ("cpu", torch.float32)
 """What native kernels compute on, and in."""
@@ -83,7 +84,15 @@ def load_model_runner(
             options.max_running_requests,
             layout.num_pages(longest),
         )
-    return ModelRunner(model, kv_cache, attention, fingerprint, device, graphs)
+    return ModelRunner(
+        model,
+        kv_cache,
+        attention,
+        fingerprint,
+        device,
+        graphs,
+        read_tokenizer=lambda: load_tokenizer(path).json_text,
+    )
 
 
 def _native_library(

@@ -1,7 +1,11 @@
-"""The engine's error that ends a process; who catches it needs no torch. Pure."""
+"""The engine's errors; who catches them needs no torch. Pure."""
 
 from __future__ import annotations
 
 
 class DeviceBroken(Exception):
     """The device computes nothing more in this process: a new process is needed."""
+
+
+class RequestFailed(Exception):
+    """A request asks for what no node can compute; the message is for the client to read."""

@@ -29,6 +29,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     min_new_tokens: int = 0
     """As long as the answer has fewer tokens, none of `end_token_ids` is chosen."""
     end_token_ids: tuple[int, ...] = ()
+    """Given if `min_new_tokens` or `grammar` is."""
     num_top_logprobs: int = -1
     """-1: no logprobs are wanted; 0: those of chosen tokens; n: those of the n likeliest tokens
     too."""
@@ -38,6 +39,12 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_logprobs_from: int = -1
     """The first position of the prompt whose logprob is wanted, as for the tokens of the answer
     with the likeliest and the wanted ones; -1: none is. Only with `wants_logprobs`."""
+    grammar: str = ""
+    """What the whole answer must follow, as `llguidance.LLMatcher` takes it; "" for nothing. Then
+    `end_token_ids` end the answer where the grammar may end, and nowhere else."""
+    max_new_tokens: int = 0
+    """The most tokens that the answer has, given with `grammar`: within them its end is found. 0:
+    not known."""
 
     @property
     def wants_logprobs(self) -> bool:
@@ -48,6 +55,11 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     def has_state(self) -> bool:
         """True if the choice depends on which tokens came before, so that the runner has to keep a
         state of the sequence."""
+        return self.has_penalties or bool(self.grammar)
+
+    @property
+    def has_penalties(self) -> bool:
+        """True if tokens that came before are more or less likely than others."""
         return (
             self.frequency_penalty != 0
             or self.presence_penalty != 0

@@ -33,7 +33,7 @@ FLOORS = {
     ),
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership", "core", "shell", "ranks"),
-    "coordinator": ("ownership", "routing", "answers", "core", "sessions peers", "http"),
+    "coordinator": ("ownership grammars", "routing", "answers", "core", "sessions peers", "http"),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
@@ -92,6 +92,8 @@ PURE = (
     "coordinator/answers/stop_regex.py",
     "coordinator/answers/token_pieces.py",
     "coordinator/answers/totals.py",
+    "coordinator/grammars/error.py",
+    "coordinator/grammars/kinds.py",
     "coordinator/http/errors.py",
     "coordinator/http/checking.py",
     "coordinator/http/native/input_logprobs.py",

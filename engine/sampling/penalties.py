@@ -28,10 +28,11 @@ def adjust(
 ) -> Tensor:
     """Returns `logits` [n, vocab] as changed by the samplings; the very tensor if nothing does.
 
-    `seen` has a row for each of the samplings that have state, in order.
+    `seen` has a row for each of the samplings that have penalties, in order. Ends that a grammar
+    allows are not looked at: its mask does that.
     """
     if seen is not None:
-        rows = [row for row, s in enumerate(samplings) if s.has_state]
+        rows = [row for row, s in enumerate(samplings) if s.has_penalties]
         penalised = [samplings[row] for row in rows]
         logits = on_rows(logits, rows, lambda some: _penalise(some, penalised, seen))
     biases = [(row, token, bias) for row, s in enumerate(samplings) for token, bias in s.logit_bias]
@@ -42,7 +43,7 @@ def adjust(
     early = [
         (row, token)
         for row, (s, position) in enumerate(zip(samplings, positions, strict=True))
-        if position - s.prompt_length < s.min_new_tokens
+        if position - s.prompt_length < s.min_new_tokens and not s.grammar
         for token in s.end_token_ids
     ]
     if early:

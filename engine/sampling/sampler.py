@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.batches.rows import column, on_rows, upload
 from engine.batches.sequence import Sampled
+from engine.sampling.grammar_masks import TokenMasks
 from engine.sampling.logprobs import LogprobTable, measure, temperatures
 from engine.sampling.noise import gumbel
 from engine.sampling.penalties import adjust
@@ -72,15 +73,18 @@ def sample(
     samplings: Sequence[Sampling],
     positions: Sequence[int],
     seen: SeenTokens | None = None,
+    masks: TokenMasks | None = None,
 ) -> Choices:
     """Chooses a token for each row of `logits` [n, vocab] float32. Never waits for the device.
 
     `positions[i]` is the position that the token will have in its sequence. `seen`: the tokens
-    before it, of those rows whose sampling has state.
+    before it, of those rows whose sampling has penalties. `masks`: what grammars allow.
     """
     # The maximum of a row is NaN if anything in it is. Before masks: these put -inf in.
     is_broken = ~logits.amax(-1).isfinite()
     logits = adjust(logits, samplings, positions, seen)
+    if masks is not None:
+        logits = masks.apply(logits)
     tokens = _choose(logits, samplings, positions)
     return Choices.of(tokens, is_broken, measure(logits, samplings, tokens))
 

@@ -1,4 +1,4 @@
-"""`SequenceStates`: what the runner remembers of sequences whose sampling looks at earlier tokens.
+"""`SequenceStates`: what the runner remembers of sequences whose sampling has penalties.
 
 A state is fed each token once, in order, by the slices that sample. The first of them brings all
 tokens before it (`Slice.replay`), so a sequence that was preempted or moved is rebuilt by that.
@@ -54,13 +54,13 @@ class SequenceStates:
         previous_tokens: Tensor | None = None,
     ) -> SeenTokens | None:
         """Feeds the states of these slices, all of which sample. Returns what the sequences whose
-        sampling has state have seen up to the end of their slices, in order; None if there are no
-        such sequences.
+        sampling has penalties have seen up to the end of their slices, in order; None if there are
+        no such sequences.
 
         `sources[i]` is the row of `previous_tokens` that has the token of `slices[i]`, if that
         slice follows one.
         """
-        asked = [(i, s) for i, s in enumerate(slices) if s.sampling and s.sampling.has_state]
+        asked = [(i, s) for i, s in enumerate(slices) if s.sampling and s.sampling.has_penalties]
         if not asked:
             return None
         new = _TokensToFeed()

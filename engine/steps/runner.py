@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from msgspec.structs import replace
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.batches.batch import Batch, StepArrays
+from engine.batches.rows import upload
 from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer, Step
 from engine.cache.kv_cache import KVCache
 from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
+from engine.sampling.grammars import Grammars
 from engine.sampling.prompt_logprobs import PromptScores, score_prompts
 from engine.sampling.sampler import Choices, sample
 from engine.sampling.states import SequenceStates
@@ -26,7 +29,12 @@ from engine.steps.seen_shapes import SeenShapes
 from protocol.layout import KVLayout
 
 
-@dataclass(frozen=True, eq=False)
+def no_tokenizer() -> str:
+    """Stands for the tokenizer of a model directory that has none."""
+    raise OSError("there is none")
+
+
+@dataclass(eq=False)
 class DeviceStep:
     """A `Step` that torch computes."""
 
@@ -42,6 +50,10 @@ class DeviceStep:
     """What was measured for the slices with scored tokens; None if there are none."""
     packed_scores: Tensor | None = None
     """`scores.packed` on the host, once the step has `ended`."""
+    grammars: Grammars | None = None
+    """Says what becomes of the tokens that follow a grammar; None if none does."""
+    _settled: list[Sampled | None] | None = None
+    """What `sampled` returned."""
 
     @classmethod
     def of(
@@ -50,6 +62,7 @@ class DeviceStep:
         choices: Choices | None,
         device: torch.device,
         has_compiled: bool = False,
+        grammars: Grammars | None = None,
         scores: PromptScores | None = None,
     ) -> DeviceStep:
         """Starts the transfer of what was chosen and measured, behind all work that was queued so
@@ -61,24 +74,50 @@ class DeviceStep:
         if device.type == "cuda":
             ended = torch.cuda.Event()
             ended.record()
-        return cls(slices, choices, packed, ended, has_compiled, scores, packed_scores)
+        return cls(slices, choices, packed, ended, has_compiled, scores, packed_scores, grammars)
 
     def sampled(self) -> list[Sampled | None]:
         """Waits for the device, even if nothing was sampled; see `Step.sampled`."""
-        with _device_errors():
-            if self.ended is not None:
-                self.ended.synchronize()
-            sampled: list[Sampled | None] = [None] * len(self.slices)
-            if self.choices is not None and self.packed is not None:
-                chosen = iter(self.choices.read(self.packed))
-                sampled = [next(chosen) if s.sampling is not None else None for s in self.slices]
-            if self.scores is None or self.packed_scores is None:
-                return sampled
-            scores = iter(self.scores.read(self.packed_scores))
-            return [
-                replace(new or Sampled(()), prompt_logprobs=next(scores)) if s.scored else new
-                for s, new in zip(self.slices, sampled, strict=True)
+        if self._settled is None:
+            with _device_errors():
+                if self.ended is not None:
+                    self.ended.synchronize()
+                self._settled = self._read()
+        return self._settled
+
+    def tokens_taken(self) -> Tensor:
+        """Waits, and returns the tokens that the next step may follow, on the device: those of
+        `choices`, but for what an answer's end has replaced."""
+        assert self.choices is not None
+        told = zip(self.slices, self.sampled(), strict=True)
+        taken = [
+            new.tokens[0] if new is not None and new.tokens else 0
+            for part, new in told
+            if part.sampling is not None
+        ]
+        return upload(np.array(taken, dtype=np.int64), self.choices.tokens.device)
+
+    def _read(self) -> list[Sampled | None]:
+        sampled: list[Sampled | None] = [None] * len(self.slices)
+        if self.choices is not None and self.packed is not None:
+            chosen = iter(self.choices.read(self.packed))
+            sampled = [
+                self._settle(part, next(chosen)) if part.sampling is not None else None
+                for part in self.slices
             ]
+        if self.scores is None or self.packed_scores is None:
+            return sampled
+        scores = iter(self.scores.read(self.packed_scores))
+        return [
+            replace(new or Sampled(()), prompt_logprobs=next(scores)) if s.scored else new
+            for s, new in zip(self.slices, sampled, strict=True)
+        ]
+
+    def _settle(self, part: Slice, sampled: Sampled) -> Sampled:
+        assert part.sampling is not None
+        if self.grammars is None or not part.sampling.grammar or sampled.error:
+            return sampled
+        return self.grammars.settle(part, sampled)
 
 
 class ModelRunner:
@@ -93,13 +132,16 @@ class ModelRunner:
         fingerprint: str,
         device: torch.device,
         graphs: DecodeGraphs | None = None,
+        read_tokenizer: Callable[[], str] = no_tokenizer,
     ) -> None:
+        """`read_tokenizer` returns the tokenizer.json, for grammars."""
         self.model = model
         self.kv_cache = kv_cache
         self.attention = attention
         self.fingerprint = fingerprint
         self.device = device
         self.states = SequenceStates(model.config.vocab_size, device)
+        self.grammars = Grammars(read_tokenizer)
         self._graphs = graphs
         self._shapes = SeenShapes()
 
@@ -144,6 +186,7 @@ class ModelRunner:
     def end_sequence(self, sequence_id: int) -> None:
         """Forgets the state of a sequence, if it has one. There must be no further slice of it."""
         self.states.end(sequence_id)
+        self.grammars.end(sequence_id)
 
     def run(self, slices: Sequence[Slice], on_layer: OnLayer | None = None) -> list[int | None]:
         """Starts a step and waits for it. Returns the first sampled token of each slice, or None
@@ -158,25 +201,47 @@ class ModelRunner:
     ) -> DeviceStep:
         arrays = StepArrays.of(slices, self.layout.page_size, after.slices if after else ())
         previous = after.choices.tokens if after is not None and after.choices is not None else None
+        sampling = [s for s in slices if s.sampling is not None]
+        grammar_step = self.grammars.begin(sampling)
+        try:
+            if after is not None and grammar_step is not None and grammar_step.follows_replaceable:
+                previous = after.tokens_taken()  # near an answer's end the device waits for it
+            logits, scores, has_compiled = self._forward(arrays, previous, slices, on_layer)
+        except BaseException:
+            if grammar_step is not None:
+                grammar_step.wait()
+            raise
+        choices = None
+        if sampling:
+            follows = grammar_step is not None and grammar_step.follows
+            before = after.sampled() if after is not None and follows else ()
+            masks = grammar_step.finish(before) if grammar_step is not None else None
+            seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
+            choices = sample(logits, arrays.samplings, arrays.sample_positions, seen, masks)
+        grammars = self.grammars if grammar_step is not None else None
+        return DeviceStep.of(slices, choices, self.device, has_compiled, grammars, scores)
+
+    def _forward(
+        self,
+        arrays: StepArrays,
+        previous: Tensor | None,
+        slices: Sequence[Slice],
+        on_layer: OnLayer | None,
+    ) -> tuple[Tensor, PromptScores | None, bool]:
+        """Returns the logits, what is said of scored tokens, and whether something may have been
+        compiled for them."""
         is_recorded = self._graphs is not None and self._graphs.takes(arrays, previous)
         # What libraries compile for a CPU takes them milliseconds, less than such a step.
         has_compiled = self.device.type == "cuda" and self._shapes.add(arrays, is_recorded)
-        scores = None
-        if self._graphs is not None and is_recorded:  # then no slice has scored tokens
-            logits = self._graphs.run(arrays, previous)
-            if on_layer is not None:
-                on_layer(self.config.num_layers)
-        else:
+        if self._graphs is None or not is_recorded:
             batch = Batch.of(arrays, self.device, previous)
-            logits, scores = self._forward(batch, slices, on_layer)
-        choices = None
-        if arrays.samplings:
-            sampling = [s for s in slices if s.sampling is not None]
-            seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
-            choices = sample(logits, arrays.samplings, arrays.sample_positions, seen)
-        return DeviceStep.of(slices, choices, self.device, has_compiled, scores)
+            return *self._compute(batch, slices, on_layer), has_compiled
+        logits = self._graphs.run(arrays, previous)  # then no slice has scored tokens
+        if on_layer is not None:
+            on_layer(self.config.num_layers)
+        return logits, None, has_compiled
 
-    def _forward(
+    def _compute(
         self, batch: Batch, slices: Sequence[Slice], on_layer: OnLayer | None
     ) -> tuple[Tensor, PromptScores | None]:
         """Returns the logits of the rows to sample for, and what is said of scored tokens."""

@@ -35,6 +35,7 @@ from protocol.messages import (
     CacheFlushed,
     CoordinatorAlive,
     Failed,
+    FailureKind,
     FlushCache,
     Generate,
     Load,
@@ -93,10 +94,13 @@ class NodeCore:
         """Takes what the oldest step has sampled; see `Scheduler.finish`."""
         return self._expected.noted(self._scheduler.finish(sampled, now))
 
-    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+    def abandon(
+        self, failed: Collection[int], reason: str, kind: FailureKind, now: float
+    ) -> list[Instruction]:
         """Notes that some slices of the oldest step have failed; see `Scheduler.abandon`."""
-        reason = f"a step failed on {self._node.name}: {reason}"
-        return self._expected.noted(self._scheduler.abandon(failed, reason, now))
+        if kind == "node":
+            reason = f"a step failed on {self._node.name}: {reason}"
+        return self._expected.noted(self._scheduler.abandon(failed, reason, kind, now))
 
     def load(self) -> Load:
         """Returns queues, pages and counters as a heartbeat tells them. The shell adds what it

@@ -29,7 +29,15 @@ from node.core.work import KindOfWork, NodeParts, WorkFactory
 from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt, Node, Role
-from protocol.messages import Cancel, Fetch, FetchRefused, Generate, Load, Prefill
+from protocol.messages import (
+    Cancel,
+    FailureKind,
+    Fetch,
+    FetchRefused,
+    Generate,
+    Load,
+    Prefill,
+)
 
 RECEIVE_TIMEOUT_S = 60.0
 
@@ -163,7 +171,9 @@ class Scheduler:
             instructions += work.after_step()
         return instructions
 
-    def abandon(self, failed: Collection[int], reason: str, now: float) -> list[Instruction]:
+    def abandon(
+        self, failed: Collection[int], reason: str, kind: FailureKind, now: float
+    ) -> list[Instruction]:
         """Notes that some slices (by position) of the oldest step under way could not be computed:
         their requests fail and their pages come back. `finish` must follow, with the other
         slices."""
@@ -171,7 +181,7 @@ class Scheduler:
         step = self._steps[0]
         for job in [step[i].job for i in sorted(failed) if step[i].is_wanted]:
             instructions += self.drop(job.attempt, now)
-            instructions.append(self._prompts.failure(job, reason, "node"))
+            instructions.append(self._prompts.failure(job, reason, kind))
         step[:] = [planned for i, planned in enumerate(step) if i not in failed]
         return instructions
 

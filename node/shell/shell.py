@@ -139,7 +139,8 @@ class NodeShell:
         """Waits for the oldest step and tells the core what became of it."""
         outcome, now = self._steps.settle(), self._clock()
         if outcome.failed:
-            self._carry_out(self._core.abandon(outcome.failed, outcome.reason, now))
+            abandoned = self._core.abandon(outcome.failed, outcome.reason, outcome.kind, now)
+            self._carry_out(abandoned)
         if not self._steps:  # those who failed are cancelled; others need not wait any more
             self._finish_streams()
         self._carry_out(self._core.finish(outcome.sampled, now))

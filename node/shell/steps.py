@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer, Step
-from engine.errors import DeviceBroken
+from engine.errors import DeviceBroken, RequestFailed
 from node.load.rates import Rates
 from node.shell.runner import Runner
+from protocol.messages import FailureKind
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class StepOutcome:
     """The positions of the slices that failed."""
     reason: str = ""
     """The error of the last one of them."""
+    kind: FailureKind = "node"
+    """"request": each of them failed for what its request asks for, so no other node can help."""
 
     @classmethod
     def of(cls, sampled: Sequence[Sampled | None]) -> StepOutcome:
@@ -90,6 +93,8 @@ class Steps:
             step = self._runner.start(slices, on_layer, before)
         except DeviceBroken:
             raise
+        except RequestFailed as error:
+            log.info("a step of %d sequences is computed in parts: %s", len(slices), error)
         except Exception:
             log.exception("a step of %d sequences failed", len(slices))
         self._started.append(StartedStep(slices, began, step))
@@ -143,6 +148,7 @@ class Steps:
         sampled: list[Sampled | None] = []
         failed: set[int] = set()
         reason = ""
+        kind: FailureKind = "request"
         for position, part in enumerate(slices):
             if part.sequence_id in self._ended_sequences:
                 sampled.append(None)
@@ -151,16 +157,19 @@ class Steps:
                 (one,) = self._runner.start([part], None, self._before).sampled()
             except DeviceBroken:
                 raise
+            except RequestFailed as error:
+                failed.add(position)
+                reason = str(error)
             except Exception as error:
                 failed.add(position)
-                reason = type(error).__name__
+                reason, kind = type(error).__name__, "node"
             else:
                 if one is not None and one.error:
                     failed.add(position)
-                    reason = one.error
+                    reason, kind = one.error, "node"
                 else:
                     sampled.append(one)
-        return StepOutcome(sampled, frozenset(failed), reason)
+        return StepOutcome(sampled, frozenset(failed), reason, kind)
 
     def _forget_ended(self) -> None:
         if not self._ended_sequences:

@@ -21,6 +21,10 @@ from coordinator.http.native.schema import parse_generate
 
 FILE = Path("docs/compatibility.md")
 EXAMPLES: dict[str, Any] = {
+    "regex": "[a-z]+",
+    "json_schema": '{"type": "object"}',
+    "ebnf": 'root ::= "yes" | "no"',
+    "structural_tag": {"type": "structural_tag", "format": {"type": "any_text"}},
     "text": ["a", "b"],
     "input_ids": [1, 2],
     "sampling_params": {"top_k": 3},

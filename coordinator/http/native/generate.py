@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.answers.answer import Answer, AnswerError
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import BadRequest, ClientLeft
-from coordinator.http.native.intake import make_request, tokenize
+from coordinator.http.native.intake import compile_grammar, make_request, tokenize
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
 from coordinator.http.native.sglang import SGLangFormatter, stream_error
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
@@ -174,13 +174,17 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
             f"{max_unfinished} at once"
         )
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
+    grammars = [
+        await compile_grammar(prompt, service.tokenizer, service.grammars)
+        for prompt in body.prompts
+    ]
     if body.turn is not None:
-        return [await _submit_turn(service, body, body.turn, tokens[0], http_id)]
+        return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
     answers: list[AnswerInProgress] = []
     try:
-        for prompt, ids in zip(body.prompts, tokens, strict=True):
+        for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, body, prompt, ids, choice, http_id))
+                answers.append(_submit(service, body, prompt, ids, choice, http_id, grammar))
     except BaseException:
         for one in answers:
             service.cancel(one.answer.request_id)
@@ -189,14 +193,19 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
 
 
 async def _submit_turn(
-    service: Service, body: ParsedBody, asked: TurnRequest, ids: list[int], http_id: str
+    service: Service,
+    body: ParsedBody,
+    asked: TurnRequest,
+    ids: list[int],
+    http_id: str,
+    grammar: str,
 ) -> AnswerInProgress:
     """Starts the one answer of a body that is a turn of a session."""
     prompt = body.prompts[0]
     turn = await begin_turn(service, asked, prompt.rid, ids)
     prompt = msgspec.structs.replace(prompt, rid=turn.rid)
     try:
-        one = _submit(service, body, prompt, turn.prompt, 0, http_id)
+        one = _submit(service, body, prompt, turn.prompt, 0, http_id, grammar)
     except BaseException:
         await turn.discard()
         raise
@@ -210,11 +219,13 @@ def _submit(
     ids: list[int],
     choice: int,
     http_id: str,
+    grammar: str,
 ) -> AnswerInProgress:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     tokenizer = service.tokenizer
-    request = make_request(prompt, ids, choice, tokenizer, service.max_total_tokens, http_id)
+    longest = service.max_total_tokens
+    request = make_request(prompt, ids, choice, tokenizer, longest, http_id, grammar)
     mailbox = service.submit(request)
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None

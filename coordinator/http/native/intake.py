@@ -5,8 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+import msgspec
+
+from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import TextTooLong, Tokenizer
+from coordinator.grammars.error import GrammarError
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import GeneratePrompt, LogprobParams
 from protocol.namespace import Namespace
@@ -41,6 +45,25 @@ async def encode(text: str, tokenizer: Tokenizer, with_special_tokens: bool = Tr
         raise BadRequest(str(error), "text") from error
 
 
+async def compile_grammar(
+    prompt: GeneratePrompt, tokenizer: Tokenizer, compiler: GrammarCompiler
+) -> str:
+    """Returns `Sampling.grammar` of the prompt. Raises BadRequest."""
+    if prompt.grammar is None:
+        return ""
+    kind = prompt.grammar.kind
+    if not tokenizer.eos_token_ids:
+        raise BadRequest(
+            f"{kind}: the model has no end token, so no grammar can end an answer; "
+            "name one as eos_token_id in its generation_config.json",
+            kind,
+        )
+    try:
+        return await compiler.compile(kind, prompt.grammar.text)
+    except GrammarError as error:
+        raise BadRequest(str(error), kind) from None
+
+
 def make_request(
     prompt: GeneratePrompt,
     tokens: list[int],
@@ -48,6 +71,7 @@ def make_request(
     tokenizer: Tokenizer,
     max_total_tokens: int,
     http_id: str = "",
+    grammar: str = "",
 ) -> Request:
     """Returns the request for answer number `choice` of the n answers to `tokens`; each gets its
     own seed and its own rid.
@@ -74,10 +98,16 @@ def make_request(
     stop_token_ids = params.stop_token_ids or []
     check_ids(stop_token_ids, "stop_token_ids", tokenizer)
     end_token_ids = [] if params.ignore_eos else [*stop_token_ids, *tokenizer.eos_token_ids]
+    if grammar and params.ignore_eos:
+        end_token_ids = list(tokenizer.eos_token_ids)
     rid = prompt.rid or ""
     return Request(
         tokens=tokens,
-        sampling=_sampling(prompt, len(tokens), choice, end_token_ids, tokenizer),
+        sampling=msgspec.structs.replace(
+            _sampling(prompt, len(tokens), choice, end_token_ids, tokenizer),
+            grammar=grammar,
+            max_new_tokens=max_new_tokens if grammar else 0,
+        ),
         max_new_tokens=max_new_tokens,
         end_token_ids=end_token_ids,
         namespace=Namespace(prompt.cache_salt),
@@ -116,7 +146,7 @@ def _sampling(
         logit_bias=tuple(params.biases),
         prompt_length=prompt_length,
         min_new_tokens=params.min_new_tokens,
-        end_token_ids=tuple(end_token_ids) if params.min_new_tokens else (),
+        end_token_ids=tuple(end_token_ids) if params.min_new_tokens or prompt.grammar else (),
         num_top_logprobs=logprobs.num_top if logprobs is not None else -1,
         logprob_token_ids=logprobs.token_ids if logprobs is not None else (),
         prompt_logprobs_from=logprobs.start if logprobs is not None else -1,

@@ -31,7 +31,6 @@ NO_MEDIA = "the models that are served read text only"
 NO_LORA = "adapters are not served"
 OWN_ROUTING = "kvrelay decides itself which node does what"
 TEXT_ONLY_OUTPUT = "only tokens, text and logprobs are returned"
-GRAMMAR = "grammars"
 
 TOP_LEVEL = (
     Key("text", "supported", "a prompt, or a list of prompts"),
@@ -48,10 +47,10 @@ TOP_LEVEL = (
     Key("return_prompt_token_ids", "supported", "adds prompt_token_ids to the answer"),
     Key("cache_salt", "supported", "a cache namespace of its own"),
     Key("extra_key", "supported", "joined with cache_salt"),
-    Key("regex", "not yet", GRAMMAR),
-    Key("json_schema", "not yet", GRAMMAR),
-    Key("ebnf", "not yet", GRAMMAR),
-    Key("structural_tag", "not yet", GRAMMAR),
+    Key("regex", "supported", "the whole answer matches it"),
+    Key("json_schema", "supported", "JSON as a string, or the object itself"),
+    Key("ebnf", "supported", "from `root` on; Lark too"),
+    Key("structural_tag", "supported", "JSON as a string, or the object itself"),
     Key("priority", "supported", "higher first; after 30 s of waiting as the highest that waits"),
     Key("session_params", "supported", "continue, fork, roll back or replace turns; n must be 1"),
     Key("session_id", "supported", "another name for session_params.id"),
@@ -138,10 +137,10 @@ SAMPLING = (
     Key(
         "custom_params", "ignored", "it is read by custom logit processors only, which are refused"
     ),
-    Key("regex", "not yet", GRAMMAR),
-    Key("json_schema", "not yet", GRAMMAR),
-    Key("ebnf", "not yet", GRAMMAR),
-    Key("structural_tag", "not yet", GRAMMAR),
+    Key("regex", "supported", "the whole answer matches it"),
+    Key("json_schema", "supported", "JSON as a string, or the object itself"),
+    Key("ebnf", "supported", "from `root` on; Lark too"),
+    Key("structural_tag", "supported", "JSON as a string, or the object itself"),
     Key("beam_width", "refused", "beams are not searched", neutral=(1,)),
 )
 

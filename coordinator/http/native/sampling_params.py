@@ -57,9 +57,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     sampling_seed: Int64 | None = None
     custom_params: dict[str, Any] | None = None
     regex: str | None = None
-    json_schema: str | None = None
+    json_schema: str | dict[str, Any] | None = None
     ebnf: str | None = None
-    structural_tag: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
     @property
     def stops(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from coordinator.grammars.kinds import GrammarKind
 from coordinator.http.checking import checked
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.keys import REFUSED_TOP_LEVEL, refuse_unsupported
@@ -24,6 +25,7 @@ MAX_BATCH = 1024
 MAX_TOP_LOGPROBS = 128
 MAX_LOGPROB_IDS = 1024
 MAX_RID_LENGTH = 256
+GRAMMAR_KEYS: tuple[GrammarKind, ...] = ("regex", "json_schema", "ebnf", "structural_tag")
 
 
 class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +50,10 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     session_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
     session_id: str | None = None
+    regex: str | None = None
+    json_schema: str | dict[str, Any] | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +68,13 @@ class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
     """True if each id is to have its text beside it."""
 
 
+class GrammarSource(msgspec.Struct, frozen=True):
+    """A grammar as the client wrote it."""
+
+    kind: GrammarKind
+    text: str
+
+
 class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt of a body, with its own parameters. Exactly one of text and input_ids is set."""
 
@@ -74,6 +87,8 @@ class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     """Of those that wait, prompts of a higher priority go first."""
     logprobs: LogprobParams | None = None
     """None if no logprobs are asked for."""
+    grammar: GrammarSource | None = None
+    """What the answer must follow, if anything."""
 
 
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +132,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
             cache_salt=tenant(salts[i], extra_keys[i]),
             priority=body.priority,
             logprobs=logprobs[i],
+            grammar=_grammar(body, params[i]),
         )
         for i in range(count)
     ]
@@ -204,6 +220,24 @@ def _logprobs(
         else None
         for i in range(count)
     ]
+
+
+def _grammar(body: GenerateBody, params: SamplingParams) -> GrammarSource | None:
+    """Returns the one grammar that a prompt has, here or there; "" is none."""
+    given = [
+        (key, value) for at in (params, body) for key in GRAMMAR_KEYS if (value := getattr(at, key))
+    ]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise BadRequest(
+            f"{' and '.join(key for key, _ in given)} are given; an answer follows one grammar: "
+            f"give one of {', '.join(GRAMMAR_KEYS)}",
+            given[1][0],
+        )
+    ((kind, source),) = given
+    text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
+    return GrammarSource(kind, text)
 
 
 def _logprob_ids(body: GenerateBody, count: int) -> list[list[int]]:

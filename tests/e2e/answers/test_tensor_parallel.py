@@ -123,6 +123,21 @@ def test_pages_are_fetched_from_a_node_of_another_size(
     cluster.wait_until_idle()
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_logprobs_of_a_prompt_from_ranks_that_share_the_vocabulary(
+    cluster: Cluster, random_model: tuple[Path, PreTrainedModel], size: int
+) -> None:
+    """In chunks, whose blocks of logits all ranks gather alike."""
+    use(cluster, f"p{size}", "d1")
+    prompt = prompt_of(300, 199, seed=170 + size)
+    body = body_of(prompt) | ASKED | {"logprob_start_len": 20}
+    response = cluster.http.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    meta = response.json()["meta_info"]
+    assert meta["prefill_node"] == f"p{size}"
+    check_meta(meta, prompt, expected_logprobs(random_model[1], prompt), 20)
+
+
 def test_a_lost_rank_ends_its_node_and_the_stream_goes_on_elsewhere(cluster: Cluster) -> None:
     use(cluster, "p1", "d2")
     body = body_of(prompt_of(60, 199, seed=93), max_new_tokens=80)
@@ -156,18 +171,3 @@ def test_ranks_end_with_the_one_that_schedules(cluster: Cluster) -> None:
     wait_until(
         lambda: not [pid for pid in ranks if Path(f"/proc/{pid}").exists()], "the end of all ranks"
     )
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_logprobs_of_a_prompt_from_ranks_that_share_the_vocabulary(
-    cluster: Cluster, random_model: tuple[Path, PreTrainedModel], size: int
-) -> None:
-    """In chunks, whose blocks of logits all ranks gather alike."""
-    use(cluster, f"p{size}", "d1")
-    prompt = prompt_of(300, 199, seed=170 + size)
-    body = body_of(prompt) | ASKED | {"logprob_start_len": 20}
-    response = cluster.http.post("/generate", json=body)
-    assert response.status_code == 200, response.text
-    meta = response.json()["meta_info"]
-    assert meta["prefill_node"] == f"p{size}"
-    check_meta(meta, prompt, expected_logprobs(random_model[1], prompt), 20)

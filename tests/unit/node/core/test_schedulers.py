@@ -222,7 +222,7 @@ def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> No
         attempt = Attempt("r" if scheduler is decode else "s", 1)
         failed = SendMessage(address, Failed(attempt, "no memory", "node", node))
         streams = [] if scheduler is decode else [CancelSends(attempt)]
-        assert scheduler.abandon({0}, "no memory", 0.0) == [*streams, failed]
+        assert scheduler.abandon({0}, "no memory", "node", 0.0) == [*streams, failed]
         assert scheduler.finish([], 0.0) == []
         assert scheduler.next_batch(0.0) == ([], [])
         if scheduler is prefill:

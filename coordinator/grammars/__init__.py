@@ -1,0 +1,1 @@
+"""Grammars as clients write them, translated to what llguidance takes."""

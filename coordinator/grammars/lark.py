@@ -1,0 +1,137 @@
+"""Writes rules of an EBNF as Lark, in the form that llguidance reads. Pure.
+
+llguidance reads a text as lexemes, each as long as can be. So `[a-z]* "x"`, as two lexemes, would
+describe nothing: the first one takes the x. Hence all that is regular, which is every rule that
+does not come back to itself, and every run of such parts in the other rules, becomes one lexeme.
+https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from coordinator.grammars.ebnf import (
+    Chain,
+    CharacterSet,
+    Choice,
+    Part,
+    Reference,
+    Repeat,
+    Text,
+    parse_ebnf,
+)
+from coordinator.grammars.error import GrammarError
+from coordinator.grammars.regex import character
+
+LARK = re.compile(r"^\s*(?:%llguidance\b|\??start\s*(?:\[[^\]]*\])?\s*:(?!:=))", re.MULTILINE)
+
+
+def lark_of(source: str) -> str:
+    """Returns the grammar in Lark's syntax; it may be written in that already. Raises
+    GrammarError."""
+    return source if LARK.search(source) else _LarkWriter(parse_ebnf(source)).lark()
+
+
+class _LarkWriter:
+    def __init__(self, rules: Mapping[str, Part]) -> None:
+        self._rules = rules
+        self._lines: list[str] = []
+        self._num_lexemes = 0
+        for name, rule in rules.items():
+            for other in _references(rule):
+                if other not in rules:
+                    raise GrammarError(f"the rule {name} names {other}, which is no rule")
+        self._recursive = _recursive(rules)
+        # Upper case makes a lexeme of a rule; the number keeps names apart.
+        self._names = {
+            name: f"rule_{i}" if name in self._recursive else f"RULE_{i}"
+            for i, name in enumerate(rules)
+        }
+
+    def lark(self) -> str:
+        for name, rule in self._rules.items():
+            is_lexeme = name not in self._recursive
+            body = self._regular(rule) if is_lexeme else self._free(rule)
+            self._lines.append(f"{self._names[name]}: {body}")
+        return "\n".join([f"start: {self._names['root']}", *self._lines, ""])
+
+    def _is_regular(self, part: Part) -> bool:
+        return self._recursive.isdisjoint(_references(part))
+
+    def _regular(self, part: Part) -> str:
+        """Writes a part of a lexeme."""
+        if isinstance(part, Text):
+            return f"/{''.join(map(character, part.text))}/" if part.text else '""'
+        if isinstance(part, CharacterSet):
+            return f"/{_set(part)}/"
+        if isinstance(part, Reference):
+            return self._names[part.name]
+        if isinstance(part, Repeat):
+            return f"({self._regular(part.part)}){_times(part)}"
+        separator = " " if isinstance(part, Chain) else " | "
+        return f"({separator.join(map(self._regular, part.parts))})"
+
+    def _free(self, part: Part) -> str:
+        """Writes a part of a rule that comes back to itself."""
+        if self._is_regular(part):
+            return self._lexeme(part)
+        if isinstance(part, Reference):
+            return self._names[part.name]
+        if isinstance(part, Repeat):
+            return f"({self._free(part.part)}){_times(part)}"
+        if isinstance(part, Choice):
+            return f"({' | '.join(map(self._free, part.parts))})"
+        assert isinstance(part, Chain)
+        return f"({' '.join(map(self._free, self._runs(part)))})"
+
+    def _runs(self, chain: Chain) -> Iterator[Part]:
+        """Yields its parts, regular ones that follow each other as one."""
+        run: list[Part] = []
+        for part in chain.parts:
+            if self._is_regular(part):
+                run.append(part)
+                continue
+            if run:
+                yield Chain(tuple(run))
+            run = []
+            yield part
+        if run:
+            yield Chain(tuple(run))
+
+    def _lexeme(self, part: Part) -> str:
+        name = f"LEXEME_{self._num_lexemes}"
+        self._num_lexemes += 1
+        self._lines.append(f"{name}: {self._regular(part)}")
+        return name
+
+
+def _references(part: Part) -> set[str]:
+    if isinstance(part, Reference):
+        return {part.name}
+    if isinstance(part, Repeat):
+        return _references(part.part)
+    if isinstance(part, Chain | Choice):
+        return set().union(*map(_references, part.parts))
+    return set()
+
+
+def _recursive(rules: Mapping[str, Part]) -> set[str]:
+    """Returns the rules that come back to themselves, and those that need one of these."""
+    waits_for = {name: _references(rule) for name, rule in rules.items()}
+    while ready := {name for name, others in waits_for.items() if not others}:
+        waits_for = {
+            name: others - ready for name, others in waits_for.items() if name not in ready
+        }
+    return set(waits_for)
+
+
+def _times(repeat: Repeat) -> str:
+    return f"{{{repeat.least},{'' if repeat.most is None else repeat.most}}}"
+
+
+def _set(part: CharacterSet) -> str:
+    if not part.ranges:
+        return "(?s:.)"
+    ranges = "".join(f"{character(first)}-{character(last)}" for first, last in part.ranges)
+    return f"[^{ranges}]" if part.is_negated else f"[{ranges}]"
