@@ -6,6 +6,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
+# SGLang's own front end, in an environment of its own: it needs other versions than kvrelay
+SGLANG        := 0.5.6
+CLIENTS       := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.installed-$(SGLANG)
 
 .PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
@@ -21,6 +25,13 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 
+$(CLIENTS_READY): tests/e2e/clients/requirements.txt
+	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -r tests/e2e/clients/requirements.txt
+	# without its dependencies: they are a server's, with gigabytes for GPUs
+	$(CLIENTS)/bin/python -m pip install -q --no-deps sglang==$(SGLANG)
+	touch $@
+
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
@@ -30,8 +41,9 @@ test: $(READY) ## every test but those of `verify` and of `gpu`
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
 
-verify: $(READY) ## what is too slow for every run: before a piece of work is called done
-	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full
+verify: $(READY) $(CLIENTS_READY) ## what is too slow for every run: before a piece of work is called done
+	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
+	$(BIN)/python -m tests.e2e.clients
 
 sim: $(READY) ## simulated lives of whole clusters (SEEDS=10000; SEED=7 TRACE=1: one of them, told)
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(or $(SEEDS),1000))
@@ -76,4 +88,4 @@ tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,8 +5,9 @@ parser alone is used (SGLang takes the same syntax), and what it parses is run a
 automaton without backtracking (Thompson, "Regular expression search algorithm", 1968): one pass,
 each character costs at most the number of the pattern's states, which is bounded.
 
-What looks around, refers back, or asks where a word or the text ends is refused, since a growing
-text does not know yet what follows.
+What looks around, refers back, or asks where a word or a line ends is refused, since a growing
+text does not know yet what follows. A `$` that ends a pattern asks for the end of the text so far,
+which every match has found, since it is looked for after each character.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CATEGORIES: dict[str, Callable[[str], bool]] = {
     "WORD": lambda c: c.isalnum() or c == "_",
 }
 BEGINNINGS = ("AT_BEGINNING", "AT_BEGINNING_STRING")
+ENDINGS = ("AT_END", "AT_END_STRING")
 REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
 
 CharTest = Callable[[str], bool]
@@ -136,7 +138,7 @@ class StopRegexes:
             raise BadStopRegex(f"{pattern!r} is no regular expression: {error}") from None
         try:
             begin = self._new()
-            end = self._sequence(parsed, begin, parsed.state.flags, pattern)
+            end = self._sequence(_without_end(parsed), begin, parsed.state.flags, pattern)
         except RecursionError:
             raise BadStopRegex(f"{pattern!r} is nested too deeply") from None
         if end in self._closure_of_nothing(begin):
@@ -191,7 +193,7 @@ class StopRegexes:
         if accepts is None:
             what = {
                 "GROUPREF": "a backreference",
-                "AT": r"a border of lines, words or the text ($, \b)",
+                "AT": r"a border of lines or words ($ before its end, \b)",
             }
             name = what.get(code, "lookaround" if code.startswith("ASSERT") else code.lower())
             raise BadStopRegex(f"{pattern!r} has {name}, which a growing text cannot answer")
@@ -227,6 +229,13 @@ class StopRegexes:
 
     def _link(self, state: int, target: int) -> None:
         self._states[state].next.append(target)
+
+
+def _without_end(parsed: Any) -> list[Any]:
+    """Returns the parsed items of a pattern but for a `$` or `\\Z` at its end."""
+    items = list(parsed)
+    is_bound = bool(items) and str(items[-1][0]) == "AT" and str(items[-1][1]) in ENDINGS
+    return items[:-1] if is_bound else items
 
 
 def _char_test(code: str, value: Any, flags: int) -> CharTest | None:

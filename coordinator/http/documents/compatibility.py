@@ -13,6 +13,7 @@ from typing import Any
 from fastapi.routing import APIRoute
 
 from coordinator.http.app import ROUTERS
+from coordinator.http.documents import seen
 from coordinator.http.errors import BadRequest
 from coordinator.http.missing import NOT_YET, NOT_YET_ADMIN, OF_SGLANG
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
@@ -69,8 +70,10 @@ DIFFERENCES = (
     (
         "stop_regex",
         "Found by an automaton without backtracking, as early as possible. Lookaround, "
-        "backreferences, `$` and `\\b` are a 400. What matched is trimmed (SGLang leaves it in the "
-        "text), and a stream holds back what may become a match. `matched` is the pattern.",
+        "backreferences, `\\b` and a `$` that does not end the pattern are a 400; one that does is "
+        "the end of the text so far, after any character. What matched is trimmed (SGLang leaves "
+        "it in the text), and a stream holds back what may become a match. `matched` is the "
+        "pattern.",
     ),
     (
         "stream_interval",
@@ -189,6 +192,21 @@ def document() -> str:
             f"* of SGLang: {_paths(OF_SGLANG)}",
             "",
             "Everything else is a 404; a wrong method is a 405 with `Allow`.",
+            "",
+            "## Seen with SGLang's front end",
+            "",
+            f"The package `sglang` {seen.version()}, unchanged, against a cluster of two prefill "
+            "and two decode nodes with the embedded model: "
+            f"{seen.summary('front_end')}. `make verify` looks again.",
+            "",
+            *_table(("primitive", "cases", "seen"), seen.rows("front_end")),
+            "",
+            "## Seen with the demands of SGLang's own checks",
+            "",
+            "What SGLang's black-box checks demand of a server without a large model's knowledge: "
+            f"{seen.summary('checks')}.",
+            "",
+            *_table(("demand", "cases", "seen"), seen.rows("checks")),
             "",
         ]
     )

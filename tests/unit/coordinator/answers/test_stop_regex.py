@@ -14,6 +14,12 @@ def test_a_text_may_come_in_pieces_of_any_size() -> None:
     assert regexes.find("so END12; more") == (3, 9, "END[0-9]+;")
 
 
+@pytest.mark.parametrize("pattern", [r"[.!?]\s*$", r"[.!?]\s*\Z"])
+def test_a_pattern_may_end_with_the_end_of_the_text_so_far(pattern: str) -> None:
+    assert StopRegexes([pattern]).find("It is. So") == (5, 6, pattern)
+    assert StopRegexes([pattern]).find("It is so") is None
+
+
 def test_a_pattern_that_freezes_other_engines_takes_a_step_per_character() -> None:
     regexes = StopRegexes(["(a+)+c", "(a|a)*d", "(.*)*e"])
     steps = 0
@@ -36,7 +42,9 @@ def test_a_pattern_that_freezes_other_engines_takes_a_step_per_character() -> No
         ("(?=a)b", "lookaround"),
         ("(?<!a)b", "lookaround"),
         (r"(a)\1", "backreference"),
-        ("a$", "border"),
+        ("a$b", "border"),
+        ("a$|b", "border"),
+        ("a*$", "empty text"),
         (r"\bfoo", "border"),
         ("(?m)^a", "border"),
         ("a*", "empty text"),

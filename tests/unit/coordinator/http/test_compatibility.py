@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
+from coordinator.http.documents import seen
 from coordinator.http.documents.compatibility import EXAMPLES, FILE, document, observed
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
+from tests.e2e.clients.titles import SECTIONS, title
 
 ROOT = Path(__file__).resolve().parents[4]
 KEYS = [(key, False) for key in TOP_LEVEL] + [(key, True) for key in SAMPLING]
@@ -21,6 +24,19 @@ def test_what_is_seen_is_what_the_table_says(key: Key, is_sampling: bool) -> Non
         assert key.treatment == "ignored" or key.name in EXAMPLES, "a value that asks for something"
     else:
         assert seen.startswith("400: ") and key.name in seen
+
+
+@pytest.mark.parametrize("module", SECTIONS)
+def test_what_was_seen_with_clients_is_not_older_than_the_tests(module: str) -> None:
+    """Also of demands that are not met: a mark that was taken away has to be seen again."""
+    tests = vars(importlib.import_module(f"tests.e2e.clients.{module}"))
+    is_met = {
+        title(test): not any(mark.name == "xfail" for mark in getattr(test, "pytestmark", []))
+        for name, test in tests.items()
+        if name.startswith("test_")
+    }
+    was_met = {name: outcome == "works" for name, _, outcome in seen.rows(SECTIONS[module])}
+    assert was_met == is_met, "run `python -m tests.e2e.clients`"
 
 
 def test_the_file_is_what_would_be_written_now() -> None:
