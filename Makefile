@@ -75,14 +75,14 @@ bench-memory: $(READY) ## resident memory of every process over 20,000 requests 
 	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 bench-grammars: $(READY) ## masks, throughput under grammars, forced tokens (some minutes, quiet machine)
-	$(BIN)/python -m benchmarks.grammars $(ARGS)
+	$(BIN)/python -m benchmarks.features.grammars $(ARGS)
 
 bench-http: $(READY) ## the coordinator alone: requests (ARGS="--router sglang" beside sglang-router), then streams (four minutes)
 	$(BIN)/python -m benchmarks.http $(ARGS)
 	$(BIN)/python -m benchmarks.streams
 
 bench: $(READY) ## index and router, hits to the token, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
-	for bench in index engines.beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
+	for bench in index features.beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny

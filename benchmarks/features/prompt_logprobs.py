@@ -1,6 +1,6 @@
 """What logprobs of a prompt cost beside computing the prompt alone, in one run.
 
-    .venv/bin/python -m benchmarks.engines.prompt_logprobs [--shape NAME] [--tokens N]
+    .venv/bin/python -m benchmarks.features.prompt_logprobs [--shape NAME] [--tokens N]
 
 Physics: a prompt alone needs the logits of its last row. Its logprobs need those of every row: two
 operations for each weight of the head, as for each weight of the layers. So the least ratio is the

@@ -1,4 +1,4 @@
-"""What it costs to follow grammars, and what forced tokens save: `python -m benchmarks.grammars`.
+"""What grammars cost, and what forced tokens save: `python -m benchmarks.features.grammars`.
 
 Masks: a row's mask is computed by walking the parser over a trie of the vocabulary, some ten
 microseconds where a lexer was there before, and then applied to its logits, which on a CPU writes

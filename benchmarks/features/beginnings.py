@@ -1,4 +1,4 @@
-"""What hits to the token cost and save, on one core: `python -m benchmarks.engines.beginnings`.
+"""What hits to the token cost and save, on one core: `python -m benchmarks.features.beginnings`.
 
 All times are CPU time, so that others on the same core cost nothing. Two measurements. The first is
 the cache alone: 100,000 prompts have left a page each, so as many pages follow the root of the

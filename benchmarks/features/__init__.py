@@ -1,0 +1,1 @@
+"""What single features cost or gain: grammars, logprobs of prompts, hits to the token."""
