@@ -75,8 +75,9 @@ class Answers:
         return []
 
     def before_step(self, now: float) -> list[Instruction]:
-        """Gives up prompts that are late, and lets answers give way: to a prompt of another node
-        that has waited too long, and to older answers that need pages."""
+        """Fails answers whose pages did not come from the prefill node in time. Then lets answers
+        give way: the youngest one that still receives its pages, to a prompt of another node that
+        was blocked too long; and the youngest running ones, to older ones that lack pages."""
         instructions: list[Instruction] = []
         for attempt in self._receiving.late(now):
             reason = f"no prefill within {self._timeout_s:g} s"

@@ -22,7 +22,8 @@ class Statistics:
         self._registry = registry
 
     def answer_began(self, tracked: TrackedRequest, now: float) -> None:
-        """Notes the cached prefix that the request has found."""
+        """Counts a use of the cached prefix, in whole pages, that the answer reports, for the list
+        of the hottest prefixes."""
         answer, model = tracked.answer, self._registry.model
         if model is None or not answer.cached_tokens:
             return

@@ -213,8 +213,9 @@ class Prompts:
             job.cached_tokens += beginning.num_tokens
 
     def computed(self, planned: PlannedSlice, new: Sampled | None, now: float) -> None:
-        """Notes that the step of this slice, the oldest one under way, is over; `new` is what it
-        says."""
+        """Notes that the step of this slice, the oldest one under way, is over: keeps the logprobs
+        of the prompt in `new`, and makes the pages findable that the prompt has completed. Sampled
+        tokens are the sink's business."""
         planned.sequence.computed(planned.part)
         if new is not None and new.prompt_logprobs is not None:
             planned.job.prompt_logprobs.add(new.prompt_logprobs)

@@ -33,11 +33,12 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(requir
 
 @router.get("/cache/stats", response_model=None, responses=example(examples.STATS))
 async def cache_stats(request: Request) -> Response:
-    """Answers pages, hits and moved pages, of the cluster and of each node.
+    """Answers what the caches hold, hit and move, of the cluster and of each node, with the size
+    of this coordinator's index and its lag behind Redis.
 
-    Counts of requests are sums over all coordinators, since the start of each and of the last five
-    minutes; `unanswered_coordinators` are those that did not tell theirs in time. Counts of nodes
-    are since the start of the node, whoever asked. Counting looks at no page.
+    Counts of requests are sums over all coordinators, which are asked now, since the start of each
+    and of the last five minutes; `unanswered_coordinators` are those that did not tell theirs in
+    time. Pages and counts of nodes are those of their newest heartbeats: no node is asked.
     """
     service = service_of(request)
     counts = await service.count_everywhere()

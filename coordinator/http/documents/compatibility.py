@@ -142,7 +142,8 @@ DIFFERENCES = (
 
 
 def observed(key: Key, is_sampling: bool) -> str:
-    """Returns what the parser does with a value of the key that asks for something."""
+    """Returns "accepted", or "400: …" with the error, for a minimal body with an example value of
+    the key. Whether an accepted key has an effect is not seen here."""
     value = EXAMPLES.get(key.name, "x")
     given = {"sampling_params": {key.name: value}} if is_sampling else {key.name: value}
     prompt = {} if key.name in ("text", "input_ids") else {"text": "a"}
