@@ -135,7 +135,7 @@ def test_a_pause_in_sglangs_default_mode_aborts_what_runs(pair: Pair) -> None:
         late = pool.submit(pair.generate, 0, prompt(31))
         assert not wait([late], timeout=0.2).done
         waiting = pool.submit(pair.post, 1, "/generate", body(32, "waiting"))
-        wait_until(lambda: num_waiting(pair, 1) == 1, "a request that waits")
+        wait_until(lambda: num_waiting(pair, 1) == 2, "both requests waiting")
         pair.post(0, "/abort_request", {"rid": "waiting"})
         assert is_abort(waiting.result().json()) and waiting.result().json()["output_ids"] == []
         assert pair.post(1, "/continue_generation", {}).status_code == 200
@@ -164,6 +164,6 @@ def test_a_new_coordinator_and_an_empty_redis_keep_the_pause(pair: Pair) -> None
 
 
 def num_waiting(pair: Pair, who: int) -> int:
-    """The number of requests that wait at one coordinator, or at nodes."""
+    """Returns how many requests wait in the cluster, as one coordinator tells it."""
     http = (pair.cluster.http, pair.second.http)[who]
     return int(http.get("/v1/loads").json()["aggregate"]["total_waiting_reqs"])
