@@ -25,7 +25,6 @@ PROMPT = "The capital of France is"
 QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assistant|>"
 VOCABULARY = 2048
 MANY = 16
-GRAMMARS = pytest.mark.xfail(reason="grammars are not in this version", strict=True)
 OPENAI = pytest.mark.xfail(reason="OpenAI's endpoints are not in this version", strict=True)
 NO_CODE = pytest.mark.xfail(reason="code of clients is not run", strict=True)
 SCHEMA = {
@@ -172,17 +171,20 @@ def test_health(cluster: Cluster, path: str) -> None:
 
 
 def test_cached_tokens(cluster: Cluster) -> None:
-    """cached_tokens counts to the token, but never the last of a prompt"""
+    """cached_tokens counts to the token on a node, whole pages of other nodes, never the last"""
     cluster.flush()
-
-    def cached(count: int) -> int:
+    page_size = cluster.http.get("/get_server_info").json()["page_size"]
+    computed: dict[str, int] = {}
+    """The longest of these prompts that each prefill node has computed: all begin alike."""
+    for count in (100, 3000, 3000, 4000):
         prompt = [7 + i % 2000 for i in range(count)]
-        given = answer(cluster, prompt, sampling_params={"max_new_tokens": 1})
-        num_cached: int = given["meta_info"]["cached_tokens"]
-        return num_cached
-
-    seen = [cached(100), cached(3000), cached(3000), cached(4000)]
-    assert seen == [0, 100, 2999, 3000]
+        meta = answer(cluster, prompt, sampling_params={"max_new_tokens": 1})["meta_info"]
+        node = meta["prefill_node"]
+        own = min(computed.get(node, 0), count - 1)
+        elsewhere = min(max(computed.values(), default=0), count - 1) // page_size * page_size
+        allowed = {own, elsewhere} if elsewhere > own else {own}  # pages may be fetched, or not
+        assert meta["cached_tokens"] in allowed
+        computed[node] = max(count, computed.get(node, 0))
 
 
 def test_a_flush_of_the_cache(cluster: Cluster) -> None:
@@ -281,7 +283,6 @@ def test_a_start_of_logprobs_beyond_the_prompt_is_refused(cluster: Cluster) -> N
     assert reply(cluster, return_logprob=True, logprob_start_len=1000).status_code == 400
 
 
-@GRAMMARS
 def test_logprobs_under_a_grammar(cluster: Cluster) -> None:
     """logprobs under a grammar show the tokens that it allows"""
     given = answer(
@@ -490,7 +491,6 @@ def test_a_session_with_branches(cluster: Cluster) -> None:
 # Grammars
 
 
-@GRAMMARS
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -509,7 +509,6 @@ def test_a_regex(cluster: Cluster, pattern: str) -> None:
     assert re.fullmatch(pattern, constrained(cluster, regex=pattern))
 
 
-@GRAMMARS
 @pytest.mark.parametrize(
     ("grammar", "pattern"),
     [
@@ -534,7 +533,6 @@ def test_an_ebnf(cluster: Cluster, grammar: str, pattern: str) -> None:
     assert re.fullmatch(pattern, constrained(cluster, ebnf=grammar))
 
 
-@GRAMMARS
 def test_a_json_schema(cluster: Cluster) -> None:
     """json_schema"""
     jsonschema.validate(json.loads(constrained(cluster, json_schema=json.dumps(SCHEMA))), SCHEMA)
@@ -547,7 +545,6 @@ def test_a_broken_json_schema(cluster: Cluster) -> None:
     assert answer(cluster)["text"]
 
 
-@GRAMMARS
 def test_grammars_among_other_requests(cluster: Cluster) -> None:
     """requests with and without a grammar at once"""
     free = answer(cluster)["text"]

@@ -22,7 +22,6 @@ from tests.support.processes.clusters import Cluster
 
 pytestmark = [pytest.mark.verify, needs_front_end]
 
-GRAMMARS = pytest.mark.xfail(reason="grammars are not in this version", strict=True)
 PROGRAMS = Path(__file__).with_name("programs.py")
 TIMEOUT_S = 60.0
 QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assistant|>"
@@ -106,13 +105,11 @@ def test_gen_sampling_params(run: Run) -> None:
     assert given["answer"] and given["meta_info"]["completion_tokens"] <= 16
 
 
-@GRAMMARS
 def test_gen_regex(run: Run) -> None:
     """gen with regex"""
     assert re.fullmatch("(12|34)-[a-c]{3}", run("gen_regex")["answer"])
 
 
-@GRAMMARS
 def test_gen_json_schema(run: Run) -> None:
     """gen with json_schema"""
     properties = {"name": {"type": "string"}, "age": {"type": "integer"}}
@@ -120,7 +117,6 @@ def test_gen_json_schema(run: Run) -> None:
     jsonschema.validate(json.loads(run("gen_json_schema")["answer"]), schema)
 
 
-@GRAMMARS
 def test_gen_dtypes(run: Run) -> None:
     """gen_int, gen_string, gen with dtype float and bool"""
     given = run("gen_dtypes")
@@ -149,7 +145,6 @@ def test_an_agent_loop(run: Run) -> None:
         assert (f"nothing about {argument}." in given["text"]) or action == "Finish"
 
 
-@GRAMMARS
 def test_json_by_parts(run: Run) -> None:
     """a JSON document of constants and typed values, in a var_scope"""
     document = json.loads(run("json_by_parts"))
