@@ -257,7 +257,7 @@ class Prompts:
         self._num_admitted[job.sink] -= 1
         job.sequence = None
         instructions += job.sink.left(job, sequence.held)
-        if job.sampling.has_state:
+        if sequence.has_begun:  # steps under way may have slices of it
             instructions.append(EndSequence(sequence.sequence_id))
         return instructions
 

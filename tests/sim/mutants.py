@@ -162,11 +162,13 @@ def _lost_event(right: Any) -> Any:
 
 
 def _double_retry(right: Any) -> Any:
-    def lost_its_node(self: Tracker, tracked: TrackedRequest, *rest: Any) -> Any:
+    def lost_its_node(
+        self: Tracker, tracked: TrackedRequest, node: Any, reason: str, now: float
+    ) -> Any:
         """A request that lost its node is queued twice."""
-        instructions = right(self, tracked, *rest)
+        instructions = right(self, tracked, node, reason, now)
         if tracked.routed is not None and tracked.route is None:
-            self._enqueue(tracked, tracked.routed.demand)
+            self._enqueue(tracked, tracked.routed.demand, now)
         return instructions
 
     return lost_its_node

@@ -8,7 +8,7 @@ import pytest
 from decode.answers import Answers
 from engine.batches.sequence import Sampled
 from engine.cache.prefix_cache import PrefixCache
-from node.core.instructions import AbortTransfer, SendMessage, StreamPages
+from node.core.instructions import AbortTransfer, EndSequence, SendMessage, StreamPages
 from node.core.scheduler import Scheduler, SchedulerLimits
 from prefill.handovers import Handovers
 from protocol.hashing import token_bytes
@@ -58,8 +58,9 @@ def test_one_step_has_tokens_of_an_answer_and_chunks_of_prompts_for_anybody() ->
     slices, (stream,) = node.next_batch(0.0)
     assert [list(part.token_ids) for part in slices] == [[7], [2] * 20]
     assert isinstance(stream, StreamPages) and stream.data_addresses == ("n1",)
-    done, tokens = node.finish([Sampled((8,)), Sampled((9,))], 0.0)
+    done, end, tokens = node.finish([Sampled((8,)), Sampled((9,))], 0.0)
     assert isinstance(done, SendMessage) and isinstance(tokens, SendMessage)
+    assert end == EndSequence(slices[1].sequence_id)
     assert (done.address, type(done.message)) == ("n1", PrefillDone)
     assert (tokens.address, type(tokens.message)) == ("coordinator", TokensOut)
 

@@ -9,6 +9,7 @@ from engine.batches.sequence import Sampled
 from node.core.fetching import FETCH_TIMEOUT_S
 from node.core.instructions import (
     AbortTransfer,
+    EndSequence,
     Event,
     ExpectPages,
     PagesArrived,
@@ -200,8 +201,9 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     )
     asker.finish([None], late)
     (part,), _ = asker.next_batch(late)
-    (reply,) = asker.finish([Sampled((7,))], late)
+    reply, *ends = asker.finish([Sampled((7,))], late)
     assert isinstance(reply, SendMessage)
+    assert ends == ([EndSequence(part.sequence_id)] if kind == PREFILL else [])
     if kind == PREFILL:
         assert reply.message == PrefillDone(R1, [7], 3 * PAGE, P0, 3 * PAGE)
     else:

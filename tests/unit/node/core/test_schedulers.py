@@ -9,6 +9,7 @@ from engine.batches.sequence import Sampled
 from node.core.instructions import (
     AbortTransfer,
     CancelSends,
+    EndSequence,
     ExpectPages,
     Instruction,
     PagesReceived,
@@ -73,7 +74,8 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
         streamed.append(list(range(stream.offset, stream.offset + len(stream.pages))))
         done = scheduler.finish([Sampled((7,)) if part.sampling else None], 0.0)
     assert streamed == [[0], [1, 2], [3, 4], [5]]  # 7 pages, of which decode has the first
-    assert done == [SendMessage("reply", PrefillDone(attempt, [7], 0, P0))]
+    reply = SendMessage("reply", PrefillDone(attempt, [7], 0, P0))
+    assert done == [reply, EndSequence(part.sequence_id)]
     assert scheduler.next_batch(0.0) == ([], [])
     assert scheduler.load().num_running == 0
     for _ in range(4):
@@ -205,7 +207,10 @@ def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: i
     decode = decode_scheduler()
     decode.handle(generate("r", [1] * 40, max_new_tokens, prefill=""), 0.0)
     while slices := decode.next_batch(0.0)[0]:
-        (out,) = decode.finish([Sampled((STOP,)) if slices[0].sampling else None], 0.0) or [None]
+        told = decode.finish([Sampled((STOP,)) if slices[0].sampling else None], 0.0)
+        ends = [EndSequence(slices[0].sequence_id)]
+    *before, out = told
+    assert before == ends
     assert isinstance(out, SendMessage) and isinstance(out.message, TokensOut)
     (token,) = out.message.outs
     assert (token.tokens, token.finish) == (([STOP], "stop") if max_new_tokens else ([], "length"))
@@ -218,11 +223,15 @@ def test_a_step_that_failed_costs_its_requests_their_attempt_and_no_page() -> No
         Prefill(Attempt("s", 1), token_bytes([1] * 40), SHARED, Sampling(), 0, "d", ("x",)), 0
     )
     for scheduler, address, node in ((decode, COORDINATOR, Node("d0", 1)), (prefill, "d", P0)):
-        assert scheduler.next_batch(0.0)[0]
+        ((part,), _) = scheduler.next_batch(0.0)
         attempt = Attempt("r" if scheduler is decode else "s", 1)
         failed = SendMessage(address, Failed(attempt, "no memory", "node", node))
         streams = [] if scheduler is decode else [CancelSends(attempt)]
-        assert scheduler.abandon({0}, "no memory", "node", 0.0) == [*streams, failed]
+        assert scheduler.abandon({0}, "no memory", "node", 0.0) == [
+            EndSequence(part.sequence_id),
+            *streams,
+            failed,
+        ]
         assert scheduler.finish([], 0.0) == []
         assert scheduler.next_batch(0.0) == ([], [])
         if scheduler is prefill:

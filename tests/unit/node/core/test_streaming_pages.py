@@ -7,6 +7,7 @@ import pytest
 from engine.batches.sequence import Sampled
 from node.core.instructions import (
     CancelSends,
+    EndSequence,
     Event,
     ExpectPages,
     PagesArrived,
@@ -42,10 +43,12 @@ def test_a_send_that_fails_fails_its_job_once_and_holds_its_pages_to_the_last() 
     prefill, attempt = prefill_scheduler(chunk=32), Attempt("r", 1)
     prefill.handle(asked_prefill("r", 96), 0.0)
     for _ in range(2):
-        prefill.next_batch(0.0)
+        (part,), _ = prefill.next_batch(0.0)
         prefill.finish([None], 0.0)
     failed = SendMessage(DECODE, Failed(attempt, "peer lost", "node", P0))
-    assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == [CancelSends(attempt), failed]
+    end = EndSequence(part.sequence_id)
+    told = prefill.handle(PagesSent(attempt, "peer lost"), 0.0)
+    assert told == [end, CancelSends(attempt), failed]
     assert prefill.next_batch(0.0) == ([], [])
     assert prefill.load().held_pages == 6
     assert prefill.handle(PagesSent(attempt, "cancelled"), 0.0) == []
@@ -67,9 +70,10 @@ def test_a_send_that_fails_after_the_last_step_is_told() -> None:
 def test_nobody_hears_of_the_sends_of_a_cancelled_job(is_done: bool) -> None:
     prefill, attempt = prefill_scheduler(chunk=32), Attempt("r", 1)
     prefill.handle(asked_prefill("r", 32 if is_done else 96), 0.0)
-    prefill.next_batch(0.0)
+    (part,), _ = prefill.next_batch(0.0)
     prefill.finish([Sampled((7,)) if is_done else None], 0.0)
-    assert prefill.handle(Cancel(attempt), 0.0) == [CancelSends(attempt)]
+    ends = [] if is_done else [EndSequence(part.sequence_id)]
+    assert prefill.handle(Cancel(attempt), 0.0) == [*ends, CancelSends(attempt)]
     assert prefill.handle(Cancel(attempt), 0.0) == []
     assert prefill.load().held_pages > 0
     assert prefill.handle(PagesSent(attempt, "peer lost"), 0.0) == []
@@ -80,9 +84,10 @@ def test_an_attempt_that_comes_again_waits_for_the_ends_of_what_it_sent() -> Non
     """Else an end of its first life would release the pages of the second too early."""
     prefill, request = prefill_scheduler(chunk=32), asked_prefill("r", 40)
     prefill.handle(request, 0.0)
-    prefill.next_batch(0.0)
+    (part,), _ = prefill.next_batch(0.0)
     prefill.finish([None], 0.0)
-    assert prefill.handle(request, 0.0) == [CancelSends(request.attempt)]
+    told = prefill.handle(request, 0.0)
+    assert told == [EndSequence(part.sequence_id), CancelSends(request.attempt)]
     assert prefill.next_batch(0.0) == ([], [])
     prefill.handle(asked_prefill("s", 20), 0.0)
     assert len(prefill.next_batch(0.0)[0]) == 1, "others do not wait"

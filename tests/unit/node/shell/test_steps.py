@@ -10,7 +10,7 @@ import pytest
 from engine.batches.sequence import Slice
 from engine.errors import DeviceBroken
 from node.shell.steps import Steps
-from protocol.messages import AnyMessage, Failed, TokensOut
+from protocol.messages import AnyMessage, Cancel, Failed, TokensOut
 from protocol.sampling import Sampling
 from tests.support.node.poisoned_runner import NO_NUMBERS, POISON, Runner
 from tests.support.node.recorded_shell import Peers, shell_of, turn
@@ -110,15 +110,14 @@ def test_a_step_is_started_before_the_tokens_of_the_one_before_are_known(
     """Where the device can. None is started whose tokens cannot be wanted."""
     runner = Runner(ValueError("poison"), runs_ahead)
     life = Life(runner, [generate("r", [1] * 5, 3, prefill="", sampling=sampling)])
-    forgotten = ["end 1"] if sampling.has_state else []
-    assert runner.told == started_and_awaited(*expected) + forgotten
+    assert runner.told == [*started_and_awaited(*expected), "end 1"]
     assert life.ends == {"r": "length"}
 
 
 def test_a_stop_token_costs_a_step_that_runs_ahead_and_no_more() -> None:
     runner = Runner(ValueError("poison"), runs_ahead=True)
     life = Life(runner, [generate("r", [1] * 5, 9, prefill="", stops=[5])])
-    assert runner.told == started_and_awaited(1, 2, -1, -2)
+    assert runner.told == [*started_and_awaited(1, 2, -1, -2), "end 1"]
     assert life.ends == {"r": "stop"}
     assert sum(len(said.outs) for said in life.peers.said if isinstance(said, TokensOut)) == 1
 
@@ -134,6 +133,34 @@ def test_who_breaks_a_step_while_another_is_under_way_harms_nobody_else(
     poisoned = generate("bad", [1] * 60 + [POISON] * 5, 6, prefill="")
     life = Life(runner, [good[0], poisoned, good[1]])
     assert life.ends == {"a": "length", "b": "length", "bad": "a step failed on d0: ValueError"}
+
+
+def test_a_step_that_failed_late_is_not_computed_again_for_who_has_left() -> None:
+    """Somebody else may have the pages of an answer that was cancelled meanwhile."""
+
+    class Recording(Runner):
+        """Notes whose slices are computed alone, by their first token."""
+
+        def start(self, slices: Any, on_layer: Any = None, after: Any = None) -> Any:
+            if len(slices) == 1:
+                alone.append(slices[0].token_ids[0])
+            return super().start(slices, on_layer, after)
+
+    alone: list[int] = []
+    runner = Recording(ValueError("poison"), runs_ahead=True, fails_late=True)
+    left = generate("left", [1] * 5, 6, prefill="")
+    peers = Peers()
+    peers.inbox = [
+        left,
+        generate("stays", [2] * 5, 6, prefill=""),
+        generate("bad", [POISON] * 5, 6, prefill=""),
+    ]
+    shell = shell_of(decode_scheduler(), runner, peers)
+    turn(shell)  # the step stays under way
+    assert alone == []
+    peers.inbox = [Cancel(left.attempt)]
+    turn(shell)
+    assert alone == [2, POISON]
 
 
 def test_busy_time_is_that_of_steps_failed_ones_included() -> None:
