@@ -86,7 +86,7 @@ class Service:
         self.config = config
         self.worker = worker
         self.tokenizer = tokenizer
-        self.grammars = GrammarCompiler(tokenizer.to_json)
+        self.grammars = GrammarCompiler(tokenizer.model.json_text)
         # Not its bound method: a copy of the policy, which explains, has a copy of the chance too.
         chance = partial(random.Random.random, random.Random(config.routing_seed or None))
         # Seeded by the system, as the ids of all coordinators must differ, but asked in its place:

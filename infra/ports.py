@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 
 from protocol.config import ConfigError
 
+LISTENING = range(20_000, 32_768)
+"""Ports to listen on: those above are given to outgoing connections (Linux's default)."""
+
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Returns a port that was free a moment ago; another process may take it before it is used."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Returns a port that was free a moment ago, and that no connection is given before it is used.
+    Only another process that looks for one may take it. Raises ConfigError if there is none."""
+    for port in random.sample(LISTENING, k=100):
+        try:
+            require_free(host, port)
+        except ConfigError:
+            continue
+        return port
+    raise ConfigError(f"none of 100 ports of {LISTENING} is free on {host}; name one with --port")
 
 
 def require_free(host: str, port: int) -> None:

@@ -119,7 +119,7 @@ class FirstToken:
 
     @property
     def ratios(self) -> list[float]:
-        """For each prompt, the pair's time over that of one node."""
+        """Returns the pair's time over that of one node, for each prompt."""
         return [pair / one for pair, one in zip(self.pair_s, self.one_node_s, strict=True)]
 
 

@@ -51,8 +51,9 @@ ANSWERING = Node("d", 1)
 
 
 class Greedy:
-    """For comparison: the least estimated time to first token, decided when a request comes, with
-    exact knowledge and fetches. Mooncake's rule (Qin et al., FAST 2025), as sharp as it can be."""
+    """A policy to compare with: it takes the node with the least estimated time to first token when
+    a request comes, with exact knowledge and fetches. This is Mooncake's rule (Qin et al., FAST
+    2025), as sharp as it can be."""
 
     weighs_cost = True
     binds_late = False

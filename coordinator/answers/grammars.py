@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from threading import Lock
 
@@ -34,8 +34,9 @@ WHITESPACE = r"[ \n\r\t]{0,40}"
 class GrammarCompiler:
     """Compiles for one model. May be used from several threads."""
 
-    def __init__(self, tokenizer_json: Callable[[], str]) -> None:
-        """`tokenizer_json` returns the model's tokenizer.json; the first grammar asks for it."""
+    def __init__(self, tokenizer_json: str) -> None:
+        """`tokenizer_json` is the content of the model's tokenizer.json, which the first grammar
+        makes use of."""
         self._tokenizer_json = tokenizer_json
         self._compiled: OrderedDict[tuple[GrammarKind, str], str] = OrderedDict()
         self._lock = Lock()
@@ -88,16 +89,12 @@ class GrammarCompiler:
         return _json_schema_grammar(source)
 
     @cached_property
-    def _content(self) -> str:
-        return self._tokenizer_json()
-
-    @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        return grammar_tokenizer(self._content)
+        return grammar_tokenizer(self._tokenizer_json)
 
     @cached_property
     def _special_tokens(self) -> Mapping[str, int]:
-        added = json.loads(self._content).get("added_tokens", [])
+        added = json.loads(self._tokenizer_json).get("added_tokens", [])
         return {token["content"]: token["id"] for token in added if token["special"]}
 
 

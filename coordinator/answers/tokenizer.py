@@ -82,10 +82,6 @@ class Tokenizer:
         """Returns what the texts of answers are made of."""
         return self._pieces_without_special_tokens if skip_special_tokens else self._pieces
 
-    def to_json(self) -> str:
-        """Returns the tokenizer.json that this tokenizer is."""
-        return self.model.json_text
-
     @cached_property
     def _pieces(self) -> TokenPieces:
         return self._pieces_skipping(())

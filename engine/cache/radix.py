@@ -126,11 +126,10 @@ class RadixTree:
     def closest(
         self, node: RadixNode, key: bytes, more_than: int, now: float
     ) -> tuple[int, int] | None:
-        """Of the pages that follow `node`, returns the one whose key has the longest common
-        beginning with `key`, and how many tokens that has. Marks that page as used at `now`, and no
-        other: splits a node if more pages follow in its run.
-
-        None: no page has more than `more_than` tokens in common with it.
+        """Returns the page that follows `node` whose key has the longest common beginning with
+        `key`, and how many tokens that has; None if no page has more than `more_than` tokens in
+        common with it. Marks that page as used at `now`, and no other: if more pages follow in its
+        run, it splits the node.
         """
         found = beginnings.closest(node.followers, key)
         if found is None or found[1] <= more_than:

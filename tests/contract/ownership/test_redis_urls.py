@@ -166,7 +166,7 @@ def test_a_unix_socket(start: Start, tmp_path: Path) -> None:
 
 def test_a_cluster(start: Start) -> None:
     # The port of a Cluster's own bus lies 10,000 above.
-    port = next(port for port in iter(free_port, 0) if port < 55_000)
+    port = free_port()
     server = start("--cluster-enabled", "yes", port=port)
     client = server.client()
     client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
@@ -175,7 +175,7 @@ def test_a_cluster(start: Start) -> None:
 
 
 def test_a_cluster_that_comes_late_is_found(start: Start) -> None:
-    port = next(port for port in iter(free_port, 0) if port < 55_000)
+    port = free_port()
     url = f"redis+cluster://127.0.0.1:{port}"
     following, node = Following(url), Publishing(url, NODE)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,8 @@ def test_a_pause_in_sglangs_default_mode_aborts_what_runs(pair: Pair) -> None:
         assert pair.post(1, "/pause_generation", {}).status_code == 200
         assert is_abort(list(events)[-1])
         late = pool.submit(pair.generate, 0, prompt(31))
-        assert not wait([late], timeout=0.2).done
+        wait_until(lambda: num_waiting(pair, 1) == 1, "a request that waits")
+        assert not late.done()
         waiting = pool.submit(pair.post, 1, "/generate", body(32, "waiting"))
         wait_until(lambda: num_waiting(pair, 1) == 2, "both requests waiting")
         pair.post(0, "/abort_request", {"rid": "waiting"})
@@ -158,7 +159,8 @@ def test_a_new_coordinator_and_an_empty_redis_keep_the_pause(pair: Pair) -> None
     pair.restart_second()
     with ThreadPoolExecutor() as pool:
         late = pool.submit(pair.generate, 1, prompt(40))
-        assert not wait([late], timeout=1.0).done
+        wait_until(lambda: num_waiting(pair, 1) == 1, "a request that waits")
+        assert not late.done()
         assert pair.post(1, "/continue_generation", {}).status_code == 200
         assert late.result()["output_ids"] == reference_tokens(pair.reference, prompt(40), 8)
 

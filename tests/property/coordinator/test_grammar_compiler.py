@@ -83,7 +83,7 @@ def test_a_large_grammar_is_refused() -> None:
 
 
 def test_what_is_compiled_is_remembered_and_not_for_ever() -> None:
-    fresh = GrammarCompiler(tokenizer_json)
+    fresh = GrammarCompiler(tokenizer_json())
     first = asyncio.run(fresh.compile("regex", "a0"))
     for i in range(MAX_REMEMBERED + 5):
         fresh.compile_now("regex", f"a{i}")

@@ -34,7 +34,7 @@ def tokenizer() -> LLTokenizer:
 
 @functools.cache
 def compiler() -> GrammarCompiler:
-    return GrammarCompiler(tokenizer_json)
+    return GrammarCompiler(tokenizer_json())
 
 
 @functools.cache
