@@ -75,11 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kvrelay",
         description="Disaggregated LLM serving: prefill nodes, decode nodes, one coordinator.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, help: str, run: Callable[[dict[str, Any]], None], *configs: type) -> Any:
-        sub = commands.add_parser(name, help=help, description=help)
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         seen: set[str] = set()
         for config in configs:
             seen = add_flags(sub, config, seen)

@@ -90,7 +90,11 @@ DIFFERENCES = (
         "Counts the attempts after the first one: a node was lost, or had no room.",
     ),
     ("cached_tokens_details", "Everything is `device`: pages are not kept elsewhere."),
-    ("input_token_logprobs", "Only logprobs of the answer are there; the input's are empty lists."),
+    (
+        "input_token_logprobs",
+        "null only for the first token of a prompt, which has no logprob; SGLang has null for the "
+        "first one that is asked for.",
+    ),
     (
         "errors",
         'One shape, `{"error": {"message", "type", "code", "param"}}`, for every status; '

@@ -36,10 +36,16 @@ TOP_LEVEL = (
     Key("text", "supported", "a prompt, or a list of prompts"),
     Key("input_ids", "supported", "token ids of a prompt, or a list of such lists"),
     Key("sampling_params", "supported", "one object for all prompts, or one for each"),
-    Key("stream", "supported", "server-sent events with cumulative text"),
+    Key(
+        "stream", "supported", "events with all text so far; with --stream-output only what is new"
+    ),
     Key("rid", "supported", "the client's name for the request; rid_0, rid_1, … in a batch"),
     Key("request_id", "supported", "another name for rid"),
-    Key("return_logprob", "supported", "logprobs of the tokens of the answer"),
+    Key(
+        "return_logprob",
+        "supported",
+        "logprobs of the answer, and of the prompt from logprob_start_len on",
+    ),
     Key("logprob_start_len", "supported", "input logprobs from this position on; -1: none"),
     Key("top_logprobs_num", "supported", "0 to 128 likeliest tokens per position"),
     Key("token_ids_logprob", "supported", "ids for all prompts, or a list of ids for each"),
