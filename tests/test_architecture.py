@@ -92,6 +92,7 @@ PURE = (
     "coordinator/answers/stop_regex.py",
     "coordinator/answers/token_pieces.py",
     "coordinator/answers/totals.py",
+    "coordinator/grammars/chains.py",
     "coordinator/grammars/error.py",
     "coordinator/grammars/kinds.py",
     "coordinator/http/errors.py",

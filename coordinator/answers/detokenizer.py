@@ -124,9 +124,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._longest = max(map(len, self._stops), default=0)
-        beginnings = {stop[:length] for stop in self._stops for length in range(1, len(stop) + 1)}
-        self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
-        """Of every stop string, the longest first."""
+        self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._searched = 0
 
     def __bool__(self) -> bool:
@@ -145,7 +143,9 @@ class StopStrings:
     def safe_length(self, text: str) -> int:
         """Returns how many characters of `text` can be shown: its end may be the beginning of a
         stop string."""
-        if not text.endswith(self._beginnings):
-            return len(text)
-        held = next(one for one in self._beginnings if text.endswith(one))
-        return len(text) - len(held)
+        for begin in range(max(0, len(text) - self._longest), len(text)):
+            if text[begin] in self._first_characters:
+                tail = text[begin:]
+                if any(stop.startswith(tail) for stop in self._stops):
+                    return begin
+        return len(text)

@@ -8,12 +8,13 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
-from threading import Lock
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 
 from llguidance import LLMatcher, LLTokenizer
 
-from coordinator.grammars.error import GrammarError
+from coordinator.grammars.chains import require_short_chains
+from coordinator.grammars.error import GrammarError, TooManyGrammars
 from coordinator.grammars.kinds import GrammarKind
 from coordinator.grammars.lark import lark_of
 from coordinator.grammars.regex import rust_regex
@@ -23,6 +24,10 @@ from protocol.model.grammars import MAX_GRAMMAR_BYTES, grammar_tokenizer, open_m
 MAX_SOURCE_CHARACTERS = 256 * 1024
 MAX_REMEMBERED = 256
 """Grammars that are compiled once while they are asked for again and again."""
+MAX_REMEMBERED_CHARACTERS = 1 << 26
+"""The most characters of all that is remembered, sources included."""
+MAX_PENDING = 64
+"""Grammars that may wait to be compiled; more are refused, since each may take a second."""
 MAX_REASON = 300
 """Characters of the library's reason that the client is shown."""
 ANY_JSON = "$$ANY$$"
@@ -32,44 +37,66 @@ WHITESPACE = r"[ \n\r\t]{0,40}"
 
 
 class GrammarCompiler:
-    """Compiles for one model. May be used from several threads."""
+    """Compiles for one model, on a thread of its own, and remembers what was used last."""
 
     def __init__(self, tokenizer_json: str) -> None:
         """`tokenizer_json` is the content of the model's tokenizer.json, which the first grammar
         makes use of."""
         self._tokenizer_json = tokenizer_json
         self._compiled: OrderedDict[tuple[GrammarKind, str], str] = OrderedDict()
-        self._lock = Lock()
+        """The one that was used last is at the end."""
+        self._num_characters = 0
+        self._pending: dict[tuple[GrammarKind, str], asyncio.Future[str]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     async def compile(self, kind: GrammarKind, source: str) -> str:
-        """Returns the grammar as `Sampling.grammar` takes it; what is not remembered is compiled on
-        a thread. Raises GrammarError, which names the kind."""
-        known = self._compiled.get((kind, source))
-        if known is not None:
-            return known
-        return await asyncio.to_thread(self.compile_now, kind, source)
+        """Returns the grammar as `Sampling.grammar` takes it. Who asks for one that is being
+        compiled waits for the same. Raises GrammarError, which names the kind, and
+        TooManyGrammars."""
+        key = kind, source
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+        pending = self._pending.get(key)
+        if pending is None:
+            if len(self._pending) >= MAX_PENDING:
+                raise TooManyGrammars(
+                    f"{len(self._pending)} grammars wait to be compiled; try again in a moment"
+                )
+            loop = asyncio.get_running_loop()
+            pending = loop.run_in_executor(self._thread, self.compile_now, kind, source)
+            self._pending[key] = pending
+            pending.add_done_callback(partial(self._compiled_one, key))
+        return await asyncio.shield(pending)  # others may wait for it when this client leaves
 
     def compile_now(self, kind: GrammarKind, source: str) -> str:
-        """Does the same on this thread: some milliseconds, up to a second for a large grammar."""
+        """Returns the same, compiled on this thread: that takes some milliseconds, and up to a
+        second for a large grammar. Raises GrammarError."""
         if len(source) > MAX_SOURCE_CHARACTERS:
             raise GrammarError(
                 f"{kind} has {len(source)} characters; at most {MAX_SOURCE_CHARACTERS} go"
             )
-        with self._lock:
-            try:
-                grammar = self._compiled.get((kind, source)) or self._compile(kind, source)
-            except GrammarError as error:
-                raise GrammarError(f"{kind}: {error}") from None
-            self._compiled[kind, source] = grammar
-            self._compiled.move_to_end((kind, source))
-            if len(self._compiled) > MAX_REMEMBERED:
-                self._compiled.popitem(last=False)
-        return grammar
+        try:
+            return self._compile(kind, source)
+        except GrammarError as error:
+            raise GrammarError(f"{kind}: {error}") from None
+
+    def _compiled_one(self, key: tuple[GrammarKind, str], done: asyncio.Future[str]) -> None:
+        del self._pending[key]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._compiled[key] = done.result()
+        self._num_characters += _num_characters(key, done.result())
+        while (
+            len(self._compiled) > MAX_REMEMBERED or self._num_characters > MAX_REMEMBERED_CHARACTERS
+        ):
+            self._num_characters -= _num_characters(*self._compiled.popitem(last=False))
 
     def _compile(self, kind: GrammarKind, source: str) -> str:
         grammar = self._written(kind, source)
         if len(grammar.encode()) > MAX_GRAMMAR_BYTES:
             raise GrammarError(f"it takes more than the {MAX_GRAMMAR_BYTES} bytes that go")
+        require_short_chains(grammar)
         matcher = open_matcher(self._tokenizer, grammar)
         mask = matcher.compute_bitmask()  # what is too much for a node shows here
         if matcher.is_stopped() and not matcher.is_accepting():
@@ -96,6 +123,10 @@ class GrammarCompiler:
     def _special_tokens(self) -> Mapping[str, int]:
         added = json.loads(self._tokenizer_json).get("added_tokens", [])
         return {token["content"]: token["id"] for token in added if token["special"]}
+
+
+def _num_characters(key: tuple[GrammarKind, str], grammar: str) -> int:
+    return len(key[1]) + len(grammar)
 
 
 def _json_schema_grammar(source: str) -> str:

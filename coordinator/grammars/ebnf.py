@@ -207,11 +207,13 @@ def _set(token: _EbnfToken) -> CharacterSet:
     is_negated = inner.startswith("^")
     characters = _characters(token, inner[is_negated:])
     ranges: list[tuple[str, str]] = []
-    while characters:
-        first = last = characters.pop(0)[0]
-        if len(characters) > 1 and characters[0] == ("-", False):
-            characters.pop(0)
-            last = characters.pop(0)[0]
+    at = 0
+    while at < len(characters):
+        first = last = characters[at][0]
+        at += 1
+        if at + 1 < len(characters) and characters[at] == ("-", False):
+            last = characters[at + 1][0]
+            at += 2
             if last < first:
                 raise _error(token, f"the range {first}-{last} ends before it begins")
         ranges.append((first, last))

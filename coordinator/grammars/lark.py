@@ -119,10 +119,18 @@ def _references(part: Part) -> set[str]:
 def _recursive(rules: Mapping[str, Part]) -> set[str]:
     """Returns the rules that come back to themselves, and those that need one of these."""
     waits_for = {name: _references(rule) for name, rule in rules.items()}
-    while ready := {name for name, others in waits_for.items() if not others}:
-        waits_for = {
-            name: others - ready for name, others in waits_for.items() if name not in ready
-        }
+    needed_by: dict[str, list[str]] = {name: [] for name in rules}
+    for name, others in waits_for.items():
+        for other in others:
+            needed_by[other].append(name)
+    ready = [name for name, others in waits_for.items() if not others]
+    while ready:
+        name = ready.pop()
+        del waits_for[name]
+        for user in needed_by[name]:
+            waits_for[user].discard(name)
+            if not waits_for[user]:
+                ready.append(user)
     return set(waits_for)
 
 

@@ -10,7 +10,8 @@ import msgspec
 from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import TextTooLong, Tokenizer
-from coordinator.grammars.error import GrammarError
+from coordinator.core.errors import TooBusy
+from coordinator.grammars.error import GrammarError, TooManyGrammars
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import GeneratePrompt, LogprobParams
 from protocol.namespace import Namespace
@@ -48,7 +49,7 @@ async def encode(text: str, tokenizer: Tokenizer, with_special_tokens: bool = Tr
 async def compile_grammar(
     prompt: GeneratePrompt, tokenizer: Tokenizer, compiler: GrammarCompiler
 ) -> str:
-    """Returns `Sampling.grammar` of the prompt. Raises BadRequest."""
+    """Returns `Sampling.grammar` of the prompt. Raises BadRequest, and TooBusy."""
     if prompt.grammar is None:
         return ""
     kind = prompt.grammar.kind
@@ -62,6 +63,8 @@ async def compile_grammar(
         return await compiler.compile(kind, prompt.grammar.text)
     except GrammarError as error:
         raise BadRequest(str(error), kind) from None
+    except TooManyGrammars as error:
+        raise TooBusy(str(error)) from None
 
 
 def make_request(

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.answers.grammars import (
+    MAX_PENDING,
     MAX_REMEMBERED,
     MAX_SOURCE_CHARACTERS,
     GrammarCompiler,
     GrammarKind,
 )
-from coordinator.grammars.error import GrammarError
+from coordinator.grammars.chains import MAX_RULES
+from coordinator.grammars.error import GrammarError, TooManyGrammars
 from tests.support.models.grammars import accepts, compiler, tokenizer_json
 
 REFUSED: list[tuple[GrammarKind, str, str]] = [
@@ -83,12 +85,66 @@ def test_a_large_grammar_is_refused() -> None:
 
 
 def test_what_is_compiled_is_remembered_and_not_for_ever() -> None:
-    fresh = GrammarCompiler(tokenizer_json())
-    first = asyncio.run(fresh.compile("regex", "a0"))
-    for i in range(MAX_REMEMBERED + 5):
-        fresh.compile_now("regex", f"a{i}")
-    assert len(fresh._compiled) == MAX_REMEMBERED
-    assert asyncio.run(fresh.compile("regex", "a0")) == first
+    """What was used last stays."""
+
+    async def test() -> None:
+        fresh = GrammarCompiler(tokenizer_json())
+        used = await fresh.compile("regex", "used")
+        for i in range(MAX_REMEMBERED + 5):
+            await fresh.compile("regex", f"a{i}")
+            assert await fresh.compile("regex", "used") is used
+        assert len(fresh._compiled) == MAX_REMEMBERED
+        assert ("regex", "a0") not in fresh._compiled
+
+    asyncio.run(test())
+
+
+def test_what_is_being_compiled_is_compiled_once_and_too_many_at_once_are_refused() -> None:
+    async def test() -> None:
+        fresh = GrammarCompiler(tokenizer_json())
+        wanted = [fresh.compile("regex", f"a{i % MAX_PENDING}") for i in range(2 * MAX_PENDING)]
+        waiting = [asyncio.ensure_future(one) for one in wanted]
+        await asyncio.sleep(0)  # all have asked
+        with pytest.raises(TooManyGrammars, match="64 grammars wait"):
+            await fresh.compile("regex", "b")
+        grammars = await asyncio.gather(*waiting)
+        assert all(grammars[i] is grammars[i + MAX_PENDING] for i in range(MAX_PENDING))
+        assert await fresh.compile("regex", "b")
+
+    asyncio.run(test())
+
+
+LONG = 5000
+
+
+def chain(first: str, rule: str, last: str) -> str:
+    """Returns `first`, LONG rules each of which needs the next one, and the last one."""
+    rules = [rule.format(this=f"r{i}", next=f"r{i + 1}") for i in range(LONG)]
+    return "\n".join([first, *rules, last.format(this=f"r{LONG}")])
+
+
+CHAINS: list[tuple[GrammarKind, str]] = [
+    ("ebnf", chain("root ::= r0", "{this} ::= {next}", '{this} ::= "a"')),
+    ("ebnf", chain("root ::= r0", "{this} ::= {next} | root", '{this} ::= "a"')),
+    ("ebnf", chain("start: r0", "{this}: {next}", '{this}: "a"')),
+    (
+        "json_schema",
+        json.dumps(
+            {
+                "$ref": "#/$defs/a0",
+                "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(LONG)}
+                | {f"a{LONG}": {"type": "null"}},
+            }
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "source"), CHAINS)
+def test_a_chain_that_would_end_the_process_is_refused(kind: GrammarKind, source: str) -> None:
+    """llguidance follows chains by recursion on the machine's stack."""
+    with pytest.raises(GrammarError, match=f"at most {MAX_RULES} go"):
+        compiler().compile_now(kind, source)
 
 
 # Regular expressions
