@@ -31,6 +31,7 @@ from protocol.admission import most_tokens
 from protocol.hashing import PageHash, tokens_from_bytes
 from protocol.ids import Attempt
 from protocol.messages import Failed, FailureKind, Generate, PrefillDone, TokenOut
+from protocol.prompt_logprobs import is_all_of
 
 
 class Answers:
@@ -59,7 +60,7 @@ class Answers:
         if isinstance(event, Generate):
             return self._prompts.enqueue(self._job_of(event))
         if isinstance(event, PrefillDone):
-            return self._join(self._receiving.prefill_done(event, now), now)
+            return self._prefill_done(event, now)
         if isinstance(event, PagesArrived):
             self._receiving.arrived(event.transfer, event.num_pages, now)
         elif isinstance(event, PagesReceived):
@@ -174,6 +175,16 @@ class Answers:
             fetch=FetchOrder.of(request),
             is_computed_here=not is_sent_elsewhere,
         )
+
+    def _prefill_done(self, done: PrefillDone, now: float) -> list[Instruction]:
+        """Takes what a prefill node says at the end, if it is whole."""
+        job = self._receiving.get(done.attempt)
+        if job is None:
+            return []
+        if not done.first_tokens or not is_all_of(done.prompt_logprobs, job.sampling):
+            reason = f"{done.node.name} has left out tokens, or logprobs of the prompt"
+            return self._receive_failed(done.attempt, reason, now)
+        return self._join(self._receiving.prefill_done(done, now), now)
 
     def _join(self, job: AnswerJob | None, now: float) -> list[Instruction]:
         """Lets an answer run whose pages and first tokens are here; does nothing for None."""

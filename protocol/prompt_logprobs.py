@@ -56,6 +56,15 @@ class PromptLogprobsRow:
     """The logprobs of `Sampling.logprob_token_ids`, in their order."""
 
 
+def is_all_of(logprobs: PromptLogprobs | None, sampling: Sampling) -> bool:
+    """Returns whether these are all logprobs of a prompt that `sampling` asks for; None is all of
+    nothing."""
+    if logprobs is None:
+        return num_positions(sampling) == 0
+    is_whole = logprobs.num_positions == num_positions(sampling)
+    return is_whole and logprobs.start == first_position(sampling)
+
+
 def rows_of(logprobs: PromptLogprobs, first: int, stop: int) -> list[PromptLogprobsRow]:
     """Returns the rows `first` to `stop` of `logprobs`, counted from its start."""
     top, width = logprobs.num_top, 1 + logprobs.num_top + logprobs.num_wanted

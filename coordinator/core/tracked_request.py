@@ -12,7 +12,7 @@ from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
 from protocol.messages import TokenOut
-from protocol.prompt_logprobs import first_position, num_positions
+from protocol.prompt_logprobs import first_position, is_all_of, num_positions
 from protocol.sampling import Sampling
 
 
@@ -100,14 +100,7 @@ class TrackedRequest:
         wants_logprobs = self.answer.request.sampling.wants_logprobs
         if wants_logprobs and len(out.logprobs) != len(out.tokens):
             return "tokens came without their logprobs"
-        if self._lacks_prompt_logprobs and not self._has_all_of_prompt(out):
+        sampling = self.answer.request.sampling
+        if self._lacks_prompt_logprobs and not is_all_of(out.prompt_logprobs, sampling):
             return "tokens came without the logprobs of the prompt"
         return ""
-
-    def _has_all_of_prompt(self, out: TokenOut) -> bool:
-        sampling, logprobs = self.answer.request.sampling, out.prompt_logprobs
-        return (
-            logprobs is not None
-            and logprobs.start == first_position(sampling)
-            and logprobs.num_positions == num_positions(sampling)
-        )

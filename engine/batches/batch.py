@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batches.rows import upload_all
 from engine.batches.sequence import UNKNOWN, Slice
 from engine.cache.kv_cache import slots_of
+from engine.rows import upload_all
 from protocol.sampling import Sampling
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.rows import upload
 from protocol.layout import KVLayout
 
 COPIED_AT_ONCE = 16
@@ -59,14 +60,9 @@ class KVCache:
         assert len(sources) == len(destinations) and not set(sources) & set(destinations)
         for begin in range(0, len(sources), COPIED_AT_ONCE):
             pages = slice(begin, begin + COPIED_AT_ONCE)
-            taken = self.pool.index_select(1, self._index(sources[pages]))
-            self.pool.index_copy_(1, self._index(destinations[pages]), taken)
-
-    def _index(self, pages: Sequence[int]) -> Tensor:
-        index = torch.tensor(pages, dtype=torch.int64)
-        if self.pool.is_cuda:  # from pinned memory, so that the host does not wait for the device
-            return index.pin_memory().to(self.pool.device, non_blocking=True)
-        return index
+            both = np.array([sources[pages], destinations[pages]], dtype=np.int64)
+            old, new = upload(both, self.pool.device)
+            self.pool.index_copy_(1, new, self.pool.index_select(1, old))
 
     def heads(self, layer: int) -> tuple[Tensor, Tensor]:
         """Returns K and V of a layer as views of the pool, both [rows, head_dim]. `head_rows` says

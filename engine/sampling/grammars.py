@@ -31,12 +31,15 @@ NUM_THREADS = 4
 
 
 class Grammars:
-    """States by the id of their sequence. `begin`, then `GrammarStep.finish`, then `settle`, and
-    nothing else between the first two. Not thread-safe."""
+    """States by the id of their sequence. `begin`, then `GrammarStep.finish`, then `settle`. Not
+    thread-safe: who settles an earlier step between the first two calls `GrammarStep.wait` before,
+    since the thread may be feeding a state of that step."""
 
-    def __init__(self, read_tokenizer: Callable[[], str]) -> None:
+    def __init__(self, read_tokenizer: Callable[[], str], vocab_size: int = 0) -> None:
         """`read_tokenizer` returns the model's tokenizer.json; it is called at once, on a thread,
-        and its failure fails the requests that have a grammar."""
+        and its failure fails the requests that have a grammar. `vocab_size` is the model's, which
+        may be larger than the tokenizer's: a client may name any of its tokens as an end."""
+        self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._tokenizer = self._thread.submit(lambda: _load(read_tokenizer))
         self._executor = LLExecutor(NUM_THREADS)
@@ -92,7 +95,7 @@ class Grammars:
         bits = np.zeros((len(fed), -(-tokenizer.vocab_size // 32)), dtype=np.int32)
         matchers = [(state.matcher, row) for row, state in enumerate(states)]
         fill_next_token_bitmask_par(self._executor, matchers, bits)
-        masks = bits.view(np.uint32)
+        masks = _widened(bits.view(np.uint32), self._vocab_size)
         for mask, state, (part, _) in zip(masks, states, fed, strict=True):
             if state.matcher.is_error():
                 raise RequestFailed(
@@ -140,7 +143,6 @@ class GrammarStep:
     def __init__(self, grammars: Grammars, rows: Sequence[tuple[int, Slice]]) -> None:
         """`rows`: the slices with grammars, and their rows among those that sample."""
         self._grammars = grammars
-        self._rows = rows
         self._known = [(row, part) for row, part in rows if part.follows is None]
         self._following = [(row, part) for row, part in rows if part.follows is not None]
         self._future = grammars.submit(self._known) if self._known else None
@@ -156,7 +158,7 @@ class GrammarStep:
         return bool(self._following)
 
     def wait(self) -> None:
-        """Waits until the thread has done with the states; for a step that failed."""
+        """Waits until the thread has done with the states."""
         if self._future is not None:
             self._future.exception()
 
@@ -165,7 +167,7 @@ class GrammarStep:
         if this one follows it. Raises RequestFailed."""
         parts = [] if self._future is None else [self._future.result()]
         if self._following:
-            fed = [(part, [_first(before, part)]) for _, part in self._following]
+            fed = [(part, _first(before, part)) for _, part in self._following]
             parts.append(self._grammars.masks(fed))
         rows = [row for row, _ in (*self._known, *self._following)]
         order = np.argsort(rows)
@@ -177,11 +179,19 @@ def _load(read_tokenizer: Callable[[], str]) -> tuple[LLTokenizer, EndingSearch]
     return tokenizer, EndingSearch(tokenizer)
 
 
-def _first(before: Sequence[Sampled | None], part: Slice) -> int:
+def _first(before: Sequence[Sampled | None], part: Slice) -> Sequence[int]:
+    """Returns the token that `part` follows; none where there were no numbers to choose by, since
+    then nobody wants what this slice samples."""
     assert part.follows is not None
     sampled = before[part.follows]
     assert sampled is not None, "it follows what samples nothing"
-    return sampled.tokens[0]
+    return sampled.tokens[:1]
+
+
+def _widened(masks: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Returns `masks` [rows, words] with words for `vocab_size` tokens at least."""
+    num_lacking = max(0, -(-vocab_size // 32) - masks.shape[1])
+    return np.pad(masks, ((0, 0), (0, num_lacking))) if num_lacking else masks
 
 
 def _allow_ends(mask: np.ndarray, state: GrammarState, sampling: Sampling) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batches.rows import column, upload
+from engine.rows import column, upload
 from protocol.sampling import Sampling, TokenLogprobs
 
 LEAST = torch.finfo(torch.float32).min

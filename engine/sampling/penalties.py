@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batches.rows import column, on_rows, upload
+from engine.rows import column, on_rows, upload
 from engine.sampling.token_counts import SeenTokens
 from protocol.sampling import Sampling
 

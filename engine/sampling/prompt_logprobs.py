@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batches.rows import upload_all
 from engine.batches.sequence import ScoredTokens, Slice
+from engine.rows import upload_all
 from engine.sampling.logprobs import LEAST, likeliest, padded_ids
 from protocol.prompt_logprobs import PromptLogprobs
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batches.rows import column, on_rows, upload
 from engine.batches.sequence import Sampled
+from engine.rows import column, on_rows, upload
 from engine.sampling.grammar_masks import TokenMasks
 from engine.sampling.logprobs import LogprobTable, measure, temperatures
 from engine.sampling.noise import gumbel

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.batches.batch import known_ids
-from engine.batches.rows import upload
+from engine.rows import upload
 
 FIRST_ROWS = 4
 """Rows that are made for the first sequence; then their number doubles whenever they are taken."""

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.batches.batch import Batch, StepArrays
-from engine.batches.rows import upload
 from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer, Step
 from engine.cache.kv_cache import KVCache
 from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
+from engine.rows import upload
 from engine.sampling.grammars import Grammars
 from engine.sampling.prompt_logprobs import PromptScores, score_prompts
 from engine.sampling.sampler import Choices, sample
@@ -141,7 +141,7 @@ class ModelRunner:
         self.fingerprint = fingerprint
         self.device = device
         self.states = SequenceStates(model.config.vocab_size, device)
-        self.grammars = Grammars(read_tokenizer)
+        self.grammars = Grammars(read_tokenizer, model.config.vocab_size)
         self._graphs = graphs
         self._shapes = SeenShapes()
 
@@ -205,6 +205,7 @@ class ModelRunner:
         grammar_step = self.grammars.begin(sampling)
         try:
             if after is not None and grammar_step is not None and grammar_step.follows_replaceable:
+                grammar_step.wait()
                 previous = after.tokens_taken()  # near an answer's end the device waits for it
             logits, scores, has_compiled = self._forward(arrays, previous, slices, on_layer)
         except BaseException:
@@ -213,8 +214,10 @@ class ModelRunner:
             raise
         choices = None
         if sampling:
-            follows = grammar_step is not None and grammar_step.follows
-            before = after.sampled() if after is not None and follows else ()
+            before: Sequence[Sampled | None] = ()
+            if after is not None and grammar_step is not None and grammar_step.follows:
+                grammar_step.wait()
+                before = after.sampled()
             masks = grammar_step.finish(before) if grammar_step is not None else None
             seen = self.states.feed(sampling, arrays.sources[arrays.sample_rows], previous)
             choices = sample(logits, arrays.samplings, arrays.sample_positions, seen, masks)

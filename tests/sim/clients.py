@@ -122,11 +122,13 @@ def _asked(
 
 def _sampling(chance: random.Random, prompt_length: int) -> Sampling:
     penalty = 0.5 if chance.random() < 0.25 else 0.0
+    scores_from = chance.randrange(prompt_length) if chance.random() < 0.2 else -1
     return Sampling(
         seed=chance.randrange(1 << 20),
         frequency_penalty=penalty,
         prompt_length=prompt_length,
-        prompt_logprobs_from=chance.randrange(prompt_length) if chance.random() < 0.2 else -1,
+        num_top_logprobs=0 if scores_from >= 0 or chance.random() < 0.1 else -1,
+        prompt_logprobs_from=scores_from,
     )
 
 

@@ -24,7 +24,7 @@ from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
 from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
-from tests.sim.world.oracle import prompt_logprobs_of
+from tests.sim.world.oracle import logprobs_of, prompt_logprobs_of
 from tests.sim.world.processes import Process
 from tests.sim.world.redis_model import RedisDown
 
@@ -177,6 +177,9 @@ class SimCoordinator(Process):
         right = prompt_logprobs_of(asked.tokens, asked.sampling)
         if answer.output_ids and answer.prompt_logprobs != right:
             raise Wrong(f"{asked.name} got {answer.prompt_logprobs}, the oracle says {right}")
+        wanted = answer.output_ids if asked.sampling.wants_logprobs else []
+        if answer.logprobs != list(map(logprobs_of, wanted)):
+            raise Wrong(f"{asked.name} got the logprobs of other tokens: {answer.logprobs}")
         if isinstance(instruction, AnswerEnded):
             del self.asked[answer.request_id]
             assert answer.finish_reason is not None

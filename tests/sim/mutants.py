@@ -24,8 +24,9 @@ from decode.receiving import Receiving
 from engine.batches.sequence import Sequence
 from engine.cache.page_pool import PagePool
 from engine.cache.prefix_cache import HeldPages, PrefixCache
-from engine.cache.radix import RadixTree
+from engine.cache.radix import RadixNode
 from node.core.coordinator_leases import CoordinatorLeases
+from node.core.expected_transfers import ExpectedTransfers
 from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
 from node.core.job import Job
@@ -138,14 +139,13 @@ def _late_fetch(right: Any) -> Any:
 
 
 def _abort_too_late(right: Any) -> Any:
-    def left(self: Answers, job: Any, held: Any) -> Any:
+    def noted(self: ExpectedTransfers, instructions: Any) -> Any:
         """Pages are given back first, and may be expected again before the abort of the old."""
-        instructions = right(self, job, held)
         aborts = [i for i in instructions if isinstance(i, AbortTransfer)]
-        self._late_aborts = [*getattr(self, "_late_aborts", []), *aborts]  # type: ignore[attr-defined]
-        return [i for i in instructions if i not in aborts]
+        late, self._late = getattr(self, "_late", []), aborts  # type: ignore[attr-defined]
+        return right(self, [*(i for i in instructions if i not in aborts), *late])
 
-    return left
+    return noted
 
 
 def _lost_event(right: Any) -> Any:
@@ -213,10 +213,11 @@ def _two_owners(right: Any) -> Any:
 
 
 def _evicts_locked(right: Any) -> Any:
-    def lock(self: RadixTree, node: Any) -> None:
+    def is_evictable(self: RadixNode) -> bool:
         """Pages that a request hits may be evicted under it."""
+        return not self.children
 
-    return lock
+    return is_evictable
 
 
 def _forgotten_node(right: Any) -> Any:
@@ -275,7 +276,9 @@ def _copies_too_much(right: Any) -> Any:
 def _tail_not_computed(right: Any) -> Any:
     def keep_tail(self: PrefixCache, held: Any, num_tokens: int, now: float) -> None:
         """A tail is said to hold the next token, which no step has computed."""
-        right(self, held, min(num_tokens + 1, len(held.tokens)), now)
+        size = self._page_size
+        is_longer = bool(num_tokens % size and (num_tokens + 1) % size)
+        right(self, held, min(num_tokens + is_longer, len(held.tokens)), now)
 
     return keep_tail
 
@@ -344,14 +347,14 @@ MUTANTS = (
     Mutant("lost tokens not noticed", TrackedRequest, "problem_with", _gap_in_tokens),
     Mutant("late write into freed pages", Receiving, "give_up", _late_write),
     Mutant("late write of a fetch", Fetching, "give_up", _late_fetch),
-    Mutant("receive not aborted before release", Answers, "left", _abort_too_late),
+    Mutant("receive not aborted before release", ExpectedTransfers, "noted", _abort_too_late),
     Mutant("lost ownership event", OwnershipWriter, "publish", _lost_event),
     Mutant("double retry", Tracker, "_lost_its_node", _double_retry),
     Mutant("token repeated after a resume", TrackedRequest, "tokens", _repeated_token),
     Mutant("gap not noticed", OwnershipMirror, "_apply", _gap_not_noticed),
     Mutant("orphan never cancelled", CoordinatorLeases, "take_silent", _orphan),
     Mutant("two owners of one page", PagePool, "allocate", _two_owners),
-    Mutant("pages evicted under a request", RadixTree, "lock", _evicts_locked),
+    Mutant("pages evicted under a request", RadixNode, "is_evictable", _evicts_locked),
     Mutant("dead node's pages believed", PrefixIndex, "forget", _forgotten_node),
     Mutant("pages released while they are sent", PagesBeingSent, "leave", _released_while_sent),
     Mutant("state of ended sequences kept", Steps, "end_sequence", _state_remembered),
@@ -373,6 +376,8 @@ def first_failure(mutant: Mutant, max_lives: int = MAX_LIVES) -> tuple[int, str]
     with mutant.planted():
         for seed in range(max_lives):
             if failure := failure_of(plan_of(seed)):
+                # What the planted code itself does wrong shows nothing.
+                assert not failure.startswith(("TypeError", "AttributeError", "NameError")), failure
                 return seed, failure
     return None
 

@@ -202,6 +202,35 @@ def test_a_stop_token_ends_an_answer_only_where_the_grammar_may_end() -> None:
     grammars().end(5)
 
 
+def test_an_end_token_that_only_the_model_has_ends_an_answer() -> None:
+    """The model's vocabulary is larger than the tokenizer's."""
+    beyond = tokenizer().vocab_size + 100
+    wide = Grammars(tokenizer_json, beyond + 1)
+    grammar = compiler().compile_now("regex", "a{0,3}")
+    how = Sampling(grammar=grammar, prompt_length=3, end_token_ids=(beyond,))
+    part = Slice(PROMPT, 0, [], how, None, 1)
+    assert beyond in allowed(mask_of(part, wide))
+
+
+def test_who_follows_a_row_without_numbers_harms_nobody() -> None:
+    """What it samples is nobody's: its request has failed."""
+    fresh = Grammars(tokenizer_json)
+    grammar = compiler().compile_now("regex", "a{1,9}")
+    before = [part_of(grammar, [], number) for number in (1, 2)]
+    first = fresh.begin(before)
+    assert first is not None
+    first.finish(())
+    (a,) = tokenizer().tokenize_str("a")
+    ahead = [
+        Slice([UNKNOWN], part.end, [], part.sampling, row, part.sequence_id)
+        for row, part in enumerate(before)
+    ]
+    step = fresh.begin(ahead)
+    assert step is not None
+    masks = step.finish([Sampled((), error="no numbers"), Sampled((a,))])
+    assert a in allowed(masks.bits[1])
+
+
 def test_a_step_that_is_computed_again_has_the_same_mask() -> None:
     """Also when a step behind it was started ahead, in vain."""
     grammar = grammar_of("words")

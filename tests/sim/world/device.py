@@ -22,6 +22,7 @@ from tests.sim.world.oracle import (
     is_forced,
     kv_after,
     logprobs_after,
+    logprobs_of,
     next_token,
 )
 
@@ -181,4 +182,6 @@ class SimDevice:
             seen += tokens[-1] if sampling.has_state else 0
             tokens.append(next_token(last, sampling, seen))
         self.num_forced += len(tokens) - 1
-        return Sampled(tuple(tokens))
+        if not sampling.wants_logprobs:
+            return Sampled(tuple(tokens))
+        return Sampled(tuple(tokens), (logprobs_of(tokens[0]),))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from zlib import crc32
 
 from protocol.prompt_logprobs import PromptLogprobs, first_position, num_positions
-from protocol.sampling import Sampling
+from protocol.sampling import Sampling, TokenLogprobs
 
 KV = int
 """What stands in a slot of a page."""
@@ -45,6 +45,11 @@ def next_token(last: KV, sampling: Sampling, seen: int) -> int:
     counts of penalties.
     """
     return 1 + (last ^ (sampling.seed * 2654435761) ^ seen) % VOCABULARY
+
+
+def logprobs_of(token: int) -> TokenLogprobs:
+    """Returns the logprobs that come with a sampled token."""
+    return TokenLogprobs(-float(token))
 
 
 def logprobs_after(first: int, before: Sequence[KV], tokens: Sequence[int]) -> PromptLogprobs:

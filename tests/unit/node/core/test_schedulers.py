@@ -202,6 +202,22 @@ def test_what_prefill_says_of_itself_reaches_the_coordinator(kind: FailureKind) 
     assert decode.load().held_pages == 0
 
 
+@pytest.mark.parametrize("first_tokens", [[], [7]])
+def test_what_a_prefill_node_leaves_out_fails_the_attempt_and_not_the_node(
+    first_tokens: list[int],
+) -> None:
+    """Logprobs of the prompt were asked for, and none come."""
+    decode = decode_scheduler()
+    sampling = Sampling(num_top_logprobs=0, prompt_logprobs_from=5, prompt_length=40)
+    wanted = Sampling(temperature=0.0) if not first_tokens else sampling
+    decode.handle(generate("r", [1] * 40, sampling=wanted), 0.0)
+    decode.next_batch(0.0)
+    told = decode.handle(PrefillDone(Attempt("r", 1), first_tokens, 0, P0), 0.0)
+    said = [one.message for one in told if isinstance(one, SendMessage)]
+    assert any(isinstance(one, Failed) and one.node == P0 for one in said)
+    assert decode.load().held_pages == 0
+
+
 @pytest.mark.parametrize("max_new_tokens", [0, 1])
 def test_a_stop_token_ends_only_an_answer_that_may_have_tokens(max_new_tokens: int) -> None:
     decode = decode_scheduler()
