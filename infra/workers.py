@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -90,10 +90,16 @@ class _WorkerProcesses:
         process = get_context("fork").Process(target=_run_worker, args=(self._serve, worker))
         # A signal that came before the child has handlers of its own would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._processes[worker] = process
         self._restarts.started(worker, time.monotonic())
+        try:
+            process.start()
+        except OSError as error:
+            wait_s = self._restarts.ended(worker, time.monotonic())
+            log.error("worker %d cannot start (%s); again in %.1f s", worker, error, wait_s)
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._processes[worker] = process
         log.info("worker %d is process %d", worker, process.pid)
 
     def _wait(self, timeout_s: float | None) -> int | None:
@@ -109,7 +115,8 @@ class _WorkerProcesses:
                 continue
             del self._processes[worker]
             if process.exitcode == REFUSED:
-                self._stop(signal.SIGTERM)
+                with suppress(SystemExit):  # others may have been refused for the same reason
+                    self._stop(signal.SIGTERM)
                 sys.exit(1)
             wait_s = self._restarts.ended(worker, time.monotonic())
             log.error(

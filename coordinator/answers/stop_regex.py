@@ -3,7 +3,8 @@
 Python's `re` backtracks, and a pattern like `(a+)+$` could hold the event loop for ever. So its
 parser alone is used (SGLang takes the same syntax), and what it parses is run as a nondeterministic
 automaton without backtracking (Thompson, "Regular expression search algorithm", 1968): one pass,
-each character costs at most the number of the pattern's states, which is bounded.
+each character costs at most the number of the pattern's states, which is bounded. So is what sets
+ask of a character: single ones are looked up, and each range or class counts as a state.
 
 What looks around, refers back, or asks where a word or a line ends is refused, since a growing
 text does not know yet what follows. A `$` that ends a pattern asks for the end of the text so far,
@@ -64,6 +65,8 @@ class StopRegexes:
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises BadStopRegex if a pattern cannot be used."""
         self._states: list[_State] = []
+        self._num_tests = 0
+        """The ranges and classes in all sets, beyond the first of each."""
         self._ends: dict[int, str] = {}
         """The pattern that has matched in each last state."""
         self._begins = [self._add(pattern) for pattern in patterns]
@@ -72,9 +75,6 @@ class StopRegexes:
         self._searched = 0
         self._alive: dict[int, int] = {}
         """Where in the text the earliest match begins that has come to each state."""
-
-    def __bool__(self) -> bool:
-        return bool(self._begins)
 
     def find(self, text: str) -> tuple[int, int, str] | None:
         """Returns where the first match begins and ends, and its pattern, or None. `text` must only
@@ -141,24 +141,13 @@ class StopRegexes:
             end = self._sequence(_without_end(parsed), begin, parsed.state.flags, pattern)
         except RecursionError:
             raise BadStopRegex(f"{pattern!r} is nested too deeply") from None
-        if end in self._closure_of_nothing(begin):
-            raise BadStopRegex(f"{pattern!r} matches the empty text: every answer would be empty")
         self._ends[end] = pattern
+        if end in self._closure({begin: 0}, 0):
+            raise BadStopRegex(f"{pattern!r} matches the empty text: every answer would be empty")
         return begin
 
-    def _closure_of_nothing(self, begin: int) -> set[int]:
-        seen: set[int] = set()
-        todo = [begin]
-        while todo:
-            at = todo.pop()
-            if at not in seen:
-                seen.add(at)
-                if self._states[at].accepts is None:
-                    todo += self._states[at].next
-        return seen
-
     def _new(self, accepts: CharTest | None = None) -> int:
-        if len(self._states) == MAX_STATES:
+        if len(self._states) + self._num_tests >= MAX_STATES:
             raise BadStopRegex(f"the patterns are too large: they need over {MAX_STATES} states")
         self._states.append(_State(accepts))
         return len(self._states) - 1
@@ -197,6 +186,8 @@ class StopRegexes:
             }
             name = what.get(code, "lookaround" if code.startswith("ASSERT") else code.lower())
             raise BadStopRegex(f"{pattern!r} has {name}, which a growing text cannot answer")
+        if code == "IN":
+            self._num_tests += max(0, sum(map(_is_test, value)) - 1)
         at, end = self._new(accepts), self._new()
         self._link(begin, at)
         self._link(at, end)
@@ -263,6 +254,12 @@ def _plain_test(code: str, value: Any, flags: int) -> CharTest | None:
     if code != "IN":
         return None
     is_negated = str(value[0][0]) == "NEGATE"
-    parts = [_plain_test(str(kind), part, flags) for kind, part in value[is_negated:]]
+    literals = frozenset(chr(part) for kind, part in value if str(kind) == "LITERAL")
+    parts = [_plain_test(str(one[0]), one[1], flags) for one in value if _is_test(one)]
     tests = [part for part in parts if part is not None]
-    return lambda c: any(test(c) for test in tests) != is_negated
+    return lambda c: (c in literals or any(test(c) for test in tests)) != is_negated
+
+
+def _is_test(member: Any) -> bool:
+    """Returns whether a member of a set is a range or a class."""
+    return str(member[0]) not in ("NEGATE", "LITERAL")

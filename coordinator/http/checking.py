@@ -36,6 +36,11 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     return body
 
 
+def without_nulls(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns `body` without the keys whose value is null, which stands for the default."""
+    return {key: value for key, value in body.items() if value is not None}
+
+
 def _sentence(error: str) -> tuple[str, str]:
     """Turns msgspec's "Expected `int`, got `str` - at `$.key[0]`" into a sentence that begins with
     the key, and the key."""

@@ -145,5 +145,5 @@ def _no_turn(asked: TurnRequest) -> SessionRefused:
 def _still_running(asked: TurnRequest) -> SessionRefused:
     return SessionRefused(
         f"the turn {asked.rid!r} of session {asked.session_id!r} has not ended; wait for its end, "
-        "or abort it"
+        "abort it, or replace it"
     )

@@ -24,6 +24,8 @@ async def flush_cache(request: Request) -> Response:
         return error_reply(
             400, f"{counts.num_unfinished} requests are running; flush when they have ended"
         )
+    if not service.core.pause.is_paused and counts.unanswered:
+        return error_reply(503, "not every coordinator answered in time; try again")
     nodes = service.core.registry.live()
     flushed = await service.flush_cache(nodes, None, FLUSH_TIMEOUT_S)
     if len(flushed) < len(nodes):

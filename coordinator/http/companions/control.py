@@ -6,7 +6,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from coordinator.http.admin.token import bearer, require_token
-from coordinator.http.checking import checked
+from coordinator.http.checking import checked, without_nulls
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
 from coordinator.http.requests import object_of, service_of
 from protocol.messages import PauseMode
@@ -49,7 +49,7 @@ async def pause_generation(request: Request) -> Response:
     (`mode` abort, the default) or go on afterwards with the very same tokens (retract, in_place);
     new ones wait, for as long as the pause lasts. Asks for the admin token if one is set."""
     try:
-        body = checked(_without_nulls(await object_of(request)), PauseBody)
+        body = checked(without_nulls(await object_of(request)), PauseBody)
         await service_of(request).set_pause(body.mode)
     except FAULTS as error:
         return fault_reply(error)
@@ -64,7 +64,3 @@ async def continue_generation(request: Request) -> Response:
     except FAULTS as error:
         return fault_reply(error)
     return json_reply({"message": "Generation continued successfully.", "status": "ok"})
-
-
-def _without_nulls(body: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in body.items() if value is not None}

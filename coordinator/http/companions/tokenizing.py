@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from coordinator.http.checking import checked
+from coordinator.http.checking import checked, without_nulls
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.intake import check_ids, encode
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
@@ -38,7 +38,7 @@ async def tokenize(request: Request) -> Response:
     """Answers the token ids of `prompt`, a text or a list of texts, and how many they are."""
     service = service_of(request)
     try:
-        body = checked(_without_nulls(await object_of(request)), TokenizeBody)
+        body = checked(without_nulls(await object_of(request)), TokenizeBody)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         tokens = [await encode(text, service.tokenizer, body.add_special_tokens) for text in texts]
     except FAULTS as error:
@@ -60,7 +60,7 @@ async def detokenize(request: Request) -> Response:
     """Answers the text of `tokens`, ids or a list of lists of ids."""
     tokenizer = service_of(request).tokenizer
     try:
-        body = checked(_without_nulls(await object_of(request)), DetokenizeBody)
+        body = checked(without_nulls(await object_of(request)), DetokenizeBody)
         kinds = set(map(type, body.tokens))
         if len(kinds) > 1:
             raise BadRequest("tokens: give either ids or lists of ids", "tokens")
@@ -72,7 +72,3 @@ async def detokenize(request: Request) -> Response:
     except FAULTS as error:
         return fault_reply(error)
     return json_reply({"text": texts[0] if is_one else texts})
-
-
-def _without_nulls(body: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in body.items() if value is not None}

@@ -170,10 +170,16 @@ def refuse_unsupported(raw: dict[str, Any], keys: dict[str, Key], where: str = "
 
 
 def is_neutral(value: object) -> bool:
-    """Returns True for a value that asks for nothing: null, false, "", {}, and lists of such."""
-    if isinstance(value, list):
-        return all(map(is_neutral, value))
-    return value is None or value is False or (isinstance(value, str | dict) and not value)
+    """Returns True for a value that asks for nothing: null, false, "", {}, and lists of such,
+    however deep."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list):
+            todo += one
+        elif not (one is None or one is False or (isinstance(one, str | dict) and not one)):
+            return False
+    return True
 
 
 def _is_one_of(value: object, neutral: tuple[object, ...]) -> bool:

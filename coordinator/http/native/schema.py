@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from coordinator.grammars.kinds import GrammarKind
-from coordinator.http.checking import checked
+from coordinator.http.checking import checked, without_nulls
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.keys import REFUSED_TOP_LEVEL, refuse_unsupported
 from coordinator.http.native.sampling_params import (
@@ -18,13 +18,12 @@ from coordinator.http.native.sampling_params import (
     SamplingParams,
     parse_sampling,
 )
-from coordinator.http.sessions.params import parse_session
+from coordinator.http.sessions.params import MAX_NAME_LENGTH, parse_session
 from coordinator.sessions.turns import TurnRequest
 
 MAX_BATCH = 1024
 MAX_TOP_LOGPROBS = 128
 MAX_LOGPROB_IDS = 1024
-MAX_RID_LENGTH = 256
 GRAMMAR_KEYS: tuple[GrammarKind, ...] = ("regex", "json_schema", "ebnf", "structural_tag")
 
 
@@ -109,7 +108,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
     BadRequest."""
     refuse_unsupported(raw, REFUSED_TOP_LEVEL)
     if None in raw.values():
-        raw = {key: value for key, value in raw.items() if value is not None}
+        raw = without_nulls(raw)
     body = checked(raw, GenerateBody)
     texts, ids, is_batch = _inputs(body)
     count = len(texts if texts is not None else ids or [])
@@ -185,8 +184,10 @@ def _rids(body: GenerateBody, count: int, is_batch: bool) -> list[str | None]:
     if len(set(spread)) < count:
         twice = next(name for name in spread if spread.count(name) > 1)
         raise BadRequest(f"{key} names the same request twice: {twice!r}", key)
-    if max(map(len, rids)) > MAX_RID_LENGTH or not all(map(str.isprintable, rids)):
-        raise BadRequest(f"{key} is one printable line of at most {MAX_RID_LENGTH} characters", key)
+    if max(map(len, rids)) > MAX_NAME_LENGTH or not all(map(str.isprintable, rids)):
+        raise BadRequest(
+            f"{key} is one printable line of at most {MAX_NAME_LENGTH} characters", key
+        )
     return spread
 
 

@@ -74,8 +74,13 @@ async def begin_turn(
         raise BadRequest("the prompt is empty", "session_params.offset")
     await _check_capacity(prompt, history.capacity, tokenizer)
     turn = Turn(store, asked.session_id, rid or secrets.token_hex(16), prompt)
-    for replaced in await store.begin(asked, turn.rid, len(kept), new):
-        service.abort(replaced)
+    try:
+        replaced = await store.begin(asked, turn.rid, len(kept), new)
+    except Unavailable:
+        await turn.discard()  # it may be recorded, and only the reply be lost
+        raise
+    for rid_of_replaced in replaced:
+        service.abort(rid_of_replaced)
     return turn
 
 

@@ -14,9 +14,11 @@ import httpx
 import pytest
 from transformers import PreTrainedModel
 
+from infra.ports import free_port
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, body_of, start_cluster, wait_until
+from tests.support.processes.commands import assert_refused, kvrelay
 
 NUM_CONNECTIONS = 64
 """The system chooses a worker by a hash of the connection: that all go to one has a chance of
@@ -118,3 +120,9 @@ def test_sigterm_stops_all(cluster: Cluster) -> None:
     assert parent.process.returncode == -signal.SIGTERM
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_no_worker_can_serve_ends_the_parent_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    flags = ["--model-path", str(tmp_path), "--port", str(free_port()), "--workers", "3"]
+    assert_refused(kvrelay("coordinator", *flags), str(tmp_path))

@@ -50,6 +50,7 @@ def test_a_pattern_that_freezes_other_engines_takes_a_step_per_character() -> No
         ("a*", "empty text"),
         ("a{0,3}", "empty text"),
         ("a{9999}", "too large"),
+        ("[" + "".join(f"{chr(i)}-{chr(i + 1)}" for i in range(1000, 3000, 4)) + "]{9}b", "large"),
         ("((((a{9}){9}){9}){9})", "too large"),
         ("(" * 900 + "a" + ")" * 900, "nested too deeply|no regular expression"),
     ],

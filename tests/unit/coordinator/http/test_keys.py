@@ -45,6 +45,14 @@ def test_what_is_parsed_stands_in_the_table() -> None:
         assert supported <= parsed <= known
 
 
+def test_a_deep_value_is_looked_through() -> None:
+    nothing: list[object] = []
+    something: list[object] = ["a"]
+    for _ in range(5000):
+        nothing, something = [nothing], [something]
+    assert is_neutral(nothing) and not is_neutral(something)
+
+
 @pytest.mark.parametrize("key", treated(TOP_LEVEL, "refused", "not yet"))
 def test_what_is_not_supported_at_the_top_is_refused_by_name(key: Key) -> None:
     for value in NEUTRAL + key.neutral:
