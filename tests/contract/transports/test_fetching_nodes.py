@@ -86,6 +86,9 @@ class PlayedModel:
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         self._pool[:, destinations] = self._pool[:, sources]
 
+    def end_sequence(self, sequence_id: int) -> None:
+        """Does nothing: it keeps no state of sequences."""
+
     def _states(self, part: Slice) -> list[int]:
         self.num_computed += len(part.token_ids)
         state, states = 0, list[int]()
