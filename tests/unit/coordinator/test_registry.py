@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.routing.registry import Registry
+from coordinator.routing.registry import REPLACED_FOR_S, Registry
 from protocol.ids import Node
 from tests.support.coordinator.nodes import LAYOUT, LEASE_S, heartbeat
 
@@ -28,6 +28,18 @@ def test_a_restart_replaces_the_older_life_and_never_the_other_way_round() -> No
     assert [live.node for live in registry.live()] == [NEW]
     assert registry.remove(OLD) is None
     assert registry.remove(NEW) is not None
+
+
+def test_an_older_life_that_was_stopped_is_not_taken_when_the_newer_one_is_lost() -> None:
+    """It is after a while: the clock that its number comes from may be behind."""
+    registry = Registry()
+    registry.heartbeat(heartbeat("decode", NEW), 0.0)
+    assert registry.expire(LEASE_S)
+    registry.heartbeat(heartbeat("decode", OLD), LEASE_S + 1.0)
+    assert registry.live() == []
+    registry.expire(REPLACED_FOR_S)
+    registry.heartbeat(heartbeat("decode", OLD), REPLACED_FOR_S)
+    assert [live.node for live in registry.live()] == [OLD]
 
 
 def test_sequences_are_as_long_as_every_node_serves() -> None:

@@ -28,6 +28,7 @@ class Exchange:
         self, service: Service, parts: list[bytes], method: str = "POST", is_whole: bool = True
     ) -> None:
         self.sent: list[dict[str, Any]] = []
+        self._has_body = asyncio.Event()
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         for i, part in enumerate(parts):
             more = i < len(parts) - 1 or not is_whole
@@ -39,6 +40,10 @@ class Exchange:
     def leave(self) -> None:
         self._incoming.put_nowait({"type": "http.disconnect"})
 
+    async def began(self) -> None:
+        """Returns when the first bytes of a body have been sent."""
+        await asyncio.wait_for(self._has_body.wait(), DEADLINE_S)
+
     async def ended(self) -> tuple[int, bytes]:
         """Status and body, when the handler has returned."""
         await asyncio.wait_for(self.handler, DEADLINE_S)
@@ -46,6 +51,8 @@ class Exchange:
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
+        if message.get("body"):
+            self._has_body.set()
 
 
 async def _elsewhere(scope: Any, receive: Any, send: Any) -> None:
@@ -94,7 +101,7 @@ def test_a_stream_has_an_event_per_token_and_one_end(decode: Channel) -> None:
             exchange = Exchange(service, whole(BODY | {"stream": True}))
             generate = await generate_of(decode)
             answer(service, generate, 0, "")
-            await asyncio.sleep(0.01)
+            await exchange.began()
             answer(service, generate, 1, "length")
             _, body = await exchange.ended()
             events = body.decode().split("\n\n")
