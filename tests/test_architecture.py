@@ -33,7 +33,14 @@ FLOORS = {
     ),
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership", "core", "shell", "ranks"),
-    "coordinator": ("ownership grammars", "routing", "answers", "core", "sessions peers", "http"),
+    "coordinator": (
+        "ownership grammars",
+        "routing conversation",
+        "answers",
+        "core",
+        "sessions peers",
+        "http",
+    ),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
@@ -86,6 +93,7 @@ PURE = (
     "decode/receiving.py",
     "decode/running.py",
     "coordinator/config.py",
+    "coordinator/conversation/message.py",
     "coordinator/answers/answer.py",
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",
