@@ -93,7 +93,9 @@ DIFFERENCES = (
     (
         "input_token_logprobs",
         "null only for the first token of a prompt, which has no logprob; SGLang has null for the "
-        "first one that is asked for.",
+        "first one that is asked for. SGLang's front end calculates with that null, with SGLang "
+        "too, when a `select` stands behind very little text: it fails behind one token, and, with "
+        "`greedy_token_selection` and `unconditional_likelihood_normalized`, behind two.",
     ),
     (
         "errors",
