@@ -143,6 +143,12 @@ DIFFERENCES = (
         "as `retract`: requests are taken back from the nodes, which keep their pages in the "
         "cache, and go on with the same tokens.",
     ),
+    (
+        "clean_up_tokenization_spaces",
+        "Of tokenizer_config.json: not obeyed, an answer's text is that of its tokens. "
+        "transformers 5 obeys it for tokenizers that are not BPE; older ones, and so SGLang with "
+        "them, take the spaces before punctuation out of every answer.",
+    ),
     ("X-Request-Id", "On every response: the client's, or one that is made up."),
 )
 
