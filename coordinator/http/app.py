@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from coordinator.http import missing
@@ -59,9 +60,24 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Answers an unknown path or method in the shape of every other error."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        methods = headers["Allow"] = ", ".join(_allowed(request))
+        message += f"; it takes {methods}"
     reply = error_reply(error.status_code, message)
-    reply.headers.update(error.headers or {})
+    reply.headers.update(headers)
     return reply
+
+
+def _allowed(request: Request) -> list[str]:
+    """Returns the methods of a path. Starlette's own answer has those of one of its routes only."""
+    routes = [route for module in ROUTERS for route in module.router.routes]
+    return sorted(
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    )
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -119,9 +119,21 @@ class OwnershipFollower:
             self._is_told_connected = True
 
     def _tell_unreachable(self, error: Exception) -> None:
-        if self._is_told_connected is not False:
-            log.warning("Redis is unreachable, routing goes on from memory: %s", error)
-            self._is_told_connected = False
+        if self._is_told_connected is None:
+            log.warning(
+                "Redis is unreachable, so no node can find this coordinator, and /generate is "
+                "refused; HTTP is served, and it is tried again until Redis is there; check "
+                "--redis-url: %s",
+                error,
+            )
+        elif self._is_told_connected:
+            log.warning(
+                "Redis is unreachable; requests go on with the nodes and pages known so far, until "
+                "it is back new nodes stay unknown, and sessions, pauses and draining are refused: "
+                "%s",
+                error,
+            )
+        self._is_told_connected = False
 
     def _end_reloads(self, error: Exception | None) -> None:
         """Wakes those that wait for a `reload` which is done; all of them, with `error`, if Redis

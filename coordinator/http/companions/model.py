@@ -26,6 +26,22 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 router = APIRouter(tags=["native"])
 
 
+@router.get("/", response_model=None)
+async def root(request: Request) -> Response:
+    """Tells whoever opens the address what answers there, and where to read on."""
+    return json_reply(
+        {
+            "name": "kvrelay",
+            "version": VERSION,
+            "model": service_of(request).config.served_model_name,
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "ready": "/ready",
+            "stats": "/admin/cache/stats",
+        }
+    )
+
+
 @router.get("/get_model_info", response_model=None)
 @router.get("/model_info", response_model=None)
 async def model_info(request: Request) -> Response:

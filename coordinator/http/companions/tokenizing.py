@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from coordinator.http.checking import checked, without_nulls
+from coordinator.http.documents.bodies import answers, takes
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.intake import check_ids, encode
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
@@ -32,7 +33,15 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
 
 
-@router.post("/tokenize", response_model=None)
+@router.post(
+    "/tokenize",
+    response_model=None,
+    openapi_extra=takes(TokenizeBody, {"prompt": "Once upon a time"}),
+    responses=answers(
+        {"tokens": [1, 412, 89, 7, 301], "count": 5, "max_model_len": 2048},
+        {400: "prompt: expected str or array, got int"},
+    ),
+)
 @router.post("/v1/tokenize", response_model=None, include_in_schema=False)
 async def tokenize(request: Request) -> Response:
     """Answers the token ids of `prompt`, a text or a list of texts, and how many they are."""
@@ -54,7 +63,12 @@ async def tokenize(request: Request) -> Response:
     )
 
 
-@router.post("/detokenize", response_model=None)
+@router.post(
+    "/detokenize",
+    response_model=None,
+    openapi_extra=takes(DetokenizeBody, {"tokens": [412, 89, 7]}),
+    responses=answers({"text": "Once upon a"}, {400: "tokens: give either ids or lists of ids"}),
+)
 @router.post("/v1/detokenize", response_model=None, include_in_schema=False)
 async def detokenize(request: Request) -> Response:
     """Answers the text of `tokens`, ids or a list of lists of ids."""

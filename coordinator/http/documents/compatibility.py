@@ -93,7 +93,9 @@ DIFFERENCES = (
     (
         "input_token_logprobs",
         "null only for the first token of a prompt, which has no logprob; SGLang has null for the "
-        "first one that is asked for.",
+        "first one that is asked for. SGLang's front end calculates with that null, with SGLang "
+        "too, when a `select` stands behind very little text: it fails behind one token, and, with "
+        "`greedy_token_selection` and `unconditional_likelihood_normalized`, behind two.",
     ),
     (
         "errors",
@@ -140,6 +142,12 @@ DIFFERENCES = (
         "Holds for the whole cluster; asks for the admin token if one is set. `in_place` is done "
         "as `retract`: requests are taken back from the nodes, which keep their pages in the "
         "cache, and go on with the same tokens.",
+    ),
+    (
+        "clean_up_tokenization_spaces",
+        "Of tokenizer_config.json: not obeyed, an answer's text is that of its tokens. "
+        "transformers 5 obeys it for tokenizers that are not BPE; older ones, and so SGLang with "
+        "them, take the spaces before punctuation out of every answer.",
     ),
     ("X-Request-Id", "On every response: the client's, or one that is made up."),
 )
