@@ -39,6 +39,10 @@ class ClusterPlan:
     """Flags of prefill nodes alone, which replace those of all nodes."""
     decode_flags: Mapping[str, str] = field(default_factory=dict)
     """Flags of decode nodes alone, which replace those of all nodes."""
+    api_key: str = ""
+    """A key that the coordinator takes; "" if it asks for none."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts it should be told of its settings."""
     start_timeout_s: float = 600.0
     """How long the nodes may take to register."""
 
@@ -147,7 +151,7 @@ class LocalCluster:
         expected = {
             name for name in self.children if name != "redis" and not name.startswith("coordinator")
         }
-        with Client(self.url, self.admin_token, ASK_TIMEOUT_S) as client:
+        with Client(self.url, self.admin_token, ASK_TIMEOUT_S, api_key=self.plan.api_key) as client:
             while True:
                 self.raise_if_dead()
                 try:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
+from coordinator.key_file import with_file_keys
 from infra import models
 from infra.cluster import ClusterPlan, LocalCluster
 from node.config import NodeConfig
+from node.model_check import check_model
 from protocol.config import ConfigError, option, require, resolve
 
 WATCH_S = 0.5
@@ -52,7 +55,7 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
     own = resolve(UpConfig, flags, environment)
     coordinator = resolve(CoordinatorConfig, flags, environment)
     node = resolve(NodeConfig, flags, environment)
-    model = models.path(coordinator.model_path, with_weights=node.load_format != "dummy")
+    model, note = _checked_model(own, node)
     name = coordinator.served_model_name or models.served_name(coordinator.model_path)
     return ClusterPlan(
         num_prefill=own.prefill,
@@ -64,14 +67,34 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
         | {"model_path": model}
         | ({"served_model_name": name} if name else {}),
         node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
+        api_key="".join(with_file_keys(coordinator).api_key[:1]),
+        notes=(note,) if note else (),
         prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
         decode_flags=_size_flags(own.decode_tensor_parallel_size),
     )
 
 
+def _checked_model(own: UpConfig, node: NodeConfig) -> tuple[str, str]:
+    """Returns the directory of the model, and a note on --trust-remote-code or "". Raises
+    ModelDirectoryError or UnsupportedModel, before any weights of the hub are fetched."""
+    small = models.path(node.model_path, with_weights=False)
+    of_roles = (
+        (own.prefill, own.prefill_tensor_parallel_size),
+        (own.decode, own.decode_tensor_parallel_size),
+    )
+    sizes = {size or node.tensor_parallel_size for count, size in of_roles if count}
+    note = check_model(dataclasses.replace(node, model_path=small), sizes)
+    if node.load_format == "dummy":
+        return small, note
+    return models.path(node.model_path, with_weights=True), note
+
+
 def up(flags: Mapping[str, Any]) -> None:
     """Starts the cluster and serves until SIGINT or SIGTERM. Raises ConfigError or StartError."""
-    cluster = LocalCluster(plan(flags, os.environ), on_line=print_line)
+    planned = plan(flags, os.environ)
+    for note in planned.notes:
+        print(f"kvrelay: {note}", file=sys.stderr)
+    cluster = LocalCluster(planned, on_line=print_line)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
