@@ -145,7 +145,7 @@ def _size_flags(tensor_parallel_size: int) -> dict[str, str]:
 
 def _flags_of(config: type, flags: Mapping[str, Any]) -> dict[str, str]:
     """Returns those of `flags` that are settings of `config`, but for those that `LocalCluster`
-    gives each process itself."""
+    gives each process itself, and the one that was dealt with when the model was checked."""
     names = {field.name for field in dataclasses.fields(config)}
-    skip = {"redis_url", "host", "port"}
+    skip = {"redis_url", "host", "port", "trust_remote_code"}
     return {name: str(text) for name, text in flags.items() if name in names - skip}
