@@ -8,8 +8,10 @@ from pathlib import Path
 
 from infra.ports import free_port
 from infra.process import Child
-from protocol.config import ConfigError, hide_password
+from protocol.config import ConfigError
 from protocol.redis.client import REDIS_ERRORS, connect
+from protocol.redis.ownership import NODES_KEY
+from protocol.redis.problems import redis_problem
 
 START_TIMEOUT_S = 10.0
 REACH_TIMEOUT_S = 5.0
@@ -40,15 +42,15 @@ class RedisServer:
 
 
 def check_reachable(url: str) -> None:
-    """Raises ConfigError if no Redis answers at `url`."""
+    """Raises ConfigError if no Redis at `url` answers, or it does not let us in."""
     try:
         client = connect(url, REACH_TIMEOUT_S)
         client.ping()
+        client.eval("return redis.call('exists', KEYS[1])", 1, NODES_KEY)  # scripts are needed too
         client.close()
     except REDIS_ERRORS as error:
         raise ConfigError(
-            f"no Redis answers at {hide_password(url)} ({error}); start it, name another with "
-            "--redis-url, or leave it out to get a private one"
+            f"{redis_problem(error, url)}; without --redis-url a private one is started"
         ) from error
 
 
