@@ -12,7 +12,7 @@ from rich.console import Console
 from infra import models
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.stats import show_stats
-from infra.up import watch
+from infra.up import interrupt_on_signals, stop_undisturbed, watch
 from kvrelay.client import Client
 from protocol.errors import UserError
 
@@ -60,6 +60,7 @@ def demo(port: int, admin_token: str, once: bool) -> None:
             api_key=api_key,
         )
     )
+    interrupt_on_signals()
     try:
         cluster.start()
         with Client(cluster.url, cluster.admin_token, api_key=api_key) as client:
@@ -69,7 +70,7 @@ def demo(port: int, admin_token: str, once: bool) -> None:
     except KeyboardInterrupt:
         console.print("stopping …")
     finally:
-        cluster.stop()
+        stop_undisturbed(cluster)
 
 
 def show(client: Client, console: Console) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
@@ -33,6 +34,9 @@ class UpConfig:
     prefill_tensor_parallel_size: int = option(0, "of prefill nodes; 0: --tensor-parallel-size")
     decode_tensor_parallel_size: int = option(0, "of decode nodes; 0: --tensor-parallel-size")
     redis_url: str = option("", "a Redis of yours; empty: a private one is started")
+    log_dir: str = option(
+        "", "directory of the processes' logs; empty: a temporary one, removed at the end"
+    )
 
     def __post_init__(self) -> None:
         require(self.prefill >= 0, "--prefill must be 0 or more")
@@ -94,9 +98,9 @@ def up(flags: Mapping[str, Any]) -> None:
     planned = plan(flags, os.environ)
     for note in planned.notes:
         print(f"kvrelay: {note}", file=sys.stderr)
-    cluster = LocalCluster(planned, on_line=print_line)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    log_dir = resolve(UpConfig, flags, os.environ).log_dir
+    cluster = LocalCluster(planned, Path(log_dir) if log_dir else None, print_line)
+    interrupt_on_signals()
     try:
         cluster.start()
         print(f"kvrelay serves at {cluster.url}   (Ctrl-C stops it; logs: {cluster.log_dir})")
@@ -104,9 +108,20 @@ def up(flags: Mapping[str, Any]) -> None:
     except KeyboardInterrupt:
         print("stopping …", flush=True)
     finally:
-        # A second Ctrl-C must not end the launcher while its processes are being stopped.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        cluster.stop()
+        stop_undisturbed(cluster)
+
+
+def interrupt_on_signals() -> None:
+    """Makes SIGTERM end the launcher as Ctrl-C does, by a KeyboardInterrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def stop_undisturbed(cluster: LocalCluster) -> None:
+    """Stops a cluster; a second signal does not end the launcher before its processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cluster.stop()
 
 
 def watch(cluster: LocalCluster) -> None:

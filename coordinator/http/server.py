@@ -48,6 +48,10 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
     server.run(sockets=[listener])
 
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
+
 class HttpServer(uvicorn.Server):
     """Serves a service over HTTP. It tells the service of the signal to stop, before it waits for
     what runs."""
@@ -82,6 +86,9 @@ def listen(host: str, port: int, is_shared: bool = False) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
+        if not is_shared:
+            # At once: until it listens, another process could bind the same port.
+            listener.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"
