@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from coordinator.routing.policies import POLICIES
-from protocol.config import option, require, require_redis_url
+from protocol.config import (
+    LOG_LEVEL_SYNONYMS,
+    LOG_LEVELS,
+    option,
+    require,
+    require_redis_url,
+)
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
     """The flags of a coordinator."""
 
-    model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
+    model_path: str = option(
+        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+    )
     served_model_name: str = option("", "name told to clients; empty: the directory's name")
     chat_template: str = option(
         "",
@@ -44,13 +53,26 @@ class CoordinatorConfig:
     stream_output: bool = option(
         False, "events of a stream carry only the new text, ids and logprobs, not all so far"
     )
+    api_key: tuple[str, ...] = option(
+        (),
+        "key that every path asks for but /health, /ready and /metrics; may be given several times",
+        is_secret=True,
+    )
+    api_key_file: str = option("", "file with more such keys, one a line; # begins a comment")
     admin_token: str = option(
-        "", "bearer token that /admin/* asks for; empty: none", is_secret=True
+        "",
+        "bearer token that /admin/* asks for, in place of an API key; it opens all other paths too",
+        is_secret=True,
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "origin whose pages may call from a browser, as https://chat.example.com; *: any; may be "
+        "given several times",
     )
     show_prompt_words: bool = option(
         False, "/admin/cache/prefixes shows the first words of prompts without a cache_salt"
     )
-    log_level: str = option("info", "how much to log", LOG_LEVELS)
+    log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
 
     def __post_init__(self) -> None:
         require_redis_url(self.redis_url)
@@ -60,6 +82,12 @@ class CoordinatorConfig:
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
+        for origin in self.cors_origin:
+            require(
+                origin == "*" or ORIGIN.fullmatch(origin) is not None,
+                f"--cors-origin is {origin!r}; it must be * or an origin without a path, as "
+                "https://chat.example.com",
+            )
         require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")

@@ -12,7 +12,7 @@ from rich.console import Console
 from infra import models
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.stats import show_stats
-from infra.up import watch
+from infra.up import interrupt_on_signals, stop_undisturbed, watch
 from kvrelay.client import Client
 from protocol.errors import UserError
 
@@ -46,6 +46,8 @@ def demo(port: int, admin_token: str, once: bool) -> None:
         "[bold]kvrelay[/bold]: starting Redis, one coordinator, 2 prefill and 2 decode nodes …"
     )
     flags = {"model_path": str(models.EMBEDDED)}
+    # The coordinator reads its keys from the environment too.
+    api_key = os.environ.get("KVRELAY_API_KEY", "").partition(",")[0]
     cluster = LocalCluster(
         ClusterPlan(
             num_prefill=2,
@@ -55,18 +57,20 @@ def demo(port: int, admin_token: str, once: bool) -> None:
             redis_url=os.environ.get("KVRELAY_REDIS_URL", ""),
             coordinator_flags=flags | {"admin_token": admin_token},
             node_flags=flags,
+            api_key=api_key,
         )
     )
+    interrupt_on_signals()
     try:
         cluster.start()
-        with Client(cluster.url, cluster.admin_token) as client:
+        with Client(cluster.url, cluster.admin_token, api_key=api_key) as client:
             show(client, console)
         if not once:
             _keep_serving(cluster, console)
     except KeyboardInterrupt:
         console.print("stopping …")
     finally:
-        cluster.stop()
+        stop_undisturbed(cluster)
 
 
 def show(client: Client, console: Console) -> None:

@@ -25,10 +25,17 @@ class Client:
     `generate` and `stream` return the objects of POST /generate: `text`, `output_ids` and
     `meta_info`, which has logprobs if `return_logprob` asks for them. The other methods are for
     operators, and need the `admin_token` if the cluster has one; they return what /admin/* answers,
-    which /docs of a coordinator describes. Every method raises ClientError.
+    which /docs of a coordinator describes. All need an `api_key` where the cluster has some. Every
+    method raises ClientError.
     """
 
-    def __init__(self, url: str, admin_token: str = "", timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        admin_token: str = "",
+        timeout_s: float = READ_TIMEOUT_S,
+        api_key: str = "",
+    ) -> None:
         """Does not connect yet. Raises ClientError if `url` is no HTTP URL. `timeout_s` is the
         longest wait for the next part of an answer."""
         if not url.startswith(("http://", "https://")):
@@ -36,11 +43,13 @@ class Client:
                 f"the URL {url!r} must begin with http:// or https://, as http://127.0.0.1:30000"
             )
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        headers = _bearer(api_key)
         try:
-            self._http = httpx.Client(base_url=url, timeout=timeout)
+            self._http = httpx.Client(base_url=url, timeout=timeout, headers=headers)
         except httpx.InvalidURL as error:
             raise ClientError(f"{url!r} is no URL: {error}") from error
         self._admin_token = admin_token
+        self._api_key = api_key
 
     def __enter__(self) -> Client:
         return self
@@ -80,7 +89,7 @@ class Client:
             with self._http.stream("POST", "/generate", json=body) as response:
                 if response.status_code != 200:
                     response.read()
-                    raise ClientError(_message(response))
+                    raise ClientError(self._refusal(response, "/generate"))
                 for line in response.iter_lines():
                     payload = line.removeprefix("data: ")
                     if not payload or payload == "[DONE]":
@@ -142,26 +151,28 @@ class Client:
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Sends a request and returns the JSON of its answer. Raises ClientError."""
-        headers = []
-        if self._admin_token and path.startswith("/admin/"):
-            headers = [(b"Authorization", f"Bearer {self._admin_token}".encode())]
+        headers = _bearer(self._admin_token) if path.startswith("/admin/") else []
         try:
             response = self._http.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:
             raise ClientError(self._unreachable(error)) from error
-        if response.status_code == 401:
-            raise ClientError(self._no_entry())
         if response.status_code != 200:
-            raise ClientError(_message(response))
+            raise ClientError(self._refusal(response, path))
         return response.json()
 
-    def _no_entry(self) -> str:
-        """Returns the message for an admin token that is missing or wrong."""
-        problem = "refused the admin token" if self._admin_token else "asks for an admin token"
-        return (
-            f"the cluster at {self._http.base_url} {problem}; "
-            "--admin-token or KVRELAY_ADMIN_TOKEN gives it"
-        )
+    def _refusal(self, response: httpx.Response, path: str) -> str:
+        """Returns the message for a response that is no answer."""
+        return self._no_entry(path) if response.status_code == 401 else _message(response)
+
+    def _no_entry(self, path: str) -> str:
+        """Returns the message for an admin token or an API key that is missing or wrong."""
+        if path.startswith("/admin/") and (self._admin_token or not self._api_key):
+            problem = "refused the admin token" if self._admin_token else "asks for an admin token"
+            flag, variable = "--admin-token", "KVRELAY_ADMIN_TOKEN"
+        else:
+            problem = "refused the API key" if self._api_key else "asks for an API key"
+            flag, variable = "--api-key", "KVRELAY_API_KEY"
+        return f"the cluster at {self._http.base_url} {problem}; {flag} or {variable} gives it"
 
     def _unreachable(self, error: httpx.HTTPError) -> str:
         """Returns the message for a cluster that does not answer."""
@@ -169,6 +180,11 @@ class Client:
             f"no answer from {self._http.base_url} ({error}); "
             "is a cluster running there? `kvrelay up` starts one, --url names another"
         )
+
+
+def _bearer(token: str) -> list[tuple[bytes, bytes]]:
+    """Returns the headers that show a token; none for ""."""
+    return [(b"Authorization", f"Bearer {token}".encode())] if token else []
 
 
 def _generate_body(

@@ -19,8 +19,11 @@ from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.replies import error_reply
 from coordinator.http.sessions import endpoints as sessions
+from coordinator.http.wire.api_keys import ApiKeys
+from coordinator.http.wire.cross_origin import CrossOrigin
 from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
+from coordinator.version import VERSION
 
 ROUTERS = (health, model, cache, tokenizing, loads, sessions, control, admin, openapi, missing)
 """The modules whose endpoints are served. What is missing comes last: any other goes before."""
@@ -29,7 +32,13 @@ ROUTERS = (health, model, cache, tokenizing, loads, sessions, control, admin, op
 def create_app(service: Service) -> ASGIApp:
     """Makes the ASGI application. It starts `service` when the server starts and closes it at the
     end."""
-    return GenerateEndpoint(RequestIds(create_api(service)), service)
+    config = service.config
+    app: ASGIApp = GenerateEndpoint(RequestIds(create_api(service)), service)
+    if config.api_key:
+        app = ApiKeys(app, config.api_key, config.admin_token)
+    if config.cors_origin:
+        app = CrossOrigin(app, config.cors_origin)
+    return app
 
 
 def create_api(service: Service) -> FastAPI:
@@ -43,7 +52,7 @@ def create_api(service: Service) -> FastAPI:
         await service.close()
 
     app = FastAPI(
-        title="kvrelay", version=model.VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="kvrelay", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
     for module in ROUTERS:

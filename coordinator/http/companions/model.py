@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,13 +14,9 @@ from coordinator.http.native.sglang import WEIGHT_VERSION
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
+from coordinator.version import VERSION
 from protocol.config import hide_password
 from protocol.model.directory import read_config
-
-try:
-    VERSION = version("kvrelay")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    VERSION = "0"
 
 router = APIRouter(tags=["native"])
 

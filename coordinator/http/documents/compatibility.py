@@ -149,6 +149,18 @@ DIFFERENCES = (
         "transformers 5 obeys it for tokenizers that are not BPE; older ones, and so SGLang with "
         "them, take the spaces before punctuation out of every answer.",
     ),
+    (
+        "API keys",
+        "--api-key may be given several times, and --api-key-file names a file of keys; shown as "
+        "`Authorization: Bearer …` or `x-api-key: …`. They guard every path but /health, /ready "
+        "and /metrics: /health_generate too, which computes (SGLang leaves it open). With an "
+        "--admin-token, /admin/*, /flush_cache, pauses and `abort_all` ask for that one, which "
+        "opens all other paths too; without one, a key opens them.",
+    ),
+    (
+        "CORS",
+        "Off; --cors-origin names the origins whose pages may call. SGLang lets any page call.",
+    ),
     ("X-Request-Id", "On every response: the client's, or one that is made up."),
 )
 
@@ -178,6 +190,8 @@ def document() -> str:
             "",
             'Values that ask for nothing (null, false, "", {}, lists of such) are always '
             "accepted; null stands for the default of every key.",
+            "",
+            "What SGLang's flags do is in [sglang-flags.md](sglang-flags.md).",
             "",
             "## POST /generate",
             "",

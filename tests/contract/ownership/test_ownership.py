@@ -192,7 +192,7 @@ def test_a_redis_that_never_answers_is_told_once(caplog: pytest.LogCaptureFixtur
     following = Following(url)
 
     def told() -> list[str]:
-        return [r.name for r in caplog.records if "Redis is unreachable" in r.message]
+        return [r.name for r in caplog.records if "no Redis answers" in r.message]
 
     try:
         wait_until(
