@@ -124,7 +124,7 @@ def message_of(deltas: Sequence[MessageDelta]) -> AssistantMessage:
         else:
             del names[delta.index]
             texts.append(delta.text)
-    calls = [ToolCall(name, "".join(arguments[index])) for index, name in names.items()]
+    calls = tuple(ToolCall(name, "".join(arguments[index])) for index, name in names.items())
     return AssistantMessage("".join(texts), "".join(thoughts), calls)
 
 

@@ -63,8 +63,10 @@ class _Edges:
         """That of the last part."""
         self._held = ""
         """White space that stays if more of the same kind follows."""
-        self._strips = False
+        self._is_behind = False
         """Nothing but white space has come behind a thought or a call, or in a thought."""
+        self._has_text = False
+        """Text was told. If more follows behind a call, white space keeps the two apart."""
 
     def tidied(self, deltas: Sequence[MessageDelta]) -> Sequence[MessageDelta]:
         """Returns the parts without that white space; what may be some is held back."""
@@ -75,20 +77,23 @@ class _Edges:
             if not isinstance(delta, TextDelta | ReasoningDelta):
                 kept.append(delta)
                 continue
-            text = delta.text.lstrip(SPACES) if self._strips else self._held + delta.text
+            text = self._held + delta.text
+            if self._is_behind and not self._has_text:
+                text = text.lstrip(SPACES)
             shown = text.rstrip(SPACES)
-            self._held = "" if self._strips and not shown else text[len(shown) :]
+            self._held = text[len(shown) :]
             if shown:
-                self._strips = False
+                self._is_behind = False
+                self._has_text |= isinstance(delta, TextDelta)
                 kept.append(type(delta)(shown))
         return kept
 
     def finish(self) -> Sequence[MessageDelta]:
         """Returns the white space that ends the answer's text."""
-        return [TextDelta(self._held)] if self._held and self._kind is TextDelta else []
+        is_of_text = self._kind is TextDelta and not self._is_behind
+        return [TextDelta(self._held)] if self._held and is_of_text else []
 
     def _turn_to(self, kind: type[MessageDelta]) -> None:
         self._held = ""
-        is_behind_text = self._kind in (None, ToolCallBroken)
-        self._strips = kind is ReasoningDelta or not is_behind_text
+        self._is_behind = kind is ReasoningDelta or self._kind not in (None, ToolCallBroken)
         self._kind = kind
