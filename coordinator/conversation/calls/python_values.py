@@ -53,7 +53,7 @@ def as_json(text: str) -> str | None:
 def _converted(text: str) -> str | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of unknown escapes in strings
+            warnings.simplefilter("ignore")  # of unknown escapes in strings
             value = _value(ast.parse(text.strip(), mode="eval").body)
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)
         return written if written.isprintable() else json.dumps(value)
