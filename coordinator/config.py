@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from coordinator.conversation.choice import CALL_PARSERS, REASONING_PARSERS
 from coordinator.routing.policies import POLICIES
 from protocol.config import (
     LOG_LEVEL_SYNONYMS,
@@ -29,6 +30,12 @@ class CoordinatorConfig:
         "",
         "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "
         "mistral, phi-3, qwen; empty: the model's own",
+    )
+    tool_call_parser: str = option(
+        "auto", "how the model writes calls of tools; auto: as its files tell", CALL_PARSERS
+    )
+    reasoning_parser: str = option(
+        "auto", "how the model marks its thoughts; auto: as its files tell", REASONING_PARSERS
     )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")

@@ -52,6 +52,8 @@ PURE_ROOMS = (
     "node/core",
     "node/load",
     "node/ownership",
+    "coordinator/conversation",
+    "coordinator/conversation/calls",
     "coordinator/core",
     "coordinator/routing",
 )
@@ -107,7 +109,6 @@ PURE = (
     "decode/receiving.py",
     "decode/running.py",
     "coordinator/config.py",
-    "coordinator/conversation/message.py",
     "coordinator/answers/answer.py",
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",
