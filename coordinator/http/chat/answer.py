@@ -14,6 +14,7 @@ from coordinator.conversation.message import (
     MessageParser,
     ReasoningDelta,
     ToolCallBegun,
+    ToolCallBroken,
     message_of,
 )
 from coordinator.http.answering.submitting import submit_all
@@ -40,7 +41,8 @@ class ChatAnswer:
         self._num_characters = 0
         """How much of the text the parser has."""
         self._has_ended = False
-        self._has_calls = False
+        self._num_calls = 0
+        """Calls that have begun and are not broken."""
         self._thoughts: list[str] = []
         self._num_reasoning_tokens = 0
 
@@ -63,7 +65,7 @@ class ChatAnswer:
             return None
         reason = self.answer.finish_reason
         assert reason is not None
-        return "tool_calls" if reason.kind == "stop" and self._has_calls else reason.kind
+        return "tool_calls" if reason.kind == "stop" and self._num_calls else reason.kind
 
     @property
     def usage(self) -> ChatUsage:
@@ -105,7 +107,9 @@ class ChatAnswer:
             deltas += self._parser.finish()
         for delta in deltas:
             if isinstance(delta, ToolCallBegun):
-                self._has_calls = True
+                self._num_calls += 1
+            elif isinstance(delta, ToolCallBroken):
+                self._num_calls -= 1
             elif isinstance(delta, ReasoningDelta):
                 self._thoughts.append(delta.text)
         return deltas
@@ -116,10 +120,10 @@ async def submit_chat(
 ) -> list[ChatAnswer]:
     """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
     RequestRefused."""
-    prompt = await prompt_of(request, service.tokenizer.chat_template, form)
-    mailboxes = await submit_all(service, [prompt], http_id, request.add_special_tokens)
-    tools, choice, thinks = request.usable_tools, request.choice, request.thinks
+    chat = await prompt_of(request, service.tokenizer.chat_template, form)
+    mailboxes = await submit_all(service, [chat.prompt], http_id, request.add_special_tokens)
+    tools, choice = request.usable_tools, request.choice
     return [
-        ChatAnswer(mailbox, index, form.parser(tools, choice, thinks))
+        ChatAnswer(mailbox, index, form.parser(tools, choice, chat.thinking))
         for index, mailbox in enumerate(mailboxes)
     ]

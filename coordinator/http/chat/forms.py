@@ -9,25 +9,40 @@ from coordinator.conversation.message import (
     MessageForm,
     MessageParser,
     TextDelta,
+    Thinking,
     Tool,
     ToolChoice,
 )
+from coordinator.grammars.kinds import GrammarKind
 
 
 class TextOnlyForm:
     """A model that writes text alone: no calls, no thoughts."""
 
     needs_special_tokens = False
+    reads_calls = False
 
-    def parser(self, tools: Sequence[Tool], choice: ToolChoice, thinks: bool) -> MessageParser:
+    def thinking(self, prompt: str) -> Thinking:
+        """Returns "off"."""
+        return "off"
+
+    def parser(
+        self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking
+    ) -> MessageParser:
         """Returns a parser for one answer."""
         return TextOnlyParser()
 
     def grammar(
-        self, tools: Sequence[Tool], choice: ToolChoice, thinks: bool
-    ) -> tuple[str, str] | None:
+        self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking
+    ) -> tuple[GrammarKind, str] | None:
         """Returns None: there is no form of calls that the model could be made to keep to."""
         return None
+
+    def grammar_after_thought(
+        self, kind: GrammarKind, source: str, thinking: Thinking
+    ) -> tuple[GrammarKind, str]:
+        """Returns the same grammar."""
+        return kind, source
 
 
 class TextOnlyParser:

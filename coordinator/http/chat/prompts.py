@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from coordinator.answers.chat_template import ChatTemplate, ChatTemplateError
-from coordinator.conversation.message import MessageForm, Tool
-from coordinator.grammars.kinds import GrammarKind
+from coordinator.conversation.message import MessageForm, Thinking, Tool
 from coordinator.http.chat.messages import normal_messages
 from coordinator.http.chat.request import ChatRequest
 from coordinator.http.errors import BadRequest
@@ -27,26 +27,47 @@ NO_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A rendered chat."""
+
+    prompt: GeneratePrompt
+    """Its text has the special tokens that it needs."""
+    thinking: Thinking
+    """How the answer may begin."""
+
+
 async def prompt_of(
     request: ChatRequest, template: ChatTemplate | None, form: MessageForm
-) -> GeneratePrompt:
-    """Returns the prompt whose answer is the next message of the chat. Its text has the special
-    tokens that it needs. Raises BadRequest."""
+) -> ChatPrompt:
+    """Returns the prompt whose answer is the next message of the chat. Raises BadRequest."""
     if template is None:
         raise BadRequest(NO_TEMPLATE, "messages")
+    text = await _text_of(request, template)
+    thinking = _thinking(request, form, text)
     sampling = request.sampling
-    if form.needs_special_tokens and (request.usable_tools or request.thinks):
+    if form.needs_special_tokens and (request.usable_tools or thinking != "off"):
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
-    return GeneratePrompt(
-        text=await _text_of(request, template),
+    prompt = GeneratePrompt(
+        text=text,
         input_ids=None,
         sampling=sampling,
         rid=request.rid,
         cache_salt=request.cache_salt,
         priority=request.priority,
         logprobs=request.logprobs,
-        grammar=_grammar(request, form),
+        grammar=_grammar(request, form, thinking),
     )
+    return ChatPrompt(prompt, thinking)
+
+
+def _thinking(request: ChatRequest, form: MessageForm, text: str) -> Thinking:
+    """Returns how an answer to the prompt may begin. A message that goes on has no thought in its
+    middle, unless it ends within one."""
+    if not request.thinks:
+        return "off"
+    thinking = form.thinking(text)
+    return "off" if thinking == "free" and request.continue_final_message else thinking
 
 
 async def _text_of(request: ChatRequest, template: ChatTemplate) -> str:
@@ -80,17 +101,17 @@ def _for_template(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _grammar(request: ChatRequest, form: MessageForm) -> GrammarSource | None:
+def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> GrammarSource | None:
     """Returns what the answer must follow. A call that is forced leaves no text to follow the
     client's own grammar; otherwise that grammar allows no calls."""
     tools, choice = request.usable_tools, request.choice
     is_forced = choice.kind in FORCED
     if request.grammar is not None and not is_forced:
-        return request.grammar
-    of_calls = form.grammar(tools, choice, request.thinks) if tools else None
+        kind, source = request.grammar.kind, request.grammar.text
+        return GrammarSource(*form.grammar_after_thought(kind, source, thinking))
+    of_calls = form.grammar(tools, choice, thinking) if tools else None
     if of_calls is not None:
-        kind, source = of_calls
-        return GrammarSource(cast(GrammarKind, kind), source)
+        return GrammarSource(*of_calls)
     if is_forced:
         raise BadRequest(
             "tool_choice asks for a call, and how this model writes calls is not known; use "

@@ -15,7 +15,9 @@ from coordinator.conversation.message import (
     MessageDelta,
     ReasoningDelta,
     TextDelta,
+    ToolArgumentsDelta,
     ToolCallBegun,
+    ToolCallBroken,
 )
 from coordinator.http.chat.answer import ChatAnswer
 from coordinator.http.openai.chat_body import ParsedChat
@@ -80,17 +82,17 @@ class ChatEvents:
         return event + end
 
     def _shown(self, deltas: Sequence[MessageDelta]) -> Sequence[MessageDelta]:
-        """Returns the parts that are to be shown now, as the client wants its thoughts."""
-        if not self._parsed.shows_reasoning:
-            return [delta for delta in deltas if not isinstance(delta, ReasoningDelta)]
-        if self._parsed.streams_reasoning:
-            return deltas
+        """Returns the parts that are to be shown now. Thoughts come as the client wants them."""
         shown: list[MessageDelta] = []
         for delta in deltas:
-            if isinstance(delta, ReasoningDelta):
-                self._held_thoughts.append(delta.text)
-            else:
+            if isinstance(delta, ToolCallBroken):
+                continue  # its beginning has been sent
+            if not isinstance(delta, ReasoningDelta):
                 shown += [*self._released(), delta]
+            elif self._parsed.shows_reasoning and self._parsed.streams_reasoning:
+                shown.append(delta)
+            elif self._parsed.shows_reasoning:
+                self._held_thoughts.append(delta.text)
         return shown + self._released() if self._one.finish is not None else shown
 
     def _released(self) -> list[MessageDelta]:
@@ -102,6 +104,7 @@ class ChatEvents:
             return b'{"content":%b}' % msgspec.json.encode(delta.text)
         if isinstance(delta, ReasoningDelta):
             return b'{"reasoning_content":%b}' % msgspec.json.encode(delta.text)
+        assert isinstance(delta, ToolCallBegun | ToolArgumentsDelta)
         call: dict[str, Any] = {"index": delta.index}
         if isinstance(delta, ToolCallBegun):
             call |= {"id": self._one.call_id(delta.index), "type": "function"}
