@@ -20,7 +20,8 @@ from coordinator.http.error_forms import error_form_of
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.openai import models
-from coordinator.http.openai.chat import ChatCompletions
+from coordinator.http.openai.chats.endpoint import ChatCompletions
+from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
 from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.request_ids import RequestIds
@@ -52,7 +53,10 @@ def create_app(service: Service) -> ASGIApp:
 
 def create_handlers(service: Service) -> dict[str, PostHandler]:
     """Makes what answers POST requests past FastAPI, by path. Raises ModelDirectoryError."""
-    return {"/v1/chat/completions": ChatCompletions(service, TEXT_ONLY_FORM)}
+    return {
+        "/v1/chat/completions": ChatCompletions(service, TEXT_ONLY_FORM),
+        "/v1/completions": Completions(service),
+    }
 
 
 def create_api(service: Service) -> FastAPI:

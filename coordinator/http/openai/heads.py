@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.answers.answer import Answer
 from coordinator.http.chat.usage import ChatUsage
 
 
@@ -45,3 +46,10 @@ def usage_of(answers: Sequence[ChatUsage], num_prompts: int = 1) -> dict[str, An
         "prompt_tokens_details": {"cached_tokens": sum(one.cached for one in firsts)},
         "completion_tokens_details": {"reasoning_tokens": sum(one.reasoning for one in answers)},
     }
+
+
+def why_it_stopped(answer: Answer) -> dict[str, Any]:
+    """Returns what SGLang and vLLM say of the stop string or the end token."""
+    reason = answer.finish_reason
+    matched = reason.matched if reason is not None else None
+    return {"matched_stop": matched, "stop_reason": matched}

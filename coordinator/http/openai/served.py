@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
+from coordinator.http.companions.model import VERSION
 from coordinator.http.errors import BadRequest, NotServed
 from coordinator.http.native.sampling_params import parse_sampling
 from protocol.model.directory import ModelDirectoryError, read_json
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What generation_config.json may recommend."""
+FINGERPRINT = f"kvrelay-{VERSION}"
+"""Stands for what the answer to a seed depends on."""
 ANY = ("", "default")
 """Names that stand for the model that is served, whatever its name is."""
 

@@ -20,10 +20,9 @@ from coordinator.conversation.message import (
     ToolCallBroken,
 )
 from coordinator.http.chat.answer import ChatAnswer
-from coordinator.http.openai.chat_body import ParsedChat
-from coordinator.http.openai.chat_response import why_it_stopped
-from coordinator.http.openai.heads import ResponseHead, usage_of
-from coordinator.http.openai.logprobs import ChatLogprobs
+from coordinator.http.openai.chats.body import ParsedChat
+from coordinator.http.openai.chats.logprobs import ChatLogprobs
+from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
 from coordinator.http.wire.events import event_of
 
 CHUNK = "chat.completion.chunk"

@@ -13,6 +13,7 @@ from coordinator.http.checking import checked, without_nulls
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.keys import refuse_unsupported
 from coordinator.http.native.schema import tenant
+from coordinator.http.openai.chats.tools import choice_of, tools_of
 from coordinator.http.openai.common import (
     CommonBody,
     StreamOptions,
@@ -22,7 +23,6 @@ from coordinator.http.openai.common import (
 )
 from coordinator.http.openai.formats import grammar_of
 from coordinator.http.openai.keys import REFUSED_IN_CHATS
-from coordinator.http.openai.tools import choice_of, tools_of
 
 
 class ChatBody(CommonBody, frozen=True, kw_only=True):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.answers.answer import Answer
 from coordinator.answers.token_pieces import TokenPieces
 from coordinator.http.chat.answer import ChatAnswer
-from coordinator.http.openai.chat_body import ParsedChat
-from coordinator.http.openai.heads import ResponseHead, usage_of
-from coordinator.http.openai.logprobs import ChatLogprobs
+from coordinator.http.openai.chats.body import ParsedChat
+from coordinator.http.openai.chats.logprobs import ChatLogprobs
+from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
 
 
 def chat_completion(
@@ -23,13 +22,6 @@ def chat_completion(
     if parsed.with_token_ids:
         response["prompt_token_ids"] = answers[0].answer.request.tokens
     return response
-
-
-def why_it_stopped(answer: Answer) -> dict[str, Any]:
-    """Returns what SGLang and vLLM say of the stop string or the end token."""
-    reason = answer.finish_reason
-    matched = reason.matched if reason is not None else None
-    return {"matched_stop": matched, "stop_reason": matched}
 
 
 def _choice(parsed: ParsedChat, one: ChatAnswer, pieces: TokenPieces) -> dict[str, Any]:

@@ -13,19 +13,16 @@ from coordinator.conversation.message import MessageForm
 from coordinator.http.answering.endpoints import Call
 from coordinator.http.answering.waiting import finish_all, side_by_side, wait_s, wanted
 from coordinator.http.chat.answer import ChatAnswer, submit_chat
-from coordinator.http.companions.model import VERSION
 from coordinator.http.errors import BadRequest
-from coordinator.http.openai.chat_body import ParsedChat, parse_chat
-from coordinator.http.openai.chat_events import ChatEvents, usage_event
-from coordinator.http.openai.chat_response import chat_completion
+from coordinator.http.openai.chats.body import ParsedChat, parse_chat
+from coordinator.http.openai.chats.events import ChatEvents, usage_event
+from coordinator.http.openai.chats.response import chat_completion
 from coordinator.http.openai.common import names_in, renamed
 from coordinator.http.openai.errors import DONE, OPENAI_ERRORS
 from coordinator.http.openai.heads import ResponseHead
-from coordinator.http.openai.served import model_defaults, require_served
+from coordinator.http.openai.served import FINGERPRINT, model_defaults, require_served
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.service import Service
-
-FINGERPRINT = f"kvrelay-{VERSION}"
 
 
 class ChatCompletions:
