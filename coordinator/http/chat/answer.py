@@ -32,12 +32,15 @@ class ChatAnswer:
     """One answer to a chat. `next` gives its parts while it grows, `whole` all at its end: call one
     or the other."""
 
-    def __init__(self, mailbox: Mailbox, index: int, parser: MessageParser) -> None:
+    def __init__(
+        self, mailbox: Mailbox, index: int, parser: MessageParser, tokenizer: Tokenizer
+    ) -> None:
         """`index` is the number of this answer among those of the same chat."""
         self.mailbox = mailbox
         self.index = index
         self.answer = mailbox.answer
         self._parser = parser
+        self._tokenizer = tokenizer
         self._num_characters = 0
         """How much of the text the parser has."""
         self._has_ended = False
@@ -51,12 +54,12 @@ class ChatAnswer:
         Raises AnswerFailed and TimeoutError."""
         await self.mailbox.changed(wait_s)
         require_success(self.mailbox)
-        return self._take()
+        return await self._take()
 
-    def whole(self) -> AssistantMessage:
+    async def whole(self) -> AssistantMessage:
         """Returns the message of an answer that has ended with success."""
         assert self.answer.is_done
-        return message_of(self._take())
+        return message_of(await self._take())
 
     @property
     def finish(self) -> Finish | None:
@@ -69,8 +72,7 @@ class ChatAnswer:
 
     @property
     def usage(self) -> ChatUsage:
-        """What the answer took until now; its thoughts only once `count_thoughts` has counted
-        them."""
+        """What the answer took until now; its thoughts are counted when it has ended."""
         answer = self.answer
         return ChatUsage(
             prompt=len(answer.request.tokens),
@@ -79,24 +81,11 @@ class ChatAnswer:
             reasoning=self._num_reasoning_tokens,
         )
 
-    async def count_thoughts(self, tokenizer: Tokenizer) -> None:
-        """Counts the tokens of the thoughts of an answer that has ended, as the tokenizer writes
-        them: where tokens lie in the text is not kept."""
-        if not self._thoughts:
-            return
-        most = len(self.answer.output_ids)
-        try:
-            tokens = await tokenizer.encode("".join(self._thoughts), with_special_tokens=False)
-        except TextTooLong:  # the model wrote it in fewer tokens than the tokenizer does
-            self._num_reasoning_tokens = most
-        else:
-            self._num_reasoning_tokens = min(len(tokens), most)
-
     def call_id(self, index: int) -> str:
         """Returns the id of a call of this message, which no other call ever has."""
         return f"call_{self.answer.request_id[:24]}{index:04x}"
 
-    def _take(self) -> list[MessageDelta]:
+    async def _take(self) -> list[MessageDelta]:
         is_done = self.answer.is_done
         text = self.answer.text
         new = text[self._num_characters :]
@@ -112,7 +101,24 @@ class ChatAnswer:
                 self._num_calls -= 1
             elif isinstance(delta, ReasoningDelta):
                 self._thoughts.append(delta.text)
+        if self._has_ended:
+            await self._count_thoughts()
         return deltas
+
+    async def _count_thoughts(self) -> None:
+        """Counts the tokens of the thoughts as the tokenizer writes them: where tokens lie in
+        the text is not kept."""
+        if not self._thoughts:
+            return
+        most = len(self.answer.output_ids)
+        try:
+            tokens = await self._tokenizer.encode(
+                "".join(self._thoughts), with_special_tokens=False
+            )
+        except TextTooLong:  # the model wrote it in fewer tokens than the tokenizer does
+            self._num_reasoning_tokens = most
+        else:
+            self._num_reasoning_tokens = min(len(tokens), most)
 
 
 async def submit_chat(
@@ -124,6 +130,6 @@ async def submit_chat(
     mailboxes = await submit_all(service, [chat.prompt], http_id, request.add_special_tokens)
     tools, choice = request.usable_tools, request.choice
     return [
-        ChatAnswer(mailbox, index, form.parser(tools, choice, chat.thinking))
+        ChatAnswer(mailbox, index, form.parser(tools, choice, chat.thinking), service.tokenizer)
         for index, mailbox in enumerate(mailboxes)
     ]

@@ -55,9 +55,8 @@ class ChatCompletions:
             if parsed.stream:
                 return await self._stream(exchange, head, parsed, answers)
             await finish_all(service, mailboxes)
-            response = chat_completion(head, parsed, answers, self._pieces)
-            for one in answers:
-                await one.count_thoughts(service.tokenizer)
+            messages = [await one.whole() for one in answers]
+            response = chat_completion(head, parsed, answers, messages, self._pieces)
             await exchange.send_json(response)
 
     async def _submit(self, parsed: ParsedChat, http_id: str) -> list[ChatAnswer]:
@@ -86,8 +85,6 @@ class ChatCompletions:
         longest_s = wait_s(self._service)
         while one.finish is None:
             deltas = await one.next(longest_s)
-            if one.finish is not None:
-                await one.count_thoughts(self._service.tokenizer)
             if data := events.next(deltas):
                 await exchange.send_events(data)
 
