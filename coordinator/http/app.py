@@ -13,10 +13,16 @@ from starlette.types import ASGIApp
 
 from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
+from coordinator.http.answering.endpoints import PostEndpoints, PostHandler
+from coordinator.http.chat.forms import TEXT_ONLY_FORM
 from coordinator.http.companions import cache, control, health, loads, model, tokenizing
 from coordinator.http.documents import openapi
+from coordinator.http.error_forms import error_form_of
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
 from coordinator.http.native.generate import GenerateEndpoint
+from coordinator.http.openai import models
+from coordinator.http.openai.chats.endpoint import ChatCompletions
+from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
 from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.api_keys import ApiKeys
@@ -25,7 +31,19 @@ from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
 from coordinator.version import VERSION
 
-ROUTERS = (health, model, cache, tokenizing, loads, sessions, control, admin, openapi, missing)
+ROUTERS = (
+    health,
+    model,
+    cache,
+    tokenizing,
+    loads,
+    sessions,
+    control,
+    models,
+    admin,
+    openapi,
+    missing,
+)
 """The modules whose endpoints are served. What is missing comes last: any other goes before."""
 
 
@@ -33,12 +51,23 @@ def create_app(service: Service) -> ASGIApp:
     """Makes the ASGI application. It starts `service` when the server starts and closes it at the
     end."""
     config = service.config
-    app: ASGIApp = GenerateEndpoint(RequestIds(create_api(service)), service)
+    api = PostEndpoints(
+        RequestIds(create_api(service)), create_handlers(service), config.max_body_bytes
+    )
+    app: ASGIApp = GenerateEndpoint(api, service)
     if config.api_key:
         app = ApiKeys(app, config.api_key, config.admin_token)
     if config.cors_origin:
         app = CrossOrigin(app, config.cors_origin)
     return app
+
+
+def create_handlers(service: Service) -> dict[str, PostHandler]:
+    """Makes what answers POST requests past FastAPI, by path. Raises ModelDirectoryError."""
+    return {
+        "/v1/chat/completions": ChatCompletions(service, TEXT_ONLY_FORM),
+        "/v1/completions": Completions(service),
+    }
 
 
 def create_api(service: Service) -> FastAPI:
@@ -73,7 +102,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         methods = headers["Allow"] = ", ".join(_allowed(request))
         message += f"; it takes {methods}"
-    reply = error_reply(error.status_code, message)
+    reply = error_reply(error.status_code, message, form=error_form_of(request.url.path))
     reply.headers.update(headers)
     return reply
 
@@ -94,7 +123,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
     message = f"{request.method} {request.url.path}: {'; '.join(problems)}"
-    return error_reply(400, message, str(error.errors()[0]["loc"][-1]))
+    param = str(error.errors()[0]["loc"][-1])
+    return error_reply(400, message, param, form=error_form_of(request.url.path))
 
 
 async def _left(request: Request, error: Exception) -> Response:
@@ -104,4 +134,4 @@ async def _left(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Answers a 500 for an error of our own, which the server logs."""
-    return error_reply(500, INTERNAL_ERROR)
+    return error_reply(500, INTERNAL_ERROR, form=error_form_of(request.url.path))
