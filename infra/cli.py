@@ -20,6 +20,7 @@ from infra import models
 from infra.ports import require_free
 from infra.up import UpConfig, up
 from infra.workers import run_workers
+from kvrelay.bench.config import BenchConfig, add_to
 from node.config import NodeConfig
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
+    add_to(commands, _bench)
     return parser
 
 
@@ -220,6 +222,12 @@ def _demo(flags: dict[str, Any]) -> None:
 
     config = _settings(DemoConfig, flags)
     demo(config.port, config.admin_token, flags["once"])
+
+
+def _bench(config: BenchConfig) -> None:
+    from kvrelay.bench.command import run
+
+    run(config)
 
 
 def _operator(flags: dict[str, Any]) -> Client:
