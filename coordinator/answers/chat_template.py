@@ -7,8 +7,10 @@ reach nothing, and what they write is bounded; an endless loop that writes nothi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -21,6 +23,10 @@ MAX_CHARACTERS = 1 << 24
 """A longer text would fit no model; a template that writes it is broken or hostile."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which messages have the model's thoughts; templates read the first one."""
+READS_PARTS = re.compile(
+    r"""\bfor\s+\w+\s+in\s+(?:\w+(?:\.|\[['"]))?content(?:['"]\])?\s*(?:%|if|-)"""
+)
+"""Matches a loop over the content of a message."""
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 Message = Mapping[str, Any]
@@ -45,6 +51,16 @@ class ChatTemplate:
         self._templates = {name: _compiled(environment, name, sources[name]) for name in sources}
         self._sources = dict(sources)
         self._special_tokens = dict(special_tokens)
+
+    @cached_property
+    def reads_parts(self) -> bool:
+        """True if a template goes through the parts of a message's content, which may then be a
+        list of them and not one text."""
+        return any(READS_PARTS.search(source) for source in self._sources.values())
+
+    def mentions(self, word: str) -> bool:
+        """Returns whether a template has `word` in it, such as the name of a role."""
+        return any(word in source for source in self._sources.values())
 
     def render(
         self,

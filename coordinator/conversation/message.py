@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from coordinator.grammars.kinds import GrammarKind
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -64,9 +66,24 @@ class ToolArgumentsDelta:
     text: str
 
 
-MessageDelta = ReasoningDelta | TextDelta | ToolCallBegun | ToolArgumentsDelta
+@dataclass(frozen=True)
+class ToolCallBroken:
+    """A call that has begun will never be whole: what follows is no JSON, or the answer ended. A
+    stream can only leave it as it is; a whole message has the call's text in place of it."""
+
+    index: int
+    """It is the last call that has begun. The next one gets the next index."""
+    text: str
+    """All that the model wrote of the call, its marks included."""
+
+
+MessageDelta = ReasoningDelta | TextDelta | ToolCallBegun | ToolArgumentsDelta | ToolCallBroken
 """A new part of an assistant's message. A call ends where the next part of another kind or index
 begins, or with the message."""
+
+Thinking = Literal["off", "free", "open"]
+"""How an answer may begin: without a thought, with one if the model wants, or inside of one that
+the prompt has opened."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +107,8 @@ class AssistantMessage:
 
 def message_of(deltas: Sequence[MessageDelta]) -> AssistantMessage:
     """Returns the message that `deltas`, all of them, are the parts of."""
-    names: list[str] = []
-    arguments: list[list[str]] = []
+    names: dict[int, str] = {}
+    arguments: dict[int, list[str]] = {}
     texts: list[str] = []
     thoughts: list[str] = []
     for delta in deltas:
@@ -100,17 +117,20 @@ def message_of(deltas: Sequence[MessageDelta]) -> AssistantMessage:
         elif isinstance(delta, ReasoningDelta):
             thoughts.append(delta.text)
         elif isinstance(delta, ToolCallBegun):
-            names.append(delta.name)
-            arguments.append([])
-        else:
+            names[delta.index] = delta.name
+            arguments[delta.index] = []
+        elif isinstance(delta, ToolArgumentsDelta):
             arguments[delta.index].append(delta.text)
-    calls = [ToolCall(n, "".join(a)) for n, a in zip(names, arguments, strict=True)]
+        else:
+            del names[delta.index]
+            texts.append(delta.text)
+    calls = [ToolCall(name, "".join(arguments[index])) for index, name in names.items()]
     return AssistantMessage("".join(texts), "".join(thoughts), calls)
 
 
 class MessageParser(Protocol):
     """Takes the text of one answer apart while it grows. Whatever the text is, nothing of it is
-    lost and nothing raises: what is no call is text."""
+    lost but white space beside thoughts and calls, and nothing raises: what is no call is text."""
 
     def feed(self, text: str) -> Sequence[MessageDelta]:
         """Takes more of the text; returns the parts that are certain now."""
@@ -130,14 +150,33 @@ class MessageForm(Protocol):
         leaves out unless it is asked to show them."""
         ...
 
-    def parser(self, tools: Sequence[Tool], choice: ToolChoice, thinks: bool) -> MessageParser:
+    @property
+    def reads_calls(self) -> bool:
+        """False if the operator chose that no calls are looked for; tools are of no use then."""
+        ...
+
+    def thinking(self, prompt: str) -> Thinking:
+        """Returns how an answer to `prompt`, the text of a rendered chat, may begin. Where the chat
+        forbids thoughts, the caller takes "off" instead."""
+        ...
+
+    def parser(
+        self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking
+    ) -> MessageParser:
         """Returns a parser for one answer. With `choice` "none" or without tools it finds no
-        calls. `thinks`: the chat lets the model think; without it no reasoning is looked for."""
+        calls. Calls of other names than those of `tools` are text."""
         ...
 
     def grammar(
-        self, tools: Sequence[Tool], choice: ToolChoice, thinks: bool
-    ) -> tuple[str, str] | None:
+        self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking
+    ) -> tuple[GrammarKind, str] | None:
         """Returns the kind and the source of the grammar that makes the model keep to `choice`, as
-        `GrammarCompiler.compile` takes them; None if it is free to do what it wants."""
+        `GrammarCompiler.compile` takes them; None if it is free to do what it wants. A tool that
+        `choice` names is one of `tools`."""
+        ...
+
+    def grammar_after_thought(
+        self, kind: GrammarKind, source: str, thinking: Thinking
+    ) -> tuple[GrammarKind, str]:
+        """Returns a client's grammar for an answer that may begin with a thought, which is free."""
         ...

@@ -12,23 +12,51 @@ from starlette.types import ASGIApp
 
 from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
+from coordinator.http.answering.endpoints import PostEndpoints, PostHandler
+from coordinator.http.chat.forms import TEXT_ONLY_FORM
 from coordinator.http.companions import cache, control, health, loads, model, tokenizing
 from coordinator.http.documents import openapi
+from coordinator.http.error_forms import error_form_of
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
 from coordinator.http.native.generate import GenerateEndpoint
+from coordinator.http.openai import models
+from coordinator.http.openai.chats.endpoint import ChatCompletions
+from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
 from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
 
-ROUTERS = (health, model, cache, tokenizing, loads, sessions, control, admin, openapi, missing)
+ROUTERS = (
+    health,
+    model,
+    cache,
+    tokenizing,
+    loads,
+    sessions,
+    control,
+    models,
+    admin,
+    openapi,
+    missing,
+)
 """The modules whose endpoints are served. What is missing comes last: any other goes before."""
 
 
 def create_app(service: Service) -> ASGIApp:
     """Makes the ASGI application. It starts `service` when the server starts and closes it at the
     end."""
-    return GenerateEndpoint(RequestIds(create_api(service)), service)
+    max_body_bytes = service.config.max_body_bytes
+    api = PostEndpoints(RequestIds(create_api(service)), create_handlers(service), max_body_bytes)
+    return GenerateEndpoint(api, service)
+
+
+def create_handlers(service: Service) -> dict[str, PostHandler]:
+    """Makes what answers POST requests past FastAPI, by path. Raises ModelDirectoryError."""
+    return {
+        "/v1/chat/completions": ChatCompletions(service, TEXT_ONLY_FORM),
+        "/v1/completions": Completions(service),
+    }
 
 
 def create_api(service: Service) -> FastAPI:
@@ -59,7 +87,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Answers an unknown path or method in the shape of every other error."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    reply = error_reply(error.status_code, message)
+    reply = error_reply(error.status_code, message, form=error_form_of(request.url.path))
     reply.headers.update(error.headers or {})
     return reply
 
@@ -69,7 +97,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
     message = f"{request.method} {request.url.path}: {'; '.join(problems)}"
-    return error_reply(400, message, str(error.errors()[0]["loc"][-1]))
+    param = str(error.errors()[0]["loc"][-1])
+    return error_reply(400, message, param, form=error_form_of(request.url.path))
 
 
 async def _left(request: Request, error: Exception) -> Response:
@@ -79,4 +108,4 @@ async def _left(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Answers a 500 for an error of our own, which the server logs."""
-    return error_reply(500, INTERNAL_ERROR)
+    return error_reply(500, INTERNAL_ERROR, form=error_form_of(request.url.path))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from coordinator.answers.answer import ErrorKind
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.answers.answer import AnswerError, ErrorKind
+from coordinator.http.wire.events import event_of
 
 STATUS_CODES: dict[ErrorKind, int] = {
     "bad_request": 400,
@@ -32,12 +36,18 @@ RETRYABLE = (429, 503)
 class BadRequest(Exception):
     """The request is wrong, for a reason that the client can read. The status code is 400.
 
-    `param` names the key of the body that is wrong, where it is one.
+    `param` names the key of the body that is wrong, where it is one. `code` is a name for the
+    reason, for dialects whose clients look for one.
     """
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
+
+
+class NotServed(BadRequest):
+    """The request names a model that is not served. The status code is 404."""
 
 
 class BodyTooLarge(Exception):
@@ -51,13 +61,34 @@ class ClientLeft(Exception):
     """The client has disconnected before its request was whole."""
 
 
+class AnswerFailed(Exception):
+    """One of the answers that a client waits for has ended without success."""
+
+    def __init__(self, error: AnswerError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class ErrorForm:
+    """How one dialect of HTTP writes errors."""
+
+    body: Callable[[int, str, str | None, str | None], dict[str, object]]
+    """Makes a reply of a status code, a message, the name of the wrong key and a code."""
+    last_events: Callable[[int, str], bytes]
+    """Makes the end of a stream of events of a status code and a message."""
+
+
 def error_type(status_code: int) -> str:
     """Returns the name of a status code, as errors carry it in `type`."""
     return ERROR_TYPES.get(status_code, "InternalServerError")
 
 
-def error_object(status_code: int, message: str, param: str | None = None) -> dict[str, object]:
-    """Returns the one shape of an error on every endpoint but those of /v1."""
+def error_object(
+    status_code: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, object]:
+    """Returns the one shape of an error on every endpoint but those of /v1. It has the status code
+    as its code, and `code` not at all."""
     error = {
         "message": message,
         "type": error_type(status_code),
@@ -77,3 +108,10 @@ def event_error_object(status_code: int, message: str) -> dict[str, object]:
         "retryable": status_code in RETRYABLE,
     }
     return {"error": error}
+
+
+def _last_events(status_code: int, message: str) -> bytes:
+    return event_of(event_error_object(status_code, message)) + b"data: [DONE]\n\n"
+
+
+NATIVE_ERRORS = ErrorForm(error_object, _last_events)

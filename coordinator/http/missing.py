@@ -5,14 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request, Response
 
 from coordinator.http.admin.token import require_token
+from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
 
 NOT_YET = (
     "/metrics",
-    "/v1/models",
-    "/v1/models/{model:path}",
-    "/v1/completions",
-    "/v1/chat/completions",
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
@@ -67,7 +64,9 @@ router = APIRouter(include_in_schema=False)
 
 async def missing(request: Request) -> Response:
     """Answers 501: the endpoint is known and not in this version."""
-    return error_reply(501, f"{request.url.path} is not supported by this version of kvrelay")
+    path = request.url.path
+    message = f"{path} is not supported by this version of kvrelay"
+    return error_reply(501, message, form=error_form_of(path))
 
 
 for path in (*NOT_YET, *OF_SGLANG):

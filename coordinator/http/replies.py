@@ -9,7 +9,14 @@ from fastapi import Response
 
 from coordinator.answers.answer import AnswerError
 from coordinator.core.errors import DuplicateRequest, RequestRefused, TooBusy, Unavailable
-from coordinator.http.errors import STATUS_CODES, BadRequest, BodyTooLarge, error_object
+from coordinator.http.errors import (
+    NATIVE_ERRORS,
+    STATUS_CODES,
+    BadRequest,
+    BodyTooLarge,
+    ErrorForm,
+    NotServed,
+)
 
 FAULTS = (BadRequest, BodyTooLarge, RequestRefused)
 """What refusing a request raises."""
@@ -19,22 +26,26 @@ def fault_status(error: Exception) -> int:
     """Returns the status code that stands for an exception of one of the types in FAULTS."""
     if isinstance(error, BodyTooLarge):
         return 413
+    if isinstance(error, NotServed):
+        return 404
     if isinstance(error, Unavailable):
         return 503
     return 429 if isinstance(error, TooBusy) else 400
 
 
-def fault_reply(error: Exception) -> Response:
+def fault_reply(error: Exception, form: ErrorForm = NATIVE_ERRORS) -> Response:
     """Returns the reply to a request that was refused with an exception of a type in FAULTS."""
-    param = error.param if isinstance(error, BadRequest) else None
+    param = code = None
+    if isinstance(error, BadRequest):
+        param, code = error.param, error.code
     if isinstance(error, DuplicateRequest):
         param = "rid"
-    return error_reply(fault_status(error), str(error), param)
+    return error_reply(fault_status(error), str(error), param, code, form)
 
 
-def answer_error_reply(error: AnswerError) -> Response:
+def answer_error_reply(error: AnswerError, form: ErrorForm = NATIVE_ERRORS) -> Response:
     """Returns the reply to a request that has no answer."""
-    return error_reply(STATUS_CODES[error.kind], error.message)
+    return error_reply(STATUS_CODES[error.kind], error.message, form=form)
 
 
 def json_reply(
@@ -44,12 +55,18 @@ def json_reply(
     return Response(msgspec.json.encode(body), status_code, headers, media_type="application/json")
 
 
-def error_reply(status_code: int, message: str, param: str | None = None) -> Response:
-    """Returns a response with an error. A 429 or 503 says when to come back; a 413 closes the
-    connection, since the rest of the body stays unread."""
+def error_reply(
+    status_code: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    form: ErrorForm = NATIVE_ERRORS,
+) -> Response:
+    """Returns a response with an error in a dialect's form. A 429 or 503 says when to come back; a
+    413 closes the connection, since the rest of the body stays unread."""
     headers = {}
     if status_code in (429, 503):
         headers["Retry-After"] = "1"
     elif status_code == 413:
         headers["Connection"] = "close"
-    return json_reply(error_object(status_code, message, param), status_code, headers)
+    return json_reply(form.body(status_code, message, param, code), status_code, headers)

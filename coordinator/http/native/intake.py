@@ -20,6 +20,8 @@ from protocol.sampling import Sampling
 
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken, as in SGLang."""
+TOO_LONG = "context_length_exceeded"
+"""The code of a prompt that does not fit, alone or with the answer that is asked for."""
 MIN_REPETITION_PENALTY = 1e-30
 """A logit divided by less would leave float32. Any repeated token is certain long before."""
 
@@ -43,7 +45,7 @@ async def encode(text: str, tokenizer: Tokenizer, with_special_tokens: bool = Tr
     try:
         return await tokenizer.encode(text, with_special_tokens)
     except TextTooLong as error:
-        raise BadRequest(str(error), "text") from error
+        raise BadRequest(str(error), "text", TOO_LONG) from error
 
 
 async def compile_grammar(
@@ -91,6 +93,7 @@ def make_request(
             f"the prompt has {len(tokens)} tokens{asked}; at most {max_total_tokens} fit "
             "(prompt and answer together)",
             "sampling_params.max_new_tokens" if room >= 1 else None,
+            TOO_LONG,
         )
     max_new_tokens = room if wanted is None else wanted
     if params.min_new_tokens > max_new_tokens:

@@ -8,9 +8,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Send
 
-from coordinator.http.errors import INTERNAL_ERROR, event_error_object
+from coordinator.http.errors import INTERNAL_ERROR, NATIVE_ERRORS, ErrorForm
 from coordinator.http.replies import error_reply
-from coordinator.http.wire.events import event_of
 from coordinator.http.wire.request_ids import HEADER
 
 JSON = (b"content-type", b"application/json")
@@ -20,14 +19,16 @@ EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 class Exchange:
     """The response to one HTTP request, which has one start and carries its X-Request-Id."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, send: Send, errors: ErrorForm = NATIVE_ERRORS) -> None:
         self.request_id = request_id
         self.send = send
-        self._has_started = False
+        self._errors = errors
+        self.has_started = False
+        """The head has been sent: nothing else can be its status any more."""
 
     async def start(self, *headers: tuple[bytes, bytes], status: int = 200) -> None:
         """Sends the head of the response."""
-        self._has_started = True
+        self.has_started = True
         with_id = [*headers, (HEADER, self.request_id.encode("ascii"))]
         await self.send({"type": "http.response.start", "status": status, "headers": with_id})
 
@@ -37,6 +38,14 @@ class Exchange:
         await self.start(JSON, (b"content-length", b"%d" % len(raw)))
         await self.send({"type": "http.response.body", "body": raw})
 
+    async def send_events(self, events: bytes) -> None:
+        """Sends more of a stream that has started; waits for a slow client."""
+        await self.send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def end(self, events: bytes) -> None:
+        """Sends the end of a stream that has started."""
+        await self.send({"type": "http.response.body", "body": events})
+
     async def reply(self, response: Response) -> None:
         """Sends a whole response."""
         await self.start(*response.raw_headers, status=response.status_code)
@@ -45,7 +54,6 @@ class Exchange:
     async def fail(self) -> None:
         """Ends the response with an error of our own: as its status, or as the last event of a
         stream that has begun."""
-        if not self._has_started:
-            return await self.reply(error_reply(500, INTERNAL_ERROR))
-        event = event_of(event_error_object(500, INTERNAL_ERROR))
-        await self.send({"type": "http.response.body", "body": event + b"data: [DONE]\n\n"})
+        if not self.has_started:
+            return await self.reply(error_reply(500, INTERNAL_ERROR, form=self._errors))
+        await self.end(self._errors.last_events(500, INTERNAL_ERROR))

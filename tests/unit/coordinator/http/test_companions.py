@@ -48,7 +48,7 @@ def assert_error(error: dict[str, Any], code: int, kind: str) -> None:
         ("POST", "/model_info", None, 405, "MethodNotAllowed"),
         ("POST", "/generate", b"x" * 2000, 413, "ContentTooLarge"),
         ("POST", "/tokenize", b"x" * 2000, 413, "ContentTooLarge"),
-        ("POST", "/v1/embeddings", {}, 501, "NotImplemented"),
+        ("POST", "/encode", {}, 501, "NotImplemented"),
     ],
 )
 def test_errors_have_one_shape(

@@ -1,0 +1,69 @@
+"""Waits for answers while somebody wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.types import Receive
+
+from coordinator.http.answering.submitting import cancel_unfinished
+from coordinator.http.errors import AnswerFailed
+from coordinator.mailbox import Mailbox
+from coordinator.service import Service
+
+LATE_S = 5.0
+"""The service ends what takes too long; a handler waits so much longer than that."""
+
+
+@asynccontextmanager
+async def wanted(
+    service: Service, receive: Receive, mailboxes: Sequence[Mailbox]
+) -> AsyncIterator[None]:
+    """Within it, a client that leaves cancels its unfinished answers on every node. So does leaving
+    it, for whatever reason."""
+    watch = asyncio.create_task(_watch(service, receive, mailboxes))
+    try:
+        yield
+    finally:
+        watch.cancel()
+        cancel_unfinished(service, mailboxes)
+
+
+def wait_s(service: Service) -> float:
+    """Returns how long a handler waits for news of an answer."""
+    return service.config.request_timeout_s + LATE_S
+
+
+async def finish_all(service: Service, mailboxes: Sequence[Mailbox]) -> None:
+    """Waits for the end of every answer. Raises AnswerFailed with the first error among them."""
+    for mailbox in mailboxes:
+        await mailbox.finished(wait_s(service))
+    for mailbox in mailboxes:
+        require_success(mailbox)
+
+
+def require_success(mailbox: Mailbox) -> None:
+    """Raises AnswerFailed if the answer has ended with an error."""
+    if mailbox.answer.error is not None:
+        raise AnswerFailed(mailbox.answer.error)
+
+
+async def side_by_side(following: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Follows several answers at once. If one fails, the others are no longer followed."""
+    if len(following) == 1:
+        return await following[0]
+    tasks = [asyncio.create_task(one) for one in following]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _watch(service: Service, receive: Receive, mailboxes: Sequence[Mailbox]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    cancel_unfinished(service, mailboxes)

@@ -1,0 +1,129 @@
+"""`ChatAnswer`: one answer to a chat, which is taken apart into the parts of a message while it
+grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from coordinator.answers.tokenizer import TextTooLong, Tokenizer
+from coordinator.conversation.message import (
+    AssistantMessage,
+    MessageDelta,
+    MessageForm,
+    MessageParser,
+    ReasoningDelta,
+    ToolCallBegun,
+    ToolCallBroken,
+    message_of,
+)
+from coordinator.http.answering.submitting import submit_all
+from coordinator.http.answering.waiting import require_success
+from coordinator.http.chat.prompts import prompt_of
+from coordinator.http.chat.request import ChatRequest
+from coordinator.http.chat.usage import ChatUsage
+from coordinator.mailbox import Mailbox
+from coordinator.service import Service
+
+Finish = Literal["stop", "length", "tool_calls", "abort"]
+
+
+class ChatAnswer:
+    """One answer to a chat. `next` gives its parts while it grows, `whole` all at its end: call one
+    or the other."""
+
+    def __init__(self, mailbox: Mailbox, index: int, parser: MessageParser) -> None:
+        """`index` is the number of this answer among those of the same chat."""
+        self.mailbox = mailbox
+        self.index = index
+        self.answer = mailbox.answer
+        self._parser = parser
+        self._num_characters = 0
+        """How much of the text the parser has."""
+        self._has_ended = False
+        self._num_calls = 0
+        """Calls that have begun and are not broken."""
+        self._thoughts: list[str] = []
+        self._num_reasoning_tokens = 0
+
+    async def next(self, wait_s: float) -> Sequence[MessageDelta]:
+        """Waits until the answer has changed; returns the parts that are new. There may be none.
+        Raises AnswerFailed and TimeoutError."""
+        await self.mailbox.changed(wait_s)
+        require_success(self.mailbox)
+        return self._take()
+
+    def whole(self) -> AssistantMessage:
+        """Returns the message of an answer that has ended with success."""
+        assert self.answer.is_done
+        return message_of(self._take())
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the answer ended; None while parts of it may come."""
+        if not self._has_ended:
+            return None
+        reason = self.answer.finish_reason
+        assert reason is not None
+        return "tool_calls" if reason.kind == "stop" and self._num_calls else reason.kind
+
+    @property
+    def usage(self) -> ChatUsage:
+        """What the answer took until now; its thoughts only once `count_thoughts` has counted
+        them."""
+        answer = self.answer
+        return ChatUsage(
+            prompt=len(answer.request.tokens),
+            completion=len(answer.output_ids),
+            cached=answer.cached_tokens,
+            reasoning=self._num_reasoning_tokens,
+        )
+
+    async def count_thoughts(self, tokenizer: Tokenizer) -> None:
+        """Counts the tokens of the thoughts of an answer that has ended, as the tokenizer writes
+        them: where tokens lie in the text is not kept."""
+        if not self._thoughts:
+            return
+        most = len(self.answer.output_ids)
+        try:
+            tokens = await tokenizer.encode("".join(self._thoughts), with_special_tokens=False)
+        except TextTooLong:  # the model wrote it in fewer tokens than the tokenizer does
+            self._num_reasoning_tokens = most
+        else:
+            self._num_reasoning_tokens = min(len(tokens), most)
+
+    def call_id(self, index: int) -> str:
+        """Returns the id of a call of this message, which no other call ever has."""
+        return f"call_{self.answer.request_id[:24]}{index:04x}"
+
+    def _take(self) -> list[MessageDelta]:
+        is_done = self.answer.is_done
+        text = self.answer.text
+        new = text[self._num_characters :]
+        self._num_characters = len(text)
+        deltas = list(self._parser.feed(new)) if new else []
+        if is_done and not self._has_ended:
+            self._has_ended = True
+            deltas += self._parser.finish()
+        for delta in deltas:
+            if isinstance(delta, ToolCallBegun):
+                self._num_calls += 1
+            elif isinstance(delta, ToolCallBroken):
+                self._num_calls -= 1
+            elif isinstance(delta, ReasoningDelta):
+                self._thoughts.append(delta.text)
+        return deltas
+
+
+async def submit_chat(
+    service: Service, request: ChatRequest, form: MessageForm, http_id: str
+) -> list[ChatAnswer]:
+    """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
+    RequestRefused."""
+    chat = await prompt_of(request, service.tokenizer.chat_template, form)
+    mailboxes = await submit_all(service, [chat.prompt], http_id, request.add_special_tokens)
+    tools, choice = request.usable_tools, request.choice
+    return [
+        ChatAnswer(mailbox, index, form.parser(tools, choice, chat.thinking))
+        for index, mailbox in enumerate(mailboxes)
+    ]

@@ -1,0 +1,141 @@
+"""From a chat to a prompt: the model's template, then its tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from coordinator.answers.chat_template import ChatTemplate, ChatTemplateError
+from coordinator.conversation.message import MessageForm, Thinking, Tool
+from coordinator.http.chat.messages import normal_messages
+from coordinator.http.chat.request import ChatRequest
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.schema import GeneratePrompt, GrammarSource
+
+LONG_CHAT = 16384
+"""Characters from which a chat is rendered on another thread; shorter ones take a millisecond."""
+FORCED = ("required", "named")
+NO_TEMPLATE = (
+    "the model has no chat template, so it cannot be asked in messages; start the coordinator with "
+    "--chat-template and the name of its family's or a file, or send the whole text to "
+    "/v1/completions"
+)
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A rendered chat."""
+
+    prompt: GeneratePrompt
+    """Its text has the special tokens that it needs."""
+    thinking: Thinking
+    """How the answer may begin."""
+
+
+async def prompt_of(
+    request: ChatRequest, template: ChatTemplate | None, form: MessageForm
+) -> ChatPrompt:
+    """Returns the prompt whose answer is the next message of the chat. Raises BadRequest."""
+    if template is None:
+        raise BadRequest(NO_TEMPLATE, "messages")
+    text = await _text_of(request, template)
+    thinking = _thinking(request, form, text)
+    sampling = request.sampling
+    if form.needs_special_tokens and (request.usable_tools or thinking != "off"):
+        sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
+    prompt = GeneratePrompt(
+        text=text,
+        input_ids=None,
+        sampling=sampling,
+        rid=request.rid,
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+        logprobs=request.logprobs,
+        grammar=_grammar(request, form, thinking),
+    )
+    return ChatPrompt(prompt, thinking)
+
+
+def _thinking(request: ChatRequest, form: MessageForm, text: str) -> Thinking:
+    """Returns how an answer to the prompt may begin. A message that goes on has no thought in its
+    middle, unless it ends within one."""
+    if not request.thinks:
+        return "off"
+    thinking = form.thinking(text)
+    return "off" if thinking == "free" and request.continue_final_message else thinking
+
+
+async def _text_of(request: ChatRequest, template: ChatTemplate) -> str:
+    tools = [_for_template(tool) for tool in request.usable_tools] or None
+    messages = normal_messages(
+        request.messages, template.reads_parts, template.mentions("developer")
+    )
+    render = partial(
+        template.render,
+        messages,
+        tools,
+        request.add_generation_prompt,
+        request.continue_final_message,
+        request.documents,
+        **_without_names_of_ours(request.template_variables),
+    )
+    try:
+        if _num_characters(messages) < LONG_CHAT:
+            return render()
+        return await asyncio.to_thread(render)
+    except ChatTemplateError as error:
+        raise BadRequest(str(error), "messages") from None
+
+
+def _for_template(tool: Tool) -> dict[str, Any]:
+    """Returns a tool as templates write it into the prompt, in transformers' form."""
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
+def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> GrammarSource | None:
+    """Returns what the answer must follow. A call that is forced leaves no text to follow the
+    client's own grammar; otherwise that grammar allows no calls."""
+    tools, choice = request.usable_tools, request.choice
+    is_forced = choice.kind in FORCED
+    if request.grammar is not None and not is_forced:
+        kind, source = request.grammar.kind, request.grammar.text
+        return GrammarSource(*form.grammar_after_thought(kind, source, thinking))
+    of_calls = form.grammar(tools, choice, thinking) if tools else None
+    if of_calls is not None:
+        return GrammarSource(*of_calls)
+    if is_forced:
+        raise BadRequest(
+            "tool_choice asks for a call, and how this model writes calls is not known; use "
+            '"auto" or "none"',
+            "tool_choice",
+        )
+    return None
+
+
+def _without_names_of_ours(variables: Any) -> dict[str, Any]:
+    """Returns the variables of a template. Raises BadRequest for those that have keys of their
+    own in the body."""
+    for name in ("messages", "tools", "documents", "add_generation_prompt"):
+        if name in variables:
+            raise BadRequest(
+                f"chat_template_kwargs has {name}; give it at the top of the body",
+                "chat_template_kwargs",
+            )
+    return dict(variables)
+
+
+def _num_characters(messages: Sequence[dict[str, Any]]) -> int:
+    contents = [message.get("content") or "" for message in messages]
+    return sum(
+        len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+        for content in contents
+    )

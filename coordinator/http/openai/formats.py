@@ -1,0 +1,101 @@
+"""What the text of an answer must follow: response_format, and keys of SGLang and vLLM. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from coordinator.grammars.kinds import GrammarKind
+from coordinator.http.errors import BadRequest
+from coordinator.http.native.schema import GrammarSource
+from coordinator.http.openai.common import CommonBody
+
+SAME: dict[str, GrammarKind] = {
+    "regex": "regex",
+    "ebnf": "ebnf",
+    "json_schema": "json_schema",
+    "structural_tag": "structural_tag",
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_grammar": "ebnf",
+}
+"""Keys whose value is a grammar of this kind."""
+STRUCTURED: dict[str, GrammarKind] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "grammar": "ebnf",
+    "structural_tag": "structural_tag",
+}
+"""Keys of vLLM's structured_outputs whose value is a grammar of this kind."""
+SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
+"""Matches characters that mean something in a regular expression."""
+ANY_OBJECT = '{"type": "object"}'
+FORMATS = "text, json_object, json_schema or structural_tag"
+
+
+def grammar_of(body: CommonBody) -> GrammarSource | None:
+    """Returns the one grammar that the body gives, if any. Raises BadRequest."""
+    found = {
+        key: GrammarSource(kind, _text(value))
+        for key, kind in SAME.items()
+        if (value := getattr(body, key))
+    }
+    if body.guided_choice:
+        found["guided_choice"] = _one_of(body.guided_choice)
+    if body.structured_outputs and (grammar := _structured(body.structured_outputs)):
+        found["structured_outputs"] = grammar
+    if body.response_format and (grammar := _format(body.response_format)):
+        found["response_format"] = grammar
+    if len(found) > 1:
+        keys = list(found)
+        raise BadRequest(f"{' and '.join(keys)} are given; an answer follows one of them", keys[1])
+    return next(iter(found.values()), None)
+
+
+def _format(response_format: dict[str, Any]) -> GrammarSource | None:
+    kind = response_format.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return GrammarSource("json_schema", ANY_OBJECT)
+    if kind == "structural_tag":
+        return GrammarSource("structural_tag", _text(response_format))
+    if kind != "json_schema":
+        raise BadRequest(
+            f"response_format.type is {kind!r}; it must be {FORMATS}", "response_format.type"
+        )
+    described = response_format.get("json_schema")
+    schema = described.get("schema") if isinstance(described, dict) else None
+    if not isinstance(schema, dict):
+        where = "response_format.json_schema.schema"
+        raise BadRequest(f"{where} must be an object with the JSON schema", where)
+    return GrammarSource("json_schema", _text(schema))
+
+
+def _structured(given: dict[str, Any]) -> GrammarSource | None:
+    found = [
+        GrammarSource(kind, _text(given[key])) for key, kind in STRUCTURED.items() if given.get(key)
+    ]
+    if given.get("json_object"):
+        found.append(GrammarSource("json_schema", ANY_OBJECT))
+    if choices := given.get("choice"):
+        if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+            raise BadRequest("structured_outputs.choice must be texts", "structured_outputs.choice")
+        found.append(_one_of(choices))
+    if len(found) > 1:
+        raise BadRequest("structured_outputs: give one grammar", "structured_outputs")
+    return found[0] if found else None
+
+
+def _one_of(choices: list[str]) -> GrammarSource:
+    return GrammarSource("regex", "|".join(f"({SPECIAL.sub(_escaped, one)})" for one in choices))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "\\" + match[0]
+
+
+def _text(source: Any) -> str:
+    return source if isinstance(source, str) else msgspec.json.encode(source).decode()
