@@ -32,10 +32,10 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.replaying import replay as model
 from benchmarks.replaying.replay import Replay, Settings
-from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
 from infra.process import Child
+from kvrelay.bench.workloads.trace import BLOCK_TOKENS, TraceRequest
 from protocol.hashing import PageHash
 
 PAGE_SIZE = 16

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.replaying.replay import REPLAYED, Outcome, Replay, Settings
-from benchmarks.replaying.trace import TraceRequest, bound, read_trace
 from coordinator.routing.policies import POLICIES
+from kvrelay.bench.workloads.trace import TraceRequest, bound, read_trace
 from protocol.errors import UserError
 
 TRACE = Path(__file__).parent / "data" / "conversation_trace.jsonl.gz"

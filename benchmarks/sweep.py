@@ -18,8 +18,8 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.replaying.replay import Replay, Settings
-from benchmarks.replaying.trace import read_trace
 from benchmarks.route import TRACE
+from kvrelay.bench.workloads.trace import read_trace
 
 # Each row: nodes, blocks per node (0: unlimited), speed-up of the trace, event lag in seconds,
 # coordinators.

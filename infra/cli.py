@@ -29,6 +29,7 @@ from infra.command.sglang_flags import SGLANG_FLAGS
 from infra.ports import require_free
 from infra.up import UpConfig, up
 from infra.workers import run_workers
+from kvrelay.bench.config import BenchConfig, add_to
 from node.config import NodeConfig
 from node.model_check import check_model
 from protocol.config import add_flags, option, resolve
@@ -170,6 +171,9 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
     audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
+    serve = add_to(commands, _bench)
+    serve.set_defaults(parser=serve)
+    parsers["bench serve"] = serve
     return top
 
 
@@ -280,6 +284,12 @@ def _demo(flags: dict[str, Any]) -> None:
 
     config = _settings(DemoConfig, flags)
     demo(config.port, config.admin_token, flags["once"])
+
+
+def _bench(config: BenchConfig) -> None:
+    from kvrelay.bench.command import run
+
+    run(config)
 
 
 def _operator(flags: dict[str, Any]) -> Client:

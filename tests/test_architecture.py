@@ -152,6 +152,14 @@ PURE = (
     "infra/command/foreign_flags.py",
     "infra/command/sglang_flags.py",
     "infra/worker_lives.py",
+    "kvrelay/bench/dialects.py",
+    "kvrelay/bench/results/percentiles.py",
+    "kvrelay/bench/results/picture.py",
+    "kvrelay/bench/results/record.py",
+    "kvrelay/bench/results/slo.py",
+    "kvrelay/bench/results/statistics.py",
+    "kvrelay/bench/workloads/dialogue.py",
+    "kvrelay/bench/workloads/synthetic.py",
 )
 MAX_FILES = 13
 """A folder with more of them, beside its `__init__`, is no longer looked through."""

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.replaying.leaf_lru import LeafLru
-from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
@@ -31,6 +30,7 @@ from coordinator.routing.registry import Registry
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
 from coordinator.routing.router import Router
+from kvrelay.bench.workloads.trace import BLOCK_TOKENS, TraceRequest
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coordinator.http.replies import error_reply, json_reply
+from coordinator.http.error_forms import error_form_of
+from coordinator.http.replies import error_reply
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
 
@@ -57,13 +58,7 @@ def _shown_keys(scope: Scope) -> list[bytes]:
 
 
 def _unauthorized(path: str) -> Response:
-    """Returns a 401 in the shape of errors that clients of this path read."""
-    if path.startswith("/v1/messages"):
-        error = {"type": "authentication_error", "message": REFUSAL}
-        return json_reply({"type": "error", "error": error}, 401, CHALLENGE)
-    if path.startswith("/v1/"):
-        error = {"message": REFUSAL, "type": "invalid_request_error", "code": "invalid_api_key"}
-        return json_reply({"error": error | {"param": None}}, 401, CHALLENGE)
-    reply = error_reply(401, REFUSAL)
+    """Returns a 401 in the form of errors that clients of this path read."""
+    reply = error_reply(401, REFUSAL, code="invalid_api_key", form=error_form_of(path))
     reply.headers.update(CHALLENGE)
     return reply

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from benchmarks.replaying.replay import Outcome, Replay, Settings
-from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
 from infra.models import EMBEDDED
 from infra.ports import free_port
+from kvrelay.bench.workloads.trace import BLOCK_TOKENS, TraceRequest
 from protocol.hashing import PageHasher
 from protocol.layout import KVLayout
 from tests.support.processes.clusters import ALWAYS_DISAGGREGATE, Cluster, http_client, wait_until

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from benchmarks.replaying.leaf_lru import LeafLru
 from benchmarks.replaying.replay import Replay, Settings
-from benchmarks.replaying.trace import bound
 from coordinator.routing.policies import POLICIES
+from kvrelay.bench.workloads.trace import bound
 from protocol.hashing import PageHash
 from tests.support.coordinator.traces import BASE_S, chain, request
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.replaying.trace import BLOCK_TOKENS, TraceRequest
+from kvrelay.bench.workloads.trace import BLOCK_TOKENS, TraceRequest
 from protocol.hashing import PAGE_HASH_BYTES, PageHash
 
 BASE_S = 0.005

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import route
 from benchmarks.replaying.replay import Outcome, Replay, Settings
-from benchmarks.replaying.trace import BLOCK_TOKENS, BadTrace, TraceRequest, bound, read_trace
 from coordinator.routing.policies import POLICIES
+from kvrelay.bench.workloads.trace import BLOCK_TOKENS, BadTrace, TraceRequest, bound, read_trace
 from tests.support.coordinator.traces import BASE_S, request
 
 BLOCK_S = BLOCK_TOKENS / 40_000

@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvrelay.bench.workloads.dialogue import Dialogue, Passage, UserTurn
 from protocol.errors import UserError
 from protocol.hashing import PAGE_HASH_BYTES, PageHash
 
@@ -20,7 +21,7 @@ BLOCK_TOKENS = 512
 
 
 class BadTrace(UserError):
-    """A file that is no trace; the message names the line."""
+    """A file that is no workload of its kind; the message names the place."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ def read_trace(path: Path, speedup: float) -> list[TraceRequest]:
     ]
 
 
+def trace_dialogues(trace: list[TraceRequest], num_output_tokens: int) -> list[Dialogue]:
+    """Returns a dialogue of one turn for each request. Requests whose block ids begin alike begin
+    with the same tokens, up to the length of the shorter one; those without blocks are left out.
+    Answers have `num_output_tokens` tokens, or where that is 0 as many as the trace says."""
+    return [
+        Dialogue(
+            (UserTurn(_passages(one), num_output_tokens or one.num_output_tokens),), one.arrival_s
+        )
+        for one in trace
+        if one.hashes
+    ]
+
+
 def bound(trace: list[TraceRequest]) -> float:
     """Share of blocks that were asked for before: the hits of one infinite cache."""
     seen: set[PageHash] = set()
@@ -68,12 +82,25 @@ def bound(trace: list[TraceRequest]) -> float:
     return num_hits / num_blocks
 
 
+def _passages(request: TraceRequest) -> tuple[Passage, ...]:
+    """Returns the prompt block by block. Blocks beyond the length are left out, and a length beyond
+    the blocks is filled with tokens of the last one."""
+    passages = []
+    rest = request.num_tokens
+    for position, block in enumerate(request.hashes, start=1):
+        size = rest if position == len(request.hashes) else min(rest, BLOCK_TOKENS)
+        if size > 0:
+            passages.append(Passage(block.hex(), size))
+        rest -= size
+    return tuple(passages)
+
+
 def _lines(path: Path) -> list[str]:
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise BadTrace(f"cannot read the trace {path} ({error}); name one with --trace") from error
+        raise BadTrace(f"cannot read the trace {path} ({error}); check the path") from error
 
 
 def _spread(times: list[float]) -> list[float]:
