@@ -243,11 +243,8 @@ def _generate(flags: dict[str, Any]) -> None:
             max_new_tokens=flags["max_new_tokens"],
             temperature=flags["temperature"],
         ):
-            text = update["text"]
-            has_all = len(update["output_ids"]) == update["meta_info"]["completion_tokens"]
-            new = text[shown:] if has_all else text  # else the coordinator has --stream-output
-            print(new, end="", flush=True)
-            shown += len(new)
+            print(update.text[shown:], end="", flush=True)
+            shown = len(update.text)
         print()
 
 

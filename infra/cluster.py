@@ -13,7 +13,8 @@ from infra.command.log_directory import LogDirectory
 from infra.ports import require_free
 from infra.process import Child, Start, start_program
 from infra.redis_server import check_reachable, require_free_names, server_command
-from kvrelay.client import Client, ClientError
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 from protocol.errors import UserError
 
 POLL_S = 0.05

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kvrelay.client import Client, ClientError
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 
 REFRESH_S = 1.0
 PIPE_WIDTH = 120

@@ -19,6 +19,8 @@ from infra.demo import StepFailed, show
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.up import plan
+from kvrelay.answers import Generated, GeneratedMeta, GenerationEnd
+from kvrelay.calls import Prompt
 from kvrelay.client import Client
 from protocol.errors import UserError
 from tests.support.processes.clusters import Cluster
@@ -190,11 +192,9 @@ def test_the_demo_holds_every_step() -> None:
 
 def test_a_step_of_the_demo_that_fails_is_told() -> None:
     class Forgetful(Client):
-        def stream(self, text: str, **sampling_params: Any) -> Iterator[dict[str, Any]]:
-            finished = {"finish_reason": {"type": "stop"}, "prefill_node": None}
-            numbers = {"decode_node": "d0", "transferred_pages": 0, "prompt_tokens": 9}
-            meta = finished | numbers | {"cached_tokens": 0, "route_reason": "", "ttft": 0.1}
-            yield {"text": "I do not know, and I say it at some length.", "meta_info": meta}
+        def stream(self, prompt: Prompt, **params: Any) -> Iterator[Generated]:
+            meta = GeneratedMeta(finish_reason=GenerationEnd("stop"), decode_node="d0")
+            yield Generated(text="I do not know, and I say it at some length.", meta_info=meta)
 
     with Forgetful("http://127.0.0.1:1") as client, pytest.raises(StepFailed, match="4271"):
         show(client, Console(quiet=True))

@@ -12,7 +12,8 @@ from rich.console import Console
 from coordinator.http.admin import examples
 from infra import stats as tables
 from infra.stats import show_audit, show_explanation, show_stats, watch_stats
-from kvrelay.client import Client, ClientError
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 
 
 def shown(show: Any, answer: dict[str, Any], width: int = 120) -> str:
