@@ -10,6 +10,7 @@ from starlette.types import Send
 
 from coordinator.http.errors import INTERNAL_ERROR, event_error_object
 from coordinator.http.replies import error_reply
+from coordinator.http.wire.direct_writer import DirectWriter
 from coordinator.http.wire.events import event_of
 from coordinator.http.wire.request_ids import HEADER
 
@@ -20,9 +21,11 @@ EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 class Exchange:
     """The response to one HTTP request, which has one start and carries its X-Request-Id."""
 
-    def __init__(self, request_id: str, send: Send) -> None:
+    def __init__(self, request_id: str, send: Send, writer: DirectWriter | None = None) -> None:
+        """`writer` is what the server offers to write parts of the body without waiting."""
         self.request_id = request_id
         self.send = send
+        self._writer = writer
         self._has_started = False
 
     async def start(self, *headers: tuple[bytes, bytes], status: int = 200) -> None:
@@ -30,6 +33,21 @@ class Exchange:
         self._has_started = True
         with_id = [*headers, (HEADER, self.request_id.encode("ascii"))]
         await self.send({"type": "http.response.start", "status": status, "headers": with_id})
+
+    @property
+    def takes_events_now(self) -> bool:
+        """True if `send_event_now` may be called: the stream has begun, and its client reads."""
+        return self._writer is not None and self._writer.is_open
+
+    def send_event_now(self, event: bytes) -> None:
+        """Sends an event of a stream without waiting. Any callback may do so, between the `send`s
+        of the handler."""
+        assert self._writer is not None
+        self._writer.write(event)
+
+    async def send_event(self, event: bytes) -> None:
+        """Sends an event of a stream; waits for a client that does not read."""
+        await self.send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def send_json(self, body: Any) -> None:
         """Sends a whole response of status 200."""
