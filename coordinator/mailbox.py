@@ -54,21 +54,18 @@ class Mailbox:
         """Wakes the handler, unless it takes the news without: the answer has changed or is
         done."""
         is_done = self.answer.is_done
-        if self._take is not None and not is_done and self._is_taken(self._take):
-            return
+        if self._take is not None and not is_done:
+            try:
+                if self._take():
+                    return
+            except Exception as error:  # it is the handler's, and no concern of who brings the news
+                return self._end_wait(error)
         self._has_news = True
         if is_done or not self._waits_for_end:
             self._end_wait()
         if self._timer is not None and is_done:
             self._timer.cancel()
             self._timer = None
-
-    def _is_taken(self, take: Callable[[], bool]) -> bool:
-        try:
-            return take()
-        except Exception as error:  # it is the handler's, and no concern of who brings the news
-            self._end_wait(error)
-            return True
 
     def _end_wait(self, error: Exception | None = None) -> None:
         """Lets the handler go on, which happens later: until then nothing is offered to `take`."""

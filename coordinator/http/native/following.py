@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.answers.answer import Answer
@@ -58,10 +57,10 @@ class AnswerStream:
         self._answer = one.answer
         self._interval = one.stream_interval
         self._events = events
+        self._writer = exchange.direct_writer
         # What is long is made in parts, so only the handler can do it.
-        self._take: Callable[[], bool] | None = None
-        if not one.formatter.has_long_fields:
-            self._take = self._show_now
+        is_direct = self._writer is not None and not one.formatter.has_long_fields
+        self._take = self._show_now if is_direct else None
 
     async def run(self, wait_s: float) -> None:
         """Returns when the last event is sent. Raises TimeoutError if the answer does not end."""
@@ -83,7 +82,8 @@ class AnswerStream:
         """Sends the event that is due, if one is; returns False if that has to wait."""
         if not self._is_due():
             return True
-        if not self._exchange.takes_events_now:
+        writer = self._writer
+        if writer is None or not writer.is_open:
             return False
-        self._exchange.send_event_now(self._events.next(time.monotonic()))
+        writer.write(self._events.next(time.monotonic()))
         return True

@@ -23,16 +23,14 @@ class DirectWriter:
         self._write = cycle.transport.write
 
     @property
+    def writes_chunks(self) -> bool:
+        """True once the head is sent, unless it told a length: then a part is no chunk."""
+        return self._cycle.chunked_encoding is True
+
+    @property
     def is_open(self) -> bool:
-        """True if a part may be written now: the head is sent, the body has no known length, and
-        the client reads what it gets."""
-        cycle = self._cycle
-        return (
-            not self._flow.write_paused
-            and bool(cycle.chunked_encoding)
-            and not cycle.disconnected
-            and not cycle.response_complete
-        )
+        """True if a chunk may be written now: the client is there, and reads what it gets."""
+        return not self._flow.write_paused and not self._cycle.disconnected
 
     def write(self, part: bytes) -> None:
         """Writes a part of the body, which is not empty, as a chunk. The writer must be open."""

@@ -35,15 +35,11 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": with_id})
 
     @property
-    def takes_events_now(self) -> bool:
-        """True if `send_event_now` may be called: the stream has begun, and its client reads."""
-        return self._writer is not None and self._writer.is_open
-
-    def send_event_now(self, event: bytes) -> None:
-        """Sends an event of a stream without waiting. Any callback may do so, between the `send`s
-        of the handler."""
-        assert self._writer is not None
-        self._writer.write(event)
+    def direct_writer(self) -> DirectWriter | None:
+        """What writes events of the stream, which has begun, without waiting; None if only `send`
+        does. Any callback may use it between the `send`s of the handler."""
+        writer = self._writer
+        return writer if writer is not None and writer.writes_chunks else None
 
     async def send_event(self, event: bytes) -> None:
         """Sends an event of a stream; waits for a client that does not read."""
