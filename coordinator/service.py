@@ -12,7 +12,6 @@ import math
 import random
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -329,10 +328,12 @@ class Service:
             self._timer = None
 
     def _carry_out(self, instructions: Iterable[Instruction], now: float) -> None:
-        todo = deque(instructions)
-        while todo:
-            instruction = todo.popleft()
-            if isinstance(instruction, Send):
+        todo = list(instructions)
+        for instruction in todo:  # which may grow meanwhile
+            if isinstance(instruction, AnswerChanged):
+                if mailbox := self._mailboxes.get(instruction.answer.request_id):
+                    mailbox.wake()
+            elif isinstance(instruction, Send):
                 try:
                     self._channel.send(instruction.address, instruction.message)
                 except PeerUnreachable as error:
@@ -340,9 +341,6 @@ class Service:
                     todo.extend(
                         self.core.undeliverable(instruction.address, instruction.message, now)
                     )
-            elif isinstance(instruction, AnswerChanged):
-                if mailbox := self._mailboxes.get(instruction.answer.request_id):
-                    mailbox.wake()
             elif isinstance(instruction, AnswerEnded):
                 if mailbox := self._mailboxes.pop(instruction.answer.request_id, None):
                     mailbox.wake()

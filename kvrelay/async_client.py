@@ -16,7 +16,7 @@ from kvrelay.answers import ChatAnswer, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
 from kvrelay.errors import ClientError, ConnectionBroken
-from kvrelay.events import ChatEvents, EventReader, GeneratedEvents
+from kvrelay.events import ChatUpdates, EventReader, GeneratedEvents
 from kvrelay.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class AsyncClient:
         self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
     ) -> AsyncIterator[ChatUpdate]:
         """Answers a chat and yields what is new of the answer as it grows."""
-        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatEvents())
+        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatUpdates())
 
     async def abort(self, rid: str) -> None:
         """Ends the request that was sent with this `rid`, if there is one."""

@@ -17,7 +17,7 @@ from kvrelay.answers import ChatAnswer, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
 from kvrelay.errors import ClientError, ConnectionBroken
-from kvrelay.events import ChatEvents, EventReader, GeneratedEvents
+from kvrelay.events import ChatUpdates, EventReader, GeneratedEvents
 from kvrelay.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ class Client:
         self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
     ) -> Iterator[ChatUpdate]:
         """Answers a chat and yields what is new of the answer as it grows."""
-        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatEvents())
+        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatUpdates())
 
     def abort(self, rid: str) -> None:
         """Ends the request that was sent with this `rid`; it keeps what it has answered. Does

@@ -48,7 +48,7 @@ class _Events(Generic[T]):
             raise MalformedAnswer(f"an event of the stream is no update: {problem}") from problem
 
 
-class ChatEvents(_Events[ChatUpdate]):
+class ChatUpdates(_Events[ChatUpdate]):
     """The stream of a chat: each update has what is new."""
 
     def __init__(self) -> None:

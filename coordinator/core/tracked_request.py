@@ -97,10 +97,11 @@ class TrackedRequest:
         """Returns why these tokens cannot be used; "" if they can."""
         if self.num_answered_before + out.start != len(self.answered):
             return "tokens were lost on the way"
-        wants_logprobs = self.answer.request.sampling.wants_logprobs
-        if wants_logprobs and len(out.logprobs) != len(out.tokens):
-            return "tokens came without their logprobs"
         sampling = self.answer.request.sampling
+        if not sampling.wants_logprobs:
+            return ""
+        if len(out.logprobs) != len(out.tokens):
+            return "tokens came without their logprobs"
         if self._lacks_prompt_logprobs and not is_all_of(out.prompt_logprobs, sampling):
             return "tokens came without the logprobs of the prompt"
         return ""

@@ -19,11 +19,11 @@ class LanguageError(ValueError):
 class Expression:
     """Something that a state can be extended by. Expressions and texts are joined with `+`."""
 
-    def __add__(self, other: Expression | str) -> Joined:
-        return Joined((*self.parts(), *expression(other).parts()))
+    def __add__(self, other: Expression | str) -> Concatenation:
+        return Concatenation((*self.parts(), *expression(other).parts()))
 
-    def __radd__(self, other: str) -> Joined:
-        return Joined((*expression(other).parts(), *self.parts()))
+    def __radd__(self, other: str) -> Concatenation:
+        return Concatenation((*expression(other).parts(), *self.parts()))
 
     def parts(self) -> tuple[Expression, ...]:
         """Returns what is to be carried out, one after the other."""
@@ -38,7 +38,7 @@ class Constant(Expression):
 
 
 @dataclass(frozen=True)
-class Joined(Expression):
+class Concatenation(Expression):
     """Expressions in their order."""
 
     expressions: tuple[Expression, ...]
@@ -180,7 +180,7 @@ def assistant(content: Expression | str) -> Expression:
 
 
 def _said(role: str, content: Expression | str) -> Expression:
-    return Joined((RoleBegin(role), *expression(content).parts(), RoleEnd()))
+    return Concatenation((RoleBegin(role), *expression(content).parts(), RoleEnd()))
 
 
 def _arguments_type(function: Callable[..., Any]) -> type:

@@ -1,4 +1,4 @@
-"""`ChatUsage`: what an answer took. Pure."""
+"""`TokenUsage`: what an answer took. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class ChatUsage:
+class TokenUsage:
     """What an answer took, in tokens."""
 
     prompt: int

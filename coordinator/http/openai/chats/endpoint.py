@@ -86,7 +86,7 @@ class ChatCompletions:
         while one.finish is None:
             deltas = await one.next(longest_s)
             if data := events.next(deltas):
-                await exchange.send_events(data)
+                await exchange.send_event(data)
 
 
 def _named(parsed: ParsedChat, made_up: str) -> ParsedChat:

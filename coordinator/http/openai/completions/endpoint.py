@@ -100,7 +100,7 @@ class Completions:
             require_success(one.mailbox)
             is_done = one.answer.is_done  # it may end while an event is sent
             if one.has_news:
-                await exchange.send_events(events.next())
+                await exchange.send_event(events.next())
 
 
 def _usage(parsed: ParsedCompletions, answers: Sequence[Completion]) -> dict[str, object]:
