@@ -1,4 +1,4 @@
-"""`ChatAnswer`: one answer to a chat, which is taken apart into the parts of a message while it
+"""`ChatInProgress`: one answer to a chat, which is taken apart into the parts of a message while it
 grows."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from coordinator.service import Service
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
-class ChatAnswer:
+class ChatInProgress:
     """One answer to a chat. `next` gives its parts while it grows, `whole` all at its end: call one
     or the other."""
 
@@ -123,13 +123,13 @@ class ChatAnswer:
 
 async def submit_chat(
     service: Service, request: ChatRequest, form: MessageForm, http_id: str
-) -> list[ChatAnswer]:
+) -> list[ChatInProgress]:
     """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
     RequestRefused."""
     chat = await prompt_of(request, service.tokenizer.chat_template, form)
     mailboxes = await submit_all(service, [chat.prompt], http_id, request.add_special_tokens)
     tools, choice = request.usable_tools, request.choice
     return [
-        ChatAnswer(mailbox, index, form.parser(tools, choice, chat.thinking), service.tokenizer)
+        ChatInProgress(mailbox, index, form.parser(tools, choice, chat.thinking), service.tokenizer)
         for index, mailbox in enumerate(mailboxes)
     ]
