@@ -1,6 +1,6 @@
 """What a user imports: the clients of a cluster, their answers and errors, and the language."""
 
-from kvrelay.answers import ChatAnswer, ChatUpdate, Generated, GeneratedMeta
+from kvrelay.answers import ChatResult, ChatUpdate, Generated, GeneratedMeta
 from kvrelay.async_client import AsyncClient
 from kvrelay.client import Client
 from kvrelay.errors import ClientError, ClusterBusy, ClusterUnavailable, InvalidCall
@@ -24,7 +24,7 @@ __all__ = [
     "NEVER_AGAIN",
     "AsyncClient",
     "Backend",
-    "ChatAnswer",
+    "ChatResult",
     "ChatUpdate",
     "Client",
     "ClientError",

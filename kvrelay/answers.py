@@ -115,7 +115,7 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int | None = 0
 
 
-class ChatUsage(msgspec.Struct, frozen=True):
+class TokenUsage(msgspec.Struct, frozen=True):
     """How many tokens a chat took."""
 
     prompt_tokens: int = 0
@@ -129,13 +129,13 @@ class ChatUsage(msgspec.Struct, frozen=True):
         return (self.prompt_tokens_details or PromptTokensDetails()).cached_tokens or 0
 
 
-class ChatAnswer(msgspec.Struct, frozen=True):
+class ChatResult(msgspec.Struct, frozen=True):
     """An answer of /v1/chat/completions."""
 
     choices: tuple[AnsweredChoice, ...]
     id: str = ""
     model: str = ""
-    usage: ChatUsage | None = None
+    usage: TokenUsage | None = None
 
     @property
     def message(self) -> AnsweredMessage:
@@ -167,7 +167,7 @@ class ChatUpdate(msgspec.Struct, frozen=True):
     choices: tuple[ChangedChoice, ...]
     id: str = ""
     model: str = ""
-    usage: ChatUsage | None = None
+    usage: TokenUsage | None = None
     """In the last update, if `stream_options` asks for it."""
 
     @property

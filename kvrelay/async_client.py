@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import httpx
 
 from kvrelay import calls
-from kvrelay.answers import ChatAnswer, ChatUpdate, Generated
+from kvrelay.answers import ChatResult, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
 from kvrelay.errors import ClientError, ConnectionBroken
-from kvrelay.events import ChatUpdates, EventReader, GeneratedEvents
+from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
 from kvrelay.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class AsyncClient:
     def stream(self, prompt: Prompt, **params: Any) -> AsyncIterator[Generated]:
         """Answers a prompt and yields the answer as it grows: each value has all text so far."""
         call = calls.streamed(calls.generate(prompt, params))
-        return self._follow(call, GeneratedEvents())
+        return self._follow(call, GeneratedEventReader())
 
     async def generate_list(self, texts: Sequence[str], **params: Any) -> list[Generated]:
         """Answers several texts in one request, and returns the answers in their order."""
@@ -92,7 +92,7 @@ class AsyncClient:
 
     async def chat(
         self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
-    ) -> ChatAnswer:
+    ) -> ChatResult:
         """Answers a chat with the model's own template."""
         return await self.call(calls.chat(messages, model, params))
 
@@ -100,7 +100,7 @@ class AsyncClient:
         self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
     ) -> AsyncIterator[ChatUpdate]:
         """Answers a chat and yields what is new of the answer as it grows."""
-        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatUpdates())
+        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatEventReader())
 
     async def abort(self, rid: str) -> None:
         """Ends the request that was sent with this `rid`, if there is one."""

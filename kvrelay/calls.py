@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from kvrelay.answers import ChatAnswer, Generated
+from kvrelay.answers import ChatResult, Generated
 from kvrelay.errors import ClientError, MalformedAnswer
 
 T = TypeVar("T")
@@ -71,10 +71,10 @@ def generate_list(texts: Sequence[str], params: Mapping[str, Any]) -> ApiCall[li
 
 def chat(
     messages: Sequence[Mapping[str, Any]], model: str, params: Mapping[str, Any]
-) -> ApiCall[ChatAnswer]:
+) -> ApiCall[ChatResult]:
     """Returns the call that answers a chat. `params` are those of OpenAI's chat completions."""
     body = {"model": model, "messages": list(messages), **params}
-    return ApiCall("POST", "/v1/chat/completions", _reader(ChatAnswer), body, is_repeatable=True)
+    return ApiCall("POST", "/v1/chat/completions", _reader(ChatResult), body, is_repeatable=True)
 
 
 def streamed(call: ApiCall[T]) -> ApiCall[T]:

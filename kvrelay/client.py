@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 import httpx
 
 from kvrelay import calls
-from kvrelay.answers import ChatAnswer, ChatUpdate, Generated
+from kvrelay.answers import ChatResult, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
 from kvrelay.errors import ClientError, ConnectionBroken
-from kvrelay.events import ChatUpdates, EventReader, GeneratedEvents
+from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
 from kvrelay.retries import RetryPolicy
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Client:
         """Answers a prompt and yields the answer as it grows: each value has all text so far. The
         cluster stops generating when the iterator is closed."""
         call = calls.streamed(calls.generate(prompt, params))
-        return self._follow(call, GeneratedEvents())
+        return self._follow(call, GeneratedEventReader())
 
     def generate_list(self, texts: Sequence[str], **params: Any) -> list[Generated]:
         """Answers several texts in one request, and returns the answers in their order. A parameter
@@ -94,7 +94,7 @@ class Client:
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
-    ) -> ChatAnswer:
+    ) -> ChatResult:
         """Answers a chat with the model's own template. `params` are those of OpenAI's chat
         completions, such as `max_tokens`, `tools` and `response_format`."""
         return self.call(calls.chat(messages, model, params))
@@ -103,7 +103,7 @@ class Client:
         self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
     ) -> Iterator[ChatUpdate]:
         """Answers a chat and yields what is new of the answer as it grows."""
-        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatUpdates())
+        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatEventReader())
 
     def abort(self, rid: str) -> None:
         """Ends the request that was sent with this `rid`; it keeps what it has answered. Does

@@ -26,7 +26,7 @@ class EventReader(Protocol[T_co]):
         an error."""
 
 
-class _Events(Generic[T]):
+class _JsonEventReader(Generic[T]):
     """Reads lines as updates of one type."""
 
     def __init__(self, kind: type[T]) -> None:
@@ -48,14 +48,14 @@ class _Events(Generic[T]):
             raise MalformedAnswer(f"an event of the stream is no update: {problem}") from problem
 
 
-class ChatUpdates(_Events[ChatUpdate]):
+class ChatEventReader(_JsonEventReader[ChatUpdate]):
     """The stream of a chat: each update has what is new."""
 
     def __init__(self) -> None:
         super().__init__(ChatUpdate)
 
 
-class GeneratedEvents(_Events[Generated]):
+class GeneratedEventReader(_JsonEventReader[Generated]):
     """The stream of /generate: each update has all text and ids so far.
 
     A server with --stream-output sends only what is new; it is put together here.
