@@ -41,6 +41,7 @@ FLOORS = {
         "sessions peers",
         "http",
     ),
+    "kvrelay": ("language",),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
@@ -120,6 +121,18 @@ PURE = (
     "coordinator/ownership/mirror.py",
     "coordinator/peers/counts.py",
     "infra/worker_lives.py",
+    "kvrelay/answers.py",
+    "kvrelay/calls.py",
+    "kvrelay/connection.py",
+    "kvrelay/errors.py",
+    "kvrelay/events.py",
+    "kvrelay/retries.py",
+    "kvrelay/language/backend.py",
+    "kvrelay/language/expressions.py",
+    "kvrelay/language/role_markers.py",
+    "kvrelay/language/scoring.py",
+    "kvrelay/language/transcript.py",
+    "kvrelay/language/value_types.py",
 )
 MAX_FILES = 13
 """A folder with more of them, beside its `__init__`, is no longer looked through."""

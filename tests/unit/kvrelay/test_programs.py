@@ -279,6 +279,18 @@ def test_a_tool_is_called_with_what_the_model_wrote() -> None:
     assert definition["additionalProperties"] is False
 
 
+def test_a_tool_that_reads_from_its_own_branch_is_told() -> None:
+    @kvrelay.function
+    def program(s: ProgramState) -> None:
+        def tool() -> str:
+            return s.text()
+
+        s += "x" + kvrelay.call("y", tool)
+
+    with pytest.raises(LanguageError, match="waits for the tool"):
+        program.run(ScriptedBackend({"x": "{}"}))
+
+
 def test_a_tool_needs_annotations() -> None:
     with pytest.raises(LanguageError, match="parameter x of <lambda>"):
         kvrelay.call("y", lambda x: x)
