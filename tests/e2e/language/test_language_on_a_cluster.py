@@ -215,8 +215,6 @@ def test_a_tool_is_called_with_arguments_that_follow_its_schema(backend: HttpBac
         called.append((guests, is_late))
         return f"{guests} guests"
 
-    book.__annotations__ = {"guests": int, "is_late": bool}
-
     @kvrelay.function
     def program(s: ProgramState) -> None:
         s += "A table for two: " + kvrelay.call("booked", book, max_new_tokens=60)
