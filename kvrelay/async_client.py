@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,10 +16,9 @@ from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
 from kvrelay.errors import ClientError, ConnectionBroken
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
-from kvrelay.retries import RetryPolicy
+from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
 T = TypeVar("T")
-DEFAULT_RETRY = RetryPolicy()
 
 
 class AsyncClient:
@@ -169,15 +167,16 @@ class AsyncClient:
         """Sends a call, again and again as far as it is safe, and returns the response with status
         200. Of a stream only the head is read. Raises ClientError."""
         request = self._connection.request(call)
-        for num_failed in itertools.count(1):
+        num_failed = 0
+        while True:
             try:
                 return await self._attempt(call, request, is_stream)
             except ClientError as error:
+                num_failed += 1
                 wait_s = self._connection.wait_s(call, num_failed, error, self._chance())
                 if wait_s is None:
                     raise
             await self._sleep(wait_s)
-        raise AssertionError("a policy ends every call")
 
     async def _attempt(
         self, call: ApiCall[Any], request: Mapping[str, Any], is_stream: bool

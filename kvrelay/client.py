@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import time
@@ -18,10 +17,10 @@ from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
 from kvrelay.errors import ClientError, ConnectionBroken
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
-from kvrelay.retries import RetryPolicy
+from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
 T = TypeVar("T")
-DEFAULT_RETRY = RetryPolicy()
+C = TypeVar("C", bound="Client")
 
 
 class Client:
@@ -56,7 +55,7 @@ class Client:
         self._chance = chance
         self._sleep = sleep
 
-    def __enter__(self) -> Client:
+    def __enter__(self: C) -> C:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,15 +174,16 @@ class Client:
         """Sends a call, again and again as far as it is safe, and returns the response with status
         200. Of a stream only the head is read. Raises ClientError."""
         request = self._connection.request(call)
-        for num_failed in itertools.count(1):
+        num_failed = 0
+        while True:
             try:
                 return self._attempt(call, request, is_stream)
             except ClientError as error:
+                num_failed += 1
                 wait_s = self._connection.wait_s(call, num_failed, error, self._chance())
                 if wait_s is None:
                     raise
             self._sleep(wait_s)
-        raise AssertionError("a policy ends every call")
 
     def _attempt(
         self, call: ApiCall[Any], request: Mapping[str, Any], is_stream: bool

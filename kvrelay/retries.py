@@ -37,4 +37,5 @@ class RetryPolicy:
         return max(error.retry_after_s, full_s * (0.5 + chance / 2))
 
 
+DEFAULT_RETRY = RetryPolicy()
 NEVER_AGAIN = RetryPolicy(max_attempts=1)

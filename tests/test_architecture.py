@@ -44,6 +44,7 @@ FLOORS = {
         "sessions peers",
         "http",
     ),
+    "kvrelay": ("language",),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
@@ -119,6 +120,7 @@ PURE = (
     "coordinator/grammars/error.py",
     "coordinator/grammars/kinds.py",
     "coordinator/http/errors.py",
+    "coordinator/http/anthropic/errors.py",
     "coordinator/http/error_forms.py",
     "coordinator/http/chat/forms.py",
     "coordinator/http/chat/messages.py",
@@ -160,6 +162,18 @@ PURE = (
     "kvrelay/bench/results/statistics.py",
     "kvrelay/bench/workloads/dialogue.py",
     "kvrelay/bench/workloads/synthetic.py",
+    "kvrelay/answers.py",
+    "kvrelay/calls.py",
+    "kvrelay/connection.py",
+    "kvrelay/errors.py",
+    "kvrelay/events.py",
+    "kvrelay/retries.py",
+    "kvrelay/language/backend.py",
+    "kvrelay/language/expressions.py",
+    "kvrelay/language/role_markers.py",
+    "kvrelay/language/scoring.py",
+    "kvrelay/language/transcript.py",
+    "kvrelay/language/value_types.py",
 )
 MAX_FILES = 13
 """A folder with more of them, beside its `__init__`, is no longer looked through."""

@@ -88,11 +88,6 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
         "sampling-defaults=openai",
     ),
     *flags_of("ignored", "the model's family decides how it is read", "model-impl=auto|sglang"),
-    *flags_of(
-        "ignored",
-        "the model's family decides it",
-        "reasoning-parser= tool-call-parser=",
-    ),
     *flags_of("ignored", "a request's stream_interval decides", "stream-interval=1"),
     *flags_of(
         "ignored", "a node is served from as soon as it is ready", "skip-server-warmup warmups="

@@ -101,6 +101,7 @@ class Execution:
         """What was written for each variable that was generated."""
         self._waiting: deque[Expression] = deque()
         self._is_busy = False
+        self._worker: threading.Thread | None = None
         self._error: BaseException | None = None
         run.executions.append(self)
 
@@ -158,12 +159,12 @@ class Execution:
                 while len(text) <= shown and not is_done:
                     self._run.news.wait()
                     text, is_done = self._seen(name)
-                if self._error is not None:
-                    raise self._error
             if len(text) > shown:
                 yield text[shown:]
                 shown = len(text)
-            elif is_done:
+            elif self._error is not None:
+                raise self._error
+            else:
                 return
 
     def _submit(self, part: Expression) -> None:
@@ -181,7 +182,8 @@ class Execution:
             if self._is_busy:
                 return
             self._is_busy = True
-        threading.Thread(target=self._work, name="kvrelay-branch", daemon=True).start()
+            self._worker = threading.Thread(target=self._work, name="kvrelay-branch", daemon=True)
+        self._worker.start()
 
     def _work(self) -> None:
         """Carries out what waits, until nothing does. Only this thread changes the transcript while
@@ -189,7 +191,6 @@ class Execution:
         news = self._run.news
         while True:
             with news:
-                self._partial, self._current = "", None
                 if not self._waiting or self._error is not None:
                     self._is_busy = False
                     self._waiting.clear()
@@ -201,8 +202,9 @@ class Execution:
             except BaseException as error:  # whoever reads next raises it
                 self.fail(error)
                 continue
-            with news:
+            with news:  # at once: nobody may see the new text both here and there
                 self._transcript = transcript
+                self._partial, self._current = "", None
                 news.notify_all()
 
     def _carried_out(self, part: Expression, transcript: Transcript) -> Transcript:
@@ -252,6 +254,8 @@ class Execution:
         return any(variable_of(part) == name for part in self._waiting)
 
     def _wait(self, condition: Callable[[], bool]) -> Transcript:
+        if threading.current_thread() is self._worker:
+            raise LanguageError("a tool cannot read from the branch that waits for the tool")
         news = self._run.news
         with news:
             while self._error is None and not condition():

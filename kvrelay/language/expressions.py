@@ -185,8 +185,12 @@ def _said(role: str, content: Expression | str) -> Expression:
 
 def _arguments_type(function: Callable[..., Any]) -> type:
     """Returns a struct with the parameters of a function as its fields."""
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError as error:
+        raise LanguageError(f"call: an annotation of {function.__name__}: {error}") from error
     fields: list[Any] = []
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.annotation is parameter.empty or parameter.kind not in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,

@@ -32,13 +32,16 @@ class ScriptedBackend:
         """The prompts that were answered, with their parameters."""
 
     def markers(self) -> RoleMarkers:
+        """Returns the texts around what roles say."""
         return self._markers
 
     def warm(self, text: str) -> None:
+        """Notes the text."""
         with self._lock:
             self.warmed.append(text)
 
     def generate(self, prompt: str, params: Mapping[str, Any]) -> Generated:
+        """Returns the answer at once. Raises LanguageError if the script has none."""
         with self._lock:
             self.asked.append((prompt, dict(params)))
         return self._generated(self._answer(prompt), is_ended=True)
@@ -50,6 +53,7 @@ class ScriptedBackend:
             yield self._generated(text[:length], is_ended=length == len(text))
 
     def select(self, prefix: str, choices: Sequence[str]) -> Decision:
+        """Returns the choice with the greatest of the given logprobs."""
         with self._lock:
             self.asked.append((prefix, {"choices": list(choices)}))
         return likeliest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from kvrelay.language.execution import Execution, ProgramRun
@@ -118,15 +118,15 @@ class ProgramState:
         yield
         self._execution.submit(RoleEnd())
 
-    def system(self) -> Any:
+    def system(self) -> AbstractContextManager[None]:
         """Lets the system say what is appended meanwhile: `with s.system(): …`."""
         return self.role("system")
 
-    def user(self) -> Any:
+    def user(self) -> AbstractContextManager[None]:
         """Lets the user say what is appended meanwhile."""
         return self.role("user")
 
-    def assistant(self) -> Any:
+    def assistant(self) -> AbstractContextManager[None]:
         """Lets the assistant say what is appended meanwhile."""
         return self.role("assistant")
 

@@ -21,7 +21,7 @@ from coordinator.http.answering.submitting import submit_all
 from coordinator.http.answering.waiting import require_success
 from coordinator.http.chat.prompts import prompt_of
 from coordinator.http.chat.request import ChatRequest
-from coordinator.http.chat.usage import TokenUsage
+from coordinator.http.chat.usage import ChatUsage
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 
@@ -71,10 +71,10 @@ class ChatInProgress:
         return "tool_calls" if reason.kind == "stop" and self._num_calls else reason.kind
 
     @property
-    def usage(self) -> TokenUsage:
+    def usage(self) -> ChatUsage:
         """What the answer took until now; its thoughts are counted when it has ended."""
         answer = self.answer
-        return TokenUsage(
+        return ChatUsage(
             prompt=len(answer.request.tokens),
             completion=len(answer.output_ids),
             cached=answer.cached_tokens,

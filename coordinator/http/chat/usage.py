@@ -1,4 +1,4 @@
-"""`TokenUsage`: what an answer took. Pure."""
+"""`ChatUsage`: what an answer took. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class TokenUsage:
+class ChatUsage:
     """What an answer took, in tokens."""
 
     prompt: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.answers.answer import Answer
-from coordinator.http.chat.usage import TokenUsage
+from coordinator.http.chat.usage import ChatUsage
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ResponseHead:
         }
 
 
-def usage_of(answers: Sequence[TokenUsage], num_prompts: int = 1) -> dict[str, Any]:
+def usage_of(answers: Sequence[ChatUsage], num_prompts: int = 1) -> dict[str, Any]:
     """Returns the usage of a response with the same number of answers to each of its prompts. A
     prompt counts once, however many answers it has."""
     per_prompt = max(1, len(answers) // num_prompts)

@@ -18,6 +18,7 @@ from kvrelay import AsyncClient, Client, HttpBackend, LanguageError, ProgramStat
 from kvrelay.answers import GeneratedMeta
 from kvrelay.errors import InvalidCall
 from kvrelay.language.backend import Decision
+from tests.support.kvrelay.backend_contract import check_backend
 from tests.support.processes.clusters import Cluster
 
 PAGE_SIZE = 16
@@ -63,6 +64,10 @@ def test_roles_are_those_of_the_servers_template(backend: HttpBackend) -> None:
     prompt = f"<|user|>My dog is called Bramo. {QUESTION}<|end|><|assistant|>"
     assert state.text() == f"{prompt}Your dog is called Bramo.<|end|>"
     assert [said.role for said in state.messages()] == ["user", "assistant"]
+
+
+def test_a_cluster_keeps_the_contract_of_backends(backend: HttpBackend) -> None:
+    check_backend(backend, f"<|user|>My dog is called Bramo. {QUESTION}<|end|><|assistant|>")
 
 
 def test_a_named_template_asks_the_server_nothing(client: Client) -> None:
@@ -209,8 +214,6 @@ def test_a_tool_is_called_with_arguments_that_follow_its_schema(backend: HttpBac
     def book(guests: int, is_late: bool) -> str:
         called.append((guests, is_late))
         return f"{guests} guests"
-
-    book.__annotations__ = {"guests": int, "is_late": bool}
 
     @kvrelay.function
     def program(s: ProgramState) -> None:

@@ -17,6 +17,12 @@ from kvrelay.language.backend import Decision
 from kvrelay.language.transcript import Said
 from kvrelay.language.value_types import ValueCutOff
 
+
+@dataclass(frozen=True)
+class Place:
+    name: str
+
+
 QUESTION = "My dog is called Bramo. What is my dog called? "
 
 
@@ -255,14 +261,8 @@ def test_an_error_is_raised_where_it_is_read_and_at_the_end() -> None:
 
 
 def test_a_tool_is_called_with_what_the_model_wrote() -> None:
-    @dataclass(frozen=True)
-    class Place:
-        name: str
-
     def distance(start: Place, miles: int, unit: str = "km") -> str:
         return f"{start.name} {miles} {unit}"
-
-    distance.__annotations__ = {"start": Place, "miles": int, "unit": str}
 
     @kvrelay.function
     def program(s: ProgramState) -> None:
@@ -279,9 +279,27 @@ def test_a_tool_is_called_with_what_the_model_wrote() -> None:
     assert definition["additionalProperties"] is False
 
 
+def test_a_tool_that_reads_from_its_own_branch_is_told() -> None:
+    @kvrelay.function
+    def program(s: ProgramState) -> None:
+        def tool() -> str:
+            return s.text()
+
+        s += "x" + kvrelay.call("y", tool)
+
+    with pytest.raises(LanguageError, match="waits for the tool"):
+        program.run(ScriptedBackend({"x": "{}"}))
+
+
 def test_a_tool_needs_annotations() -> None:
     with pytest.raises(LanguageError, match="parameter x of <lambda>"):
         kvrelay.call("y", lambda x: x)
+
+    def unknown(x: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
+        pass
+
+    with pytest.raises(LanguageError, match="Nowhere"):
+        kvrelay.call("y", unknown)
 
 
 def test_a_program_is_part_of_another() -> None:

@@ -104,8 +104,6 @@ def test_tracing_asks_nobody_and_calls_no_tool() -> None:
         called.append(x)
         return x
 
-    tool.__annotations__ = {"x": int}
-
     @kvrelay.function
     def body(s: ProgramState) -> None:
         s += kvrelay.user("Hi ") + kvrelay.assistant(kvrelay.call("y", tool))

@@ -8,7 +8,7 @@ import msgspec
 
 from coordinator.answers.answer import Answer
 from coordinator.answers.tokenizer import Tokenizer
-from coordinator.http.chat.usage import TokenUsage
+from coordinator.http.chat.usage import ChatUsage
 from coordinator.http.openai.completions.body import ParsedCompletions
 from coordinator.http.openai.completions.logprobs import CompletionLogprobs
 from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
@@ -69,10 +69,10 @@ class Completion:
         return is_new or answer.is_done
 
     @property
-    def usage(self) -> TokenUsage:
+    def usage(self) -> ChatUsage:
         """What the answer took until now."""
         answer = self.answer
-        return TokenUsage(
+        return ChatUsage(
             prompt=len(answer.request.tokens),
             completion=len(answer.output_ids),
             cached=answer.cached_tokens,
