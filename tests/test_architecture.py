@@ -44,7 +44,7 @@ FLOORS = {
         "sessions peers",
         "http",
     ),
-    "kvrelay": ("language",),
+    "kvrelay": ("language bench",),
 }
 """The rooms of a package, floor by floor: a room imports those of lower floors only; those on its
 own floor are strangers to it. Files beside the rooms are what all rooms share, and what puts them
