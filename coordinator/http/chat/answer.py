@@ -24,6 +24,8 @@ from coordinator.http.chat.usage import ChatUsage
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 
+WANTS_SHORT_IDS = "alphanumeric strings with length 9"
+"""What templates say that refuse other ids of calls."""
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
@@ -31,14 +33,21 @@ class ChatAnswer:
     """One answer to a chat, whose parts are taken as they come."""
 
     def __init__(
-        self, mailbox: Mailbox, index: int, parser: MessageParser, tokenizer: Tokenizer
+        self,
+        mailbox: Mailbox,
+        index: int,
+        parser: MessageParser,
+        tokenizer: Tokenizer,
+        has_short_ids: bool = False,
     ) -> None:
-        """`index` is the number of this answer among those of the same chat."""
+        """`index` is the number of this answer among those of the same chat. `has_short_ids`: ids
+        of calls are of the form that Mistral's templates ask for."""
         self.mailbox = mailbox
         self.index = index
         self.answer = mailbox.answer
         self._parser = parser
         self._tokenizer = tokenizer
+        self._has_short_ids = has_short_ids
         self._num_characters = 0
         """How much of the text the parser has."""
         self._parts: list[MessageDelta] = []
@@ -89,7 +98,9 @@ class ChatAnswer:
         )
 
     def call_id(self, index: int) -> str:
-        """Returns the id of a call of this message, which no other call ever has."""
+        """Returns the id of a call of this message, which no other call of the chat has."""
+        if self._has_short_ids:
+            return f"{self.answer.request_id[:7]}{index % 256:02x}"
         return f"call_{self.answer.request_id[:24]}{index:04x}"
 
     def _read(self) -> None:
@@ -127,10 +138,15 @@ async def submit_chat(
 ) -> list[ChatAnswer]:
     """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
     RequestRefused."""
-    chat = await prompt_of(request, service.tokenizer.chat_template, form)
+    template = service.tokenizer.chat_template
+    chat = await prompt_of(request, template, form)
     mailboxes = await submit_all(service, [chat.prompt], http_id, request.add_special_tokens)
     tools, choice = request.usable_tools, request.choice
+    tokenizer = service.tokenizer
+    has_short_ids = template is not None and template.mentions(WANTS_SHORT_IDS)
     return [
-        ChatAnswer(mailbox, index, form.parser(tools, choice, chat.thinking), service.tokenizer)
+        ChatAnswer(
+            mailbox, index, form.parser(tools, choice, chat.thinking), tokenizer, has_short_ids
+        )
         for index, mailbox in enumerate(mailboxes)
     ]
