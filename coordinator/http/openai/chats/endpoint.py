@@ -11,7 +11,7 @@ import msgspec
 
 from coordinator.conversation.message import MessageForm
 from coordinator.http.answering.endpoints import Call
-from coordinator.http.answering.waiting import finish_all, side_by_side, wait_s, wanted
+from coordinator.http.answering.waiting import finish_all, follow, side_by_side, wait_s, wanted
 from coordinator.http.chat.answer import ChatInProgress, submit_chat
 from coordinator.http.errors import BadRequest
 from coordinator.http.openai.chats.body import ParsedChat, parse_chat
@@ -83,10 +83,7 @@ class ChatCompletions:
         """Sends the events of one answer as they come. Sending waits for a slow client."""
         events = ChatEvents(head, parsed, one, self._pieces)
         longest_s = wait_s(self._service)
-        while one.finish is None:
-            deltas = await one.next(longest_s)
-            if data := events.next(deltas):
-                await exchange.send_event(data)
+        await follow(exchange, one.mailbox, longest_s, events.next, one.settle)
 
 
 def _named(parsed: ParsedChat, made_up: str) -> ParsedChat:

@@ -182,8 +182,13 @@ def test_a_forced_call_is_a_grammar(decode: Channel, choice: Any) -> None:
         ({"tools": [{"type": "custom"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"functions": [{"name": "x"}]}, "use tools"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs has messages"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs has self"),
+        ({"messages": None}, "messages is missing"),
     ],
 )
-def test_wrong_tools_are_named(decode: Channel, given: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_told_the_model_is_named(
+    decode: Channel, given: dict[str, Any], words: str
+) -> None:
     answer, generate = ask(decode, **given)
     assert generate is None and words in answer["error"]["message"]
