@@ -4,7 +4,6 @@ with the scripts, and these are read as the calls that they are."""
 from __future__ import annotations
 
 import asyncio
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from coordinator.answers.template_sources import template_sources
+from coordinator.answers.model_form import model_form
 from coordinator.answers.tokenizer import Tokenizer
-from coordinator.conversation.choice import form_of
-from coordinator.conversation.family import FamilyForm
+from coordinator.config import CoordinatorConfig
 from coordinator.conversation.message import AssistantMessage, message_of
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
-from protocol.model.directory import read_config
 from tests.support.coordinator.written_calls import WRITERS, Call, calls_of, streamed
 from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences
 from tests.support.models.chat_templates import FAMILIES
@@ -59,10 +56,7 @@ class ScriptedChat:
         self.runner: ModelRunner = load_model_runner(
             path, EngineOptions("float32", PAGE_SIZE), lambda _: 200, CPU
         )
-        content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-        added = {token["content"]: token["special"] for token in content["added_tokens"]}
-        templates = list(template_sources(path, "").values())
-        self.form: FamilyForm = form_of(templates, added, read_config(path))
+        self.form = model_form(path, self.tokenizer.model, CoordinatorConfig())
 
     def answer(self, messages: list[dict[str, Any]], **variables: Any) -> AssistantMessage:
         assert self.tokenizer.chat_template
