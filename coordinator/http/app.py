@@ -75,7 +75,7 @@ def create_api(service: Service) -> FastAPI:
     app.state.service = service
     for module in ROUTERS:
         app.include_router(module.router)
-    openapi.describe_generate(app)
+    openapi.describe_others(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientLeft, _left)

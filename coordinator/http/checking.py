@@ -11,6 +11,7 @@ from coordinator.http.errors import BadRequest
 
 Checked = TypeVar("Checked")
 UNKNOWN_KEY = re.compile("unknown field `(.*)`")
+MISSING_KEY = re.compile("Object missing required field `(.*)`")
 FIRST_KEY = re.compile(r"\w+")
 
 
@@ -46,6 +47,8 @@ def _sentence(error: str) -> tuple[str, str]:
     the key, and the key."""
     if unknown := UNKNOWN_KEY.search(error):
         return f"unknown key {unknown[1]}", unknown[1]
+    if missing := MISSING_KEY.fullmatch(error):
+        return f"{missing[1]} is missing", missing[1]
     what, _, path = error.partition(" - at `$.")
     path = path.rstrip("`")
     key = FIRST_KEY.match(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from starlette.types import Receive
 
 from coordinator.http.answering.submitting import cancel_unfinished
 from coordinator.http.errors import AnswerFailed
+from coordinator.http.wire.exchange import Exchange
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 
@@ -49,6 +50,27 @@ def require_success(mailbox: Mailbox) -> None:
     """Raises AnswerFailed if the answer has ended with an error."""
     if mailbox.answer.error is not None:
         raise AnswerFailed(mailbox.answer.error)
+
+
+async def follow(
+    exchange: Exchange,
+    mailbox: Mailbox,
+    longest_s: float,
+    new_events: Callable[[], bytes],
+    settle: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Sends what `new_events` makes of an answer, each time that it has changed and at its end.
+    What takes long at the end is done by `settle` before. Raises AnswerFailed, and TimeoutError if
+    nothing changes for `longest_s`."""
+    is_done = False
+    while not is_done:
+        await mailbox.changed(longest_s)
+        require_success(mailbox)
+        is_done = mailbox.answer.is_done  # it may end while an event is sent
+        if is_done and settle is not None:
+            await settle()
+        if events := new_events():
+            await exchange.send_event(events)
 
 
 async def side_by_side(following: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,15 @@ from coordinator.http.native.schema import GeneratePrompt, GrammarSource
 LONG_CHAT = 16384
 """Characters from which a chat is rendered on another thread; shorter ones take a millisecond."""
 FORCED = ("required", "named")
+RESERVED = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "self",
+)
+"""Names that variables of a template cannot have: they are parameters of `ChatTemplate.render`."""
 NO_TEMPLATE = (
     "the model has no chat template, so it cannot be asked in messages; start the coordinator with "
     "--chat-template and the name of its family's or a file, or send the whole text to "
@@ -121,13 +130,14 @@ def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> Gra
     return None
 
 
-def _without_names_of_ours(variables: Any) -> dict[str, Any]:
+def _without_names_of_ours(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the variables of a template. Raises BadRequest for those that have keys of their
     own in the body."""
-    for name in ("messages", "tools", "documents", "add_generation_prompt"):
+    for name in RESERVED:
         if name in variables:
             raise BadRequest(
-                f"chat_template_kwargs has {name}; give it at the top of the body",
+                f"chat_template_kwargs has {name}, which is no variable of a template; give it at "
+                "the top of the body",
                 "chat_template_kwargs",
             )
     return dict(variables)

@@ -1,4 +1,5 @@
-"""Writes docs/compatibility.md: SGLang's native API, field by field, as this version treats it.
+"""Writes docs/compatibility.md: SGLang's native API and OpenAI's, field by field, as this version
+treats them.
 
 Nothing in it is claimed: each key is given to the parser with a value that asks for something, and
 what comes of it is what the table says. `python -m coordinator.http.documents.compatibility` writes
@@ -14,6 +15,8 @@ from fastapi.routing import APIRoute
 
 from coordinator.http.app import ROUTERS
 from coordinator.http.documents import seen
+from coordinator.http.documents.openai_keys import openai_sections
+from coordinator.http.documents.tables import table
 from coordinator.http.errors import BadRequest
 from coordinator.http.missing import NOT_YET, NOT_YET_ADMIN, OF_SGLANG
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
@@ -185,11 +188,11 @@ def document() -> str:
             "",
             "## What differs",
             "",
-            *_table(("what", "how it differs from SGLang"), [list(row) for row in DIFFERENCES]),
+            *table(("what", "how it differs from SGLang"), [list(row) for row in DIFFERENCES]),
             "",
             "## Endpoints",
             "",
-            *_table(("endpoint", "what it does"), _endpoints()),
+            *table(("endpoint", "what it does"), _endpoints()),
             "",
             "Not in this version, answered with 501:",
             "",
@@ -204,26 +207,31 @@ def document() -> str:
             "and two decode nodes with the embedded model: "
             f"{seen.summary('front_end')}. `make verify` looks again.",
             "",
-            *_table(("primitive", "cases", "seen"), seen.rows("front_end")),
+            *table(("primitive", "cases", "seen"), seen.rows("front_end")),
             "",
             "## Seen with the demands of SGLang's own checks",
             "",
             "What SGLang's black-box checks demand of a server without a large model's knowledge: "
             f"{seen.summary('checks')}.",
             "",
-            *_table(("demand", "cases", "seen"), seen.rows("checks")),
+            *table(("demand", "cases", "seen"), seen.rows("checks")),
             "",
+            *openai_sections(),
         ]
     )
 
 
 def _key_table(keys: tuple[Key, ...], is_sampling: bool) -> list[str]:
     rows = [[f"`{key.name}`", key.treatment, key.note, observed(key, is_sampling)] for key in keys]
-    return _table(("key", "treatment", "note", "seen"), rows)
+    return table(("key", "treatment", "note", "seen"), rows)
 
 
 def _endpoints() -> list[list[str]]:
-    rows: dict[str, tuple[list[str], str]] = {"/generate": (["POST", "PUT"], "Generates answers.")}
+    rows: dict[str, tuple[list[str], str]] = {
+        "/generate": (["POST", "PUT"], "Generates answers."),
+        "/v1/chat/completions": (["POST"], "Answers chats."),
+        "/v1/completions": (["POST"], "Goes on with texts."),
+    }
     for module in ROUTERS:
         for route in module.router.routes:
             if isinstance(route, APIRoute) and route.path not in (*NOT_YET_ADMIN, *NOT_YET):
@@ -241,11 +249,6 @@ def _first_sentence(route: APIRoute) -> str:
 
 def _paths(paths: tuple[str, ...]) -> str:
     return ", ".join(f"`{path}`" for path in paths)
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
 
 
 if __name__ == "__main__":

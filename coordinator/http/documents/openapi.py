@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from coordinator.http.documents.generate import generate_path, generate_schemas
+from coordinator.http.documents.openai import openai_paths, openai_schemas
 
 router = APIRouter(include_in_schema=False)
 
@@ -21,15 +22,17 @@ async def docs() -> Response:
     return Response(_page(), media_type="text/html; charset=utf-8")
 
 
-def describe_generate(app: FastAPI) -> None:
-    """Adds /generate, which does not go through FastAPI, to the document of `app`."""
+def describe_others(app: FastAPI) -> None:
+    """Adds the endpoints that do not go through FastAPI to the document of `app`."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            schema["paths"] = {"/generate": generate_path()} | schema["paths"]
+            others = {"/generate": generate_path()} | openai_paths()
+            schema["paths"] = others | schema["paths"]
             components = schema.setdefault("components", {})
-            components["schemas"] = generate_schemas() | components.get("schemas", {})
+            described = generate_schemas() | openai_schemas()
+            components["schemas"] = described | components.get("schemas", {})
             app.openapi_schema = schema
         return app.openapi_schema
 

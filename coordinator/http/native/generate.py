@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import Answer, AnswerError
+from coordinator.http.answering.waiting import wanted
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import BadRequest, ClientLeft
 from coordinator.http.native.events import StreamEvents
@@ -91,30 +92,17 @@ class GenerateEndpoint:
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
         answers = await _submit_all(self._service, body, exchange.request_id)
-        watch = asyncio.create_task(self._watch(receive, answers))
         try:
-            if body.stream:
-                await self._stream(exchange, body, answers)
-            elif failure := await self._first_error(answers):
-                await exchange.reply(answer_error_reply(failure))
-            else:
-                await exchange.send_json(await _results(body, answers))
+            async with wanted(self._service, receive, [one.mailbox for one in answers]):
+                if body.stream:
+                    await self._stream(exchange, body, answers)
+                elif failure := await self._first_error(answers):
+                    await exchange.reply(answer_error_reply(failure))
+                else:
+                    await exchange.send_json(await _results(body, answers))
         finally:
-            watch.cancel()
-            self._cancel_unfinished(answers)
             for one in answers:
                 await one.end_turn()
-
-    async def _watch(self, receive: Receive, answers: Sequence[AnswerInProgress]) -> None:
-        """Waits until the client has left, then cancels its unfinished requests on every node."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._cancel_unfinished(answers)
-
-    def _cancel_unfinished(self, answers: Sequence[AnswerInProgress]) -> None:
-        for one in answers:
-            if not one.answer.is_done:
-                self._service.cancel(one.answer.request_id)
 
     async def _first_error(self, answers: Sequence[AnswerInProgress]) -> AnswerError | None:
         """Waits for the end of every answer. Returns the first error among them, or None."""

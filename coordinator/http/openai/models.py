@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -33,13 +32,11 @@ async def model(request: Request, model: str) -> Response:
 
 def _model(request: Request) -> dict[str, Any]:
     service = service_of(request)
-    state = request.app.state
-    if not hasattr(state, "first_asked_at"):
-        state.first_asked_at = int(time.time())
+    config_file = service.model_directory / "config.json"
     return {
         "id": service.config.served_model_name,
         "object": "model",
-        "created": state.first_asked_at,
+        "created": int(config_file.stat().st_mtime),
         "owned_by": "kvrelay",
         "root": service.config.served_model_name,
         "parent": None,

@@ -38,9 +38,9 @@ class Exchange:
         await self.start(JSON, (b"content-length", b"%d" % len(raw)))
         await self.send({"type": "http.response.body", "body": raw})
 
-    async def send_events(self, events: bytes) -> None:
-        """Sends more of a stream that has started; waits for a slow client."""
-        await self.send({"type": "http.response.body", "body": events, "more_body": True})
+    async def send_event(self, event: bytes) -> None:
+        """Sends an event of a stream; waits for a client that does not read."""
+        await self.send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def end(self, events: bytes) -> None:
         """Sends the end of a stream that has started."""

@@ -25,7 +25,6 @@ PROMPT = "The capital of France is"
 QUESTION = "<|user|>My dog is called Bramo. What is my dog called?<|end|><|assistant|>"
 VOCABULARY = 2048
 MANY = 16
-OPENAI = pytest.mark.xfail(reason="OpenAI's endpoints are not in this version", strict=True)
 NO_CODE = pytest.mark.xfail(reason="code of clients is not run", strict=True)
 SCHEMA = {
     "type": "object",
@@ -637,7 +636,6 @@ def test_loads(cluster: Cluster) -> None:
 # Of other interfaces
 
 
-@OPENAI
 @pytest.mark.parametrize(
     ("path", "body"),
     [

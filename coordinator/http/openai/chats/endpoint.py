@@ -11,7 +11,7 @@ import msgspec
 
 from coordinator.conversation.message import MessageForm
 from coordinator.http.answering.endpoints import Call
-from coordinator.http.answering.waiting import finish_all, side_by_side, wait_s, wanted
+from coordinator.http.answering.waiting import finish_all, follow, side_by_side, wait_s, wanted
 from coordinator.http.chat.answer import ChatAnswer, submit_chat
 from coordinator.http.errors import BadRequest
 from coordinator.http.openai.chats.body import ParsedChat, parse_chat
@@ -55,9 +55,8 @@ class ChatCompletions:
             if parsed.stream:
                 return await self._stream(exchange, head, parsed, answers)
             await finish_all(service, mailboxes)
-            response = chat_completion(head, parsed, answers, self._pieces)
-            for one in answers:
-                await one.count_thoughts(service.tokenizer)
+            messages = [await one.whole() for one in answers]
+            response = chat_completion(head, parsed, answers, messages, self._pieces)
             await exchange.send_json(response)
 
     async def _submit(self, parsed: ParsedChat, http_id: str) -> list[ChatAnswer]:
@@ -84,12 +83,7 @@ class ChatCompletions:
         """Sends the events of one answer as they come. Sending waits for a slow client."""
         events = ChatEvents(head, parsed, one, self._pieces)
         longest_s = wait_s(self._service)
-        while one.finish is None:
-            deltas = await one.next(longest_s)
-            if one.finish is not None:
-                await one.count_thoughts(self._service.tokenizer)
-            if data := events.next(deltas):
-                await exchange.send_events(data)
+        await follow(exchange, one.mailbox, longest_s, events.next, one.settle)
 
 
 def _named(parsed: ParsedChat, made_up: str) -> ParsedChat:

@@ -50,9 +50,10 @@ class ChatEvents:
         self._held_thoughts: list[str] = []
         """Those that wait for the rest of them."""
 
-    def next(self, deltas: Sequence[MessageDelta]) -> bytes:
-        """Returns the events with parts of the message that are new; b"" if there is nothing to
-        say. The last parts come with the finish reason."""
+    def next(self) -> bytes:
+        """Returns the events with the parts of the message that are new; b"" if there is nothing
+        to say. The last parts come with the finish reason."""
+        deltas = self._one.take()
         finish = self._one.finish
         events = []
         if not self._has_begun:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordinator.answers.token_pieces import TokenPieces
+from coordinator.conversation.message import AssistantMessage
 from coordinator.http.chat.answer import ChatAnswer
 from coordinator.http.openai.chats.body import ParsedChat
 from coordinator.http.openai.chats.logprobs import ChatLogprobs
@@ -13,21 +14,30 @@ from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
 
 
 def chat_completion(
-    head: ResponseHead, parsed: ParsedChat, answers: Sequence[ChatAnswer], pieces: TokenPieces
+    head: ResponseHead,
+    parsed: ParsedChat,
+    answers: Sequence[ChatAnswer],
+    messages: Sequence[AssistantMessage],
+    pieces: TokenPieces,
 ) -> dict[str, Any]:
-    """Returns the response with answers that have all ended with success."""
+    """Returns the response with answers that have all ended with success, and their messages."""
     response = head.fields("chat.completion")
-    response["choices"] = [_choice(parsed, one, pieces) for one in answers]
+    response["choices"] = [
+        _choice(parsed, one, message, pieces)
+        for one, message in zip(answers, messages, strict=True)
+    ]
     response["usage"] = usage_of([one.usage for one in answers])
     if parsed.with_token_ids:
         response["prompt_token_ids"] = answers[0].answer.request.tokens
     return response
 
 
-def _choice(parsed: ParsedChat, one: ChatAnswer, pieces: TokenPieces) -> dict[str, Any]:
+def _choice(
+    parsed: ParsedChat, one: ChatAnswer, message: AssistantMessage, pieces: TokenPieces
+) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": one.index,
-        "message": _message(parsed, one),
+        "message": _message(parsed, one, message),
         "logprobs": None,
         "finish_reason": one.finish,
         **why_it_stopped(one.answer),
@@ -39,8 +49,7 @@ def _choice(parsed: ParsedChat, one: ChatAnswer, pieces: TokenPieces) -> dict[st
     return choice
 
 
-def _message(parsed: ParsedChat, one: ChatAnswer) -> dict[str, Any]:
-    whole = one.whole()
+def _message(parsed: ParsedChat, one: ChatAnswer, whole: AssistantMessage) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
     if whole.reasoning and parsed.shows_reasoning:
         message["reasoning_content"] = whole.reasoning

@@ -103,7 +103,9 @@ class CompletionEvents:
         self._usage = b',"usage":null' if options.include_usage else b""
 
     def next(self) -> bytes:
-        """Returns the event with what is new."""
+        """Returns the event with what is new; b"" if nothing is."""
+        if not self._one.has_news:
+            return b""
         choice = msgspec.json.encode(self._one.choice())
         usage = self._usage
         if self._has_usage:

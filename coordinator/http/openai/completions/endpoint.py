@@ -12,7 +12,7 @@ from coordinator.http.answering.endpoints import Call
 from coordinator.http.answering.submitting import submit_all
 from coordinator.http.answering.waiting import (
     finish_all,
-    require_success,
+    follow,
     side_by_side,
     wait_s,
     wanted,
@@ -93,14 +93,7 @@ class Completions:
     ) -> None:
         """Sends the events of one answer as they come. Sending waits for a slow client."""
         events = CompletionEvents(head, parsed, one)
-        longest_s = wait_s(self._service)
-        is_done = False
-        while not is_done:
-            await one.mailbox.changed(longest_s)
-            require_success(one.mailbox)
-            is_done = one.answer.is_done  # it may end while an event is sent
-            if one.has_news:
-                await exchange.send_events(events.next())
+        await follow(exchange, one.mailbox, wait_s(self._service), events.next)
 
 
 def _usage(parsed: ParsedCompletions, answers: Sequence[Completion]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -266,7 +267,22 @@ def test_generate_is_in_the_openapi_document_and_the_page_needs_no_internet(
                 assert content["example"]["text"]
             assert all("description" in p for p in schemas["GenerateBody"]["properties"].values())
             assert schemas["SamplingParams"]["properties"]["top_p"]["maximum"] == 1
-            for name in ("/tokenize", "/v1/loads", "/flush_cache", "/ready", "/admin/nodes"):
+            for path, name in (("/v1/chat/completions", "Chat"), ("/v1/completions", "Completion")):
+                content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+                assert content["schema"] == {"$ref": f"#/components/schemas/{name}Body"}
+                described = schemas[f"{name}Body"]["properties"]
+                assert {"model", "temperature", "seed", "regex", "logprobs"} <= described.keys()
+                assert described["top_p"]["maximum"] == 1
+            refs = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+            assert refs <= schemas.keys()
+            for name in (
+                "/tokenize",
+                "/v1/models",
+                "/v1/loads",
+                "/flush_cache",
+                "/ready",
+                "/admin/nodes",
+            ):
                 assert name in paths
             page = await here.ask("GET", "/docs")
             assert page.status == 200 and page.headers["content-type"].startswith("text/html")

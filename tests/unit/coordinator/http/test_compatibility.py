@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from coordinator.http.documents import seen
 from coordinator.http.documents.compatibility import EXAMPLES, FILE, document, observed
+from coordinator.http.documents.openai_keys import EXAMPLES as OPENAI_EXAMPLES
+from coordinator.http.documents.openai_keys import observed_in_chats, observed_in_completions
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
+from coordinator.http.openai.keys import CHAT_KEYS, COMPLETION_KEYS
 from tests.e2e.clients.titles import SECTIONS, title
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -22,6 +26,23 @@ def test_what_is_seen_is_what_the_table_says(key: Key, is_sampling: bool) -> Non
     if key.treatment in ("supported", "ignored"):
         assert seen == "accepted"
         assert key.treatment == "ignored" or key.name in EXAMPLES, "a value that asks for something"
+    else:
+        assert seen.startswith("400: ") and key.name in seen
+
+
+@pytest.mark.parametrize(
+    ("key", "observed"),
+    [(key, observed_in_chats) for key in CHAT_KEYS]
+    + [(key, observed_in_completions) for key in COMPLETION_KEYS],
+    ids=lambda x: getattr(x, "name", getattr(x, "__name__", "")),
+)
+def test_what_is_seen_of_openais_keys_is_what_the_table_says(
+    key: Key, observed: Callable[[Key], str]
+) -> None:
+    seen = observed(key)
+    if key.treatment in ("supported", "ignored"):
+        assert seen == "accepted"
+        assert key.treatment == "ignored" or key.name in OPENAI_EXAMPLES
     else:
         assert seen.startswith("400: ") and key.name in seen
 
