@@ -96,8 +96,8 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> None:
-    """Adds `bench serve` to the subcommands of a parser; `run` does it."""
+def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> argparse.ArgumentParser:
+    """Adds `bench serve`, which `run` does, to the subcommands of a parser; returns its parser."""
     help_text = "measure a server under load"
     bench = commands.add_parser("bench", help=help_text, description=help_text, allow_abbrev=False)
     benches = bench.add_subparsers(required=True, metavar="BENCH")
@@ -115,3 +115,4 @@ def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> None:
         run(resolve(BenchConfig, flags | limits, os.environ))
 
     serve.set_defaults(run=run_with)
+    return serve

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from infra.cli import _parser
+from kvrelay.bench.config import add_to
 from kvrelay.bench.generator_health import GeneratorHealth
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -17,17 +18,24 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
 FLAGS = [cell for cell in re.findall(r"`([^`]+)`", GUIDE) if cell.startswith("--") and " " in cell]
 
 
-def test_every_block_is_a_command_of_the_parser() -> None:
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_to(parser.add_subparsers(), lambda config: None)
+    return parser
+
+
+def test_every_block_is_a_command_of_the_parser(parser: argparse.ArgumentParser) -> None:
     commands = [shlex.split(block.replace("\\\n", " ")) for block in BLOCKS]
     assert len(commands) >= 3
     for command in commands:
         assert command[:3] == ["kvrelay", "bench", "serve"]
-        assert callable(_parser().parse_args(command[1:]).run)
+        assert callable(parser.parse_args(command[1:]).run)
 
 
 @pytest.mark.parametrize("flags", [one for one in FLAGS if not one.startswith("--backend")])
-def test_every_row_of_flags_is_taken(flags: str) -> None:
-    assert callable(_parser().parse_args(["bench", "serve", *shlex.split(flags)]).run)
+def test_every_row_of_flags_is_taken(parser: argparse.ArgumentParser, flags: str) -> None:
+    assert callable(parser.parse_args(["bench", "serve", *shlex.split(flags)]).run)
 
 
 @pytest.mark.parametrize(
