@@ -310,8 +310,8 @@ class Service:
                     self._take(message)
                 except Exception:  # it must not cost the messages behind it
                     log.exception("a %s could not be handled", type(message).__name__)
-        # Only now: when events take longer to send than steps to compute, tokens of several messages
-        # become one event, and between two rounds of events whatever else has come has its turn.
+        # Only now: when events take longer to send than steps to compute, tokens of several
+        # messages become one event, and other work has its turn between two rounds of events.
         self._wake_changed()
 
     def _wake_changed(self) -> None:
