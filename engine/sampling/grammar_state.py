@@ -22,8 +22,9 @@ LOOK_INTERVAL = 16
 """Before that an ending is looked for now and then, after so many tokens at least, to see how long
 it is."""
 MAX_GROWTH = 7
-"""Between two looks, an ending that grows by so many tokens with each token of the answer is still
-found before it is too long."""
+"""While many tokens are left, the next look comes before an ending that grows by so many tokens,
+with each token of the answer, would be too long. Near the end `MIN_WATCHED` covers a growth of 3.
+"""
 NEVER = 1 << 31
 MAX_SKIPPED = 16
 """Bytes of an ending that may have been said already, in other tokens."""
@@ -92,7 +93,7 @@ class GrammarState:
         if len(had) > len(tokens) or had != list(tokens[: len(had)]):
             self._go_back(begin)
             had = []
-        self._look_if_due()  # behind the token that `settle` took: others waited for that
+        self._look_if_due()  # behind the token that `settle` took
         for token in tokens[len(had) :]:
             self._add(token)
             self._look_if_due()
@@ -142,6 +143,7 @@ class GrammarState:
         self._ending = None
         self._search_from = 0
         self._num_watched = self._num_watched_at_least
+        self._num_at_last_look = 0
         self._look_from = self._first_look
         self._start()
         for token in kept:
@@ -167,8 +169,9 @@ class GrammarState:
             self._look()
 
     def _look_if_due(self) -> None:
-        """Looks for an ending now and then before few tokens are left. Only `feed` does this, which
-        runs beside the forward pass; what it finds does not matter to the token before."""
+        """Looks for an ending now and then while many tokens are left. `settle` leaves this to the
+        next `feed`: a step waits for `settle`, while `feed` runs beside a forward pass. The look
+        still comes before the next token, so the two orders decide alike."""
         if len(self.tokens) < self._look_from or self._is_over or self.may_replace:
             return
         self._look()

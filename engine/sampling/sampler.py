@@ -90,7 +90,8 @@ def sample(
     narrow: Set[int] = frozenset()
     if masks is not None:
         logits = masks.apply(logits)
-        narrow = masks.rows_below(MOST_KEPT * logits.shape[1])
+        if logits.device.type == "cpu":
+            narrow = masks.rows_below(MOST_KEPT * logits.shape[1])
     tokens = _choose(logits, samplings, positions, narrow)
     return Choices.of(tokens, is_broken, measure(logits, samplings, tokens))
 
@@ -140,13 +141,14 @@ def _draw(
 
 
 def _noisy(relative: Tensor, counters: Tensor) -> Tensor:
-    """Adds noise to all of `relative` [n, vocab]. `counters` [2, n]: seeds and positions."""
+    """Returns `relative` [n, vocab] with noise added. `counters` [2, n]: seeds and positions."""
     tokens = torch.arange(relative.shape[1], device=relative.device)
     return relative + gumbel(counters[0, :, None], counters[1, :, None], tokens)
 
 
 def _noisy_where_kept(relative: Tensor, counters: Tensor) -> Tensor:
-    """Does the same, but only to what is not -inf: making noise takes most of the time."""
+    """Returns the same as `_noisy`, quicker if much of `relative` is -inf: most of the time goes
+    into making noise, and that of a token which cannot be chosen is not needed."""
     row, token = (relative > -torch.inf).nonzero(as_tuple=True)
     noise = gumbel(counters[0, row], counters[1, row], token)
     return relative.index_put((row, token), relative[row, token] + noise)

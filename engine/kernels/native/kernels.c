@@ -1,5 +1,6 @@
 /* Kernels for few rows of float32 on a CPU, as a decode step has them. They are called, with
- * contiguous memory, by engine/kernels/native_kernels.py and engine/attention/native_attention.py.
+ * contiguous memory, by engine/kernels/native_kernels.py, engine/attention/native_attention.py and
+ * engine/sampling/grammar_masks.py.
  *
  * Every element of a result is summed in one order, whatever the number of rows, of sequences and
  * of threads: a row's bits are the same alone and in company. NaN and infinity go their way as in
