@@ -102,9 +102,7 @@ def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> Any:
     bench = commands.add_parser("bench", help=help_text, description=help_text, allow_abbrev=False)
     benches = bench.add_subparsers(required=True, metavar="BENCH")
     help_text = "put a load on any OpenAI or SGLang server and tell how it was served"
-    serve = benches.add_parser(
-        "serve", help=help_text, description=help_text, allow_abbrev=False
-    )
+    serve = benches.add_parser("serve", help=help_text, description=help_text, allow_abbrev=False)
     add_flags(serve, BenchConfig, {"slo"})
     serve.add_argument(
         "--slo", action="append", default=argparse.SUPPRESS, metavar="KIND=MS", help=SLO_HELP
