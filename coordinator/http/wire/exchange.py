@@ -32,15 +32,15 @@ class Exchange:
         with_id = [*headers, (HEADER, self.request_id.encode("ascii"))]
         await self.send({"type": "http.response.start", "status": status, "headers": with_id})
 
+    async def send_event(self, event: bytes) -> None:
+        """Sends an event of a stream; waits for a client that does not read."""
+        await self.send({"type": "http.response.body", "body": event, "more_body": True})
+
     async def send_json(self, body: Any) -> None:
         """Sends a whole response of status 200."""
         raw = msgspec.json.encode(body)
         await self.start(JSON, (b"content-length", b"%d" % len(raw)))
         await self.send({"type": "http.response.body", "body": raw})
-
-    async def send_event(self, event: bytes) -> None:
-        """Sends an event of a stream; waits for a client that does not read."""
-        await self.send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def end(self, events: bytes) -> None:
         """Sends the end of a stream that has started."""
