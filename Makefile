@@ -10,6 +10,9 @@ READY  := $(VENV)/.installed
 SGLANG        := 0.5.6
 CLIENTS       := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.installed-$(SGLANG)
+# Load generators, which need other versions again
+LOAD       := .venv-load
+LOAD_READY := $(LOAD)/.installed
 
 .PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
@@ -32,6 +35,14 @@ $(CLIENTS_READY): tests/e2e/clients/requirements.txt
 	$(CLIENTS)/bin/python -m pip install -q --no-deps sglang==$(SGLANG)
 	touch $@
 
+$(LOAD_READY): tests/e2e/load/requirements.txt $(READY)
+	test -d $(LOAD) || $(PYTHON) -m venv $(LOAD)
+	# a second torch would be gigabytes: what is not found there is looked for in kvrelay's own
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$($(LOAD)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/kvrelay.pth"
+	$(LOAD)/bin/python -m pip install -q -r tests/e2e/load/requirements.txt
+	touch $@
+
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
@@ -41,7 +52,7 @@ test: $(READY) ## every test but those of `verify` and of `gpu`
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
 
-verify: $(READY) $(CLIENTS_READY) ## what is too slow for every run: before a piece of work is called done
+verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) ## what is too slow for every run: before a piece of work is called done
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
 	$(BIN)/python -m tests.e2e.clients
 
@@ -88,4 +99,4 @@ tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

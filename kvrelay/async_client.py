@@ -14,7 +14,7 @@ from kvrelay import calls
 from kvrelay.answers import ChatResult, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
-from kvrelay.errors import ClientError, ConnectionBroken
+from kvrelay.errors import ClientError
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
 from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
@@ -151,17 +151,14 @@ class AsyncClient:
         """Yields the updates of a stream. Raises ClientError, also if the stream has no end."""
         response = await self._send(call, is_stream=True)
         try:
-            async for line in response.aiter_lines():
-                update = events.read(line)
-                if update is not None:
+            async for data in response.aiter_bytes():
+                for update in events.feed(data):
                     yield update
-                if events.is_finished:
-                    return
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._connection.failure(error) from error
         finally:
             await response.aclose()
-        raise ConnectionBroken(f"a stream from {self._connection.url} stopped before its end")
+        self._connection.require_finished(events)
 
     async def _send(self, call: ApiCall[Any], is_stream: bool) -> httpx.Response:
         """Sends a call, again and again as far as it is safe, and returns the response with status

@@ -15,7 +15,7 @@ from kvrelay import calls
 from kvrelay.answers import ChatResult, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
-from kvrelay.errors import ClientError, ConnectionBroken
+from kvrelay.errors import ClientError
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
 from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
@@ -158,17 +158,13 @@ class Client:
         """Yields the updates of a stream. Raises ClientError, also if the stream has no end."""
         response = self._send(call, is_stream=True)
         try:
-            for line in response.iter_lines():
-                update = events.read(line)
-                if update is not None:
-                    yield update
-                if events.is_finished:
-                    return
+            for data in response.iter_bytes():
+                yield from events.feed(data)
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise self._connection.failure(error) from error
         finally:
             response.close()
-        raise ConnectionBroken(f"a stream from {self._connection.url} stopped before its end")
+        self._connection.require_finished(events)
 
     def _send(self, call: ApiCall[Any], is_stream: bool) -> httpx.Response:
         """Sends a call, again and again as far as it is safe, and returns the response with status

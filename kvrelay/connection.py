@@ -18,6 +18,7 @@ from kvrelay.errors import (
     ConnectionBroken,
     error_of,
 )
+from kvrelay.events import EventReader
 from kvrelay.retries import RetryPolicy
 
 DEFAULT_URL = "http://127.0.0.1:30000"
@@ -102,6 +103,11 @@ class Connection:
                 "timeout_s if that is not enough"
             )
         return ConnectionBroken(f"no whole answer from {self.url} ({error or type(error)})")
+
+    def require_finished(self, events: EventReader[Any]) -> None:
+        """Raises ConnectionBroken if a stream is over that has not told its end."""
+        if not events.is_finished:
+            raise ConnectionBroken(f"a stream from {self.url} stopped before its end")
 
     def _no_entry(self, call: ApiCall[Any]) -> str:
         """Returns the message for a token or key that is missing or wrong."""

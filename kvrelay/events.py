@@ -1,7 +1,8 @@
-"""The events of streams, read line by line, whatever brings the lines. Pure."""
+"""The events of streams, read from their bytes, whatever brings these. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -11,29 +12,40 @@ from kvrelay.errors import ClientError, MalformedAnswer, error_of
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-END = "[DONE]"
-PREFIX = "data:"
+END = b"[DONE]"
+PREFIX = b"data:"
 
 
 class EventReader(Protocol[T_co]):
-    """Makes updates of the lines of a stream. Of one stream each: it may keep what came before."""
+    """Makes updates of the bytes of a stream. Of one stream each: it keeps what came before."""
 
     is_finished: bool
     """True when the end of the stream was read."""
 
-    def read(self, line: str) -> T_co | None:
-        """Returns the update in a line; None if there is none. Raises ClientError if the line has
+    def feed(self, data: bytes) -> Iterator[T_co]:
+        """Yields the updates that are whole with these bytes. Raises ClientError if one of them is
         an error."""
 
 
 class _JsonEventReader(Generic[T]):
-    """Reads lines as updates of one type."""
+    """Reads events as updates of one type."""
 
     def __init__(self, kind: type[T]) -> None:
         self._decoder = msgspec.json.Decoder(kind)
+        self._rest = b""
+        """The begin of a line whose end has not come."""
         self.is_finished = False
 
-    def read(self, line: str) -> T | None:
+    def feed(self, data: bytes) -> Iterator[T]:
+        # Only a line feed ends a line: texts may have Unicode's other ends of lines.
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            update = self._read(line)
+            if update is not None:
+                yield update
+
+    def _read(self, line: bytes) -> T | None:
+        """Returns the update in a line; None if there is none."""
         if not line.startswith(PREFIX):  # an empty line, a comment, or a field such as `event:`
             return None
         payload = line.removeprefix(PREFIX).strip()
@@ -44,7 +56,7 @@ class _JsonEventReader(Generic[T]):
             raise error
         try:
             return self._decoder.decode(payload)
-        except msgspec.DecodeError as problem:
+        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
             raise MalformedAnswer(f"an event of the stream is no update: {problem}") from problem
 
 
@@ -65,8 +77,8 @@ class GeneratedEventReader(_JsonEventReader[Generated]):
         super().__init__(Generated)
         self._last = Generated(text="")
 
-    def read(self, line: str) -> Generated | None:
-        update = super().read(line)
+    def _read(self, line: bytes) -> Generated | None:
+        update = super()._read(line)
         if update is None:
             return None
         if len(update.output_ids) < update.meta_info.completion_tokens:
@@ -102,9 +114,9 @@ class _EventWithError(msgspec.Struct):
     error: _EventError | None = None
 
 
-def _error_in(payload: str) -> ClientError | None:
+def _error_in(payload: bytes) -> ClientError | None:
     """Returns the error that an event carries, if it does."""
-    if '"error"' not in payload:
+    if b'"error"' not in payload:
         return None
     try:
         error = msgspec.json.decode(payload, type=_EventWithError).error
@@ -113,4 +125,4 @@ def _error_in(payload: str) -> ClientError | None:
     if error is None:
         return None
     code = error.code if isinstance(error.code, int) else 500
-    return error_of(code, payload.encode())
+    return error_of(code, payload)

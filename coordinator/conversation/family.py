@@ -13,7 +13,8 @@ from coordinator.conversation.formats import TextFormat
 from coordinator.conversation.message import Thinking, Tool, ToolChoice
 from coordinator.conversation.parser import AnswerParser
 from coordinator.conversation.thoughts import ThoughtFormat
-from coordinator.grammars.kinds import GrammarKind
+from coordinator.grammars.error import GrammarError
+from coordinator.grammars.kinds import ANY_JSON, GrammarKind
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class FamilyForm:
     def grammar(
         self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking
     ) -> tuple[GrammarKind, str] | None:
-        answer = self._answer(tools, choice) if self.reads_calls else None
-        return self._tag(answer, thinking) if answer else None
+        try:
+            answer = self._answer(tools, choice) if self.reads_calls else None
+            return self._tag(answer, thinking) if answer else None
+        except RecursionError:
+            raise GrammarError("the parameters of a tool are nested too deeply") from None
 
     def _answer(self, tools: Sequence[Tool], choice: ToolChoice) -> TextFormat | None:
         if choice.kind == "named":
@@ -56,15 +60,17 @@ class FamilyForm:
     def grammar_after_thought(
         self, kind: GrammarKind, source: str, thinking: Thinking
     ) -> tuple[GrammarKind, str]:
-        if thinking == "off" or not self.thought:
+        if thinking == "off" or not self.thought or kind == "structural_tag":
             return kind, source
-        if kind == "json_schema":
-            return self._tag(formats.json_value(json.loads(source)), thinking)
         if kind == "regex":
             return self._tag(formats.regex(source), thinking)
         if kind == "ebnf":
             return self._tag({"type": "grammar", "grammar": source}, thinking)
-        return kind, source
+        try:
+            schema = {"type": "object"} if source == ANY_JSON else json.loads(source)
+            return self._tag(formats.json_value(schema), thinking)
+        except (ValueError, RecursionError):
+            return kind, source  # which the compiler refuses, with its reason
 
     def _tag(self, answer: TextFormat, thinking: Thinking) -> tuple[GrammarKind, str]:
         if self.thought:

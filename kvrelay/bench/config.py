@@ -97,7 +97,7 @@ def flag_of(name: str) -> str:
 
 
 def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> Any:
-    """Adds `bench serve` to the subcommands of a parser; `run` does it. Returns its own parser."""
+    """Adds `bench serve`, which `run` does, to the subcommands of a parser; returns its parser."""
     help_text = "measure a server under load"
     bench = commands.add_parser("bench", help=help_text, description=help_text, allow_abbrev=False)
     benches = bench.add_subparsers(required=True, metavar="BENCH")

@@ -70,7 +70,7 @@ class NativeDialect:
             has_content=meta.completion_tokens > 0,
             num_tokens=meta.completion_tokens,
             all_text=msgspec.json.decode(read.text, type=str) if is_last else None,
-            output_ids=_ids(read.output_ids) if is_last else (),
+            output_ids=_all_ids(read) if is_last else (),
             num_prompt_tokens=meta.prompt_tokens,
             num_cached_tokens=meta.cached_tokens,
             failure="aborted" if is_aborted else "",
@@ -228,8 +228,10 @@ def _text_of(turn: UserTurn) -> str:
     return turn.content if isinstance(turn.content, str) else words(turn.content)
 
 
-def _ids(raw: msgspec.Raw) -> tuple[int, ...]:
-    return msgspec.json.decode(raw, type=tuple[int, ...])
+def _all_ids(read: _NativeEventRead) -> tuple[int, ...]:
+    """Returns the ids of a whole answer, none from a server that sends only what is new."""
+    ids = msgspec.json.decode(read.output_ids, type=tuple[int, ...])
+    return ids if len(ids) == read.meta_info.completion_tokens else ()
 
 
 def _name_of(error: Any) -> str:

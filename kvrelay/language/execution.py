@@ -209,6 +209,8 @@ class Execution:
 
     def _carried_out(self, part: Expression, transcript: Transcript) -> Transcript:
         backend = self._run.backend
+        if isinstance(part, GeneratedText | ToolUse | Selection):
+            transcript = transcript.ready()
         match part:
             case GeneratedText():
                 answer = self._answer(part, transcript.text)

@@ -52,10 +52,7 @@ class ProgramState:
 
     def text(self) -> str:
         """Waits for everything, and returns all that was written."""
-        transcript = self._execution.settled()
-        if transcript.closed_role is None:
-            return transcript.text
-        return transcript.ended(self._run.backend.markers()).text
+        return self._execution.settled().ready().text
 
     def own_text(self) -> str:
         """Waits for everything, and returns what this branch has written since it was forked."""

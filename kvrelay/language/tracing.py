@@ -24,8 +24,9 @@ from kvrelay.language.transcript import Transcript
 
 MAX_EXPRESSIONS = 1000
 """A program that appends more is traced no further."""
-MARK = re.compile("\ue000([0-9]+)\ue001")
-"""How a placeholder looks in a text: a number between characters that no text has."""
+MARK = re.compile("31415926535897932384_([0-9]{6})_")
+"""How a placeholder looks in a text: a number behind digits that no text has. Neither upper case
+nor quotes, JSON or HTML change it, and it is no number itself."""
 
 
 class StopTracing(BaseException):
@@ -36,7 +37,7 @@ class Placeholder(str):
     """Stands for a text that is not known yet."""
 
     def __new__(cls, number: int) -> Placeholder:
-        return super().__new__(cls, f"\ue000{number}\ue001")
+        return super().__new__(cls, f"31415926535897932384_{number:06d}_")
 
     def _stop(self, *_: Any) -> NoReturn:
         raise StopTracing("the way of the program depends on an argument or on generated text")

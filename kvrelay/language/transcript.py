@@ -50,8 +50,10 @@ class Transcript:
     """The role that is speaking."""
     role_begin: int = 0
     """Where in the text its words begin."""
-    closed_role: str | None = None
-    """The role that spoke last, whose end is not written yet: it depends on who is next."""
+    last_role: str | None = None
+    """The role that spoke last."""
+    end: str = ""
+    """What ends the words of a role, as long as it is not written: it depends on who is next."""
     captures: Mapping[str, int] = field(default_factory=dict)
     """Where texts begin that become variables."""
     num_known: int = 0
@@ -61,11 +63,13 @@ class Transcript:
         """Returns the transcript with an expression that asks nobody."""
         match part:
             case Constant(text):
-                return replace(self, text=self.text + text)
+                ready = self.ready()
+                return replace(ready, text=ready.text + text)
             case RoleEnd():
                 return self._closed()
             case CaptureBegin(name):
-                return replace(self, captures={**self.captures, name: len(self.text)})
+                ready = self.ready()
+                return replace(ready, captures={**ready.captures, name: len(ready.text)})
             case CaptureEnd(name):
                 return self._bound(name, self.text[self.captures[name] :], None)
             case Gathered(name, value):
@@ -75,8 +79,18 @@ class Transcript:
         """Returns the transcript with the begin of what `role` says. Raises LanguageError."""
         if self.role is not None:
             raise LanguageError(f"{role} cannot begin to speak before {self.role} has ended")
-        text = self.text + markers.opening(self.closed_role, role)
-        return replace(self, text=text, role=role, role_begin=len(text), closed_role=None)
+        opening = markers.opening(self.last_role, role)
+        if self.last_role is not None and not self.end:  # it is written already
+            opening = opening.removeprefix(markers.ends.get(self.last_role, ""))
+        text, end = self.text + opening, markers.ends.get(role, "")
+        return replace(self, text=text, role=role, role_begin=len(text), end=end)
+
+    def ready(self) -> Transcript:
+        """Returns the transcript as it is before text that no role says: the end of the last role's
+        words is written."""
+        if self.role is not None or not self.end:
+            return self
+        return replace(self, text=self.text + self.end, end="")
 
     def written(self, part: GeneratedText, answer: Generated) -> Transcript:
         """Returns the transcript with a generated text. Raises ValueCutOff."""
@@ -104,18 +118,11 @@ class Transcript:
             return extended
         return extended._bound(part.name, decision.choice, decision)
 
-    def ended(self, markers: RoleMarkers) -> Transcript:
-        """Returns the transcript with the end of the last message, if it is not written yet."""
-        if self.closed_role is None:
-            return self
-        end = markers.ends.get(self.closed_role, "")
-        return replace(self, text=self.text + end, closed_role=None)
-
     def _closed(self) -> Transcript:
         if self.role is None:
             raise LanguageError("no role is speaking that could end")
         said = Said(self.role, self.text[self.role_begin :])
-        return replace(self, role=None, closed_role=self.role, messages=(*self.messages, said))
+        return replace(self, role=None, last_role=self.role, messages=(*self.messages, said))
 
     def _bound(self, name: str, value: Any, meta: Meta | None) -> Transcript:
         metas = self.metas if meta is None else {**self.metas, name: meta}

@@ -165,11 +165,9 @@ def _lost_event(right: Any) -> Any:
 
 
 def _double_retry(right: Any) -> Any:
-    def lost_its_node(
-        self: Tracker, tracked: TrackedRequest, node: Any, reason: str, now: float
-    ) -> Any:
+    def lost_its_node(self: Tracker, tracked: TrackedRequest, now: float) -> Any:
         """A request that lost its node is queued twice."""
-        instructions = right(self, tracked, node, reason, now)
+        instructions = right(self, tracked, now)
         if tracked.routed is not None and tracked.route is None:
             self._enqueue(tracked, tracked.routed.demand, now)
         return instructions

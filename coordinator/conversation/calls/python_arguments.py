@@ -37,26 +37,33 @@ def arguments_format(tool: Tool, is_free: bool) -> TextFormat:
         keywords = formats.separated([formats.tag("", keyword, "")], ", ", True)
         return formats.any_of([formats.text(""), keywords])
     schema = formats.schema_of(tool)
-    properties = schema.get("properties", {})
-    required = [key for key in properties if key in schema.get("required", [])]
-    optional = [key for key in properties if key not in required]
-    if not _is_simple(schema, properties) or (not required and len(optional) > MAX_OPTIONAL):
-        return formats.sequence(formats.text("**"), formats.json_value(schema))
+    if not _is_simple(schema):
+        return _as_object(schema)
+    properties, needed = schema.get("properties", {}), schema.get("required", [])
     keywords = {key: _keyword(key, properties[key], schema) for key in properties}
+    required = [keywords[key] for key in properties if key in needed]
+    optional = [keywords[key] for key in properties if key not in needed]
     if required:
-        return _begun([keywords[key] for key in required], [keywords[key] for key in optional])
-    firsts = [
-        _begun([keywords[first]], [keywords[key] for key in optional[i + 1 :]])
-        for i, first in enumerate(optional)
-    ]
+        return _begun(required, optional)
+    if len(optional) > MAX_OPTIONAL:
+        return _as_object(schema)
+    firsts = [_begun([first], optional[i + 1 :]) for i, first in enumerate(optional)]
     return formats.any_of([formats.text(""), *firsts])
 
 
-def _is_simple(schema: Any, properties: Any) -> bool:
+def _as_object(schema: Any) -> TextFormat:
+    return formats.sequence(formats.text("**"), formats.json_value(schema))
+
+
+def _is_simple(schema: Any) -> bool:
+    """Returns whether keywords can say all that the schema asks. A client may give anything."""
+    properties, required = schema.get("properties", {}), schema.get("required", [])
     return (
         schema.keys() <= SIMPLE_KEYS
+        and isinstance(properties, dict)
+        and isinstance(required, list)
+        and all(isinstance(key, str) and key in properties for key in required)
         and all(KEYWORD.fullmatch(key) for key in properties)
-        and set(schema.get("required", ())) <= properties.keys()
         and not OTHER_REFERENCE.search(json.dumps(schema))
     )
 

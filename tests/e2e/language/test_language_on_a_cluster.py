@@ -260,6 +260,29 @@ def test_programs_and_clients_run_in_an_event_loop(
     asyncio.run(run())
 
 
+def test_who_leaves_ends_the_request_at_the_cluster(tiny_cluster: Cluster, client: Client) -> None:
+    params = {"max_new_tokens": 30_000, "ignore_eos": True}
+    stream = client.stream("The garden", **params)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+
+    async def leave() -> None:
+        async with AsyncClient(tiny_cluster.local.url) as other:
+            updates = other.stream("The river", **params)
+            await anext(updates)
+            task = asyncio.create_task(anext(updates))  # type: ignore[arg-type]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            whole = asyncio.create_task(other.generate("The road", rid="whole", **params))
+            while not tiny_cluster.total("num_running"):
+                await asyncio.sleep(0.02)
+            whole.cancel()
+            await asyncio.gather(whole, return_exceptions=True)
+
+    asyncio.run(leave())
+    tiny_cluster.wait_until_idle()
+
+
 def test_an_abort_ends_a_stream_with_what_it_has(client: Client) -> None:
     stream = client.stream("The garden", rid="long", max_new_tokens=20_000, ignore_eos=True)
     next(stream)

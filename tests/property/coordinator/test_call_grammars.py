@@ -3,6 +3,7 @@ arguments follow the schemas of the tools."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -22,7 +23,8 @@ from coordinator.conversation.message import (
     ToolChoice,
     message_of,
 )
-from coordinator.grammars.kinds import GrammarKind
+from coordinator.grammars.error import GrammarError
+from coordinator.grammars.kinds import ANY_JSON, GrammarKind
 from tests.support.coordinator.written_calls import WRITERS, calls_of, streamed
 from tests.support.models.grammars import accepts, compiler, draw, tokenizer
 from tests.support.models.json_schemas import is_valid
@@ -173,7 +175,12 @@ def test_tools_that_nobody_needs_strict_leave_the_model_free(parser: str) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "source", "answer"),
-    [("json_schema", '{"const": 1}', "1"), ("regex", "a+", "aa"), ("ebnf", 'root ::= "b"', "b")],
+    [
+        ("json_schema", '{"const": 1}', "1"),
+        ("json_schema", ANY_JSON, "{}"),
+        ("regex", "a+", "aa"),
+        ("ebnf", 'root ::= "b"', "b"),
+    ],
 )
 def test_a_clients_grammar_holds_behind_the_thought(
     kind: GrammarKind, source: str, answer: str
@@ -184,3 +191,39 @@ def test_a_clients_grammar_holds_behind_the_thought(
         assert accepts(grammar, thought + answer) and not accepts(grammar, thought + "no")
         assert accepts(grammar, answer) == (thinking == "free")
     assert form("hermes").grammar_after_thought(kind, source, "off") == (kind, source)
+
+
+ODD_SCHEMAS: list[dict[str, Any]] = [
+    {"properties": [1]},
+    {"required": True},
+    {"required": [[]]},
+    {"properties": {"a": 7}},
+    {"type": ["object", "null"], "properties": {"a": True}, "required": ["b"]},
+    {"properties": {"if": {"$ref": "#/properties/if"}}},
+    {"$defs": 3, "properties": {"a": {"$ref": "#/$defs/b"}}},
+]
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("schema", ODD_SCHEMAS)
+def test_schemas_of_clients_are_followed_or_refused(parser: str, schema: dict[str, Any]) -> None:
+    made = form(parser).grammar([Tool("odd", "", schema)], ToolChoice("required"), "off")
+    assert made is not None
+    with contextlib.suppress(GrammarError):
+        compiler().compile_now(*made)
+
+
+def test_a_schema_that_is_too_deep_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(100_000):
+        schema = {"not": schema}
+    tool = Tool("deep", "", {"properties": {"a": schema}})
+    for parser in PARSERS:
+        with pytest.raises(GrammarError, match="deep"):
+            form(parser).grammar([tool], ToolChoice("required"), "off")
+
+
+@pytest.mark.parametrize("source", ["{", "[" * 100_000])
+def test_a_schema_that_is_no_json_stays_for_the_compiler(source: str) -> None:
+    made = form("hermes").grammar_after_thought("json_schema", source, "open")
+    assert made == ("json_schema", source)

@@ -158,6 +158,17 @@ def test_roles_are_written_by_the_template_and_kept_as_messages() -> None:
     )
 
 
+def test_text_that_no_role_says_comes_behind_the_end_of_a_role() -> None:
+    @kvrelay.function
+    def program(s: ProgramState) -> None:
+        s += kvrelay.user("Hi")
+        s += gen("free") + " (free) "
+        s += kvrelay.assistant(gen("a"))
+
+    backend = ScriptedBackend({"USER: Hi\n": "well", "ASSISTANT: ": "hello"})
+    assert program.run(backend).text() == "USER: Hi\nwell (free) ASSISTANT: hello\n"
+
+
 def test_roles_do_not_nest() -> None:
     @kvrelay.function
     def program(s: ProgramState) -> None:
