@@ -37,6 +37,9 @@ class CoordinatorConfig:
     reasoning_parser: str = option(
         "auto", "how the model marks its thoughts; auto: as its files tell", REASONING_PARSERS
     )
+    normalize_agent_headers: bool = option(
+        True, "what agents write into their first system line anew each time is taken out of chats"
+    )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
     advertise_host: str = option("", "address that nodes use; empty: the host, or this one's")
@@ -77,7 +80,8 @@ class CoordinatorConfig:
         "given several times",
     )
     show_prompt_words: bool = option(
-        False, "/admin/cache/prefixes shows the first words of prompts without a cache_salt"
+        False,
+        "/admin/cache/prefixes and /admin/route/explain show words of prompts without a cache_salt",
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
 

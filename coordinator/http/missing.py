@@ -11,8 +11,6 @@ from coordinator.http.replies import error_reply
 NOT_YET = (
     "/metrics",
     "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
 )
 """What kvrelay will have."""
 NOT_YET_ADMIN = ("/admin/", "/admin/requests", "/admin/requests/{rid}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +12,15 @@ from typing import Any
 import msgspec
 
 from coordinator.answers.chat_template import ChatTemplate, ChatTemplateError
+from coordinator.conversation.agent_headers import without_agent_header
 from coordinator.conversation.message import MessageForm, Thinking, Tool
 from coordinator.grammars.error import GrammarError
 from coordinator.http.chat.messages import normal_messages
 from coordinator.http.chat.request import ChatRequest
 from coordinator.http.errors import BadRequest
+from coordinator.http.native.intake import encode
 from coordinator.http.native.schema import GeneratePrompt, GrammarSource
+from coordinator.service import Service
 
 LONG_CHAT = 16384
 """Characters from which a chat is rendered on another thread; shorter ones take a millisecond."""
@@ -48,11 +52,17 @@ class ChatPrompt:
 
 
 async def prompt_of(
-    request: ChatRequest, template: ChatTemplate | None, form: MessageForm
+    request: ChatRequest,
+    template: ChatTemplate | None,
+    form: MessageForm,
+    takes_out_headers: bool = True,
 ) -> ChatPrompt:
-    """Returns the prompt whose answer is the next message of the chat. Raises BadRequest."""
+    """Returns the prompt whose answer is the next message of the chat. `takes_out_headers`: what
+    agents write anew into each request is no part of it. Raises BadRequest."""
     if template is None:
         raise BadRequest(NO_TEMPLATE, "messages")
+    if takes_out_headers:
+        request = dataclasses.replace(request, messages=without_agent_header(request.messages))
     text = await _text_of(request, template)
     thinking = _thinking(request, form, text)
     sampling = request.sampling
@@ -67,8 +77,17 @@ async def prompt_of(
         priority=request.priority,
         logprobs=request.logprobs,
         grammar=_grammar(request, form, thinking),
+        ends_with_context=request.ends_with_context,
     )
     return ChatPrompt(prompt, thinking)
+
+
+async def tokens_of(service: Service, request: ChatRequest, form: MessageForm) -> list[int]:
+    """Returns the token ids of the prompt that a chat becomes. Raises BadRequest."""
+    tokenizer = service.tokenizer
+    takes_out_headers = service.config.normalize_agent_headers
+    chat = await prompt_of(request, tokenizer.chat_template, form, takes_out_headers)
+    return await encode(chat.prompt.text or "", tokenizer, request.add_special_tokens)
 
 
 def _thinking(request: ChatRequest, form: MessageForm, text: str) -> Thinking:

@@ -39,6 +39,8 @@ class ChatRequest:
     grammar: GrammarSource | None = None
     """What the text of the answer must follow, if anything."""
     logprobs: LogprobParams | None = None
+    ends_with_context: bool = False
+    """An answer for which the context has no room gets what room there is."""
     rid: str | None = None
     cache_salt: str = ""
     priority: int = 0

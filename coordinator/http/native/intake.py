@@ -87,6 +87,8 @@ def make_request(
     params = prompt.sampling
     room = max_total_tokens - len(tokens)
     wanted = params.max_new_tokens
+    if wanted is not None and prompt.ends_with_context and room > 0:
+        wanted = min(wanted, room)
     if room < 1 or (wanted is not None and wanted > room):
         asked = "" if wanted is None else f" plus max_new_tokens {wanted}"
         raise BadRequest(

@@ -88,6 +88,8 @@ class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):
     """None if no logprobs are asked for."""
     grammar: GrammarSource | None = None
     """What the answer must follow, if anything."""
+    ends_with_context: bool = False
+    """An answer for which the context has no room gets what room there is, and is not refused."""
 
 
 class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
