@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from coordinator.http import missing
 from coordinator.answers.model_form import model_form
+from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
 from coordinator.http.answering.endpoints import PostEndpoints, PostHandler
 from coordinator.http.anthropic.endpoint import CountTokens, Messages

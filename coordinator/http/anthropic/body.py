@@ -16,7 +16,7 @@ from coordinator.http.errors import BadRequest
 from coordinator.http.native.keys import refuse_unsupported
 from coordinator.http.native.sampling_params import SamplingParams, parse_sampling
 from coordinator.http.native.schema import GrammarSource, tenant
-from coordinator.http.openai.common import renamed, rid_of
+from coordinator.http.openai.common import checked_rid, renamed
 
 SAMPLING_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -102,7 +102,7 @@ def _parse(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> ParsedMessage
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
             grammar=_grammar(body),
-            rid=rid_of(body.rid, "rid"),
+            rid=checked_rid(body.rid, "rid"),
             cache_salt=tenant(body.cache_salt, body.extra_key),
             priority=body.priority,
             ends_with_context=True,

@@ -24,7 +24,9 @@ MESSAGE_KEYS = (
     Key("top_k", "supported", "0: all tokens; the model's own default, else all"),
     Key("tools", "supported", "tools with an input_schema; those of Anthropic's servers are a 400"),
     Key("tool_choice", "supported", "auto, any, tool, none; disable_parallel_tool_use"),
-    Key("thinking", "supported", "enabled, adaptive, disabled; absent: as the model's template has"),
+    Key(
+        "thinking", "supported", "enabled, adaptive, disabled; absent: as the model's template has"
+    ),
     Key("output_config", "supported", "effort is a variable of the template; format: json_schema"),
     Key("output_format", "supported", "the older name of output_config.format"),
     Key("rid", "supported", "the id of the message, for /abort_request too; made up when absent"),
@@ -32,13 +34,17 @@ MESSAGE_KEYS = (
     Key("extra_key", "supported", "joined with cache_salt"),
     Key("priority", "supported", "higher first"),
     Key("chat_template_kwargs", "supported", "variables of the template"),
-    Key("cache_control", "ignored", "whatever prompts have in common is cached, here and in blocks"),
+    Key(
+        "cache_control", "ignored", "whatever prompts have in common is cached, here and in blocks"
+    ),
     Key("metadata", "ignored", NOT_KEPT),
     Key("service_tier", "ignored", ONE_PLACE),
     Key("inference_geo", "ignored", ONE_PLACE),
     Key("speed", "ignored", ONE_PLACE),
     Key("context_management", "ignored", "messages are rendered as they come"),
-    Key("diagnostics", "ignored", "POST /admin/route/explain tells where a prompt leaves the cache"),
+    Key(
+        "diagnostics", "ignored", "POST /admin/route/explain tells where a prompt leaves the cache"
+    ),
     Key("betas", "ignored", "nothing depends on them"),
     Key("container", "refused", "code is not run"),
     Key("mcp_servers", "refused", "tools are called by the client"),

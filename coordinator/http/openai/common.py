@@ -74,15 +74,18 @@ class CommonBody(msgspec.Struct, frozen=True, kw_only=True):
     guided_grammar: str | None = None
 
 
-def rid_of(rid: str | None, key: str) -> str | None:
-    """Returns the client's name for its request, which it gave as `key`. Raises BadRequest for one
-    that fits no log."""
-    rid = rid or None
-    if rid is not None and not (rid.isprintable() and len(rid) <= MAX_NAME_LENGTH):
+def rid_of(body: CommonBody) -> str | None:
+    """Returns the client's name for its request. Raises BadRequest for one that fits no log."""
+    return checked_rid(body.rid or body.request_id, "rid" if body.rid else "request_id")
+
+
+def checked_rid(rid: str | None, key: str) -> str | None:
+    """Returns a name that the client gave as `key`; None for an empty one. Raises BadRequest."""
+    if rid and not (rid.isprintable() and len(rid) <= MAX_NAME_LENGTH):
         raise BadRequest(
             f"{key} is one printable line of at most {MAX_NAME_LENGTH} characters", key
         )
-    return rid
+    return rid or None
 
 
 def sampling_of(

@@ -89,7 +89,7 @@ def parse_chat(raw: dict[str, Any], defaults: Mapping[str, Any]) -> ParsedChat:
             separates_reasoning=body.separate_reasoning,
             grammar=grammar_of(body),
             logprobs=logprobs_of(body.top_logprobs or 0, "top_logprobs") if body.logprobs else None,
-            rid=rid_of(body.rid or body.request_id, "rid" if body.rid else "request_id"),
+            rid=rid_of(body),
             cache_salt=tenant(body.cache_salt, body.extra_key),
             priority=body.priority,
         ),
