@@ -23,7 +23,7 @@ BlockKind = Literal["thought", "text", "call"]
 
 
 @dataclass(frozen=True)
-class Block:
+class MessageBlock:
     """A part of a message that is of one kind."""
 
     index: int
@@ -43,14 +43,14 @@ class Block:
 class BlockBegun:
     """The next block of the message has begun; it has no text yet."""
 
-    block: Block
+    block: MessageBlock
 
 
 @dataclass(frozen=True)
 class BlockGrew:
     """There is more of the text of the block that has begun."""
 
-    block: Block
+    block: MessageBlock
     """As it began."""
     text: str
 
@@ -59,7 +59,7 @@ class BlockGrew:
 class BlockEnded:
     """The block is complete. The next one begins behind it, or the message has ended."""
 
-    block: Block
+    block: MessageBlock
 
 
 BlockEvent = BlockBegun | BlockGrew | BlockEnded
@@ -69,7 +69,7 @@ class BlockReader:
     """Turns the parts of one message, as they come, into events of its blocks."""
 
     def __init__(self) -> None:
-        self._block: Block | None = None
+        self._block: MessageBlock | None = None
         """The one that has begun and not ended, without its text."""
         self._pieces: list[str] = []
         self._num_blocks = 0
@@ -94,7 +94,7 @@ class BlockReader:
         if block is not None:
             text, self._pieces = "".join(self._pieces), []
             yield BlockEnded(
-                Block(block.index, block.kind, block.name, block.call_index, text, is_broken)
+                MessageBlock(block.index, block.kind, block.name, block.call_index, text, is_broken)
             )
 
     def _grow(self, kind: BlockKind, text: str) -> Iterator[BlockEvent]:
@@ -104,7 +104,7 @@ class BlockReader:
 
     def _begin(self, kind: BlockKind, name: str = "", call_index: int = 0) -> Iterator[BlockEvent]:
         yield from self.finish()
-        self._block = Block(self._num_blocks, kind, name, call_index)
+        self._block = MessageBlock(self._num_blocks, kind, name, call_index)
         self._num_blocks += 1
         yield BlockBegun(self._block)
 
@@ -114,7 +114,7 @@ class BlockReader:
         yield BlockGrew(self._block, text)
 
 
-def blocks_of(deltas: Sequence[MessageDelta]) -> list[Block]:
+def blocks_of(deltas: Sequence[MessageDelta]) -> list[MessageBlock]:
     """Returns the blocks of the whole message that `deltas`, all of them, are the parts of. A call
     that broke is text, as the model wrote it."""
     whole: list[MessageDelta] = []

@@ -25,6 +25,7 @@ from coordinator.http.openai import models
 from coordinator.http.openai.chats.endpoint import ChatCompletions
 from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
+from coordinator.http.responses.endpoint import Responses
 from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.api_keys import ApiKeys
 from coordinator.http.wire.cross_origin import CrossOrigin
@@ -71,6 +72,7 @@ def create_handlers(service: Service) -> dict[str, PostHandler]:
         "/v1/chat/completions": ChatCompletions(service, form),
         "/v1/completions": Completions(service),
         "/v1/messages": Messages(service, form),
+        "/v1/responses": Responses(service, form),
         "/v1/messages/count_tokens": CountTokens(service, form),
     }
 

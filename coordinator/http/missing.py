@@ -8,10 +8,7 @@ from coordinator.http.admin.token import require_token
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
 
-NOT_YET = (
-    "/metrics",
-    "/v1/responses",
-)
+NOT_YET = ("/metrics",)
 """What kvrelay will have."""
 NOT_YET_ADMIN = ("/admin/", "/admin/requests", "/admin/requests/{rid}")
 OF_SGLANG = (

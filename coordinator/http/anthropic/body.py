@@ -42,6 +42,7 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     max_tokens: int | None = None
     system: str | list[Any] = ""
+    stop_sequences: list[str] = msgspec.field(default_factory=list)
     stream: bool = False
     tools: list[Any] = msgspec.field(default_factory=list)
     tool_choice: dict[str, Any] | None = None

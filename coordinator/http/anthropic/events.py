@@ -10,7 +10,13 @@ from typing import Any
 
 import msgspec
 
-from coordinator.conversation.blocks import Block, BlockBegun, BlockEvent, BlockGrew, BlockReader
+from coordinator.conversation.blocks import (
+    MessageBlock,
+    BlockBegun,
+    BlockEvent,
+    BlockGrew,
+    BlockReader,
+)
 from coordinator.http.anthropic.message import (
     MessageHead,
     call_id,
@@ -79,7 +85,7 @@ class MessageEvents:
                 yield _event({"type": "content_block_delta", **fields})
             yield _event({"type": "content_block_stop", "index": block.index})
 
-    def _begun(self, block: Block) -> dict[str, Any]:
+    def _begun(self, block: MessageBlock) -> dict[str, Any]:
         if block.kind == "text":
             return {"type": "text", "text": ""}
         if block.kind == "thought":
@@ -97,7 +103,7 @@ class MessageEvents:
         yield _event({"type": "message_stop"})
 
 
-def _delta(block: Block, text: str) -> bytes:
+def _delta(block: MessageBlock, text: str) -> bytes:
     return DELTA % (block.index, *DELTAS[block.kind], msgspec.json.encode(text))
 
 

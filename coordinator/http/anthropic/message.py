@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.conversation.blocks import Block, blocks_of
+from coordinator.conversation.blocks import MessageBlock, blocks_of
 from coordinator.http.anthropic.content import ID_PREFIX
 from coordinator.http.chat.answer import ChatInProgress
 
@@ -42,7 +42,7 @@ def whole_message(head: MessageHead, one: ChatInProgress) -> dict[str, Any]:
     return message_object(head, content) | stop_of(head, one) | {"usage": usage_of(one)}
 
 
-def block_object(one: ChatInProgress, block: Block) -> dict[str, Any]:
+def block_object(one: ChatInProgress, block: MessageBlock) -> dict[str, Any]:
     """Returns a block that is complete, as this dialect writes it."""
     if block.kind == "thought":
         return {"type": "thinking", "thinking": block.text, "signature": signature_of(one)}
@@ -57,7 +57,7 @@ def block_object(one: ChatInProgress, block: Block) -> dict[str, Any]:
     }
 
 
-def call_id(one: ChatInProgress, block: Block) -> str:
+def call_id(one: ChatInProgress, block: MessageBlock) -> str:
     """Returns the id of a call, which no other call of the chat has."""
     return ID_PREFIX + one.call_id(block.call_index).removeprefix("call_")
 
