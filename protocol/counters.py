@@ -92,6 +92,13 @@ class RequestCounters(msgspec.Struct):
     aborted_requests: Annotated[
         int, msgspec.Meta(description="Requests that /abort_request or a pause ended.")
     ] = 0
+    early_divergences: Annotated[
+        int,
+        msgspec.Meta(
+            description="Requests whose prompt began as one that is cached, by a page or more, and "
+            "went its own way before token 256."
+        ),
+    ] = 0
 
     def add(self, other: RequestCounters) -> None:
         """Adds every counter of `other` to this one's."""

@@ -18,6 +18,7 @@ from coordinator.core.demands import DemandMaker
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
 from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
 from coordinator.core.pause import Pause
+from coordinator.core.shared_path import SharedPath
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
@@ -257,13 +258,14 @@ class CoordinatorCore:
         wait_s = self._queue.dispatch_in_s(now)
         return self._next_check_at if wait_s is None else min(self._next_check_at, now + wait_s)
 
-    def explain(self, request: Request, now: float) -> tuple[Candidates, Route]:
-        """Returns what routing would do with a request now: all candidates and the choice. Keeps
-        nothing. Raises Unavailable."""
+    def explain(self, request: Request, now: float) -> tuple[Candidates, Route, SharedPath]:
+        """Returns what routing would do with a request now: all candidates and the choice, and how
+        far its prompt is cached anywhere. Keeps nothing. Raises Unavailable."""
         self.require_ready()
         try:
             demand = self._demands.demand_of(TrackedRequest(Answer(request, "", now)))
-            return self.placement.explain(demand, now)
+            candidates, route = self.placement.explain(demand, now)
+            return candidates, route, self._demands.shared_path(demand.hashes, self.index)
         except NoRoute as error:
             raise Unavailable(str(error)) from None
 

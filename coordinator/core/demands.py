@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from coordinator.core.shared_path import SharedPath, diverges_early, shared_path
 from coordinator.core.tracked_request import TrackedRequest
+from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.demand import Demand
 from coordinator.routing.registry import ClusterModel, Registry
 from coordinator.routing.route import NoRoute
@@ -44,6 +46,19 @@ class DemandMaker:
             avoid=_frozen(tracked.patience.avoid),
             logprobs_from=tracked.logprobs_from,
         )
+
+    def diverges_early(self, hashes: Sequence[PageHash], index: PrefixIndex) -> bool:
+        """Returns True if a prompt begins as something that is cached, and soon goes its own
+        way."""
+        model = self._registry.model
+        return model is not None and diverges_early(hashes, model.layout.page_size, index)
+
+    def shared_path(self, hashes: Sequence[PageHash], index: PrefixIndex) -> SharedPath:
+        """Returns how far a prompt is what some node owns. Raises NoRoute if there is no node."""
+        model = self._registry.model
+        if model is None:
+            raise NoRoute("no node is alive")
+        return shared_path(hashes, model.layout.page_size, index)
 
     def hash_pages(self, tracked: TrackedRequest, num_tokens: int) -> list[PageHash]:
         """Returns the hashes of the full pages of the first `num_tokens` of prompt and answer.

@@ -37,7 +37,9 @@ class Statistics:
     def answer_ended(self, tracked: TrackedRequest, now: float) -> None:
         """Counts the request and writes its line into the log."""
         answer = tracked.answer
-        self.totals.finished(answer.counters(), now)
+        counters = answer.counters()
+        counters.early_divergences = int(tracked.diverges_early)
+        self.totals.finished(counters, now)
         route = answer.route
         log.info(
             "request %s ended: %s, %d + %d tokens, %d cached, attempts %d, %s; runner-up %s",

@@ -39,6 +39,8 @@ class TrackedRequest:
     """What went wrong with it, and when it ends for that."""
     held_s: float = 0.0
     """How long it was held by pauses of the cluster; this time does not count for its limits."""
+    diverges_early: bool = False
+    """Its prompt began as something that is cached, and soon went its own way."""
     is_answering: bool = False
     """True once a token of the current attempt has arrived: its prompt is computed then."""
 

@@ -70,6 +70,7 @@ class Tracker:
         tracked = TrackedRequest(answer)
         demand = self._demands.demand_of(tracked)
         self._placement.require_room(demand)
+        tracked.diverges_early = self._demands.diverges_early(demand.hashes, self._placement.index)
         self._requests[answer.request_id] = tracked
         self._rids.add(answer.rid)
         self._enqueue(tracked, demand, now)

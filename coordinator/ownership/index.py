@@ -148,6 +148,10 @@ class PrefixIndex:
         mask = self._masks.get(page_hash, 0)
         return [node for bit, node in self._nodes.items() if mask & bit]
 
+    def has_owner(self, page_hash: PageHash) -> bool:
+        """Returns True if a node owns this page, and so all pages before it."""
+        return page_hash in self._masks
+
     def pages(self, node: Node) -> list[PageHash]:
         """Returns every page that the node owns, in no order. Looks at every page of the index."""
         owner = self._owners.get(node)

@@ -12,10 +12,11 @@ from coordinator.audit import audit
 from coordinator.core.hot_prefixes import MAX_PREFIXES
 from coordinator.http.admin import examples
 from coordinator.http.admin.examples import example, takes
+from coordinator.http.admin.explained import asked_prompt, path_report
 from coordinator.http.admin.token import require_token
 from coordinator.http.errors import BadRequest
-from coordinator.http.native.intake import make_request, tokenize
-from coordinator.http.native.schema import GeneratePrompt, parse_generate, tenant
+from coordinator.http.native.intake import make_request
+from coordinator.http.native.schema import tenant
 from coordinator.http.replies import FAULTS, error_reply, fault_reply, json_reply
 from coordinator.http.requests import object_of, service_of
 from coordinator.routing.policies import Candidate
@@ -195,19 +196,21 @@ async def undrain(request: Request, name: str) -> Response:
     openapi_extra=takes(examples.PROMPT, is_required=True),
 )
 async def explain(request: Request) -> Response:
-    """Answers where a request (a body of /generate with one prompt) would go now, and why. Runs
-    nothing.
+    """Answers where a request would go now, and why. Runs nothing. It is a body of /generate with
+    one prompt, of a chat, of /v1/messages (with `system`) or of /v1/responses.
 
     `candidates` has nodes that would compute the prompt for another (`prefill`), nodes that would
     answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
+    `cached_path` is the longest beginning of the prompt that a node owns, with the token at which
+    the prompt leaves it (null: it does not) and, with --show-prompt-words and without a cache_salt,
+    the words on both sides of it.
     """
     service = service_of(request)
     try:
-        prompt = _one_prompt(await object_of(request))
-        tokens = await tokenize(prompt, service.tokenizer)
+        prompt, tokens = await asked_prompt(service, await object_of(request))
         service.core.require_ready()
         asked = make_request(prompt, tokens, 0, service.tokenizer, service.max_total_tokens)
-        candidates, route = service.core.explain(asked, service.now())
+        candidates, route, path = service.core.explain(asked, service.now())
     except FAULTS as error:
         return fault_reply(error)
     layout = candidates.decode[0].live.info.layout
@@ -224,6 +227,7 @@ async def explain(request: Request) -> Response:
             },
             "reason": route.reason,
             "runner_up": route.runner_up,
+            "cached_path": path_report(service, asked, path),
             "candidates": {
                 "prefill": [_candidate(c, route, "prefill") for c in candidates.prefill],
                 "decode": [_candidate(c, route, "decode") for c in candidates.decode],
@@ -246,17 +250,6 @@ async def _set_draining(service: Service, name: str, draining: bool) -> Response
     queue = service.core.placement.queues.get(name)
     num_unfinished = queue.num_requests if queue is not None else 0
     return json_reply({"name": name, "draining": draining, "unfinished_requests": num_unfinished})
-
-
-def _one_prompt(body: dict[str, Any]) -> GeneratePrompt:
-    """Returns the one prompt of a body of /generate. Raises BadRequest if it has none or
-    several."""
-    if "messages" in body:
-        raise BadRequest("messages are not supported by this version; give text or input_ids")
-    prompts = parse_generate(body).prompts
-    if len(prompts) > 1:
-        raise BadRequest("give one prompt, not a batch")
-    return prompts[0]
 
 
 def _flush_target(given: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -162,6 +162,13 @@ EXPLANATION = {
     "reason": "prefill on p0: 2 of 14 pages cached there, 10 fetched from d0 in 2 ms, queue 3 ms, "
     "compute 6 ms; decode on d1: transfer 2 ms, wait 4 ms",
     "runner_up": "p1: 0 pages cached, 51 ms more",
+    "cached_path": {
+        "tokens": 192,
+        "owners": ["p0", "d0"],
+        "leaves_at_token": 192,
+        "words_before": " Today is Monday,",
+        "words_behind": " the 3rd of August. You",
+    },
     "candidates": {"prefill": [CANDIDATE], "decode": [CANDIDATE], "both": []},
 }
 

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from coordinator.conversation.blocks import (
-    MessageBlock,
     BlockBegun,
     BlockEvent,
     BlockGrew,
     BlockReader,
+    MessageBlock,
 )
 from coordinator.http.anthropic.message import (
     MessageHead,

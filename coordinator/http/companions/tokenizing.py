@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from coordinator.answers.chat_template import ChatTemplateError
 from coordinator.answers.tokenizer import Tokenizer
+from coordinator.conversation.agent_headers import without_agent_header
 from coordinator.http.checking import checked, without_nulls
 from coordinator.http.documents.bodies import answers, takes
 from coordinator.http.errors import BadRequest
@@ -56,7 +57,9 @@ async def tokenize(request: Request) -> Response:
     service = service_of(request)
     try:
         body = checked(without_nulls(await object_of(request)), TokenizeBody)
-        prompt, with_special_tokens = _prompt(body, service.tokenizer)
+        prompt, with_special_tokens = _prompt(
+            body, service.tokenizer, service.config.normalize_agent_headers
+        )
         texts = [prompt] if isinstance(prompt, str) else prompt
         tokens = [await encode(text, service.tokenizer, with_special_tokens) for text in texts]
     except FAULTS as error:
@@ -72,7 +75,9 @@ async def tokenize(request: Request) -> Response:
     )
 
 
-def _prompt(body: TokenizeBody, tokenizer: Tokenizer) -> tuple[str | list[str], bool]:
+def _prompt(
+    body: TokenizeBody, tokenizer: Tokenizer, takes_out_headers: bool
+) -> tuple[str | list[str], bool]:
     """Returns the text or texts to tokenize, and whether special tokens are to be added. Raises
     BadRequest."""
     if (body.prompt is None) == (body.messages is None):
@@ -81,9 +86,10 @@ def _prompt(body: TokenizeBody, tokenizer: Tokenizer) -> tuple[str | list[str], 
         return body.prompt or "", body.add_special_tokens
     if tokenizer.chat_template is None:
         raise BadRequest("the model has no chat template; --chat-template gives one", "messages")
+    messages = without_agent_header(body.messages) if takes_out_headers else body.messages
     try:
         text = tokenizer.chat_template.render(
-            body.messages,
+            messages,
             add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
             continue_final_message=body.continue_final_message,
         )

@@ -12,11 +12,11 @@ import msgspec
 
 from coordinator.answers.answer import AnswerError
 from coordinator.conversation.blocks import (
-    MessageBlock,
     BlockBegun,
     BlockEvent,
     BlockGrew,
     BlockReader,
+    MessageBlock,
 )
 from coordinator.http.responses.response import (
     Item,

@@ -257,7 +257,7 @@ def counters(node: dict[str, Any]) -> dict[str, int]:
     [
         ({}, "give text or input_ids"),
         ({"text": ["a", "b"]}, "one prompt"),
-        ({"messages": []}, "messages are not supported"),
+        ({"messages": []}, "messages"),
         ({"text": ""}, "empty"),
         ({"input_ids": [1] * 5000}, "5000"),
     ],

@@ -182,7 +182,7 @@ def test_a_request_without_an_end_is_ended_in_time() -> None:
 
 def test_an_explanation_keeps_nothing_and_says_what_comes_next() -> None:
     core = core_of("p0", "p1", "d0", "d1")
-    _, explained = core.explain(request(), 0.0)
+    _, explained, _ = core.explain(request(), 0.0)
     assert core.num_unfinished == 0
     _, generate = messages(core.submit(request(), 0.0), Generate)[0]
     assert generate.prefill_node == explained.prefill
@@ -208,7 +208,7 @@ def turn(
 
 
 def owned(core: CoordinatorCore, request: Request, now: float) -> dict[str, int]:
-    candidates, _ = core.explain(request, now)
+    candidates, _, _ = core.explain(request, now)
     return {c.live.node.name: c.owned_pages for c in candidates.prefill + candidates.decode}
 
 
@@ -222,7 +222,7 @@ def test_the_next_turn_finds_the_pages_of_the_answer_at_once() -> None:
 
 def test_pages_that_tokens_tell_of_can_be_fetched_at_once() -> None:
     core = core_of("p0", "p1", "d0", local_prefill_max_tokens=0)
-    _, route = core.explain(turn(core, 0.0, num_tokens=640), 0.1)
+    _, route, _ = core.explain(turn(core, 0.0, num_tokens=640), 0.1)
     assert route.fetch_from == D0 and route.fetch_pages == 42
 
 
