@@ -37,8 +37,10 @@ class CoordinatorConfig:
     reasoning_parser: str = option(
         "auto", "how the model marks its thoughts; auto: as its files tell", REASONING_PARSERS
     )
-    normalize_agent_headers: bool = option(
-        True, "what agents write into their first system line anew each time is taken out of chats"
+    normalize_agent_headers: str = option(
+        "on",
+        "what agents write into their first system line anew each time is taken out of chats",
+        ("on", "off"),
     )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
@@ -84,6 +86,11 @@ class CoordinatorConfig:
         "/admin/cache/prefixes and /admin/route/explain show words of prompts without a cache_salt",
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+
+    @property
+    def takes_out_agent_headers(self) -> bool:
+        """True if a chat's prompt is to be without what agents write anew into each request."""
+        return self.normalize_agent_headers == "on"
 
     def __post_init__(self) -> None:
         require_redis_url(self.redis_url)

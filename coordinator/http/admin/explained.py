@@ -28,7 +28,7 @@ async def asked_prompt(service: Service, body: dict[str, Any]) -> tuple[Generate
     chat = _chat_of(body)
     if chat is not None:
         form = model_form(service.model_directory, tokenizer.model, service.config)
-        takes_out_headers = service.config.normalize_agent_headers
+        takes_out_headers = service.config.takes_out_agent_headers
         rendered = await prompt_of(chat, tokenizer.chat_template, form, takes_out_headers)
         text = rendered.prompt.text or ""
         return rendered.prompt, await encode(text, tokenizer, chat.add_special_tokens)

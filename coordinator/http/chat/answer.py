@@ -139,7 +139,7 @@ async def submit_chat(
     """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
     RequestRefused."""
     template = service.tokenizer.chat_template
-    takes_out_headers = service.config.normalize_agent_headers
+    takes_out_headers = service.config.takes_out_agent_headers
     chat = await prompt_of(request, template, form, takes_out_headers)
     mailboxes = await submit_all(service, [chat.prompt], http_id, request.add_special_tokens)
     tools, choice = request.usable_tools, request.choice

@@ -85,7 +85,7 @@ async def prompt_of(
 async def tokens_of(service: Service, request: ChatRequest, form: MessageForm) -> list[int]:
     """Returns the token ids of the prompt that a chat becomes. Raises BadRequest."""
     tokenizer = service.tokenizer
-    takes_out_headers = service.config.normalize_agent_headers
+    takes_out_headers = service.config.takes_out_agent_headers
     chat = await prompt_of(request, tokenizer.chat_template, form, takes_out_headers)
     return await encode(chat.prompt.text or "", tokenizer, request.add_special_tokens)
 

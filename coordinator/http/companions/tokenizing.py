@@ -58,7 +58,7 @@ async def tokenize(request: Request) -> Response:
     try:
         body = checked(without_nulls(await object_of(request)), TokenizeBody)
         prompt, with_special_tokens = _prompt(
-            body, service.tokenizer, service.config.normalize_agent_headers
+            body, service.tokenizer, service.config.takes_out_agent_headers
         )
         texts = [prompt] if isinstance(prompt, str) else prompt
         tokens = [await encode(text, service.tokenizer, with_special_tokens) for text in texts]

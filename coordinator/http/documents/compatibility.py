@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 
 from coordinator.http.app import ROUTERS
 from coordinator.http.documents import seen
+from coordinator.http.documents.agents_keys import agents_sections
 from coordinator.http.documents.openai_keys import openai_sections
 from coordinator.http.documents.tables import table
 from coordinator.http.errors import BadRequest
@@ -239,6 +240,7 @@ def document() -> str:
             *table(("demand", "cases", "seen"), seen.rows("checks")),
             "",
             *openai_sections(),
+            *agents_sections(),
         ]
     )
 
@@ -253,6 +255,9 @@ def _endpoints() -> list[list[str]]:
         "/generate": (["POST", "PUT"], "Generates answers."),
         "/v1/chat/completions": (["POST"], "Answers chats."),
         "/v1/completions": (["POST"], "Goes on with texts."),
+        "/v1/messages": (["POST"], "Answers chats in Anthropic's form."),
+        "/v1/messages/count_tokens": (["POST"], "Counts the tokens of their prompts."),
+        "/v1/responses": (["POST"], "Answers agents in the form of OpenAI's responses."),
     }
     for module in ROUTERS:
         for route in module.router.routes:

@@ -3,6 +3,7 @@ their bodies and of the tables of keys."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -52,6 +53,9 @@ COMPLETION_ANSWER = {
     "choices": [{"index": 0, "text": ", there was", "logprobs": None, "finish_reason": "length"}],
     "usage": USAGE,
 }
+NATIVE_NAMES = SAMPLING_NAMES | dict.fromkeys(
+    ("max_tokens", "max_completion_tokens"), "max_new_tokens"
+)
 MORE_ERRORS = {404: "the model is not served"}
 
 
@@ -78,18 +82,28 @@ def openai_schemas() -> dict[str, Any]:
     sampling = schemas.pop("SamplingParams")["properties"]
     for name, keys in (("ChatBody", CHAT_KEYS), ("CompletionBody", COMPLETION_KEYS)):
         own = schemas[name]["properties"]
-        schemas[name]["properties"] = {
-            key.name: _property(key, own, sampling)
-            for key in keys
-            if key.treatment in ("supported", "ignored")
-        }
+        schemas[name]["properties"] = described_keys(keys, own, sampling, NATIVE_NAMES)
     return schemas
 
 
-def _property(key: Key, own: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
-    native = SAMPLING_NAMES.get(key.name, key.name)
-    if key.name in ("max_tokens", "max_completion_tokens"):
-        native = "max_new_tokens"
+def described_keys(
+    keys: Sequence[Key],
+    own: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    native_names: Mapping[str, str],
+) -> dict[str, Any]:
+    """Returns the schemas of those of `keys` that are accepted, by name. They are those of the
+    body's own struct, or of the sampling parameters, which have `native_names` there."""
+    return {
+        key.name: _property(key, own, sampling, native_names.get(key.name, key.name))
+        for key in keys
+        if key.treatment in ("supported", "ignored")
+    }
+
+
+def _property(
+    key: Key, own: Mapping[str, Any], sampling: Mapping[str, Any], native: str
+) -> dict[str, Any]:
     found = own.get(key.name) or sampling.get(native) or {}
     note = key.note if key.treatment == "supported" else f"ignored: {key.note}"
     return {name: value for name, value in found.items() if name != "default"} | {

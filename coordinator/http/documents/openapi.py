@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
+from coordinator.http.documents.agents import agents_paths, agents_schemas
 from coordinator.http.documents.generate import generate_path, generate_schemas
 from coordinator.http.documents.openai import openai_paths, openai_schemas
 
@@ -28,10 +29,10 @@ def describe_others(app: FastAPI) -> None:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            others = {"/generate": generate_path()} | openai_paths()
+            others = {"/generate": generate_path()} | openai_paths() | agents_paths()
             schema["paths"] = others | schema["paths"]
             components = schema.setdefault("components", {})
-            described = generate_schemas() | openai_schemas()
+            described = generate_schemas() | openai_schemas() | agents_schemas()
             components["schemas"] = described | components.get("schemas", {})
             app.openapi_schema = schema
         return app.openapi_schema

@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.http.anthropic.keys import MESSAGE_KEYS
 from coordinator.http.documents import seen
+from coordinator.http.documents.agents_keys import (
+    IN_MESSAGES,
+    IN_RESPONSES,
+    observed_in_messages,
+    observed_in_responses,
+)
 from coordinator.http.documents.compatibility import EXAMPLES, FILE, document, observed
 from coordinator.http.documents.openai_keys import EXAMPLES as OPENAI_EXAMPLES
 from coordinator.http.documents.openai_keys import observed_in_chats, observed_in_completions
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
 from coordinator.http.openai.keys import CHAT_KEYS, COMPLETION_KEYS
+from coordinator.http.responses.keys import RESPONSE_KEYS
 from tests.e2e.clients.titles import SECTIONS, title
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -43,6 +51,23 @@ def test_what_is_seen_of_openais_keys_is_what_the_table_says(
     if key.treatment in ("supported", "ignored"):
         assert seen == "accepted"
         assert key.treatment == "ignored" or key.name in OPENAI_EXAMPLES
+    else:
+        assert seen.startswith("400: ") and key.name in seen
+
+
+@pytest.mark.parametrize(
+    ("key", "observed", "examples"),
+    [(key, observed_in_messages, IN_MESSAGES) for key in MESSAGE_KEYS]
+    + [(key, observed_in_responses, IN_RESPONSES) for key in RESPONSE_KEYS],
+    ids=lambda x: getattr(x, "name", getattr(x, "__name__", "")),
+)
+def test_what_is_seen_of_agents_keys_is_what_the_table_says(
+    key: Key, observed: Callable[[Key], str], examples: dict[str, object]
+) -> None:
+    seen = observed(key)
+    if key.treatment in ("supported", "ignored"):
+        assert seen == "accepted"
+        assert key.treatment == "ignored" or key.name in examples
     else:
         assert seen.startswith("400: ") and key.name in seen
 
