@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.conversation.choice import CALLS, form_of
@@ -115,6 +115,7 @@ def require_valid_calls(message: AssistantMessage, choice: ToolChoice) -> None:
 
 
 @pytest.mark.parametrize("parser", PARSERS)
+@settings(max_examples=60)
 @given(st.sampled_from(CHOICES), st.integers(0, 1 << 32))
 def test_what_must_be_called_is_called(parser: str, choice: ToolChoice, seed: int) -> None:
     assume(has(parser, choice.name))
@@ -125,6 +126,7 @@ def test_what_must_be_called_is_called(parser: str, choice: ToolChoice, seed: in
 
 @pytest.mark.parametrize("thinking", ["free", "open"])
 @pytest.mark.parametrize("parser", PARSERS)
+@settings(max_examples=20)
 @given(st.sampled_from(CHOICES), st.integers(0, 1 << 32))
 def test_a_model_may_think_before_it_calls(
     parser: str, thinking: Thinking, choice: ToolChoice, seed: int
