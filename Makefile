@@ -92,8 +92,8 @@ bench-http: $(READY) ## the coordinator alone: requests (ARGS="--router sglang" 
 	$(BIN)/python -m benchmarks.http $(ARGS)
 	$(BIN)/python -m benchmarks.streams
 
-bench: $(READY) ## index and router, hits to the token, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
-	for bench in index features.beginnings http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
+bench: $(READY) ## index and router, hits to the token, programs, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
+	for bench in index features.beginnings features.language http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny

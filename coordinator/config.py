@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from coordinator.conversation.choice import CALL_PARSERS, REASONING_PARSERS
 from coordinator.routing.policies import POLICIES
-from protocol.config import option, require, require_redis_url
+from protocol.config import (
+    LOG_LEVEL_SYNONYMS,
+    LOG_LEVELS,
+    option,
+    require,
+    require_redis_url,
+)
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
     """The flags of a coordinator."""
 
-    model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
+    model_path: str = option(
+        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+    )
     served_model_name: str = option("", "name told to clients; empty: the directory's name")
     chat_template: str = option(
         "",
         "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "
         "mistral, phi-3, qwen; empty: the model's own",
+    )
+    tool_call_parser: str = option(
+        "auto", "how the model writes calls of tools; auto: as its files tell", CALL_PARSERS
+    )
+    reasoning_parser: str = option(
+        "auto", "how the model marks its thoughts; auto: as its files tell", REASONING_PARSERS
     )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
@@ -44,13 +60,26 @@ class CoordinatorConfig:
     stream_output: bool = option(
         False, "events of a stream carry only the new text, ids and logprobs, not all so far"
     )
+    api_key: tuple[str, ...] = option(
+        (),
+        "key that every path asks for but /health, /ready and /metrics; may be given several times",
+        is_secret=True,
+    )
+    api_key_file: str = option("", "file with more such keys, one a line; # begins a comment")
     admin_token: str = option(
-        "", "bearer token that /admin/* asks for; empty: none", is_secret=True
+        "",
+        "bearer token that /admin/* asks for, in place of an API key; it opens all other paths too",
+        is_secret=True,
+    )
+    cors_origin: tuple[str, ...] = option(
+        (),
+        "origin whose pages may call from a browser, as https://chat.example.com; *: any; may be "
+        "given several times",
     )
     show_prompt_words: bool = option(
         False, "/admin/cache/prefixes shows the first words of prompts without a cache_salt"
     )
-    log_level: str = option("info", "how much to log", LOG_LEVELS)
+    log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
 
     def __post_init__(self) -> None:
         require_redis_url(self.redis_url)
@@ -60,6 +89,12 @@ class CoordinatorConfig:
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
+        for origin in self.cors_origin:
+            require(
+                origin == "*" or ORIGIN.fullmatch(origin) is not None,
+                f"--cors-origin is {origin!r}; it must be * or an origin without a path, as "
+                "https://chat.example.com",
+            )
         require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")

@@ -24,15 +24,23 @@ class Mailbox:
         self._has_news = False
         self._waiter: asyncio.Future[None] | None = None
         self._waits_for_end = False
+        self._take: Callable[[], bool] | None = None
+        """Is offered each change during the present wait, before the handler is woken."""
         self._wait_ends = 0.0
         """When the wait of now ends in vain, by the loop's clock."""
         self._timeout_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         """Rings at the end of the present wait or of an earlier one, and is set again then."""
 
-    async def changed(self, timeout_s: float) -> None:
-        """Waits until the answer has changed since the last call. Raises TimeoutError."""
+    async def changed(self, timeout_s: float, take: Callable[[], bool] | None = None) -> None:
+        """Waits until the answer has changed since the last call. Raises TimeoutError.
+
+        Changes during the wait, but for the end, are first offered to `take`: one for which it
+        returns True does not end the wait. A callback costs a fraction of waking the handler. What
+        it raises is raised here.
+        """
         if not self._has_news:
+            self._take = take
             await self._wait(timeout_s, for_end=False)
         self._has_news = False
 
@@ -43,15 +51,32 @@ class Mailbox:
             await self._wait(timeout_s, for_end=True)
 
     def wake(self) -> None:
-        """Wakes the handler: the answer has changed or is done."""
+        """Wakes the handler, unless it takes the news without: the answer has changed or is
+        done."""
+        is_done = self.answer.is_done
+        if self._take is not None and not is_done:
+            try:
+                if self._take():
+                    return
+            except Exception as error:  # it is the handler's, and no concern of who brings the news
+                return self._end_wait(error)
         self._has_news = True
-        waiter = self._waiter
-        is_awaited = self.answer.is_done or not self._waits_for_end
-        if waiter is not None and not waiter.done() and is_awaited:
-            waiter.set_result(None)
-        if self._timer is not None and self.answer.is_done:
+        if is_done or not self._waits_for_end:
+            self._end_wait()
+        if self._timer is not None and is_done:
             self._timer.cancel()
             self._timer = None
+
+    def _end_wait(self, error: Exception | None = None) -> None:
+        """Lets the handler go on, which happens later: until then nothing is offered to `take`."""
+        self._take = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
 
     async def _wait(self, timeout_s: float, for_end: bool) -> None:
         # A future and a timer cost a tenth of what a task and an event do.
@@ -64,7 +89,7 @@ class Mailbox:
         try:
             await waiter
         finally:
-            self._waiter = None
+            self._waiter = self._take = None
 
     def _set_timer(self, wait_ends: float) -> None:
         """Bounds the wait. A stream waits for every token, so a timer that is set stays, unless it
@@ -90,4 +115,4 @@ class Mailbox:
         if loop.time() < self._wait_ends:
             self._timer = loop.call_at(self._wait_ends, self._rings)
         else:
-            waiter.set_exception(asyncio.TimeoutError())
+            self._end_wait(asyncio.TimeoutError())

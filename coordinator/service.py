@@ -12,7 +12,6 @@ import math
 import random
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -102,6 +101,8 @@ class Service:
         self._channel = channel
         self._mailboxes: dict[str, Mailbox] = {}
         """Whom to tell of the answers that have not ended, by request id."""
+        self._changed: dict[Mailbox, None] = {}
+        """Those to be told of new tokens when all messages that have come are taken, in order."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._replies = PendingReplies()
@@ -264,6 +265,11 @@ class Service:
 
     def handle(self, message: AnyMessage) -> None:
         """Takes one message: the reply to a question of an operator, or something for the core."""
+        self._take(message)
+        self._wake_changed()
+
+    def _take(self, message: AnyMessage) -> None:
+        """Does what `handle` does, but for telling who waits for an answer of its new tokens."""
         if isinstance(message, CacheFlushed):
             self._replies.answered(message.flush_id, message.node.name, message.num_pages)
         elif isinstance(message, AuditReply):
@@ -301,9 +307,17 @@ class Service:
         while messages := self._channel.drain():
             for message in messages:
                 try:
-                    self.handle(message)
+                    self._take(message)
                 except Exception:  # it must not cost the messages behind it
                     log.exception("a %s could not be handled", type(message).__name__)
+        # Only now: when events take longer to send than steps to compute, tokens of several
+        # messages become one event, and other work has its turn between two rounds of events.
+        self._wake_changed()
+
+    def _wake_changed(self) -> None:
+        changed, self._changed = self._changed, {}
+        for mailbox in changed:
+            mailbox.wake()
 
     def _plan_tick(self, now: float) -> None:
         """Sets the one timer to the time at which the core wants to be asked again."""
@@ -329,10 +343,12 @@ class Service:
             self._timer = None
 
     def _carry_out(self, instructions: Iterable[Instruction], now: float) -> None:
-        todo = deque(instructions)
-        while todo:
-            instruction = todo.popleft()
-            if isinstance(instruction, Send):
+        todo = list(instructions)
+        for instruction in todo:  # which may grow meanwhile
+            if isinstance(instruction, AnswerChanged):
+                if mailbox := self._mailboxes.get(instruction.answer.request_id):
+                    self._changed[mailbox] = None
+            elif isinstance(instruction, Send):
                 try:
                     self._channel.send(instruction.address, instruction.message)
                 except PeerUnreachable as error:
@@ -340,9 +356,6 @@ class Service:
                     todo.extend(
                         self.core.undeliverable(instruction.address, instruction.message, now)
                     )
-            elif isinstance(instruction, AnswerChanged):
-                if mailbox := self._mailboxes.get(instruction.answer.request_id):
-                    mailbox.wake()
             elif isinstance(instruction, AnswerEnded):
                 if mailbox := self._mailboxes.pop(instruction.answer.request_id, None):
                     mailbox.wake()

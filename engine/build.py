@@ -92,6 +92,7 @@ def load_model_runner(
         device,
         graphs,
         read_tokenizer=lambda: load_tokenizer(path).json_text,
+        library=library,
     )
 
 

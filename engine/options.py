@@ -21,13 +21,20 @@ class EngineOptions:
         "dtype of weights and KV; auto: the checkpoint's on a GPU, bfloat16 on a CPU that has AMX "
         "if the checkpoint is, else float32",
         DTYPES,
+        synonyms={"half": "float16", "float": "float32"},
     )
     page_size: int = option(16, "tokens per KV page")
     load_format: str = option(
-        "auto", "auto: the model's weights; dummy: random ones, for benchmarks", LOAD_FORMATS
+        "auto",
+        "auto: the model's weights; dummy: random ones, for benchmarks",
+        LOAD_FORMATS,
+        synonyms={"safetensors": "auto"},
     )
     attention_backend: str = option(
-        "auto", "how attention is computed; auto: the fastest that is here", ATTENTION_BACKENDS
+        "auto",
+        "how attention is computed; auto: the fastest that is here",
+        ATTENTION_BACKENDS,
+        synonyms={"fa3": "flash", "fa4": "flash", "torch_native": "torch"},
     )
     no_native_kernels: bool = option(
         False, "compute on a CPU with torch alone; else kernels are compiled at the first start"

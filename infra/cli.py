@@ -6,7 +6,6 @@ without a traceback.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import os
@@ -16,12 +15,23 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator.config import CoordinatorConfig
+from coordinator.version import VERSION
 from infra import models
+from infra.command.foreign_flags import heed
+from infra.command.parser import (
+    FOREIGN,
+    CommandParser,
+    add_foreign_flags,
+    explain_unknown,
+    flags_known_to,
+)
+from infra.command.sglang_flags import SGLANG_FLAGS
 from infra.ports import require_free
 from infra.up import UpConfig, up
 from infra.workers import run_workers
 from kvrelay.bench.config import BenchConfig, add_to
 from node.config import NodeConfig
+from node.model_check import check_model
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
 
@@ -29,6 +39,8 @@ if TYPE_CHECKING:
     from kvrelay.client import Client
 
 T = TypeVar("T")
+Command = Callable[[dict[str, Any]], None]
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +48,9 @@ class ClientConfig:
     """Settings of the commands that talk to a running cluster."""
 
     url: str = option("http://127.0.0.1:30000", "where the coordinator listens")
+    api_key: tuple[str, ...] = option(
+        (), "an API key of the cluster, if it asks for one", is_secret=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +68,15 @@ class DemoConfig:
     admin_token: str = option("", "a token for /admin/*; empty: none", is_secret=True)
 
 
+GROUPS = {UpConfig: "the cluster", CoordinatorConfig: "HTTP and routing", NodeConfig: "nodes"}
+"""The headings in the help of a command that takes settings of several kinds."""
+FOREIGN_HELP = "What flags of SGLang do that are not listed here: docs/sglang-flags.md."
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that `arguments` (None: those of the process) name."""
-    parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    command: Callable[[dict[str, Any]], None] = given.pop("run")
     try:
+        command, given = read_arguments(arguments)
         command(given)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -71,31 +89,67 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Returns the parser of all commands; the attribute `run` is the function of the one given."""
-    parser = argparse.ArgumentParser(
+def read_arguments(arguments: Sequence[str] | None) -> tuple[Command, dict[str, Any]]:
+    """Returns the command that `arguments` name, and its settings as text. Says on standard error
+    which flags of SGLang have no effect. Raises ConfigError for one that is refused, and SystemExit
+    for what is no flag of the command."""
+    parsers: dict[str, CommandParser] = {}
+    parsed, unknown = _parser(parsers).parse_known_args(arguments)
+    given = vars(parsed)
+    command: Command = given.pop("run")
+    parser: CommandParser = given.pop("parser")
+    if unknown:
+        known = {name: flags_known_to(other) for name, other in parsers.items()}
+        elsewhere = [(f"`kvrelay {name}`", flags) for name, flags in known.items()]
+        parser.error(explain_unknown(unknown, flags_known_to(parser), elsewhere))
+    heeded = heed(given.pop(FOREIGN, ()), given)
+    for note in heeded.notes:
+        print(f"kvrelay: {note}", file=sys.stderr)
+    return command, {**given, **heeded.settings}
+
+
+def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
+    """Returns the parser of all commands, and adds that of each to `parsers`. The attribute `run`
+    of what it parses is the function of the command, `parser` its parser."""
+    top = CommandParser(
         prog="kvrelay",
         description="Disaggregated LLM serving: prefill nodes, decode nodes, one coordinator.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"kvrelay {VERSION}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, help: str, run: Callable[[dict[str, Any]], None], *configs: type) -> Any:
+    def add(name: str, help: str, run: Command, *configs: type) -> CommandParser:
         sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         seen: set[str] = set()
         for config in configs:
-            seen = add_flags(sub, config, seen)
-        sub.set_defaults(run=run)
+            group = sub.add_argument_group(GROUPS[config]) if len(configs) > 1 else sub
+            seen = add_flags(group, config, seen)
+        sub.set_defaults(run=run, parser=sub)
+        parsers[name] = sub
         return sub
 
-    add("up", "start a whole cluster on this host", up, UpConfig, CoordinatorConfig, NodeConfig)
-    add("coordinator", "start one coordinator", _coordinator, CoordinatorConfig)
-    add("prefill", "start one prefill node", _prefill, NodeConfig)
-    add("decode", "start one decode node", _decode, NodeConfig)
+    def add_server(name: str, help: str, run: Command, *configs: type) -> None:
+        sub = add(name, help, run, *configs)
+        add_foreign_flags(sub, SGLANG_FLAGS)
+        sub.usage, sub.epilog = f"kvrelay {name} [--flag VALUE …]", FOREIGN_HELP
+
+    kinds = (UpConfig, CoordinatorConfig, NodeConfig)
+    add_server("up", "start a whole cluster on this host", up, *kinds)
+    add_server("coordinator", "start one coordinator", _coordinator, CoordinatorConfig)
+    add_server("prefill", "start one prefill node", _prefill, NodeConfig)
+    add_server("decode", "start one decode node", _decode, NodeConfig)
     generate = add("generate", "send a prompt and stream the answer", _generate, ClientConfig)
-    generate.add_argument("text")
-    generate.add_argument("--max-new-tokens", type=int, default=128)
-    generate.add_argument("--temperature", type=float, default=0.0)
+    generate.add_argument("text", help="the prompt, as the model is to see it")
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=128, help="longest answer in tokens (default: 128)"
+    )
+    generate.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="how much chance there is in the answer; 0: none, the likeliest tokens (default: 0)",
+    )
     stats = add("stats", "show nodes and caches of a running cluster", _stats, OperatorConfig)
     stats.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
     explain = add(
@@ -104,8 +158,10 @@ def _parser() -> argparse.ArgumentParser:
         _explain,
         OperatorConfig,
     )
-    explain.add_argument("text")
-    explain.add_argument("--cache-salt", default="", help="the tenant whose prompt it is")
+    explain.add_argument("text", help="the prompt, as the model is to see it")
+    explain.add_argument(
+        "--cache-salt", default="", help="the tenant whose prompt it is (default: none)"
+    )
     audit = add(
         "audit",
         "compare what nodes hold with the records of it; exit code 1 if they differ",
@@ -115,8 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
-    add_to(commands, _bench)
-    return parser
+    serve = add_to(commands, _bench)
+    serve.set_defaults(parser=serve)
+    parsers["bench serve"] = serve
+    return top
 
 
 def _coordinator(flags: dict[str, Any]) -> None:
@@ -166,6 +224,9 @@ def _node_config(flags: dict[str, Any]) -> NodeConfig:
     """Returns the settings of a node whose model is there; starts its logging."""
     config = resolve(NodeConfig, flags, os.environ)
     _start_logging(config.log_level)
+    small = models.path(config.model_path, with_weights=False)
+    if note := check_model(dataclasses.replace(config, model_path=small)):
+        log.info(note)
     with_weights = config.load_format != "dummy"
     return dataclasses.replace(config, model_path=models.path(config.model_path, with_weights))
 
@@ -174,18 +235,16 @@ def _generate(flags: dict[str, Any]) -> None:
     """Prints the answer to a prompt as it grows."""
     from kvrelay.client import Client
 
-    with Client(_settings(ClientConfig, flags).url) as client:
+    config = _settings(ClientConfig, flags)
+    with Client(config.url, api_key=first_of(config.api_key)) as client:
         shown = 0
         for update in client.stream(
             flags["text"],
             max_new_tokens=flags["max_new_tokens"],
             temperature=flags["temperature"],
         ):
-            text = update["text"]
-            has_all = len(update["output_ids"]) == update["meta_info"]["completion_tokens"]
-            new = text[shown:] if has_all else text  # else the coordinator has --stream-output
-            print(new, end="", flush=True)
-            shown += len(new)
+            print(update.text[shown:], end="", flush=True)
+            shown = len(update.text)
         print()
 
 
@@ -235,13 +294,19 @@ def _operator(flags: dict[str, Any]) -> Client:
     from kvrelay.client import Client
 
     config = _settings(OperatorConfig, flags)
-    return Client(config.url, config.admin_token)
+    return Client(config.url, config.admin_token, api_key=first_of(config.api_key))
 
 
 def _settings(config: type[T], flags: dict[str, Any]) -> T:
     """Returns the settings `config` of a command; `flags` may have other arguments besides them."""
     names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     return resolve(config, {k: v for k, v in flags.items() if k in names}, os.environ)
+
+
+def first_of(keys: tuple[str, ...]) -> str:
+    """Returns the first of several API keys; "" if there is none. A client needs one, and shares
+    the variable KVRELAY_API_KEY with coordinators, which take several."""
+    return keys[0] if keys else ""
 
 
 def _start_logging(level: str, label: str = "") -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.command.log_directory import LogDirectory
 from infra.ports import require_free
 from infra.process import Child, Start, start_program
-from infra.redis_server import check_reachable, server_command
-from kvrelay.client import Client, ClientError
+from infra.redis_server import check_reachable, require_free_names, server_command
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 from protocol.errors import UserError
 
 POLL_S = 0.05
@@ -39,8 +40,18 @@ class ClusterPlan:
     """Flags of prefill nodes alone, which replace those of all nodes."""
     decode_flags: Mapping[str, str] = field(default_factory=dict)
     """Flags of decode nodes alone, which replace those of all nodes."""
+    api_key: str = ""
+    """A key that the coordinator takes; "" if it asks for none."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts it should be told of its settings."""
     start_timeout_s: float = 600.0
     """How long the nodes may take to register."""
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The names of the nodes, prefill nodes first."""
+        prefill = [f"p{i}" for i in range(self.num_prefill)]
+        return (*prefill, *(f"d{i}" for i in range(self.num_decode)))
 
 
 class StartError(UserError):
@@ -61,10 +72,11 @@ class LocalCluster:
         on_line: Callable[[str, str], None] = _silent,
         start: Start = start_program,
     ) -> None:
-        """Starts nothing yet. Logs go to `log_dir`, or a new directory if it is None, and each line
-        of a process other than Redis to `on_line(process name, line)`."""
+        """Starts nothing yet. Logs go to `log_dir`; if it is None, to a directory that is removed
+        at the end. Each line of a process goes to `on_line(process name, line)`, except Redis's."""
         self.plan = plan
-        self.log_dir = log_dir or Path(tempfile.mkdtemp(prefix="kvrelay-"))
+        self._log_dir = log_dir
+        self._own_logs: LogDirectory | None = None
         self.children: dict[str, Child] = {}
         self.redis_url = plan.redis_url
         self._on_line = on_line
@@ -75,6 +87,14 @@ class LocalCluster:
         """The URL of the coordinator, as seen from this host."""
         host = "127.0.0.1" if self.plan.host in ("0.0.0.0", "::") else self.plan.host
         return f"http://{host}:{self.plan.port}"
+
+    @property
+    def log_dir(self) -> Path:
+        """The directory of the logs; a temporary one is there between `start` and `stop`."""
+        if self._log_dir is not None:
+            return self._log_dir
+        assert self._own_logs is not None, "the cluster does not run"
+        return self._own_logs.path
 
     @property
     def admin_token(self) -> str:
@@ -96,21 +116,22 @@ class LocalCluster:
         """
         plan = self.plan
         require_free(plan.host, plan.port)
+        if plan.redis_url:
+            check_reachable(plan.redis_url)
+            require_free_names(plan.redis_url, plan.node_names)
+        if self._log_dir is None:
+            self._own_logs = LogDirectory()
         self.log_dir.mkdir(parents=True, exist_ok=True)
         try:
-            if self.redis_url:
-                check_reachable(self.redis_url)
-            else:
+            if not self.redis_url:
                 self._start_redis()
             self.start_process(
                 "coordinator",
                 "coordinator",
                 {**plan.coordinator_flags, "host": plan.host, "port": str(plan.port)},
             )
-            for i in range(plan.num_prefill):
-                self.start_node("prefill", f"p{i}")
-            for i in range(plan.num_decode):
-                self.start_node("decode", f"d{i}")
+            for name in plan.node_names:
+                self.start_node("prefill" if name.startswith("p") else "decode", name)
             self.wait_for_nodes()
         except BaseException:
             self.stop()
@@ -147,18 +168,20 @@ class LocalCluster:
         expected = {
             name for name in self.children if name != "redis" and not name.startswith("coordinator")
         }
-        with Client(self.url, self.admin_token, ASK_TIMEOUT_S) as client:
+        with Client(self.url, self.admin_token, ASK_TIMEOUT_S, api_key=self.plan.api_key) as client:
             while True:
                 self.raise_if_dead()
                 try:
-                    if expected <= {node["name"] for node in client.nodes()}:
+                    missing = expected - {node["name"] for node in client.nodes()}
+                    if not missing:
                         return
                 except ClientError:
-                    pass  # not listening yet
+                    missing = {"coordinator"}  # not listening yet
                 if time.monotonic() > deadline:
                     raise StartError(
-                        f"not every node was ready within {self.plan.start_timeout_s:.0f} s; "
-                        f"see the logs in {self.log_dir}"
+                        f"{', '.join(sorted(missing))} not ready within "
+                        f"{self.plan.start_timeout_s:.0f} s; the last lines of {min(missing)}:\n"
+                        f"{_indented(self.children[min(missing)].last_lines)}"
                     )
                 time.sleep(POLL_S)
 
@@ -167,10 +190,9 @@ class LocalCluster:
         for child in self.children.values():
             if not child.alive:
                 child.wait()  # for the thread that reads its output: the last lines tell most
-                lines = "\n".join(f"  {line}" for line in child.last_lines)
                 raise StartError(
                     f"{child.name} ended with exit code {child.process.returncode}; "
-                    f"its last lines:\n{lines}"
+                    f"its last lines:\n{_indented(child.last_lines)}"
                 )
 
     def stop(self) -> None:
@@ -186,6 +208,9 @@ class LocalCluster:
             redis.terminate()
             redis.wait()
         self.children.clear()
+        if self._own_logs is not None:
+            self._own_logs.remove()
+            self._own_logs = None
 
     def _start_redis(self) -> None:
         """Starts a private Redis and waits until it answers. Raises ConfigError."""
@@ -193,6 +218,10 @@ class LocalCluster:
         self.redis_url = server.url
         self.children["redis"] = Child("redis", server.command, self.log_dir / "redis.log", _silent)
         server.wait_until_ready(self.children["redis"])
+
+
+def _indented(lines: Iterable[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _flag_words(flag: str, value: str) -> list[str]:

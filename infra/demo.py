@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 
 from infra import models
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.stats import show_stats
-from infra.up import watch
+from infra.up import interrupt_on_signals, stop_undisturbed, watch
+from kvrelay.answers import Generated
 from kvrelay.client import Client
 from protocol.errors import UserError
 
@@ -46,6 +46,8 @@ def demo(port: int, admin_token: str, once: bool) -> None:
         "[bold]kvrelay[/bold]: starting Redis, one coordinator, 2 prefill and 2 decode nodes …"
     )
     flags = {"model_path": str(models.EMBEDDED)}
+    # The coordinator reads its keys from the environment too.
+    api_key = os.environ.get("KVRELAY_API_KEY", "").partition(",")[0]
     cluster = LocalCluster(
         ClusterPlan(
             num_prefill=2,
@@ -55,41 +57,43 @@ def demo(port: int, admin_token: str, once: bool) -> None:
             redis_url=os.environ.get("KVRELAY_REDIS_URL", ""),
             coordinator_flags=flags | {"admin_token": admin_token},
             node_flags=flags,
+            api_key=api_key,
         )
     )
+    interrupt_on_signals()
     try:
         cluster.start()
-        with Client(cluster.url, cluster.admin_token) as client:
+        with Client(cluster.url, cluster.admin_token, api_key=api_key) as client:
             show(client, console)
         if not once:
             _keep_serving(cluster, console)
     except KeyboardInterrupt:
         console.print("stopping …")
     finally:
-        cluster.stop()
+        stop_undisturbed(cluster)
 
 
 def show(client: Client, console: Console) -> None:
     """Shows every step on a running cluster and checks it. Raises StepFailed."""
     console.rule("1. a streamed answer")
     story = _ask(client, console, STORY, max_new_tokens=200)
-    _check(len(story["text"]) > 40, "the story is empty")
+    _check(len(story.text) > 40, "the story is empty")
 
     console.rule("2. a long prompt, then the same beginning with another ending")
     cold = _ask(client, console, f"{NOTES}{QUESTIONS[0]}")
-    _check("4271" in cold["text"], f"expected the code 4271 in {cold['text']!r}")
+    _check("4271" in cold.text, f"expected the code 4271 in {cold.text!r}")
     _wait_for_ownership(client, cold)  # else the router may not know the pages yet
     warm = _ask(client, console, f"{NOTES}{QUESTIONS[1]}")
-    _check("Bramo" in warm["text"], f"expected the name Bramo in {warm['text']!r}")
-    before, after = cold["meta_info"], warm["meta_info"]
+    _check("Bramo" in warm.text, f"expected the name Bramo in {warm.text!r}")
+    before, after = cold.meta_info, warm.meta_info
     console.print(
-        f"  cached tokens   {before['cached_tokens']:>6} → {after['cached_tokens']} "
-        f"of {after['prompt_tokens']}\n"
-        f"  time to first   {before['ttft'] * 1e3:>6.1f} → {after['ttft'] * 1e3:.1f} ms"
+        f"  cached tokens   {before.cached_tokens:>6} → {after.cached_tokens} "
+        f"of {after.prompt_tokens}\n"
+        f"  time to first   {(before.ttft or 0.0) * 1e3:>6.1f} → {(after.ttft or 0.0) * 1e3:.1f} ms"
     )
-    _check(before["prefill_node"] is not None, "the cold prompt was not prefilled remotely")
-    _check(before["transferred_pages"] > 0, "no page moved for the cold prompt")
-    _check(after["cached_tokens"] > 0, "the second prompt hit no cache")
+    _check(before.prefill_node is not None, "the cold prompt was not prefilled remotely")
+    _check(before.transferred_pages > 0, "no page moved for the cold prompt")
+    _check(after.cached_tokens > 0, "the second prompt hit no cache")
 
     console.rule("3. the caches")
     answered = time.monotonic()
@@ -98,36 +102,36 @@ def show(client: Client, console: Console) -> None:
     console.print("[green]every step held[/green]")
 
 
-def _ask(client: Client, console: Console, text: str, max_new_tokens: int = 32) -> dict[str, Any]:
-    """Streams an answer to the terminal, with what the cluster did for it, and returns its last
-    object. Raises StepFailed if the answer has no end."""
+def _ask(client: Client, console: Console, text: str, max_new_tokens: int = 32) -> Generated:
+    """Streams an answer to the terminal, with what the cluster did for it, and returns it.
+    Raises StepFailed if the answer has no end."""
     shown_text = text if len(text) < 90 else f"{text[:40]}…{text[-45:]}"
     console.print(f"[cyan]> {shown_text}[/cyan]")
     prompt = f"<|user|>{text}<|end|><|assistant|>"
-    update: dict[str, Any] = {}
+    update = Generated(text="")
     shown = 0
     for update in client.stream(prompt, temperature=0.0, max_new_tokens=max_new_tokens):
-        console.out(update["text"][shown:], end="", highlight=False)
-        shown = len(update["text"])
+        console.out(update.text[shown:], end="", highlight=False)
+        shown = len(update.text)
     console.print()
-    if not update or update["meta_info"]["finish_reason"] is None:
+    meta = update.meta_info
+    if meta.finish_reason is None:
         raise StepFailed("the answer did not end")
-    meta = update["meta_info"]
     console.print(
-        f"[dim]  prefill on {meta['prefill_node'] or 'the decode node'}, decode on "
-        f"{meta['decode_node']}, {meta['transferred_pages']} pages moved, "
-        f"{meta['prompt_tokens']} prompt tokens, {meta['cached_tokens']} cached\n"
-        f"  why: {meta['route_reason']}[/dim]"
+        f"[dim]  prefill on {meta.prefill_node or 'the decode node'}, decode on "
+        f"{meta.decode_node}, {meta.transferred_pages} pages moved, "
+        f"{meta.prompt_tokens} prompt tokens, {meta.cached_tokens} cached\n"
+        f"  why: {meta.route_reason}[/dim]"
     )
     return update
 
 
-def _wait_for_ownership(client: Client, answer: dict[str, Any]) -> None:
+def _wait_for_ownership(client: Client, answer: Generated) -> None:
     """Waits until the coordinator knows that the prompt's pages are on the node that computed it.
     Raises StepFailed."""
-    name = answer["meta_info"]["prefill_node"] or answer["meta_info"]["decode_node"]
+    name = answer.meta_info.prefill_node or answer.meta_info.decode_node
     page_size = next(n for n in client.nodes() if n["name"] == name)["layout"]["page_size"]
-    num_pages = answer["meta_info"]["prompt_tokens"] // page_size
+    num_pages = answer.meta_info.prompt_tokens // page_size
 
     def is_known() -> bool:
         return client.cache_stats()["nodes"][name]["owned_pages"] >= num_pages

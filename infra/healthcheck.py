@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Mapping
 
 import httpx
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
             case ["node"]:
                 problem = check_node(
                     os.environ["KVRELAY_COORDINATOR_URL"],
-                    os.environ.get("KVRELAY_ADMIN_TOKEN", ""),
+                    os.environ.get("KVRELAY_ADMIN_TOKEN", "") or _first_key(os.environ),
                     socket.gethostname(),
                 )
             case _:
@@ -43,10 +44,15 @@ def check_http(url: str) -> str:
     return "" if response.status_code == 200 else f"{url} answered {response.status_code}"
 
 
-def check_node(coordinator_url: str, admin_token: str, host: str) -> str:
+def _first_key(environment: Mapping[str, str]) -> str:
+    """Returns an API key, which opens /admin/* where no admin token is set."""
+    return environment.get("KVRELAY_API_KEY", "").partition(",")[0]
+
+
+def check_node(coordinator_url: str, token: str, host: str) -> str:
     """Returns what is wrong with the node on `host`; "" if the coordinator has just heard it.
     Raises httpx.HTTPError."""
-    headers = [(b"Authorization", f"Bearer {admin_token}".encode())] if admin_token else []
+    headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
     response = httpx.get(f"{coordinator_url}/admin/nodes", headers=headers, timeout=TIMEOUT_S)
     if response.status_code == 401:
         return "the coordinator wants another admin token than KVRELAY_ADMIN_TOKEN here"

@@ -15,6 +15,8 @@ SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 WEIGHTS = ["*.safetensors"]
 NOT_WANTED = ["*/*", "consolidated*"]
 """Files that hold the same weights in other forms."""
+NAMED_TEMPLATES = ["additional_chat_templates/*.jinja"]
+"""Chat templates with names, in the only folder that is wanted."""
 
 
 def is_hub_id(model_path: str) -> bool:
@@ -36,7 +38,12 @@ def fetch(hub_id: str, with_weights: bool) -> Path:
     failures: Any = (OSError, *errors.HfHubHTTPError.__bases__)
     patterns = SMALL_FILES + (WEIGHTS if with_weights else [])
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=NOT_WANTED))
+        path = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=NOT_WANTED)
+        # The patterns cannot leave out all folders but one, so that one is asked for on its own. A
+        # snapshot is called like its commit: what was pushed meanwhile does not mix with it.
+        commit = Path(path).name
+        snapshot_download(hub_id, revision=commit, allow_patterns=NAMED_TEMPLATES)
+        return Path(path)
     except errors.GatedRepoError as error:
         raise ModelDirectoryError(
             f"{hub_id} is gated: accept its terms at https://huggingface.co/{hub_id}, then set "

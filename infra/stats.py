@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kvrelay.client import Client, ClientError
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 
 REFRESH_S = 1.0
 PIPE_WIDTH = 120
@@ -64,8 +65,9 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
     cluster = stats["cluster"]
     recent = cluster["last_5_minutes"]
     lines = (
-        f"{cluster['requests']} requests ended, {cluster['failed_requests']} of them failed, "
-        f"{cluster['disconnected_requests']} of them lost their client; "
+        f"{cluster['requests']} requests ended: {cluster['failed_requests']} failed, "
+        f"{cluster['disconnected_requests']} lost their client, "
+        f"{cluster['aborted_requests']} were aborted",
         f"{cluster['running_requests']} run, {cluster['waiting_requests']} of these wait for a "
         "node",
         f"cache hits: {cluster['token_hit_ratio']:.1%} of prompt tokens, "

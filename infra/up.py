@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
+from coordinator.key_file import with_file_keys
 from infra import models
 from infra.cluster import ClusterPlan, LocalCluster
 from node.config import NodeConfig
+from node.model_check import check_model
 from protocol.config import ConfigError, option, require, resolve
 
 WATCH_S = 0.5
@@ -30,6 +34,9 @@ class UpConfig:
     prefill_tensor_parallel_size: int = option(0, "of prefill nodes; 0: --tensor-parallel-size")
     decode_tensor_parallel_size: int = option(0, "of decode nodes; 0: --tensor-parallel-size")
     redis_url: str = option("", "a Redis of yours; empty: a private one is started")
+    log_dir: str = option(
+        "", "directory of the processes' logs; empty: a temporary one, removed at the end"
+    )
 
     def __post_init__(self) -> None:
         require(self.prefill >= 0, "--prefill must be 0 or more")
@@ -52,7 +59,7 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
     own = resolve(UpConfig, flags, environment)
     coordinator = resolve(CoordinatorConfig, flags, environment)
     node = resolve(NodeConfig, flags, environment)
-    model = models.path(coordinator.model_path, with_weights=node.load_format != "dummy")
+    model, note = _checked_model(own, node)
     name = coordinator.served_model_name or models.served_name(coordinator.model_path)
     return ClusterPlan(
         num_prefill=own.prefill,
@@ -64,16 +71,36 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
         | {"model_path": model}
         | ({"served_model_name": name} if name else {}),
         node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
+        api_key="".join(with_file_keys(coordinator).api_key[:1]),
+        notes=(note,) if note else (),
         prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
         decode_flags=_size_flags(own.decode_tensor_parallel_size),
     )
 
 
+def _checked_model(own: UpConfig, node: NodeConfig) -> tuple[str, str]:
+    """Returns the directory of the model, and a note on --trust-remote-code or "". Raises
+    ModelDirectoryError or UnsupportedModel, before any weights of the hub are fetched."""
+    small = models.path(node.model_path, with_weights=False)
+    of_roles = (
+        (own.prefill, own.prefill_tensor_parallel_size),
+        (own.decode, own.decode_tensor_parallel_size),
+    )
+    sizes = {size or node.tensor_parallel_size for count, size in of_roles if count}
+    note = check_model(dataclasses.replace(node, model_path=small), sizes)
+    if node.load_format == "dummy":
+        return small, note
+    return models.path(node.model_path, with_weights=True), note
+
+
 def up(flags: Mapping[str, Any]) -> None:
     """Starts the cluster and serves until SIGINT or SIGTERM. Raises ConfigError or StartError."""
-    cluster = LocalCluster(plan(flags, os.environ), on_line=print_line)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    planned = plan(flags, os.environ)
+    for note in planned.notes:
+        print(f"kvrelay: {note}", file=sys.stderr)
+    log_dir = resolve(UpConfig, flags, os.environ).log_dir
+    cluster = LocalCluster(planned, Path(log_dir) if log_dir else None, print_line)
+    interrupt_on_signals()
     try:
         cluster.start()
         print(f"kvrelay serves at {cluster.url}   (Ctrl-C stops it; logs: {cluster.log_dir})")
@@ -81,9 +108,20 @@ def up(flags: Mapping[str, Any]) -> None:
     except KeyboardInterrupt:
         print("stopping …", flush=True)
     finally:
-        # A second Ctrl-C must not end the launcher while its processes are being stopped.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        cluster.stop()
+        stop_undisturbed(cluster)
+
+
+def interrupt_on_signals() -> None:
+    """Makes SIGTERM end the launcher as Ctrl-C does, by a KeyboardInterrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def stop_undisturbed(cluster: LocalCluster) -> None:
+    """Stops a cluster; a second signal does not end the launcher before its processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    cluster.stop()
 
 
 def watch(cluster: LocalCluster) -> None:
@@ -122,7 +160,7 @@ def _size_flags(tensor_parallel_size: int) -> dict[str, str]:
 
 def _flags_of(config: type, flags: Mapping[str, Any]) -> dict[str, str]:
     """Returns those of `flags` that are settings of `config`, but for those that `LocalCluster`
-    gives each process itself."""
+    gives each process itself, and the one that was dealt with when the model was checked."""
     names = {field.name for field in dataclasses.fields(config)}
-    skip = {"redis_url", "host", "port"}
+    skip = {"redis_url", "host", "port", "trust_remote_code"}
     return {name: str(text) for name, text in flags.items() if name in names - skip}

@@ -1,48 +1,61 @@
-"""`Client`: talks to a running cluster over HTTP."""
+"""`Client`: talks to a running cluster over HTTP, or to a server of SGLang's API."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
-from urllib.parse import quote
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import httpx
 
-from protocol.errors import UserError
+from kvrelay import calls
+from kvrelay.answers import ChatResult, ChatUpdate, Generated
+from kvrelay.calls import ApiCall, Prompt
+from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
+from kvrelay.errors import ClientError
+from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
+from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 600.0
-
-
-class ClientError(UserError):
-    """The cluster cannot be reached or has refused the request, for the reason in the message."""
+T = TypeVar("T")
+C = TypeVar("C", bound="Client")
 
 
 class Client:
-    """A synchronous client. Use it as a context manager, or call `close`.
+    """A synchronous client. Use it as a context manager, or call `close`. Threads may share it.
 
-    `generate` and `stream` return the objects of POST /generate: `text`, `output_ids` and
-    `meta_info`, which has logprobs if `return_logprob` asks for them. The other methods are for
-    operators, and need the `admin_token` if the cluster has one; they return what /admin/* answers,
-    which /docs of a coordinator describes. Every method raises ClientError.
+    Parameters of `generate` and `stream` are those of POST /generate, by their names: those of
+    sampling, such as `max_new_tokens`, `temperature` and `regex`, and those beside them, such as
+    `return_logprob` and `cache_salt`. The methods from `nodes` on are for operators, and need the
+    `admin_token` if the cluster has one; they return what /admin/* answers, which /docs of a
+    coordinator describes. Every method raises ClientError.
     """
 
-    def __init__(self, url: str, admin_token: str = "", timeout_s: float = READ_TIMEOUT_S) -> None:
-        """Does not connect yet. Raises ClientError if `url` is no HTTP URL. `timeout_s` is the
-        longest wait for the next part of an answer."""
-        if not url.startswith(("http://", "https://")):
-            raise ClientError(
-                f"the URL {url!r} must begin with http:// or https://, as http://127.0.0.1:30000"
-            )
-        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
-        try:
-            self._http = httpx.Client(base_url=url, timeout=timeout)
-        except httpx.InvalidURL as error:
-            raise ClientError(f"{url!r} is no URL: {error}") from error
-        self._admin_token = admin_token
+    def __init__(
+        self,
+        url: str | None = None,
+        admin_token: str = "",
+        timeout_s: float = READ_TIMEOUT_S,
+        api_key: str = "",
+        retry: RetryPolicy = DEFAULT_RETRY,
+        chance: Callable[[], float] = random.random,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Does not connect yet. Without a `url` that of the environment (KVRELAY_URL) is used, or
+        port 30000 of this host. `timeout_s` is the longest wait for the next part of an answer.
+        `chance` gives numbers from [0, 1), for waits between attempts. Raises ClientError if `url`
+        is no HTTP URL."""
+        where = url_of(url, os.environ)
+        self._connection = Connection(where, admin_token, api_key, timeout_s, retry)
+        carrier = transport or httpx.HTTPTransport(limits=LIMITS)
+        self._http = httpx.Client(**self._connection.options(), transport=carrier)
+        self._chance = chance
+        self._sleep = sleep
 
-    def __enter__(self) -> Client:
+    def __enter__(self: C) -> C:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,143 +65,131 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
-    def generate(
-        self,
-        text: str,
-        *,
-        return_logprob: bool = False,
-        top_logprobs_num: int = 0,
-        **sampling_params: Any,
-    ) -> dict[str, Any]:
-        """Answers `text` and returns the whole answer. `sampling_params` are those of
-        POST /generate, such as `max_new_tokens` and `temperature`."""
-        body = _generate_body(text, return_logprob, top_logprobs_num, sampling_params)
-        return dict(self._json("POST", "/generate", body))
+    def generate(self, prompt: Prompt, **params: Any) -> Generated:
+        """Answers a prompt, a text or token ids, and returns the whole answer."""
+        return self.call(calls.generate(prompt, params))
 
-    def stream(
-        self,
-        text: str,
-        *,
-        return_logprob: bool = False,
-        top_logprobs_num: int = 0,
-        **sampling_params: Any,
-    ) -> Iterator[dict[str, Any]]:
-        """Answers `text` and yields the answer as it grows: each object has all text so far."""
-        body = _generate_body(text, return_logprob, top_logprobs_num, sampling_params)
-        body["stream"] = True
+    def stream(self, prompt: Prompt, **params: Any) -> Iterator[Generated]:
+        """Answers a prompt and yields the answer as it grows: each value has all text so far. The
+        cluster stops generating when the iterator is closed."""
+        call = calls.streamed(calls.generate(prompt, params))
+        return self._follow(call, GeneratedEventReader())
+
+    def generate_list(self, texts: Sequence[str], **params: Any) -> list[Generated]:
+        """Answers several texts in one request, and returns the answers in their order. A parameter
+        beside those of sampling may be a list with one value for each."""
+        return self.call(calls.generate_list(texts, params))
+
+    def batch(
+        self, prompts: Sequence[Prompt], max_concurrent: int = 32, **params: Any
+    ) -> list[Generated]:
+        """Answers many prompts, each in a request of its own and at most `max_concurrent` at once.
+        Returns the answers in the order of the prompts. After an error no request is begun."""
+        pool = ThreadPoolExecutor(max(1, min(max_concurrent, len(prompts))))
         try:
-            with self._http.stream("POST", "/generate", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise ClientError(_message(response))
-                for line in response.iter_lines():
-                    payload = line.removeprefix("data: ")
-                    if not payload or payload == "[DONE]":
-                        continue
-                    update = json.loads(payload)
-                    if error := update.get("error"):
-                        raise ClientError(error["message"])
-                    yield update
-        except httpx.HTTPError as error:
-            raise ClientError(self._unreachable(error)) from error
+            return list(pool.map(lambda prompt: self.generate(prompt, **params), prompts))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
+    ) -> ChatResult:
+        """Answers a chat with the model's own template. `params` are those of OpenAI's chat
+        completions, such as `max_tokens`, `tools` and `response_format`."""
+        return self.call(calls.chat(messages, model, params))
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, Any]], model: str = "default", **params: Any
+    ) -> Iterator[ChatUpdate]:
+        """Answers a chat and yields what is new of the answer as it grows."""
+        return self._follow(calls.streamed(calls.chat(messages, model, params)), ChatEventReader())
+
+    def abort(self, rid: str) -> None:
+        """Ends the request that was sent with this `rid`; it keeps what it has answered. Does
+        nothing if there is none."""
+        self.call(calls.abort(rid))
 
     def flush_cache(self) -> dict[str, Any]:
         """Makes every node forget its cached pages. The cluster refuses while requests run."""
-        return dict(self._json("POST", "/flush_cache"))
+        return self.call(calls.flush_cache())
 
     def cache_stats(self) -> dict[str, Any]:
         """Returns pages, hits and moved pages, for the cluster and for each node."""
-        return dict(self._json("GET", "/admin/cache/stats"))
+        return self.call(calls.cache_stats())
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Returns every live node with its load."""
+        return self.call(calls.nodes())
 
     def prefixes(self, limit: int = 20) -> list[dict[str, Any]]:
         """Returns the `limit` prefixes with the most hits, and who owns them."""
-        return list(self._json("GET", f"/admin/cache/prefixes?limit={limit}")["prefixes"])
+        return self.call(calls.prefixes(limit))
 
     def flush(self, node: str | None = None, cache_salt: str | None = None) -> dict[str, Any]:
         """Makes nodes forget cached pages that no request holds: one node or all (None), the pages
         of one tenant ("" is the one without a cache_salt) or all (None)."""
-        given = {"node": node, "cache_salt": cache_salt}
-        body = {name: value for name, value in given.items() if value is not None}
-        return dict(self._json("POST", "/admin/cache/flush", body))
+        return self.call(calls.flush(node, cache_salt))
 
     def audit(self, repair: bool = True) -> dict[str, Any]:
         """Compares the pages that nodes hold with the record in Redis and with the coordinator's
         mirror of it. Corrects what differs, if `repair`."""
-        path = f"/admin/cache/audit?repair={'true' if repair else 'false'}"
-        return dict(self._json("POST", path))
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """Returns every live node with its load."""
-        return list(self._json("GET", "/admin/nodes"))
+        return self.call(calls.audit(repair))
 
     def drain(self, node: str) -> dict[str, Any]:
         """Keeps new requests from a node until `undrain`. Its pages can still be fetched."""
-        return dict(self._json("POST", f"/admin/nodes/{quote(node, safe='')}/drain"))
+        return self.call(calls.set_draining(node, True))
 
     def undrain(self, node: str) -> dict[str, Any]:
         """Lets a node get requests again."""
-        return dict(self._json("POST", f"/admin/nodes/{quote(node, safe='')}/undrain"))
+        return self.call(calls.set_draining(node, False))
 
     def explain(
-        self, prompt: str | list[int], cache_salt: str = "", **sampling_params: Any
+        self, prompt: Prompt, cache_salt: str = "", **sampling_params: Any
     ) -> dict[str, Any]:
         """Returns where a prompt (a text or token ids) would go now, and why. Runs nothing."""
-        body = {
-            "text" if isinstance(prompt, str) else "input_ids": prompt,
-            "cache_salt": cache_salt,
-            "sampling_params": sampling_params,
-        }
-        return dict(self._json("POST", "/admin/route/explain", body))
+        return self.call(calls.explain(prompt, cache_salt, sampling_params))
 
-    def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Sends a request and returns the JSON of its answer. Raises ClientError."""
-        headers = []
-        if self._admin_token and path.startswith("/admin/"):
-            headers = [(b"Authorization", f"Bearer {self._admin_token}".encode())]
+    def call(self, call: ApiCall[T]) -> T:
+        """Makes any call of `kvrelay.calls` and returns its result. Raises ClientError."""
+        response = self._send(call, is_stream=False)
+        return call.read(response.content)
+
+    def _follow(self, call: ApiCall[Any], events: EventReader[T]) -> Iterator[T]:
+        """Yields the updates of a stream. Raises ClientError, also if the stream has no end."""
+        response = self._send(call, is_stream=True)
         try:
-            response = self._http.request(method, path, json=body, headers=headers)
-        except httpx.HTTPError as error:
-            raise ClientError(self._unreachable(error)) from error
-        if response.status_code == 401:
-            raise ClientError(self._no_entry())
-        if response.status_code != 200:
-            raise ClientError(_message(response))
-        return response.json()
+            for data in response.iter_bytes():
+                yield from events.feed(data)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._connection.failure(error) from error
+        finally:
+            response.close()
+        self._connection.require_finished(events)
 
-    def _no_entry(self) -> str:
-        """Returns the message for an admin token that is missing or wrong."""
-        problem = "refused the admin token" if self._admin_token else "asks for an admin token"
-        return (
-            f"the cluster at {self._http.base_url} {problem}; "
-            "--admin-token or KVRELAY_ADMIN_TOKEN gives it"
-        )
+    def _send(self, call: ApiCall[Any], is_stream: bool) -> httpx.Response:
+        """Sends a call, again and again as far as it is safe, and returns the response with status
+        200. Of a stream only the head is read. Raises ClientError."""
+        request = self._connection.request(call)
+        num_failed = 0
+        while True:
+            try:
+                return self._attempt(call, request, is_stream)
+            except ClientError as error:
+                num_failed += 1
+                wait_s = self._connection.wait_s(call, num_failed, error, self._chance())
+                if wait_s is None:
+                    raise
+            self._sleep(wait_s)
 
-    def _unreachable(self, error: httpx.HTTPError) -> str:
-        """Returns the message for a cluster that does not answer."""
-        return (
-            f"no answer from {self._http.base_url} ({error}); "
-            "is a cluster running there? `kvrelay up` starts one, --url names another"
-        )
-
-
-def _generate_body(
-    text: str, return_logprob: bool, top_logprobs_num: int, sampling_params: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the body of a POST /generate."""
-    return {
-        "text": text,
-        "return_logprob": return_logprob,
-        "top_logprobs_num": top_logprobs_num,
-        "sampling_params": sampling_params,
-    }
-
-
-def _message(response: httpx.Response) -> str:
-    """Returns the reason in an error response."""
-    try:
-        body = response.json()
-    except ValueError:
-        return f"status {response.status_code}: {response.text[:200]}"
-    error = body.get("error")
-    message = error.get("message") if isinstance(error, dict) else None
-    return str(message or f"status {response.status_code}")
+    def _attempt(
+        self, call: ApiCall[Any], request: Mapping[str, Any], is_stream: bool
+    ) -> httpx.Response:
+        try:
+            response = self._http.send(self._http.build_request(**request), stream=is_stream)
+            if response.status_code == 200:
+                return response
+            body = response.read()
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._connection.failure(error) from error
+        response.close()
+        raise self._connection.refusal(call, response.status_code, body, response.headers)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.options import EngineOptions
-from protocol.config import option, require, require_redis_url
+from protocol.config import (
+    LOG_LEVEL_SYNONYMS,
+    LOG_LEVELS,
+    option,
+    require,
+    require_redis_url,
+)
 
 KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 GPU_CHUNK = 2048
 """Tokens of a step; long enough to keep a GPU busy."""
 CPU_CHUNK = 512
@@ -19,7 +24,9 @@ CPU_CHUNK = 512
 class NodeConfig(EngineOptions):
     """The flags of a node, those of its engine among them."""
 
-    model_path: str = option("", "model directory in Hugging Face format; empty: the embedded one")
+    model_path: str = option(
+        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+    )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     name: str = option("", "name of this node, unique in the cluster; empty: role, host and pid")
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for all")
@@ -28,7 +35,9 @@ class NodeConfig(EngineOptions):
     data_port: int = option(0, "port for KV pages; 0: any free one")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the first rank")
     tensor_parallel_size: int = option(
-        1, "processes that compute the model together, each with a part of it; one device each"
+        1,
+        "processes that compute the model together, each with a part of it; one device each",
+        aliases=("tp-size", "tp"),
     )
     max_total_tokens: int = option(0, "tokens in the KV pool; 0: from --mem-fraction-static")
     mem_fraction_static: float = option(0.8, "share of memory for weights and KV pool")
@@ -52,16 +61,13 @@ class NodeConfig(EngineOptions):
         "memory) on one host, else gloo",
         KV_BACKENDS,
     )
-    log_level: str = option("info", "how much to log", LOG_LEVELS)
-    trust_remote_code: bool = option(False, "refused: kvrelay runs no code from model directories")
+    log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+    trust_remote_code: bool = option(
+        False, "changes nothing: no code from a model directory is ever run"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.trust_remote_code,
-            "--trust-remote-code is refused: kvrelay never runs code that comes with a model; "
-            "it has its own definition of every architecture it supports",
-        )
         require_redis_url(self.redis_url)
         require(
             0 < self.mem_fraction_static < 1,

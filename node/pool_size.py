@@ -10,6 +10,7 @@ from node.resources import host_memory_bytes
 from protocol.config import ConfigError
 from protocol.layout import KVLayout
 
+GIB = 1 << 30
 CPU_POOL_TOKENS = 131_072
 """A CPU node shares its memory with others, so it takes no larger pool unless it is told to."""
 
@@ -17,9 +18,9 @@ CPU_POOL_TOKENS = 131_072
 def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> int:
     """Returns how many pages of `layout`, that of this rank's pool, fit into what memory is left.
     It must be called when the weights are loaded. Raises ConfigError."""
-    if config.max_total_tokens:
-        return layout.num_pages(config.max_total_tokens)
     available, total = memory_bytes(device)
+    if config.max_total_tokens:
+        return _told_pages(config, layout, device, available)
     if device.type == "cpu":  # shared with everything else on this host, the other ranks first
         share = config.memory_share / config.tensor_parallel_size
         budget = available * config.mem_fraction_static * share
@@ -34,6 +35,22 @@ def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> in
             f"there is no memory for a KV page of {layout.page_bytes} bytes on {device}; "
             "raise --mem-fraction-static, give nodes that share a device their --memory-share "
             "(as 0.5), or free some memory"
+        )
+    return num_pages
+
+
+def _told_pages(config: NodeConfig, layout: KVLayout, device: torch.device, available: int) -> int:
+    """Returns the pages of --max-total-tokens. Raises ConfigError if they do not fit into the
+    memory that is `available`."""
+    num_pages = layout.num_pages(config.max_total_tokens)
+    num_sharing = config.tensor_parallel_size if device.type == "cpu" else 1
+    needed = num_pages * layout.page_bytes * num_sharing
+    if needed > available:
+        most = num_pages_that_fit(layout, available // num_sharing) * layout.page_size
+        raise ConfigError(
+            f"--max-total-tokens is {config.max_total_tokens}, which needs {needed / GIB:.1f} GiB "
+            f"for KV pages, and {available / GIB:.1f} GiB of memory are free on {device}; at most "
+            f"{most} tokens fit"
         )
     return num_pages
 

@@ -2,6 +2,7 @@
 
 A field made with `option(...)` is the flag `--field-name` and the variable `KVRELAY_FIELD_NAME`;
 its type decides how the text is read. A flag goes before the variable, and that before the default.
+A field that is a tuple takes several texts: its flag may come again, and commas separate them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from protocol.errors import UserError
 from protocol.redis.url import RedisUrl
 
 T = TypeVar("T")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_LEVEL_SYNONYMS = {"warn": "warning", "critical": "error", "fatal": "error"}
 PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")
 """Matches an option of a URL whose name ends with `password`; group 1 is all but its value."""
 
@@ -25,17 +28,46 @@ class ConfigError(UserError):
     """A setting is missing or wrong; the message says which one and what to do."""
 
 
-def option(default: Any, help: str, choices: Sequence[str] = (), is_secret: bool = False) -> Any:
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    is_secret: bool = False,
+    aliases: Sequence[str] = (),
+    synonyms: Mapping[str, str] | None = None,
+) -> Any:
     """Returns a dataclass field that is also a flag and an environment variable.
 
-    With `choices` no other text is accepted. The value of a secret is never shown.
+    With `choices` no other text is accepted, but for `synonyms`, each of which stands for a choice;
+    capitals do not matter. The value of a secret is never shown. `aliases` are other names of the
+    flag, without dashes before them.
     """
-    metadata = {"help": help, "choices": tuple(choices), "is_secret": is_secret}
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "is_secret": is_secret,
+        "aliases": tuple(aliases),
+        "synonyms": dict(synonyms or {}),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class _Joined(argparse.Action):
+    """Joins the texts of a flag that is given several times, with commas between them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, "")
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
+
+
 def add_flags(
-    parser: argparse.ArgumentParser, config: type, known: Collection[str] = ()
+    parser: argparse._ActionsContainer, config: type, known: Collection[str] = ()
 ) -> set[str]:
     """Adds a flag for each option of the dataclass `config` whose name is not in `known`.
 
@@ -48,16 +80,18 @@ def add_flags(
         if field.name in names:
             continue
         names.add(field.name)
-        flag = "--" + field.name.replace("_", "-")
-        shown = "none" if field.default == "" else field.default
+        flags = ["--" + name for name in (field.name.replace("_", "-"), *field.metadata["aliases"])]
+        shown = "none" if field.default in ("", ()) else field.default
         help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
         choices = field.metadata["choices"]
         metavar = f"{{{','.join(choices)}}}" if choices else field.name.split("_")[-1].upper()
         kind: dict[str, Any] = {"metavar": metavar}
         if isinstance(field.default, bool):
             kind = {"action": "store_const", "const": "true"}
+        elif isinstance(field.default, tuple):
+            kind["action"] = _Joined
         parser.add_argument(
-            flag, dest=field.name, default=argparse.SUPPRESS, help=help_text, **kind
+            *flags, dest=field.name, default=argparse.SUPPRESS, help=help_text, **kind
         )
     return names
 
@@ -78,26 +112,44 @@ def resolve(config: type[T], flags: Mapping[str, str], environment: Mapping[str,
             text, source = environment[variable], variable
         else:
             continue
-        values[field.name] = _parse(text, hints[field.name], source, field.metadata["choices"])
+        if choices := field.metadata["choices"]:
+            text = _choice(text, source, choices, field.metadata["synonyms"])
+        values[field.name] = _parse(text, hints[field.name], source)
     return config(**values)
 
 
-def _parse(text: str, kind: type, source: str, choices: Sequence[str]) -> Any:
-    """Reads `text` as a value of type `kind`. `source` is the flag or variable it comes from."""
-    if choices and text not in choices:
+def _choice(text: str, source: str, choices: Sequence[str], synonyms: Mapping[str, str]) -> str:
+    """Returns the choice that `text` names."""
+    lower = text.lower()
+    chosen = synonyms.get(lower, lower)
+    if chosen not in choices:
         raise ConfigError(f"{source} is {text!r}; it must be one of {', '.join(choices)}")
+    return chosen
+
+
+def _parse(text: str, kind: Any, source: str) -> Any:
+    """Reads `text` as a value of type `kind`. `source` is the flag or variable it comes from."""
     if kind is bool:
         if text.lower() in ("1", "true", "yes", "on"):
             return True
         if text.lower() in ("0", "false", "no", "off"):
             return False
         raise ConfigError(f"{source} is {text!r}; it must be true or false")
-    readers: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str}
+    readers: dict[Any, Callable[[str], Any]] = {
+        int: int,
+        float: float,
+        str: str,
+        tuple[str, ...]: _several,
+    }
     try:
         return readers[kind](text)
     except ValueError:
         word = "a whole number" if kind is int else "a number"
         raise ConfigError(f"{source} is {text!r}; it must be {word}") from None
+
+
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -119,8 +171,9 @@ def describe(config: object) -> str:
     hidden."""
     parts = []
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = str(getattr(config, field.name))
-        hidden = "***" if field.metadata["is_secret"] and value else hide_password(value)
+        value = getattr(config, field.name)
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        hidden = "***" if field.metadata["is_secret"] and text else hide_password(text)
         parts.append(f"{field.name}={hidden}")
     return " ".join(parts)
 

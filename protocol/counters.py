@@ -89,6 +89,9 @@ class RequestCounters(msgspec.Struct):
     disconnected_requests: Annotated[
         int, msgspec.Meta(description="Requests whose client left before their end.")
     ] = 0
+    aborted_requests: Annotated[
+        int, msgspec.Meta(description="Requests that /abort_request or a pause ended.")
+    ] = 0
 
     def add(self, other: RequestCounters) -> None:
         """Adds every counter of `other` to this one's."""

@@ -108,8 +108,9 @@ def requests_of(case: str) -> list[bytes]:
 
 def process_cpu_s(pid: int) -> float:
     """Returns the CPU seconds, user and system, that all threads of a process have used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    # The id that clock_getcpuclockid(3) gives. /proc/PID/stat counts by ticks of 10 ms, and misses
+    # what is done in between: a process that works for 5 ms at every step.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def core_busy_s(core: int) -> float:

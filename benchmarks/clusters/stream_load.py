@@ -1,6 +1,7 @@
 """A light load of streams: each client reads an answer to its end, then asks for the next one.
 
-Events are counted and not parsed. It prints one JSON line.
+Events are counted and not parsed, but for the last ones before and after the measured time, which
+tell how far the answers were. It prints one JSON line.
 
     .venv/bin/python -m benchmarks.clusters.stream_load --port 30000 --pids PID [PID]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ EVENT = b'data: {"'
 LAST_CHUNK = b"[DONE]\n\n\r\n0\r\n\r\n"
 """The end of an answer. Its last five bytes alone may also end a head whose last value ends in
 0."""
+NUM_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 
 
 @dataclass
@@ -41,7 +44,15 @@ class StreamClient(asyncio.Protocol):
         self._request = request
         self._seen = seen
         self._tail = b""
+        self._data = b""
+        """What came last of the present answer."""
         self._begins = True
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of the present answer have come."""
+        *_, last = (b"0", *NUM_TOKENS.findall(self._data))
+        return int(last)
 
     def connection_made(self, transport: asyncio.WriteTransport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -56,10 +67,11 @@ class StreamClient(asyncio.Protocol):
         seen.num_bytes += len(data)
         # An event whose beginning is cut in two is counted by neither half: one in thousands.
         seen.events += data.count(EVENT)
+        self._data = data
         self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
         if self._tail == LAST_CHUNK:
             seen.answers += 1
-            self._tail, self._begins = b"", True
+            self._tail, self._data, self._begins = b"", b"", True
             self._transport.write(self._request)
 
 
@@ -81,27 +93,30 @@ async def run(
     """Puts `clients` clients on the server for a warm-up and `seconds`; returns the figures."""
     loop = asyncio.get_running_loop()
     seen, request = Seen(), request_of(num_tokens)
+    running = []
     for _ in range(clients):
-        await loop.create_connection(lambda: StreamClient(request, seen), HOST, port)
-        # So that answers do not all end at once, and the window has as many of them as of tokens.
+        _, client = await loop.create_connection(lambda: StreamClient(request, seen), HOST, port)
+        running.append(client)
+        # So that answers do not all end at once.
         await asyncio.sleep(SPREAD_S / clients)
     await asyncio.sleep(WARM_UP_S)
+    tokens_before = sum(client.num_tokens for client in running)
     seen.answers = seen.events = seen.num_bytes = 0
     used = [process_cpu_s(pid) for pid in pids]
     started, own = time.perf_counter(), time.process_time()
     await asyncio.sleep(seconds)
     elapsed, own = time.perf_counter() - started, time.process_time() - own
     cpu_s = [process_cpu_s(pid) - before for pid, before in zip(pids, used, strict=True)]
+    tokens_after = sum(client.num_tokens for client in running)
     if not seen.answers:
         raise SystemExit("nothing answered")
-    tokens = seen.answers * num_tokens
+    tokens = seen.answers * num_tokens + tokens_after - tokens_before
     return {
-        "tokens_per_s": round(tokens / elapsed),
-        "cpu_us_per_token": round(sum(cpu_s) / tokens * 1e6, 2),
-        "tokens_per_event": round(tokens / seen.events, 2),
-        "bytes_per_token": round(seen.num_bytes / tokens),
-        "core_shares": [round(one / elapsed, 2) for one in cpu_s],
-        "client_share": round(own / elapsed, 2),
+        "tokens_per_s": tokens / elapsed,
+        "events_per_s": seen.events / elapsed,
+        "bytes_per_s": seen.num_bytes / elapsed,
+        "core_shares": [one / elapsed for one in cpu_s],
+        "client_share": own / elapsed,
         "refused": seen.refused,
     }
 

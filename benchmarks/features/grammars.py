@@ -38,6 +38,7 @@ from coordinator.answers.grammars import GrammarCompiler
 from coordinator.grammars.kinds import GrammarKind
 from engine.batches.sequence import Slice
 from engine.build import load_model_runner
+from engine.kernels.native.build import native_library
 from engine.options import EngineOptions
 from engine.sampling.grammar_masks import TokenMasks
 from engine.sampling.grammars import Grammars
@@ -131,11 +132,11 @@ def made_up_tokenizer(num_tokens: int) -> str:
 def mask_costs(num_tokens: int, num_steps: int) -> dict[str, Any]:
     """Returns microseconds per token and row over one vocabulary, with random logits."""
     text = made_up_tokenizer(num_tokens)
-    compiler = GrammarCompiler(text)
+    compiler, library = GrammarCompiler(text), native_library()
     costs: dict[str, Any] = {}
     for name in ("json", "text"):
         sampling = sampling_of(compiler, name)
-        grammars = Grammars(lambda: text)
+        grammars = Grammars(lambda: text, num_tokens)
         computing, applying = [], []
         tokens = [[0] for _ in range(BATCH)]
         logits = torch.randn(BATCH, num_tokens)
@@ -146,10 +147,11 @@ def mask_costs(num_tokens: int, num_steps: int) -> dict[str, Any]:
                 )
                 for i, row in enumerate(tokens)
             ]
+            masked = logits.clone()
             started = time.process_time()
             bits = grammars.masks([(part, part.token_ids) for part in parts])
             computed = time.process_time()
-            masked = TokenMasks(range(BATCH), bits).apply(logits)
+            masked = TokenMasks(range(BATCH), bits, library).apply(masked)
             applying.append(time.process_time() - computed)
             computing.append(computed - started)
             drawn = torch.softmax(masked, -1).multinomial(1)

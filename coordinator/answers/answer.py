@@ -167,6 +167,7 @@ class Answer:
 
     def counters(self) -> RequestCounters:
         """Returns what this answer, which has ended, adds to the totals."""
+        was_aborted = self.finish_reason == FinishReason("abort") and self.error is None
         has_left = self.error is not None and self.error.kind == "client_left"
         return RequestCounters(
             requests=1,
@@ -179,6 +180,7 @@ class Answer:
             retries=max(0, self.num_attempts - 1),
             failed_requests=int(self.error is not None and not has_left),
             disconnected_requests=int(has_left),
+            aborted_requests=int(was_aborted),
         )
 
     def _ends_with_stop(self, now: float) -> bool:

@@ -1,7 +1,7 @@
 """`ChatTemplate`: messages to the text that a model was trained on, as transformers renders it.
 
 Templates come with models, from strangers. They run in Jinja's sandbox, which lets them change and
-reach nothing, and what they write is bounded; an endless loop that writes nothing is not.
+reach nothing, and both what they write and the steps of their loops are bounded.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from coordinator.answers.template_steps import STEPS, StepBudget, TooManySteps, count_steps
+
 MAX_CHARACTERS = 1 << 24
 """A longer text would fit no model; a template that writes it is broken or hostile."""
+MAX_STEPS = 1 << 20
+"""Rounds of loops and calls of macros: a chat of 100,000 messages takes fewer, and so many
+that do nothing take a tenth of a second."""
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which messages have the model's thoughts; templates read the first one."""
 READS_PARTS = re.compile(
@@ -74,7 +79,8 @@ class ChatTemplate:
         """Returns the text of a chat with its special tokens; it is to be tokenized without others.
 
         With `continue_final_message` the text ends within the last message, for the model to go on.
-        `variables` are the template's own switches. Raises ChatTemplateError.
+        `variables` are the template's own switches. Long chats, and templates that do too much,
+        take up to a few seconds. Raises ChatTemplateError.
         """
         name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         if name not in self._templates:
@@ -101,6 +107,7 @@ class ChatTemplate:
                 "tools": tools,
                 "documents": documents,
                 "add_generation_prompt": add_generation_prompt,
+                STEPS: StepBudget(MAX_STEPS),
             },
         )
         return _until_mark(text, last) if continue_final_message else text
@@ -159,6 +166,11 @@ def _written(template: Template, variables: Mapping[str, Any]) -> str:
             pieces.append(piece)
     except ChatTemplateError:
         raise
+    except TooManySteps as error:
+        raise ChatTemplateError(
+            f"the chat template does not come to an end: {error}; shorten the chat, or name "
+            "another template with --chat-template"
+        ) from error
     except TemplateError as error:
         raise ChatTemplateError(f"the chat template refuses the chat: {error}") from error
     except Exception as error:  # whatever its expressions make of values they do not expect
@@ -171,7 +183,7 @@ def _written(template: Template, variables: Mapping[str, Any]) -> str:
 
 def _compiled(environment: _Environment, name: str, source: str) -> Template:
     try:
-        return environment.from_string(source)
+        return environment.from_string(count_steps(environment, environment.parse(source)))
     except TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"the chat template {name!r} cannot be compiled: line {error.lineno}: {error.message}; "
@@ -189,6 +201,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self.filters["tojson"] = _to_json
+        del self.globals["lipsum"]  # which makes any number of paragraphs in one call
         self.globals["dict"] = _new_dict  # the class itself has more than templates may reach
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: now().strftime(form)

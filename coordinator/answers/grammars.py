@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from coordinator.grammars.chains import require_short_chains
 from coordinator.grammars.error import GrammarError, TooManyGrammars
-from coordinator.grammars.kinds import GrammarKind
+from coordinator.grammars.kinds import ANY_JSON, GrammarKind
 from coordinator.grammars.lark import lark_of
 from coordinator.grammars.regex import rust_regex
 from coordinator.grammars.structural_tags import structural_tag_grammar
@@ -30,8 +30,6 @@ MAX_PENDING = 64
 """Grammars that may wait to be compiled; more are refused, since each may take a second."""
 MAX_REASON = 300
 """Characters of the library's reason that the client is shown."""
-ANY_JSON = "$$ANY$$"
-"""SGLang's schema for any JSON object."""
 WHITESPACE = r"[ \n\r\t]{0,40}"
 """Between the parts of a document; without a bound a small model may go on with it for ever."""
 

@@ -124,7 +124,7 @@ def message_of(deltas: Sequence[MessageDelta]) -> AssistantMessage:
         else:
             del names[delta.index]
             texts.append(delta.text)
-    calls = [ToolCall(name, "".join(arguments[index])) for index, name in names.items()]
+    calls = tuple(ToolCall(name, "".join(arguments[index])) for index, name in names.items())
     return AssistantMessage("".join(texts), "".join(thoughts), calls)
 
 
@@ -172,11 +172,12 @@ class MessageForm(Protocol):
     ) -> tuple[GrammarKind, str] | None:
         """Returns the kind and the source of the grammar that makes the model keep to `choice`, as
         `GrammarCompiler.compile` takes them; None if it is free to do what it wants. A tool that
-        `choice` names is one of `tools`."""
+        `choice` names is one of `tools`. Raises GrammarError for schemas too deep to be written."""
         ...
 
     def grammar_after_thought(
         self, kind: GrammarKind, source: str, thinking: Thinking
     ) -> tuple[GrammarKind, str]:
-        """Returns a client's grammar for an answer that may begin with a thought, which is free."""
+        """Returns a client's grammar for an answer that may begin with a thought, which is free. A
+        structural tag stays as it is: it says itself what comes first."""
         ...

@@ -51,7 +51,10 @@ log = logging.getLogger(__name__)
 CHECK_EVERY_S = 0.05
 """How often leases, deadlines and requests without a node are looked at."""
 ALIVE_EVERY_S = COORDINATOR_LEASE_S / 6
-NO_NODE = "no decode node takes requests: none is alive, or all are draining"
+NO_NODE = (
+    "no decode node takes requests: none is alive, or all are draining; `kvrelay stats` lists the "
+    "nodes, and GET /ready answers 200 as soon as one serves"
+)
 
 
 class CoordinatorCore:

@@ -41,7 +41,7 @@ class DemandMaker:
             num_pages=model.layout.num_pages(most),
             admission_pages=model.layout.num_pages(admission_tokens(num_tokens, most)),
             hashes=self.hash_pages(tracked, num_tokens),
-            avoid=_frozen(tracked.avoid),
+            avoid=_frozen(tracked.patience.avoid),
             logprobs_from=tracked.logprobs_from,
         )
 

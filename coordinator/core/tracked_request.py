@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from coordinator.answers.answer import Answer, ErrorKind
+from coordinator.answers.answer import Answer
+from coordinator.core.patience import Patience
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import PageHash, PageHasher
@@ -34,19 +35,8 @@ class TrackedRequest:
     """Page hashes of the prompt, as far as they were computed."""
     hasher: PageHasher | None = None
     """The hasher that made `hashes`. When the model changes, they are worth nothing any more."""
-    avoid: set[str] = field(default_factory=set)
-    """Names of nodes that failed it or were too busy."""
-    num_failures: int = 0
-    last_failure: str = ""
-    error_kind: ErrorKind = "unavailable"
-    """How the request ends if no further attempt succeeds: the kind of its last failure."""
-    started_at: float = 0.0
-    """When the current attempt was sent."""
-    retry_at: float = 0.0
-    """When it may be queued again."""
-    give_up_at: float | None = None
-    """When the request ends unless a node takes it before. Set by a failure, by the first of
-    several busy replies in a row, or when there is no node; cleared by a token."""
+    patience: Patience = field(default_factory=Patience)
+    """What went wrong with it, and when it ends for that."""
     held_s: float = 0.0
     """How long it was held by pauses of the cluster; this time does not count for its limits."""
     is_answering: bool = False
@@ -97,10 +87,11 @@ class TrackedRequest:
         """Returns why these tokens cannot be used; "" if they can."""
         if self.num_answered_before + out.start != len(self.answered):
             return "tokens were lost on the way"
-        wants_logprobs = self.answer.request.sampling.wants_logprobs
-        if wants_logprobs and len(out.logprobs) != len(out.tokens):
-            return "tokens came without their logprobs"
         sampling = self.answer.request.sampling
+        if not sampling.wants_logprobs:
+            return ""
+        if len(out.logprobs) != len(out.tokens):
+            return "tokens came without their logprobs"
         if self._lacks_prompt_logprobs and not is_all_of(out.prompt_logprobs, sampling):
             return "tokens came without the logprobs of the prompt"
         return ""

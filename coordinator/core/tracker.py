@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from coordinator.answers.answer import Answer, ErrorKind, NewTokens
+from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
 from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
 from coordinator.core.statistics import Statistics
@@ -23,13 +23,6 @@ from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
-
-MAX_FAILURES = 4
-"""Nodes that may fail one request before it fails."""
-RETRY_WITHIN_S = 10.0
-"""A request without a node waits so long for one to appear, or to have room."""
-BUSY_RETRY_S = 0.5
-"""When every node's queue is full, each is asked again after so long."""
 
 
 class Tracker:
@@ -130,7 +123,7 @@ class Tracker:
             return []
         node = tracked.route.decode
         # If all were tried, a little later: its queue may be read, or its lease end.
-        retry_in_s = BUSY_RETRY_S if node.name in tracked.avoid else 0.0
+        retry_in_s = tracked.patience.pause_before(node.name)
         reason = f"node {node.name} cannot be reached"
         return self._failed(tracked, node, reason, now, retry_in_s)
 
@@ -181,7 +174,8 @@ class Tracker:
             instructions += self._cancel_current(tracked)
             if tracked.routed is not None:
                 self._placement.ended(tracked.routed, now)
-            tracked.route = tracked.routed = tracked.give_up_at = None
+            tracked.route = tracked.routed = None
+            tracked.patience.held()
             instructions += self._wait(tracked, now)
         return instructions
 
@@ -191,7 +185,7 @@ class Tracker:
         for tracked in self._requests.values():
             held_s = now - max(self._paused_at, tracked.answer.started_at)
             tracked.held_s += held_s
-            tracked.give_up_at = None
+            tracked.patience.held()
             if tracked.routed is not None:
                 tracked.routed.arrived += held_s
         self._paused_at = None
@@ -244,13 +238,11 @@ class Tracker:
 
     def _start(self, tracked: TrackedRequest, route: Route, now: float) -> Instruction:
         request = tracked.answer.request
-        if now - tracked.retry_at > RETRY_WITHIN_S:
-            tracked.give_up_at = None  # it waited here for its turn, not for a busy node
+        tracked.patience.sent(now)
         tracked.attempt_number += 1
         tracked.route = route
         tracked.num_answered_before = len(tracked.answered)
         tracked.is_answering = False
-        tracked.started_at = now
         generate = Generate(
             attempt=tracked.current,
             tokens=token_bytes(tracked.tokens),
@@ -276,7 +268,7 @@ class Tracker:
             self._placement.computed(tracked.routed, now)
             self._prompt_is_computed(tracked.routed, route, now)
         tracked.is_answering = True
-        tracked.give_up_at = None
+        tracked.patience.answered()
         tracked.answered += out.tokens
         new = NewTokens(
             out.tokens,
@@ -327,62 +319,46 @@ class Tracker:
     ) -> list[Instruction]:
         """Notes that a node could not do its part: another one is to do it, at once or in
         `retry_in_s`."""
-        tracked.num_failures += 1
-        # A request that kills nodes must not go through all of them.
-        if tracked.num_failures == MAX_FAILURES:
-            number = tracked.attempt_number
-            message = f"gave up after {number} attempts; the last one: {reason}"
-            return [self._abort(tracked, "unavailable", message, now)]
-        tracked.error_kind = "unavailable"
-        tracked.retry_at, tracked.give_up_at = now + retry_in_s, now + RETRY_WITHIN_S
-        return self._lost_its_node(tracked, node, reason, now)
+        number = tracked.attempt_number
+        error = tracked.patience.failed(node.name, reason, number, now, retry_in_s)
+        return self._ended_or_retried(tracked, error, now)
 
     def _busy(
         self, tracked: TrackedRequest, node: Node, reason: str, now: float
     ) -> list[Instruction]:
         """Notes that a node's queue is full: another one is asked at once or, if all were full, a
         little later."""
-        tracked.error_kind = "too_busy"
-        tracked.retry_at = now + BUSY_RETRY_S if node.name in tracked.avoid else now
-        was_waiting_for_this_node = now - tracked.started_at > RETRY_WITHIN_S
-        if tracked.give_up_at is None or was_waiting_for_this_node:
-            tracked.give_up_at = now + RETRY_WITHIN_S
-        elif now >= tracked.give_up_at:
-            return [self._abort(tracked, "too_busy", reason, now)]
-        return self._lost_its_node(tracked, node, reason, now)
+        error = tracked.patience.busy(node.name, reason, now)
+        return self._ended_or_retried(tracked, error, now)
 
-    def _lost_its_node(
-        self, tracked: TrackedRequest, node: Node, reason: str, now: float
+    def _ended_or_retried(
+        self, tracked: TrackedRequest, error: AnswerError | None, now: float
     ) -> list[Instruction]:
+        if error is not None:
+            return [self._abort(tracked, error.kind, error.message, now)]
+        return self._lost_its_node(tracked, now)
+
+    def _lost_its_node(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         if tracked.routed is not None:
             self._placement.ended(tracked.routed, now)
-        tracked.avoid.add(node.name)
-        tracked.last_failure = reason
         tracked.route = tracked.routed = None
         return self._wait(tracked, now)
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         """Queues a request that has no node, if it is time for that. Ends it if no node could take
         it for too long."""
-        if now < tracked.retry_at:
+        if now < tracked.patience.retry_at:
             return []
         try:
             routed = tracked.routed
             demand = routed.demand if routed is not None else self._demands.demand_of(tracked)
             self._placement.require_room(demand)
-        except NoRoute as error:
-            if tracked.give_up_at is None:
-                tracked.give_up_at = now + RETRY_WITHIN_S
-            if now < tracked.give_up_at:
-                return []
-            failure = tracked.last_failure
-            reason = f"{failure}, and {error}" if failure else str(error)
-            return [self._abort(tracked, tracked.error_kind, reason, now)]
+        except NoRoute as no_route:
+            error = tracked.patience.no_node(str(no_route), now)
+            return [] if error is None else [self._abort(tracked, error.kind, error.message, now)]
         if routed is None:
             self._enqueue(tracked, demand, now)
-        waits_for_its_turn = now - tracked.retry_at > RETRY_WITHIN_S
-        if tracked.error_kind == "unavailable" or waits_for_its_turn:
-            tracked.give_up_at, tracked.error_kind = None, "unavailable"  # there is a node
+        tracked.patience.some_node(now)
         return []
 
     def _abort(

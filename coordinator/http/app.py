@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from coordinator.http import missing
@@ -24,8 +25,11 @@ from coordinator.http.openai.chats.endpoint import ChatCompletions
 from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
 from coordinator.http.sessions import endpoints as sessions
+from coordinator.http.wire.api_keys import ApiKeys
+from coordinator.http.wire.cross_origin import CrossOrigin
 from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
+from coordinator.version import VERSION
 
 ROUTERS = (
     health,
@@ -46,9 +50,16 @@ ROUTERS = (
 def create_app(service: Service) -> ASGIApp:
     """Makes the ASGI application. It starts `service` when the server starts and closes it at the
     end."""
-    max_body_bytes = service.config.max_body_bytes
-    api = PostEndpoints(RequestIds(create_api(service)), create_handlers(service), max_body_bytes)
-    return GenerateEndpoint(api, service)
+    config = service.config
+    api = PostEndpoints(
+        RequestIds(create_api(service)), create_handlers(service), config.max_body_bytes
+    )
+    app: ASGIApp = GenerateEndpoint(api, service)
+    if config.api_key:
+        app = ApiKeys(app, config.api_key, config.admin_token)
+    if config.cors_origin:
+        app = CrossOrigin(app, config.cors_origin)
+    return app
 
 
 def create_handlers(service: Service) -> dict[str, PostHandler]:
@@ -70,7 +81,7 @@ def create_api(service: Service) -> FastAPI:
         await service.close()
 
     app = FastAPI(
-        title="kvrelay", version=model.VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="kvrelay", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
     for module in ROUTERS:
@@ -87,9 +98,24 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Answers an unknown path or method in the shape of every other error."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        methods = headers["Allow"] = ", ".join(_allowed(request))
+        message += f"; it takes {methods}"
     reply = error_reply(error.status_code, message, form=error_form_of(request.url.path))
-    reply.headers.update(error.headers or {})
+    reply.headers.update(headers)
     return reply
+
+
+def _allowed(request: Request) -> list[str]:
+    """Returns the methods of a path. Starlette's own answer has those of one of its routes only."""
+    routes = [route for module in ROUTERS for route in module.router.routes]
+    return sorted(
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    )
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.http.app import create_app
 from coordinator.http.wire.half_closing import HalfClosingProtocol
+from coordinator.key_file import with_file_keys
 from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe
@@ -34,6 +35,7 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
     tokenizer = Tokenizer(model_path, config.chat_template)
     if not config.served_model_name:
         config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
+    config = with_file_keys(config)
     listener = listen(config.host, config.port, is_shared=config.workers > 1)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
@@ -44,6 +46,10 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
     gc.freeze()  # what is here now stays: no collection needs to look at it
     gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[listener])
+
+
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
 
 class HttpServer(uvicorn.Server):
@@ -80,6 +86,9 @@ def listen(host: str, port: int, is_shared: bool = False) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
+        if not is_shared:
+            # At once: until it listens, another process could bind the same port.
+            listener.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"port {port} on {host} cannot be used ({error.strerror}); choose another with --port"

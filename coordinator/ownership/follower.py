@@ -12,6 +12,7 @@ from coordinator.ownership.redis_index import RedisIndex
 from protocol.ids import Node
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect_async
+from protocol.redis.problems import redis_problem
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class OwnershipFollower:
     def __init__(self, redis_url: str, address: str, index: PrefixIndex) -> None:
         """`address` is where nodes send this coordinator's heartbeats."""
         self.mirror = OwnershipMirror(address, index)
+        self._redis_url = redis_url
         self._redis: Any = connect_async(redis_url, REDIS_TIMEOUT_S)
         self.record = RedisIndex(self._redis)
         self._announce = self._redis.register_script(ownership.ANNOUNCE)
@@ -119,9 +121,20 @@ class OwnershipFollower:
             self._is_told_connected = True
 
     def _tell_unreachable(self, error: Exception) -> None:
-        if self._is_told_connected is not False:
-            log.warning("Redis is unreachable, routing goes on from memory: %s", error)
-            self._is_told_connected = False
+        problem = redis_problem(error, self._redis_url)
+        if self._is_told_connected is None:
+            log.warning(
+                "no node can find this coordinator, and /generate is refused; HTTP is served, and "
+                "Redis is tried again until it is there: %s",
+                problem,
+            )
+        elif self._is_told_connected:
+            log.warning(
+                "routing goes on from memory with the nodes and pages known so far; until Redis is "
+                "back new nodes stay unknown, and sessions, pauses and draining are refused: %s",
+                problem,
+            )
+        self._is_told_connected = False
 
     def _end_reloads(self, error: Exception | None) -> None:
         """Wakes those that wait for a `reload` which is done; all of them, with `error`, if Redis

@@ -3,16 +3,14 @@ communication."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-
-Activation = Literal["silu", "gelu_tanh"]
-"""What a feed-forward layer applies to its gate."""
+from engine.kernels.activation import Activation
 
 
 class HeadShape(NamedTuple):

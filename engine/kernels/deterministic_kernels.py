@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-from engine.kernels.base import Activation, HeadNorms, HeadShape, Kernels, Rotation
+from engine.kernels.activation import Activation
+from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation
 from engine.kernels.row_blocks import blocks
 
 CPU_SIZES = (4, 8, 16, 32, 64, 128)

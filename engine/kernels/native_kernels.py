@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-from engine.kernels.base import Activation, HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.activation import Activation
+from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
 
 MOST_ROWS = 32
 """Products of more rows are as fast in torch, whose libraries arrange the weight for them."""

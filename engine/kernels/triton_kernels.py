@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-from engine.kernels.base import Activation, HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.activation import Activation
+from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
 
 HEADS_PER_PROGRAM = 8
 MUL_BLOCK = 1024

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.kernels.base import Activation
+from engine.kernels.activation import Activation
 from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
 from engine.model.foreign_keys import refuse_foreign_keys
 from engine.model.rope_config import FULL, MOST_POSITIONS, SLIDING, RopeConfig, read_ropes

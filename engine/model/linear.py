@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.base import Kernels
-from engine.model.families import UnsupportedModel
 from engine.model.linear_form import PLAIN, LinearForm
+from engine.model.split import part, shares_kv_heads
 from engine.parallel import TensorParallel
 
 
@@ -39,18 +39,13 @@ class Build:
 def share(total: int, parallel: TensorParallel, what: str) -> range:
     """Returns this rank's part of `total` things. Raises UnsupportedModel if they cannot be
     split."""
-    if total % parallel.size:
-        raise UnsupportedModel(
-            f"the model's {total} {what} cannot be split over {parallel.size} ranks; choose a "
-            f"--tensor-parallel-size that divides {total}"
-        )
-    each = total // parallel.size
+    each = part(total, parallel.size, what)
     return range(parallel.rank * each, (parallel.rank + 1) * each)
 
 
 def kv_head_share(num_kv_heads: int, parallel: TensorParallel) -> range:
     """Returns this rank's KV heads. With more ranks than heads, several ranks have the same one."""
-    if parallel.size > num_kv_heads and parallel.size % num_kv_heads == 0:
+    if shares_kv_heads(num_kv_heads, parallel.size):
         first = parallel.rank * num_kv_heads // parallel.size
         return range(first, first + 1)
     return share(num_kv_heads, parallel, "KV heads")

@@ -19,11 +19,23 @@ MIN_WATCHED = 48
 """When no more tokens are left than so many and those of an ending, every token is watched: it must
 leave an end within reach."""
 LOOK_INTERVAL = 16
-"""Before that, after so many tokens each, an ending is looked for, to see how long it is."""
+"""Before that an ending is looked for now and then, after so many tokens at least, to see how long
+it is."""
+MAX_GROWTH = 7
+"""While many tokens are left, the next look comes before an ending that grows by so many tokens,
+with each token of the answer, would be too long. Near the end `MIN_WATCHED` covers a growth of 3.
+"""
+NEVER = 1 << 31
 MAX_SKIPPED = 16
 """Bytes of an ending that may have been said already, in other tokens."""
 SEARCH_INTERVAL = 16
 """Tokens between two searches for an ending, if the first of them found none."""
+
+
+def tokens_until_look(num_spare: int) -> int:
+    """Returns after how many tokens an ending is looked for again. `num_spare`: the tokens that are
+    left before every token is watched."""
+    return max(LOOK_INTERVAL, num_spare // (MAX_GROWTH + 1))
 
 
 class GrammarState:
@@ -44,7 +56,7 @@ class GrammarState:
         self._beginning = matcher.deep_copy()
         self._sampling = sampling
         self._endings = endings
-        self._is_looked_at = num_at_least is not None
+        self._first_look = NEVER if num_at_least is None or not sampling.max_new_tokens else 0
         self._num_watched_at_least = MIN_WATCHED + (num_at_least or 0)
         self._num_watched = self._num_watched_at_least
         self._is_over = False
@@ -52,13 +64,16 @@ class GrammarState:
         """Tokens with which the answer could end, as far as is known."""
         self._search_from = 0
         """From so many tokens on an ending is searched for."""
-        self._watch()
+        self._num_at_last_look = 0
+        self._look_from = self._first_look
+        """From so many tokens on the next look is due."""
+        self._start()
 
     @property
     def num_left(self) -> int:
         """Tokens that the answer may still have; many if that is not known."""
         most = self._sampling.max_new_tokens
-        return most - len(self.tokens) if most else 1 << 31
+        return most - len(self.tokens) if most else NEVER
 
     @property
     def may_end(self) -> bool:
@@ -78,8 +93,10 @@ class GrammarState:
         if len(had) > len(tokens) or had != list(tokens[: len(had)]):
             self._go_back(begin)
             had = []
+        self._look_if_due()  # behind the token that `settle` took
         for token in tokens[len(had) :]:
             self._add(token)
+            self._look_if_due()
 
     def settle(self, position: int, token: int, may_go_on: bool) -> tuple[int, ...]:
         """Takes the token that was sampled as number `position` of the answer; returns it, and if
@@ -87,13 +104,13 @@ class GrammarState:
         is not taken, and the ending is returned in its place."""
         if position != len(self.tokens):
             return (token,)  # of a step that was started ahead in vain; nobody wants it
-        matcher, ending, spare = self.matcher.deep_copy(), self._ending, self._num_spare
-        search_from, was_watched = self._search_from, self.may_replace
+        before = self.matcher.deep_copy() if self.may_replace else None
+        ending, spare, search_from = self._ending, self._num_spare, self._search_from
         self._add(token)
         is_lost = spare >= 0 and self._num_spare < min(spare, 1)
-        if is_lost and was_watched and ending is not None:
+        if is_lost and before is not None and ending is not None:
             self.tokens.pop()
-            self.matcher, self._ending = matcher, ending
+            self.matcher, self._ending = before, ending
             self._search_from = search_from
             return (*ending, *self._sampling.end_token_ids[: min(spare, 1)])
         if self._is_over or not may_go_on:
@@ -116,7 +133,7 @@ class GrammarState:
     def _go_back(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens."""
         kept, num_dropped = self.tokens[:num_tokens], len(self.tokens) - num_tokens
-        was_looked_at = self.may_replace or len(self.tokens) % LOOK_INTERVAL < num_dropped
+        was_looked_at = self.may_replace or self._num_at_last_look > num_tokens
         if not self._is_over and not was_looked_at and self.matcher.rollback(num_dropped):
             self.tokens = kept
             return
@@ -126,9 +143,17 @@ class GrammarState:
         self._ending = None
         self._search_from = 0
         self._num_watched = self._num_watched_at_least
-        self._watch()
+        self._num_at_last_look = 0
+        self._look_from = self._first_look
+        self._start()
         for token in kept:
             self._add(token)
+            self._look_if_due()
+
+    def _start(self) -> None:
+        if self.may_replace:
+            self._look()
+        self._look_if_due()
 
     def _add(self, token: int) -> None:
         # What a step that was started ahead is fed behind the end does not matter any more.
@@ -140,18 +165,25 @@ class GrammarState:
             raise RequestFailed(
                 f"the grammar cannot be followed any further: {self.matcher.get_error()[:200]}"
             )
-        self._watch()
+        if self.may_replace:
+            self._look()
 
-    def _watch(self) -> None:
-        """Keeps an ending while few tokens are left, and looks for one now and then before."""
-        is_due = self._is_looked_at and len(self.tokens) % LOOK_INTERVAL == 0
-        is_looked_at = is_due or self.may_replace
-        if self._is_over or not self._sampling.max_new_tokens or not is_looked_at:
+    def _look_if_due(self) -> None:
+        """Looks for an ending now and then while many tokens are left. `settle` leaves this to the
+        next `feed`: a step waits for `settle`, while `feed` runs beside a forward pass. The look
+        still comes before the next token, so the two orders decide alike."""
+        if len(self.tokens) < self._look_from or self._is_over or self.may_replace:
             return
-        self._ending = self._next_ending()
-        if self._ending is not None and not self.may_replace:
+        self._look()
+        if self._ending is not None:
             needed = MIN_WATCHED + len(self._ending)
             self._num_watched = max(needed, self._num_watched_at_least)
+        num_spare = 0 if self._ending is None else self.num_left - self._num_watched
+        self._look_from = len(self.tokens) + tokens_until_look(num_spare)
+
+    def _look(self) -> None:
+        self._ending = self._next_ending()
+        self._num_at_last_look = len(self.tokens)
 
     def _next_ending(self) -> list[int] | None:
         """Returns the rest of the ending that it had, or that or an end of it, if one of these

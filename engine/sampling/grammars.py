@@ -7,9 +7,11 @@ mask computed when that token has come: only the sampling of such a step waits f
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from ctypes import CDLL
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
@@ -26,8 +28,8 @@ from protocol.sampling import Sampling, TokenLogprobs
 
 MAX_COMPILED = 64
 """Grammars that stay compiled when no sequence follows them."""
-NUM_THREADS = 4
-"""Threads that compute masks side by side."""
+MAX_THREADS = 4
+"""Threads that compute masks side by side; one core is left to what they are beside."""
 
 
 class Grammars:
@@ -35,14 +37,21 @@ class Grammars:
     thread-safe: who settles an earlier step between the first two calls `GrammarStep.wait` before,
     since the thread may be feeding a state of that step."""
 
-    def __init__(self, read_tokenizer: Callable[[], str], vocab_size: int = 0) -> None:
+    def __init__(
+        self,
+        read_tokenizer: Callable[[], str],
+        vocab_size: int = 0,
+        library: CDLL | None = None,
+    ) -> None:
         """`read_tokenizer` returns the model's tokenizer.json; it is called at once, on a thread,
         and its failure fails the requests that have a grammar. `vocab_size` is the model's, which
-        may be larger than the tokenizer's: a client may name any of its tokens as an end."""
+        may be larger than the tokenizer's: a client may name any of its tokens as an end. `library`
+        has the native kernels, which apply masks on a CPU."""
+        self.library = library
         self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._tokenizer = self._thread.submit(lambda: _load(read_tokenizer))
-        self._executor = LLExecutor(NUM_THREADS)
+        self._executor = LLExecutor(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)))
         self._compiled: OrderedDict[str, tuple[LLMatcher, int | None]] = OrderedDict()
         """By grammar: a matcher at the beginning, and how many tokens an ending takes there, if one
         was found."""
@@ -92,16 +101,17 @@ class Grammars:
         RequestFailed."""
         states = [self._fed(part, tokens) for part, tokens in fed]
         tokenizer, _ = self._tools()
-        bits = np.zeros((len(fed), -(-tokenizer.vocab_size // 32)), dtype=np.int32)
+        bits = np.empty((len(fed), -(-tokenizer.vocab_size // 32)), dtype=np.int32)
         matchers = [(state.matcher, row) for row, state in enumerate(states)]
         fill_next_token_bitmask_par(self._executor, matchers, bits)
         masks = _widened(bits.view(np.uint32), self._vocab_size)
-        for mask, state, (part, _) in zip(masks, states, fed, strict=True):
+        for row, (state, (part, _)) in enumerate(zip(states, fed, strict=True)):
             if state.matcher.is_error():
                 raise RequestFailed(
                     f"the grammar takes too much to follow: {state.matcher.get_error()[:200]}"
                 )
             assert part.sampling is not None
+            mask = memoryview(masks[row])  # its words are quicker to change than numpy's
             _clear(mask, tokenizer.eos_token)
             _allow_ends(mask, state, part.sampling)
         return masks
@@ -170,8 +180,11 @@ class GrammarStep:
             fed = [(part, _first(before, part)) for _, part in self._following]
             parts.append(self._grammars.masks(fed))
         rows = [row for row, _ in (*self._known, *self._following)]
+        if len(parts) == 1:
+            return TokenMasks(rows, parts[0], self._grammars.library)
         order = np.argsort(rows)
-        return TokenMasks([rows[i] for i in order], np.concatenate(parts)[order])
+        bits = np.concatenate(parts)[order]
+        return TokenMasks([rows[i] for i in order], bits, self._grammars.library)
 
 
 def _load(read_tokenizer: Callable[[], str]) -> tuple[LLTokenizer, EndingSearch]:
@@ -194,7 +207,7 @@ def _widened(masks: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.pad(masks, ((0, 0), (0, num_lacking))) if num_lacking else masks
 
 
-def _allow_ends(mask: np.ndarray, state: GrammarState, sampling: Sampling) -> None:
+def _allow_ends(mask: memoryview, state: GrammarState, sampling: Sampling) -> None:
     """Allows the end tokens where the answer may end, and forbids them elsewhere, or before it has
     `min_new_tokens`; but never all that the grammar allows."""
     ends = sampling.end_token_ids
@@ -202,31 +215,38 @@ def _allow_ends(mask: np.ndarray, state: GrammarState, sampling: Sampling) -> No
         is_early = len(state.tokens) < sampling.min_new_tokens
         if not (is_early and _has_others(mask, ends)):
             for token in ends:
-                mask[token >> 5] |= np.uint32(1 << (token & 31))
+                mask[token >> 5] |= 1 << (token & 31)
             return
     elif any(_has(mask, token) for token in ends) and not _has_others(mask, ends):
         return
     for token in ends:
         _clear(mask, token)
-    if not mask.any():
+    if not _allows_any(mask):
         raise RequestFailed("the grammar allows none of the model's tokens to go on with")
 
 
-def _has(mask: np.ndarray, token: int) -> bool:
+def _has(mask: memoryview, token: int) -> bool:
     word = token >> 5
-    return word < len(mask) and bool(int(mask[word]) >> (token & 31) & 1)
+    return word < len(mask) and bool(mask[word] >> (token & 31) & 1)
 
 
-def _clear(mask: np.ndarray, token: int) -> None:
+def _clear(mask: memoryview, token: int) -> None:
     if token >> 5 < len(mask):
-        mask[token >> 5] &= np.uint32(~(1 << (token & 31)) & 0xFFFFFFFF)
+        mask[token >> 5] &= ~(1 << (token & 31))
 
 
-def _has_others(mask: np.ndarray, tokens: Sequence[int]) -> bool:
-    others = mask.copy()
-    for token in tokens:
-        _clear(others, token)
-    return bool(others.any())
+def _has_others(mask: memoryview, tokens: Sequence[int]) -> bool:
+    known = [token for token in tokens if _has(mask, token)]
+    for token in known:
+        _clear(mask, token)
+    has_others = _allows_any(mask)
+    for token in known:
+        mask[token >> 5] |= 1 << (token & 31)
+    return has_others
+
+
+def _allows_any(mask: memoryview) -> bool:
+    return mask.tobytes() != bytes(mask.nbytes)  # several times as quick as numpy is
 
 
 def _certain(token: int, sampling: Sampling) -> TokenLogprobs:

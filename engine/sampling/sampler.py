@@ -8,8 +8,9 @@ cannot round in another order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ NO_TOKEN = -1
 NO_NUMBERS = "the model's logits are not numbers: they hold NaN or infinity"
 FEW = 1024
 """A CPU looks at so many of the likeliest tokens first: they nearly always decide."""
+MOST_KEPT = 0.5
+"""Where a grammar allows a smaller part of the vocabulary, a CPU makes noise for that alone."""
 
 
 @dataclass(frozen=True)
@@ -78,31 +81,40 @@ def sample(
     """Chooses a token for each row of `logits` [n, vocab] float32. Never waits for the device.
 
     `positions[i]` is the position that the token will have in its sequence. `seen`: the tokens
-    before it, of those rows whose sampling has penalties. `masks`: what grammars allow.
+    before it, of those rows whose sampling has penalties. `masks`: what grammars allow; on a CPU
+    they are written into `logits`.
     """
     # The maximum of a row is NaN if anything in it is. Before masks: these put -inf in.
     is_broken = ~logits.amax(-1).isfinite()
     logits = adjust(logits, samplings, positions, seen)
+    narrow: Set[int] = frozenset()
     if masks is not None:
         logits = masks.apply(logits)
-    tokens = _choose(logits, samplings, positions)
+        if logits.device.type == "cpu":
+            narrow = masks.rows_below(MOST_KEPT * logits.shape[1])
+    tokens = _choose(logits, samplings, positions, narrow)
     return Choices.of(tokens, is_broken, measure(logits, samplings, tokens))
 
 
-def _choose(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
-    """Returns the chosen tokens, [n] int64."""
+def _choose(
+    logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int], narrow: Set[int]
+) -> Tensor:
+    """Returns the chosen tokens, [n] int64. Of the rows in `narrow`, many logits are -inf."""
     drawn = [row for row, s in enumerate(samplings) if s.temperature > 0 and s.top_k != 1]
     if len(drawn) == len(samplings):
-        return _draw(logits, samplings, positions)
+        return _draw(logits, samplings, positions, narrow)
     tokens = logits.argmax(dim=-1)
     if not drawn:
         return tokens
     index = upload(np.array(drawn, dtype=np.int64), logits.device)
     some = [samplings[row] for row in drawn], [positions[row] for row in drawn]
-    return tokens.index_copy(0, index, _draw(logits.index_select(0, index), *some))
+    narrow = {i for i, row in enumerate(drawn) if row in narrow}
+    return tokens.index_copy(0, index, _draw(logits.index_select(0, index), *some, narrow))
 
 
-def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+def _draw(
+    logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int], narrow: Set[int]
+) -> Tensor:
     """Draws tokens for rows that are not greedy; returns [n] int64."""
     device, vocab_size = logits.device, logits.shape[1]
     # Logarithms of probabilities relative to the likeliest token's, which is 0.
@@ -111,23 +123,32 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int
     if narrowed:
         some = [samplings[row] for row in narrowed]
         relative = on_rows(relative, narrowed, lambda rows: _keep_top(rows, some))
-    has_floor = any(s.min_p > 0 for s in samplings)
-    if has_floor:
+    if any(s.min_p > 0 for s in samplings):
         floors = [math.log(s.min_p) if s.min_p > 0 else -math.inf for s in samplings]
         floor = column(floors, np.float32, device)
         relative = relative.masked_fill(relative < floor, -torch.inf)
     counters = upload(np.array([[s.seed for s in samplings], positions], dtype=np.int64), device)
-    if device.type == "cpu" and (narrowed or has_floor):
-        return _noisy_where_kept(relative, counters).argmax(dim=-1)
-    tokens = torch.arange(vocab_size, device=device)
-    noise = gumbel(counters[0, :, None], counters[1, :, None], tokens)
     # The argmax of logits plus Gumbel noise is a sample of their softmax.
-    return (relative + noise).argmax(dim=-1)
+    if device.type != "cpu":  # only a CPU knows how many are kept without waiting
+        return _noisy(relative, counters).argmax(dim=-1)
+    floored = [row for row, s in enumerate(samplings) if s.min_p > 0]
+    some_kept = sorted({*narrow, *narrowed, *floored})
+    all_kept = [row for row in range(len(samplings)) if row not in some_kept]
+    for rows, add_noise in ((some_kept, _noisy_where_kept), (all_kept, _noisy)):
+        if rows:
+            relative = on_rows(relative, rows, partial(add_noise, counters=counters[:, rows]))
+    return relative.argmax(dim=-1)
+
+
+def _noisy(relative: Tensor, counters: Tensor) -> Tensor:
+    """Returns `relative` [n, vocab] with noise added. `counters` [2, n]: seeds and positions."""
+    tokens = torch.arange(relative.shape[1], device=relative.device)
+    return relative + gumbel(counters[0, :, None], counters[1, :, None], tokens)
 
 
 def _noisy_where_kept(relative: Tensor, counters: Tensor) -> Tensor:
-    """Adds noise to what is not -inf in `relative` [n, vocab]: making noise takes most of the time.
-    Only a CPU knows how many there are without waiting. `counters` [2, n]: seeds and positions."""
+    """Returns the same as `_noisy`, quicker if much of `relative` is -inf: most of the time goes
+    into making noise, and that of a token which cannot be chosen is not needed."""
     row, token = (relative > -torch.inf).nonzero(as_tuple=True)
     noise = gumbel(counters[0, row], counters[1, row], token)
     return relative.index_put((row, token), relative[row, token] + noise)

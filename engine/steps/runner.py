@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from ctypes import CDLL
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,15 +134,17 @@ class ModelRunner:
         device: torch.device,
         graphs: DecodeGraphs | None = None,
         read_tokenizer: Callable[[], str] = no_tokenizer,
+        library: CDLL | None = None,
     ) -> None:
-        """`read_tokenizer` returns the tokenizer.json, for grammars."""
+        """`read_tokenizer` returns the tokenizer.json, for grammars. `library` has the native
+        kernels of a CPU, if they are used."""
         self.model = model
         self.kv_cache = kv_cache
         self.attention = attention
         self.fingerprint = fingerprint
         self.device = device
         self.states = SequenceStates(model.config.vocab_size, device)
-        self.grammars = Grammars(read_tokenizer, model.config.vocab_size)
+        self.grammars = Grammars(read_tokenizer, model.config.vocab_size, library)
         self._graphs = graphs
         self._shapes = SeenShapes()
 

@@ -96,15 +96,13 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> argparse.ArgumentParser:
+def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> Any:
     """Adds `bench serve`, which `run` does, to the subcommands of a parser; returns its parser."""
     help_text = "measure a server under load"
     bench = commands.add_parser("bench", help=help_text, description=help_text, allow_abbrev=False)
     benches = bench.add_subparsers(required=True, metavar="BENCH")
     help_text = "put a load on any OpenAI or SGLang server and tell how it was served"
-    serve: argparse.ArgumentParser = benches.add_parser(
-        "serve", help=help_text, description=help_text, allow_abbrev=False
-    )
+    serve = benches.add_parser("serve", help=help_text, description=help_text, allow_abbrev=False)
     add_flags(serve, BenchConfig, {"slo"})
     serve.add_argument(
         "--slo", action="append", default=argparse.SUPPRESS, metavar="KIND=MS", help=SLO_HELP

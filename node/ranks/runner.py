@@ -76,5 +76,6 @@ class ParallelRunner:
     def end_sequence(self, sequence_id: int) -> None:
         """Forgets the state of a sequence on every rank: every rank samples, so each has the
         state."""
+        self._encoder.end_sequence(sequence_id)
         self._workers.tell(commands.EndSequenceCommand(sequence_id))
         self._own.end_sequence(sequence_id)

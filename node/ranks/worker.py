@@ -111,6 +111,7 @@ class Worker:
             if isinstance(command, commands.StepCommand):
                 self._step(command)
             elif isinstance(command, commands.EndSequenceCommand):
+                self._decoder.end_sequence(command.sequence_id)
                 self._runner.end_sequence(command.sequence_id)
             elif isinstance(command, commands.CopyCommand):
                 self._runner.copy_pages(command.sources, command.destinations)

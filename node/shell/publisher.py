@@ -16,6 +16,7 @@ from node.ownership.ownership_writer import RETRY_S, OwnershipCall, OwnershipWri
 from protocol.messages import NodeInfo
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect
+from protocol.redis.problems import redis_problem
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ class OwnershipPublisher:
             result = self._call(call)
         except REDIS_ERRORS as error:
             if self._writer.unreachable(time.monotonic()):
-                log.warning("Redis is unreachable, serving goes on without it: %s", error)
+                problem = redis_problem(error, self._redis_url)
+                log.warning("serving goes on without Redis: %s", problem)
             self._disconnect()
         else:
             self._writer.replied(call, result, time.monotonic())

@@ -16,6 +16,7 @@ from engine.sampling.grammar_masks import TokenMasks
 from engine.steps.runner import ModelRunner
 from infra.models import EMBEDDED
 from protocol.sampling import Sampling
+from tests.support.engine.native import compiled
 from tests.support.models.grammars import END, compiler, tokenizer
 
 NEEDS_CUDA = [
@@ -44,15 +45,24 @@ def sampling_of(source: str, max_new_tokens: int) -> Sampling:
     )
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
-def test_masks_forbid_what_has_no_bit(device: str) -> None:
-    logits = torch.randn(3, 1000)
-    bits = np.random.default_rng(3).integers(0, 1 << 32, size=(2, 30), dtype=np.uint32)
-    masks = TokenMasks([0, 2], bits)  # narrower than the logits
-    masked = masks.apply(logits.to(device)).cpu()
+@pytest.mark.parametrize(
+    "device", ["cpu", "cpu with native kernels", pytest.param("cuda", marks=NEEDS_CUDA)]
+)
+@pytest.mark.parametrize("num_words", [1, 30, 31, 32, 40])
+@pytest.mark.parametrize("vocab_size", [31, 992, 1000])
+def test_masks_forbid_what_has_no_bit(device: str, num_words: int, vocab_size: int) -> None:
+    """Masks may be narrower or wider than the logits, whose rows may lie apart in memory."""
+    device, _, has_library = device.partition(" ")
+    logits = torch.randn(3, vocab_size)
+    bits = np.random.default_rng(3).integers(0, 1 << 32, size=(2, num_words), dtype=np.uint32)
+    bits[0, ::3], bits[1, ::4] = 0, 0xFFFFFFFF
+    masks = TokenMasks([0, 2], bits, compiled() if has_library else None)
+    apart = torch.zeros(3, vocab_size + 5, device=device)[:, :vocab_size].copy_(logits)
+    masked = masks.apply(apart).cpu()
     for row, mask in zip((0, 2), bits, strict=True):
         is_allowed = [
-            token < 960 and bool(int(mask[token >> 5]) >> (token & 31) & 1) for token in range(1000)
+            token < 32 * num_words and bool(int(mask[token >> 5]) >> (token & 31) & 1)
+            for token in range(vocab_size)
         ]
         assert (masked[row] > -torch.inf).tolist() == is_allowed
         assert torch.equal(masked[row][is_allowed], logits[row][is_allowed])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
-from engine.kernels.base import Activation, HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
+from engine.kernels.activation import Activation
+from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
 from protocol.layout import KVLayout
 
 pytestmark = [

@@ -108,12 +108,15 @@ def _asked(
     if chance.random() < 0.12:
         asked.cancel_at = at + chance.uniform(0.0, 0.3)
     elif chance.random() < 0.2:
+        tokens = asked.tokens + asked.right_answer + _tokens(chance, 3)
         asked.next_turn = Asked(
             name=f"{name}+",
             at=0.0,
-            tokens=asked.tokens + asked.right_answer + _tokens(chance, 3),
+            tokens=tokens,
             namespace=asked.namespace,
-            sampling=msgspec.structs.replace(asked.sampling, prompt_logprobs_from=-1),
+            sampling=msgspec.structs.replace(
+                asked.sampling, prompt_length=len(tokens), prompt_logprobs_from=-1
+            ),
             max_new_tokens=3,
             end_token_ids=asked.end_token_ids,
         )
@@ -123,12 +126,14 @@ def _asked(
 def _sampling(chance: random.Random, prompt_length: int) -> Sampling:
     penalty = 0.5 if chance.random() < 0.25 else 0.0
     scores_from = chance.randrange(prompt_length) if chance.random() < 0.2 else -1
+    seed = chance.randrange(1 << 20)
     return Sampling(
-        seed=chance.randrange(1 << 20),
+        seed=seed,
         frequency_penalty=penalty,
         prompt_length=prompt_length,
         num_top_logprobs=0 if scores_from >= 0 or chance.random() < 0.1 else -1,
         prompt_logprobs_from=scores_from,
+        grammar="the one there is" if seed % 5 == 3 else "",
     )
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
 from coordinator.ownership.index import PrefixIndex
@@ -37,6 +39,7 @@ from prefill.sending import PagesBeingSent
 from protocol.ids import Attempt
 from protocol.messages import TokensOut
 from protocol.redis.ownership import Change
+from protocol.sampling import Sampling
 from tests.sim.life import live, plan_of
 from tests.sim.shrink import failure_of
 
@@ -162,11 +165,9 @@ def _lost_event(right: Any) -> Any:
 
 
 def _double_retry(right: Any) -> Any:
-    def lost_its_node(
-        self: Tracker, tracked: TrackedRequest, node: Any, reason: str, now: float
-    ) -> Any:
+    def lost_its_node(self: Tracker, tracked: TrackedRequest, now: float) -> Any:
         """A request that lost its node is queued twice."""
-        instructions = right(self, tracked, node, reason, now)
+        instructions = right(self, tracked, now)
         if tracked.routed is not None and tracked.route is None:
             self._enqueue(tracked, tracked.routed.demand, now)
         return instructions
@@ -339,6 +340,24 @@ def _logprob_lost_between_chunks(right: Any) -> Any:
     return scored
 
 
+def _grammar_begins_anew(right: Any) -> Any:
+    def sampling(self: TrackedRequest) -> Sampling:
+        """The next attempt takes the answer so far for a part of the prompt, so that the grammar
+        begins again behind it."""
+        return msgspec.structs.replace(right(self), prompt_length=len(self.tokens))
+
+    return sampling
+
+
+def _replays_a_chunk(right: Any) -> Any:
+    def next_slice(self: Sequence, *arguments: Any) -> Any:
+        """The state of a sequence is given the tokens of the last chunk alone."""
+        part = right(self, *arguments)
+        return msgspec.structs.replace(part, replay=part.replay[-len(part.token_ids) :])
+
+    return next_slice
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -368,6 +387,8 @@ MUTANTS = (
     Mutant("answer forgotten by a pause", Tracker, "pause", _forgotten_by_a_pause),
     Mutant("cache spoils logprobs", Job, "num_reusable", _cache_spoils_logprobs),
     Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
+    Mutant("grammar begins anew after a resume", TrackedRequest, "sampling", _grammar_begins_anew),
+    Mutant("state begins with the last chunk", Sequence, "next_slice", _replays_a_chunk),
 )
 
 

@@ -21,6 +21,7 @@ COUNTS = RequestCounters(
     fetched_tokens=41984,
     completion_tokens=154112,
     transferred_pages=19822,
+    aborted_requests=4,
 ).report()
 PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
 COUNTERS = NodeCounters(

@@ -61,7 +61,7 @@ class PostEndpoints:
         handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None:
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, handler.errors)
+        exchange = Exchange(request_id(scope), send, errors=handler.errors)
         try:
             await self._answer(handler, scope, receive, exchange)
         except ClientLeft:

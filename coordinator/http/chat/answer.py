@@ -1,4 +1,4 @@
-"""`ChatAnswer`: one answer to a chat, which is taken apart into the parts of a message while it
+"""`ChatInProgress`: one answer to a chat, which is taken apart into the parts of a message while it
 grows."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WANTS_SHORT_IDS = "alphanumeric strings with length 9"
 Finish = Literal["stop", "length", "tool_calls", "abort"]
 
 
-class ChatAnswer:
+class ChatInProgress:
     """One answer to a chat, whose parts are taken as they come."""
 
     def __init__(
@@ -135,7 +135,7 @@ class ChatAnswer:
 
 async def submit_chat(
     service: Service, request: ChatRequest, form: MessageForm, http_id: str
-) -> list[ChatAnswer]:
+) -> list[ChatInProgress]:
     """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
     RequestRefused."""
     template = service.tokenizer.chat_template
@@ -145,7 +145,7 @@ async def submit_chat(
     tokenizer = service.tokenizer
     has_short_ids = template is not None and template.mentions(WANTS_SHORT_IDS)
     return [
-        ChatAnswer(
+        ChatInProgress(
             mailbox, index, form.parser(tools, choice, chat.thinking), tokenizer, has_short_ids
         )
         for index, mailbox in enumerate(mailboxes)

@@ -12,6 +12,7 @@ import msgspec
 
 from coordinator.answers.chat_template import ChatTemplate, ChatTemplateError
 from coordinator.conversation.message import MessageForm, Thinking, Tool
+from coordinator.grammars.error import GrammarError
 from coordinator.http.chat.messages import normal_messages
 from coordinator.http.chat.request import ChatRequest
 from coordinator.http.errors import BadRequest
@@ -118,7 +119,10 @@ def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> Gra
     if request.grammar is not None and not is_forced:
         kind, source = request.grammar.kind, request.grammar.text
         return GrammarSource(*form.grammar_after_thought(kind, source, thinking))
-    of_calls = form.grammar(tools, choice, thinking) if tools else None
+    try:
+        of_calls = form.grammar(tools, choice, thinking) if tools else None
+    except GrammarError as error:
+        raise BadRequest(f"tools: {error}", "tools") from None
     if of_calls is not None:
         return GrammarSource(*of_calls)
     if is_forced:

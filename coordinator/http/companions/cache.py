@@ -5,16 +5,35 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request, Response
 
 from coordinator.http.admin.token import require_token
+from coordinator.http.documents.bodies import answers
 from coordinator.http.replies import error_reply, json_reply
 from coordinator.http.requests import service_of
 
 FLUSH_TIMEOUT_S = 5.0
+FLUSHED = answers(
+    {"message": "Cache flushed.", "pages": {"p0": 412, "d0": 97}},
+    {
+        400: "3 requests are running; flush when they have ended",
+        401: "the admin token is missing or wrong",
+        503: "not every node answered in time; try again",
+    },
+)
 
 router = APIRouter(tags=["native"])
 
 
-@router.get("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
-@router.post("/flush_cache", response_model=None, dependencies=[Depends(require_token)])
+@router.get(
+    "/flush_cache",
+    response_model=None,
+    dependencies=[Depends(require_token)],
+    responses=FLUSHED,
+)
+@router.post(
+    "/flush_cache",
+    response_model=None,
+    dependencies=[Depends(require_token)],
+    responses=FLUSHED,
+)
 async def flush_cache(request: Request) -> Response:
     """Makes every node forget its cached pages; answers 400 while requests run, at whichever
     coordinator, which none does during a pause. Asks for the admin token if one is set."""

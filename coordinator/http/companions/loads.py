@@ -7,11 +7,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from coordinator.http.companions.model import VERSION
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
 from coordinator.service import Service
+from coordinator.version import VERSION
 
 router = APIRouter(tags=["native"])
 

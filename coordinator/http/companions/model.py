@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,15 +14,27 @@ from coordinator.http.native.sglang import WEIGHT_VERSION
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
+from coordinator.version import VERSION
 from protocol.config import hide_password
 from protocol.model.directory import read_config
 
-try:
-    VERSION = version("kvrelay")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    VERSION = "0"
-
 router = APIRouter(tags=["native"])
+
+
+@router.get("/", response_model=None)
+async def root(request: Request) -> Response:
+    """Tells whoever opens the address what answers there, and where to read on."""
+    return json_reply(
+        {
+            "name": "kvrelay",
+            "version": VERSION,
+            "model": service_of(request).config.served_model_name,
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "ready": "/ready",
+            "stats": "/admin/cache/stats",
+        }
+    )
 
 
 @router.get("/get_model_info", response_model=None)

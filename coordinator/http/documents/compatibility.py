@@ -96,7 +96,9 @@ DIFFERENCES = (
     (
         "input_token_logprobs",
         "null only for the first token of a prompt, which has no logprob; SGLang has null for the "
-        "first one that is asked for.",
+        "first one that is asked for. SGLang's front end calculates with that null, with SGLang "
+        "too, when a `select` stands behind very little text: it fails behind one token, and, with "
+        "`greedy_token_selection` and `unconditional_likelihood_normalized`, behind two.",
     ),
     (
         "errors",
@@ -144,6 +146,24 @@ DIFFERENCES = (
         "as `retract`: requests are taken back from the nodes, which keep their pages in the "
         "cache, and go on with the same tokens.",
     ),
+    (
+        "clean_up_tokenization_spaces",
+        "Of tokenizer_config.json: not obeyed, an answer's text is that of its tokens. "
+        "transformers 5 obeys it for tokenizers that are not BPE; older ones, and so SGLang with "
+        "them, take the spaces before punctuation out of every answer.",
+    ),
+    (
+        "API keys",
+        "--api-key may be given several times, and --api-key-file names a file of keys; shown as "
+        "`Authorization: Bearer …` or `x-api-key: …`. They guard every path but /health, /ready "
+        "and /metrics: /health_generate too, which computes (SGLang leaves it open). With an "
+        "--admin-token, /admin/*, /flush_cache, pauses and `abort_all` ask for that one, which "
+        "opens all other paths too; without one, a key opens them.",
+    ),
+    (
+        "CORS",
+        "Off; --cors-origin names the origins whose pages may call. SGLang lets any page call.",
+    ),
     ("X-Request-Id", "On every response: the client's, or one that is made up."),
 )
 
@@ -173,6 +193,8 @@ def document() -> str:
             "",
             'Values that ask for nothing (null, false, "", {}, lists of such) are always '
             "accepted; null stands for the default of every key.",
+            "",
+            "What SGLang's flags do is in [sglang-flags.md](sglang-flags.md).",
             "",
             "## POST /generate",
             "",

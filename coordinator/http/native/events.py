@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
+from msgspec.json import encode
 
 from coordinator.http.native.sglang import SGLangFormatter, stream_error
 from coordinator.http.wire.events import event_of
@@ -30,6 +30,7 @@ class StreamEvents:
         self._formatter = formatter
         self._answer = formatter.answer
         self._only_new = only_new
+        self._has_long_fields = formatter.has_long_fields
         self._extra = extra or {}
         self._end = b'},"error":null%b}\n\n' % _more(self._extra)
         self._text = bytearray()
@@ -48,11 +49,12 @@ class StreamEvents:
         answer = self._answer
         if answer.error is not None:
             return event_of(stream_error(answer.error) | self._extra)
-        if answer.is_done or self._formatter.has_long_fields:
+        if answer.is_done or self._has_long_fields:
             return event_of(self._whole(now) | self._extra)
-        text, num_tokens = answer.text, len(answer.output_ids)
-        new_text = msgspec.json.encode(text[self._num_chars :])[1:-1]
-        new_ids = b"".join([b"%d," % token for token in answer.output_ids[self.num_tokens :]])
+        text, ids = answer.text, answer.output_ids
+        num_tokens = len(ids)
+        new_text = encode(text[self._num_chars :])[1:-1]
+        new_ids = b"".join([b"%d," % ids[i] for i in range(self.num_tokens, num_tokens)])
         self._num_chars, self.num_tokens = len(text), num_tokens
         if not self._only_new:
             self._text += new_text
@@ -89,10 +91,10 @@ class StreamEvents:
             self._steady_key = key
             meta = self._formatter.meta(0.0)
             steady = {name: value for name, value in meta.items() if name not in CHANGES_OFTEN}
-            self._steady = msgspec.json.encode(steady)[1:-1] + b',"completion_tokens":'
+            self._steady = encode(steady)[1:-1] + b',"completion_tokens":'
         return self._steady
 
 
 def _more(fields: dict[str, Any]) -> bytes:
     """Returns fields as they stand at the end of a JSON object."""
-    return b"," + msgspec.json.encode(fields)[1:-1] if fields else b""
+    return b"," + encode(fields)[1:-1] if fields else b""

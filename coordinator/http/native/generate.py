@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,20 +18,21 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coordinator.answers.answer import Answer, AnswerError
+from coordinator.answers.answer import AnswerError
 from coordinator.http.answering.waiting import wanted
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import BadRequest, ClientLeft
 from coordinator.http.native.events import StreamEvents
+from coordinator.http.native.following import AnswerInProgress, AnswerStream
 from coordinator.http.native.intake import compile_grammar, make_request, tokenize
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
 from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
-from coordinator.http.sessions.turns import Turn, begin_turn
+from coordinator.http.sessions.turns import begin_turn
 from coordinator.http.wire.bodies import read_body
+from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
-from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
 
@@ -39,29 +40,6 @@ log = logging.getLogger(__name__)
 
 LATE_S = 5.0
 """The service ends what takes too long; a handler waits so much longer than that."""
-
-
-@dataclass(frozen=True)
-class AnswerInProgress:
-    """One of the answers that a body asks for, and how it is to be shown."""
-
-    mailbox: Mailbox
-    formatter: SGLangFormatter
-    stream_interval: int
-    """The number of tokens between two events of a stream."""
-    turn: Turn | None = None
-    """The turn of a session that it answers."""
-
-    @property
-    def answer(self) -> Answer:
-        """The answer itself, which grows."""
-        return self.mailbox.answer
-
-    async def end_turn(self) -> None:
-        """Notes the answer, which has ended, in its session. It must be there before the client
-        sees the end, and sends the next turn."""
-        if self.turn is not None:
-            await self.turn.end(self.answer)
 
 
 class GenerateEndpoint:
@@ -75,7 +53,7 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send)
+        exchange = Exchange(request_id(scope), send, direct_writer(scope))
         try:
             await self._answer(scope, receive, exchange)
         except ClientLeft:
@@ -115,42 +93,29 @@ class GenerateEndpoint:
     async def _stream(
         self, exchange: Exchange, body: ParsedBody, answers: Sequence[AnswerInProgress]
     ) -> None:
-        """Sends the events of all answers as they come. `send` waits for a slow client."""
+        """Sends the events of all answers as they come."""
         await exchange.start(EVENTS)
         if not _wants_list(body, answers):
-            await self._follow(exchange.send, answers[0], None)
+            await self._stream_of(exchange, answers[0]).run(self._wait_s)
         else:
-            await self._follow_all(exchange.send, answers)
+            streams = [self._stream_of(exchange, one, index) for index, one in enumerate(answers)]
+            await self._run_all(streams)
         await exchange.send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _follow_all(self, send: Send, answers: Sequence[AnswerInProgress]) -> None:
-        followers = [
-            asyncio.create_task(self._follow(send, one, index)) for index, one in enumerate(answers)
-        ]
-        try:
-            await asyncio.gather(*followers)
-        finally:
-            for follower in followers:
-                follower.cancel()
-
-    async def _follow(self, send: Send, one: AnswerInProgress, index: int | None) -> None:
-        """Sends an event at the first token of one answer, after every `stream_interval` of them,
-        and at its end. Tokens that have come together are one event."""
-        answer = one.answer
+    def _stream_of(
+        self, exchange: Exchange, one: AnswerInProgress, index: int | None = None
+    ) -> AnswerStream:
         extra = None if index is None else {"index": index}
         events = StreamEvents(one.formatter, self._service.config.stream_output, extra)
-        while True:
-            await one.mailbox.changed(self._wait_s)
-            await _prepare(one)  # first: the answer goes on meanwhile
-            is_last = answer.is_done
-            if is_last:
-                await one.end_turn()
-            num_new = len(answer.output_ids) - events.num_tokens
-            if is_last or not events.num_tokens or num_new >= one.stream_interval:
-                event = events.next(time.monotonic())
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            if is_last:
-                return
+        return AnswerStream(exchange, one, events)
+
+    async def _run_all(self, streams: Sequence[AnswerStream]) -> None:
+        tasks = [asyncio.create_task(stream.run(self._wait_s)) for stream in streams]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
 
 async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:
@@ -226,15 +191,9 @@ def _wants_list(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> bool:
     return body.is_batch or len(answers) > 1
 
 
-async def _prepare(one: AnswerInProgress) -> None:
-    """Makes what is long of the response in parts, between which others have their turn."""
-    while one.formatter.prepare():
-        await asyncio.sleep(0)
-
-
 async def _results(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> Any:
     for one in answers:
-        await _prepare(one)
+        await one.prepare()
     now = time.monotonic()
     results = [one.formatter.result(now) for one in answers]
     return results if _wants_list(body, answers) else results[0]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.http.companions.model import VERSION
 from coordinator.http.errors import BadRequest, NotServed
 from coordinator.http.native.sampling_params import parse_sampling
+from coordinator.version import VERSION
 from protocol.model.directory import ModelDirectoryError, read_json
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -9,6 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from coordinator.http.checking import checked
+from coordinator.http.documents.bodies import answers, takes
 from coordinator.http.errors import BadRequest
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
 from coordinator.http.requests import object_of, service_of
@@ -31,7 +32,18 @@ class CloseSessionBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @router.get("/open_session", response_model=None, include_in_schema=False)
-@router.post("/open_session", response_model=None)
+@router.post(
+    "/open_session",
+    response_model=None,
+    openapi_extra=takes(OpenSessionBody, {"capacity_of_str_len": 100_000, "session_id": "mine"}),
+    responses=answers(
+        "mine",
+        {
+            400: "a session 'mine' is open already",
+            503: "Redis, which keeps sessions, is unreachable",
+        },
+    ),
+)
 async def open_session(request: Request) -> Response:
     """Opens a session whose prompts have at most `capacity_of_str_len` characters, under
     `session_id` or a name that is made up. Answers its name; 400 if one of that name is open."""
@@ -47,7 +59,13 @@ async def open_session(request: Request) -> Response:
 
 
 @router.get("/close_session", response_model=None, include_in_schema=False)
-@router.post("/close_session", response_model=None)
+@router.post(
+    "/close_session",
+    response_class=Response,
+    response_model=None,
+    openapi_extra=takes(CloseSessionBody, {"session_id": "mine"}),
+    responses=answers(None, {503: "Redis, which keeps sessions, is unreachable"}),
+)
 async def close_session(request: Request) -> Response:
     """Forgets a session. Answers 200 even if there is none; its turns that run go on."""
     try:

@@ -10,6 +10,7 @@ from starlette.types import Send
 
 from coordinator.http.errors import INTERNAL_ERROR, NATIVE_ERRORS, ErrorForm
 from coordinator.http.replies import error_reply
+from coordinator.http.wire.direct_writer import DirectWriter
 from coordinator.http.wire.request_ids import HEADER
 
 JSON = (b"content-type", b"application/json")
@@ -19,9 +20,18 @@ EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 class Exchange:
     """The response to one HTTP request, which has one start and carries its X-Request-Id."""
 
-    def __init__(self, request_id: str, send: Send, errors: ErrorForm = NATIVE_ERRORS) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        send: Send,
+        writer: DirectWriter | None = None,
+        errors: ErrorForm = NATIVE_ERRORS,
+    ) -> None:
+        """`writer` is what the server offers to write parts of the body without waiting; `errors`
+        is the dialect's form of errors."""
         self.request_id = request_id
         self.send = send
+        self._writer = writer
         self._errors = errors
         self.has_started = False
         """The head has been sent: nothing else can be its status any more."""
@@ -32,15 +42,22 @@ class Exchange:
         with_id = [*headers, (HEADER, self.request_id.encode("ascii"))]
         await self.send({"type": "http.response.start", "status": status, "headers": with_id})
 
+    @property
+    def direct_writer(self) -> DirectWriter | None:
+        """What writes events of the stream, which has begun, without waiting; None if only `send`
+        does. Any callback may use it between the `send`s of the handler."""
+        writer = self._writer
+        return writer if writer is not None and writer.writes_chunks else None
+
+    async def send_event(self, event: bytes) -> None:
+        """Sends one or more events of a stream; waits for a client that does not read."""
+        await self.send({"type": "http.response.body", "body": event, "more_body": True})
+
     async def send_json(self, body: Any) -> None:
         """Sends a whole response of status 200."""
         raw = msgspec.json.encode(body)
         await self.start(JSON, (b"content-length", b"%d" % len(raw)))
         await self.send({"type": "http.response.body", "body": raw})
-
-    async def send_event(self, event: bytes) -> None:
-        """Sends an event of a stream; waits for a client that does not read."""
-        await self.send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def end(self, events: bytes) -> None:
         """Sends the end of a stream that has started."""

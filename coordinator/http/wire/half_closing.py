@@ -13,6 +13,9 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from coordinator.http.wire.direct_writer import KEY as DIRECT_WRITER
+from coordinator.http.wire.direct_writer import DirectWriter
+
 PROBE_AFTER_S = 1.0
 """An answer that comes sooner than this after the FIN is sent with no probe before it."""
 SECOND_PROBE_AFTER_S = 0.05
@@ -22,9 +25,17 @@ COMMENT = b":\n\n"
 
 
 class HalfClosingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with an answer for clients that have closed their sending side."""
+    """uvicorn's protocol, with an answer for clients that have closed their sending side, and with
+    a `DirectWriter` for each request."""
 
     _probe: asyncio.TimerHandle | None = None
+
+    def on_headers_complete(self) -> None:
+        """Begins a request, whose handler may write parts of its response directly."""
+        super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope:  # not so if it was an upgrade
+            cycle.scope[DIRECT_WRITER] = DirectWriter(cycle)  # type: ignore[literal-required]
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Returns True, which keeps the connection open, if there is still something to send."""

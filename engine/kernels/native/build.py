@@ -39,6 +39,7 @@ ARGUMENTS = {
     "activate_and_mul": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
     "split_heads": [_POINTER] * 8 + [_FLOAT] + [_SIZE] * 6,
     "attention": [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_INT],
+    "forbid": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 2 + [_SIZE] * 2,
 }
 
 

@@ -1,5 +1,6 @@
 /* Kernels for few rows of float32 on a CPU, as a decode step has them. They are called, with
- * contiguous memory, by engine/kernels/native_kernels.py and engine/attention/native_attention.py.
+ * contiguous memory, by engine/kernels/native_kernels.py, engine/attention/native_attention.py and
+ * engine/sampling/grammar_masks.py.
  *
  * Every element of a result is summed in one order, whatever the number of rows, of sequences and
  * of threads: a row's bits are the same alone and in company. NaN and infinity go their way as in
@@ -463,5 +464,36 @@ EXPORT void attention(float *out, const float *query, const float *pool,
         ptrdiff_t i = p / parts, begin = p % parts * part_heads;
         attend(out + i * num_heads * head_dim, query + i * num_heads * head_dim,
                page_tables + i * most_pages, lengths[i], begin, begin + part_heads, &form);
+    }
+}
+
+/* 32 numbers: -inf where `bits` has none. */
+INLINE void forbid_word(float *logits, uint32_t bits) {
+    const i8 places = {1, 2, 4, 8, 16, 32, 64, 128};
+    const f8 never = (f8){0} - INFINITY;
+    for (int i = 0; i < 32; i += LANES) {
+        i8 byte = (i8){0} + (int32_t)(bits >> i & 255);
+        store(logits + i, select8((byte & places) != 0, load(logits + i), never));
+    }
+}
+
+/* logits[rows[r]][token] = -inf unless bit token % 32 of bits[r][token / 32] is set; logits
+ * [.., stride], bits [num_rows, num_words]. What a row allows in full is not even read. */
+EXPORT void forbid(float *logits, ptrdiff_t stride, ptrdiff_t vocab_size, const int64_t *rows,
+                   const uint32_t *bits, ptrdiff_t num_rows, ptrdiff_t num_words) {
+    for (ptrdiff_t r = 0; r < num_rows; r++, bits += num_words) {
+        float *row = logits + rows[r] * stride;
+        ptrdiff_t word = 0, token = 0;
+        for (; token + 32 <= vocab_size; token += 32, word++) {
+            uint32_t allowed = word < num_words ? bits[word] : 0;
+            if (allowed == 0)
+                for (int i = 0; i < 32; i += LANES)
+                    store(row + token + i, (f8){0} - INFINITY);
+            else if (allowed != UINT32_MAX)
+                forbid_word(row + token, allowed);
+        }
+        for (uint32_t allowed = word < num_words ? bits[word] : 0; token < vocab_size; token++)
+            if (!(allowed >> token % 32 & 1))
+                row[token] = -INFINITY;
     }
 }

@@ -29,7 +29,8 @@ class ScoredCommand(msgspec.Struct, frozen=True, array_like=True):
 
     first_row: int
     token_ids: bytes
-    sampling: Sampling
+    new_sampling: Sampling | None
+    """None if it is the last one that came for this sequence."""
 
 
 class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +42,11 @@ class SliceCommand(msgspec.Struct, frozen=True, array_like=True):
     """True if the page table begins with that of the slice at this position of the step before."""
     new_pages: bytes
     """The rest of the page table, as int32 bytes."""
-    sampling: Sampling | None
+    samples: bool
+    """True if a token is wanted."""
+    new_sampling: Sampling | None
+    """How it is chosen; None if no token is wanted, or as the last sampling says that came for this
+    sequence."""
     follows: int | None
     sequence_id: int
     replay: bytes

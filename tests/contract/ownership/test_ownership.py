@@ -192,7 +192,7 @@ def test_a_redis_that_never_answers_is_told_once(caplog: pytest.LogCaptureFixtur
     following = Following(url)
 
     def told() -> list[str]:
-        return [r.name for r in caplog.records if "Redis is unreachable" in r.message]
+        return [r.name for r in caplog.records if "no Redis answers" in r.message]
 
     try:
         wait_until(
@@ -203,6 +203,8 @@ def test_a_redis_that_never_answers_is_told_once(caplog: pytest.LogCaptureFixtur
         following.close()
         node.publisher.close()
     assert len(told()) == 2
+    (of_coordinator,) = (r for r in caplog.records if r.name == "coordinator.ownership.follower")
+    assert "no node can find this coordinator" in of_coordinator.message
 
 
 def test_changes_that_wait_are_joined_and_end_the_same(

@@ -154,9 +154,44 @@ def test_a_user_and_a_password(start: Start) -> None:
     user = ("--user", "relay", "on", ">p@ss", "~{kvrelay}:*", "&*", "+@all")
     start(*user, "--requirepass", "x", port=port, url=url)
     use(url)
-    for wrong in (f"redis://relay:pass@127.0.0.1:{port}", f"redis://127.0.0.1:{port}"):
-        with pytest.raises(ConfigError, match="no Redis answers"):
-            check_reachable(wrong)
+    with pytest.raises(ConfigError, match="refuses the user or password") as refused:
+        check_reachable(f"redis://relay:pa33@127.0.0.1:{port}")
+    assert "pa33" not in str(refused.value)
+    for scheme in ("redis", "redis+cluster"):
+        with pytest.raises(ConfigError, match="asks for a password") as refused:
+            check_reachable(f"{scheme}://127.0.0.1:{port}")
+        assert f"{scheme}://:password@127.0.0.1:{port}" in str(refused.value)
+
+
+def test_a_user_who_may_not_do_what_is_needed(start: Start) -> None:
+    port = free_port()
+    users = ("--user", "reader", "on", ">p", "~{kvrelay}:*", "&*", "+ping")
+    start(*users, "--user", "other", "on", ">p", "~other:*", "+@all", port=port)
+    for user in ("reader", "other"):
+        with pytest.raises(ConfigError, match="does not let its user do") as refused:
+            check_reachable(f"redis://{user}:p@127.0.0.1:{port}")
+        assert "~{kvrelay}:*" in str(refused.value)
+    with pytest.raises(ConfigError, match="is no Cluster"):
+        check_reachable(f"redis+cluster://127.0.0.1:{port}")
+    with pytest.raises(ConfigError, match="DB index is out of range"):
+        check_reachable(f"redis://127.0.0.1:{port}/99")
+
+
+def test_nodes_and_coordinators_say_that_a_password_is_missing(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    start("--requirepass", "x", port=port, url=f"redis://:x@127.0.0.1:{port}")
+    locked_out = f"redis://127.0.0.1:{port}"
+    node, following = Publishing(locked_out, NODE), Following(locked_out)
+    try:
+        wait_until(lambda: caplog.text.count("asks for a password") == 2)
+        assert "serving goes on without Redis: Redis at" in caplog.text
+        assert "Redis at" in caplog.text
+        assert "no Redis answers" not in caplog.text
+    finally:
+        node.publisher.close()
+        following.close()
 
 
 def test_a_unix_socket(start: Start, tmp_path: Path) -> None:

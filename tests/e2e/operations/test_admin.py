@@ -16,7 +16,8 @@ from coordinator.http.missing import METHODS, NOT_YET_ADMIN
 from coordinator.http.native.schema import tenant
 from infra.healthcheck import check_node
 from infra.models import EMBEDDED
-from kvrelay.client import Client, ClientError
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 from protocol.hashing import PageHasher
 from protocol.ids import Node
 from protocol.layout import KVLayout

@@ -19,6 +19,8 @@ from infra.demo import StepFailed, show
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.up import plan
+from kvrelay.answers import Generated, GeneratedMeta, GenerationEnd
+from kvrelay.calls import Prompt
 from kvrelay.client import Client
 from protocol.errors import UserError
 from tests.support.processes.clusters import Cluster
@@ -27,6 +29,7 @@ from tests.support.processes.commands import (
     assert_refused,
     kvrelay,
     start_kvrelay,
+    start_program_of_sglang,
     started_kvrelay,
 )
 from tests.support.processes.forked import start_forked
@@ -81,7 +84,6 @@ def test_unsupported_architecture_names_what_is_supported(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config))
     assert_said(
         refusal_of(model),
-        "exit code 1",
         "GPTNeoXForCausalLM",
         "LlamaForCausalLM",
         "Qwen3ForCausalLM",
@@ -104,13 +106,13 @@ def test_port_taken() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert_refused(kvrelay("up", "--port", port), f"port {port}", "taken", "--port")
+        assert_refused(kvrelay("up", "--port", port), f"port {port}", "taken by process", "--port")
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--trust-remote-code"], ["refused"]),
+        (["--quantization", "fp8"], ["--quantization fp8 is refused", "bfloat16"]),
         (["--page-size", "17"], ["--page-size", "power of two"]),
         (["--port", "http"], ["--port", "whole number"]),
         (["--dtype", "int8"], ["--dtype", "bfloat16"]),
@@ -128,6 +130,9 @@ def test_port_taken() -> None:
         (["--kv-backend", "nccl", "--device", "cpu"], ["--kv-backend", "CUDA"]),
         (["--host", "no.such.host.invalid"], ["--host", "cannot be used"]),
         (["--name", "x"], ["--name", "single process"]),
+        (["--tp", "4"], ["6 attention heads", "--tensor-parallel-size"]),
+        (["--max-total-tokens", "1000000000000"], ["--max-total-tokens", "GiB", "at most"]),
+        (["--cors-origin", "chat.example.com"], ["--cors-origin", "https://"]),
     ],
 )
 def test_bad_settings(flags: list[str], words: list[str]) -> None:
@@ -149,6 +154,36 @@ def test_one_interrupt_stops_every_process() -> None:
         process.kill()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_of_users_of_sglang_serves_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """As they type it: other names of flags, a tensor-parallel model, keys."""
+    port = free_port()
+    flags = ["--tensor-parallel-size", "2", "--dtype", "half", "--log-level", "info"]
+    process = start_program_of_sglang(
+        ["--model-path", str(EMBEDDED), "--port", str(port), "--trust-remote-code", *flags],
+        {"TMPDIR": str(tmp_path), "KVRELAY_API_KEY": "first,second"},
+    )
+    try:
+        assert process.stdout is not None
+        assert any("kvrelay serves at" in line for line in process.stdout)
+        children = psutil.Process(process.pid).children(recursive=True)
+        with Client(f"http://127.0.0.1:{port}", api_key="second") as client:
+            assert client.generate("Once", max_new_tokens=2)
+        with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(UserError, match="key"):
+            client.generate("Once", max_new_tokens=2)
+        assert list(tmp_path.glob("kvrelay-*"))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+        assert errors.count("\n") == 1 and "--trust-remote-code" in errors
+        _, left = psutil.wait_procs(children, timeout=1.0)
+        assert not [child for child in left if is_running(child)]
+        assert not list(tmp_path.iterdir())
+    finally:
+        process.kill()
+
+
 def test_the_demo_holds_every_step() -> None:
     shown = started_kvrelay("demo", "--once", "--port", str(free_port()), "--admin-token", "secret")
     assert shown.returncode == 0, shown.stdout + shown.stderr
@@ -158,11 +193,9 @@ def test_the_demo_holds_every_step() -> None:
 
 def test_a_step_of_the_demo_that_fails_is_told() -> None:
     class Forgetful(Client):
-        def stream(self, text: str, **sampling_params: Any) -> Iterator[dict[str, Any]]:
-            finished = {"finish_reason": {"type": "stop"}, "prefill_node": None}
-            numbers = {"decode_node": "d0", "transferred_pages": 0, "prompt_tokens": 9}
-            meta = finished | numbers | {"cached_tokens": 0, "route_reason": "", "ttft": 0.1}
-            yield {"text": "I do not know, and I say it at some length.", "meta_info": meta}
+        def stream(self, prompt: Prompt, **params: Any) -> Iterator[Generated]:
+            meta = GeneratedMeta(finish_reason=GenerationEnd("stop"), decode_node="d0")
+            yield Generated(text="I do not know, and I say it at some length.", meta_info=meta)
 
     with Forgetful("http://127.0.0.1:1") as client, pytest.raises(StepFailed, match="4271"):
         show(client, Console(quiet=True))
@@ -212,6 +245,14 @@ def assert_said(said: str, *words: str) -> None:
 def test_no_cluster_there(command: list[str]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     assert_refused(kvrelay(*command, "--url", url), "no answer", "kvrelay up")
+
+
+def is_running(process: psutil.Process) -> bool:
+    """False for one that has ended and waits for the init process of the host to take note."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def command_of(process: psutil.Process) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
+from coordinator.core.core import NO_NODE
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, start_cluster, wait_until
@@ -117,7 +118,7 @@ def test_too_many_requests_are_429_and_no_node_is_503(
         unavailable = cluster.http.post("/generate", json=body)
         assert unavailable.status_code == 503 and unavailable.headers["Retry-After"]
         assert unavailable.json()["error"] == {
-            "message": "no decode node takes requests: none is alive, or all are draining",
+            "message": NO_NODE,
             "type": "ServiceUnavailable",
             "param": None,
             "code": 503,

@@ -12,7 +12,7 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.core.tracker import RETRY_WITHIN_S
+from coordinator.core.patience import RETRY_WITHIN_S
 from coordinator.routing.route import NoRoute
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind, Generate

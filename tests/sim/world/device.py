@@ -19,6 +19,7 @@ from tests.sim.world.oracle import (
     EMPTY,
     KV,
     MAX_FORCED,
+    TokensSeen,
     is_forced,
     kv_after,
     logprobs_after,
@@ -43,14 +44,6 @@ class SimStep:
         return self.results
 
 
-@dataclass(eq=False)
-class _State:
-    """What the runner remembers of a sequence whose sampling has state."""
-
-    num_fed: int = 0
-    seen: int = 0
-
-
 @dataclass(frozen=True)
 class SimCopy:
     """Copies that the device was given, behind steps and before others."""
@@ -67,7 +60,7 @@ class SimDevice:
         self._page_size = page_size
         self._pool: list[list[KV]] = [[EMPTY] * page_size for _ in range(num_pages)]
         self._queue: deque[SimStep | SimCopy] = deque()
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, TokensSeen] = {}
         self.num_forced = 0
         self.num_copied_pages = 0
 
@@ -156,30 +149,29 @@ class SimDevice:
         before = [self._pool[part.pages[page]][slot] for page, slot in places]
         return logprobs_after(first + 1, before, part.scored.token_ids)
 
-    def _feed(self, part: Slice, tokens: Sequence[int]) -> int:
-        """Feeds the state of the sequence, if it has one; returns the sum of all its tokens."""
-        if part.sampling is None or not part.sampling.has_state:
-            return 0
-        state = self._states.get(part.sequence_id)
-        if state is None:
-            state = self._states[part.sequence_id] = _State()
+    def _feed(self, part: Slice, tokens: Sequence[int]) -> TokensSeen:
+        """Feeds the state of the sequence, if it has one, and returns it."""
+        sampling = part.sampling
+        if sampling is None or not sampling.has_state:
+            return TokensSeen()
+        seen = self._states.get(part.sequence_id)
+        if seen is None:
             if len(part.replay) != part.start:
                 raise Wrong("the state of a sequence begins without the tokens before its slice")
-            state.seen, state.num_fed = sum(part.replay), part.start
-        if state.num_fed < part.start:
+            seen = TokensSeen().and_then(part.replay, sampling)
+        if seen.num_tokens < part.start:
             raise Wrong("the state of a sequence has a gap")
-        new = tokens[state.num_fed - part.start :] if state.num_fed > part.start else tokens
-        state.seen += sum(new)
-        state.num_fed += len(new)
-        return state.seen
+        seen = seen.and_then(tokens[seen.num_tokens - part.start :], sampling)
+        self._states[part.sequence_id] = seen
+        return seen
 
-    def _sample(self, part: Slice, last: KV, seen: int) -> Sampled:
+    def _sample(self, part: Slice, last: KV, seen: TokensSeen) -> Sampled:
         sampling = part.sampling
         assert sampling is not None
         tokens = [next_token(last, sampling, seen)]
         while is_forced(tokens[-1]) and len(tokens) < MAX_FORCED and not sampling.wants_logprobs:
             last = kv_after(last, tokens[-1])
-            seen += tokens[-1] if sampling.has_state else 0
+            seen = seen.and_then(tokens[-1:], sampling)
             tokens.append(next_token(last, sampling, seen))
         self.num_forced += len(tokens) - 1
         if not sampling.wants_logprobs:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from zlib import crc32
 
 from protocol.prompt_logprobs import PromptLogprobs, first_position, num_positions
 from protocol.sampling import Sampling, TokenLogprobs
+from tests.sim.checks import Wrong
 
 KV = int
 """What stands in a slot of a page."""
@@ -22,6 +24,31 @@ VOCABULARY = 97
 STOP = 5
 """The token that ends an answer."""
 MAX_FORCED = 3
+NUM_PLACES = 4
+"""Places of the one grammar that there is. At each it allows every fourth token."""
+
+
+@dataclass(frozen=True)
+class TokensSeen:
+    """What a runner remembers of a sequence whose sampling has state."""
+
+    num_tokens: int = 0
+    total: int = 0
+    """The sum of all tokens, which stands in for the counts of penalties."""
+    place: int = 0
+    """Where the answer, without the prompt, is in the grammar."""
+
+    def and_then(self, tokens: Iterable[int], sampling: Sampling) -> TokensSeen:
+        """Returns the state behind more tokens. Raises Wrong for one that the grammar forbids."""
+        num_tokens, total, place = self.num_tokens, self.total, self.place
+        for token in tokens:
+            if sampling.grammar and num_tokens >= sampling.prompt_length:
+                if (token - 1) % NUM_PLACES != place:
+                    raise Wrong(f"the grammar forbids {token} at its place {place}")
+                place = (place + 1 + token // NUM_PLACES) % NUM_PLACES
+            num_tokens += 1
+            total += token
+        return TokensSeen(num_tokens, total, place)
 
 
 def kv_after(before: KV, token: int) -> KV:
@@ -38,13 +65,13 @@ def kv_of(tokens: Iterable[int], before: KV = EMPTY) -> list[KV]:
     return values
 
 
-def next_token(last: KV, sampling: Sampling, seen: int) -> int:
-    """Returns the token behind the KV `last`.
-
-    `seen` is the sum of all tokens before it, if the sampling has state: it stands in for the
-    counts of penalties.
-    """
-    return 1 + (last ^ (sampling.seed * 2654435761) ^ seen) % VOCABULARY
+def next_token(last: KV, sampling: Sampling, seen: TokensSeen) -> int:
+    """Returns the token behind the KV `last`. If the sampling has state, it is `seen`."""
+    counts = seen.total if sampling.has_penalties else 0
+    token = 1 + (last ^ (sampling.seed * 2654435761) ^ counts) % VOCABULARY
+    if not sampling.grammar:
+        return token
+    return 1 + (token // NUM_PLACES * NUM_PLACES + seen.place) % (VOCABULARY - 1)
 
 
 def logprobs_of(token: int) -> TokenLogprobs:
@@ -78,7 +105,7 @@ def answer_of(
     """Returns all tokens of the answer, the one that ends it included."""
     ends = frozenset(ends)
     last = kv_of(prompt)[-1]
-    seen = sum(prompt) if sampling.has_state else 0
+    seen = TokensSeen().and_then(prompt, sampling)
     answer: list[int] = []
     while len(answer) < max_new_tokens:
         token = next_token(last, sampling, seen)
@@ -86,5 +113,5 @@ def answer_of(
         if token in ends:
             break
         last = kv_after(last, token)
-        seen += token if sampling.has_state else 0
+        seen = seen.and_then([token], sampling)
     return answer

@@ -76,10 +76,12 @@ def draw(
     max_new_tokens: int,
     seed: int,
     before: list[int] | None = None,
+    favourite: int | None = None,
     **sampling: int,
 ) -> DrawnAnswer:
     """Draws an answer as a node does: each token among those that are allowed, by its position and
-    `seed` alone, and what is forced behind it. `before`: it goes on behind these tokens."""
+    `seed` alone, and what is forced behind it. `before`: it goes on behind these tokens.
+    `favourite` is drawn wherever it is allowed."""
     how = Sampling(
         grammar=grammar,
         max_new_tokens=max_new_tokens,
@@ -97,6 +99,8 @@ def draw(
         assert step is not None
         choices = allowed(step.finish(()).bits[0])
         drawn = random.Random(seed * 100_003 + num_fed).choice(choices)
+        if favourite in choices:
+            drawn = favourite
         for token in grammars().settle(part, Sampled((drawn,))).tokens:
             tokens.append(token)
             if token == END or len(tokens) == len(PROMPT) + max_new_tokens:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infra.process import prepare_child
@@ -46,9 +46,22 @@ def start_kvrelay(
     *arguments: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """Starts a command that a SIGINT ends, even where the tests themselves ignore it."""
+    return _start_module("infra.cli", arguments, environment or {})
+
+
+def start_program_of_sglang(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
+    """Starts what users of SGLang type for `kvrelay up`, as `start_kvrelay` does."""
+    return _start_module("kvrelay.launch_server", arguments, environment)
+
+
+def _start_module(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", *arguments],
-        env={**os.environ, **(environment or {})},
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

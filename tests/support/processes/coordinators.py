@@ -13,7 +13,8 @@ import httpx
 from transformers import PreTrainedModel
 
 from infra.ports import free_port
-from kvrelay.client import Client, ClientError
+from kvrelay.client import Client
+from kvrelay.errors import ClientError
 from tests.support.processes.clusters import (
     ALWAYS_DISAGGREGATE,
     Cluster,

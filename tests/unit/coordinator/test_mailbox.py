@@ -120,3 +120,63 @@ def test_a_pause_lets_a_wait_begin_anew() -> None:
             await finished
 
     run(test)
+
+
+def test_a_change_that_is_taken_wakes_nobody_and_the_end_does() -> None:
+    async def test() -> None:
+        mailbox, offered = mailbox_of(), []
+        waiting = asyncio.create_task(
+            mailbox.changed(DEADLINE_S, lambda: offered.append(1) is None)
+        )
+        await asyncio.sleep(0)
+        for _ in range(3):
+            mailbox.wake()
+        await asyncio.sleep(0)
+        assert not waiting.done() and len(offered) == 3
+        end(mailbox)
+        await waiting
+        assert len(offered) == 3, "the end is the handler's"
+
+    run(test)
+
+
+def test_a_change_that_is_refused_is_the_handlers_and_so_is_all_until_it_waits_again() -> None:
+    async def test() -> None:
+        mailbox, offered = mailbox_of(), []
+        waiting = asyncio.create_task(mailbox.changed(DEADLINE_S, lambda: bool(offered.append(1))))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            mailbox.wake()
+        await waiting
+        mailbox.wake()
+        assert len(offered) == 1
+        await mailbox.changed(DEADLINE_S, lambda: bool(offered.append(1)))
+        assert len(offered) == 1, "what came meanwhile was not waited for"
+
+    run(test)
+
+
+def test_an_error_of_who_takes_changes_is_raised_by_the_wait() -> None:
+    async def test() -> None:
+        mailbox = mailbox_of()
+        waiting = asyncio.create_task(mailbox.changed(DEADLINE_S, lambda: bool(1 // 0)))
+        await asyncio.sleep(0)
+        mailbox.wake()
+        with pytest.raises(ZeroDivisionError):
+            await waiting
+
+    run(test)
+
+
+def test_changes_that_are_taken_do_not_prolong_the_wait() -> None:
+    async def test() -> None:
+        mailbox = mailbox_of()
+        waiting = asyncio.create_task(mailbox.changed(0.02, lambda: True))
+        await asyncio.sleep(0)
+        while not waiting.done():
+            mailbox.wake()
+            await asyncio.sleep(0.001)
+        with pytest.raises(asyncio.TimeoutError):
+            await waiting
+
+    run(test)

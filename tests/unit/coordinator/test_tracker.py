@@ -15,8 +15,9 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
+from coordinator.core.patience import BUSY_RETRY_S, MAX_FAILURES, RETRY_WITHIN_S
 from coordinator.core.statistics import Statistics
-from coordinator.core.tracker import BUSY_RETRY_S, MAX_FAILURES, RETRY_WITHIN_S, Tracker
+from coordinator.core.tracker import Tracker
 from coordinator.routing.route import NoRoute
 from protocol import hashing
 from protocol.hashing import tokens_from_bytes

@@ -13,7 +13,9 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 
+from coordinator.answers.template_sources import template_sources
 from infra import hub, models
 from protocol.model.directory import ModelDirectoryError
 
@@ -21,8 +23,22 @@ HTTP_CLIENT_ERROR = errors.HfHubHTTPError.__bases__[0]
 """Of httpx, httpx2 or requests, whichever the library uses."""
 
 
+FILES = {
+    "config.json": json.dumps({"architectures": ["LlamaForCausalLM"]}),
+    "model.safetensors": "",
+    "pytorch_model.bin": "",
+    "consolidated.safetensors": "",
+    "onnx/config.json": "{}",
+    "original/model.safetensors": "",
+    "chat_template.jinja": "the default",
+    "additional_chat_templates/tool_use.jinja": "with tools",
+}
+"""What the repository org/name has on the hub."""
+
+
 class FakeHub:
-    """Stands for `snapshot_download`: a directory, or an error of the library's."""
+    """Stands for `snapshot_download`: a directory with the files asked for, or an error of the
+    library's."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -33,12 +49,21 @@ class FakeHub:
         self.asked.append({"repo_id": repo_id, **arguments})
         if self.error is not None:
             raise self.error
+        allowed, ignored = arguments["allow_patterns"], arguments.get("ignore_patterns")
+        wanted = filter_repo_objects(FILES, allow_patterns=allowed, ignore_patterns=ignored)
+        for name in wanted:
+            (self.directory / name).parent.mkdir(exist_ok=True)
+            (self.directory / name).write_text(FILES[name])
         return str(self.directory)
+
+    def files(self) -> set[str]:
+        """Returns the names of the files that were fetched so far."""
+        files = (file for file in self.directory.rglob("*") if file.is_file())
+        return {file.relative_to(self.directory).as_posix() for file in files}
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     fake = FakeHub(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -79,13 +104,22 @@ def test_a_directory_goes_before_a_hub_id(
 
 
 def test_only_the_files_that_are_needed_are_fetched(fake: FakeHub) -> None:
+    small = {
+        "config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    }
+    assert models.path("org/name", with_weights=False) == str(fake.directory)
+    assert fake.files() == small
     assert models.path("org/name", with_weights=True) == str(fake.directory)
-    models.path("org/name", with_weights=False)
-    weights = [("*.safetensors" in asked["allow_patterns"]) for asked in fake.asked]
-    assert weights == [True, False]
-    assert all("*.json" in asked["allow_patterns"] for asked in fake.asked)
-    assert not any("*.bin" in asked["allow_patterns"] for asked in fake.asked)
+    assert fake.files() == {*small, "model.safetensors"}
     assert models.served_name("org/name") == "org/name"
+
+
+def test_named_chat_templates_are_fetched_of_the_same_commit(fake: FakeHub) -> None:
+    path = models.path("org/name", with_weights=False)
+    assert template_sources(Path(path), "") == {"default": "the default", "tool_use": "with tools"}
+    assert [asked.get("revision") for asked in fake.asked] == [None, fake.directory.name]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ def test_each_flag_is_defined_once() -> None:
         ("cpu_threads", "0", "at least 1"),
         ("lease_s", "0", "more than 0 seconds"),
         ("mem_fraction_static", "1", "between 0 and 1"),
-        ("trust_remote_code", "true", "refused"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_flag(name: str, text: str, says: str) -> None:

@@ -74,3 +74,17 @@ def test_a_device_that_is_none_stops_the_start() -> None:
     for name in ("gpu", "cuda:x"):
         with pytest.raises(ConfigError, match="is no device"):
             devices_of(name, 1)
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 1), ("cpu", 2), ("cuda", 2)])
+def test_more_tokens_than_memory_holds_are_refused_before_any_is_taken(
+    device: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_size, "memory_bytes", lambda _: (GIB, 16 * GIB))
+    sharing = size if device == "cpu" else 1
+    most = GIB // LAYOUT.page_bytes // sharing * LAYOUT.page_size
+    told = NodeConfig(tensor_parallel_size=size, max_total_tokens=most)
+    assert pool_pages(told, LAYOUT, torch.device(device)) == most // LAYOUT.page_size
+    too_many = NodeConfig(tensor_parallel_size=size, max_total_tokens=most + 1)
+    with pytest.raises(ConfigError, match=f"1.0 GiB of memory are free on .*at most {most} tokens"):
+        pool_pages(too_many, LAYOUT, torch.device(device))

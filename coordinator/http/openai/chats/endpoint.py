@@ -12,7 +12,7 @@ import msgspec
 from coordinator.conversation.message import MessageForm
 from coordinator.http.answering.endpoints import Call
 from coordinator.http.answering.waiting import finish_all, follow, side_by_side, wait_s, wanted
-from coordinator.http.chat.answer import ChatAnswer, submit_chat
+from coordinator.http.chat.answer import ChatInProgress, submit_chat
 from coordinator.http.errors import BadRequest
 from coordinator.http.openai.chats.body import ParsedChat, parse_chat
 from coordinator.http.openai.chats.events import ChatEvents, usage_event
@@ -59,7 +59,7 @@ class ChatCompletions:
             response = chat_completion(head, parsed, answers, messages, self._pieces)
             await exchange.send_json(response)
 
-    async def _submit(self, parsed: ParsedChat, http_id: str) -> list[ChatAnswer]:
+    async def _submit(self, parsed: ParsedChat, http_id: str) -> list[ChatInProgress]:
         try:
             return await submit_chat(self._service, parsed.request, self._form, http_id)
         except BadRequest as error:
@@ -70,7 +70,7 @@ class ChatCompletions:
         exchange: Exchange,
         head: ResponseHead,
         parsed: ParsedChat,
-        answers: Sequence[ChatAnswer],
+        answers: Sequence[ChatInProgress],
     ) -> None:
         await exchange.start(EVENTS)
         await side_by_side([self._follow(exchange, head, parsed, one) for one in answers])
@@ -78,7 +78,7 @@ class ChatCompletions:
         await exchange.end(last + DONE)
 
     async def _follow(
-        self, exchange: Exchange, head: ResponseHead, parsed: ParsedChat, one: ChatAnswer
+        self, exchange: Exchange, head: ResponseHead, parsed: ParsedChat, one: ChatInProgress
     ) -> None:
         """Sends the events of one answer as they come. Sending waits for a slow client."""
         events = ChatEvents(head, parsed, one, self._pieces)

@@ -19,7 +19,7 @@ from coordinator.conversation.message import (
     ToolCallBegun,
     ToolCallBroken,
 )
-from coordinator.http.chat.answer import ChatAnswer
+from coordinator.http.chat.answer import ChatInProgress
 from coordinator.http.openai.chats.body import ParsedChat
 from coordinator.http.openai.chats.logprobs import ChatLogprobs
 from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
@@ -32,7 +32,7 @@ class ChatEvents:
     """Makes the events of one answer."""
 
     def __init__(
-        self, head: ResponseHead, parsed: ParsedChat, one: ChatAnswer, pieces: TokenPieces
+        self, head: ResponseHead, parsed: ParsedChat, one: ChatInProgress, pieces: TokenPieces
     ) -> None:
         self._one = one
         self._parsed = parsed
@@ -135,7 +135,7 @@ class ChatEvents:
         return form % (logprobs, finish, more, behind, usage)
 
 
-def usage_event(head: ResponseHead, answers: Sequence[ChatAnswer]) -> bytes:
+def usage_event(head: ResponseHead, answers: Sequence[ChatInProgress]) -> bytes:
     """Returns the event with the usage of all answers, which has no choices."""
     usage = usage_of([one.usage for one in answers])
     return event_of(head.fields(CHUNK) | {"choices": [], "usage": usage})

@@ -7,7 +7,7 @@ from typing import Any
 
 from coordinator.answers.token_pieces import TokenPieces
 from coordinator.conversation.message import AssistantMessage
-from coordinator.http.chat.answer import ChatAnswer
+from coordinator.http.chat.answer import ChatInProgress
 from coordinator.http.openai.chats.body import ParsedChat
 from coordinator.http.openai.chats.logprobs import ChatLogprobs
 from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
@@ -16,7 +16,7 @@ from coordinator.http.openai.heads import ResponseHead, usage_of, why_it_stopped
 def chat_completion(
     head: ResponseHead,
     parsed: ParsedChat,
-    answers: Sequence[ChatAnswer],
+    answers: Sequence[ChatInProgress],
     messages: Sequence[AssistantMessage],
     pieces: TokenPieces,
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def chat_completion(
 
 
 def _choice(
-    parsed: ParsedChat, one: ChatAnswer, message: AssistantMessage, pieces: TokenPieces
+    parsed: ParsedChat, one: ChatInProgress, message: AssistantMessage, pieces: TokenPieces
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": one.index,
@@ -49,7 +49,7 @@ def _choice(
     return choice
 
 
-def _message(parsed: ParsedChat, one: ChatAnswer, whole: AssistantMessage) -> dict[str, Any]:
+def _message(parsed: ParsedChat, one: ChatInProgress, whole: AssistantMessage) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
     if whole.reasoning and parsed.shows_reasoning:
         message["reasoning_content"] = whole.reasoning

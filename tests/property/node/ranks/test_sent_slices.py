@@ -20,7 +20,7 @@ SLICES = st.builds(
     sampling=st.none()
     | st.builds(Sampling, seed=st.integers(0, 2**63 - 1), temperature=st.just(0.5)),
     follows=st.none() | st.integers(0, 9),
-    sequence_id=st.integers(-1, 2**40),
+    sequence_id=st.integers(-1, 2) | st.just(2**40),
     replay=IDS,
     scored=st.none()
     | st.builds(ScoredTokens, st.integers(0, 9), IDS, st.builds(Sampling, seed=st.integers(0, 9))),
@@ -31,14 +31,17 @@ def fields_of(part: Slice) -> dict[str, object]:
     return {name: value for name, value in msgspec.structs.asdict(part).items() if name != "pages"}
 
 
-@given(st.lists(st.lists(SLICES, max_size=4), max_size=6))
-def test_every_step_arrives_as_it_was(steps: list[list[Slice]]) -> None:
+@given(st.lists(st.tuples(st.lists(SLICES, max_size=4), st.sets(st.integers(0, 2))), max_size=6))
+def test_every_step_arrives_as_it_was(steps: list[tuple[list[Slice], set[int]]]) -> None:
     encoder, decoder = SliceEncoder(), SliceDecoder()
     decode = msgspec.msgpack.Decoder(AnyCommand).decode
-    for number, slices in enumerate(steps):
+    for number, (slices, ended) in enumerate(steps):
         command = StepCommand(number, encoder.encode(slices), feeds_streams=False, after=0)
         arrived = decode(msgspec.msgpack.encode(command))
         assert arrived == command
         for part, sent in zip(decoder.decode(arrived.slices), slices, strict=True):
             assert list(part.pages) == list(sent.pages)
             assert fields_of(part) == fields_of(sent)
+        for sequence_id in ended:
+            encoder.end_sequence(sequence_id)
+            decoder.end_sequence(sequence_id)

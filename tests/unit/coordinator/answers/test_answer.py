@@ -95,6 +95,21 @@ def test_an_aborted_answer_says_why_in_every_dialect() -> None:
     assert STATUS_CODES["timed_out"] == 504
 
 
+def test_every_request_is_counted_by_how_it_ended() -> None:
+    succeeded, failed, left, aborted = (answer_of() for _ in range(4))
+    grow(succeeded, "a")
+    succeeded.finish("length", 2.0)
+    failed.abort("timed_out", "too long", 1, 2.0)
+    left.abort("client_left", "the client has left", 1, 2.0)
+    aborted.abort_as_asked(2.0)
+    ends = ("failed_requests", "disconnected_requests", "aborted_requests")
+    counted = [
+        [getattr(answer.counters(), name) for name in ends]
+        for answer in (succeeded, failed, left, aborted)
+    ]
+    assert counted == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
 def test_logprobs_are_cumulative_and_in_the_lists_of_sglang() -> None:
     answer = answer_of()
     formatter = SGLangFormatter(answer, decode)

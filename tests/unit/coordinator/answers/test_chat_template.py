@@ -187,6 +187,7 @@ def test_templates_know_the_date() -> None:
         ("{{ messages.append(1) }}", "not safely callable|unsafe"),
         ("{{ 'x' * 99999999999 }}", "cannot have 'x'"),
         ("{{ 99999 ** 99999 }}", "cannot have 99999"),
+        ("{{ lipsum(n=99999999) }}", "'lipsum' is undefined"),
         ("{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}", "more than .* characters"),
     ],
 )
@@ -213,6 +214,49 @@ def test_the_length_of_a_text_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert template.render([{"content": "12345"}] * 2) == "1234512345"
     with pytest.raises(ChatTemplateError, match="more than 10 characters"):
         template.render([{"content": "12345"}] * 3)
+
+
+ENDLESS = {
+    "nested loops": (
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    ),
+    "a condition that nothing meets": (
+        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}"
+    ),
+    "a macro that calls itself twice": (
+        "{% macro twice(n) %}{% if n %}{{ twice(n - 1) }}{{ twice(n - 1) }}{% endif %}"
+        "{% endmacro %}{{ twice(60) }}"
+    ),
+    "a loop that calls itself twice": (
+        "{% for n in [60] recursive %}{% if n %}{{ loop([n - 1, n - 1]) }}{% endif %}{% endfor %}"
+    ),
+    "a block that calls itself twice": (
+        "{% set ns = namespace(depth=0) %}"
+        "{% block b %}{% set ns.depth = ns.depth + 1 %}"
+        "{% if ns.depth < 60 %}{{ self.b() }}{{ self.b() }}{% endif %}"
+        "{% set ns.depth = ns.depth - 1 %}{% endblock %}"
+    ),
+    "the body of a call": (
+        "{% macro twice(n) %}{% set outer = caller %}{% if n %}"
+        "{% call twice(n - 1) %}{{ outer() }}{{ outer() }}{% endcall %}"
+        "{% else %}{{ caller() }}{% endif %}{% endmacro %}{% call twice(60) %}{% endcall %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS.keys())
+def test_no_template_runs_for_ever(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_module, "MAX_STEPS", 1000)
+    with pytest.raises(ChatTemplateError, match=r"no.* come to an end: .* more than 1000 steps"):
+        template_of(source).render([USER])
+
+
+def test_every_rendering_has_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_module, "MAX_STEPS", 3)
+    template = template_of("{% for m in messages if m.role != 'tool' %}.{% endfor %}")
+    assert [template.render([RESULT, USER]) for _ in range(3)] == ["."] * 3
+    with pytest.raises(ChatTemplateError, match="more than 3 steps; shorten the chat"):
+        template.render([USER, USER])
 
 
 class TestSources:

@@ -65,6 +65,38 @@ def test_errors_have_one_shape(
     run_served(test)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "methods"),
+    [
+        ("POST", "/health", "GET, HEAD"),
+        ("DELETE", "/flush_cache", "GET, POST"),
+        ("GET", "/tokenize", "POST"),
+        ("POST", "/admin/nodes", "GET"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(
+    decode: Channel, method: str, path: str, methods: str
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            reply = await here.ask(method, path)
+            assert reply.status == 405 and reply.headers["allow"] == methods
+            assert reply.error["message"].endswith(f"it takes {methods}")
+
+    run_served(test)
+
+
+def test_the_address_itself_says_where_to_read_on(decode: Channel) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            root = (await here.ask("GET", "/")).json
+            assert root["name"] == "kvrelay" and root["version"] and root["model"] == "tiny"
+            for name in ("docs", "openapi", "ready", "stats"):
+                assert (await here.ask("GET", root[name])).status == 200, name
+
+    run_served(test)
+
+
 def test_a_full_or_empty_cluster_says_when_to_come_back(decode: Channel) -> None:
     async def test() -> None:
         async with served(decode, max_queued_requests=1) as here:
@@ -78,6 +110,9 @@ def test_a_full_or_empty_cluster_says_when_to_come_back(decode: Channel) -> None
             gone = await here.ask("POST", "/generate", BODY)
             assert gone.status == 503 and gone.headers["retry-after"]
             assert_error(gone.error, 503, "ServiceUnavailable")
+            assert (
+                "GET /ready" in gone.error["message"] and "kvrelay stats" in gone.error["message"]
+            )
 
     run_served(test)
 
@@ -287,5 +322,32 @@ def test_generate_is_in_the_openapi_document_and_the_page_needs_no_internet(
             page = await here.ask("GET", "/docs")
             assert page.status == 200 and page.headers["content-type"].startswith("text/html")
             assert not re.search(rb"https?:|//[a-z]", page.body), "everything is in the page"
+
+    run_served(test)
+
+
+EXAMPLES_TRIED = (
+    *("/tokenize", "/detokenize", "/abort_request", "/flush_cache"),
+    *("/pause_generation", "/continue_generation", "/open_session", "/close_session"),
+)
+
+
+def test_examples_of_companions_are_what_comes(decode: Channel) -> None:
+    """Every body that is shown is taken, unless Redis is needed, and answered as is shown."""
+
+    async def test() -> None:
+        async with served(decode, with_node=False) as here:
+            document = (await here.ask("GET", "/openapi.json")).json
+            for path in EXAMPLES_TRIED:
+                shown = document["paths"][path]["post"]
+                content = shown.get("requestBody", {}).get("content", {}).get("application/json")
+                assert content is None or content["example"].keys() <= (
+                    content["schema"]["properties"].keys()
+                )
+                reply = await here.ask("POST", path, content and content["example"])
+                assert reply.status in (200, 503) and str(reply.status) in shown["responses"], path
+                answer = shown["responses"]["200"].get("content", {}).get("application/json")
+                if reply.status == 200 and answer is not None:
+                    assert reply.json.keys() == answer["example"].keys(), path
 
     run_served(test)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.base import Activation, TorchKernels
+from engine.kernels.activation import Activation
+from engine.kernels.base import TorchKernels
 from engine.kernels.deterministic_kernels import (
     DeterministicKernels,
     agreeing_sizes,

@@ -20,6 +20,7 @@ from node.ranks.wire.pipe import Pipe, RankLost
 from node.ranks.worker import Worker
 from node.ranks.workers import WorkerHandle, Workers
 from protocol.ids import Node
+from protocol.sampling import Sampling
 from tests.support.engine.driving import CPU
 
 DEADLINE_S = 10.0
@@ -160,9 +161,14 @@ def test_a_worker_takes_the_same_steps_and_follows_its_own(ranks: Ranks) -> None
 
 def test_the_end_of_a_sequence_reaches_every_rank(ranks: Ranks) -> None:
     ranks.begin()
-    ranks.runner.end_sequence(7)
-    for runner in (ranks.own, ranks.other):
-        assert runner.ended.get(timeout=DEADLINE_S) == 7
+    part = Slice([1], 0, [4], Sampling(grammar="a"), sequence_id=7)
+    for num_ended in range(2):  # a number that is used again is another sequence
+        ranks.runner.start([part])
+        ranks.await_other(1)
+        assert ranks.other.slices[num_ended][0].sampling == part.sampling
+        ranks.runner.end_sequence(7)
+        for runner in (ranks.own, ranks.other):
+            assert runner.ended.get(timeout=DEADLINE_S) == 7
     ranks.close()
 
 

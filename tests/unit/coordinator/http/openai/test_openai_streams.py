@@ -276,3 +276,15 @@ def test_events_of_several_answers_have_their_index(decode: Channel) -> None:
                 assert ended == [0, 1]
 
     run_served(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_takes_too_long_is_a_timeout(decode: Channel, stream: bool) -> None:
+    async def test() -> None:
+        async with served(decode, request_timeout_s=0.2) as here:
+            told = await here.ask("POST", CHAT, HELLO | {"stream": stream})
+            error = json.loads(told.events[-2])["error"] if stream else told.error
+            assert told.status == (200 if stream else 504)
+            assert (error["type"], error["code"]) == ("server_error", "timeout")
+
+    run_served(test)

@@ -1,0 +1,1 @@
+"""Anthropic's dialect of HTTP: /v1/messages."""

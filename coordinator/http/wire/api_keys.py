@@ -1,0 +1,64 @@
+"""API keys: who may call at all. An ASGI middleware, before every endpoint.
+
+GET /health, /ready, /metrics          open: probes and scrapers have no keys
+/admin/*, with an admin token set      the admin token alone (`admin/token.py` asks for it)
+everything else                        an API key, or the admin token
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coordinator.http.error_forms import error_form_of
+from coordinator.http.replies import error_reply
+from coordinator.http.wire.exchange import Exchange
+from coordinator.http.wire.request_ids import request_id
+
+OPEN_PATHS = ("/health", "/ready", "/metrics")
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+REFUSAL = "send an API key as `Authorization: Bearer …` or `x-api-key: …`"
+
+
+class ApiKeys:
+    """An ASGI application that passes requests with one of the keys on to `app`, and answers all
+    others with a 401."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], admin_token: str) -> None:
+        self._app = app
+        accepted = [*keys, admin_token] if admin_token else keys
+        self._accepted = [key.encode() for key in accepted]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not (scope["path"] in OPEN_PATHS or self._has_key(scope)):
+            return await Exchange(request_id(scope), send).reply(_unauthorized(scope["path"]))
+        await self._app(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        """Returns True if the request shows a key. How long that takes does not depend on how much
+        of a wrong key is right, nor on which of the keys is shown."""
+        found = False
+        for given in _shown_keys(scope):
+            for key in self._accepted:
+                found |= secrets.compare_digest(given, key)
+        return found
+
+
+def _shown_keys(scope: Scope) -> list[bytes]:
+    """Returns what a request shows in the place of a key."""
+    shown = [value.strip() for name, value in scope["headers"] if name == b"x-api-key"]
+    for name, value in scope["headers"]:
+        scheme, _, token = value.strip().partition(b" ")
+        if name == b"authorization" and scheme.lower() == b"bearer":
+            shown.append(token.strip())
+    return shown
+
+
+def _unauthorized(path: str) -> Response:
+    """Returns a 401 in the form of errors that clients of this path read."""
+    reply = error_reply(401, REFUSAL, code="invalid_api_key", form=error_form_of(path))
+    reply.headers.update(CHALLENGE)
+    return reply

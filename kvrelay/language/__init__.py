@@ -1,0 +1,1 @@
+"""The generation language: Python functions that write prompts, and what a model adds to them."""
