@@ -122,7 +122,6 @@ PURE = (
     "coordinator/http/errors.py",
     "coordinator/http/anthropic/errors.py",
     "coordinator/http/error_forms.py",
-    "coordinator/http/chat/forms.py",
     "coordinator/http/chat/messages.py",
     "coordinator/http/chat/request.py",
     "coordinator/http/chat/usage.py",

@@ -119,8 +119,11 @@ class GrammarCompiler:
 
     @cached_property
     def _special_tokens(self) -> Mapping[str, int]:
+        """Texts that are one token, by id, where no other tokens may stand for them: also those
+        that the tokenizer does not call special and llguidance takes for such, as `<tool_call>`."""
         added = json.loads(self._tokenizer_json).get("added_tokens", [])
-        return {token["content"]: token["id"] for token in added if token["special"]}
+        is_special = self._tokenizer.is_special_token
+        return {token["content"]: token["id"] for token in added if is_special(token["id"])}
 
 
 def _num_characters(key: tuple[GrammarKind, str], grammar: str) -> int:

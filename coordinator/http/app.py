@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
+from coordinator.answers.model_form import model_form
 from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
 from coordinator.http.answering.endpoints import PostEndpoints, PostHandler
-from coordinator.http.chat.forms import TEXT_ONLY_FORM
 from coordinator.http.companions import cache, control, health, loads, model, tokenizing
 from coordinator.http.documents import openapi
 from coordinator.http.error_forms import error_form_of
@@ -63,9 +63,11 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def create_handlers(service: Service) -> dict[str, PostHandler]:
-    """Makes what answers POST requests past FastAPI, by path. Raises ModelDirectoryError."""
+    """Makes what answers POST requests past FastAPI, by path. Raises ConfigError and
+    ModelDirectoryError."""
+    form = model_form(service.model_directory, service.tokenizer.model, service.config)
     return {
-        "/v1/chat/completions": ChatCompletions(service, TEXT_ONLY_FORM),
+        "/v1/chat/completions": ChatCompletions(service, form),
         "/v1/completions": Completions(service),
     }
 

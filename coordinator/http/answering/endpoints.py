@@ -15,6 +15,7 @@ from coordinator.http.checking import parse_object
 from coordinator.http.errors import STATUS_CODES, AnswerFailed, ClientLeft, ErrorForm
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
 from coordinator.http.wire.bodies import read_body
+from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
 
@@ -61,7 +62,7 @@ class PostEndpoints:
         handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None:
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, errors=handler.errors)
+        exchange = Exchange(request_id(scope), send, direct_writer(scope), handler.errors)
         try:
             await self._answer(handler, scope, receive, exchange)
         except ClientLeft:

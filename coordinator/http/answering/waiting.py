@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive
 
 from coordinator.http.answering.submitting import cancel_unfinished
 from coordinator.http.errors import AnswerFailed
+from coordinator.http.wire.direct_writer import DirectWriter
 from coordinator.http.wire.exchange import Exchange
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
@@ -61,10 +63,16 @@ async def follow(
 ) -> None:
     """Sends what `new_events` makes of an answer, each time that it has changed and at its end.
     What takes long at the end is done by `settle` before. Raises AnswerFailed, and TimeoutError if
-    nothing changes for `longest_s`."""
+    nothing changes for `longest_s`.
+
+    As long as the client reads, what is new is written by the very call that brings it, and the
+    handler sleeps until the end.
+    """
+    writer = exchange.direct_writer
+    take = None if writer is None else partial(_write_now, writer, new_events)
     is_done = False
     while not is_done:
-        await mailbox.changed(longest_s)
+        await mailbox.changed(longest_s, take)
         require_success(mailbox)
         is_done = mailbox.answer.is_done  # it may end while an event is sent
         if is_done and settle is not None:
@@ -83,6 +91,15 @@ async def side_by_side(following: Sequence[Coroutine[Any, Any, None]]) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _write_now(writer: DirectWriter, new_events: Callable[[], bytes]) -> bool:
+    """Writes what is new; returns False if that has to wait for the client."""
+    if not writer.is_open:
+        return False
+    if events := new_events():
+        writer.write(events)
+    return True
 
 
 async def _watch(service: Service, receive: Receive, mailboxes: Sequence[Mailbox]) -> None:

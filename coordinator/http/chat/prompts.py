@@ -127,8 +127,8 @@ def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> Gra
         return GrammarSource(*of_calls)
     if is_forced:
         raise BadRequest(
-            "tool_choice asks for a call, and how this model writes calls is not known; use "
-            '"auto" or "none"',
+            "tool_choice asks for a call, and calls are not looked for here: the coordinator was "
+            "started with --tool-call-parser none",
             "tool_choice",
         )
     return None

@@ -123,6 +123,21 @@ DIFFERENCES = (
         "/abort_request. matched_stop and stop_reason say what stopped it.",
     ),
     (
+        "tools",
+        "Calls are read in the form of the model's family, which its files tell: Hermes (Qwen), "
+        "Llama 3, Llama 4 (pythonic), Mistral, DeepSeek; --tool-call-parser names another. Text "
+        "that is no whole call stays text. Each call has an index and an id of its own; in a "
+        "stream the first delta of a call has its name, later ones pieces of its arguments. With "
+        "tool_choice auto, `strict` binds the arguments of calls.",
+    ),
+    (
+        "reasoning_content",
+        "Thoughts come before text and calls and apart from them, for families that mark them; "
+        "--reasoning-parser names the marks. `enable_thinking` or `thinking` false in "
+        "chat_template_kwargs, reasoning_effort none and separate_reasoning false leave the text "
+        "as it is. A grammar binds what follows a thought.",
+    ),
+    (
         "tool_choice",
         "none leaves the tools out of the prompt, as in SGLang. Where a call is forced, "
         "response_format does not apply, as there is no text that could follow it.",

@@ -44,6 +44,9 @@ class ChatEvents:
         options = parsed.stream_options
         self._has_usage = bool(options.continuous_usage_stats)
         self._usage = b',"usage":null' if options.include_usage and not self._has_usage else b""
+        self._is_plain = self._logprobs is None and not parsed.with_token_ids
+        self._plain_end = b"" if self._has_usage else self._end(b"null", b"null", b"")
+        """The end of an event that has a delta and nothing else; b"" if it differs each time."""
         self._has_begun = False
         self._num_ids = 0
         """Token ids that the events so far have shown."""
@@ -59,9 +62,9 @@ class ChatEvents:
         if not self._has_begun:
             self._has_begun = True
             events.append(self._first())
-        if self._logprobs is None and not self._parsed.with_token_ids:
-            plain = self._end(b"null", b"null", b"")
-            events += [self._begin + self._delta(d) + plain for d in self._shown(deltas)]
+        if self._is_plain:
+            end = self._plain_end or self._end(b"null", b"null", b"")
+            events += [self._begin + self._delta(d) + end for d in self._shown(deltas)]
         else:
             for delta in self._shown(deltas):
                 logprobs, ids = self._about_tokens()
