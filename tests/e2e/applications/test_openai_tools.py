@@ -145,3 +145,18 @@ def test_thoughts_come_before_and_apart_from_text_and_calls(asked: Asked) -> Non
         assert kinds == sorted(kinds, reverse=True) and ("thought" in kinds) == thinks
     kept, _ = asked.whole(1, extra_body={"separate_reasoning": False})
     assert (THOUGHT in (kept.content or "")) == thinks and TEXT in (kept.content or "")
+
+
+def test_a_format_binds_what_follows_a_thought(asked: Asked) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"rain": {"type": "boolean"}},
+        "required": ["rain"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": schema}}
+    message, reason = asked.whole(1, response_format=form)
+    print(message, reason)
+    assert reason == "stop" and json.loads(message.content or "").keys() == {"rain"}
+    thought = getattr(message, "reasoning_content", None)
+    assert thought == (THOUGHT if asked.family == "qwen3" else None)
