@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--router-python", default=sys.executable)
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     given = parser.parse_args()
+    versions = machine(*PACKAGES)  # before this process is bound to one core
     os.sched_setaffinity(0, {OTHERS})
     cases = ("text", "ids")
     print_row(COLUMNS)
@@ -272,7 +273,6 @@ def main() -> None:
         if given.router == "sglang":
             with router(given.router_python, directory) as (pid, port):
                 add("sglang-router", pid, port)
-    versions = machine(*PACKAGES)
     if given.router == "sglang":
         versions["sglang-router"] = version_in(given.router_python, "sglang-router")
     result = {"machine": versions, "summary": summary(rows, given.clients), "rows": rows}

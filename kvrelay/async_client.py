@@ -13,7 +13,7 @@ import httpx
 from kvrelay import calls
 from kvrelay.answers import ChatResult, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
-from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
+from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, key_of, url_of
 from kvrelay.errors import ClientError
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
 from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
@@ -32,15 +32,15 @@ class AsyncClient:
         url: str | None = None,
         admin_token: str = "",
         timeout_s: float = READ_TIMEOUT_S,
-        api_key: str = "",
+        api_key: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         chance: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Does not connect yet. The arguments are those of `Client`."""
-        where = url_of(url, os.environ)
-        self._connection = Connection(where, admin_token, api_key, timeout_s, retry)
+        where, key = url_of(url, os.environ), key_of(api_key, os.environ)
+        self._connection = Connection(where, admin_token, key, timeout_s, retry)
         carrier = transport or httpx.AsyncHTTPTransport(limits=LIMITS)
         self._http = httpx.AsyncClient(**self._connection.options(), transport=carrier)
         self._chance = chance

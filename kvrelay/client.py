@@ -14,7 +14,7 @@ import httpx
 from kvrelay import calls
 from kvrelay.answers import ChatResult, ChatUpdate, Generated
 from kvrelay.calls import ApiCall, Prompt
-from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, url_of
+from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, key_of, url_of
 from kvrelay.errors import ClientError
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
 from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
@@ -38,18 +38,19 @@ class Client:
         url: str | None = None,
         admin_token: str = "",
         timeout_s: float = READ_TIMEOUT_S,
-        api_key: str = "",
+        api_key: str | None = None,
         retry: RetryPolicy = DEFAULT_RETRY,
         chance: Callable[[], float] = random.random,
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Does not connect yet. Without a `url` that of the environment (KVRELAY_URL) is used, or
-        port 30000 of this host. `timeout_s` is the longest wait for the next part of an answer.
-        `chance` gives numbers from [0, 1), for waits between attempts. Raises ClientError if `url`
-        is no HTTP URL."""
-        where = url_of(url, os.environ)
-        self._connection = Connection(where, admin_token, api_key, timeout_s, retry)
+        port 30000 of this host; without an `api_key` the first of the environment's
+        (KVRELAY_API_KEY). `timeout_s` is the longest wait for the next part of an answer. `chance`
+        gives numbers from [0, 1), for waits between attempts. Raises ClientError if `url` is no
+        HTTP URL."""
+        where, key = url_of(url, os.environ), key_of(api_key, os.environ)
+        self._connection = Connection(where, admin_token, key, timeout_s, retry)
         carrier = transport or httpx.HTTPTransport(limits=LIMITS)
         self._http = httpx.Client(**self._connection.options(), transport=carrier)
         self._chance = chance

@@ -23,6 +23,7 @@ from kvrelay.retries import RetryPolicy
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 URL_VARIABLE = "KVRELAY_URL"
+KEY_VARIABLE = "KVRELAY_API_KEY"
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 600.0
 LIMITS = httpx.Limits(
@@ -118,7 +119,7 @@ class Connection:
                 "--admin-token or KVRELAY_ADMIN_TOKEN",
             )
         else:
-            what, given, remedy = "API key", self.api_key, "the client's api_key"
+            what, given, remedy = "API key", self.api_key, "the client's api_key or KVRELAY_API_KEY"
         problem = f"refused the {what}" if given else f"asks for an {what}"
         return f"the cluster at {self.url} {problem}; {remedy} gives it"
 
@@ -126,6 +127,12 @@ class Connection:
 def url_of(given: str | None, environment: Mapping[str, str]) -> str:
     """Returns the URL to use: the one given, else that of the environment, else this host's."""
     return given if given is not None else environment.get(URL_VARIABLE) or DEFAULT_URL
+
+
+def key_of(given: str | None, environment: Mapping[str, str]) -> str:
+    """Returns the API key to show: the one given, else the first of the environment's, which may
+    name several, separated by commas; "" shows none."""
+    return given if given is not None else environment.get(KEY_VARIABLE, "").split(",")[0].strip()
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -110,7 +111,7 @@ class GrammarCompiler:
         if kind == "ebnf":
             return LLMatcher.grammar_from_lark(lark_of(source))
         if kind == "structural_tag":
-            return structural_tag_grammar(source, self._special_tokens)
+            return structural_tag_grammar(source, self._special_tokens, self._spelled_too)
         return _json_schema_grammar(source)
 
     @cached_property
@@ -121,9 +122,19 @@ class GrammarCompiler:
     def _special_tokens(self) -> Mapping[str, int]:
         """Texts that are one token, by id, where no other tokens may stand for them: also those
         that the tokenizer does not call special and llguidance takes for such, as `<tool_call>`."""
-        added = json.loads(self._tokenizer_json).get("added_tokens", [])
         is_special = self._tokenizer.is_special_token
-        return {token["content"]: token["id"] for token in added if is_special(token["id"])}
+        return {token["content"]: token["id"] for token in self._added if is_special(token["id"])}
+
+    @cached_property
+    def _spelled_too(self) -> frozenset[str]:
+        """Those of them that the tokenizer does not call special: a model may write them in other
+        tokens too, which are the same text to whoever reads it."""
+        return frozenset(token["content"] for token in self._added if not token["special"])
+
+    @cached_property
+    def _added(self) -> list[dict[str, Any]]:
+        added: list[dict[str, Any]] = json.loads(self._tokenizer_json).get("added_tokens", [])
+        return added
 
 
 def _num_characters(key: tuple[GrammarKind, str], grammar: str) -> int:

@@ -14,6 +14,7 @@ from coordinator.conversation.calls.mistral import BEGIN as MISTRAL_BEGIN
 from coordinator.conversation.calls.no_calls import NoCalls
 from coordinator.conversation.calls.pythonic import BEGIN as PYTHON_START
 from coordinator.conversation.calls.pythonic import Pythonic
+from coordinator.conversation.calls.qwen_coder import FUNCTION, QwenCoder
 from coordinator.conversation.family import FamilyForm
 from coordinator.conversation.thoughts import FORCED_TAGS, KIMI, MISTRAL, TAGS, ThoughtFormat
 
@@ -22,6 +23,7 @@ CALLS: Mapping[str, CallFormat] = {
     "hermes": Hermes(),
     "qwen": Hermes(),
     "qwen25": Hermes(),
+    "qwen3_coder": QwenCoder(),
     "llama3": Llama(),
     "pythonic": Pythonic(),
     "mistral": Mistral(),
@@ -86,6 +88,8 @@ def _calls_of(template: str, added_tokens: Mapping[str, bool], model_type: str) 
         return CALLS["deepseekv3" if f"{FENCE}json" in template else "deepseekv31"]
     if MISTRAL_BEGIN in template:
         return CALLS["mistral"]
+    if FUNCTION in template:
+        return CALLS["qwen3_coder"]
     if "<tool_call>" in template:
         return CALLS["hermes"]
     if PYTHON_START in template or "[func_name1(" in template:

@@ -34,9 +34,8 @@ class FamilyForm:
         return self.thought.thinking(prompt) if self.thought else "off"
 
     def parser(self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking) -> AnswerParser:
-        names = {tool.name for tool in tools}
-        finds_calls = names and choice.kind != "none"
-        return AnswerParser(self.calls if finds_calls else NoCalls(), names, self.thought, thinking)
+        calls = self.calls if tools and choice.kind != "none" else NoCalls()
+        return AnswerParser(calls, tools, self.thought, thinking)
 
     def grammar(
         self, tools: Sequence[Tool], choice: ToolChoice, thinking: Thinking

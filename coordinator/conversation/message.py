@@ -172,7 +172,8 @@ class MessageForm(Protocol):
     ) -> tuple[GrammarKind, str] | None:
         """Returns the kind and the source of the grammar that makes the model keep to `choice`, as
         `GrammarCompiler.compile` takes them; None if it is free to do what it wants. A tool that
-        `choice` names is one of `tools`. Raises GrammarError for schemas too deep to be written."""
+        `choice` names is one of `tools`. Raises GrammarError for schemas that calls of the model's
+        format cannot be made to follow."""
         ...
 
     def grammar_after_thought(

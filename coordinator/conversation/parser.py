@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from coordinator.conversation.calls.format import CallFormat
 from coordinator.conversation.message import (
@@ -10,6 +10,7 @@ from coordinator.conversation.message import (
     ReasoningDelta,
     TextDelta,
     Thinking,
+    Tool,
     ToolCallBroken,
 )
 from coordinator.conversation.tape import Reading, Tape
@@ -24,12 +25,11 @@ class AnswerParser:
     def __init__(
         self,
         calls: CallFormat,
-        names: Collection[str],
+        tools: Sequence[Tool],
         thought: ThoughtFormat | None,
         thinking: Thinking,
     ) -> None:
-        """`names` are those of the tools."""
-        self._tape = Tape(names)
+        self._tape = Tape(tools)
         self._edges = _Edges()
         self._reading = self._read(calls, thought, thinking)
         next(self._reading)

@@ -10,7 +10,7 @@ was text.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TypeVar
 
 from coordinator.conversation.json_object import SPACE
@@ -18,6 +18,7 @@ from coordinator.conversation.message import (
     MessageDelta,
     ReasoningDelta,
     TextDelta,
+    Tool,
     ToolArgumentsDelta,
     ToolCallBegun,
     ToolCallBroken,
@@ -31,12 +32,11 @@ WORD = re.compile(r"[\w.:/\-]*")
 class Tape:
     """The text that is not settled, the place up to which it was read, and what was found."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        """`names` are those of the tools."""
+    def __init__(self, tools: Sequence[Tool]) -> None:
         self.text = ""
         """It begins with the attempt."""
         self.place = 0
-        self._names = names
+        self.tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
         self._has_ended = False
         self._deltas: list[MessageDelta] = []
         self._num_calls = 0
@@ -86,6 +86,17 @@ class Tape:
         self.place += len(text)
         return True
 
+    def text_to(self, mark: str) -> Reading[str | None]:
+        """Takes the text up to `mark`, and that. Returns the text; None if no mark comes."""
+        begin = searched = self.place
+        while (found := self.text.find(mark, searched)) < 0:
+            searched = self.place = max(begin, len(self.text) - len(mark) + 1)
+            if not (yield from self.more()):
+                self.place = len(self.text)
+                return None
+        self.place = found + len(mark)
+        return self.text[begin:found]
+
     def take_end(self, marks: Sequence[str]) -> Reading[None]:
         """Takes those of `marks` that come next, in their order, with white space before each."""
         for mark in marks:
@@ -121,7 +132,7 @@ class Tape:
 
     def begin_call(self, name: str) -> bool:
         """Tells that a call has begun. Returns False if there is no tool of the name."""
-        if name not in self._names:
+        if name not in self.tools:
             return False
         self._has_begun = True
         self._deltas.append(ToolCallBegun(self._num_calls, name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,16 +21,19 @@ ANY_TEXT = "/(?s:.)*/"
 Object = dict[str, Any]
 
 
-def structural_tag_grammar(source: str, special_tokens: Mapping[str, int]) -> str:
+def structural_tag_grammar(
+    source: str, special_tokens: Mapping[str, int], spelled_too: Collection[str] = ()
+) -> str:
     """Returns the grammar as llguidance takes it. `special_tokens` are those of the tokenizer, by
-    their texts: where a tag has one, the token itself is meant. Raises GrammarError."""
+    their texts: where a tag has one, the token itself is meant; or, for those in `spelled_too`, the
+    token or its text in other tokens. Raises GrammarError."""
     try:
         tag = msgspec.json.decode(source)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise GrammarError(f"it is no JSON: {error}") from None
     if not isinstance(tag, dict):
         raise GrammarError("it must be a JSON object")
-    writer = _TagWriter(special_tokens)
+    writer = _TagWriter(special_tokens, spelled_too)
     if "format" in tag:
         return writer.grammar(_get(tag, "format", dict))
     if "structures" not in tag:
@@ -46,8 +49,9 @@ def structural_tag_grammar(source: str, special_tokens: Mapping[str, int]) -> st
 class _TagWriter:
     """Writes each format as an expression of Lark; what needs a name gets a rule of its own."""
 
-    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+    def __init__(self, special_tokens: Mapping[str, int], spelled_too: Collection[str]) -> None:
         self._special_tokens = special_tokens
+        self._spelled_too = spelled_too
         self._lines: list[str] = []
         self._embedded: list[Object] = []
         """Grammars that rules name by `@`."""
@@ -92,13 +96,14 @@ class _TagWriter:
             return '""'
         specials = sorted(self._special_tokens, key=len, reverse=True)
         parts = re.split(f"({'|'.join(map(re.escape, specials))})", text) if specials else [text]
-        return " ".join(
-            f"<[{self._special_tokens[part]}]>"
-            if part in self._special_tokens
-            else f"/{''.join(map(character, part))}/"
-            for part in parts
-            if part
-        )
+        return " ".join(self._part(part) for part in parts if part)
+
+    def _part(self, text: str) -> str:
+        """Writes a special token, or a text without any."""
+        if text not in self._special_tokens:
+            return self._plain(text)
+        token = f"<[{self._special_tokens[text]}]>"
+        return f"({token} | {self._plain(text)})" if text in self._spelled_too else token
 
     def _json_schema(self, form: Object) -> str:
         schema = form.get("json_schema", {})
@@ -135,9 +140,16 @@ class _TagWriter:
 
     def _lazily(self, end: str) -> str:
         """Any text up to the first `end`, and that."""
-        if end in self._special_tokens:
-            return self._rule(f"{ANY_TEXT} {self._text(end)}")
-        return self._rule(f"{ANY_TEXT} {self._plain(end)}", "[lazy]")
+        token = self._special_tokens.get(end)
+        if token is None:
+            return self._rule(f"{ANY_TEXT} {self._plain(end)}", "[lazy]")
+        if end not in self._spelled_too:
+            return self._rule(f"{ANY_TEXT} <[{token}]>")
+        spelled = self._rule(f"{ANY_TEXT} {self._plain(end)}", "[lazy]")
+        # Text before the token must not have its spelling, which has ended it already.
+        before = f"BEFORE_{len(self._lines)}"
+        self._lines.append(f"{before}: {ANY_TEXT} & ~({ANY_TEXT} {self._plain(end)} {ANY_TEXT})")
+        return self._rule(f"{before} <[{token}]> | {spelled}")
 
     def _plain(self, text: str) -> str:
         return f"/{''.join(map(character, text))}/"

@@ -143,7 +143,7 @@ def _run_once(
             num_failed += bool(record.failure)
             progress.update(task, advance=1, failed=num_failed)
 
-        target = Target.parse(config.url, config.api_key)
+        target = Target.parse(config.url, config.key)
         runner = LoadRunner(target, DIALECTS[config.api](asking), plan, on_record)
         return uvloop.run(runner.run(dialogues))
 

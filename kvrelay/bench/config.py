@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +11,6 @@ from kvrelay.bench.results.slo import Slo
 from protocol.config import add_flags, option, require, resolve
 
 DEFAULT_CONCURRENCY = 4
-SLO_HELP = (
-    "a limit in milliseconds that a good request keeps: ttft=200, itl=50 (95 percent of the gaps "
-    "of an answer keep it), tpot or e2e; the flag may be given several times"
-)
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,9 @@ class BenchConfig:
     url: str = option("http://127.0.0.1:30000", "the server, with or without /v1")
     api: str = option("generate", "which API is asked", ("generate", "completions", "chat"))
     model: str = option("", "the model's name in requests; none: what the server tells")
-    api_key: str = option("", "the server's API key, if it has one", is_secret=True)
+    api_key: tuple[str, ...] = option(
+        (), "an API key of the server, if it asks for one; of several the first", is_secret=True
+    )
     workload: str = option("synthetic", "what is asked", ("synthetic", "mooncake", "sharegpt"))
     dataset: str = option("", "the file of the workload mooncake or sharegpt")
     num_requests: int = option(64, "how many requests a run has, warm-up apart")
@@ -55,12 +52,21 @@ class BenchConfig:
     )
     output: str = option("", "a file for the JSON line, which is also the last line printed")
     plot: str = option("", "an .svg file for a picture of the last run")
-    slo: str = option("", SLO_HELP)
+    slo: tuple[str, ...] = option(
+        (),
+        "a limit in milliseconds that a good request keeps: ttft=200, itl=50 (95 percent of the "
+        "gaps of an answer keep it), tpot or e2e; the flag may be given several times",
+    )
+
+    @property
+    def key(self) -> str:
+        """The API key that is sent, "" if there is none."""
+        return next(iter(self.api_key), "")
 
     @property
     def slos(self) -> tuple[Slo, ...]:
         """The limits of `slo`. Raises ConfigError."""
-        return tuple(Slo.parse(text) for text in self.slo.split(",") if text)
+        return tuple(Slo.parse(text) for text in self.slo)
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that do not fit together."""
@@ -103,14 +109,6 @@ def add_to(commands: Any, run: Callable[[BenchConfig], None]) -> Any:
     benches = bench.add_subparsers(required=True, metavar="BENCH")
     help_text = "put a load on any OpenAI or SGLang server and tell how it was served"
     serve = benches.add_parser("serve", help=help_text, description=help_text, allow_abbrev=False)
-    add_flags(serve, BenchConfig, {"slo"})
-    serve.add_argument(
-        "--slo", action="append", default=argparse.SUPPRESS, metavar="KIND=MS", help=SLO_HELP
-    )
-
-    def run_with(flags: dict[str, Any]) -> None:
-        limits = {"slo": ",".join(flags["slo"])} if "slo" in flags else {}
-        run(resolve(BenchConfig, flags | limits, os.environ))
-
-    serve.set_defaults(run=run_with)
+    add_flags(serve, BenchConfig)
+    serve.set_defaults(run=lambda flags: run(resolve(BenchConfig, flags, os.environ)))
     return serve

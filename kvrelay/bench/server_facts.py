@@ -52,7 +52,7 @@ class ServerAdmin:
 
     def flush_cache(self) -> None:
         """Empties the server's cache. Raises ServerNotMeasurable if that was refused."""
-        token = self._config.admin_token or self._config.api_key
+        token = self._config.admin_token or self._config.key
         reply = self._request("POST", "/flush_cache", token)
         if reply.status_code != 200:
             raise ServerNotMeasurable(
@@ -66,7 +66,7 @@ class ServerAdmin:
 
     def _get(self, path: str) -> dict[str, Any] | None:
         """Returns the JSON of an endpoint, None if the server does not have it."""
-        reply = self._request("GET", path, self._config.api_key)
+        reply = self._request("GET", path, self._config.key)
         if reply.status_code == 401:
             raise ServerNotMeasurable(f"{self._config.url} refused the API key; give --api-key")
         try:

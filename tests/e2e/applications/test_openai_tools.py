@@ -25,6 +25,7 @@ FAMILIES = {
     "mistral": ("a list of mistral", ""),
 }
 """How a family writes calls, and what it writes before."""
+NO_THOUGHTS = {"chat_template_kwargs": {"enable_thinking": False}}
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -118,7 +119,8 @@ def test_a_loop_of_calls_ends_with_a_text(asked: Asked) -> None:
 @pytest.mark.parametrize("is_named", [False, True])
 def test_a_call_is_forced_where_the_model_would_write_text(asked: Asked, is_named: bool) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
-    message, reason = asked.whole(1, tool_choice=named if is_named else "required")
+    choice = named if is_named else "required"
+    message, reason = asked.whole(1, tool_choice=choice, extra_body=NO_THOUGHTS)
     called = calls_of(message)
     assert called and reason == "tool_calls"
     assert not is_named or [name for name, _ in called] == ["get_weather"]
@@ -145,3 +147,15 @@ def test_thoughts_come_before_and_apart_from_text_and_calls(asked: Asked) -> Non
         assert kinds == sorted(kinds, reverse=True) and ("thought" in kinds) == thinks
     kept, _ = asked.whole(1, extra_body={"separate_reasoning": False})
     assert (THOUGHT in (kept.content or "")) == thinks and TEXT in (kept.content or "")
+
+
+def test_a_format_binds_the_text(asked: Asked) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"rain": {"type": "boolean"}},
+        "required": ["rain"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": schema}}
+    message, reason = asked.whole(1, response_format=form, extra_body=NO_THOUGHTS)
+    assert reason == "stop" and json.loads(message.content or "").keys() == {"rain"}

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from coordinator.conversation.calls.python_values import as_json
@@ -65,6 +65,16 @@ GARBAGE = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=14
 PARSERS = sorted({parser for parser, _ in WRITERS.values()})
 
 
+def tools_for(calls: list[Call]) -> list[Tool]:
+    """Returns tools whose schemas say which arguments are strings, as some formats do not."""
+    schemas: dict[str, dict[str, Any]] = {name: {} for name in NAMES}
+    for name, arguments in calls:
+        for key, value in arguments.items():
+            kind = schemas[name].setdefault(key, {"type": "string"} if type(value) is str else {})
+            assume(kind == ({"type": "string"} if type(value) is str else {}))
+    return [Tool(name, "", {"properties": schemas[name]}) for name in NAMES]
+
+
 @pytest.mark.parametrize("family", WRITERS)
 @given(CALLS, PLACES, st.booleans())
 def test_what_was_called_is_read(
@@ -74,7 +84,7 @@ def test_what_was_called_is_read(
     thought = "<think>\nWhich tool?\n</think>\n\n" if is_thoughtful else ""
     form = form_of([], {}, {}, parser, "qwen3")
     pieces = cut(thought + write(calls), places)
-    deltas = streamed(form, pieces, TOOLS, "free")
+    deltas = streamed(form, pieces, tools_for(calls), "free")
     message = message_of(deltas)
     assert calls_of(message) == calls
     assert (message.text, message.reasoning) == ("", "Which tool?" if is_thoughtful else "")
@@ -106,7 +116,7 @@ def test_an_answer_that_is_cut_off_loses_nothing(
     parser, write = WRITERS[family]
     text = write(calls)
     text = text[: end % (len(text) + 1)]
-    message = message_of(streamed(form_of([], {}, {}, parser), cut(text, places), TOOLS))
+    message = message_of(streamed(form_of([], {}, {}, parser), cut(text, places), tools_for(calls)))
     read = calls_of(message)
     assert read == calls[: len(read)]
     if not read:

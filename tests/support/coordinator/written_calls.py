@@ -76,12 +76,27 @@ def _deepseek(head: str, before: str, behind: str) -> Callable[[Sequence[Call]],
     return written
 
 
+def _qwen_coder(calls: Sequence[Call]) -> str:
+    def written(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    texts = (
+        "".join(f"<parameter={key}>\n{written(v)}\n</parameter>\n" for key, v in arguments.items())
+        for _, arguments in calls
+    )
+    return "\n".join(
+        f"<tool_call>\n<function={name}>\n{text}</function>\n</tool_call>"
+        for (name, _), text in zip(calls, texts, strict=True)
+    )
+
+
 WRITERS: Mapping[str, tuple[str, Callable[[Sequence[Call]], str]]] = {
     "hermes": ("hermes", _hermes),
     "llama": ("llama3", _llama),
     "llama behind its mark": ("llama3", lambda calls: f"<|python_tag|>{_llama(calls)}"),
     "a list of mistral": ("mistral", _mistral_list),
     "mistral with names": ("mistral", _mistral_named),
+    "qwen coder": ("qwen3_coder", _qwen_coder),
     "pythonic": ("pythonic", _pythonic),
     "deepseek v3": ("deepseekv3", _deepseek("function<｜tool▁sep｜>", "\n```json\n", "\n```")),
     "deepseek v3.1": ("deepseekv31", _deepseek("", "<｜tool▁sep｜>", "")),

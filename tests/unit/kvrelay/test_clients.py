@@ -11,7 +11,7 @@ import pytest
 from kvrelay.answers import GenerationEnd, TokenLogprob
 from kvrelay.async_client import AsyncClient
 from kvrelay.client import Client
-from kvrelay.connection import url_of
+from kvrelay.connection import key_of, url_of
 from kvrelay.errors import (
     AccessDenied,
     AnswerTimedOut,
@@ -256,3 +256,10 @@ def test_the_url_is_the_given_one_or_that_of_the_environment(ask: Ask) -> None:
     assert url_of(None, {}) == "http://127.0.0.1:30000"
     with pytest.raises(ClientError, match="must begin with http"):
         Client("localhost:1")
+
+
+def test_the_api_key_is_the_one_given_or_the_first_of_the_environment(ask: Ask) -> None:
+    assert key_of("a", {"KVRELAY_API_KEY": "b"}) == "a"
+    assert key_of("", {"KVRELAY_API_KEY": "b"}) == ""
+    assert key_of(None, {"KVRELAY_API_KEY": "b, c"}) == "b"
+    assert key_of(None, {}) == ""

@@ -95,6 +95,15 @@ READ: list[tuple[str, str, str, list[ToolCall]]] = [
         [ToolCall("get_weather", '{"city": [null, true, {"a": [1, 2.5]}], "days": false}')],
     ),
     ("pythonic", '[get_weather(**{"city": "Paris"})]', "", [PARIS]),
+    (
+        "qwen3_coder",
+        "Now.\n<tool_call>\n<function=get_weather>\n<parameter=city>\n12\n\n</parameter>\n"
+        "<parameter=days>\n12\n</parameter>\n<parameter=more>\nTrue\n</parameter>\n</function>\n"
+        "</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+        "Now.",
+        [ToolCall("get_weather", '{"city": "12\\n", "days": 12, "more": true}'), NOW],
+    ),
+    ("qwen3_coder", "<function=now></function>", "", [NOW]),
     ("deepseekv3", DEEPSEEK_V3, "", [PARIS, NOW]),
     ("deepseekv31", "Now:\n" + DEEPSEEK_V31, "Now:", [PARIS, NOW]),
 ]
@@ -119,6 +128,8 @@ IS_TEXT = [
     ("pythonic", "[get_weather(city=Paris)] [get_weather(city=b'')] [get_weather(city={1: 2})]"),
     ("pythonic", "[get_weather(city=(1e999,))] [get_weather(city=1+2)] [get_weather(city=)]"),
     ("pythonic", "[now(**[])] <|python_start|>now()"),
+    ("qwen3_coder", "<tool_call>\n<function=unknown>\n</function>\n</tool_call>"),
+    ("qwen3_coder", '<tool_call>\n{"name": "now"}\n</tool_call>'),
     ("deepseekv3", "<｜tool▁calls▁begin｜>now<｜tool▁calls▁end｜>"),
     ("deepseekv3", DEEPSEEK_V3.replace("get_weather", "unknown").replace("now", "unknown")),
 ]
@@ -130,6 +141,9 @@ BROKEN = [
     ("llama3", '{"name": "now", "parameters": {"a": [1, 2}}'),
     ("mistral", '[TOOL_CALLS]now[ARGS]{"a": tru}'),
     ("pythonic", "[get_weather(city='Paris', days=three)]"),
+    ("qwen3_coder", "<tool_call>\n<function=now>\n<parameter=a>\n1\n</para"),
+    ("qwen3_coder", "<tool_call>\n<function=now>\n<parameter=a>\n1\n</parameter>\n"),
+    ("qwen3_coder", "<tool_call>\n<function=now>\nnow\n</function>\n</tool_call>"),
     ("deepseekv31", '<｜tool▁call▁begin｜>now<｜tool▁sep｜>{"a": nul}<｜tool▁call▁end｜>'),
 ]
 

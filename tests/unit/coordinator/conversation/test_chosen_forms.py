@@ -28,6 +28,13 @@ LLAMA_4 = (
 )
 CHOSEN: list[tuple[str, dict[str, bool], dict[str, Any], CallFormat, ThoughtFormat | None]] = [
     (QWEN, {}, {"model_type": "qwen3"}, CALLS["hermes"], TAGS),
+    (
+        "<tool_call>\n<function=example>",
+        {},
+        {"model_type": "qwen3_moe"},
+        CALLS["qwen3_coder"],
+        None,
+    ),
     (LLAMA_3, {}, {"model_type": "llama"}, CALLS["llama3"], None),
     (LLAMA_4, {}, {"model_type": "llama"}, CALLS["pythonic"], None),
     ("{{- '[TOOL_CALLS] [' }}", {}, {}, CALLS["mistral"], None),

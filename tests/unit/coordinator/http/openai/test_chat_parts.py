@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from coordinator.answers.chat_template import ChatTemplate
 from coordinator.http.answering.endpoints import PostEndpoints
 from coordinator.http.openai.chats.endpoint import ChatCompletions
 from coordinator.service import Service
@@ -76,12 +78,16 @@ async def answered(
     return [json.loads(event) for event in events[:-1]], generate
 
 
-def ask(decode: Channel, text: str = WRITTEN, **given: Any) -> tuple[Any, Generate | None]:
-    """The same, with a service of its own."""
+def ask(
+    decode: Channel, text: str = WRITTEN, template: str | None = None, **given: Any
+) -> tuple[Any, Generate | None]:
+    """The same, with a service of its own, whose model may have another chat template."""
     result: list[tuple[Any, Generate | None]] = []
 
     async def test() -> None:
         async with running_service(decode) as service:
+            if template is not None:
+                service.tokenizer.chat_template = ChatTemplate({"default": template}, {})
             result.append(await answered(service, decode, ASKED | given, text))
 
     run(test)
@@ -137,6 +143,17 @@ def test_thoughts_may_be_unwanted(decode: Channel, given: dict[str, Any], conten
     answer, _ = ask(decode, **given)
     message = answer["choices"][0]["message"]
     assert message["content"] == content and "reasoning_content" not in message
+
+
+def test_ids_of_calls_are_such_as_the_template_takes(decode: Channel) -> None:
+    """Mistral's refuse all others when they are sent back."""
+    refusing = (
+        "{% if false %}{{ raise_exception('alphanumeric strings with length 9!') }}{% endif %}"
+    )
+    for template, form in ((refusing + "Hello", "[a-zA-Z0-9]{9}"), ("Hello", "call_[0-9a-f]{28}")):
+        answer, _ = ask(decode, template=template)
+        ids = [call["id"] for call in answer["choices"][0]["message"]["tool_calls"]]
+        assert len(set(ids)) == 2 and all(re.fullmatch(form, one) for one in ids)
 
 
 def test_thoughts_may_come_as_one_piece(decode: Channel) -> None:

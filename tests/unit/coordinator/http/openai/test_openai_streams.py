@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from coordinator.http.wire.direct_writer import DirectWriter
 from protocol.channel import Channel
 from protocol.hashing import tokens_from_bytes
 from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
@@ -286,5 +288,34 @@ def test_a_request_that_takes_too_long_is_a_timeout(decode: Channel, stream: boo
             error = json.loads(told.events[-2])["error"] if stream else told.error
             assert told.status == (200 if stream else 504)
             assert (error["type"], error["code"]) == ("server_error", "timeout")
+
+    run_served(test)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("path", [CHAT, TEXTS])
+def test_a_client_that_reads_now_and_then_gets_everything_once(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch, path: str, seed: int
+) -> None:
+    """Whether an event is written by the call that brings its tokens or by the handler."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(DirectWriter, "is_open", property(lambda _: chance.random() < 0.5))
+
+    async def test() -> None:
+        async with served(decode) as here:
+            body = BODIES[path] | {"stream": True, "return_token_ids": True}
+            reply = asyncio.create_task(here.ask("POST", path, body))
+            generate = await here.generate()
+            for i in range(20):
+                here.tokens(generate, i, [300 + i], "length" if i == 19 else "")
+                for _ in range(chance.randrange(3)):
+                    await asyncio.sleep(0)
+            choices = [event["choices"][0] for event in events_of(await reply)]
+            assert [i for c in choices for i in c.get("token_ids", [])] == list(range(300, 320))
+            text = "".join(
+                c["delta"].get("content", "") if path == CHAT else c["text"] for c in choices
+            )
+            decoded = here.service.tokenizer.decode(list(range(300, 320)), skip_special_tokens=True)
+            assert text == decoded and choices[-1]["finish_reason"] == "length"
 
     run_served(test)
