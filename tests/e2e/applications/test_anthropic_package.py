@@ -13,6 +13,8 @@ import httpx
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
+from protocol.channel import Channel
+from tests.support.coordinator.http_servers import run_served, served
 from tests.support.coordinator.written_calls import WRITERS, Call
 from tests.support.models.scripted import marker, scripted_model
 from tests.support.processes.clusters import Cluster, start_cluster, wait_until
@@ -57,15 +59,9 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Anthropic]:
     scripts = [BEFORE + WRITERS["hermes"][1](CALLS), BEFORE + TEXT]
     model = scripted_model(tmp_path_factory.mktemp("scripted"), "qwen3", scripts)
     cluster = start_cluster(
-        tmp_path_factory,
-        model,
-        1,
-        1,
-        {"api_key": "secret"},
-        dtype="float32",
-        max_total_tokens="16384",
+        tmp_path_factory, model, 1, 1, dtype="float32", max_total_tokens="16384"
     )
-    with Anthropic(base_url=cluster.local.url, api_key="secret", max_retries=0) as client:
+    with Anthropic(base_url=cluster.local.url, api_key="x", max_retries=0) as client:
         yield client
     cluster.local.stop()
 
@@ -151,19 +147,30 @@ def test_a_stop_sequence_is_told(client: Anthropic) -> None:
     assert client.messages.create(**body(max_tokens=1)).stop_reason == "max_tokens"
 
 
-def test_errors_have_the_classes_of_the_package(client: Anthropic, scripted: Anthropic) -> None:
+def test_errors_have_the_classes_of_the_package(client: Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="temperature"):
         client.messages.create(**body(extra_body={"temperature": -1}))
     with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
         client.messages.create(**body(messages=[QUESTION | {"content": "word " * 9000}]))
     with pytest.raises(anthropic.NotFoundError, match="claude-other"):
         client.messages.create(**body(model="claude-other"))
-    with pytest.raises(anthropic.AuthenticationError):
-        scripted.with_options(api_key="wrong").messages.create(**tool_body(1))
-    bearer = Anthropic(base_url=scripted.base_url, auth_token="secret", max_retries=0)
-    assert bearer.messages.count_tokens(
-        model="default", messages=[{"role": "user", "content": "a"}]
-    )
+
+
+def test_keys_are_taken_as_the_package_sends_them() -> None:
+    def ask(port: int, **key: str) -> int:
+        with Anthropic(base_url=f"http://127.0.0.1:{port}", max_retries=0, **key) as client:  # type: ignore[arg-type]
+            return client.messages.count_tokens(model=MODEL, messages=[QUESTION]).input_tokens  # type: ignore[list-item]
+
+    async def test() -> None:
+        decode = Channel("127.0.0.1")
+        async with served(decode, api_key=("secret",)) as here:
+            for key in ("api_key", "auth_token"):
+                assert await asyncio.to_thread(ask, here.port, **{key: "secret"})
+                with pytest.raises(anthropic.AuthenticationError):
+                    await asyncio.to_thread(ask, here.port, **{key: "wrong"})
+        decode.close()
+
+    run_served(test)
 
 
 def test_thoughts_and_calls_are_blocks(scripted: Anthropic) -> None:
@@ -228,13 +235,13 @@ def test_an_explanation_tells_where_a_chat_leaves_the_cache(
 
     assert wait_until(lambda: path()["owners"], "the pages are known")
     assert path()["leaves_at_token"] is None
-    before = tiny_cluster.stats()["cluster"]["early_divergences"]
+    before = tiny_cluster.stats()["early_divergences"]
     other = {"system": RULES[:120] + " Today is Monday. " + RULES}
     left = path(**other)
     assert 0 < left["leaves_at_token"] == left["tokens"] < path()["tokens"]
     assert left["words_before"] is left["words_behind"] is None, "words are not to be shown"
     client.messages.create(**body(**(chat | other)))
-    assert tiny_cluster.stats()["cluster"]["early_divergences"] == before + 1
+    assert tiny_cluster.stats()["early_divergences"] == before + 1
 
 
 def test_raw_events_are_those_of_the_documentation(tiny_cluster: Cluster) -> None:
