@@ -9,13 +9,14 @@ its own; where a client or its connection does not, tokens that have come togeth
 
 `us/token` is the CPU time of the coordinator processes, kernel included, per token: it holds on a
 machine that others use too, and 1e6 divided by it is the rate of a core of their own. `deltas` are
-events with only what is new (`--stream-output`), `cumulative` SGLang's usual ones with all so far.
+events with only what is new (`--stream-output`), `cumulative` SGLang's usual ones with all so far,
+`chat` those of /v1/chat/completions.
 
 What bounds it: an event is one write to a socket, which the kernel charges 5 to 10 us on loopback,
 where it also runs what receives. All else is the price of our own code.
 
     .venv/bin/python -m benchmarks.streams [--seconds 5] [--steps-ms 20 5 2] [--workers 1 2]
-        [--forms deltas cumulative] [--save]
+        [--forms deltas cumulative chat] [--save]
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from infra.process import Child
 
 RESULTS = Path(__file__).parent / "results" / "streams.json"
 NUM_CLIENTS = 256
+FORMS = ("deltas", "cumulative", "chat")
 NOTE = (
     "A rate with several tokens per event is not that of one event per token. If others used the "
     "cores meanwhile, rates and events vary from run to run, and differences of a few us/token "
@@ -95,6 +97,7 @@ def measure(form: str, workers: int, step_ms: float, seconds: float, cores: Core
     ):
         command = [sys.executable, "-m", "benchmarks.clusters.stream_load", "--port", str(port)]
         command += ["--clients", str(NUM_CLIENTS // len(cores.clients))]
+        command += ["--chat"] if form == "chat" else []
         command += ["--seconds", str(seconds), "--pids", *map(str, pids)]
         loads = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in cores.clients]
         for load, core in zip(loads, cores.clients, strict=True):
@@ -151,7 +154,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--steps-ms", type=float, nargs="+", default=[20.0, 5.0, 2.0])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--forms", nargs="+", default=["deltas", "cumulative"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     given = parser.parse_args()
     described = machine(*PACKAGES)  # before this process is bound to one core

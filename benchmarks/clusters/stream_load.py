@@ -1,7 +1,8 @@
 """A light load of streams: each client reads an answer to its end, then asks for the next one.
 
 Events are counted and not parsed, but for the last ones before and after the measured time, which
-tell how far the answers were. It prints one JSON line.
+tell how far the answers were. Those of a chat do not: as its answers begin at any time, as much is
+under way before as after. It prints one JSON line.
 
     .venv/bin/python -m benchmarks.clusters.stream_load --port 30000 --pids PID [PID]
 """
@@ -14,6 +15,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 
@@ -75,24 +77,34 @@ class StreamClient(asyncio.Protocol):
             self._transport.write(self._request)
 
 
-def request_of(num_tokens: int) -> bytes:
+def request_of(num_tokens: int, is_chat: bool) -> bytes:
     """Returns a request for a stream of so many tokens."""
-    params = {"max_new_tokens": num_tokens, "temperature": 0.0, "ignore_eos": True}
-    ids = list(range(10, 42))
-    body = json.dumps({"input_ids": ids, "sampling_params": params, "stream": True}).encode()
+    path = "/v1/chat/completions" if is_chat else "/generate"
+    body = json.dumps(_chat(num_tokens) if is_chat else _prompt(num_tokens)).encode()
     head = (
-        f"POST /generate HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
+def _prompt(num_tokens: int) -> dict[str, Any]:
+    params = {"max_new_tokens": num_tokens, "temperature": 0.0, "ignore_eos": True}
+    return {"input_ids": list(range(10, 42)), "sampling_params": params, "stream": True}
+
+
+def _chat(num_tokens: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "My dog is called Bramo. What is my dog called?"}]
+    common = {"model": "default", "messages": messages, "stream": True}
+    return common | {"max_tokens": num_tokens, "temperature": 0.0, "ignore_eos": True}
+
+
 async def run(
-    port: int, clients: int, seconds: float, num_tokens: int, pids: list[int]
+    port: int, clients: int, seconds: float, num_tokens: int, is_chat: bool, pids: list[int]
 ) -> dict[str, object]:
     """Puts `clients` clients on the server for a warm-up and `seconds`; returns the figures."""
     loop = asyncio.get_running_loop()
-    seen, request = Seen(), request_of(num_tokens)
+    seen, request = Seen(), request_of(num_tokens, is_chat)
     running = []
     for _ in range(clients):
         _, client = await loop.create_connection(lambda: StreamClient(request, seen), HOST, port)
@@ -122,14 +134,15 @@ async def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Streams of POST /generate.")
+    parser = argparse.ArgumentParser(description="Streams of answers.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--chat", action="store_true", help="chats instead of /generate")
     parser.add_argument("--pids", type=int, nargs="+", required=True, help="of the coordinators")
     given = parser.parse_args()
-    figures = run(given.port, given.clients, given.seconds, given.tokens, given.pids)
+    figures = run(given.port, given.clients, given.seconds, given.tokens, given.chat, given.pids)
     print(json.dumps(uvloop.run(figures)))
 
 

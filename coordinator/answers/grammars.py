@@ -20,7 +20,12 @@ from coordinator.grammars.kinds import ANY_JSON, GrammarKind
 from coordinator.grammars.lark import lark_of
 from coordinator.grammars.regex import rust_regex
 from coordinator.grammars.structural_tags import structural_tag_grammar
-from protocol.model.grammars import MAX_GRAMMAR_BYTES, grammar_tokenizer, open_matcher
+from protocol.model.grammars import (
+    MAX_GRAMMAR_BYTES,
+    grammar_tokenizer,
+    open_matcher,
+    stands_for_no_text,
+)
 
 MAX_SOURCE_CHARACTERS = 256 * 1024
 MAX_REMEMBERED = 256
@@ -109,7 +114,7 @@ class GrammarCompiler:
         if kind == "regex":
             return LLMatcher.grammar_from_regex(rust_regex(source))
         if kind == "ebnf":
-            return LLMatcher.grammar_from_lark(lark_of(source))
+            return LLMatcher.grammar_from_lark(lark_of(source, self._special_tokens))
         if kind == "structural_tag":
             return structural_tag_grammar(source, self._special_tokens, self._spelled_too)
         return _json_schema_grammar(source)
@@ -120,10 +125,8 @@ class GrammarCompiler:
 
     @cached_property
     def _special_tokens(self) -> Mapping[str, int]:
-        """Texts that are one token, by id, where no other tokens may stand for them: also those
-        that the tokenizer does not call special and llguidance takes for such, as `<tool_call>`."""
-        is_special = self._tokenizer.is_special_token
-        return {token["content"]: token["id"] for token in self._added if is_special(token["id"])}
+        """The ids of tokens that a grammar must ask for by them, by their texts."""
+        return {token["content"]: token["id"] for token in self._added if stands_for_no_text(token)}
 
     @cached_property
     def _spelled_too(self) -> frozenset[str]:

@@ -23,6 +23,8 @@ NUM_THREADS = 2
 CHUNK = 1 << 18
 """Characters of a very long text whose tokens are counted at once. The library takes some 250 bytes
 for a token: those of 8 MB of text would take 1.8 GB, most of which a process keeps."""
+TOO_LONG_WORDS = "the prompt is too long"
+"""LangChain and agents know by these words that they have to shorten a chat."""
 
 
 class TextTooLong(ValueError):
@@ -129,7 +131,7 @@ class Tokenizer:
 
     def _too_many(self, num_tokens: str) -> TextTooLong:
         return TextTooLong(
-            f"the prompt has {num_tokens} tokens; at most {self.max_model_len} fit "
+            f"{TOO_LONG_WORDS}: it has {num_tokens} tokens; at most {self.max_model_len} fit "
             "(prompt and answer together)"
         )
 
@@ -140,8 +142,9 @@ class Tokenizer:
         most = self._longest_token * self.max_model_len
         if len(text) > most:
             raise TextTooLong(
-                f"the text has {len(text)} characters; at most {most} can fit, as no token has "
-                f"more than {self._longest_token} and at most {self.max_model_len} tokens fit"
+                f"{TOO_LONG_WORDS}: it has {len(text)} characters; at most {most} can fit, "
+                f"as no token has more than {self._longest_token} and at most "
+                f"{self.max_model_len} tokens fit"
             )
 
 

@@ -25,12 +25,26 @@ from coordinator.grammars.error import GrammarError
 from coordinator.grammars.regex import character
 
 LARK = re.compile(r"^\s*(?:%llguidance\b|\??start\s*(?:\[[^\]]*\])?\s*:(?!:=))", re.MULTILINE)
+NAMED_TOKEN = re.compile(
+    r"""(?://|\#)[^\n]* | "(?:\\.|[^"\\\n])*" | /(?:\\.|[^/\\\n])+/ | (?P<token><[^<>\s]+>)""",
+    re.VERBOSE,
+)
+"""Matches what Lark can have around a `<`: comments, texts, regular expressions, special tokens."""
 
 
-def lark_of(source: str) -> str:
-    """Returns the grammar in Lark's syntax; it may be written in that already. Raises
+def lark_of(source: str, special_tokens: Mapping[str, int]) -> str:
+    """Returns the grammar in Lark's syntax; it may be written in that already, where `<name>` is a
+    special token. `special_tokens` has their ids, by which they are asked for. Raises
     GrammarError."""
-    return source if LARK.search(source) else _LarkWriter(parse_ebnf(source)).lark()
+    if not LARK.search(source):
+        return _LarkWriter(parse_ebnf(source)).lark()
+    return NAMED_TOKEN.sub(lambda found: _by_id(found, special_tokens), source)
+
+
+def _by_id(found: re.Match[str], special_tokens: Mapping[str, int]) -> str:
+    """Returns a special token of Lark by its id; all else, as texts and comments, as it is."""
+    number = special_tokens.get(found["token"]) if found["token"] else None
+    return found[0] if number is None else f"<[{number}]>"
 
 
 class _LarkWriter:

@@ -115,7 +115,7 @@ class _TagWriter:
 
     def _ebnf(self, form: Object) -> str:
         name = f"grammar_{len(self._embedded)}"
-        lark = lark_of(_get(form, "grammar", str))
+        lark = lark_of(_get(form, "grammar", str), self._special_tokens)
         self._embedded.append({"name": name, "lark_grammar": lark})
         return f"@{name}"
 

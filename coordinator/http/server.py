@@ -62,6 +62,7 @@ class HttpServer(uvicorn.Server):
             http=HalfClosingProtocol,
             log_level="warning",
             access_log=False,
+            ws="none",
             proxy_headers=False,  # nothing here asks where a request came from
             timeout_keep_alive=service.config.keep_alive_s,  # type: ignore[arg-type]
             timeout_graceful_shutdown=5,

@@ -60,21 +60,28 @@ async def follow(
     longest_s: float,
     new_events: Callable[[], bytes],
     settle: Callable[[], Awaitable[None]] | None = None,
+    prepare: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Sends what `new_events` makes of an answer, each time that it has changed and at its end.
-    What takes long at the end is done by `settle` before. Raises AnswerFailed, and TimeoutError if
-    nothing changes for `longest_s`.
+    """Sends what `new_events` makes of an answer, each time that it has changed and at its end;
+    b"" sends nothing. What takes long at the end is done by `settle` before, and what takes long
+    before every event by `prepare`. Raises AnswerFailed, and TimeoutError if nothing changes for
+    `longest_s`.
 
     As long as the client reads, what is new is written by the very call that brings it, and the
-    handler sleeps until the end.
+    handler sleeps until the end. While the client does not, or if there is something to prepare,
+    the handler sends, and all that comes meanwhile is sent together.
     """
     writer = exchange.direct_writer
-    take = None if writer is None else partial(_write_now, writer, new_events)
+    take = None
+    if writer is not None and prepare is None:
+        take = partial(_write_now, writer, new_events)
     is_done = False
     while not is_done:
         await mailbox.changed(longest_s, take)
+        if prepare is not None:
+            await prepare()
         require_success(mailbox)
-        is_done = mailbox.answer.is_done  # it may end while an event is sent
+        is_done = mailbox.answer.is_done  # it may end while something is prepared or sent
         if is_done and settle is not None:
             await settle()
         if events := new_events():

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 
 from coordinator.answers.answer import Answer
+from coordinator.http.answering.waiting import follow
+from coordinator.http.errors import AnswerFailed
 from coordinator.http.native.events import StreamEvents
 from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.sessions.turns import Turn
@@ -44,12 +46,7 @@ class AnswerInProgress:
 
 class AnswerStream:
     """Sends the events of one answer: at its first token, after every `stream_interval` of them,
-    and at its end. Tokens that have come together are one event.
-
-    As long as the client reads, an event is sent by the very call that brings its tokens, and the
-    handler sleeps until the end. While the client does not, the handler waits for it, and all that
-    comes meanwhile becomes one event.
-    """
+    and at its end. Tokens that have come together are one event."""
 
     def __init__(self, exchange: Exchange, one: AnswerInProgress, events: StreamEvents) -> None:
         self._exchange = exchange
@@ -57,33 +54,22 @@ class AnswerStream:
         self._answer = one.answer
         self._interval = one.stream_interval
         self._events = events
-        self._writer = exchange.direct_writer
-        # What is long is made in parts, so only the handler can do it.
-        is_direct = self._writer is not None and not one.formatter.has_long_fields
-        self._take = self._show_now if is_direct else None
 
-    async def run(self, wait_s: float) -> None:
-        """Returns when the last event is sent. Raises TimeoutError if the answer does not end."""
-        while True:
-            await self._one.mailbox.changed(wait_s, self._take)
-            await self._one.prepare()  # first: the answer goes on meanwhile
-            if self._answer.is_done:
-                break
-            if self._is_due():
-                await self._exchange.send_event(self._events.next(time.monotonic()))
-        await self._one.end_turn()
-        await self._exchange.send_event(self._events.next(time.monotonic()))
+    async def run(self, longest_s: float) -> None:
+        """Returns when the last event is sent; that of an answer that has failed tells its error.
+        Raises TimeoutError if nothing changes for `longest_s`."""
+        one = self._one
+        prepare = one.prepare if one.formatter.has_long_fields else None
+        try:
+            await follow(
+                self._exchange, one.mailbox, longest_s, self._new_events, one.end_turn, prepare
+            )
+        except AnswerFailed:
+            await one.end_turn()
+            await self._exchange.send_event(self._new_events())
 
-    def _is_due(self) -> bool:
+    def _new_events(self) -> bytes:
+        """Returns the event that is due; b"" if none is."""
         num_shown = self._events.num_tokens
-        return not num_shown or len(self._answer.output_ids) - num_shown >= self._interval
-
-    def _show_now(self) -> bool:
-        """Sends the event that is due, if one is; returns False if that has to wait."""
-        if not self._is_due():
-            return True
-        writer = self._writer
-        if writer is None or not writer.is_open:
-            return False
-        writer.write(self._events.next(time.monotonic()))
-        return True
+        is_due = not num_shown or len(self._answer.output_ids) - num_shown >= self._interval
+        return self._events.next(time.monotonic()) if is_due or self._answer.is_done else b""

@@ -6,7 +6,6 @@ they took a third of a request's time. Knows HTTP and `Service`; decides nothing
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
-from coordinator.http.answering.waiting import wanted
+from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import BadRequest, ClientLeft
 from coordinator.http.native.events import StreamEvents
@@ -38,9 +37,6 @@ from coordinator.sessions.turns import TurnRequest
 
 log = logging.getLogger(__name__)
 
-LATE_S = 5.0
-"""The service ends what takes too long; a handler waits so much longer than that."""
-
 
 class GenerateEndpoint:
     """An ASGI application that answers /generate and passes all other requests on to `app`."""
@@ -48,7 +44,7 @@ class GenerateEndpoint:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._wait_s = service.config.request_timeout_s + LATE_S
+        self._wait_s = wait_s(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
@@ -99,7 +95,7 @@ class GenerateEndpoint:
             await self._stream_of(exchange, answers[0]).run(self._wait_s)
         else:
             streams = [self._stream_of(exchange, one, index) for index, one in enumerate(answers)]
-            await self._run_all(streams)
+            await side_by_side([stream.run(self._wait_s) for stream in streams])
         await exchange.send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _stream_of(
@@ -108,14 +104,6 @@ class GenerateEndpoint:
         extra = None if index is None else {"index": index}
         events = StreamEvents(one.formatter, self._service.config.stream_output, extra)
         return AnswerStream(exchange, one, events)
-
-    async def _run_all(self, streams: Sequence[AnswerStream]) -> None:
-        tasks = [asyncio.create_task(stream.run(self._wait_s)) for stream in streams]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
 
 
 async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:

@@ -9,7 +9,7 @@ import msgspec
 
 from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
-from coordinator.answers.tokenizer import TextTooLong, Tokenizer
+from coordinator.answers.tokenizer import TOO_LONG_WORDS, TextTooLong, Tokenizer
 from coordinator.core.errors import TooBusy
 from coordinator.grammars.error import GrammarError, TooManyGrammars
 from coordinator.http.errors import BadRequest
@@ -91,8 +91,9 @@ def make_request(
         wanted = min(wanted, room)
     if room < 1 or (wanted is not None and wanted > room):
         asked = "" if wanted is None else f" plus max_new_tokens {wanted}"
+        has = "the prompt has" if room >= 1 else f"{TOO_LONG_WORDS}: it has"
         raise BadRequest(
-            f"the prompt has {len(tokens)} tokens{asked}; at most {max_total_tokens} fit "
+            f"{has} {len(tokens)} tokens{asked}; at most {max_total_tokens} fit "
             "(prompt and answer together)",
             "sampling_params.max_new_tokens" if room >= 1 else None,
             TOO_LONG,

@@ -365,5 +365,9 @@ def test_structural_tags_mark_places_in_free_text(
 ) -> None:
     """A special token in a tag is the token itself, not its letters."""
     grammar = compiler().compile_now("structural_tag", json.dumps(tag))
-    assert [accepts(grammar, t, parse_special=True) for t in accepted] == [True] * len(accepted)
-    assert [accepts(grammar, t, parse_special=True) for t in rejected] == [False] * len(rejected)
+    assert [accepts(grammar, t, with_special_tokens=True) for t in accepted] == [True] * len(
+        accepted
+    )
+    assert [accepts(grammar, t, with_special_tokens=True) for t in rejected] == [False] * len(
+        rejected
+    )

@@ -9,6 +9,7 @@ from itertools import count
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
+from tokenizers import Tokenizer
 
 from coordinator.answers.grammars import GrammarCompiler
 from engine.batches.sequence import Sampled, Slice
@@ -49,10 +50,19 @@ def matcher_of(grammar: str) -> LLMatcher:
     return matcher
 
 
-def accepts(grammar: str, text: str, parse_special: bool = False) -> bool:
-    """Returns whether `text` is a whole answer."""
+@functools.cache
+def _model_tokenizer() -> Tokenizer:
+    return Tokenizer.from_str(tokenizer_json())
+
+
+def accepts(grammar: str, text: str, with_special_tokens: bool = False) -> bool:
+    """Returns whether `text` is a whole answer; its special tokens are such, or are spelled."""
     matcher = matcher_of(grammar).deep_copy()
-    tokens = tokenizer().tokenize_bytes(text.encode(), parse_special=parse_special)
+    tokens = (
+        _model_tokenizer().encode(text, add_special_tokens=False).ids
+        if with_special_tokens
+        else tokenizer().tokenize_bytes(text.encode())
+    )
     return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
