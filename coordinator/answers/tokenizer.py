@@ -143,7 +143,8 @@ class Tokenizer:
         if len(text) > most:
             raise TextTooLong(
                 f"{TOO_LONG_WORDS}: it has {len(text)} characters; at most {most} can fit, "
-                f"as no token has more than {self._longest_token} and at most {self.max_model_len} tokens fit"
+                f"as no token has more than {self._longest_token} and at most "
+                f"{self.max_model_len} tokens fit"
             )
 
 
