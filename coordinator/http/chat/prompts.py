@@ -118,13 +118,14 @@ def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> Gra
     is_forced = choice.kind in FORCED
     if request.grammar is not None and not is_forced:
         kind, source = request.grammar.kind, request.grammar.text
-        return GrammarSource(*form.grammar_after_thought(kind, source, thinking))
+        key = request.grammar.key or kind
+        return GrammarSource(*form.grammar_after_thought(kind, source, thinking), key)
     try:
         of_calls = form.grammar(tools, choice, thinking) if tools else None
     except GrammarError as error:
         raise BadRequest(f"tools: {error}", "tools") from None
     if of_calls is not None:
-        return GrammarSource(*of_calls)
+        return GrammarSource(*of_calls, "tools")
     if is_forced:
         raise BadRequest(
             "tool_choice asks for a call, and calls are not looked for here: the coordinator was "
