@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from coordinator.http.wire.bounded import BoundedProtocol
 from coordinator.http.wire.direct_writer import KEY as DIRECT_WRITER
 from coordinator.http.wire.direct_writer import DirectWriter
 
@@ -22,39 +23,13 @@ SECOND_PROBE_AFTER_S = 0.05
 """By then the client's system has refused the first probe, if it does so."""
 INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 COMMENT = b":\n\n"
-MAX_HEAD_BYTES = 1 << 16
-"""The most bytes of a request's head, which is kept until all of it is there."""
 
 
-class HalfClosingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with an answer for clients that have closed their sending side, a
-    `DirectWriter` for each request, and a bound for heads of requests."""
+class HalfClosingProtocol(BoundedProtocol):
+    """uvicorn's protocol with bounds, an answer for clients that have closed their sending side,
+    and a `DirectWriter` for each request."""
 
     _probe: asyncio.TimerHandle | None = None
-    _num_unread_bytes = 0
-    """Bytes that came since the last part of a body, or the last request, was whole."""
-
-    def data_received(self, data: bytes) -> None:
-        """Takes what comes. A request whose head does not end, or the lines behind its body, is
-        refused: they would fill the memory."""
-        self._num_unread_bytes += len(data)
-        super().data_received(data)
-        if self._num_unread_bytes <= MAX_HEAD_BYTES or self.transport.is_closing():
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.send_400_response(f"The head of a request has {MAX_HEAD_BYTES} bytes at most.")
-        else:
-            self.transport.close()  # nothing can come between the parts of a response
-
-    def on_body(self, body: bytes) -> None:
-        """Takes a part of a body."""
-        self._num_unread_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Ends a request."""
-        self._num_unread_bytes = 0
-        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """Begins a request, whose handler may write parts of its response directly."""

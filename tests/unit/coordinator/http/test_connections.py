@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import Iterator
 
 import pytest
 
-from coordinator.http.wire import half_closing
-from coordinator.http.wire.half_closing import MAX_HEAD_BYTES
+from coordinator.http.wire import bounded, half_closing
+from coordinator.http.wire.bounded import MAX_HEAD_BYTES
 from protocol.channel import Channel
 from protocol.messages import Cancel
 from tests.support.coordinator.http_servers import run_served, served
-from tests.support.coordinator.services import received
+from tests.support.coordinator.services import DEADLINE_S, received
 
 BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 3, "ignore_eos": True}}
 STREAM = BODY | {"stream": True}
@@ -197,6 +198,49 @@ def test_a_head_without_an_end_is_refused(decode: Channel, begin: bytes) -> None
             refused = await client.reply()
             assert refused.status == 400 and b"head" in refused.body
             assert await client.at_end()
+
+    run_served(test)
+
+
+def test_a_client_that_never_reads_is_given_up(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "MAX_STALL_S", 0.01)
+
+    async def test() -> None:
+        async with served(decode) as here:
+            client, other = await here.connect(), await here.connect()
+            client.send("POST", "/generate", STREAM)
+            generate = await here.generate()
+            (connection,) = [
+                one for one in here.server.server_state.connections if one.cycle is not None
+            ]
+            connection.pause_writing()  # as the transport does when its buffer is full
+            here.tokens(generate, 0, [100])
+            assert await received(decode, 1) == [Cancel(generate.attempt)]
+            with contextlib.suppress(ConnectionResetError):
+                assert b"[DONE]" not in await asyncio.wait_for(client.reader.read(), DEADLINE_S)
+            assert (await other.ask("GET", "/health")).status == 200
+
+    run_served(test)
+
+
+def test_a_client_that_reads_again_is_not_given_up(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "MAX_STALL_S", 0.01)
+
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.send("POST", "/generate", STREAM)
+            generate = await here.generate()
+            (connection,) = here.server.server_state.connections
+            connection.pause_writing()
+            connection.resume_writing()
+            await asyncio.sleep(0.05)  # longer than a stall may take
+            here.tokens(generate, 0, [100, 101, 102], "length")
+            assert (await client.reply()).events[-1] == "[DONE]"
 
     run_served(test)
 
