@@ -14,6 +14,9 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 END = b"[DONE]"
 PREFIX = b"data:"
+STATUSES = {"rate_limit_exceeded": 429, "service_unavailable": 503, "timeout": 504}
+"""Status codes by the names that errors in OpenAI's form have for them."""
+INVALID = "invalid_request_error"
 
 
 class EventReader(Protocol[T_co]):
@@ -108,6 +111,8 @@ def _joined(last: Generated, update: Generated) -> Generated:
 class _EventError(msgspec.Struct):
     message: str = "the stream ended with an error"
     code: int | str | None = None
+    """A status code, or in OpenAI's form a name."""
+    type: str | None = None
 
 
 class _EventWithError(msgspec.Struct):
@@ -124,5 +129,11 @@ def _error_in(payload: bytes) -> ClientError | None:
         return None  # whoever reads the event as an update says what is wrong
     if error is None:
         return None
-    code = error.code if isinstance(error.code, int) else 500
-    return error_of(code, payload)
+    return error_of(_status_of(error), payload)
+
+
+def _status_of(error: _EventError) -> int:
+    """Returns the status code that an error stands for: the head of a stream had another one."""
+    if isinstance(error.code, int):
+        return error.code
+    return STATUSES.get(error.code or "", 400 if error.type == INVALID else 500)

@@ -27,7 +27,8 @@ async def submit_all(
     if num_answers > max_unfinished > 0:
         raise BadRequest(
             f"the body asks for {num_answers} answers; this cluster takes at most "
-            f"{max_unfinished} at once"
+            f"{max_unfinished} at once: send fewer prompts, or lower n",
+            "n",
         )
     tokens = [await _tokens(service, prompt, with_special_tokens) for prompt in prompts]
     tokenizer = service.tokenizer

@@ -66,7 +66,7 @@ def _text_of(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
         raise _wrong(where, f"is of type {kind!r}; only parts of text are supported")
     text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):

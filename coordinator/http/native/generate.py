@@ -113,7 +113,8 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
     if num_answers > max_unfinished > 0:
         raise BadRequest(
             f"the body asks for {num_answers} answers; this cluster takes at most "
-            f"{max_unfinished} at once"
+            f"{max_unfinished} at once: send fewer prompts, or lower n",
+            "sampling_params.n",
         )
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [

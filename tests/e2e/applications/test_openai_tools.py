@@ -4,6 +4,7 @@ in the form of its family."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -159,3 +160,10 @@ def test_a_format_binds_the_text(asked: Asked) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": schema}}
     message, reason = asked.whole(1, response_format=form, extra_body=NO_THOUGHTS)
     assert reason == "stop" and json.loads(message.content or "").keys() == {"rain"}
+
+
+@pytest.mark.parametrize("text", ["<tool_call>a", "</think>", "[TOOL_CALLS]", "<|im_end|>x"])
+def test_a_text_that_some_families_have_a_token_for_can_be_forced(asked: Asked, text: str) -> None:
+    given = NO_THOUGHTS | {"regex": re.escape(text)}
+    message, reason = asked.whole(1, tool_choice="none", extra_body=given)
+    assert (message.content, reason) == (text, "stop")

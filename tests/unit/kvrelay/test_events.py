@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
-from kvrelay.errors import ClusterBusy
+from kvrelay.errors import (
+    AnswerTimedOut,
+    ClientError,
+    ClusterBusy,
+    ClusterFault,
+    ClusterUnavailable,
+    InvalidCall,
+)
 from kvrelay.events import ChatEventReader, GeneratedEventReader
 
 TEXTS = ["line\u2028and\u2029line\x85", 'an "error" is a word', "\n\n", "héé\U0001f600"]
@@ -31,6 +40,24 @@ def test_every_update_comes_once_and_whole(num_bytes: int, end: str) -> None:
         "".join(TEXTS[: i + 1]) for i in range(len(TEXTS))
     ]
     assert reader.is_finished
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "expected"),
+    [
+        ("rate_limit_exceeded", "requests", ClusterBusy),
+        ("service_unavailable", "server_error", ClusterUnavailable),
+        ("timeout", "server_error", AnswerTimedOut),
+        (None, "invalid_request_error", InvalidCall),
+        (None, "server_error", ClusterFault),
+    ],
+)
+def test_names_of_openais_errors_mean_the_same_as_their_status(
+    code: str | None, kind: str, expected: type[ClientError]
+) -> None:
+    event = json.dumps({"error": {"message": "no", "type": kind, "param": None, "code": code}})
+    with pytest.raises(expected, match="no"):
+        list(ChatEventReader().feed(f"data: {event}\n\n".encode()))
 
 
 def test_an_error_ends_a_stream_with_what_it_means() -> None:

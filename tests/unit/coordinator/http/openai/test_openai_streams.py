@@ -280,6 +280,26 @@ def test_errors_name_the_key_that_the_client_gave(
     run_served(test)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, HELLO | {"n": 64}, "n"),
+        (TEXTS, {"prompt": ["a"] * 4, "n": 32}, "n"),
+        ("/generate", {"text": "a", "sampling_params": {"n": 64}}, "sampling_params.n"),
+    ],
+)
+def test_more_answers_than_the_cluster_takes_at_once_are_refused(
+    decode: Channel, path: str, body: dict[str, Any], param: str
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            reply = await here.ask("POST", path, body)
+            assert reply.status == 400 and reply.error["param"] == param
+            assert "lower n" in reply.error["message"]
+
+    run_served(test)
+
+
 @pytest.mark.parametrize("name", ["tiny", "default", "", None])
 def test_a_model_goes_by_few_names(decode: Channel, name: str | None) -> None:
     async def test() -> None:
