@@ -13,6 +13,9 @@ CLIENTS_READY := $(CLIENTS)/.installed-$(SGLANG)
 # Load generators, which need other versions again
 LOAD       := .venv-load
 LOAD_READY := $(LOAD)/.installed
+# Packages for applications that need another version of openai's
+APPLICATIONS       := .venv-applications
+APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
 .PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
@@ -43,6 +46,11 @@ $(LOAD_READY): tests/e2e/load/requirements.txt $(READY)
 	$(LOAD)/bin/python -m pip install -q -r tests/e2e/load/requirements.txt
 	touch $@
 
+$(APPLICATIONS_READY): tests/e2e/applications/requirements.txt
+	test -d $(APPLICATIONS) || $(PYTHON) -m venv $(APPLICATIONS)
+	$(APPLICATIONS)/bin/python -m pip install -q -r $<
+	touch $@
+
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
@@ -52,7 +60,7 @@ test: $(READY) ## every test but those of `verify` and of `gpu`
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
 
-verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) ## what is too slow for every run: before a piece of work is called done
+verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) ## what is too slow for every run: before a piece of work is called done
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
 	$(BIN)/python -m tests.e2e.clients
 
@@ -99,4 +107,4 @@ tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(LOAD) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,8 @@ from coordinator.service import Service
 
 LONG_CHAT = 16384
 """Characters from which a chat is rendered on another thread; shorter ones take a millisecond."""
+EACH_VALUE = 8
+"""A value, as a message or a key of a tool, counts for so many characters."""
 FORCED = ("required", "named")
 RESERVED = (
     "messages",
@@ -100,23 +102,27 @@ def _thinking(request: ChatRequest, form: MessageForm, text: str) -> Thinking:
 
 
 async def _text_of(request: ChatRequest, template: ChatTemplate) -> str:
-    tools = [_for_template(tool) for tool in request.usable_tools] or None
+    variables = _without_names_of_ours(request.template_variables)
+    render = partial(_rendered, request, template, variables)
+    tools = [(tool.description, tool.parameters) for tool in request.usable_tools]
+    if _is_long(request.messages, tools, request.documents, variables):
+        return await asyncio.to_thread(render)
+    return render()
+
+
+def _rendered(request: ChatRequest, template: ChatTemplate, variables: dict[str, Any]) -> str:
     messages = normal_messages(
         request.messages, template.reads_parts, template.mentions("developer")
     )
-    render = partial(
-        template.render,
-        messages,
-        tools,
-        request.add_generation_prompt,
-        request.continue_final_message,
-        request.documents,
-        **_without_names_of_ours(request.template_variables),
-    )
     try:
-        if _num_characters(messages) < LONG_CHAT:
-            return render()
-        return await asyncio.to_thread(render)
+        return template.render(
+            messages,
+            [_for_template(tool) for tool in request.usable_tools] or None,
+            request.add_generation_prompt,
+            request.continue_final_message,
+            request.documents,
+            **variables,
+        )
     except ChatTemplateError as error:
         raise BadRequest(str(error), "messages") from None
 
@@ -137,13 +143,14 @@ def _grammar(request: ChatRequest, form: MessageForm, thinking: Thinking) -> Gra
     is_forced = choice.kind in FORCED
     if request.grammar is not None and not is_forced:
         kind, source = request.grammar.kind, request.grammar.text
-        return GrammarSource(*form.grammar_after_thought(kind, source, thinking))
+        key = request.grammar.key or kind
+        return GrammarSource(*form.grammar_after_thought(kind, source, thinking), key)
     try:
         of_calls = form.grammar(tools, choice, thinking) if tools else None
     except GrammarError as error:
         raise BadRequest(f"tools: {error}", "tools") from None
     if of_calls is not None:
-        return GrammarSource(*of_calls)
+        return GrammarSource(*of_calls, "tools")
     if is_forced:
         raise BadRequest(
             "tool_choice asks for a call, and calls are not looked for here: the coordinator was "
@@ -166,9 +173,18 @@ def _without_names_of_ours(variables: Mapping[str, Any]) -> dict[str, Any]:
     return dict(variables)
 
 
-def _num_characters(messages: Sequence[dict[str, Any]]) -> int:
-    contents = [message.get("content") or "" for message in messages]
-    return sum(
-        len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-        for content in contents
-    )
+def _is_long(*values: Any) -> bool:
+    """Returns True if there are many characters in `values`, or many values in them: templates take
+    long for both. It looks at no more of them than it takes to know."""
+    num_characters = 0
+    todo = list(values)
+    while todo and num_characters < LONG_CHAT:
+        one = todo.pop()
+        num_characters += EACH_VALUE
+        if isinstance(one, str):
+            num_characters += len(one)
+        elif isinstance(one, Mapping):
+            todo += one.values()
+        elif isinstance(one, list | tuple):
+            todo += one
+    return num_characters >= LONG_CHAT

@@ -55,16 +55,17 @@ async def compile_grammar(
     if prompt.grammar is None:
         return ""
     kind = prompt.grammar.kind
+    key = prompt.grammar.key or kind
     if not tokenizer.eos_token_ids:
         raise BadRequest(
-            f"{kind}: the model has no end token, so no grammar can end an answer; "
+            f"{key}: the model has no end token, so no grammar can end an answer; "
             "name one as eos_token_id in its generation_config.json",
-            kind,
+            key,
         )
     try:
         return await compiler.compile(kind, prompt.grammar.text)
     except GrammarError as error:
-        raise BadRequest(str(error), kind) from None
+        raise BadRequest(f"{key}{str(error).removeprefix(kind)}", key) from None
     except TooManyGrammars as error:
         raise TooBusy(str(error)) from None
 

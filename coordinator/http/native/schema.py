@@ -72,6 +72,8 @@ class GrammarSource(msgspec.Struct, frozen=True):
 
     kind: GrammarKind
     text: str
+    key: str = ""
+    """The key of the body that it follows from, which errors name; "": that of its kind."""
 
 
 class GeneratePrompt(msgspec.Struct, frozen=True, kw_only=True):

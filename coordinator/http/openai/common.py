@@ -101,7 +101,10 @@ def sampling_of(
     try:
         return parse_sampling({**defaults, **given})
     except BadRequest as error:
-        raise renamed(error, names_in(max_tokens_key)) from None
+        names = names_in(max_tokens_key) | {
+            native: name for name, native in SAMPLING_NAMES.items() if name in raw
+        }
+        raise renamed(error, names) from None
 
 
 def names_in(max_tokens_key: str, prompt_key: str = "prompt") -> dict[str, str]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from coordinator.http.wire.bounded import BoundedProtocol
 from coordinator.http.wire.direct_writer import KEY as DIRECT_WRITER
 from coordinator.http.wire.direct_writer import DirectWriter
 
@@ -24,9 +25,9 @@ INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 COMMENT = b":\n\n"
 
 
-class HalfClosingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with an answer for clients that have closed their sending side, and with
-    a `DirectWriter` for each request."""
+class HalfClosingProtocol(BoundedProtocol):
+    """uvicorn's protocol with bounds, an answer for clients that have closed their sending side,
+    and a `DirectWriter` for each request."""
 
     _probe: asyncio.TimerHandle | None = None
 

@@ -91,7 +91,8 @@ def litellm_event_loop(url):
 
 
 def litellm_tools(url):
-    answer = _completion(url, tools=[WEATHER], tool_choice="required", max_tokens=80)
+    forced = {"tool_choice": "required", "parallel_tool_calls": False}
+    answer = _completion(url, tools=[WEATHER], max_tokens=80, **forced)
     (call,) = answer.choices[0].message.tool_calls
     return {"name": call.function.name, "arguments": json.loads(call.function.arguments)}
 

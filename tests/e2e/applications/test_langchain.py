@@ -56,7 +56,7 @@ def model_at(cluster: Cluster, **given: Any) -> ChatOpenAI:
 
 @pytest.fixture
 def model(tiny_cluster: Cluster) -> ChatOpenAI:
-    return model_at(tiny_cluster)
+    return model_at(tiny_cluster, max_completion_tokens=200)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

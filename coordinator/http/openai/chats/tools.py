@@ -31,9 +31,11 @@ def choice_of(
     that may be called. Raises BadRequest."""
     if isinstance(raw, dict) and raw.get("type") == "allowed_tools":
         allowed = _object(raw.get("allowed_tools"), "tool_choice.allowed_tools")
-        names = [
-            _name(one, "tool_choice.allowed_tools.tools") for one in allowed.get("tools") or ()
-        ]
+        where = "tool_choice.allowed_tools.tools"
+        listed = allowed.get("tools") or []
+        if not isinstance(listed, list):
+            raise BadRequest(f"{where} must be a list of tools", where)
+        names = [_name(one, f"{where}[{i}]") for i, one in enumerate(listed)]
         for name in names:
             _require_known(name, tools)
         tools = [tool for tool in tools if tool.name in names]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import json
 from collections.abc import Iterator
 
 import pytest
 
-from coordinator.http.wire import half_closing
+from coordinator.http.wire import bounded, half_closing
+from coordinator.http.wire.bounded import MAX_HEAD_BYTES
 from protocol.channel import Channel
 from protocol.messages import Cancel
 from tests.support.coordinator.http_servers import run_served, served
-from tests.support.coordinator.services import received
+from tests.support.coordinator.services import DEADLINE_S, received
 
 BODY = {"input_ids": [7], "sampling_params": {"max_new_tokens": 3, "ignore_eos": True}}
 STREAM = BODY | {"stream": True}
@@ -151,6 +155,108 @@ def test_a_body_over_the_limit_is_not_read_to_its_end(decode: Channel, is_announ
             reply = await client.reply("POST")
             assert reply.status == 413 and "1000 bytes" in reply.error["message"]
             assert reply.headers["connection"] == "close" and await client.at_end()
+
+    run_served(test)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/tokenize"])
+def test_a_compressed_body_is_refused_and_the_connection_goes_on(
+    decode: Channel, path: str
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            for body in (gzip.compress(json.dumps(BODY).encode()), b""):
+                reply = await client.ask("POST", path, body, content_encoding="gzip")
+                assert reply.status == 400 and "Content-Encoding" in reply.error["message"]
+            assert (await client.ask("GET", "/health", content_encoding="identity")).status == 200
+
+    run_served(test)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /health HTTP/1.1\r\nX-Long: ",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /",
+        b"GET /health HTTP/1.1\r\nX: y" + b"\r\nX: y" * 100,
+    ],
+    ids=["header", "second", "headers"],
+)
+def test_a_head_without_an_end_is_refused(decode: Channel, begin: bytes) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.writer.write(begin)
+            num_bytes = MAX_HEAD_BYTES + 1
+            if begin.endswith(b"/"):
+                assert (await client.reply()).status == 200
+            else:
+                num_bytes -= len(begin)
+            # Not a byte more: a server that closes with bytes unread resets the connection.
+            client.writer.write(b"x" * num_bytes)
+            refused = await client.reply()
+            assert refused.status == 400 and b"head" in refused.body
+            assert await client.at_end()
+
+    run_served(test)
+
+
+def test_a_client_that_never_reads_is_given_up(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "MAX_STALL_S", 0.01)
+
+    async def test() -> None:
+        async with served(decode) as here:
+            client, other = await here.connect(), await here.connect()
+            client.send("POST", "/generate", STREAM)
+            generate = await here.generate()
+            (connection,) = [
+                one for one in here.server.server_state.connections if one.cycle is not None
+            ]
+            connection.pause_writing()  # as the transport does when its buffer is full
+            here.tokens(generate, 0, [100])
+            assert await received(decode, 1) == [Cancel(generate.attempt)]
+            with contextlib.suppress(ConnectionResetError):
+                assert b"[DONE]" not in await asyncio.wait_for(client.reader.read(), DEADLINE_S)
+            assert (await other.ask("GET", "/health")).status == 200
+
+    run_served(test)
+
+
+def test_a_client_that_reads_again_is_not_given_up(
+    decode: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "MAX_STALL_S", 0.01)
+
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            client.send("POST", "/generate", STREAM)
+            generate = await here.generate()
+            (connection,) = here.server.server_state.connections
+            connection.pause_writing()
+            connection.resume_writing()
+            await asyncio.sleep(0.05)  # longer than a stall may take
+            here.tokens(generate, 0, [100, 101, 102], "length")
+            assert (await client.reply()).events[-1] == "[DONE]"
+
+    run_served(test)
+
+
+def test_a_long_body_in_small_parts_is_no_head(decode: Channel) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            raw = json.dumps(BODY | {"unknown": "x" * 3 * MAX_HEAD_BYTES}).encode()
+            client.writer.write(b"POST /generate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for i in range(0, len(raw), 1000):
+                part = raw[i : i + 1000]
+                client.writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+            client.writer.write(b"0\r\n\r\n")
+            here.tokens(await here.generate(), 0, [100], "length")
+            assert (await client.reply()).status == 200
 
     run_served(test)
 

@@ -11,9 +11,9 @@ import pytest
 
 from coordinator.http.native.events import StreamEvents
 from protocol.channel import Channel
-from protocol.messages import TokenOut, TokensOut
+from protocol.messages import Failed, Generate, TokenOut, TokensOut
 from tests.support.coordinator.http_servers import Connection, Reply, Served, run_served, served
-from tests.support.coordinator.services import D0
+from tests.support.coordinator.services import D0, received
 
 NUM_TOKENS = 6
 BODY = {
@@ -117,6 +117,29 @@ def test_while_a_client_does_not_read_what_comes_becomes_one_event(decode: Chann
             here.tokens(generate, 5, [105], "length")
             shown = lengths(await client.reply("POST"))
             assert shown in ([1, 2, 5, 6], [1, 2, 6])
+
+    run_served(test)
+
+
+def test_an_answer_that_fails_tells_it_in_its_event_and_others_of_the_body_go_on(
+    decode: Channel,
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await ask(here, input_ids=[[7], [8]])
+            both = [m for m in await received(decode, 2) if isinstance(m, Generate)]
+            failing, other = sorted(both, key=lambda generate: generate.tokens)
+            for generate in (failing, other):
+                here.tokens(generate, 0, [100])
+            failed = Failed(failing.attempt, "it is too long", "request", D0)
+            here.service.handle(failed)
+            here.tokens(other, 1, [101, 102, 103, 104, 105], "length")
+            *events, done = (await client.reply("POST")).events
+            of_each: dict[int, list[Any]] = {0: [], 1: []}
+            for event in map(json.loads, events):
+                of_each[event["index"]].append(event)
+            assert "it is too long" in of_each[0][-1]["error"]["message"] and done == "[DONE]"
+            assert [len(event["output_ids"]) for event in of_each[1]] == [1, 6]
 
     run_served(test)
 

@@ -199,6 +199,11 @@ def test_a_forced_call_is_a_grammar(decode: Channel, choice: Any) -> None:
         ({"tools": [{"type": "custom"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"functions": [{"name": "x"}]}, "use tools"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": 5}}, "allowed_tools must be"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": True}}},
+            "tool_choice.allowed_tools.tools must be a list",
+        ),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs has messages"),
         ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs has self"),
         ({"messages": None}, "messages is missing"),

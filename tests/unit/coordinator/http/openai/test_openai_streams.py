@@ -243,6 +243,43 @@ def test_errors_have_one_shape_on_every_path_of_v1(
     run_served(test)
 
 
+BAD_SCHEMA = {"type": "strange"}
+BAD_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "http://x/y"}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"regex": "("}, "regex"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_json": BAD_SCHEMA}, "guided_json"),
+        ({"guided_grammar": "root ::="}, "guided_grammar"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": BAD_SCHEMA}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "structural_tag", "format": 5}}, "response_format"),
+        ({"structured_outputs": {"json": BAD_SCHEMA}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": {"a": 1}}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"grammar": True}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ({"tools": [BAD_TOOL], "tool_choice": "required"}, "tools"),
+        ({"include_stop_str_in_output": 5}, "include_stop_str_in_output"),
+        ({"min_tokens": -1}, "min_tokens"),
+    ],
+)
+def test_errors_name_the_key_that_the_client_gave(
+    decode: Channel, given: dict[str, Any], param: str
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            reply = await here.ask("POST", CHAT, HELLO | given)
+            assert reply.status == 400 and reply.error["param"] == param
+            assert reply.error["message"].startswith(param)
+
+    run_served(test)
+
+
 @pytest.mark.parametrize("name", ["tiny", "default", "", None])
 def test_a_model_goes_by_few_names(decode: Channel, name: str | None) -> None:
     async def test() -> None:
