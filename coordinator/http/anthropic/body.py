@@ -141,11 +141,13 @@ def _template_variables(body: MessagesBody) -> dict[str, Any]:
 
 
 def _grammar(body: MessagesBody) -> GrammarSource | None:
-    described = body.output_config.get("format") or body.output_format
+    where = "output_config.format"
+    described = body.output_config.get("format")
+    if not described:
+        where, described = "output_format", body.output_format
     if not described:
         return None
     schema = described.get("schema") if isinstance(described, Mapping) else None
     if not isinstance(schema, Mapping) or described.get("type") != "json_schema":
-        where = "output_config.format"
         raise BadRequest(f"{where} must have the type json_schema and a schema", where)
-    return GrammarSource("json_schema", msgspec.json.encode(schema).decode())
+    return GrammarSource("json_schema", msgspec.json.encode(schema).decode(), where)

@@ -17,7 +17,6 @@ from coordinator.http.anthropic.message import MessageHead, whole_message
 from coordinator.http.chat.answer import ChatInProgress, submit_chat
 from coordinator.http.chat.prompts import tokens_of
 from coordinator.http.errors import BadRequest
-from coordinator.http.native.intake import TOO_LONG
 from coordinator.http.openai.common import renamed
 from coordinator.http.openai.served import model_defaults, require_served
 from coordinator.http.wire.exchange import EVENTS
@@ -58,7 +57,7 @@ class Messages:
         try:
             (one,) = await submit_chat(self._service, parsed.request, self._form, http_id)
         except BadRequest as error:
-            raise _told(error) from None
+            raise renamed(error, NAMES) from None
         return one
 
 
@@ -78,7 +77,7 @@ class CountTokens:
         try:
             tokens = await tokens_of(self._service, parsed.request, self._form)
         except BadRequest as error:
-            raise _told(error) from None
+            raise renamed(error, NAMES) from None
         await call.exchange.send_json({"input_tokens": len(tokens)})
 
 
@@ -88,12 +87,3 @@ def _named(parsed: ParsedMessages, made_up: str) -> ParsedMessages:
     return msgspec.structs.replace(
         parsed, request=dataclasses.replace(request, rid=request.rid or made_up)
     )
-
-
-def _told(error: BadRequest) -> BadRequest:
-    """Returns an error in the words of this dialect. Agents make their chat shorter when they read
-    that the prompt is too long."""
-    told = renamed(error, NAMES)
-    if error.code != TOO_LONG:
-        return told
-    return BadRequest(f"prompt is too long: {told}", told.param, told.code)

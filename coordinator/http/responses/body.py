@@ -123,7 +123,7 @@ def _grammar(described: Any) -> GrammarSource | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return GrammarSource("json_schema", ANY_OBJECT)
+        return GrammarSource("json_schema", ANY_OBJECT, "text.format")
     if kind != "json_schema":
         raise BadRequest(
             f"text.format.type is {kind!r}; it must be text, json_object or json_schema",
@@ -133,4 +133,4 @@ def _grammar(described: Any) -> GrammarSource | None:
     if not isinstance(schema, Mapping):
         where = "text.format.schema"
         raise BadRequest(f"{where} must be an object with the JSON schema", where)
-    return GrammarSource("json_schema", msgspec.json.encode(schema).decode())
+    return GrammarSource("json_schema", msgspec.json.encode(schema).decode(), "text.format.schema")
