@@ -28,7 +28,7 @@ def chat_of(system: str | Sequence[Any], messages: Sequence[Mapping[str, Any]]) 
         chat.append({"role": "system", "content": parts})
     for i, message in enumerate(messages):
         role, where = message.get("role"), f"messages[{i}]"
-        if role not in BLOCKS:
+        if not isinstance(role, str) or role not in BLOCKS:
             raise _wrong(f"{where}.role", f"is {role!r}; it must be user, assistant or system")
         blocks = _blocks(message.get("content"), f"{where}.content", role)
         if role == "assistant":

@@ -62,8 +62,10 @@ def choice_of(
     them that may be called. Raises BadRequest."""
     tools = offered.tools
     if isinstance(raw, Mapping) and raw.get("type") == "allowed_tools":
-        allowed = raw.get("tools") or ()
-        names = {one.get("name") for one in allowed if isinstance(one, Mapping)}
+        allowed = raw.get("tools") or []
+        if not isinstance(allowed, list):
+            raise BadRequest("tool_choice.tools must be a list of tools", "tool_choice.tools")
+        names = [one.get("name") for one in allowed if isinstance(one, Mapping)]
         tools = [tool for tool in tools if tool.name in names]
         raw = raw.get("mode", "auto")
     if isinstance(raw, Mapping):

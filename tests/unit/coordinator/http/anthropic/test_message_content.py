@@ -84,3 +84,10 @@ def test_errors_name_the_block(role: str, block: object, where: str) -> None:
     with pytest.raises(BadRequest) as error:
         chat_of("", [{"role": role, "content": [block]}])
     assert error.value.param == where and where in str(error.value)
+
+
+@pytest.mark.parametrize("role", ["tool", "", None, 5, ["user"], {"role": "user"}])
+def test_a_role_of_any_type_that_is_none_is_named(role: object) -> None:
+    with pytest.raises(BadRequest) as error:
+        chat_of("", [{"role": role, "content": "x"}])
+    assert error.value.param == "messages[0].role"

@@ -200,6 +200,17 @@ def test_a_billing_header_is_no_part_of_the_prompt(decode: Channel) -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "'input_image'"),
         ({"tool_choice": {"type": "function", "name": "other"}}, "'other'"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": True}}, "tool_choice.tools"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "required",
+                    "tools": [{"name": ["add"]}],
+                }
+            },
+            "tool_choice is required",
+        ),
         ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice is required"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"temperature": -1}, "temperature"),
