@@ -197,7 +197,7 @@ def test_a_prefill_node_that_dies_is_replaced_and_they_are_whole(
     mortal: Cluster, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
     """In the midst of a prompt of many chunks, whose first ones it has computed."""
-    prompt = prompt_of(1500, 199, seed=160)
+    prompt = prompt_of(4000, 199, seed=160)  # it takes far longer than the news of its beginning
     metas: list[Any] = []
     thread = threading.Thread(target=lambda: metas.append(ask(mortal, prompt, 0)["meta_info"]))
     thread.start()
