@@ -17,8 +17,9 @@ from node.config import NodeConfig
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
 from node.core.work import WorkFactory
+from node.liveness.heartbeats import Heartbeats
+from node.liveness.process import CompanionProcess
 from node.ranks.engine import Engine, start_engine
-from node.shell.heartbeat import Heartbeats
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
 from protocol.channel import Channel
@@ -31,9 +32,6 @@ from protocol.model.tokenizer import check_tokenizer
 
 log = logging.getLogger(__name__)
 
-STALL_S = 120.0
-"""A step that takes longer than this is taken for a hang."""
-
 
 def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
     """Runs one node, which does these kinds of work, until SIGTERM or SIGINT. `role` is what it
@@ -44,13 +42,31 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
     torch.set_num_threads(config.cpu_threads)
     check_tokenizer(Path(config.model_path))
     node = _identity(role, config)
-    with start_engine(config, node) as engine:
-        _serve(role, config, node, engine, kinds)
-        engine.raise_if_lost()
+    # Before the weights are loaded: the health port answers from the start on.
+    companion = CompanionProcess(
+        node,
+        config.host,
+        config.health_port,
+        config.redis_url,
+        config.lease_s,
+        config.stall_s,
+        config.log_level,
+    )
+    try:
+        with start_engine(config, node) as engine:
+            _serve(role, config, node, engine, companion, kinds)
+            engine.raise_if_lost()
+    finally:
+        companion.close()
 
 
 def _serve(
-    role: Role, config: NodeConfig, node: Node, engine: Engine, kinds: Sequence[WorkFactory]
+    role: Role,
+    config: NodeConfig,
+    node: Node,
+    engine: Engine,
+    companion: CompanionProcess,
+    kinds: Sequence[WorkFactory],
 ) -> None:
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
@@ -65,6 +81,7 @@ def _serve(
         max_queued_requests=config.max_queued_requests,
         device=engine.device,
         context_length=config.context_length,
+        health_address=f"{host}:{companion.health_port}",
     )
     log.info("%s node settings: %s", role, describe(config))
     core = _core(role, config, info, kinds)
@@ -72,7 +89,7 @@ def _serve(
         config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
     )
     heartbeats = Heartbeats(
-        channel.outgoing(), info, config.lease_s, STALL_S, lambda: publisher.coordinators
+        companion.board, info, lambda: publisher.coordinators, companion.tell_news
     )
     shell = NodeShell(
         core,
@@ -89,15 +106,15 @@ def _serve(
         shell.stop()
 
     engine.when_lost(lambda _: shell.stop())
+    companion.when_lost(shell.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shell.stop())
     publisher.start()
-    heartbeats.start()
     log.info("%s node %s is ready: %d pages", role, node, info.num_pages)
     try:
         shell.run()
     finally:
-        heartbeats.close()
+        companion.close()  # first, so that nobody sends anything more to this node
         publisher.close()
         engine.transport.close()
         channel.close()

@@ -266,6 +266,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     context_length: int = 0
     """The most tokens, prompt and answer together, that a sequence may have here; 0 stands for the
     model's own limit."""
+    health_address: str = ""
+    """Where GET /live and GET /ready are answered, even while the node's main loop is busy."""
 
 
 MAX_LINKS = 64
@@ -316,6 +318,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The measured duration of a step without prompts; 0 until there was one."""
     link_bytes_per_s: float = 0.0
     """The bandwidth measured on long sends; 0 until there was one."""
+    turn_s: float = 0.0
+    """For how long the node's main loop has not come round: a node that is busy with a long step,
+    or held up, is alive all the same."""
     rss_bytes: int = 0
     """The resident memory of the node's process."""
     links: tuple[LinkLoad, ...] = ()
