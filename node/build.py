@@ -53,8 +53,10 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
         config.log_level,
     )
     try:
-        with start_engine(config, node) as engine:
-            _serve(role, config, node, engine, companion, kinds)
+        host = advertised_host(config.host, config.advertise_host, config.redis_url)
+        health_address = f"{host}:{companion.health_port}"
+        with start_engine(config, node, health_address) as engine:
+            _serve(role, config, node, engine, companion, health_address, kinds)
             engine.raise_if_lost()
     finally:
         companion.close()
@@ -66,6 +68,7 @@ def _serve(
     node: Node,
     engine: Engine,
     companion: CompanionProcess,
+    health_address: str,
     kinds: Sequence[WorkFactory],
 ) -> None:
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
@@ -81,7 +84,7 @@ def _serve(
         max_queued_requests=config.max_queued_requests,
         device=engine.device,
         context_length=config.context_length,
-        health_address=f"{host}:{companion.health_port}",
+        health_address=health_address,
     )
     log.info("%s node settings: %s", role, describe(config))
     core = _core(role, config, info, kinds)

@@ -270,6 +270,31 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """Where GET /live and GET /ready are answered, even while the node's main loop is busy."""
 
 
+Condition = Literal["starting", "alive", "stuck", "stopped"]
+"""starting: the main loop has not begun. stuck: its turn takes longer than the node allows.
+stopped: the system does not let the process run, as after SIGSTOP."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How a node does: the body of GET /live and GET /ready at its health port, as JSON."""
+
+    node: str
+    incarnation: int
+    condition: Condition
+    turn_s: float
+    """For how long the main loop has not come round."""
+
+    @property
+    def is_live(self) -> bool:
+        """True unless nobody should count on this node any more."""
+        return self.condition in ("starting", "alive")
+
+    @property
+    def is_ready(self) -> bool:
+        """True once the node serves."""
+        return self.condition == "alive"
+
+
 MAX_LINKS = 64
 """The most links that a heartbeat tells of."""
 

@@ -25,12 +25,12 @@ import msgspec
 import zmq
 
 from node.liveness.board import Board
-from node.liveness.condition import CompanionPlan, Health, Told, health_of
+from node.liveness.condition import CompanionPlan, Told, health_of
 from node.liveness.health_server import HealthServer
 from node.liveness.heartbeats import HEARTBEATS_PER_LEASE, NEWS_INTERVAL_S
 from node.liveness.process import GOODBYE
 from protocol.channel import Outgoing, PeerUnreachable
-from protocol.messages import Goodbye, Heartbeat
+from protocol.messages import Condition, Goodbye, Health, Heartbeat
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect
 
@@ -48,9 +48,10 @@ class Companion:
     def __init__(self, plan: CompanionPlan) -> None:
         self._plan = plan
         self._board = Board(plan.board_file)
-        self._outgoing = Outgoing(zmq.Context())
+        self._context = zmq.Context()
+        self._outgoing = Outgoing(self._context)
         self._told: Told | None = None
-        self._condition = "starting"
+        self._condition: Condition = "starting"
 
     def health(self) -> Health:
         """Returns how the node does now. May be called from any thread."""
@@ -78,6 +79,7 @@ class Companion:
                 due_at = min(due_at, sent_at + NEWS_INTERVAL_S)
         self._say_goodbye()
         self._outgoing.close()
+        self._context.term()  # waits until the goodbyes have left, or too long
 
     def _beat(self) -> None:
         message = self._board.read()

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from protocol.ids import Node
-from protocol.messages import Load, NodeInfo
-
-Condition = Literal["starting", "alive", "stuck", "stopped"]
-"""starting: the main loop has not begun. stuck: its turn takes longer than the node allows.
-stopped: the system does not let the process run, as after SIGSTOP."""
+from protocol.messages import Condition, Health, Load, NodeInfo
 
 
 class CompanionPlan(msgspec.Struct, frozen=True):
@@ -36,26 +30,6 @@ class Told(msgspec.Struct, frozen=True):
     load: Load
     coordinators: tuple[str, ...]
     """Where heartbeats go."""
-
-
-class Health(msgspec.Struct, frozen=True):
-    """The answer of a health port, as JSON."""
-
-    node: str
-    incarnation: int
-    condition: Condition
-    turn_s: float
-    """For how long the main loop has not come round."""
-
-    @property
-    def is_live(self) -> bool:
-        """True unless nobody should count on this node any more."""
-        return self.condition in ("starting", "alive")
-
-    @property
-    def is_ready(self) -> bool:
-        """True once the node serves."""
-        return self.condition == "alive"
 
 
 def health_of(

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from node.liveness.condition import Health
+from protocol.messages import Health
 
 CONNECTION_TIMEOUT_S = 2.0
 """How long a client may take to send its request."""

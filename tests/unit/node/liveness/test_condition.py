@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from node.liveness.condition import Condition, health_of
+from node.liveness.condition import health_of
 from protocol.ids import Node
+from protocol.messages import Condition
 
 NODE = Node("p0", 7)
 
