@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from engine.cache.prefix_cache import PrefixCache
+from engine.steps.warm_up import WarmUpLimits
 from node.config import NodeConfig
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
@@ -22,6 +23,7 @@ from node.liveness.process import CompanionProcess
 from node.ranks.engine import Engine, start_engine
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
+from node.warm_up import warm_up
 from protocol.channel import Channel
 from protocol.config import describe
 from protocol.hashing import PageHasher
@@ -31,6 +33,9 @@ from protocol.messages import NodeInfo
 from protocol.model.tokenizer import check_tokenizer
 
 log = logging.getLogger(__name__)
+
+CPU_WARM_UP_TOKENS = 32
+"""The longest prompt and context of a warm-up on a CPU."""
 
 
 def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
@@ -87,6 +92,7 @@ def _serve(
         health_address=health_address,
     )
     log.info("%s node settings: %s", role, describe(config))
+    warm_up(engine.runner, _warm_up_limits(config, engine))
     core = _core(role, config, info, kinds)
     publisher = OwnershipPublisher(
         config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
@@ -121,6 +127,18 @@ def _serve(
         publisher.close()
         engine.transport.close()
         channel.close()
+
+
+def _warm_up_limits(config: NodeConfig, engine: Engine) -> WarmUpLimits:
+    """Returns the limits of the node; on a CPU small ones, as it compiles nothing for a size."""
+    limits = WarmUpLimits(
+        chunk_tokens=config.chunk_tokens(engine.device),
+        max_running=config.max_running_requests,
+        page_size=engine.layout.page_size,
+        num_pages=engine.num_pages,
+        context_length=config.context_length or engine.context_length,
+    )
+    return limits if engine.device.startswith("cuda") else limits.at_most(CPU_WARM_UP_TOKENS)
 
 
 def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFactory]) -> NodeCore:

@@ -43,6 +43,8 @@ class Engine:
     exchange pages and know the same hashes."""
     fingerprint: str
     num_pages: int
+    context_length: int
+    """The model's own limit for a sequence."""
     device: str
     """The device of rank 0."""
     when_lost: Callable[[Callable[[str], None]], None] = lambda _: None
@@ -120,6 +122,7 @@ def _engine(
         layout=rank.layout,
         fingerprint=rank.runner.fingerprint,
         num_pages=rank.runner.kv_cache.num_pages,
+        context_length=rank.runner.config.context_length,
         device=str(rank.runner.device),
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,
