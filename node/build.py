@@ -21,6 +21,7 @@ from node.core.work import WorkFactory
 from node.liveness.heartbeats import Heartbeats
 from node.liveness.process import CompanionProcess
 from node.ranks.engine import Engine, start_engine
+from node.shell.meetings import Meetings
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
 from node.warm_up import warm_up
@@ -78,19 +79,7 @@ def _serve(
 ) -> None:
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
-    info = NodeInfo(
-        node=node,
-        control_address=channel.address,
-        data_addresses=engine.data_addresses,
-        layout=engine.layout,
-        model_fingerprint=engine.fingerprint,
-        num_pages=engine.num_pages,
-        max_running_requests=config.max_running_requests,
-        max_queued_requests=config.max_queued_requests,
-        device=engine.device,
-        context_length=config.context_length,
-        health_address=health_address,
-    )
+    info = _info(config, node, engine, channel.address, health_address)
     log.info("%s node settings: %s", role, describe(config))
     warm_up(engine.runner, _warm_up_limits(config, engine))
     core = _core(role, config, info, kinds)
@@ -118,15 +107,36 @@ def _serve(
     companion.when_lost(shell.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shell.stop())
+    meetings = Meetings(config.redis_url, info, engine.transport)
+    meetings.start()
     publisher.start()
     log.info("%s node %s is ready: %d pages", role, node, info.num_pages)
     try:
         shell.run()
     finally:
         companion.close()  # first, so that nobody sends anything more to this node
+        meetings.close()
         publisher.close()
         engine.transport.close()
         channel.close()
+
+
+def _info(
+    config: NodeConfig, node: Node, engine: Engine, control_address: str, health_address: str
+) -> NodeInfo:
+    return NodeInfo(
+        node=node,
+        control_address=control_address,
+        data_addresses=engine.data_addresses,
+        layout=engine.layout,
+        model_fingerprint=engine.fingerprint,
+        num_pages=engine.num_pages,
+        max_running_requests=config.max_running_requests,
+        max_queued_requests=config.max_queued_requests,
+        device=engine.device,
+        context_length=config.context_length,
+        health_address=health_address,
+    )
 
 
 def _warm_up_limits(config: NodeConfig, engine: Engine) -> WarmUpLimits:

@@ -89,8 +89,12 @@ class Cluster:
 
     def wait_until_idle(self) -> None:
         """Until every node reports that nothing runs, waits or is held; and no page is lost."""
-        wait_until(lambda: all(map(_is_idle, self.nodes().values())), "quiescence")
-        for node in self.nodes().values():
+
+        def idle_nodes() -> list[dict[str, Any]]:
+            nodes = list(self.nodes().values())
+            return nodes if all(map(_is_idle, nodes)) else []
+
+        for node in wait_until(idle_nodes, "quiescence"):
             load = node["load"]
             assert load["free_pages"] + load["cached_pages"] == node["num_pages"]
 
