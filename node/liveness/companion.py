@@ -36,6 +36,8 @@ from protocol.redis.client import REDIS_ERRORS, connect
 
 log = logging.getLogger(__name__)
 
+LOOK_INTERVAL_S = 0.25
+"""How long it may take until a node that is stuck, or stopped, is known to be."""
 RENEWALS_PER_LEASE = 3
 REDIS_TIMEOUT_S = 1.0
 _STOPPED = "TtXZx"
@@ -69,26 +71,26 @@ class Companion:
         interval_s = self._plan.lease_s / HEARTBEATS_PER_LEASE
         due_at, is_over = 0.0, False
         while not is_over:
-            sent_at = time.monotonic()
-            if sent_at >= due_at:
-                self._beat()
-                due_at = sent_at + interval_s
-            if select.select([news], [], [], max(0.0, due_at - time.monotonic()))[0]:
+            now = time.monotonic()
+            health = self.health()
+            if health.condition != self._condition:
+                self._changed(health)
+                due_at = now  # a node that is back is not to wait for its turn
+            if now >= due_at:
+                self._beat(health)
+                due_at = now + interval_s
+            wait_s = min(LOOK_INTERVAL_S, max(0.0, due_at - time.monotonic()))
+            if select.select([news], [], [], wait_s)[0]:
                 said = os.read(news, 65_536)
                 is_over = not said or GOODBYE in said
-                due_at = min(due_at, sent_at + NEWS_INTERVAL_S)
+                due_at = min(due_at, now + NEWS_INTERVAL_S)
         self._say_goodbye()
         self._outgoing.close()
         self._context.term()  # waits until the goodbyes have left, or too long
 
-    def _beat(self) -> None:
-        message = self._board.read()
-        if message is not None:
-            self._told = msgspec.msgpack.decode(message, type=Told)
-        health = self.health()
-        if health.condition != self._condition:
-            self._changed(health)
-        told = self._told
+    def _beat(self, health: Health) -> None:
+        """Sends heartbeats with the newest load, unless nobody should count on the node."""
+        told = self._read()
         if told is None or not health.is_ready:
             return
         self._outgoing.keep_only(told.coordinators)
@@ -110,8 +112,16 @@ class Companion:
             log.info("node %s is %s", self._plan.node, health.condition)
 
     def _say_goodbye(self) -> None:
-        for address in self._told.coordinators if self._told is not None else ():
+        told = self._read()
+        for address in told.coordinators if told is not None else ():
             self._send(address, Goodbye(self._plan.node))
+
+    def _read(self) -> Told | None:
+        """Returns the last that the main process told; None before the first time."""
+        message = self._board.read()
+        if message is not None:
+            self._told = msgspec.msgpack.decode(message, type=Told)
+        return self._told
 
     def _send(self, address: str, message: Heartbeat | Goodbye) -> None:
         try:

@@ -129,3 +129,47 @@ def assert_the_same_lives(cluster: Cluster, known: dict[str, dict[str, Any]]) ->
     for node in now.values():
         assert node["links"] and all(link["open"] for link in node["links"])
         assert sum(link["failures"] for link in node["links"]) == 0
+
+
+@pytest.fixture(scope="module")
+def impatient(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Cluster]:
+    """Two decode nodes that soon count as stuck, under leases that end long after the test."""
+    cluster = start_cluster(
+        tmp_path_factory,
+        random_model[0],
+        0,
+        2,
+        start=start_holdable,
+        lease_s="1000",
+        stall_s=str(HELD_S / 3),
+    )
+    yield cluster
+    cluster.local.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL], ids=["stuck", "killed"])
+def test_a_goodbye_of_the_companion_moves_requests_at_once(
+    impatient: Cluster,
+    random_model: tuple[Path, PreTrainedModel],
+    number: signal.Signals,
+) -> None:
+    prompt = prompt_of(60, 199, seed=number)
+    body = body_of(prompt, max_new_tokens=LENGTH) | {"stream": True}
+    update: dict[str, Any] = {}
+    first = ""
+    with impatient.http.stream("POST", "/generate", json=body) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            update = json.loads(line.removeprefix("data: "))
+            if not first and len(update["output_ids"]) >= 3:
+                first = update["meta_info"]["decode_node"]
+                impatient.local.children[first].process.send_signal(number)
+    assert update["output_ids"] == reference_tokens(random_model[1], prompt, LENGTH)
+    assert update["meta_info"]["attempts"] == 2
+    assert update["meta_info"]["decode_node"] != first
+    if number == signal.SIGUSR1:
+        wait_until(lambda: first in impatient.nodes(), "the return of the node")
+        impatient.wait_until_idle()

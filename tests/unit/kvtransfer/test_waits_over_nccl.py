@@ -1,4 +1,4 @@
-"""Waits over NCCL, with operations that a test plays: no GPU is needed to decide when to give up."""
+"""Waits over NCCL, with operations that a test plays: when to give up needs no GPU."""
 
 from __future__ import annotations
 

@@ -99,8 +99,9 @@ def test_news_is_told_long_before_it_is_time(coordinator: Channel) -> None:
             )
 
 
-def test_a_stuck_loop_says_goodbye_and_comes_back(coordinator: Channel) -> None:
-    with companion(stall_s=0.3) as process:
+@pytest.mark.parametrize("lease_s", [0.1, 100_000.0])
+def test_a_stuck_loop_says_goodbye_and_comes_back(coordinator: Channel, lease_s: float) -> None:
+    with companion(lease_s, stall_s=0.3) as process:
         heartbeats = heartbeats_of(process, coordinator)
         heartbeats.update(load_of())
         await_message(coordinator, lambda m: m == Goodbye(NODE), "the goodbye of a stuck node")
