@@ -21,8 +21,9 @@ def warm_up(runner: Runner, limits: WarmUpLimits) -> None:
     with a sentence to its client.
     """
     began, compiled_before = time.monotonic(), runner.num_compiles
-    for topic, steps in groupby(warm_up_steps(limits), lambda step: step.topic):
-        log.info("warming up: %s", topic)
+    for topic, group in groupby(warm_up_steps(limits), lambda step: step.topic):
+        steps = list(group)
+        log.info("warming up: %s, %d steps", topic, len(steps))
         before: Step | None = None
         for step in steps:
             try:

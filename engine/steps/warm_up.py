@@ -81,6 +81,7 @@ def warm_up_steps(limits: WarmUpLimits) -> Iterator[WarmUpStep]:
     for length in powers_of_two(limits.chunk_tokens // 2):
         both = [make.prompt(start, length) for start in make.starts(length)[:2]]
         yield WarmUpStep("several prompts", both)
+    for length in powers_of_two(limits.chunk_tokens // 2):
         for num_singles in (1, min(FEW_SINGLES, limits.max_running), limits.max_running):
             singles = [make.single(2)] * num_singles
             yield WarmUpStep("prompts beside answers", [make.prompt(0, length), *singles])

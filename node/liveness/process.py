@@ -47,7 +47,7 @@ class CompanionProcess:
         there. Raises HealthPortInUse."""
         self.board, board_file = Board.create()
         self._when_lost: Callable[[], None] = lambda: None
-        self._is_closing = False
+        self._is_closing = self._is_lost = False
         try:
             with _listen(host, port) as listening:
                 self.health_port = int(listening.getsockname()[1])
@@ -76,9 +76,12 @@ class CompanionProcess:
         threading.Thread(target=self._watch, name="companion", daemon=True).start()
 
     def when_lost(self, act: Callable[[], None]) -> None:
-        """Has `act` called, on a thread of its own, if the companion ends before `close`. Without
-        it nobody would hear of this node any more."""
+        """Has `act` called if the companion ends before `close`, on a thread of its own, or at once
+        if it has ended already. Without it nobody would hear of this node any more. `act` may be
+        called twice."""
         self._when_lost = act
+        if self._is_lost:
+            act()
 
     def tell_news(self) -> None:
         """Has the newest message on the board told soon. Returns at once."""
@@ -110,6 +113,7 @@ class CompanionProcess:
         status = self._process.wait()
         if not self._is_closing:
             log.error("the companion of this node has ended (status %d); the node stops", status)
+            self._is_lost = True
             self._when_lost()
 
 

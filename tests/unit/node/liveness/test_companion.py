@@ -126,6 +126,9 @@ def test_a_lost_companion_is_noticed() -> None:
         process.when_lost(lost.set)
         process._process.kill()
         assert lost.wait(DEADLINE_S)
+        again = threading.Event()
+        process.when_lost(again.set)
+        assert again.is_set(), "who asks later is told at once"
         process.tell_news()  # the main loop goes on until its turn ends
 
 
