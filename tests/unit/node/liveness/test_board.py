@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -59,3 +60,29 @@ def test_a_message_may_fill_its_slot_and_no_more(ends: tuple[Board, Board]) -> N
     assert reader.read() == longest
     with pytest.raises(AssertionError, match="bytes"):
         writer.write(longest + b"x")
+
+
+def test_a_reader_beside_a_busy_writer_sees_whole_messages_in_their_order(
+    ends: tuple[Board, Board],
+) -> None:
+    writer, reader = ends
+    last = 2_000
+
+    def write() -> None:
+        for number in range(1, last + 1):
+            writer.write(number.to_bytes(4, "little") * (1 + number % 700))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = [0]
+    while seen[-1] < last:
+        message = reader.read()
+        if message is None:
+            assert seen == [0], "a message was there before"
+            continue
+        number = int.from_bytes(message[:4], "little")
+        assert message == message[:4] * (1 + number % 700)
+        assert number >= seen[-1]
+        if number > seen[-1]:
+            seen.append(number)
+    thread.join()
