@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from ctypes import CDLL
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 
 from engine.attention.attention_backends import captures, has_triton, make_attention
 from engine.cache.kv_cache import KVCache
+from engine.compile_cache import cache_directory, name_cache
+from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
 from engine.kernels.base import Kernels, TorchKernels
 from engine.kernels.deterministic_kernels import DeterministicKernels
 from engine.kernels.few_sizes_kernels import FewSizesKernels
-from engine.kernels.native.build import native_library
+from engine.kernels.native.build import native_library, num_native_builds
 from engine.kernels.native_kernels import NativeKernels
 from engine.model.config import ModelConfig
 from engine.model.linear import Build, kv_head_share
@@ -46,6 +49,10 @@ def load_model_runner(
 
     Raises ModelDirectoryError, UnsupportedModel or AttentionUnavailable.
     """
+    name_cache(cache_directory(options.compile_cache), os.environ)
+    counts: list[Count] = [num_native_builds, flash4_compiles]
+    if has_triton(device):
+        counts.append(triton_compiles())
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config.checkpoint_dtype, device, cpu_has_amx())
     layout = KVLayout(
@@ -84,6 +91,8 @@ def load_model_runner(
             options.max_running_requests,
             layout.num_pages(longest),
         )
+        recorded = graphs
+        counts.append(lambda: recorded.num_recorded)
     return ModelRunner(
         model,
         kv_cache,
@@ -93,6 +102,7 @@ def load_model_runner(
         graphs,
         read_tokenizer=lambda: load_tokenizer(path).json_text,
         library=library,
+        compiles=CompileCounter(counts),
     )
 
 
@@ -100,7 +110,9 @@ def _native_library(
     options: EngineOptions, device: torch.device, dtype: torch.dtype
 ) -> CDLL | None:
     is_wanted = not options.no_native_kernels and not options.deterministic
-    return native_library() if is_wanted and (device.type, dtype) == NATIVE else None
+    if not is_wanted or (device.type, dtype) != NATIVE:
+        return None
+    return native_library(cache_directory(options.compile_cache))
 
 
 def _kernels(

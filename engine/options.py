@@ -39,6 +39,11 @@ class EngineOptions:
     no_native_kernels: bool = option(
         False, "compute on a CPU with torch alone; else kernels are compiled at the first start"
     )
+    compile_cache: str = option(
+        "",
+        "directory where compiled kernels are kept, best shared by the nodes of a host; empty: in "
+        "the user's cache directory",
+    )
     deterministic: bool = option(
         False, "logits depend neither on what is computed beside a request nor on cache hits"
     )

@@ -1,7 +1,7 @@
 """Container health checks: `python -m infra.healthcheck http URL` or `… node`.
 
-Exit status 0 means healthy. A node has no HTTP port: it is healthy when the coordinator lists it
-under its own host name with a fresh heartbeat, which shows Redis, the channel and its main loop.
+Exit status 0 means healthy. A node is healthy when the coordinator lists it under its own host name
+with a fresh heartbeat, which shows Redis and the channel too; its health port shows itself alone.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from node.model_check import check_model
 from protocol.config import ConfigError, option, require, resolve
 
 WATCH_S = 0.5
-NOT_FOR_UP = {"name", "control_port", "data_port"}
+NOT_FOR_UP = {"name", "control_port", "data_port", "health_port"}
 """Settings of a single node, which all nodes of a cluster cannot share."""
 
 

@@ -24,6 +24,7 @@ from kvtransfer.links.incoming import IncomingLink, ReceivingEnd
 from kvtransfer.links.layer_stream import LayerStream, event_after, let_go, push_to_all
 from kvtransfer.links.listener import Listener
 from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
+from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame, PageSend
 from kvtransfer.pages.layout import WHOLE, Shard, divides, frames_of_pages
 from kvtransfer.pages.staging import PageRows
@@ -61,12 +62,14 @@ class PairTransport:
         with_checksums: bool = False,
         min_send_bytes: int = 0,
         idle_close_s: float = IDLE_CLOSE_S,
+        health_address: str = "",
     ) -> None:
         """Listens on `host` and `port` (0: any free one). Raises DataPortInUse.
 
         `pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim], `layout` that of
         the whole model. `backends` are ordered, the best first. The layers of a stream are
-        gathered until they have `min_send_bytes`; 0 takes what the best backend asks for.
+        gathered until they have `min_send_bytes`; 0 takes what the best backend asks for. Peers
+        ask at `health_address`, if there is one, how this node does when a link is silent.
         """
         heads = shard.heads(layout.num_kv_heads)
         assert divides(shard.num_ranks, layout.num_kv_heads)
@@ -82,7 +85,15 @@ class PairTransport:
         self._with_checksums = with_checksums
         self._idle_close_s = idle_close_s
         self._hello = Hello(
-            VERSION, node, layout, fingerprint, shard, shard, place, list(self._backends)
+            version=VERSION,
+            node=node,
+            layout=layout,
+            fingerprint=fingerprint,
+            shard=shard,
+            to=shard,
+            place=place,
+            backends=list(self._backends),
+            health_address=health_address,
         )
         self._inbox = Inbox(layout.num_layers, len(heads))
         self._streams: list[LayerStream] = []
@@ -96,6 +107,8 @@ class PairTransport:
         """The newest link to each address, the only one that takes frames."""
         self._avoided: dict[tuple[str, str], float] = {}
         """For an (address, backend): the time, of `time.monotonic`, until which it is avoided."""
+        self._peers: dict[str, PeerHealth] = {}
+        """Where the peers that were met tell how they do, by the addresses of their ranks."""
         self._sent: dict[str, LinkCounts] = {}
         self._received: dict[str, LinkCounts] = {}
         end = ReceivingEnd(
@@ -105,6 +118,7 @@ class PairTransport:
             max_pages=pool.shape[1],
             inbox=self._inbox,
             counts_of=lambda peer: self._counts(self._received, peer),
+            on_met=self._met,
         )
         self._listener = Listener(host, port, lambda c: IncomingLink(c, end).run())
         self.address = f"{advertise_host or host}:{self._listener.port}"
@@ -214,7 +228,10 @@ class PairTransport:
                 link.close()
             self._links = [other for other in self._links if other.is_alive]
             hello = msgspec.structs.replace(
-                self._hello, to=to, backends=self._backends_for(address)
+                self._hello,
+                to=to,
+                backends=self._backends_for(address),
+                address=self.address,
             )
             end = SendingEnd(
                 hello=hello,
@@ -224,6 +241,8 @@ class PairTransport:
                 idle_close_s=self._idle_close_s,
                 counts_of=lambda peer: self._counts(self._sent, peer),
                 on_backend_failed=lambda backend: self._avoid(address, backend),
+                peer_health=self._peers.get(address),
+                on_met=lambda health: self._met(address, health),
             )
             link = OutgoingLink(address, end)
             link.hold()
@@ -246,6 +265,14 @@ class PairTransport:
                 forgotten = next((p for p, c in counts.items() if not c.is_open), peer)
                 counts.pop(forgotten, None)
             return counts.setdefault(peer, LinkCounts())
+
+    def _met(self, address: str, health: PeerHealth) -> None:
+        """Remembers where a peer tells how it does; forgets another one if there are too many."""
+        with self._side_lock:
+            self._peers.pop(address, None)
+            if len(self._peers) >= MAX_REMEMBERED_PEERS:
+                del self._peers[next(iter(self._peers))]
+            self._peers[address] = health
 
     def _avoid(self, address: str, backend: str) -> None:
         with self._side_lock:

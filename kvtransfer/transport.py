@@ -101,7 +101,8 @@ class Transport(Protocol):
         """Begins to send `pages` of the pool as the pages from number `offset` of the transfer.
 
         Their K and V must be in the pool. Returns at once; nothing is copied, so the pages must
-        not change until `on_done`. A link is made on first use, and anew after a failure.
+        not change until `on_done`. A link is made on first use, and anew after a failure. Without
+        pages nothing but that happens, and `on_done` is called before the links are there.
         """
 
     def stream(

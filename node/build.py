@@ -13,14 +13,18 @@ from pathlib import Path
 import torch
 
 from engine.cache.prefix_cache import PrefixCache
+from engine.steps.warm_up import WarmUpLimits
 from node.config import NodeConfig
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
 from node.core.work import WorkFactory
+from node.liveness.heartbeats import Heartbeats
+from node.liveness.process import CompanionProcess
 from node.ranks.engine import Engine, start_engine
-from node.shell.heartbeat import Heartbeats
+from node.shell.meetings import Meetings
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
+from node.warm_up import warm_up
 from protocol.channel import Channel
 from protocol.config import describe
 from protocol.hashing import PageHasher
@@ -31,8 +35,8 @@ from protocol.model.tokenizer import check_tokenizer
 
 log = logging.getLogger(__name__)
 
-STALL_S = 120.0
-"""A step that takes longer than this is taken for a hang."""
+CPU_WARM_UP_TOKENS = 32
+"""The longest prompt and context of a warm-up on a CPU."""
 
 
 def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
@@ -44,35 +48,46 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
     torch.set_num_threads(config.cpu_threads)
     check_tokenizer(Path(config.model_path))
     node = _identity(role, config)
-    with start_engine(config, node) as engine:
-        _serve(role, config, node, engine, kinds)
-        engine.raise_if_lost()
+    # Before the weights are loaded: the health port answers from the start on.
+    companion = CompanionProcess(
+        node,
+        config.host,
+        config.health_port,
+        config.redis_url,
+        config.lease_s,
+        config.stall_s,
+        config.log_level,
+    )
+    try:
+        host = advertised_host(config.host, config.advertise_host, config.redis_url)
+        health_address = f"{host}:{companion.health_port}"
+        with start_engine(config, node, health_address) as engine:
+            _serve(role, config, node, engine, companion, health_address, kinds)
+            engine.raise_if_lost()
+    finally:
+        companion.close()
 
 
 def _serve(
-    role: Role, config: NodeConfig, node: Node, engine: Engine, kinds: Sequence[WorkFactory]
+    role: Role,
+    config: NodeConfig,
+    node: Node,
+    engine: Engine,
+    companion: CompanionProcess,
+    health_address: str,
+    kinds: Sequence[WorkFactory],
 ) -> None:
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     channel = Channel(config.host, config.control_port, host)
-    info = NodeInfo(
-        node=node,
-        control_address=channel.address,
-        data_addresses=engine.data_addresses,
-        layout=engine.layout,
-        model_fingerprint=engine.fingerprint,
-        num_pages=engine.num_pages,
-        max_running_requests=config.max_running_requests,
-        max_queued_requests=config.max_queued_requests,
-        device=engine.device,
-        context_length=config.context_length,
-    )
+    info = _info(config, node, engine, channel.address, health_address)
     log.info("%s node settings: %s", role, describe(config))
+    warm_up(engine.runner, _warm_up_limits(config, engine))
     core = _core(role, config, info, kinds)
     publisher = OwnershipPublisher(
         config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
     )
     heartbeats = Heartbeats(
-        channel.outgoing(), info, config.lease_s, STALL_S, lambda: publisher.coordinators
+        companion.board, info, lambda: publisher.coordinators, companion.tell_news
     )
     shell = NodeShell(
         core,
@@ -89,18 +104,51 @@ def _serve(
         shell.stop()
 
     engine.when_lost(lambda _: shell.stop())
+    companion.when_lost(shell.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shell.stop())
+    meetings = Meetings(config.redis_url, info, engine.transport)
+    meetings.start()
     publisher.start()
-    heartbeats.start()
     log.info("%s node %s is ready: %d pages", role, node, info.num_pages)
     try:
         shell.run()
     finally:
-        heartbeats.close()
+        companion.close()  # first, so that nobody sends anything more to this node
+        meetings.close()
         publisher.close()
         engine.transport.close()
         channel.close()
+
+
+def _info(
+    config: NodeConfig, node: Node, engine: Engine, control_address: str, health_address: str
+) -> NodeInfo:
+    return NodeInfo(
+        node=node,
+        control_address=control_address,
+        data_addresses=engine.data_addresses,
+        layout=engine.layout,
+        model_fingerprint=engine.fingerprint,
+        num_pages=engine.num_pages,
+        max_running_requests=config.max_running_requests,
+        max_queued_requests=config.max_queued_requests,
+        device=engine.device,
+        context_length=config.context_length,
+        health_address=health_address,
+    )
+
+
+def _warm_up_limits(config: NodeConfig, engine: Engine) -> WarmUpLimits:
+    """Returns the limits of the node; on a CPU small ones, as it compiles nothing for a size."""
+    limits = WarmUpLimits(
+        chunk_tokens=config.chunk_tokens(engine.device),
+        max_running=config.max_running_requests,
+        page_size=engine.layout.page_size,
+        num_pages=engine.num_pages,
+        context_length=config.context_length or engine.context_length,
+    )
+    return limits if engine.device.startswith("cuda") else limits.at_most(CPU_WARM_UP_TOKENS)
 
 
 def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFactory]) -> NodeCore:

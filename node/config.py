@@ -33,6 +33,7 @@ class NodeConfig(EngineOptions):
     advertise_host: str = option("", "address that other nodes use; empty: the host, or this one's")
     control_port: int = option(0, "port for control messages; 0: any free one")
     data_port: int = option(0, "port for KV pages; 0: any free one")
+    health_port: int = option(0, "port of GET /live and GET /ready; 0: any free one")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; of the first rank")
     tensor_parallel_size: int = option(
         1,
@@ -50,6 +51,9 @@ class NodeConfig(EngineOptions):
     )
     max_queued_requests: int = option(1024, "requests that may wait for pages")
     lease_s: float = option(3.0, "a node that is silent for so long owns nothing any more")
+    stall_s: float = option(
+        60.0, "a node whose main loop does not come round for so long gives up its lease"
+    )
     receive_timeout_s: float = option(60.0, "how long a decode node waits for a prefill")
     kv_checksum: bool = option(False, "verify a checksum of every received page set")
     kv_min_send_bytes: int = option(
@@ -87,7 +91,7 @@ class NodeConfig(EngineOptions):
         ):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be at least 1")
-        for name in ("lease_s", "receive_timeout_s"):
+        for name in ("lease_s", "stall_s", "receive_timeout_s"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
         require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")

@@ -129,11 +129,6 @@ class Channel:
         self._poller.register(self._inbox, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
 
-    def outgoing(self) -> Outgoing:
-        """Returns queues to peers for another thread. They must be closed before this channel,
-        whose `close` waits for all sockets."""
-        return Outgoing(self._context)
-
     def send(self, address: str, message: Message) -> None:
         """Queues `message` for the peer. Does not wait. Raises PeerUnreachable."""
         self._outgoing.send(address, message)

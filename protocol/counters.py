@@ -51,6 +51,13 @@ class NodeCounters(msgspec.Struct):
     transfer_failures: Annotated[
         int, msgspec.Meta(description="Transfers of pages that broke, were late or were refused.")
     ] = 0
+    compiles_while_serving: Annotated[
+        int,
+        msgspec.Meta(
+            description="Kernels and graphs that were compiled after the node was ready: each held "
+            "up its requests. 0 unless its warm-up lacks something."
+        ),
+    ] = 0
     busy_s: Annotated[
         float,
         msgspec.Meta(description="Seconds spent in steps, failed ones included."),

@@ -266,6 +266,33 @@ class NodeInfo(msgspec.Struct, frozen=True):
     context_length: int = 0
     """The most tokens, prompt and answer together, that a sequence may have here; 0 stands for the
     model's own limit."""
+    health_address: str = ""
+    """Where GET /live and GET /ready are answered, even while the node's main loop is busy."""
+
+
+Condition = Literal["starting", "alive", "stuck", "stopped"]
+"""starting: the main loop has not begun. stuck: its turn takes longer than the node allows.
+stopped: the system does not let the process run, as after SIGSTOP."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How a node does: the body of GET /live and GET /ready at its health port, as JSON."""
+
+    node: str
+    incarnation: int
+    condition: Condition
+    turn_s: float
+    """For how long the main loop has not come round."""
+
+    @property
+    def is_live(self) -> bool:
+        """True unless nobody should count on this node any more."""
+        return self.condition in ("starting", "alive")
+
+    @property
+    def is_ready(self) -> bool:
+        """True once the node serves."""
+        return self.condition == "alive"
 
 
 MAX_LINKS = 64
@@ -316,6 +343,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The measured duration of a step without prompts; 0 until there was one."""
     link_bytes_per_s: float = 0.0
     """The bandwidth measured on long sends; 0 until there was one."""
+    turn_s: float = 0.0
+    """For how long the node's main loop has not come round: a node that is busy with a long step,
+    or held up, is alive all the same."""
     rss_bytes: int = 0
     """The resident memory of the node's process."""
     links: tuple[LinkLoad, ...] = ()

@@ -35,7 +35,7 @@ FLOORS = {
         "weights steps",
     ),
     "kvtransfer": ("pages backends", "links"),
-    "node": ("load ownership", "core", "shell", "ranks"),
+    "node": ("load ownership liveness", "core", "shell", "ranks"),
     "coordinator": (
         "ownership grammars",
         "routing conversation",
@@ -95,6 +95,7 @@ PURE = (
     "kvtransfer/pages/layout.py",
     "engine/options.py",
     "node/config.py",
+    "node/liveness/condition.py",
     "node/model_check.py",
     "node/ranks/wire/commands.py",
     "node/ranks/history.py",

@@ -11,7 +11,8 @@ import logging
 import time
 from collections import defaultdict
 
-from node.shell.heartbeat import HEARTBEATS_PER_LEASE, Heartbeats
+from node.liveness.heartbeats import HEARTBEATS_PER_LEASE, Heartbeats
+from node.liveness.process import CompanionProcess
 from node.shell.publisher import OwnershipPublisher
 from protocol.channel import Channel, PeerUnreachable
 from protocol.ids import Role
@@ -51,19 +52,22 @@ class InstantNode:
         self._next_load = 0.0
         self._running = True
         self._publisher = OwnershipPublisher(redis_url, info, lease_s, self.stop)
+        self._companion = CompanionProcess(info.node, "127.0.0.1", 0, redis_url, lease_s, STALL_S)
         self._heartbeats = Heartbeats(
-            channel.outgoing(), info, lease_s, STALL_S, lambda: self._publisher.coordinators
+            self._companion.board,
+            info,
+            lambda: self._publisher.coordinators,
+            self._companion.tell_news,
         )
 
     def run(self) -> None:
         """Serves until `stop`."""
         self._publisher.start()
-        self._heartbeats.start()
         try:
             while self._running:
                 self._turn()
         finally:
-            self._heartbeats.close()
+            self._companion.close()
             self._publisher.close()
             self._channel.close()
 

@@ -53,6 +53,7 @@ class ModelledRunner:
     """A `Runner` for the shell of a real node."""
 
     runs_ahead = False
+    num_compiles = 0
 
     def __init__(
         self,

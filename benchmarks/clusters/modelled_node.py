@@ -17,7 +17,8 @@ from engine.cache.prefix_cache import PrefixCache
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
 from node.core.work import WorkFactory
-from node.shell.heartbeat import Heartbeats
+from node.liveness.heartbeats import Heartbeats
+from node.liveness.process import CompanionProcess
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
@@ -51,8 +52,12 @@ class ModelledNode:
     ) -> None:
         self._channel = channel
         self._publisher = OwnershipPublisher(redis_url, info, lease_s, self.stop)
-        self._heartbeats = Heartbeats(
-            channel.outgoing(), info, lease_s, STALL_S, lambda: self._publisher.coordinators
+        self._companion = CompanionProcess(info.node, "127.0.0.1", 0, redis_url, lease_s, STALL_S)
+        heartbeats = Heartbeats(
+            self._companion.board,
+            info,
+            lambda: self._publisher.coordinators,
+            self._companion.tell_news,
         )
         transport = ModelledTransport(paces.fetch, info.layout.page_size)
         self._shell = NodeShell(
@@ -61,18 +66,17 @@ class ModelledNode:
             transport,
             ModelledRunner(paces.prefill),
             self._publisher,
-            KnownRates(self._heartbeats, info, paces),
+            KnownRates(heartbeats, info, paces),
             time.monotonic,
         )
 
     def run(self) -> None:
         """Serves until `stop`."""
         self._publisher.start()
-        self._heartbeats.start()
         try:
             self._shell.run()
         finally:
-            self._heartbeats.close()
+            self._companion.close()
             self._publisher.close()
             self._channel.close()
 

@@ -26,6 +26,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from kvtransfer.backends.choice import make_backends
 from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK, Pair, PairBackend
+from kvtransfer.links.handshake import nobody_knows
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
 from protocol.ids import Attempt, Node
@@ -229,7 +230,7 @@ class _RawPair:
         other side must do the same at the same time."""
         if self._pair is None:
             self._pair = self._backend.make_pair(
-                self._store, self._rank, self._window, self._message_bytes
+                self._store, self._rank, self._window, self._message_bytes, nobody_knows
             )
         under_way = 0
         for start in range(0, num_bytes, self._message_bytes):

@@ -59,6 +59,11 @@ class DecodeGraphs:
         self._logits: dict[int, Tensor] = {}
         self._record(device)
 
+    @property
+    def num_recorded(self) -> int:
+        """How many graphs were recorded so far."""
+        return len(self._graphs)
+
     def takes(self, arrays: StepArrays, previous_tokens: Tensor | None) -> bool:
         """Returns whether a graph was recorded for the step: it has single tokens only, each of
         them wants a sampled one, and they are not too many nor their sequences too long."""

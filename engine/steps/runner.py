@@ -17,6 +17,7 @@ from engine.batches.batch import Batch, StepArrays
 from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer, Step
 from engine.cache.kv_cache import KVCache
+from engine.compile_counts import CompileCounter
 from engine.errors import DeviceBroken
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
@@ -135,6 +136,7 @@ class ModelRunner:
         graphs: DecodeGraphs | None = None,
         read_tokenizer: Callable[[], str] = no_tokenizer,
         library: CDLL | None = None,
+        compiles: CompileCounter | None = None,
     ) -> None:
         """`read_tokenizer` returns the tokenizer.json, for grammars. `library` has the native
         kernels of a CPU, if they are used."""
@@ -147,6 +149,7 @@ class ModelRunner:
         self.grammars = Grammars(read_tokenizer, model.config.vocab_size, library)
         self._graphs = graphs
         self._shapes = SeenShapes()
+        self._compiles = compiles or CompileCounter()
 
     @property
     def config(self) -> ModelConfig:
@@ -163,6 +166,11 @@ class ModelRunner:
         """True if `start` returns before the device is done, so that the next step may be started
         before the tokens of this one are known."""
         return self.device.type == "cuda"
+
+    @property
+    def num_compiles(self) -> int:
+        """How many kernels and graphs this process has compiled, or loaded, so far."""
+        return self._compiles.total
 
     def start(
         self,

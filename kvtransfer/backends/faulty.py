@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from kvtransfer.backends.pair import Pair, PairBackend
+from kvtransfer.backends.pair import IsAlive, Pair, PairBackend
 from kvtransfer.transport import PeerLost
 
 
@@ -55,10 +55,13 @@ class FaultyBackend:
         self.window = inner.window
         self.min_send_bytes = inner.min_send_bytes
 
-    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> FaultyPair:
+    def make_pair(
+        self, store: Store, rank: int, window: int, buffer_bytes: int, is_peer_alive: IsAlive
+    ) -> FaultyPair:
         if self._faults.plan.no_pairs:
             raise PeerLost("the plan allows no pair")
-        return FaultyPair(self._inner.make_pair(store, rank, window, buffer_bytes), self._faults)
+        inner = self._inner.make_pair(store, rank, window, buffer_bytes, is_peer_alive)
+        return FaultyPair(inner, self._faults)
 
 
 class FaultyPair:

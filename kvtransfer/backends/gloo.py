@@ -2,7 +2,8 @@
 
 What is known of gloo, all of it measured: a message that is cut by the peer's death hangs until its
 timeout; a message longer than the posted receive ends the receiving process; there is no abort; and
-a wait that times out closes the pair. So after any failure the pair is dropped and a new one made.
+a wait that times out closes the pair. So after any failure the pair is dropped and a new one made,
+and no wait can be prolonged for a peer that is alive.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch.distributed import ProcessGroupGloo, Store
 
 from kvtransfer.backends.group_pair import GroupPair
+from kvtransfer.backends.pair import IsAlive
 from kvtransfer.backends.ring import Ring
 from kvtransfer.transport import PeerLost
 
@@ -35,7 +37,9 @@ class GlooBackend:
         self._device = ProcessGroupGloo.create_device(hostname=host)
         self._timeout = timedelta(seconds=timeout_s)
 
-    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> GlooPair:
+    def make_pair(
+        self, store: Store, rank: int, window: int, buffer_bytes: int, is_peer_alive: IsAlive
+    ) -> GlooPair:
         options: Any = ProcessGroupGloo._Options()
         options._devices = [self._device]
         options._timeout = self._timeout

@@ -23,7 +23,7 @@ import torch
 from torch.distributed import Store
 
 from kvtransfer.backends.group_pair import GroupPair
-from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK
+from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK, IsAlive
 from kvtransfer.backends.ring import Ring
 from kvtransfer.transport import PeerLost
 
@@ -52,7 +52,9 @@ class NcclBackend:
         self.staging_device = device
         self._timeout_s = timeout_s
 
-    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> NcclPair:
+    def make_pair(
+        self, store: Store, rank: int, window: int, buffer_bytes: int, is_peer_alive: IsAlive
+    ) -> NcclPair:
         from torch.distributed import ProcessGroupNCCL  # absent from CPU builds of torch
 
         options = ProcessGroupNCCL.Options()
@@ -63,7 +65,7 @@ class NcclBackend:
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
         ring = Ring(window, buffer_bytes, self.staging_device)
-        return NcclPair(group, ring, self._timeout_s)
+        return NcclPair(group, ring, self._timeout_s, is_peer_alive)
 
     def _connect(self, group: Any, rank: int) -> None:
         """Connects the two ranks of `group`. Raises RuntimeError or PeerLost.
@@ -108,9 +110,10 @@ class NcclPair(GroupPair):
     """A pair over NCCL. An operation runs on NCCL's own stream and begins when the work is done
     that the current stream has been given so far, such as the gather of its message."""
 
-    def __init__(self, group: Any, ring: Ring, timeout_s: float) -> None:
+    def __init__(self, group: Any, ring: Ring, timeout_s: float, is_peer_alive: IsAlive) -> None:
         super().__init__(group, ring)
         self._timeout_s = timeout_s
+        self._is_peer_alive = is_peer_alive
 
     def close(self) -> None:
         threading.Thread(target=self._abort, name="nccl-abort", daemon=True).start()
@@ -127,7 +130,8 @@ class NcclPair(GroupPair):
             if work.is_completed():
                 return
             if time.monotonic() > deadline:
-                break
+                if not self._is_peer_alive():
+                    raise PeerLost(f"NCCL moved nothing for {self._timeout_s:g} s")
+                deadline = time.monotonic() + self._timeout_s
             # A sleep of 0 s only lets other threads have Python's lock.
             time.sleep(POLL_S if num_looks > NUM_SPINS else 0)
-        raise PeerLost(f"NCCL moved nothing for {self._timeout_s:g} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.distributed import Store
 
 SENDER_RANK, RECEIVER_RANK = 0, 1
+IsAlive = Callable[[], bool]
+"""Tells whether a peer that has done nothing for a while is alive. Takes a second at most."""
 
 
 class Pair(Protocol):
@@ -19,7 +22,8 @@ class Pair(Protocol):
         sender     reserve, fill, send ──►  …  sent          at most `window` messages
         receiver   post                ──►  received, empty, release     are under way
 
-    A call that waits raises PeerLost after the backend's deadline, and the pair is then over.
+    A call that waits raises PeerLost after the backend's deadline, and the pair is then over. But a
+    backend that can go on waiting asks first whether the peer is alive, and waits as long again.
     Buffers are [bytes] uint8 on the backend's `staging_device`. One thread uses a pair; on CUDA its
     current stream fills and empties them.
     """
@@ -62,7 +66,9 @@ class PairBackend(Protocol):
     """The layers of a short chunk are gathered until they have this much: less is not worth the
     cost of a send."""
 
-    def make_pair(self, store: Store, rank: int, window: int, buffer_bytes: int) -> Pair:
+    def make_pair(
+        self, store: Store, rank: int, window: int, buffer_bytes: int, is_peer_alive: IsAlive
+    ) -> Pair:
         """Makes one end of a pair. Raises PeerLost, within the deadline of `store`.
 
         Both ranks call this at about the same time, each with its end of a `store` that no other

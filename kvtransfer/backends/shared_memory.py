@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from kvtransfer.backends.pair import RECEIVER_RANK
+from kvtransfer.backends.pair import RECEIVER_RANK, IsAlive
 from kvtransfer.transport import PeerLost
 
 _KEY = "shared_memory"
@@ -42,7 +42,7 @@ class SharedMemoryBackend:
         self._timeout_s = timeout_s
 
     def make_pair(
-        self, store: Store, rank: int, window: int, buffer_bytes: int
+        self, store: Store, rank: int, window: int, buffer_bytes: int, is_peer_alive: IsAlive
     ) -> SharedMemoryPair:
         try:
             if rank == RECEIVER_RANK:
@@ -51,7 +51,7 @@ class SharedMemoryBackend:
                 connection, memory = self._accept_offer(store, window * buffer_bytes)
         except (OSError, RuntimeError) as error:
             raise PeerLost(f"no shared memory could be agreed on ({error})") from error
-        return SharedMemoryPair(connection, memory, window)
+        return SharedMemoryPair(connection, memory, window, is_peer_alive)
 
     def _offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
         """Does the receiver's part: makes `size` bytes of memory and passes them to the sender.
@@ -114,8 +114,15 @@ class SharedMemoryPair:
     a buffer without asking: `sent` has waited for the "emptied" of the message before it there.
     """
 
-    def __init__(self, connection: socket.socket, memory: mmap.mmap, window: int) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        memory: mmap.mmap,
+        window: int,
+        is_peer_alive: IsAlive,
+    ) -> None:
         self._connection = connection
+        self._is_peer_alive = is_peer_alive
         self._memory = torch.frombuffer(memory, dtype=torch.uint8).view(window, -1)
         self._next = 0
         self._posted: deque[Tensor] = deque()
@@ -158,12 +165,18 @@ class SharedMemoryPair:
 
     def _listen(self) -> None:
         """Waits until the peer has filled or emptied the next buffer. Raises PeerLost."""
-        try:
-            token = self._connection.recv(1)
-        except TimeoutError as error:
-            timeout_s = self._connection.gettimeout()
-            raise PeerLost(f"the peer did nothing for {timeout_s:g} s") from error
-        except OSError as error:
-            raise PeerLost(f"the link broke ({error})") from error
+        token = self._next_token()
         if not token:
             raise PeerLost("the peer closed the link")
+
+    def _next_token(self) -> bytes:
+        """Waits for a byte as long as the peer is alive; returns b"" at the end of the stream."""
+        while True:
+            try:
+                return self._connection.recv(1)
+            except TimeoutError as error:
+                if not self._is_peer_alive():
+                    timeout_s = self._connection.gettimeout()
+                    raise PeerLost(f"the peer did nothing for {timeout_s:g} s") from error
+            except OSError as error:
+                raise PeerLost(f"the link broke ({error})") from error

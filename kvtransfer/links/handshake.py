@@ -7,10 +7,11 @@ TCP itself does not (docs/decisions/0010).
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ from kvtransfer.transport import PeerLost
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
-VERSION = 2
+VERSION = 3
 """The version of these messages; nodes of different versions refuse each other."""
 MAX_MESSAGE_BYTES = 64 << 10
 """The longest message on the socket; a longer one is taken for garbage."""
@@ -61,6 +62,10 @@ class Hello(msgspec.Struct, frozen=True):
     place: Place
     backends: list[str]
     """The names of the backends that the sender can use, best first."""
+    address: str = ""
+    """Where the sender receives pages itself."""
+    health_address: str = ""
+    """Where the sender tells how it does, even while none of its threads runs."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
@@ -76,6 +81,8 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
     """The size of a message on the pair, but for a row that is longer alone."""
     window: int
     """How many messages may be under way at once."""
+    health_address: str = ""
+    """Where the receiver tells how it does, as in `Hello`."""
 
     @property
     def is_sane(self) -> bool:
@@ -122,19 +129,39 @@ def send_message(connection: socket.socket, message: msgspec.Struct) -> None:
         raise PeerLost(f"the peer closed the link ({error})") from error
 
 
-def receive_message(connection: socket.socket, kind: type[M]) -> M:
+def nobody_knows() -> bool:
+    """Stands for the question whether a peer lives that nobody can answer."""
+    return False
+
+
+def receive_message(
+    connection: socket.socket, kind: type[M], is_peer_alive: Callable[[], bool] = nobody_knows
+) -> M:
     """Reads the next message, which must be of type `kind`.
 
     Raises PeerLost at the end of the stream, on garbage, and for a message that takes longer than
-    the socket's timeout. Waits at most twice that time.
+    the socket's timeout, unless `is_peer_alive` says that the peer is only held up: it is asked
+    whenever that time has passed.
     """
-    (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size))
+    (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, is_peer_alive))
     if length > MAX_MESSAGE_BYTES:
         raise PeerLost(f"the peer announced {length} bytes: it is no kvrelay node")
     try:
-        return msgspec.msgpack.decode(_receive_exactly(connection, length), type=kind)
+        raw = _receive_exactly(connection, length, is_peer_alive)
+        return msgspec.msgpack.decode(raw, type=kind)
     except msgspec.DecodeError as error:
         raise PeerLost(f"the peer sent garbage ({error})") from error
+
+
+def is_closed(connection: socket.socket | None) -> bool:
+    """Returns True if the other end has closed the connection; False before there is one."""
+    if connection is None:
+        return False
+    # A look with `recv(MSG_PEEK)` would race with the link's thread, which may read the very Pong
+    # that was seen; the look then waits for the socket's timeout. POLLRDHUP reads nothing.
+    hung_up = select.poll()
+    hung_up.register(connection, select.POLLRDHUP)
+    return bool(hung_up.poll(0))
 
 
 def refusal(mine: Hello, theirs: Hello) -> str:
@@ -184,22 +211,28 @@ def _listed(names: Sequence[str]) -> str:
     return " or ".join(names) or "none"
 
 
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+def _receive_exactly(
+    connection: socket.socket, count: int, is_peer_alive: Callable[[], bool]
+) -> bytes:
     """Reads `count` bytes. Raises PeerLost."""
     parts, timeout_s = bytearray(), connection.gettimeout()
     # The socket's timeout holds for each `recv`: a peer that sends a byte now and then would keep
     # this thread for ever without a deadline over all of them.
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while len(parts) < count:
-        if deadline is not None and time.monotonic() > deadline:
-            raise PeerLost(f"the peer did not end a message within {timeout_s:g} s")
+        is_late = deadline is not None and time.monotonic() > deadline
         try:
-            part = connection.recv(count - len(parts))
-        except TimeoutError as error:
-            raise PeerLost(f"the peer was silent for {connection.gettimeout():g} s") from error
+            part = b"" if is_late else connection.recv(count - len(parts))
+        except TimeoutError:
+            is_late = True
         except OSError as error:
             raise PeerLost(f"the link broke ({error})") from error
-        if not part:
+        if is_late:
+            if not is_peer_alive():
+                raise PeerLost(f"the peer was silent for {timeout_s:g} s")
+            deadline = time.monotonic() + (timeout_s or 0.0)
+        elif not part:
             raise PeerLost("the peer closed the link")
-        parts += part
+        else:
+            parts += part
     return bytes(parts)

@@ -23,12 +23,14 @@ from kvtransfer.links.handshake import (
     Refused,
     Welcome,
     choose_backend,
+    is_closed,
     no_backend,
     receive_message,
     refusal,
     send_message,
 )
 from kvtransfer.links.inbox import Inbox
+from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.socket_store import SocketStore
 from kvtransfer.pages.arrivals import Part
 from kvtransfer.pages.checksum import has_right_checksum
@@ -56,6 +58,8 @@ class ReceivingEnd:
     inbox: Inbox
     counts_of: Callable[[str], LinkCounts]
     """Returns the counts of a peer by its node name."""
+    on_met: Callable[[str, PeerHealth], None]
+    """Is called with the address where a peer receives pages, and where it tells how it does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,7 @@ class IncomingLink:
     def __init__(self, connection: socket.socket, end: ReceivingEnd) -> None:
         self.connection = connection
         self.end = end
+        self._peer_health: PeerHealth | None = None
 
     def run(self) -> None:
         """Serves the link until the peer ends it or is lost. Never raises PeerLost: a lost peer
@@ -98,15 +103,33 @@ class IncomingLink:
         except PeerLost as error:
             log.debug("a connection to the data port ended: %s", error)
 
+    def is_peer_held_up(self) -> bool:
+        """Returns True if the peer, which is silent, is alive. Asks its health port."""
+        return (
+            not is_closed(self.connection)
+            and self._peer_health is not None
+            and self._peer_health.is_alive()
+        )
+
     def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
         """Makes the pair and receives frames of `heads` until the end. Raises PeerLost."""
         end, counts = self.end, self.end.counts_of(hello.node.name)
+        self._peer_health = PeerHealth(hello.node, hello.health_address)
+        end.on_met(hello.address, self._peer_health)
         rows = end.rows_of(heads)
         cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
-        welcome = Welcome(end.hello.node, backend.name, backend.message_bytes, backend.window)
+        welcome = Welcome(
+            end.hello.node,
+            backend.name,
+            backend.message_bytes,
+            backend.window,
+            end.hello.health_address,
+        )
         send_message(self.connection, welcome)
         store = SocketStore(self.connection, PAIR_TIMEOUT_S)
-        pair = backend.make_pair(store, RECEIVER_RANK, backend.window, cut.buffer_bytes)
+        pair = backend.make_pair(
+            store, RECEIVER_RANK, backend.window, cut.buffer_bytes, self.is_peer_held_up
+        )
         meter = counts.opened(backend.name)
         try:
             store.finish()
@@ -177,6 +200,7 @@ class _Receiver:
         header: FrameHeader | Ping | Bye = receive_message(
             self._connection,
             FrameHeader | Ping | Bye,  # type: ignore[arg-type]
+            self._link.is_peer_held_up,
         )
         if isinstance(header, Ping):
             send_message(self._connection, Pong())

@@ -7,7 +7,6 @@ idle for too long, or breaks. A link that is over stays so; its owner makes anot
 from __future__ import annotations
 
 import logging
-import select
 import socket
 import threading
 import time
@@ -28,9 +27,11 @@ from kvtransfer.links.handshake import (
     Pong,
     Refused,
     Welcome,
+    is_closed,
     receive_message,
     send_message,
 )
+from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame
 from kvtransfer.links.socket_store import SocketStore
 from kvtransfer.pages.checksum import append_checksum
@@ -66,6 +67,10 @@ class SendingEnd:
     """Returns the counts of a peer by its node name, or by its address before that is known."""
     on_backend_failed: Callable[[str], None]
     """Is called with the name of a backend that could not make the pair."""
+    peer_health: PeerHealth | None
+    """Where the peer tells how it does, if it has been met before."""
+    on_met: Callable[[PeerHealth], None]
+    """Is called once the peer has told that."""
 
 
 @dataclass(eq=False)
@@ -104,6 +109,7 @@ class OutgoingLink:
         self.closed = False
         self._end_reason = f"the link to {peer_address} was closed"
         self._connection: socket.socket | None = None
+        self._peer_health = end.peer_health
         self._thread = threading.Thread(target=self._run, name=f"kv-to-{peer_address}", daemon=True)
         try:
             self._thread.start()
@@ -117,7 +123,7 @@ class OutgoingLink:
         Returns False, and does nothing, if the link is over or its peer has closed its end.
         """
         with self._changed:
-            if self.closed or _is_closed(self._connection):
+            if self.closed or is_closed(self._connection):
                 return False
             self._num_users += 1
             return True
@@ -185,6 +191,8 @@ class OutgoingLink:
         connection = self._connect()
         try:
             welcome = self._greet(connection)
+            self._peer_health = PeerHealth(welcome.node, welcome.health_address)
+            self._end.on_met(self._peer_health)
             self._counts = counts = self._end.counts_of(welcome.node.name)
             backend = self._end.backends[welcome.backend]
             cut = Cut.of(self._end.hello.layout, self._end.rows.num_heads, welcome.message_bytes)
@@ -219,7 +227,11 @@ class OutgoingLink:
     def _greet(self, connection: socket.socket) -> Welcome:
         """Returns the peer's answer to our greeting. Raises LayoutMismatch if it refuses."""
         send_message(connection, self._end.hello)
-        answer: Welcome | Refused = receive_message(connection, Welcome | Refused)  # type: ignore[arg-type]
+        answer: Welcome | Refused = receive_message(
+            connection,
+            Welcome | Refused,  # type: ignore[arg-type]
+            self._is_peer_held_up,
+        )
         if isinstance(answer, Refused):
             raise LayoutMismatch(answer.reason)
         if answer.backend not in self._end.hello.backends or not answer.is_sane:
@@ -233,7 +245,9 @@ class OutgoingLink:
         avoided for a while, so that the next link tries another one."""
         store = SocketStore(connection, PAIR_TIMEOUT_S)
         try:
-            pair = backend.make_pair(store, SENDER_RANK, window, buffer_bytes)
+            pair = backend.make_pair(
+                store, SENDER_RANK, window, buffer_bytes, self._is_peer_held_up
+            )
             try:
                 store.finish()
             except BaseException:
@@ -306,8 +320,18 @@ class OutgoingLink:
                 self._changed.wait(READY_POLL_S if self._frames else PING_S)
             if time.monotonic() >= next_ping:
                 send_message(connection, Ping())
-                receive_message(connection, Pong)
+                receive_message(connection, Pong, self._is_peer_held_up)
                 next_ping = time.monotonic() + PING_S
+
+    def _is_peer_held_up(self) -> bool:
+        """Returns True if the peer, which is silent, is alive and still wanted. Asks its health
+        port, see `PeerHealth`."""
+        return (
+            not self.closed
+            and not is_closed(self._connection)
+            and self._peer_health is not None
+            and self._peer_health.is_alive()
+        )
 
     def _send_message(self, pair: Pair, cut: Cut) -> None:
         """Gathers and sends the next message of the frame that was announced first."""
@@ -349,14 +373,3 @@ class OutgoingLink:
             self._frames.clear()
         for frame in frames:
             frame.sending.frame_ended(self._end_reason)
-
-
-def _is_closed(connection: socket.socket | None) -> bool:
-    """Returns True if the other end has closed the connection; False before there is one."""
-    if connection is None:
-        return False
-    # A look with `recv(MSG_PEEK)` would race with the link's thread, which may read the very Pong
-    # that was seen; the look then waits for the socket's timeout. POLLRDHUP reads nothing.
-    hung_up = select.poll()
-    hung_up.register(connection, select.POLLRDHUP)
-    return bool(hung_up.poll(0))

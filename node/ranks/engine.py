@@ -43,6 +43,8 @@ class Engine:
     exchange pages and know the same hashes."""
     fingerprint: str
     num_pages: int
+    context_length: int
+    """The model's own limit for a sequence."""
     device: str
     """The device of rank 0."""
     when_lost: Callable[[Callable[[str], None]], None] = lambda _: None
@@ -53,21 +55,25 @@ class Engine:
 
 
 @contextmanager
-def start_engine(config: NodeConfig, node: Node) -> Iterator[Engine]:
-    """Builds all ranks, those in other processes too, and ends them at the exit.
+def start_engine(config: NodeConfig, node: Node, health_address: str) -> Iterator[Engine]:
+    """Builds all ranks, those in other processes too, and ends them at the exit. Peers ask at
+    `health_address` how this node does.
 
     Raises ConfigError, the engine's model errors, and RankLost if a rank does not start.
     """
     devices = devices_of(config.device, config.tensor_parallel_size)
     if len(devices) == 1:
-        rank = build_rank(config, node, devices[0], SOLO, lambda num_pages: num_pages)
+        rank = build_rank(
+            config, node, devices[0], SOLO, lambda num_pages: num_pages, health_address
+        )
         yield _engine(rank, rank.runner, rank.transport, (rank.transport.address,))
         return
     meeting_point = MeetingPoint(HOST, MEETING_TIMEOUT_S)
-    workers = Workers.start(config, node, devices, meeting_point.address)
+    workers = Workers.start(config, node, devices, meeting_point.address, health_address)
     workers.when_lost(lambda _: exit_at_last())
     try:
-        yield _parallel_engine(config, node, devices, meeting_point.address, workers)
+        address = meeting_point.address
+        yield _parallel_engine(config, node, devices, address, workers, health_address)
     finally:
         workers.close()
 
@@ -78,6 +84,7 @@ def _parallel_engine(
     devices: Sequence[torch.device],
     address: str,
     workers: Workers,
+    health_address: str,
 ) -> Engine:
     operations = Operations()
     try:
@@ -88,7 +95,9 @@ def _parallel_engine(
             f"the {len(devices)} ranks of {node.name} did not meet at {address} within "
             f"{MEETING_TIMEOUT_S:g} s ({error}); start the node again"
         ) from error
-    rank = build_rank(config, node, devices[0], operations.counted(parallel), workers.agree)
+    rank = build_rank(
+        config, node, devices[0], operations.counted(parallel), workers.agree, health_address
+    )
     addresses = (rank.transport.address, *workers.addresses())
     transport = ParallelTransport(rank.transport, workers.tell, addresses, rank.layout)
 
@@ -113,6 +122,7 @@ def _engine(
         layout=rank.layout,
         fingerprint=rank.runner.fingerprint,
         num_pages=rank.runner.kv_cache.num_pages,
+        context_length=rank.runner.config.context_length,
         device=str(rank.runner.device),
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,

@@ -46,11 +46,13 @@ def build_rank(
     device: torch.device,
     parallel: TensorParallel,
     agree: Callable[[int], int],
+    health_address: str,
 ) -> Rank:
     """Loads this rank's weights, makes its pool and opens its transport.
 
     `agree` takes the number of KV pages that this rank has room for, and returns the number that
-    all ranks have. Raises ConfigError and the engine's model errors.
+    all ranks have. Peers ask at `health_address` how this node does. Raises ConfigError and the
+    engine's model errors.
     """
     if config.kv_backend == "nccl" and device.type != "cuda":
         raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
@@ -81,5 +83,6 @@ def build_rank(
         advertise_host=host,
         with_checksums=config.kv_checksum,
         min_send_bytes=config.kv_min_send_bytes,
+        health_address=health_address,
     )
     return Rank(runner, transport, layout)

@@ -37,6 +37,11 @@ class ParallelRunner:
     def runs_ahead(self) -> bool:
         return self._own.runs_ahead
 
+    @property
+    def num_compiles(self) -> int:
+        """Those of rank 0: the other ranks compute the same steps."""
+        return self._own.num_compiles
+
     def start(
         self,
         slices: Sequence[Slice],

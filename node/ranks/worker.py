@@ -45,6 +45,7 @@ class WorkerPlan:
     rank: int
     device: str
     meeting_address: str
+    health_address: str
 
 
 def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
@@ -83,7 +84,8 @@ def _build(plan: WorkerPlan, pipe: Pipe[commands.AnyCommand], operations: Operat
     device = torch.device(plan.device)
     size = plan.config.tensor_parallel_size
     parallel = connect(plan.rank, size, device, plan.meeting_address, MEETING_TIMEOUT_S)
-    return build_rank(plan.config, plan.node, device, operations.counted(parallel), agree)
+    parallel = operations.counted(parallel)
+    return build_rank(plan.config, plan.node, device, parallel, agree, plan.health_address)
 
 
 class Worker:

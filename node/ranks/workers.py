@@ -85,6 +85,7 @@ class Workers:
         node: Node,
         devices: Sequence[torch.device],
         meeting_address: str,
+        health_address: str,
     ) -> Workers:
         """Starts a process for each rank but rank 0; they begin to load at once."""
         # Workers are forked from a process that has imported what they need and has no device.
@@ -93,7 +94,7 @@ class Workers:
         workers = []
         for rank, device in enumerate(devices[1:], 1):
             here, there = socket.socketpair()
-            plan = WorkerPlan(config, node, rank, str(device), meeting_address)
+            plan = WorkerPlan(config, node, rank, str(device), meeting_address, health_address)
             process = context.Process(
                 target=run_worker, args=(plan, there), name=f"{node.name} rank {rank}"
             )

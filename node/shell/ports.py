@@ -76,7 +76,8 @@ class PublisherPort(Protocol):
 
 
 class HeartbeatsPort(Protocol):
-    """Tells coordinators how this node does; `node.shell.heartbeat.Heartbeats` is the real one."""
+    """Notes how this node does, for coordinators to hear; `node.liveness.heartbeats.Heartbeats` is
+    the real one."""
 
     def update(self, load: Load) -> None:
         """Takes the load after a turn of the shell."""

@@ -16,6 +16,10 @@ class Runner(Protocol):
     def runs_ahead(self) -> bool:
         """True if the next step may be started before this one's tokens are known."""
 
+    @property
+    def num_compiles(self) -> int:
+        """How many kernels and graphs were compiled, or loaded for the first time, so far."""
+
     def start(
         self,
         slices: Sequence[Slice],

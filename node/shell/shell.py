@@ -75,6 +75,8 @@ class NodeShell:
         self._publisher = publisher
         self._heartbeats = heartbeats
         self._clock = clock
+        self._runner = runner
+        self._compiles_before = runner.num_compiles
         self._steps = Steps(runner, clock)
         self._transfer_events: deque[Event] = deque()
         self._streams: dict[Attempt, PageStream] = {}
@@ -241,7 +243,10 @@ class NodeShell:
             link_bytes_per_s=self._link_bytes_per_s,
             links=self._links,
             counters=msgspec.structs.replace(
-                load.counters, busy_s=self._steps.busy_s, bytes_sent=self._bytes_sent
+                load.counters,
+                busy_s=self._steps.busy_s,
+                bytes_sent=self._bytes_sent,
+                compiles_while_serving=self._runner.num_compiles - self._compiles_before,
             ),
         )
 

@@ -118,6 +118,9 @@ RENEW = (
     + _KEEP
 )
 
+# Renews the lease, whatever was written last: for who knows only that the node lives.
+KEEP = _GUARD + _KEEP
+
 # Ends the record of this incarnation when it stops; that of a newer one stays.
 RELEASE = """
 redis.call('UNLINK', KEYS[4], KEYS[5])

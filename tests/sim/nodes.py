@@ -11,8 +11,8 @@ from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
 from node.core.work import WorkFactory
+from node.liveness.heartbeats import work_changed
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
-from node.shell.heartbeat import work_changed
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
 from protocol.ids import Addresses, Attempt, Node, Role

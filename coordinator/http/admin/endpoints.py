@@ -147,7 +147,8 @@ async def nodes(request: Request) -> Response:
 
     `backlog_s` is how long its prompts will keep it busy, by this coordinator's estimate. `links`
     has what it sent to and received from each peer since its start; `exposed_s` of `in` is how long
-    requests waited for pages while nothing was computed for them.
+    requests waited for pages while nothing was computed for them. `turn_s` of the load is for how
+    long its main loop has not come round: a busy node lives.
     """
     service = service_of(request)
     now = service.now()
@@ -160,6 +161,7 @@ async def nodes(request: Request) -> Response:
                 "draining": live.node.name in service.core.placement.draining,
                 "control_address": live.info.control_address,
                 "data_addresses": live.info.data_addresses,
+                "health_address": live.info.health_address,
                 "device": live.info.device,
                 "layout": msgspec.structs.asdict(live.info.layout),
                 "model_fingerprint": live.info.model_fingerprint,

@@ -104,6 +104,7 @@ NODES = [
         "draining": False,
         "control_address": "tcp://10.0.0.7:41233",
         "data_addresses": ["10.0.0.7:36021"],
+        "health_address": "10.0.0.7:40117",
         "device": "cuda:0",
         "layout": msgspec.structs.asdict(LAYOUT),
         "model_fingerprint": "8a4f0c5be3d1",

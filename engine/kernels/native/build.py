@@ -1,6 +1,6 @@
-"""Compiles `kernels.c` for this CPU, once per user, and loads it.
+"""Compiles `kernels.c` for this CPU, once per cache directory, and loads it.
 
-The library lies in the user's cache directory under a name that says what it was made of: source,
+The library lies there under a name that says what it was made of: source,
 flags, CPU. It gets there by renaming, so that processes which compile at once do not meet.
 """
 
@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+
+from engine.compile_cache import cache_directory
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +49,27 @@ class CannotCompile(Exception):
     """The native kernels cannot be compiled here. The message says why, and what helps."""
 
 
+_built: list[Path] = []
+"""The libraries that this process has compiled."""
+
+
+def num_native_builds() -> int:
+    """Returns how many times this process has compiled the kernels."""
+    return len(_built)
+
+
 @lru_cache(maxsize=1)
-def native_library() -> ctypes.CDLL | None:
-    """Returns the functions of `kernels.c`, which run without the GIL. Where they cannot be had it
-    writes a line to the log and returns None."""
-    directory = cache_directory()
+def native_library(directory: Path | None = None) -> ctypes.CDLL | None:
+    """Returns the functions of `kernels.c`, which run without the GIL, and keeps the compiled ones
+    in `directory` (None: this user's). Where they cannot be had it writes a line to the log and
+    returns None."""
+    directory = directory or cache_directory("")
     try:
         return load_library(directory)
     except (CannotCompile, subprocess.SubprocessError) as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{error}; make {directory} writable, or name another place in XDG_CACHE_HOME"
+        reason = f"{error}; make {directory} writable, or name another one with --compile-cache"
     log.warning("decoding on this CPU will be slower, as its kernels are not there: %s", reason)
     return None
 
@@ -74,17 +86,12 @@ def load_library(directory: Path) -> ctypes.CDLL:
             compiled = Path(private) / path.name
             _compile(compiled)
             os.replace(compiled, path)
+            _built.append(path)
     library = ctypes.CDLL(str(path))
     for name, arguments in ARGUMENTS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     return library
-
-
-def cache_directory() -> Path:
-    """Returns the directory of this user where the compiled library is kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "kvrelay"
 
 
 def _compile(target: Path) -> None:

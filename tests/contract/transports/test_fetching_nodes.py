@@ -61,6 +61,7 @@ class PlayedModel:
     pool: a page that was not fetched right makes everything behind it wrong."""
 
     runs_ahead = False
+    num_compiles = 0
 
     def __init__(self, pool: Tensor) -> None:
         self._pool = pool

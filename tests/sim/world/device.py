@@ -55,6 +55,8 @@ class SimCopy:
 class SimDevice:
     """Computes steps in the order in which they were started. It is the `Runner` of a shell."""
 
+    num_compiles = 0
+
     def __init__(self, page_size: int, num_pages: int, runs_ahead: bool) -> None:
         self.runs_ahead = runs_ahead
         self._page_size = page_size

@@ -83,6 +83,7 @@ class FaultyRunner:
     """Runs ahead, as on a GPU, and fails at some of its starts."""
 
     runs_ahead = True
+    num_compiles = 0
 
     def __init__(self, inner: ModelRunner, faults: Faults) -> None:
         self._inner, self._faults = inner, faults

@@ -38,6 +38,8 @@ class Step:
 class Runner:
     """A runner that fails on one token, as a faulty kernel might."""
 
+    num_compiles = 0
+
     def __init__(
         self, error: Exception, runs_ahead: bool = False, fails_late: bool = False
     ) -> None:

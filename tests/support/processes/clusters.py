@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.ports import free_port
-from infra.process import Child
+from infra.process import Child, Start
 from kvrelay.client import Client
 from tests.support.models.families import save_random_model
 from tests.support.processes.forked import start_forked
@@ -89,8 +89,12 @@ class Cluster:
 
     def wait_until_idle(self) -> None:
         """Until every node reports that nothing runs, waits or is held; and no page is lost."""
-        wait_until(lambda: all(map(_is_idle, self.nodes().values())), "quiescence")
-        for node in self.nodes().values():
+
+        def idle_nodes() -> list[dict[str, Any]]:
+            nodes = list(self.nodes().values())
+            return nodes if all(map(_is_idle, nodes)) else []
+
+        for node in wait_until(idle_nodes, "quiescence"):
             load = node["load"]
             assert load["free_pages"] + load["cached_pages"] == node["num_pages"]
 
@@ -174,6 +178,7 @@ def start_cluster(
     num_prefill: int,
     num_decode: int,
     coordinator_flags: Mapping[str, str] | None = None,
+    start: Start = start_forked,
     **node_flags: str,
 ) -> Cluster:
     torch.set_num_threads(1)
@@ -192,7 +197,7 @@ def start_cluster(
             start_timeout_s=120.0,
         ),
         log_dir=tmp_path_factory.mktemp("logs"),
-        start=start_forked,
+        start=start,
     )
     local.start()
     return Cluster(local)

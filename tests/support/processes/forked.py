@@ -7,11 +7,12 @@ all the same: it has a pid and a session of its own, signals at their defaults, 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -22,6 +23,8 @@ from infra.cli import main
 from infra.process import Process, prepare_child, start_program
 
 PROGRAM = (sys.executable, "-m", "infra.cli")
+HELD_S = 3.0
+"""For how long `start_holdable`'s processes hold the lock: longer than the lease in tests."""
 PRELOADED = [
     "coordinator.http.server",
     "decode.node",
@@ -47,17 +50,44 @@ def start_forked(command: Sequence[str]) -> Process:
     return ForkedProcess(command)
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
+def start_holdable(command: Sequence[str]) -> Process:
+    """Forks as `start_forked` does; SIGUSR1 makes the process hold Python's lock for HELD_S, in
+    whatever its main thread is doing."""
+    if tuple(command[: len(PROGRAM)]) != PROGRAM:
+        return start_program(command)
+    return ForkedProcess(command, prepare=_hold_on_signal)
+
+
+def hold_lock(seconds: float) -> None:
+    """Sleeps without giving up Python's lock, so that no other thread of this process runs."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def _hold_on_signal() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: hold_lock(HELD_S))
+
+
 class ForkedProcess:
     """A `kvrelay` command in a forked process, with what `subprocess.Popen` offers of it."""
 
-    def __init__(self, command: Sequence[str], errors_apart: bool = False) -> None:
-        """`errors_apart`: its standard error is `stderr`, and not in `stdout`."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        errors_apart: bool = False,
+        prepare: Callable[[], None] = nothing,
+    ) -> None:
+        """`errors_apart`: its standard error is `stderr`, and not in `stdout`. The process calls
+        `prepare` first."""
         self._command = command
         context = forkserver()
         pipes = [context.Pipe(duplex=False) for _ in range(1 + errors_apart)]
         arguments, theirs = list(command[len(PROGRAM) :]), [its_end for _, its_end in pipes]
         self._process: BaseProcess = context.Process(
-            target=_run, args=(arguments, dict(os.environ), theirs[0], theirs[-1])
+            target=_run, args=(arguments, dict(os.environ), theirs[0], theirs[-1], prepare)
         )
         self._process.start()
         for its_end in theirs:
@@ -103,7 +133,11 @@ def _text_of(pipe: Connection) -> IO[str]:
 
 
 def _run(
-    arguments: Sequence[str], environment: Mapping[str, str], output: Connection, errors: Connection
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    output: Connection,
+    errors: Connection,
+    prepare: Callable[[], None],
 ) -> None:
     """Makes the forked process what a started one is, and runs the command in it."""
     os.setsid()
@@ -115,4 +149,5 @@ def _run(
     errors.close()
     os.environ.clear()
     os.environ.update(environment)
+    prepare()
     main(arguments)

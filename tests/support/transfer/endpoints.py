@@ -74,6 +74,7 @@ class Endpoint:
         idle_close_s: float = 300.0,
         port: int = 0,
         host: str = "127.0.0.1",
+        health_address: str = "",
     ) -> None:
         """`others`: backends that it can use as well, less well."""
         device = backend.staging_device
@@ -93,6 +94,7 @@ class Endpoint:
             with_checksums=True,
             min_send_bytes=min_send_bytes,
             idle_close_s=idle_close_s,
+            health_address=health_address,
         )
         self.backends = [backend, *others]
         self.progress: queue.Queue[tuple[Attempt, int]] = queue.Queue()

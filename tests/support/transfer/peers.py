@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from kvtransfer.transport import LinkStats
-from protocol.ids import Attempt
+from node.liveness.process import CompanionProcess
+from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
-from tests.support.processes.forked import forkserver
+from tests.support.processes.forked import forkserver, hold_lock
 from tests.support.transfer.endpoints import DEADLINE_S, LAYOUT, Endpoint, attempt, new_backend
 
 BIG = list(range(64))
@@ -41,6 +43,16 @@ class Victim:
         self._pipe.send(None)
         assert self._pipe.poll(DEADLINE_S), "no send ended"
         return str(self._pipe.recv())
+
+    def hold_lock(self, seconds: float) -> None:
+        """Makes one of its threads hold Python's lock, so that all others wait for it. Returns when
+        that has begun."""
+        self._pipe.send(seconds)
+        assert self._pipe.poll(DEADLINE_S) and self._pipe.recv() == "held"
+
+    def await_release(self) -> None:
+        """Waits until its threads run again."""
+        assert self._pipe.poll(DEADLINE_S) and self._pipe.recv() == "released"
 
     def stop(self) -> None:
         """As if it were cut off: its sockets stay open and nothing comes out of them."""
@@ -70,12 +82,15 @@ def victim_process(
     port: int = 0,
     layout: KVLayout = LAYOUT,
     elsewhere: Elsewhere | None = None,
+    stall_s: float | None = None,
 ) -> Iterator[Victim]:
+    """With `stall_s` the victim has a companion, which says that it lives, unless its main loop
+    does not come round for so long."""
     context = forkserver()
     here, there = context.Pipe()
     process = context.Process(
         target=_serve_until_killed,
-        args=(there, backend_name, port, layout, elsewhere),
+        args=(there, backend_name, port, layout, elsewhere, stall_s),
         daemon=True,
     )
     process.start()
@@ -93,6 +108,7 @@ def _serve_until_killed(
     port: int,
     layout: KVLayout,
     elsewhere: Elsewhere | None,
+    stall_s: float | None,
 ) -> None:
     host = "127.0.0.1"
     if elsewhere is not None:
@@ -100,14 +116,30 @@ def _serve_until_killed(
         with open(elsewhere.file, encoding="ascii") as namespace:
             assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0
     backend = new_backend(backend_name, host)
-    endpoint = Endpoint("victim", backend, layout=layout, port=port, host=host)
+    health_address = "" if stall_s is None else _start_companion(stall_s)
+    endpoint = Endpoint(
+        "victim", backend, layout=layout, port=port, host=host, health_address=health_address
+    )
     report.send(endpoint.address)
     while True:
         order = report.recv()
         if order is None:
             report.send(endpoint.await_sent()[1])
+        elif isinstance(order, float):
+            report.send("held")
+            hold_lock(order)
+            report.send("released")
         else:
             endpoint.send(*order)
+
+
+def _start_companion(stall_s: float) -> str:
+    """Starts a companion whose node came round just now; returns where it answers."""
+    companion = CompanionProcess(
+        Node("victim", 1), "127.0.0.1", 0, "redis://127.0.0.1:1/0", 1000.0, stall_s
+    )
+    companion.board.stamp(time.monotonic_ns())
+    return f"127.0.0.1:{companion.health_port}"
 
 
 def exchange(a: Endpoint, b: Endpoint, number: int) -> None:

@@ -33,6 +33,7 @@ class FakeRunner:
     """Two collective operations a step; `faults` has what goes wrong between them, by step."""
 
     runs_ahead = False
+    num_compiles = 0
 
     def __init__(self) -> None:
         self.operations = Operations()

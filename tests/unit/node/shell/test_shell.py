@@ -72,6 +72,16 @@ def test_a_heartbeat_tells_of_every_link() -> None:
     assert load.free_pages == scheduler.load().free_pages
 
 
+def test_compiles_before_the_loop_do_not_count_and_later_ones_do() -> None:
+    runner, peers = Runner(ValueError("never")), Peers()
+    runner.num_compiles = 40
+    shell = shell_of(decode_scheduler(), runner, peers)
+    for num_compiles in (40, 41, 43):
+        runner.num_compiles = num_compiles
+        turn(shell)
+        assert peers.loads[-1].counters.compiles_while_serving == num_compiles - 40
+
+
 def test_a_wish_to_republish_reaches_the_publisher() -> None:
     peers = Peers()
     peers.inbox.append(Republish())

@@ -1,0 +1,1 @@
+"""How a node proves that it lives, whatever its main process does: a companion process speaks."""

@@ -1,0 +1,210 @@
+"""The companion of a node: a small process beside it, which tells others that the node lives.
+
+A thread of the node that holds Python's lock, as compilers do for seconds, stops all its other
+threads, but not this process. It sends the heartbeats, renews the lease in Redis and answers at the
+health port, from what the main process has written on the board.
+
+Its standard input says the rest: a plan in the first line, then a byte for each piece of news, and
+GOODBYE when the node stops. The end of the input means that the main process is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+from node.liveness.board import Board
+from node.liveness.condition import CompanionPlan, Told, health_of
+from node.liveness.health_server import HealthServer
+from node.liveness.heartbeats import HEARTBEATS_PER_LEASE, NEWS_INTERVAL_S
+from node.liveness.process import GOODBYE
+from protocol.channel import Outgoing, PeerUnreachable
+from protocol.messages import Condition, Goodbye, Health, Heartbeat
+from protocol.redis import ownership
+from protocol.redis.client import REDIS_ERRORS, connect
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 0.25
+"""How long it may take until a node that is stuck, or stopped, is known to be."""
+RENEWALS_PER_LEASE = 3
+REDIS_TIMEOUT_S = 1.0
+_STOPPED = "TtXZx"
+"""States of a process in /proc in which it does not run, and will not by itself."""
+
+
+class Companion:
+    """Speaks for one node until its main process ends."""
+
+    def __init__(self, plan: CompanionPlan) -> None:
+        self._plan = plan
+        self._board = Board(plan.board_file)
+        self._context = zmq.Context()
+        self._outgoing = Outgoing(self._context)
+        self._told: Told | None = None
+        self._condition: Condition = "starting"
+
+    def health(self) -> Health:
+        """Returns how the node does now. May be called from any thread."""
+        stamped_ns = self._board.stamped_ns
+        return health_of(
+            self._plan.node,
+            stamped_ns / 1e9 if stamped_ns else None,
+            is_stopped(self._plan.pid),
+            self._plan.stall_s,
+            time.monotonic(),
+        )
+
+    def run(self, news: int) -> None:
+        """Sends heartbeats until the file `news` ends or says GOODBYE, and then a goodbye."""
+        interval_s = self._plan.lease_s / HEARTBEATS_PER_LEASE
+        due_at, is_over = 0.0, False
+        while not is_over:
+            now = time.monotonic()
+            health = self.health()
+            if health.condition != self._condition:
+                self._changed(health)
+                due_at = now  # a node that is back is not to wait for its turn
+            if now >= due_at:
+                self._beat(health)
+                due_at = now + interval_s
+            wait_s = min(LOOK_INTERVAL_S, max(0.0, due_at - time.monotonic()))
+            if select.select([news], [], [], wait_s)[0]:
+                said = os.read(news, 65_536)
+                is_over = not said or GOODBYE in said
+                due_at = min(due_at, now + NEWS_INTERVAL_S)
+        self._say_goodbye()
+        self._outgoing.close()
+        self._context.term()  # waits until the goodbyes have left, or too long
+
+    def _beat(self, health: Health) -> None:
+        """Sends heartbeats with the newest load, unless nobody should count on the node."""
+        told = self._read()
+        if told is None or not health.is_ready:
+            return
+        self._outgoing.keep_only(told.coordinators)
+        load = msgspec.structs.replace(told.load, turn_s=health.turn_s)
+        for address in told.coordinators:
+            self._send(address, Heartbeat(told.info, load, self._plan.lease_s))
+
+    def _changed(self, health: Health) -> None:
+        self._condition = health.condition
+        if health.condition == "stuck":
+            log.error(
+                "node %s is stuck: its main loop has not come round for %g s (--stall-s), so it "
+                "gives up its lease",
+                self._plan.node,
+                self._plan.stall_s,
+            )
+            self._say_goodbye()
+        else:
+            log.info("node %s is %s", self._plan.node, health.condition)
+
+    def _say_goodbye(self) -> None:
+        told = self._read()
+        for address in told.coordinators if told is not None else ():
+            self._send(address, Goodbye(self._plan.node))
+
+    def _read(self) -> Told | None:
+        """Returns the last that the main process told; None before the first time."""
+        message = self._board.read()
+        if message is not None:
+            self._told = msgspec.msgpack.decode(message, type=Told)
+        return self._told
+
+    def _send(self, address: str, message: Heartbeat | Goodbye) -> None:
+        try:
+            self._outgoing.send(address, message)
+        except PeerUnreachable:
+            self._outgoing.forget(address)
+
+
+class LeaseKeeper:
+    """Renews the node's lease in Redis from a thread, which may wait for Redis as long as it
+    takes. A lease that the node has not registered, or has released, is left alone."""
+
+    def __init__(self, plan: CompanionPlan, health: Callable[[], Health]) -> None:
+        self._plan = plan
+        self._health = health
+        self._redis: Any = None
+
+    def start(self) -> None:
+        """Starts the thread, which ends with the process."""
+        threading.Thread(target=self._run, name="lease", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(self._plan.lease_s / RENEWALS_PER_LEASE)
+            if self._health().is_ready:
+                self._renew()
+
+    def _renew(self) -> None:
+        node = self._plan.node
+        arguments = [node.incarnation, int(self._plan.lease_s * 1000)]
+        try:
+            if self._redis is None:
+                self._redis = connect(self._plan.redis_url, REDIS_TIMEOUT_S)
+            keep = self._redis.register_script(ownership.KEEP)
+            keep(ownership.NodeKeys.of(node).all(), arguments)
+        except REDIS_ERRORS as error:
+            log.debug("the lease of %s was not renewed: %s", node, error)
+            self._redis = None
+
+
+def is_stopped(pid: int) -> bool:
+    """Returns True if the process is stopped or dead, as far as the system tells."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            # The name of the program, in parentheses, may have spaces and parentheses in it.
+            return stat.read().rpartition(") ")[2][0] in _STOPPED
+    except FileNotFoundError:
+        return os.path.exists("/proc/self/stat")  # else this system does not tell
+    except OSError:
+        return True
+
+
+def main() -> None:
+    """Runs a companion. The node stops it, so signals that a terminal sends to both do not."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    news = sys.stdin.fileno()
+    plan = msgspec.json.decode(_first_line(news), type=CompanionPlan)
+    logging.basicConfig(
+        level=plan.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stdout,
+    )
+    companion = Companion(plan)
+    HealthServer(socket.socket(fileno=plan.health_socket), companion.health).start()
+    LeaseKeeper(plan, companion.health).start()
+    companion.run(news)
+    logging.shutdown()
+    # Daemon threads may wait for Redis: nothing is left that they must not be cut off from.
+    os._exit(0)
+
+
+def _first_line(file: int) -> bytes:
+    """Reads a line byte by byte: what follows it must stay in the file."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(file, 1)
+        if not byte:
+            sys.exit(0)  # the node has ended meanwhile
+        line += byte
+    return line
+
+
+if __name__ == "__main__":
+    main()

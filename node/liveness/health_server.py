@@ -1,0 +1,74 @@
+"""The health port of a node: GET /live and GET /ready, for probes and for the node's peers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import msgspec
+
+from protocol.messages import Health
+
+CONNECTION_TIMEOUT_S = 2.0
+"""How long a client may take to send its request."""
+MAX_CONNECTIONS = 64
+"""Connections that are served at once; more are closed as they come."""
+
+
+class HealthServer(ThreadingHTTPServer):
+    """Answers from threads of its own, on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listening: socket.socket, health: Callable[[], Health]) -> None:
+        super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.health = health
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def start(self) -> None:
+        """Starts to answer. The threads end with the process."""
+        threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Does nothing: a client that leaves early is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HealthServer
+    timeout = CONNECTION_TIMEOUT_S
+
+    def do_GET(self) -> None:
+        health = self.server.health()
+        if self.path == "/live":
+            self._answer(200 if health.is_live else 503, msgspec.json.encode(health))
+        elif self.path == "/ready":
+            self._answer(200 if health.is_ready else 503, msgspec.json.encode(health))
+        else:
+            self._answer(404, b'{"error":"a node answers /live and /ready here"}')
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Does nothing: probes come every second."""

@@ -1,0 +1,119 @@
+"""Peers whose threads are held up, as by a compiler that keeps Python's lock, keep their links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from kvtransfer.links.handshake import SILENCE_S
+from tests.support.transfer.endpoints import (
+    TIMEOUT_S,
+    Endpoint,
+    attempt,
+    new_backend,
+)
+from tests.support.transfer.peers import (
+    BIG,
+    LARGE,
+    Victim,
+    await_lost_links,
+    exchange,
+    victim_process,
+)
+
+HELD_S = 2 * max(SILENCE_S, TIMEOUT_S)
+"""Longer than any link waits for a peer that nobody vouches for."""
+
+
+@contextmanager
+def linked(backend_name: str, stall_s: float) -> Iterator[tuple[Endpoint, Victim]]:
+    """Gives a survivor and a victim with links in both directions."""
+    survivor = Endpoint("survivor", new_backend(backend_name), layout=LARGE)
+    try:
+        with victim_process(backend_name, layout=LARGE, stall_s=stall_s) as victim:
+            _exchange(survivor, victim, 1)
+            yield survivor, victim
+    finally:
+        survivor.transport.close()
+
+
+def _exchange(survivor: Endpoint, victim: Victim, number: int) -> None:
+    """Sends a page each way."""
+    survivor.expect(attempt(number), [0])
+    victim.send(survivor.address, attempt(number), [3])
+    assert survivor.await_received() == (attempt(number), "")
+    assert victim.await_sent() == ""
+    survivor.send(victim.address, attempt(number), [0])
+    assert survivor.await_sent() == (attempt(number), "")
+
+
+def _failures(survivor: Endpoint) -> dict[str, int]:
+    links = [link for link in survivor.transport.links() if link.peer == "victim"]
+    assert all(link.is_open for link in links)
+    return {link.direction: link.failures for link in links}
+
+
+@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+def test_idle_links_outlast_a_held_lock(backend_name: str) -> None:
+    with linked(backend_name, stall_s=1000.0) as (survivor, victim):
+        victim.hold_lock(HELD_S)
+        victim.await_release()
+        assert _failures(survivor) == {"in": 0, "out": 0}
+        _exchange(survivor, victim, 2)
+        assert _failures(survivor) == {"in": 0, "out": 0}, "the links were made anew"
+
+
+def test_a_transfer_outlasts_a_held_lock_and_others_go_on() -> None:
+    other = Endpoint("other", new_backend("shm"), layout=LARGE)
+    try:
+        with linked("shm", stall_s=1000.0) as (survivor, victim):
+            victim.hold_lock(HELD_S)
+            survivor.send(victim.address, attempt(2), BIG)
+            exchange(survivor, other, 3)
+            victim.await_release()
+            assert survivor.await_sent() == (attempt(2), "")
+            assert _failures(survivor) == {"in": 0, "out": 0}
+    finally:
+        other.transport.close()
+
+
+def test_a_new_link_outlasts_a_held_lock() -> None:
+    """The survivor knows where the victim's companion answers from the link that it had before."""
+    survivor = Endpoint("survivor", new_backend("shm"), layout=LARGE)
+    try:
+        with victim_process("shm", layout=LARGE, stall_s=1000.0) as victim:
+            survivor.expect(attempt(1), [0])
+            victim.send(survivor.address, attempt(1), [3])
+            assert survivor.await_received() == (attempt(1), "")
+            assert victim.await_sent() == ""
+            victim.hold_lock(HELD_S)
+            survivor.send(victim.address, attempt(2), [0])
+            assert survivor.await_sent() == (attempt(2), "")
+            assert _failures(survivor) == {"in": 0, "out": 0}
+    finally:
+        survivor.transport.close()
+
+
+def test_a_transport_closes_while_a_peer_is_held_up() -> None:
+    with linked("shm", stall_s=1000.0) as (survivor, victim):
+        victim.hold_lock(HELD_S)
+        survivor.send(victim.address, attempt(2), BIG)
+        survivor.transport.close()
+        transfer, error = survivor.await_sent()
+        assert transfer == attempt(2) and error
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_peer_that_is_lost_while_it_has_a_companion(how: str) -> None:
+    with linked("shm", stall_s=1000.0) as (survivor, victim):
+        getattr(victim, how)()
+        await_lost_links(survivor, "victim")
+
+
+def test_a_stuck_peer_is_lost() -> None:
+    """Its companion tells that its main loop has not come round for too long."""
+    with linked("shm", stall_s=0.001) as (survivor, victim):
+        victim.hold_lock(HELD_S)
+        await_lost_links(survivor, "victim")

@@ -1,0 +1,65 @@
+"""After a warm-up on CUDA, steps of a mixed load compile and record nothing.
+
+No GPU has run this file yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.batches.sequence import Slice
+from engine.build import load_model_runner
+from engine.options import EngineOptions
+from engine.steps.runner import ModelRunner
+from engine.steps.warm_up import SAMPLINGS, WarmUpLimits
+from node.warm_up import warm_up
+from tests.support.engine.driving import GREEDY, PAGE_SIZE, Sequences, prompt_of
+from tests.support.models.families import save_random_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+NUM_PAGES = 1000
+LIMITS = WarmUpLimits(
+    chunk_tokens=2048,
+    max_running=16,
+    page_size=PAGE_SIZE,
+    num_pages=NUM_PAGES,
+    context_length=12_000,
+)
+
+
+@pytest.fixture(params=["bfloat16", "float32"])
+def runner(request: pytest.FixtureRequest, tmp_path: Path) -> ModelRunner:
+    save_random_model("llama", tmp_path / "model")
+    options = EngineOptions(
+        request.param,
+        PAGE_SIZE,
+        max_running_requests=LIMITS.max_running,
+        compile_cache=str(tmp_path / "cache"),
+    )
+    return load_model_runner(tmp_path / "model", options, lambda _: NUM_PAGES, torch.device("cuda"))
+
+
+def test_nothing_is_compiled_after_the_warm_up(runner: ModelRunner) -> None:
+    warm_up(runner, LIMITS)
+    assert runner.num_compiles > 0
+    before = runner.num_compiles
+    for length in (1, 15, 16, 17, 100, 700, 1500, 2047):
+        Sequences(runner).generate(prompt_of(length, 100), 4)
+    sequences = Sequences(runner)
+    pages = sequences.pages(2000)
+    for size in range(1, LIMITS.max_running + 1):
+        singles = [Slice([5], 40 * (i + 1), pages, GREEDY) for i in range(size)]
+        runner.run(singles)
+        for length in (2, 300, 1500):
+            runner.run([Slice(prompt_of(length, 100), 32, pages, None), *singles])
+    for number, sampling in enumerate(SAMPLINGS.values()):
+        replay = [5] * 9 if sampling.has_state else ()
+        runner.run([Slice([5], 9, pages, sampling, sequence_id=number, replay=replay)])
+    runner.copy_pages(pages[:3], pages[10:13])
+    assert runner.num_compiles == before
