@@ -266,6 +266,9 @@ class NodeInfo(msgspec.Struct, frozen=True):
     context_length: int = 0
     """The most tokens, prompt and answer together, that a sequence may have here; 0 stands for the
     model's own limit."""
+    max_itl_s: float = 0.0
+    """How long a step may take that computes prompts beside answers; 0: as long as its chunk
+    needs."""
 
 
 MAX_LINKS = 64

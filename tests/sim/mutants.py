@@ -33,11 +33,13 @@ from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
 from node.core.job import Job
 from node.core.prompts import Prompts
+from node.core.scheduler import Scheduler
+from node.load.rates import Rates
 from node.ownership.ownership_writer import OwnershipWriter
 from node.shell.steps import Steps
 from prefill.sending import PagesBeingSent
 from protocol.ids import Attempt
-from protocol.messages import TokensOut
+from protocol.messages import Generate, TokensOut
 from protocol.redis.ownership import Change
 from protocol.sampling import Sampling
 from tests.sim.life import live, plan_of
@@ -358,6 +360,34 @@ def _replays_a_chunk(right: Any) -> Any:
     return next_slice
 
 
+def _chunk_not_cut(right: Any) -> Any:
+    def chunk_tokens(self: Scheduler, rates: Any) -> int:
+        """A chunk is as long beside answers as alone."""
+        return self._limits.chunk_tokens
+
+    return chunk_tokens
+
+
+def _rate_of_whole_steps(right: Any) -> Any:
+    def observe(self: Rates, slices: Any, seconds: float) -> None:
+        """The step that answers need anyway is taken off the time of a chunk twice, so that chunks
+        seem to be computed faster than they are."""
+        lengths = [len(part.token_ids) for part in slices if len(part.token_ids) > 1]
+        is_mixed = 0 < len(lengths) < len(slices)
+        right(self, slices, max(seconds - 2 * self.step_s, 1e-6) if is_mixed else seconds)
+
+    return observe
+
+
+def _role_is_a_wall(right: Any) -> Any:
+    def handle(self: Scheduler, event: Any, now: float) -> Any:
+        """A prefill node does not answer, whoever asks."""
+        is_answer = isinstance(event, Generate) and self.role == "prefill"
+        return [] if is_answer else right(self, event, now)
+
+    return handle
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -388,6 +418,9 @@ MUTANTS = (
     Mutant("cache spoils logprobs", Job, "num_reusable", _cache_spoils_logprobs),
     Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
     Mutant("grammar begins anew after a resume", TrackedRequest, "sampling", _grammar_begins_anew),
+    Mutant("chunk beside answers not cut", Scheduler, "_chunk_tokens", _chunk_not_cut),
+    Mutant("step of answers taken off twice", Rates, "observe", _rate_of_whole_steps),
+    Mutant("role is a wall", Scheduler, "handle", _role_is_a_wall),
     Mutant("state begins with the last chunk", Sequence, "next_slice", _replays_a_chunk),
 )
 

@@ -10,15 +10,17 @@ from decode.answers import Answers
 from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
 from node.core.scheduler import Scheduler, SchedulerLimits
-from node.core.work import WorkFactory
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
 from node.shell.heartbeat import work_changed
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
+from protocol.admission import MIN_CHUNK_TOKENS
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
+from tests.sim.checks import Wrong
 from tests.sim.world.data_plane import SimTransport
 from tests.sim.world.device import SimDevice
+from tests.sim.world.oracle import MAX_FORCED
 from tests.sim.world.processes import Process
 from tests.sim.world.redis_model import RedisDown
 from tests.sim.world.shadow import CheckedCache
@@ -33,6 +35,8 @@ HEARTBEAT_S = 0.7
 NEWS_S = 0.05
 IDLE_TURN_S = 1.0
 STEP_S = 0.015
+TOKEN_S = 0.0005
+"""What a token of a prompt adds to a step, where steps are bounded."""
 
 
 class SimNode(Process):
@@ -45,7 +49,8 @@ class SimNode(Process):
         self.role = role
         self.node = Node(name, incarnation)
         settings = cluster.settings
-        runs_ahead = cluster.chance.random() < 0.5
+        # A step that runs ahead would be taken to last as long as the one behind it.
+        runs_ahead = cluster.chance.random() < 0.5 and not settings.max_itl_s
         self.device = SimDevice(settings.page_size, settings.num_pages, runs_ahead)
         self.cache = CheckedCache(
             settings.num_pages, settings.page_size, self.device, cluster.shadow
@@ -65,6 +70,8 @@ class SimNode(Process):
             self.heartbeats,
             cluster.clock,
         )
+        self.num_cut_steps = 0
+        """Steps with a chunk beside answers that a bound may have cut."""
         self._is_turning = False
         self._turn_number = 0
         cluster.network.listen(name, self.info.control_address, self.channel.hear)
@@ -83,6 +90,7 @@ class SimNode(Process):
             max_running_requests=settings.max_running,
             max_queued_requests=settings.max_waiting,
             device="simulated",
+            max_itl_s=settings.max_itl_s,
         )
 
     def _make_core(self) -> NodeCore:
@@ -91,6 +99,7 @@ class SimNode(Process):
             chunk_tokens=settings.chunk_tokens,
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
+            max_itl_s=settings.max_itl_s,
             receive_timeout_s=RECEIVE_TIMEOUT_S,
         )
         scheduler = Scheduler(
@@ -100,14 +109,9 @@ class SimNode(Process):
             self.cache,
             self.cluster.hasher,
             limits,
-            self._kinds_of_work(),
+            [Answers, Handovers],
         )
         return NodeCore(self.node, self.cache, scheduler)
-
-    def _kinds_of_work(self) -> Sequence[WorkFactory]:
-        if self.cluster.settings.does_both:
-            return [Answers, Handovers]
-        return [Handovers] if self.role == "prefill" else [Answers]
 
     def wake(self) -> None:
         """Takes the next turn now, if none is going on: something came."""
@@ -133,8 +137,22 @@ class SimNode(Process):
         if not self.shell.is_computing:
             self._end_turn(False)
             return
-        seconds = STEP_S * (0.5 + self.cluster.chance.random())
-        self.after(seconds, self._end_turn, True)
+        self.after(self._step_s(), self._end_turn, True)
+
+    def _step_s(self) -> float:
+        """Returns how long the step takes. Where steps are bounded all take as long as the tokens
+        of prompts in them need, so that one that takes too long was cut wrongly."""
+        max_itl_s = self.cluster.settings.max_itl_s
+        if not max_itl_s:
+            return STEP_S * (0.5 + self.cluster.chance.random())
+        lengths = self.device.lengths
+        num_prompt_tokens = sum(length for length in lengths if length > 1)
+        seconds = STEP_S + TOKEN_S * num_prompt_tokens
+        least_s = STEP_S + TOKEN_S * (MIN_CHUNK_TOKENS + MAX_FORCED * len(lengths))
+        if 1 in lengths and seconds > max(max_itl_s + TOKEN_S * MAX_FORCED * len(lengths), least_s):
+            raise Wrong(f"answers at {self.name} wait {seconds:.4f} s for a step")
+        self.num_cut_steps += 1 in lengths and num_prompt_tokens >= MIN_CHUNK_TOKENS
+        return seconds
 
     def _end_turn(self, has_computed: bool) -> None:
         self.shell.end_turn()

@@ -24,10 +24,11 @@ from infra.process import Process, prepare_child, start_program
 PROGRAM = (sys.executable, "-m", "infra.cli")
 PRELOADED = [
     "coordinator.http.server",
-    "decode.node",
+    "decode.answers",
     "infra.cli",
+    "node.build",
     "node.ranks.worker",
-    "prefill.node",
+    "prefill.handovers",
     "tests.support.processes.forked",
 ]
 
