@@ -62,7 +62,7 @@ def plan_of(seed: int) -> LifePlan:
         chunk_tokens=chance.choice((page_size, 2 * page_size, 8 * page_size)),
         max_running=chance.choice((2, 4, 8)),
         max_waiting=chance.choice((2, 4, 16)),
-        max_itl_s=chance.choice((0.0, 0.0, 0.03)),
+        max_itl_s=chance.choice((0.0, 0.025)),
         policy=chance.choice(("cost", "cost", "disaggregate", "round-robin", "longest-prefix")),
     )
     nodes = [name for name, _ in settings.nodes]
