@@ -199,7 +199,7 @@ async def explain(request: Request) -> Response:
     nothing.
 
     `candidates` has nodes that would compute the prompt for another (`prefill`), nodes that would
-    answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
+    answer (`decode`), and nodes that would do both. Their terms are milliseconds.
     """
     service = service_of(request)
     try:

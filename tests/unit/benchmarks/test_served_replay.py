@@ -76,8 +76,6 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mixed.main(["--requests", "5", "--out", str(tmp_path / "out.json")])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads((tmp_path / "out.json").read_text())
-    points = list(
-        itertools.chain.from_iterable([(k, r) for r in v] for k, v in mixed.LOADS.items())
-    )
+    points = [(load, rate) for load, rates in mixed.LOADS.items() for rate in rates]
     assert [(row["load"], row["rate"]) for row in report["rows"]] == points
     assert all(row.keys() >= mixed.PLANS.keys() for row in report["rows"])
