@@ -115,13 +115,13 @@ class Router:
         computing = [costing.computing(live) for live in prefills]
         answering = [costing.answering(live) for live in decodes]
         # Without prefill nodes decode nodes must do both, whatever it costs.
-        doing_both = decodes if self._policy.mixes_work or not prefills else []
-        if not decodes:
-            doing_both = stand_ins
-        elif self._policy.mixes_work and all(map(costing.is_full, decodes)):
-            doing_both = decodes + [p for p in stand_ins if costing.leaves_room_for_prompts(p)]
-        both = [costing.both(live) for live in doing_both]
-        return Candidates(computing, answering, both)
+        doing_both = answering if self._policy.mixes_work or not prefills else []
+        if decodes and not (self._policy.mixes_work and all(map(costing.is_full, decodes))):
+            stand_ins = []
+        elif decodes:
+            stand_ins = [p for p in stand_ins if costing.leaves_room_for_prompts(p)]
+        doing_both = doing_both + [costing.answering(live) for live in stand_ins]
+        return Candidates(computing, answering, [costing.both(one) for one in doing_both])
 
     def choose(self, demand: Demand, candidates: Candidates) -> Route:
         """Returns the policy's choice, with its reason."""
@@ -191,54 +191,93 @@ class _Costing:
     def computing(self, live: LiveNode) -> Candidate:
         """Returns `live` as the node that computes the prompt: from what it has itself, or after
         fetching the longest prefix that another node could send, whichever costs less."""
-        demand, cluster, node = self._demand, self._cluster, live.info.node
-        owned = min(self._owned_pages(node), self._num_reusable)
-        queue = cluster.queues.get(node.name)
-        queue_s = cluster.planned.seconds.get(node.name, 0.0)
-        if queue is not None:
-            queue_s += queue.seconds(cluster.now)
-        compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
-        evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
-        if owned < self._source_pages:
-            fetch_s = costs.move_s(
-                (self._source_pages - owned) * self._page_bytes, self._source_bytes_per_s
-            )
-            rest_s = costs.compute_s(live, self._tokens_behind_source)
-            if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, compute_s):
-                cost = Cost(queue_s, fetch_s, rest_s, 0.0, 0.0, evict_s)
-                pages = self._source_pages
-                return _candidate(live, cost, owned, queue, self._source, pages)
-        cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
-        return _candidate(live, cost, owned, queue)
+        owned = self._reusable_pages(live)
+        queue, queue_s = self._queue(live)
+        source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
+        compute_s = costs.compute_s(live, num_tokens)
+        evict_s = costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share)
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, 0.0, evict_s)
+        return self._candidate(live, cost, owned, queue, source)
 
     def answering(self, live: LiveNode) -> Candidate:
         """Returns `live` as the node that answers; pages of the prompt come from elsewhere."""
         owned = self._owned_pages(live.info.node)
+        num_requests, num_pages = self._requests_and_pages(live)
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
-        wait_s, evict_s = self._wait_s(live), self._answer_evict_s(live)
+        waiting = self._cluster.planned.requests.get(live.info.node.name, 0.0)
+        wait_s = costs.wait_s(live, num_requests, num_pages, waiting)
+        num_new_pages = self._demand.admission_pages - owned
+        evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
-        return _candidate(live, cost, owned, self._cluster.queues.get(live.info.node.name))
+        queue = self._cluster.queues.get(live.info.node.name)
+        return self._candidate(live, cost, owned, queue, None)
 
-    def both(self, live: LiveNode) -> Candidate:
+    def both(self, answering: Candidate) -> Candidate:
         """Returns the node as one that does both tasks: nothing is sent, but the chunks of the
         prompt slow down the answers beside it."""
-        computing = self.computing(live)
-        cost, num_running = computing.cost, live.load.num_running
+        live, num_running = answering.live, answering.live.load.num_running
+        owned = self._reusable_pages(live)
+        queue, queue_s = self._queue(live)
+        spread = costs.spread(live) if num_running else 1.0
+        queue_s *= spread
+        source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
         # Steps are needed for answers anyway, so the prompt waits for them, and works only what it
         # adds.
-        num_tokens = self._demand.num_tokens - computing.cached_pages * self._page_size
         compute_s = costs.chunk_s(live, num_tokens)
-        spread = costs.spread(live) if num_running else 1.0
-        cost = msgspec.structs.replace(
-            cost,
-            queue_s=cost.queue_s * spread,
-            compute_s=compute_s,
-            wait_s=self._wait_s(live) + live.step_s + (spread - 1.0) * compute_s,
-            evict_s=self._answer_evict_s(live),
-            delay_s=num_running * compute_s,
+        wait_s = answering.cost.wait_s + live.step_s + (spread - 1.0) * compute_s
+        delay_s = num_running * compute_s
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, answering.cost.evict_s, delay_s)
+        return self._candidate(live, cost, owned, queue, source)
+
+    def _reusable_pages(self, live: LiveNode) -> int:
+        """Returns how many leading pages of the prompt the node need not compute."""
+        owned = self._owned_pages(live.info.node)
+        return owned if owned < self._num_reusable else self._num_reusable
+
+    def _queue(self, live: LiveNode) -> tuple[NodeQueueEstimate | None, float]:
+        """Returns the node's queue, and how long what is in it and what is planned will take."""
+        name = live.info.node.name
+        queue = self._cluster.queues.get(name)
+        queue_s = self._cluster.planned.seconds.get(name, 0.0)
+        if queue is not None:
+            queue_s += queue.seconds(self._cluster.now)
+        return queue, queue_s
+
+    def _fetch(
+        self, live: LiveNode, owned: int, queue_s: float
+    ) -> tuple[LiveNode | None, float, int]:
+        """Returns from whom the node should fetch pages (None: from nobody), how long that takes,
+        and how many tokens it then has to compute."""
+        num_tokens = self._demand.num_tokens - owned * self._page_size
+        if owned >= self._source_pages:
+            return None, 0.0, num_tokens
+        num_bytes = (self._source_pages - owned) * self._page_bytes
+        fetch_s = costs.move_s(num_bytes, self._source_bytes_per_s)
+        rest_s = costs.chunk_s(live, self._tokens_behind_source)
+        all_s = costs.chunk_s(live, num_tokens)
+        if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, all_s):
+            return self._source, fetch_s, self._tokens_behind_source
+        return None, 0.0, num_tokens
+
+    def _candidate(
+        self,
+        live: LiveNode,
+        cost: Cost,
+        owned_pages: int,
+        queue: NodeQueueEstimate | None,
+        source: LiveNode | None,
+    ) -> Candidate:
+        num_requests = live.load.num_running + live.load.num_waiting
+        work_s = 0.0
+        if queue is not None:
+            work_s = queue.total_s
+            if queue.num_requests > num_requests:
+                num_requests = queue.num_requests
+        fetch_pages = self._source_pages if source is not None else 0
+        return Candidate(
+            live, cost, cost.score, owned_pages, num_requests, work_s, source, fetch_pages
         )
-        return msgspec.structs.replace(computing, cost=cost, score=cost.score)
 
     def is_full(self, live: LiveNode) -> bool:
         """Returns True if the request would have to wait for a place or pages of the node."""
@@ -262,15 +301,6 @@ class _Costing:
         if queue is None:
             return 0, num_pages
         return queue.num_requests, num_pages + queue.promised_pages
-
-    def _wait_s(self, live: LiveNode) -> float:
-        num_requests, num_pages = self._requests_and_pages(live)
-        waiting = self._cluster.planned.requests.get(live.info.node.name, 0.0)
-        return costs.wait_s(live, num_requests, num_pages, waiting)
-
-    def _answer_evict_s(self, live: LiveNode) -> float:
-        num_new_pages = self._demand.admission_pages - self._owned_pages(live.info.node)
-        return costs.evict_s(live, num_new_pages, self._cluster.hit_share)
 
     def _owned_pages(self, node: Node) -> int:
         """Returns how many leading pages the node has or will have, and need not be sent there."""
@@ -296,25 +326,6 @@ class _Costing:
             if pages > best_pages or load < best_load:
                 best, best_pages, best_load = live, pages, load
         return best, best_pages
-
-
-def _candidate(
-    live: LiveNode,
-    cost: Cost,
-    owned_pages: int,
-    queue: NodeQueueEstimate | None,
-    fetch_from: LiveNode | None = None,
-    fetch_pages: int = 0,
-) -> Candidate:
-    num_requests = live.load.num_running + live.load.num_waiting
-    work_s = 0.0
-    if queue is not None:
-        work_s = queue.total_s
-        if queue.num_requests > num_requests:
-            num_requests = queue.num_requests
-    return Candidate(
-        live, cost, cost.score, owned_pages, num_requests, work_s, fetch_from, fetch_pages
-    )
 
 
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:

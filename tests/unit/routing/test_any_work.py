@@ -76,8 +76,8 @@ def test_what_the_decode_node_has_already_need_not_be_computed() -> None:
 
 
 def test_bounded_steps_make_the_prompt_take_longer_there() -> None:
-    """A step takes 10 ms. Of 12.5 ms a chunk would have 2.5, but for the least chunk of 64 ms."""
-    for max_itl_s, times in ((0.0, 1.0), (0.11, 1.1), (0.0125, 1 + 10 / 64)):
+    """A step takes 10 ms. Of 12.5 ms a chunk would have 2.5, but the least one takes 16 ms."""
+    for max_itl_s, times in ((0.0, 1.0), (0.11, 1.1), (0.0125, 1 + 10 / 16)):
         nodes = Nodes()
         assert spread(nodes.join("d0", IDLE, max_itl_s=max_itl_s)) == pytest.approx(times)
         registry = one_pair(load_of(num_running=1), max_itl_s=max_itl_s)
