@@ -17,6 +17,8 @@ WEIGHT = 0.2
 MIN_CHUNK_SHARE = 0.05
 """A chunk beside answers is taken to need this share of its step at least. Where it needs less,
 the rest of the step varies more than that."""
+MOST_TIMES_LONGER = 2.0
+"""A step without prompts that takes more times as long as those before it counts as so many."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,14 @@ class Rates:
             return
         lengths = [len(s.token_ids) for s in slices if len(s.token_ids) > 1]
         if not lengths:
+            if self.step_s:  # a process that was stopped for a while says nothing of its steps
+                seconds = min(seconds, MOST_TIMES_LONGER * self.step_s)
             self.step_s = _blend(self.step_s, seconds)
         elif max(lengths) >= MIN_CHUNK_TOKENS:
             if len(lengths) < len(slices):  # answers would have needed a step anyway
+                if seconds < self.step_s:  # nor would that step have been longer without the chunk
+                    self.step_s = seconds
+                    return
                 seconds = max(seconds - self.step_s, MIN_CHUNK_SHARE * seconds)
             self._prompt_tokens = _blend(self._prompt_tokens, sum(lengths))
             self._prompt_s = _blend(self._prompt_s, seconds)

@@ -368,13 +368,13 @@ def _chunk_not_cut(right: Any) -> Any:
     return chunk_tokens
 
 
-def _rate_of_whole_steps(right: Any) -> Any:
+def _half_of_a_chunk(right: Any) -> Any:
     def observe(self: Rates, slices: Any, seconds: float) -> None:
-        """The step that answers need anyway is taken off the time of a chunk twice, so that chunks
-        seem to be computed faster than they are."""
+        """A chunk counts for half of the time that it adds to a step."""
+        right(self, slices, seconds)
         lengths = [len(part.token_ids) for part in slices if len(part.token_ids) > 1]
-        is_mixed = 0 < len(lengths) < len(slices)
-        right(self, slices, max(seconds - 2 * self.step_s, 1e-6) if is_mixed else seconds)
+        if 0 < len(lengths) < len(slices):
+            self._prompt_s *= 0.5
 
     return observe
 
@@ -419,7 +419,7 @@ MUTANTS = (
     Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
     Mutant("grammar begins anew after a resume", TrackedRequest, "sampling", _grammar_begins_anew),
     Mutant("chunk beside answers not cut", Scheduler, "_chunk_tokens", _chunk_not_cut),
-    Mutant("step of answers taken off twice", Rates, "observe", _rate_of_whole_steps),
+    Mutant("chunk counts for half of its time", Rates, "observe", _half_of_a_chunk),
     Mutant("role is a wall", Scheduler, "handle", _role_is_a_wall),
     Mutant("state begins with the last chunk", Sequence, "next_slice", _replays_a_chunk),
 )

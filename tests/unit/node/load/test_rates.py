@@ -34,8 +34,28 @@ def test_a_chunk_counts_for_what_it_adds_to_the_step_of_its_answers() -> None:
 def test_a_chunk_that_seems_to_take_no_time_is_taken_to_need_a_little() -> None:
     rates = Rates()
     rates.observe(step_of(1), STEP_S)
+    rates.observe(step_of(1, 100), STEP_S)
+    assert rates.prefill_tokens_per_s == pytest.approx(100 / (MIN_CHUNK_SHARE * STEP_S))
+
+
+def test_a_step_without_its_chunk_would_not_have_taken_longer() -> None:
+    rates = Rates()
+    rates.observe(step_of(1), STEP_S)
     rates.observe(step_of(1, 100), 0.9 * STEP_S)
-    assert rates.prefill_tokens_per_s == pytest.approx(100 / (MIN_CHUNK_SHARE * 0.9 * STEP_S))
+    assert rates.step_s == pytest.approx(0.9 * STEP_S) and rates.prefill_tokens_per_s == 0.0
+
+
+def test_a_process_that_was_stopped_soon_measures_as_before() -> None:
+    """Of the chunk that was cut while it thought its steps longer than they are, it learns nothing
+    wrong."""
+    rates = Rates()
+    for _ in range(3):
+        rates.observe(step_of(1), STEP_S)
+        rates.observe(step_of(1, 50), STEP_S + 50 / TOKENS_PER_S)
+    rates.observe(step_of(1), 100.0)
+    assert rates.step_s < 1.3 * STEP_S
+    rates.observe(step_of(1, 50), STEP_S + 50 / TOKENS_PER_S)
+    assert rates.prefill_tokens_per_s == pytest.approx(TOKENS_PER_S, rel=0.05)
 
 
 def test_one_wrong_measurement_of_a_short_chunk_is_corrected_by_the_next_long_one() -> None:
