@@ -52,9 +52,9 @@ def chunk_time_s(max_itl_s: float, step_s: float, tokens_per_s: float) -> float:
 
 
 def chunk_tokens(max_itl_s: float, step_s: float, tokens_per_s: float) -> int:
-    """Returns how many tokens of prompts a step may have beside its answers. Without a measured
-    rate (0) these are few: their step is the first measurement."""
-    if not tokens_per_s:
+    """Returns how many tokens of prompts a step may have beside its answers. While either of the
+    rates is not measured (0) these are few: their step is the first measurement."""
+    if not step_s or not tokens_per_s:
         return MIN_CHUNK_TOKENS
     # A rate is a float: what the least time computes must not be rounded to less than the least.
     num_tokens = int(chunk_time_s(max_itl_s, step_s, tokens_per_s) * tokens_per_s)

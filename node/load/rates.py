@@ -15,8 +15,8 @@ from protocol.admission import MIN_CHUNK_TOKENS
 WEIGHT = 0.2
 """Share of the newest step in a rate."""
 MIN_CHUNK_SHARE = 0.05
-"""A chunk beside answers is taken to need this share of its step at least. Where it needs less,
-the rest of the step varies more than that."""
+"""A chunk beside answers is taken to need this share of its step at least, since the rest of the
+step varies by more than that."""
 MOST_TIMES_LONGER = 2.0
 """A step without prompts that takes more times as long as those before it counts as so many."""
 
@@ -68,11 +68,14 @@ class Rates:
                 seconds = min(seconds, MOST_TIMES_LONGER * self.step_s)
             self.step_s = _blend(self.step_s, seconds)
         elif max(lengths) >= MIN_CHUNK_TOKENS:
-            if len(lengths) < len(slices):  # answers would have needed a step anyway
-                if seconds < self.step_s:  # nor would that step have been longer without the chunk
+            if len(lengths) < len(slices):
+                # Answers would have needed a step anyway, and that would not have been longer.
+                if not self.step_s or seconds <= self.step_s:
                     self.step_s = seconds
-                    return
-                seconds = max(seconds - self.step_s, MIN_CHUNK_SHARE * seconds)
+                    if self._prompt_s:
+                        return
+                else:
+                    seconds = max(seconds - self.step_s, MIN_CHUNK_SHARE * seconds)
             self._prompt_tokens = _blend(self._prompt_tokens, sum(lengths))
             self._prompt_s = _blend(self._prompt_s, seconds)
 

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from decode.answers import Answers
+from engine.batches.sequence import Slice
 from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
+from node.core.instructions import Instruction
 from node.core.scheduler import Scheduler, SchedulerLimits
+from node.load.rates import UNMEASURED, StepRates
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
 from node.shell.heartbeat import work_changed
 from node.shell.shell import NodeShell
@@ -102,7 +105,7 @@ class SimNode(Process):
             max_itl_s=settings.max_itl_s,
             receive_timeout_s=RECEIVE_TIMEOUT_S,
         )
-        scheduler = Scheduler(
+        self.scheduler = CheckedScheduler(
             self.role,
             self.node,
             Addresses(info.control_address, info.data_addresses),
@@ -111,7 +114,7 @@ class SimNode(Process):
             limits,
             [Answers, Handovers],
         )
-        return NodeCore(self.node, self.cache, scheduler)
+        return NodeCore(self.node, self.cache, self.scheduler)
 
     def wake(self) -> None:
         """Takes the next turn now, if none is going on: something came."""
@@ -153,9 +156,10 @@ class SimNode(Process):
         most_s = spare_s + max(max_itl_s, STEP_S + TOKEN_S * MIN_CHUNK_TOKENS)
         # Who was stopped in the middle of a step has measured too long a time.
         was_frozen = self.frozen_until > 0.0
-        if 1 in lengths and seconds > most_s and not was_frozen:
+        has_answers = self.scheduler.has_answers
+        if has_answers and seconds > most_s and not was_frozen:
             raise Wrong(f"answers at {self.name} wait {seconds:.4f} s for a step")
-        self.num_cut_steps += 1 in lengths and num_prompt_tokens >= MIN_CHUNK_TOKENS
+        self.num_cut_steps += has_answers and num_prompt_tokens >= MIN_CHUNK_TOKENS
         return seconds
 
     def _end_turn(self, has_computed: bool) -> None:
@@ -164,6 +168,22 @@ class SimNode(Process):
         self._turn_number += 1
         is_busy = has_computed or self.channel.inbox
         self.after(0.0 if is_busy else IDLE_TURN_S, self._turn, self._turn_number)
+
+
+class CheckedScheduler(Scheduler):
+    """Remembers whether the newest step has answers that wait for its chunks."""
+
+    has_answers = False
+
+    def next_batch(
+        self, now: float, rates: StepRates = UNMEASURED
+    ) -> tuple[list[Slice], list[Instruction]]:
+        self.has_answers = False
+        return super().next_batch(now, rates)
+
+    def _chunk_tokens(self, rates: StepRates) -> int:
+        self.has_answers = True
+        return super()._chunk_tokens(rates)
 
 
 class SimChannel:

@@ -54,7 +54,7 @@ def test_prompts_share_what_there_is_whatever_they_are_for() -> None:
 
 
 def test_every_prompt_goes_on_although_the_bound_leaves_nothing() -> None:
-    for rates in (UNMEASURED, RATES):
+    for rates in (UNMEASURED, RATES, StepRates(0.0, 1_000.0), StepRates(0.01, 0.0)):
         node = answering(0.001)
         node.handle(generate("b", [2] * 100, prefill=""), 0.0)
         assert next_lengths(node, rates) == [1, MIN_CHUNK_TOKENS]

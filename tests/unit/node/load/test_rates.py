@@ -34,15 +34,26 @@ def test_a_chunk_counts_for_what_it_adds_to_the_step_of_its_answers() -> None:
 def test_a_chunk_that_seems_to_take_no_time_is_taken_to_need_a_little() -> None:
     rates = Rates()
     rates.observe(step_of(1), STEP_S)
-    rates.observe(step_of(1, 100), STEP_S)
-    assert rates.prefill_tokens_per_s == pytest.approx(100 / (MIN_CHUNK_SHARE * STEP_S))
+    rates.observe(step_of(1, 100), 1.01 * STEP_S)
+    assert rates.prefill_tokens_per_s == pytest.approx(100 / (MIN_CHUNK_SHARE * 1.01 * STEP_S))
 
 
 def test_a_step_without_its_chunk_would_not_have_taken_longer() -> None:
     rates = Rates()
     rates.observe(step_of(1), STEP_S)
+    rates.observe(step_of(100), 0.1)
     rates.observe(step_of(1, 100), 0.9 * STEP_S)
-    assert rates.step_s == pytest.approx(0.9 * STEP_S) and rates.prefill_tokens_per_s == 0.0
+    assert rates.step_s == pytest.approx(0.9 * STEP_S)
+    assert rates.prefill_tokens_per_s == pytest.approx(1000.0), "of the chunk it says nothing"
+
+
+def test_where_every_step_has_a_chunk_all_is_taken_to_be_slower_than_it_is() -> None:
+    """Chunks are shorter than they might be then, and no step longer than its bound."""
+    rates = Rates()
+    for _ in range(5):
+        rates.observe(step_of(1, 20), STEP_S + 0.02)
+    assert rates.step_s == pytest.approx(STEP_S + 0.02)
+    assert rates.prefill_tokens_per_s == pytest.approx(20 / (STEP_S + 0.02))
 
 
 def test_a_process_that_was_stopped_soon_measures_as_before() -> None:
@@ -62,7 +73,7 @@ def test_one_wrong_measurement_of_a_short_chunk_is_corrected_by_the_next_long_on
     """As on a GPU, where the first few tokens of a prompt cost nothing beside answers."""
     rates = Rates()
     rates.observe(step_of(1), STEP_S)
-    rates.observe(step_of(1, MIN_CHUNK_TOKENS), STEP_S)
+    rates.observe(step_of(1, MIN_CHUNK_TOKENS), 1.001 * STEP_S)
     assert rates.prefill_tokens_per_s > 20 * TOKENS_PER_S
     rates.observe(step_of(1, 700), STEP_S + 0.7)
     assert rates.prefill_tokens_per_s < 1.2 * TOKENS_PER_S
@@ -78,6 +89,7 @@ def test_a_prompt_alone_counts_for_all_of_its_step() -> None:
 def test_chunks_too_short_to_tell_anything_are_left_out() -> None:
     rates = Rates()
     rates.observe(step_of(1, MIN_CHUNK_TOKENS - 1), STEP_S)
+    rates.observe(step_of(MIN_CHUNK_TOKENS - 1), STEP_S)
     assert rates.read() == UNMEASURED
 
 
