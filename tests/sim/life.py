@@ -53,16 +53,19 @@ class Outcome:
 def plan_of(seed: int) -> LifePlan:
     chance = random.Random(f"plan {seed}")
     page_size = chance.choice((4, 4, 8))
+    max_itl_s = chance.choice((0.0, 0.025))
+    # Shorter chunks than these are never cut.
+    chunk_pages = 8 if max_itl_s else chance.choice((1, 2, 8))
     settings = SimSettings(
         num_prefill=chance.randint(0, 2) if chance.random() < 0.2 else chance.randint(1, 2),
         num_decode=chance.randint(1, 3),
         num_coordinators=chance.choice((1, 1, 2, 3)),
         page_size=page_size,
         num_pages=chance.choice((16, 24, 40, 96)),
-        chunk_tokens=chance.choice((page_size, 2 * page_size, 8 * page_size)),
+        chunk_tokens=chunk_pages * page_size,
         max_running=chance.choice((2, 4, 8)),
         max_waiting=chance.choice((2, 4, 16)),
-        max_itl_s=chance.choice((0.0, 0.025)),
+        max_itl_s=max_itl_s,
         policy=chance.choice(("cost", "cost", "disaggregate", "round-robin", "longest-prefix")),
     )
     nodes = [name for name, _ in settings.nodes]
