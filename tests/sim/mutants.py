@@ -45,7 +45,7 @@ from protocol.sampling import Sampling
 from tests.sim.life import live, plan_of
 from tests.sim.shrink import failure_of
 
-MAX_LIVES = 1000
+MAX_LIVES = 2_000
 """A planted bug that so many lives do not show is not found."""
 
 
