@@ -144,9 +144,8 @@ class _ServingNode:
         if not self.answers:
             return chunks, max(STEP_BASE_S, prompt_s)
         step_s = STEP_BASE_S + len(self.answers) * STEP_ANSWER_S
-        if not chunks:
-            share = RATE_WEIGHT if self.step_s else 1.0
-            self.step_s += share * (step_s - self.step_s)
+        share = RATE_WEIGHT if self.step_s else 1.0
+        self.step_s += share * (step_s - self.step_s)
         return chunks, step_s + prompt_s
 
     def _begin(self, prompt: _Served, now: float) -> None:

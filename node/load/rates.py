@@ -14,9 +14,9 @@ from protocol.admission import MIN_CHUNK_TOKENS
 
 WEIGHT = 0.2
 """Share of the newest step in a rate."""
-MIN_CHUNK_SHARE = 0.05
-"""A chunk beside answers is taken to need this share of its step at least, since the rest of the
-step varies by more than that."""
+MIN_SHARE = 0.05
+"""A chunk beside answers is taken to need this share of its step at least, and so is the rest of
+the step: both vary by more than that."""
 MOST_TIMES_LONGER = 2.0
 """A step without prompts that takes more times as long as those before it counts as so many."""
 
@@ -68,16 +68,23 @@ class Rates:
                 seconds = min(seconds, MOST_TIMES_LONGER * self.step_s)
             self.step_s = _blend(self.step_s, seconds)
         elif max(lengths) >= MIN_CHUNK_TOKENS:
-            if len(lengths) < len(slices):
-                # Answers would have needed a step anyway, and that would not have been longer.
-                if not self.step_s or seconds <= self.step_s:
-                    self.step_s = seconds
-                    if self._prompt_s:
-                        return
-                else:
-                    seconds = max(seconds - self.step_s, MIN_CHUNK_SHARE * seconds)
-            self._prompt_tokens = _blend(self._prompt_tokens, sum(lengths))
-            self._prompt_s = _blend(self._prompt_s, seconds)
+            is_beside_answers = len(lengths) < len(slices)
+            self._observe_chunks(sum(lengths), seconds, is_beside_answers)
+
+    def _observe_chunks(self, num_tokens: int, seconds: float, is_beside_answers: bool) -> None:
+        if is_beside_answers:
+            rate = self.prefill_tokens_per_s
+            is_known = 0.0 < self.step_s < seconds
+            if not is_known and rate:
+                # The step of the answers is not known, or would have been longer without the
+                # chunk: it took what the chunk has left. No second guess at the rate: of an
+                # answers' step that seems too long, chunks would seem too fast, and be too long.
+                self.step_s = max(seconds - num_tokens / rate, MIN_SHARE * seconds)
+                return
+            if is_known:
+                seconds = max(seconds - self.step_s, MIN_SHARE * seconds)
+        self._prompt_tokens = _blend(self._prompt_tokens, num_tokens)
+        self._prompt_s = _blend(self._prompt_s, seconds)
 
 
 def _blend(old: float, new: float) -> float:

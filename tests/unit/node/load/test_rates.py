@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.batches.sequence import Slice
-from node.load.rates import MIN_CHUNK_SHARE, UNMEASURED, Rates
+from node.load.rates import MIN_SHARE, UNMEASURED, Rates
 from protocol.admission import MIN_CHUNK_TOKENS, chunk_tokens
 from tests.support.node.schedulers import GREEDY
 
@@ -35,25 +35,36 @@ def test_a_chunk_that_seems_to_take_no_time_is_taken_to_need_a_little() -> None:
     rates = Rates()
     rates.observe(step_of(1), STEP_S)
     rates.observe(step_of(1, 100), 1.01 * STEP_S)
-    assert rates.prefill_tokens_per_s == pytest.approx(100 / (MIN_CHUNK_SHARE * 1.01 * STEP_S))
+    assert rates.prefill_tokens_per_s == pytest.approx(100 / (MIN_SHARE * 1.01 * STEP_S))
 
 
 def test_a_step_without_its_chunk_would_not_have_taken_longer() -> None:
     rates = Rates()
     rates.observe(step_of(1), STEP_S)
     rates.observe(step_of(100), 0.1)
-    rates.observe(step_of(1, 100), 0.9 * STEP_S)
-    assert rates.step_s == pytest.approx(0.9 * STEP_S)
-    assert rates.prefill_tokens_per_s == pytest.approx(1000.0), "of the chunk it says nothing"
+    rates.observe(step_of(1, 4), 0.9 * STEP_S)
+    assert rates.step_s == pytest.approx(STEP_S), "so short a chunk tells nothing"
+    rates.observe(step_of(1, 20), 0.9 * STEP_S)
+    assert rates.step_s == pytest.approx(MIN_SHARE * 0.9 * STEP_S)
+    assert rates.prefill_tokens_per_s == pytest.approx(1000.0)
 
 
-def test_where_every_step_has_a_chunk_all_is_taken_to_be_slower_than_it_is() -> None:
-    """Chunks are shorter than they might be then, and no step longer than its bound."""
-    rates = Rates()
-    for _ in range(5):
-        rates.observe(step_of(1, 20), STEP_S + 0.02)
-    assert rates.step_s == pytest.approx(STEP_S + 0.02)
-    assert rates.prefill_tokens_per_s == pytest.approx(20 / (STEP_S + 0.02))
+@pytest.mark.parametrize("is_rate_known", [True, False])
+def test_where_every_step_has_a_chunk_they_grow_to_the_bound_and_not_beyond(
+    is_rate_known: bool,
+) -> None:
+    """As on a node that begins to serve while many wait."""
+    rates, longest_s, step_s, max_itl_s = Rates(), 0.0, 0.0, 0.08
+    if is_rate_known:
+        rates.observe(step_of(200), STEP_S + 200 / TOKENS_PER_S)
+    for _ in range(60):
+        now = rates.read()
+        length = chunk_tokens(max_itl_s, now.step_s, now.prefill_tokens_per_s)
+        step_s = STEP_S + length / TOKENS_PER_S
+        longest_s = max(longest_s, step_s)
+        rates.observe(step_of(1, length), step_s)
+    assert longest_s <= max_itl_s + 1 / TOKENS_PER_S
+    assert step_s >= 0.9 * max_itl_s
 
 
 def test_a_process_that_was_stopped_soon_measures_as_before() -> None:
