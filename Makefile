@@ -17,7 +17,7 @@ LOAD_READY := $(LOAD)/.installed
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
-.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -80,6 +80,9 @@ gpu: $(READY) ## the tests that need CUDA devices
 
 bench-route: $(READY) ## replay a trace through the router, policies side by side (ARGS="--help")
 	$(BIN)/python -m benchmarks.route $(ARGS)
+
+bench-route-mixed: $(READY) ## first tokens against token gaps, for nodes that share their work in several ways (eight minutes)
+	$(BIN)/python -m benchmarks.replaying.mixed $(ARGS)
 
 bench-sweep: $(READY) ## the same over sizes, caches, loads and lags (two minutes)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)

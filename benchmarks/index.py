@@ -157,7 +157,7 @@ def _placement(nodes: list[Node], index: PrefixIndex) -> Placement:
             link_bytes_per_s=2e10,
         )
         registry.heartbeat(Heartbeat(info, load, 3.0), 0.0)
-    return Placement(registry, index, Router(CheapestRoute(rng.random), 64))
+    return Placement(registry, index, Router(CheapestRoute(rng.random)))
 
 
 def _walk(owners: Mapping[PageHash, tuple[Node, ...]], hashes: list[PageHash]) -> int:

@@ -89,7 +89,6 @@ def stub_cluster(policy: str, num_prefill: int, pages_per_node: int) -> Iterator
         port=free_port(),
         coordinator_flags={
             "policy": policy,
-            "local_prefill_max_tokens": "0",
             "routing_seed": "1",
             "log_level": "warning",
         },

@@ -178,7 +178,7 @@ def run(dtype: str, num_requests: int, num_clients: int, seed: int) -> dict[str,
         num_decode=1,
         host=HOST,
         port=free_port(),
-        coordinator_flags={"local_prefill_max_tokens": "0", "log_level": "warning"},
+        coordinator_flags={"policy": "disaggregate", "log_level": "warning"},
         node_flags={"max_total_tokens": str(POOL_TOKENS), "dtype": dtype},
     )
     with tempfile.TemporaryDirectory() as name, LocalCluster(plan, Path(name)) as cluster:

@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--event-lag", type=float, default=0.0, help="seconds until a change of ownership is known")
     add(
         "--policies",
-        default="round-robin,least-loaded,greedy,cost",
+        default="round-robin,least-loaded,greedy,disaggregate",
         help="of " + ", ".join(REPLAYED),
     )
     add("--coordinators", type=int, default=1, help="that share the requests, side by side")

@@ -44,7 +44,7 @@ GRID = (
     (8, 5_000, 8.71, 0.0, 2),
     (8, 5_000, 8.71, 0.0, 4),
 )
-POLICIES = ("greedy", "cost")
+POLICIES = ("greedy", "disaggregate")
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
             "speedup": speedup,
             "event_lag_s": lag,
             "coordinators": coordinators,
-            "load": round(outcomes["cost"].utilisation, 3),
+            "load": round(outcomes["disaggregate"].utilisation, 3),
         }
         cells = [str(value) for value in row.values()]
         for policy, outcome in outcomes.items():

@@ -50,11 +50,13 @@ class CoordinatorConfig:
     workers: int = option(
         1, "coordinator processes that share the HTTP port; with a control port, each has the next"
     )
-    policy: str = option("cost", "how requests are routed", tuple(POLICIES))
-    routing_seed: int = option(0, "of ties in routing; 0: another one in each process")
-    local_prefill_max_tokens: int = option(
-        64, "uncached prompt tokens that a decode node may compute itself; 0: only without prefill"
+    policy: str = option(
+        "cost",
+        "how requests are routed; cost: any node may do any work, at the least cost; disaggregate: "
+        "the same, but only prefill nodes compute prompts while there are any",
+        tuple(POLICIES),
     )
+    routing_seed: int = option(0, "of ties in routing; 0: another one in each process")
     max_queued_requests: int = option(
         4096, "unfinished requests before new ones get a 429, if the nodes take so many"
     )
@@ -106,7 +108,6 @@ class CoordinatorConfig:
                 f"--cors-origin is {origin!r}; it must be * or an origin without a path, as "
                 "https://chat.example.com",
             )
-        require(self.local_prefill_max_tokens >= 0, "--local-prefill-max-tokens must be 0 or more")
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")
         require(self.keep_alive_s > 0, "--keep-alive-s must be more than 0 seconds")

@@ -34,6 +34,7 @@ from node.config import NodeConfig
 from node.model_check import check_model
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
+from protocol.ids import Role
 
 if TYPE_CHECKING:
     from kvrelay.client import Client
@@ -209,15 +210,20 @@ def _serve_as_worker(config: CoordinatorConfig, worker: int) -> None:
 
 
 def _prefill(flags: dict[str, Any]) -> None:
-    from prefill import node
-
-    node.run(_node_config(flags))
+    _run_node("prefill", flags)
 
 
 def _decode(flags: dict[str, Any]) -> None:
-    from decode import node
+    _run_node("decode", flags)
 
-    node.run(_node_config(flags))
+
+def _run_node(role: Role, flags: dict[str, Any]) -> None:
+    """Runs a node until it is told to stop. Any node does any work; `role` is what it prefers."""
+    from decode.answers import Answers
+    from node.build import run_node
+    from prefill.handovers import Handovers
+
+    run_node(role, _node_config(flags), [Answers, Handovers])
 
 
 def _node_config(flags: dict[str, Any]) -> NodeConfig:

@@ -46,6 +46,8 @@ def demo(port: int, admin_token: str, once: bool) -> None:
         "[bold]kvrelay[/bold]: starting Redis, one coordinator, 2 prefill and 2 decode nodes …"
     )
     flags = {"model_path": str(models.EMBEDDED)}
+    # An idle decode node would compute the prompts itself, and no page would move.
+    routing = {"policy": "disaggregate", "admin_token": admin_token}
     # The coordinator reads its keys from the environment too.
     api_key = os.environ.get("KVRELAY_API_KEY", "").partition(",")[0]
     cluster = LocalCluster(
@@ -55,7 +57,7 @@ def demo(port: int, admin_token: str, once: bool) -> None:
             host="127.0.0.1",
             port=port,
             redis_url=os.environ.get("KVRELAY_REDIS_URL", ""),
-            coordinator_flags=flags | {"admin_token": admin_token},
+            coordinator_flags=flags | routing,
             node_flags=flags,
             api_key=api_key,
         )

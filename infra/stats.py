@@ -21,12 +21,12 @@ SHOWN_COUNTERS = (
     *("computed_tokens", "reused_tokens", "fetched_tokens"),
     *("pages_sent", "pages_received", "pages_evicted"),
 )
-TERMS = ("queue", "fetch", "compute", "transfer", "wait", "evict", "first_token", "score")
+TERMS = ("queue", "fetch", "compute", "transfer", "wait", "evict", "delay", "first_token", "score")
 ROLES = {"prefill": "P", "decode": "D"}
 TASKS = {
     "prefill": "nodes that would compute the prompt",
     "decode": "nodes that would answer",
-    "both": "decode nodes that would do both",
+    "both": "nodes that would do both",
 }
 DIFFERENCES = ("missing_in_redis", "extra_in_redis", "missing_in_mirror", "extra_in_mirror")
 

@@ -136,6 +136,7 @@ def _info(
         device=engine.device,
         context_length=config.context_length,
         health_address=health_address,
+        max_itl_s=config.max_itl_ms / 1e3,
     )
 
 
@@ -157,6 +158,7 @@ def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFa
         chunk_tokens=config.chunk_tokens(info.device),
         max_running=config.max_running_requests,
         max_waiting=config.max_queued_requests,
+        max_itl_s=config.max_itl_ms / 1e3,
         receive_timeout_s=config.receive_timeout_s,
     )
     addresses = Addresses(info.control_address, info.data_addresses)

@@ -49,6 +49,11 @@ class NodeConfig(EngineOptions):
     chunked_prefill_size: int = option(
         0, f"prompt tokens computed in one step; 0: {GPU_CHUNK} on GPUs, {CPU_CHUNK} on CPUs"
     )
+    max_itl_ms: float = option(
+        0.0,
+        "how long a step may take that computes prompts beside answers: it gets as many of their "
+        "tokens as the measured rates allow; 0: --chunked-prefill-size",
+    )
     max_queued_requests: int = option(1024, "requests that may wait for pages")
     lease_s: float = option(3.0, "a node that is silent for so long owns nothing any more")
     stall_s: float = option(
@@ -81,7 +86,7 @@ class NodeConfig(EngineOptions):
             0 < self.memory_share <= 1,
             f"--memory-share is {self.memory_share}; it must be more than 0 and at most 1",
         )
-        for name in ("chunked_prefill_size", "kv_min_send_bytes"):
+        for name in ("chunked_prefill_size", "kv_min_send_bytes", "max_itl_ms"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) >= 0, f"{flag} must be 0 or more")
         for name in (

@@ -268,6 +268,9 @@ class NodeInfo(msgspec.Struct, frozen=True):
     model's own limit."""
     health_address: str = ""
     """Where GET /live and GET /ready are answered, even while the node's main loop is busy."""
+    max_itl_s: float = 0.0
+    """How long a step may take that computes prompts beside answers; 0: as long as its chunk
+    needs."""
 
 
 Condition = Literal["starting", "alive", "stuck", "stopped"]

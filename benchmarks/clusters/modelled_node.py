@@ -94,7 +94,7 @@ def core_of(role: Role, info: NodeInfo) -> NodeCore:
         max_running=info.max_running_requests,
         max_waiting=info.max_queued_requests,
     )
-    kinds: list[WorkFactory] = [Handovers] if role == "prefill" else [Answers]
+    kinds: list[WorkFactory] = [Answers, Handovers]
     hasher = PageHasher(info.model_fingerprint, info.layout)
     addresses = Addresses(info.control_address, info.data_addresses)
     scheduler = Scheduler(role, info.node, addresses, cache, hasher, limits, kinds)

@@ -185,7 +185,7 @@ def running(
         port=free_port(),
         coordinator_flags={
             "model_path": str(model),
-            "local_prefill_max_tokens": "0",
+            "policy": "disaggregate",
             "request_timeout_s": str(ANSWER_TIMEOUT_S),
         },
         node_flags={

@@ -56,6 +56,7 @@ class Greedy:
     2025), as sharp as it can be."""
 
     weighs_cost = True
+    mixes_work = False
     binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -65,8 +66,11 @@ class Greedy:
         return min(candidates, key=lambda c: (c.cost.first_token_s, c.work_s))
 
 
-REPLAYED: dict[str, Callable[[Callable[[], float]], Policy]] = {**POLICIES, "greedy": Greedy}
-"""The product's policies, and one to compare with."""
+REPLAYED: dict[str, Callable[[Callable[[], float]], Policy]] = {
+    **{name: policy for name, policy in POLICIES.items() if name != "cost"},
+    "greedy": Greedy,
+}
+"""The product's policies that leave all prompts to prefill nodes, and one to compare with."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,7 @@ class _Coordinator:
         self.registry = Registry()
         self.index = PrefixIndex()
         chosen = REPLAYED[policy](random.Random(seed).random)
-        router = Router(chosen, local_prefill_max_tokens=0)
-        self.placement = Placement(self.registry, self.index, router)
+        self.placement = Placement(self.registry, self.index, Router(chosen))
         self.queue = DispatchQueue(self.placement, chosen.binds_late)
         self.next_dispatch = float("inf")
 

@@ -53,7 +53,7 @@ CHECK_EVERY_S = 0.05
 """How often leases, deadlines and requests without a node are looked at."""
 ALIVE_EVERY_S = COORDINATOR_LEASE_S / 6
 NO_NODE = (
-    "no decode node takes requests: none is alive, or all are draining; `kvrelay stats` lists the "
+    "no node takes requests: none is alive, or all are draining; `kvrelay stats` lists the "
     "nodes, and GET /ready answers 200 as soon as one serves"
 )
 
@@ -79,7 +79,7 @@ class CoordinatorCore:
         self.index = PrefixIndex()
         self.statistics = Statistics(self.registry)
         policy = POLICIES[settings.policy](chance)
-        router = Router(policy, settings.local_prefill_max_tokens)
+        router = Router(policy)
         self.placement = Placement(self.registry, self.index, router)
         self._settings = settings
         self._address = address
@@ -115,21 +115,21 @@ class CoordinatorCore:
 
     @property
     def is_ready(self) -> bool:
-        """True if a request would find a decode node that takes it."""
-        return bool(self.placement.open("decode"))
+        """True if a request would find a node that takes it."""
+        return bool(self.placement.open())
 
     @property
     def max_total_tokens(self) -> int:
-        """The most tokens, prompt and answer together, that one of the decode nodes has room
-        for."""
-        nodes = self.placement.open("decode")
+        """The most tokens, prompt and answer together, that one of the nodes has room for."""
+        nodes = self.placement.open()
         return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
 
     @property
     def max_unfinished(self) -> int:
-        """The most requests that are kept at once, by the decode nodes and by this process; more
-        are refused."""
-        infos = [live.info for live in self.placement.open("decode")]
+        """The most requests that are kept at once, by the nodes that answer and by this process;
+        more are refused."""
+        nodes = self.placement.open("decode") or self.placement.open()
+        infos = [live.info for live in nodes]
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
         return min(room, self._settings.max_queued_requests)
 
@@ -151,7 +151,7 @@ class CoordinatorCore:
             raise Unavailable(str(error)) from None
 
     def require_ready(self) -> None:
-        """Raises Unavailable if no decode node takes requests."""
+        """Raises Unavailable if no node takes requests."""
         if not self.is_ready:
             raise Unavailable(NO_NODE)
 

@@ -2,15 +2,16 @@
 
     score = max(queue, fetch) + compute + transfer + wait       time to the first token
           + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
-          + delay                                               what it costs answers beside it
+          + DELAY_WEIGHT * delay                                what it costs answers beside it
 
 `queue` and `fetch` overlap: the node computes others' prompts while pages travel. A request's own
 work counts more than its queue, because it also delays everybody behind it (weights of 3 to 5 gave
 the most cache hits and the least mean latency on Mooncake's open trace). `evict`: pages that come
 to a full node push out others, and a share of those, the share of pages that are hits at present,
-will have to be computed again. `delay`: a decode node that computes a prompt lengthens its steps,
-and each answer there waits so much longer. The step itself runs anyway for these answers: the
-prompt waits for it, and only what its tokens add to it is work.
+will have to be computed again. `delay`: a node that computes a prompt beside answers lengthens its
+steps, and each answer there waits so much longer. The steps themselves run anyway for these
+answers: the prompt waits for them, and only what its tokens add to them is work. Where `max_itl_s`
+bounds a step, the prompt is spread over more of them.
 
 The terms of the prefill node (queue, fetch, compute, its evictions) and those of the decode node
 (transfer, wait, its evictions) add up, so each is chosen by itself. Rates are measured by the
@@ -22,8 +23,12 @@ from __future__ import annotations
 import msgspec
 
 from coordinator.routing.registry import LiveNode
+from protocol.admission import chunk_time_s
 
 OWN_WORK_WEIGHT = 3.0
+DELAY_WEIGHT = 0.1
+"""What a second that an answer is delayed counts, compared with one until a first token. Its reader
+has tokens to read, and the bound of a step keeps each gap short."""
 EVICTED_REUSE = 0.5
 """How often evicted pages are asked for again, compared with all pages."""
 HOP_S = 0.001
@@ -44,7 +49,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     wait_s: float = 0.0
     evict_s: float = 0.0
     delay_s: float = 0.0
-    """The time that all answers on a decode node together lose to the prompt."""
+    """The time that all answers beside the prompt together lose to it."""
 
     @property
     def first_token_s(self) -> float:
@@ -61,7 +66,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             + self.transfer_s
             + self.wait_s
             + self.evict_s
-            + self.delay_s
+            + DELAY_WEIGHT * self.delay_s
         )
 
     def __add__(self, other: Cost) -> Cost:
@@ -98,6 +103,15 @@ def chunk_s(live: LiveNode, num_tokens: int) -> float:
     return (num_tokens if num_tokens > 1 else 1) / live.prefill_tokens_per_s
 
 
+def spread(live: LiveNode) -> float:
+    """Returns how many times longer a prompt takes beside answers at the node than it adds to their
+    steps: a bounded step has only so much time for a chunk, and the next one follows."""
+    max_itl_s = live.info.max_itl_s
+    if not max_itl_s:
+        return 1.0
+    return 1.0 + live.step_s / chunk_time_s(max_itl_s, live.step_s, live.prefill_tokens_per_s)
+
+
 def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
     """Returns how long it takes to ask another node for `num_bytes` of pages and to get them."""
     return 2 * HOP_S + num_bytes / link_bytes_per_s
@@ -126,13 +140,23 @@ def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float 
     pages are short. `num_requests` of this coordinator are at the node already and `num_before`
     will come first; the request needs `num_pages` more.
     """
-    load, max_running = live.load, live.info.max_running_requests
+    max_running = live.info.max_running_requests
     step_s = live.step_s or DEFAULT_STEP_S
-    running = load.num_running + load.num_waiting
-    if num_requests > running:
-        running = num_requests
+    running = _num_running(live, num_requests)
     wait = step_s * (1 + running / max_running)
-    if running >= max_running or num_pages > load.room_pages:
+    if is_full(live, num_requests, num_pages):
         num_ahead = max(0, running - max_running) + num_before
         wait += step_s * ANSWER_STEPS * (1 + num_ahead / max_running)
     return wait
+
+
+def is_full(live: LiveNode, num_requests: int, num_pages: int) -> bool:
+    """Returns True if the node has no place for one more request, or less than `num_pages` to give
+    it; `num_requests` of this coordinator are there already."""
+    has_place = _num_running(live, num_requests) < live.info.max_running_requests
+    return not has_place or num_pages > live.load.room_pages
+
+
+def _num_running(live: LiveNode, num_requests: int) -> int:
+    told = live.load.num_running + live.load.num_waiting
+    return num_requests if num_requests > told else told

@@ -137,8 +137,8 @@ class DispatchQueue:
     def _may_start(
         self, waiting: RoutedRequest, route: Route, planned: PlannedWork, now: float
     ) -> bool:
-        """Returns True if the decode node has room, or if the request has waited so long here that
-        it may go on waiting at the node."""
+        """Returns True if the node that answers has room, or if the request has waited so long here
+        that it may go on waiting at the node."""
         if not self._binds_late:
             return True
         if self._placement.has_room(route, waiting.demand.admission_pages, planned):
@@ -176,7 +176,7 @@ class DispatchQueue:
     def _eligible(self, waiting: Iterable[RoutedRequest], all_busy: bool) -> list[RoutedRequest]:
         """Returns the requests that could be sent now.
 
-        Requests that are too large for every decode node are left out: they wait for a larger node
+        Requests that are too large for every node are left out: they wait for a larger node
         as long as the tracker lets them, and must not keep others from being looked at. While all
         prefill nodes are busy, requests that need one are left out too.
         """

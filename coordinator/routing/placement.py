@@ -37,7 +37,7 @@ class Placement:
         """Names of nodes that get no new requests; others may still fetch their pages."""
         self.queues: dict[str, NodeQueueEstimate] = {}
         self._router = router
-        self._open: dict[Role, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
+        self._open: dict[Role | None, tuple[list[LiveNode], frozenset[str], list[LiveNode]]] = {}
         self.num_changes = 0
         """Grows whenever a node may have become free."""
         self._expected = ExpectedPages()
@@ -100,9 +100,8 @@ class Placement:
         return max(num_requests + queue.num_unheard, queue.num_requests)
 
     def require_room(self, demand: Demand) -> None:
-        """Raises NoRoute if every decode node is too small to ever answer."""
-        nodes = self.open("decode")
-        if not any(demand.num_pages <= live.info.num_pages for live in nodes):
+        """Raises NoRoute if every node is too small to ever answer."""
+        if demand.num_pages > self.most_pages:
             raise no_room(demand.num_pages)
 
     def explain(self, demand: Demand, now: float) -> tuple[Candidates, Route]:
@@ -117,8 +116,8 @@ class Placement:
 
     def assess(self, demand: Demand, now: float) -> tuple[float, bool]:
         """Returns the least time that the prompt takes to compute, from the longest prefix that any
-        node has, and whether prefill nodes do not matter to it: a decode node has nearly all of it,
-        or no prefill node may take it."""
+        node has, and whether prefill nodes do not matter to it: there are some, and none may take
+        it."""
         nodes = self._computing_nodes()
         if not nodes:
             return 0.0, False
@@ -127,11 +126,12 @@ class Placement:
         num_cached = min(max(owned.values(), default=0) * page_size, demand.num_reusable)
         work_s = min(compute_s(live, demand.num_tokens - num_cached) for live in nodes)
         prefills = self.open("prefill")
-        if not prefills:
-            return work_s, False
-        allowed = [live for live in prefills if live.node.name not in demand.avoid]
-        decodes = self.open("decode")
-        return work_s, self._router.skips_prefill(demand, owned, allowed, decodes)
+        may_take_it = (
+            live.info.layout.num_pages(demand.num_tokens) <= live.info.num_pages
+            and live.node.name not in demand.avoid
+            for live in prefills
+        )
+        return work_s, bool(prefills) and not any(may_take_it)
 
     def book(self, routed: RoutedRequest, route: Route, now: float) -> None:
         """Notes that a request is sent along `route`."""
@@ -210,9 +210,8 @@ class Placement:
 
     @property
     def most_pages(self) -> int:
-        """The number of pages of the largest decode node that takes requests; 0 without one."""
-        nodes = self.open("decode")
-        return max((live.info.num_pages for live in nodes), default=0)
+        """The number of pages of the largest node that takes requests; 0 without one."""
+        return max((live.info.num_pages for live in self.open()), default=0)
 
     @property
     def hit_share(self) -> float:
@@ -243,8 +242,8 @@ class Placement:
             now=now,
         )
 
-    def open(self, role: Role) -> list[LiveNode]:
-        """Returns the live nodes of a role that get new requests."""
+    def open(self, role: Role | None = None) -> list[LiveNode]:
+        """Returns the live nodes that get new requests, of one role or of both."""
         nodes = self.registry.live(role)
         if not self.draining:
             return nodes
@@ -255,8 +254,9 @@ class Placement:
         return opened
 
     def _computing_nodes(self) -> list[LiveNode]:
-        prefill = self.open("prefill")
-        return prefill or self.open("decode")
+        if self._router.mixes_work:
+            return self.open()
+        return self.open("prefill") or self.open("decode")
 
     def _queue_of(self, node: Node) -> NodeQueueEstimate:
         if node.name not in self.queues:

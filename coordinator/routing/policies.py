@@ -49,8 +49,11 @@ class Policy(Protocol):
     """Chooses among at least one candidate."""
 
     weighs_cost: bool
-    """True if it compares costs across tasks too, so that decode nodes may compute prompts and
-    pages may be fetched."""
+    """True if it compares costs, so that pages may be fetched."""
+    mixes_work: bool
+    """True if a role is only a preference to it: decode nodes may compute prompts, and prefill
+    nodes may answer while the decode nodes are full. Otherwise each does the work of the other only
+    when there is no other."""
     binds_late: bool
     """True if requests wait at the coordinator until a node is nearly free."""
 
@@ -67,6 +70,7 @@ class CheapestRoute:
     """
 
     weighs_cost = True
+    mixes_work = True
     binds_late = True
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -84,6 +88,13 @@ class CheapestRoute:
         equals = [candidate for candidate in equals if candidate.owned_pages == most_owned]
         least = min(candidate.work_s for candidate in equals)
         return _any([c for c in equals if c.work_s == least], self._chance)
+
+
+class Disaggregate(CheapestRoute):
+    """Chooses the candidate with the least estimated cost, and leaves each node to its role: no
+    prompt is computed beside answers as long as there is a prefill node."""
+
+    mixes_work = False
 
 
 def _owner_instead(candidates: Sequence[Candidate], fetching: Candidate) -> Candidate:
@@ -106,6 +117,7 @@ class RoundRobin:
     """Chooses each node in its turn, whatever it has or does."""
 
     weighs_cost = False
+    mixes_work = False
     binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -122,6 +134,7 @@ class LeastLoaded:
     among equals."""
 
     weighs_cost = False
+    mixes_work = False
     binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -139,6 +152,7 @@ class LongestPrefix:
     queue."""
 
     weighs_cost = False
+    mixes_work = False
     binds_late = False
 
     def __init__(self, chance: Callable[[], float]) -> None:
@@ -152,6 +166,7 @@ class LongestPrefix:
 
 POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
     "cost": CheapestRoute,
+    "disaggregate": Disaggregate,
     "round-robin": RoundRobin,
     "least-loaded": LeastLoaded,
     "longest-prefix": LongestPrefix,

@@ -11,17 +11,17 @@ from protocol.ids import Node
 
 
 class NoRoute(Exception):
-    """No decode node is alive, or none is large enough. The message says so to a client."""
+    """No node is alive, or none is large enough. The message says so to a client."""
 
 
 def no_room(num_pages: int) -> NoRoute:
-    """Returns the error for a request that needs more pages than any decode node has."""
-    return NoRoute(f"no decode node with room for {num_pages} pages takes requests")
+    """Returns the error for a request that needs more pages than any node has."""
+    return NoRoute(f"no node with room for {num_pages} pages takes requests")
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Where a request runs, and why. Without a `prefill` node the decode node computes the prompt
-    itself."""
+    """Where a request runs, and why. `decode` is the node that answers, whatever its role; without
+    a `prefill` node it computes the prompt itself."""
 
     prefill: Node | None
     decode: Node

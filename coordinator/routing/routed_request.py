@@ -27,7 +27,8 @@ class RoutedRequest:
     """The least time that its prompt takes to compute, from the longest prefix that any node
     has."""
     skips_prefill: bool = False
-    """True if a decode node would compute its prompt, so that busy prefill nodes do not matter."""
+    """True if no prefill node may compute its prompt, so that it does not matter how busy they
+    are."""
     was_looked_at: bool = False
     """True once the dispatch queue has considered it."""
     booking: Booking | None = field(default=None, repr=False)

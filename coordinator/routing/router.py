@@ -1,13 +1,15 @@
 """`Router`: decides where a request runs. Pure.
 
-A request has two tasks: its prompt is computed (by a prefill node, or by the decode node itself)
-and it is answered (by a decode node). The router lists the candidates of each with their costs, a
-policy chooses. Costs of the two add up, so they are chosen apart, in time linear in the nodes.
+A request has two tasks: its prompt is computed and it is answered. A prefill node does the first
+and a decode node the second, or one node does both: a decode node beside its other answers, or a
+prefill node while the decode nodes are full or gone. The router lists the candidates of each with
+their costs, a policy chooses. Costs of the two tasks add up, so they are chosen apart, in time
+linear in the nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -20,6 +22,9 @@ from coordinator.routing.registry import LiveNode
 from coordinator.routing.route import Route, no_room
 from protocol.ids import Node
 from protocol.layout import KVLayout
+
+KEPT_FOR_PROMPTS = 0.5
+"""The share of a prefill node's pages that answers leave to prompts."""
 
 
 class PlannedWork(msgspec.Struct, frozen=True):
@@ -73,8 +78,8 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """Everything that was weighed: nodes that would compute the prompt for another, nodes that
-    would answer, and nodes that would do both."""
+    """Everything that was weighed: nodes that would compute the prompt for another, decode nodes
+    that would answer, and nodes that would do both."""
 
     prefill: list[Candidate]
     decode: list[Candidate]
@@ -84,24 +89,22 @@ class Candidates(msgspec.Struct, frozen=True):
 class Router:
     """Estimates the cost of every candidate and lets `policy` choose."""
 
-    def __init__(self, policy: Policy, local_prefill_max_tokens: int) -> None:
-        """A decode node may compute up to `local_prefill_max_tokens` tokens that it has not cached
-        itself, if that is cheaper than to ask a prefill node."""
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._local_prefill_max_tokens = local_prefill_max_tokens
+
+    @property
+    def mixes_work(self) -> bool:
+        """True if decode nodes may compute prompts although there are prefill nodes."""
+        return self._policy.mixes_work
 
     def route(self, demand: Demand, owners: PageOwners, cluster: Cluster) -> Route:
         """Returns the policy's choice. Raises NoRoute."""
         return self.choose(demand, self.candidates(demand, owners, cluster))
 
     def candidates(self, demand: Demand, owners: PageOwners, cluster: Cluster) -> Candidates:
-        """Returns all candidates for both tasks. Raises NoRoute if no decode node could answer."""
-        decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
-        if not decodes:
-            raise no_room(demand.num_pages)
-        # A decode node that has failed this request is better than none.
-        decodes = [d for d in decodes if d.node.name not in demand.avoid] or decodes
-        layout = decodes[0].info.layout
+        """Returns all candidates for both tasks. Raises NoRoute if no node could answer."""
+        decodes, stand_ins = _able_to_answer(demand, cluster)
+        layout = (decodes or stand_ins)[0].info.layout
         num_prompt_pages = layout.num_pages(demand.num_tokens)
         prefills = [
             p
@@ -111,57 +114,20 @@ class Router:
         costing = _Costing(demand, owners, cluster, layout, may_fetch=self._policy.weighs_cost)
         computing = [costing.computing(live) for live in prefills]
         answering = [costing.answering(live) for live in decodes]
-        # Without prefill nodes decode nodes must do both, whatever they have cached.
-        if not prefills:
-            both = [costing.both(costing.computing(a.live), a) for a in answering]
-        elif self._policy.weighs_cost:
-            both = list(self._worth_doing_both(costing, answering))
-        else:
-            both = []
-        return Candidates(computing, answering, both)
-
-    def _worth_doing_both(
-        self, costing: _Costing, answering: list[Candidate]
-    ) -> Iterator[Candidate]:
-        """Yields decode nodes that have all but a little of the prompt.
-
-        One that would first have to fetch is worth it only if it would answer anyway.
-        """
-        # A fetch to any other node would move pages to where the answer is not wanted.
-        first_to_answer = min(answering, key=_score)
-        enough_pages = costing.pages_that_leave(self._local_prefill_max_tokens)
-        for one in answering:
-            if one is first_to_answer or one.owned_pages >= enough_pages:
-                both = costing.both(costing.computing(one.live), one)
-                if both.cached_pages >= enough_pages:
-                    yield both
-
-    def skips_prefill(
-        self,
-        demand: Demand,
-        owned_pages: Mapping[Node, int],
-        prefills: list[LiveNode],
-        decodes: list[LiveNode],
-    ) -> bool:
-        """Returns True if some decode node would compute such a prompt itself: it owns nearly all
-        of it, or no prefill node is large enough."""
-        num_tokens = demand.num_tokens
-        if not any(p.info.layout.num_pages(num_tokens) <= p.info.num_pages for p in prefills):
-            return True
-        if not self._policy.weighs_cost:
-            return False
-        enough_tokens = num_tokens - self._local_prefill_max_tokens
-        return any(
-            min(owned_pages.get(d.node, 0) * d.info.layout.page_size, demand.num_reusable)
-            >= enough_tokens
-            for d in decodes
-        )
+        # Without prefill nodes decode nodes must do both, whatever it costs.
+        doing_both = answering if self._policy.mixes_work or not prefills else []
+        if decodes and not (self._policy.mixes_work and all(map(costing.is_full, decodes))):
+            stand_ins = []
+        elif decodes:
+            stand_ins = [p for p in stand_ins if costing.leaves_room_for_prompts(p)]
+        doing_both = doing_both + [costing.answering(live) for live in stand_ins]
+        return Candidates(computing, answering, [costing.both(one) for one in doing_both])
 
     def choose(self, demand: Demand, candidates: Candidates) -> Route:
         """Returns the policy's choice, with its reason."""
         both = self._policy.choose(candidates.both, "decode") if candidates.both else None
-        if not candidates.prefill:
-            assert both is not None  # some decode node is there
+        if not candidates.prefill or not candidates.decode:
+            assert both is not None  # some node can answer
             return Route.of(demand, both, both, _others(candidates.both, both))
         prefill = self._policy.choose(candidates.prefill, "prefill")
         decode = self._policy.choose(candidates.decode, "decode")
@@ -175,6 +141,23 @@ class Router:
         if both is not None:
             others.append((both.score, both))
         return Route.of(demand, prefill, decode, others)
+
+
+def _able_to_answer(demand: Demand, cluster: Cluster) -> tuple[list[LiveNode], list[LiveNode]]:
+    """Returns the decode nodes that could answer, and the prefill nodes that could do it in their
+    place. Raises NoRoute if all nodes are too small.
+
+    A node that has failed this request is better than none.
+    """
+    decodes = [d for d in cluster.decode if demand.num_pages <= d.info.num_pages]
+    stand_ins = [p for p in cluster.prefill if demand.num_pages <= p.info.num_pages]
+    if not decodes and not stand_ins:
+        raise no_room(demand.num_pages)
+    willing = [d for d in decodes if d.node.name not in demand.avoid]
+    willing_stand_ins = [p for p in stand_ins if p.node.name not in demand.avoid]
+    if willing or willing_stand_ins:
+        return willing, willing_stand_ins
+    return decodes, stand_ins
 
 
 class _Costing:
@@ -208,69 +191,116 @@ class _Costing:
     def computing(self, live: LiveNode) -> Candidate:
         """Returns `live` as the node that computes the prompt: from what it has itself, or after
         fetching the longest prefix that another node could send, whichever costs less."""
-        demand, cluster, node = self._demand, self._cluster, live.info.node
-        owned = min(self._owned_pages(node), self._num_reusable)
-        queue = cluster.queues.get(node.name)
-        queue_s = cluster.planned.seconds.get(node.name, 0.0)
-        if queue is not None:
-            queue_s += queue.seconds(cluster.now)
-        compute_s = costs.compute_s(live, demand.num_tokens - owned * self._page_size)
-        evict_s = costs.evict_s(live, self._num_prompt_pages - owned, cluster.hit_share)
-        if owned < self._source_pages:
-            fetch_s = costs.move_s(
-                (self._source_pages - owned) * self._page_bytes, self._source_bytes_per_s
-            )
-            rest_s = costs.compute_s(live, self._tokens_behind_source)
-            if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, compute_s):
-                cost = Cost(queue_s, fetch_s, rest_s, 0.0, 0.0, evict_s)
-                pages = self._source_pages
-                return _candidate(live, cost, owned, queue, self._source, pages)
-        cost = Cost(queue_s, 0.0, compute_s, 0.0, 0.0, evict_s)
-        return _candidate(live, cost, owned, queue)
+        owned = self._reusable_pages(live)
+        queue, queue_s = self._queue(live)
+        source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
+        compute_s = costs.compute_s(live, num_tokens)
+        evict_s = costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share)
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, 0.0, evict_s)
+        return self._candidate(live, cost, owned, queue, source)
 
     def answering(self, live: LiveNode) -> Candidate:
         """Returns `live` as the node that answers; pages of the prompt come from elsewhere."""
-        demand, node = self._demand, live.info.node
-        owned = self._owned_pages(node)
-        queue = self._cluster.queues.get(node.name)
-        num_requests = queue.num_requests if queue is not None else 0
-        num_new_pages = demand.admission_pages - owned
+        owned = self._owned_pages(live.info.node)
+        num_requests, num_pages = self._requests_and_pages(live)
         num_bytes = (self._num_prompt_pages - owned) * self._page_bytes
         transfer_s = costs.move_s(num_bytes, self._link_bytes_per_s)
-        planned = self._cluster.planned
-        promised = planned.pages.get(node.name, 0)
-        if queue is not None:
-            promised += queue.promised_pages
-        waiting = planned.requests.get(node.name, 0.0)
-        wait_s = costs.wait_s(live, num_requests, num_new_pages + promised, waiting)
+        waiting = self._cluster.planned.requests.get(live.info.node.name, 0.0)
+        wait_s = costs.wait_s(live, num_requests, num_pages, waiting)
+        num_new_pages = self._demand.admission_pages - owned
         evict_s = costs.evict_s(live, num_new_pages, self._cluster.hit_share)
         cost = Cost(0.0, 0.0, 0.0, transfer_s, wait_s, evict_s)
-        return _candidate(live, cost, owned, queue)
+        queue = self._cluster.queues.get(live.info.node.name)
+        return self._candidate(live, cost, owned, queue, None)
 
-    def both(self, computing: Candidate, answering: Candidate) -> Candidate:
+    def both(self, answering: Candidate) -> Candidate:
         """Returns the node as one that does both tasks: nothing is sent, but the chunks of the
         prompt slow down the answers beside it."""
-        live, cost = computing.live, computing.cost
-        wait_s, compute_s, delay_s = answering.cost.wait_s, cost.compute_s, 0.0
-        if live.load.num_running > 0:
-            # Its steps run anyway, so the prompt waits for one, and works only what it adds.
-            num_tokens = self._demand.num_tokens - computing.cached_pages * self._page_size
-            compute_s = costs.chunk_s(live, num_tokens)
-            wait_s += live.step_s
-            delay_s = live.load.num_running * compute_s
-        cost = msgspec.structs.replace(
-            cost,
-            compute_s=compute_s,
-            wait_s=wait_s,
-            evict_s=answering.cost.evict_s,
-            delay_s=delay_s,
-        )
-        return msgspec.structs.replace(computing, cost=cost, score=cost.score)
+        live, num_running = answering.live, answering.live.load.num_running
+        owned = self._reusable_pages(live)
+        queue, queue_s = self._queue(live)
+        spread = costs.spread(live) if num_running else 1.0
+        queue_s *= spread
+        source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
+        # Steps are needed for answers anyway, so the prompt waits for them, and works only what it
+        # adds.
+        compute_s = costs.chunk_s(live, num_tokens)
+        wait_s = answering.cost.wait_s + live.step_s + (spread - 1.0) * compute_s
+        delay_s = num_running * compute_s
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, answering.cost.evict_s, delay_s)
+        return self._candidate(live, cost, owned, queue, source)
 
-    def pages_that_leave(self, num_tokens: int) -> int:
-        """Returns how many pages must be cached at least, so that no more than `num_tokens` are
-        left to compute."""
-        return -(-(self._demand.num_tokens - num_tokens) // self._page_size)
+    def _reusable_pages(self, live: LiveNode) -> int:
+        """Returns how many leading pages of the prompt the node need not compute."""
+        owned = self._owned_pages(live.info.node)
+        return owned if owned < self._num_reusable else self._num_reusable
+
+    def _queue(self, live: LiveNode) -> tuple[NodeQueueEstimate | None, float]:
+        """Returns the node's queue, and how long what is in it and what is planned will take."""
+        name = live.info.node.name
+        queue = self._cluster.queues.get(name)
+        queue_s = self._cluster.planned.seconds.get(name, 0.0)
+        if queue is not None:
+            queue_s += queue.seconds(self._cluster.now)
+        return queue, queue_s
+
+    def _fetch(
+        self, live: LiveNode, owned: int, queue_s: float
+    ) -> tuple[LiveNode | None, float, int]:
+        """Returns from whom the node should fetch pages (None: from nobody), how long that takes,
+        and how many tokens it then has to compute."""
+        num_tokens = self._demand.num_tokens - owned * self._page_size
+        if owned >= self._source_pages:
+            return None, 0.0, num_tokens
+        num_bytes = (self._source_pages - owned) * self._page_bytes
+        fetch_s = costs.move_s(num_bytes, self._source_bytes_per_s)
+        rest_s = costs.chunk_s(live, self._tokens_behind_source)
+        all_s = costs.chunk_s(live, num_tokens)
+        if costs.weigh(queue_s, fetch_s, rest_s) < costs.weigh(queue_s, 0.0, all_s):
+            return self._source, fetch_s, self._tokens_behind_source
+        return None, 0.0, num_tokens
+
+    def _candidate(
+        self,
+        live: LiveNode,
+        cost: Cost,
+        owned_pages: int,
+        queue: NodeQueueEstimate | None,
+        source: LiveNode | None,
+    ) -> Candidate:
+        num_requests = live.load.num_running + live.load.num_waiting
+        work_s = 0.0
+        if queue is not None:
+            work_s = queue.total_s
+            if queue.num_requests > num_requests:
+                num_requests = queue.num_requests
+        fetch_pages = self._source_pages if source is not None else 0
+        return Candidate(
+            live, cost, cost.score, owned_pages, num_requests, work_s, source, fetch_pages
+        )
+
+    def is_full(self, live: LiveNode) -> bool:
+        """Returns True if the request would have to wait for a place or pages of the node."""
+        num_requests, num_pages = self._requests_and_pages(live)
+        return costs.is_full(live, num_requests, num_pages)
+
+    def leaves_room_for_prompts(self, live: LiveNode) -> bool:
+        """Returns True if a prefill node has room for the answer and, after that, a share of its
+        pages for what it is there for: a prompt that finds no pages holds up all behind it."""
+        num_requests, num_pages = self._requests_and_pages(live)
+        kept_pages = int(KEPT_FOR_PROMPTS * live.info.num_pages)
+        return not costs.is_full(live, num_requests, num_pages + kept_pages)
+
+    def _requests_and_pages(self, live: LiveNode) -> tuple[int, int]:
+        """Returns how many requests of this coordinator the node has, and how many more pages it
+        needs for this one, behind those that are promised to others."""
+        node = live.info.node
+        num_pages = self._demand.admission_pages - self._owned_pages(node)
+        num_pages += self._cluster.planned.pages.get(node.name, 0)
+        queue = self._cluster.queues.get(node.name)
+        if queue is None:
+            return 0, num_pages
+        return queue.num_requests, num_pages + queue.promised_pages
 
     def _owned_pages(self, node: Node) -> int:
         """Returns how many leading pages the node has or will have, and need not be sent there."""
@@ -296,29 +326,6 @@ class _Costing:
             if pages > best_pages or load < best_load:
                 best, best_pages, best_load = live, pages, load
         return best, best_pages
-
-
-def _score(candidate: Candidate) -> float:
-    return candidate.score
-
-
-def _candidate(
-    live: LiveNode,
-    cost: Cost,
-    owned_pages: int,
-    queue: NodeQueueEstimate | None,
-    fetch_from: LiveNode | None = None,
-    fetch_pages: int = 0,
-) -> Candidate:
-    num_requests = live.load.num_running + live.load.num_waiting
-    work_s = 0.0
-    if queue is not None:
-        work_s = queue.total_s
-        if queue.num_requests > num_requests:
-            num_requests = queue.num_requests
-    return Candidate(
-        live, cost, cost.score, owned_pages, num_requests, work_s, fetch_from, fetch_pages
-    )
 
 
 def _others(candidates: list[Candidate], chosen: Candidate) -> list[tuple[float, Candidate]]:

@@ -26,6 +26,7 @@ from node.core.instructions import (
     TransferNews,
 )
 from node.core.scheduler import Scheduler
+from node.load.rates import UNMEASURED, StepRates
 from protocol.hashing import join_hashes
 from protocol.ids import Attempt, Node
 from protocol.messages import (
@@ -71,7 +72,9 @@ class NodeCore:
             self._coordinators.heard(event.reply_address, COORDINATOR_LEASE_S, now)
         return self._expected.noted(self._scheduler.handle(event, now))
 
-    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+    def next_batch(
+        self, now: float, rates: StepRates = UNMEASURED
+    ) -> tuple[list[Slice], list[Instruction]]:
         """Plans the next step, as `Scheduler.next_batch` does, and gives up the requests of
         coordinators that have gone silent.
 
@@ -87,7 +90,7 @@ class NodeCore:
                 instructions += self._scheduler.drop(attempt, now)
                 # It may have been stopped for a while, and would wait for their tokens for ever.
                 instructions.append(SendMessage(address, self._orphaned(attempt)))
-        slices, planned = self._scheduler.next_batch(now)
+        slices, planned = self._scheduler.next_batch(now, rates)
         return slices, self._expected.noted(instructions + planned)
 
     def finish(self, sampled: Sequence[Sampled | None], now: float) -> list[Instruction]:

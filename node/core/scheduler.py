@@ -2,6 +2,7 @@
 instructions and slices go out.
 
 A step has a token of every answer that goes on, and then chunks of prompts, whatever these are for.
+Chunks beside answers may be cut, so that no answer waits long for its next token.
 One more step may be planned while one is under way.
 """
 
@@ -27,6 +28,8 @@ from node.core.job import PlannedSlice
 from node.core.prompts import PromptLimits, Prompts
 from node.core.work import KindOfWork, NodeParts, WorkFactory
 from node.load.counters import Counters
+from node.load.rates import UNMEASURED, StepRates
+from protocol.admission import chunk_tokens
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import (
@@ -50,6 +53,9 @@ class SchedulerLimits:
     """The most prompt tokens of one step."""
     max_running: int
     max_waiting: int
+    max_itl_s: float = 0.0
+    """How long a step may take that computes prompts beside answers: its chunks are cut to that.
+    0: they are not."""
     receive_timeout_s: float = RECEIVE_TIMEOUT_S
     """How long another node may take to compute a prompt for an answer here."""
     fetch_timeout_s: float = FETCH_TIMEOUT_S
@@ -132,9 +138,11 @@ class Scheduler:
         """Returns the attempts that were asked for from this address."""
         return self._prompts.attempts_of(reply_address)
 
-    def next_batch(self, now: float) -> tuple[list[Slice], list[Instruction]]:
+    def next_batch(
+        self, now: float, rates: StepRates = UNMEASURED
+    ) -> tuple[list[Slice], list[Instruction]]:
         """Plans the next step, which counts as under way from now on. Returns its slices, and the
-        instructions to carry out before it is started.
+        instructions to carry out before it is started. `rates` are those of the last steps.
 
         Without slices there is no step: nothing can be computed before the next event, the end of
         the step under way, or a deadline.
@@ -148,7 +156,8 @@ class Scheduler:
         step: list[PlannedSlice] = []
         for work in self._works:
             work.add_tokens(step)
-        instructions += self._prompts.add_chunks(step, self._limits.chunk_tokens, now)
+        num_tokens = self._chunk_tokens(rates) if step else self._limits.chunk_tokens
+        instructions += self._prompts.add_chunks(step, num_tokens, now)
         if step:
             self._steps.append(step)
         return [planned.part for planned in step], instructions
@@ -196,6 +205,13 @@ class Scheduler:
             queued_tokens=self._prompts.queued_tokens,
             promised_pages=self._prompts.promised_pages,
         )
+
+    def _chunk_tokens(self, rates: StepRates) -> int:
+        """Returns how many tokens of prompts a step may have that answers wait for."""
+        most, max_itl_s = self._limits.chunk_tokens, self._limits.max_itl_s
+        if not max_itl_s:
+            return most
+        return min(most, chunk_tokens(max_itl_s, rates.step_s, rates.prefill_tokens_per_s))
 
     def _fetch_went_on(self, event: TransferNews, now: float) -> list[Instruction]:
         transfer = event.transfer

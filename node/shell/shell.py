@@ -115,7 +115,7 @@ class NodeShell:
         idle node waits a moment for something to come."""
         for event in self._events():
             self._carry_out(self._core.handle(event, self._clock()))
-        self._planned, instructions = self._core.next_batch(self._clock())
+        self._planned, instructions = self._core.next_batch(self._clock(), self._steps.rates.read())
         self._carry_out(instructions)
         if not self._planned:
             return

@@ -46,11 +46,9 @@ class SimSettings:
     chunk_tokens: int
     max_running: int
     max_waiting: int
-    local_prefill_max_tokens: int
     policy: str
     request_timeout_s: float = 30.0
-    does_both: bool = False
-    """Every node answers requests, and computes prompts for others."""
+    max_itl_s: float = 0.0
 
     @property
     def layout(self) -> KVLayout:

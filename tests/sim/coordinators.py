@@ -47,7 +47,6 @@ class SimCoordinator(Process):
         settings = cluster.settings
         config = CoordinatorConfig(
             policy=settings.policy,
-            local_prefill_max_tokens=settings.local_prefill_max_tokens,
             request_timeout_s=settings.request_timeout_s,
         )
         dice = random.Random(cluster.chance.random())
@@ -73,7 +72,7 @@ class SimCoordinator(Process):
 
     @property
     def can_serve(self) -> bool:
-        return bool(self.core.placement.open("decode"))
+        return self.core.is_ready
 
     def ask(self, asked: Asked) -> None:
         """Submits a request; one that is refused at once has ended."""

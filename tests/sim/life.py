@@ -43,23 +43,30 @@ class Outcome:
     num_preemptions: int = 0
     num_copied_pages: int = 0
     num_pauses: int = 0
+    num_cut_steps: int = 0
+    """Steps with a chunk beside answers that a bound may have cut."""
+    num_tokens_of_prefill_nodes: int = 0
+    """Tokens of answers that prefill nodes gave."""
     ends: dict[str, int] = field(default_factory=dict)
 
 
 def plan_of(seed: int) -> LifePlan:
     chance = random.Random(f"plan {seed}")
     page_size = chance.choice((4, 4, 8))
+    max_itl_s = chance.choice((0.0, 0.025))
+    # Shorter chunks than these are never cut.
+    chunk_pages = 8 if max_itl_s else chance.choice((1, 2, 8))
     settings = SimSettings(
         num_prefill=chance.randint(0, 2) if chance.random() < 0.2 else chance.randint(1, 2),
         num_decode=chance.randint(1, 3),
         num_coordinators=chance.choice((1, 1, 2, 3)),
         page_size=page_size,
         num_pages=chance.choice((16, 24, 40, 96)),
-        chunk_tokens=chance.choice((page_size, 2 * page_size, 8 * page_size)),
+        chunk_tokens=chunk_pages * page_size,
         max_running=chance.choice((2, 4, 8)),
         max_waiting=chance.choice((2, 4, 16)),
-        local_prefill_max_tokens=chance.choice((0, page_size, 4 * page_size)),
-        policy=chance.choice(("cost", "cost", "cost", "round-robin", "longest-prefix")),
+        max_itl_s=max_itl_s,
+        policy=chance.choice(("cost", "cost", "disaggregate", "round-robin", "longest-prefix")),
     )
     nodes = [name for name, _ in settings.nodes]
     faults = some_faults(chance, nodes, settings.coordinators, BUSY_S)
@@ -151,6 +158,12 @@ def _outcome(plan: LifePlan, cluster: SimCluster, everything: Sequence[Asked]) -
         ),
         num_copied_pages=sum(node.device.num_copied_pages for node in cluster.nodes.values()),
         num_pauses=cluster.num_pauses,
+        num_cut_steps=sum(node.num_cut_steps for node in cluster.nodes.values()),
+        num_tokens_of_prefill_nodes=sum(
+            node.core.load().counters.generated_tokens
+            for node in cluster.nodes.values()
+            if node.role == "prefill"
+        ),
     )
     for asked in everything:
         kind = " ".join(asked.end.split(" ")[:2])

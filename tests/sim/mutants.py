@@ -33,17 +33,19 @@ from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
 from node.core.job import Job
 from node.core.prompts import Prompts
+from node.core.scheduler import Scheduler
+from node.load.rates import Rates
 from node.ownership.ownership_writer import OwnershipWriter
 from node.shell.steps import Steps
 from prefill.sending import PagesBeingSent
 from protocol.ids import Attempt
-from protocol.messages import TokensOut
+from protocol.messages import Generate, TokensOut
 from protocol.redis.ownership import Change
 from protocol.sampling import Sampling
 from tests.sim.life import live, plan_of
 from tests.sim.shrink import failure_of
 
-MAX_LIVES = 1000
+MAX_LIVES = 2_000
 """A planted bug that so many lives do not show is not found."""
 
 
@@ -358,6 +360,34 @@ def _replays_a_chunk(right: Any) -> Any:
     return next_slice
 
 
+def _chunk_not_cut(right: Any) -> Any:
+    def chunk_tokens(self: Scheduler, rates: Any) -> int:
+        """A chunk is as long beside answers as alone."""
+        return self._limits.chunk_tokens
+
+    return chunk_tokens
+
+
+def _half_of_a_chunk(right: Any) -> Any:
+    def observe(self: Rates, slices: Any, seconds: float) -> None:
+        """A chunk counts for half of the time that it adds to a step."""
+        right(self, slices, seconds)
+        lengths = [len(part.token_ids) for part in slices if len(part.token_ids) > 1]
+        if 0 < len(lengths) < len(slices):
+            self._prompt_s *= 0.5
+
+    return observe
+
+
+def _role_is_a_wall(right: Any) -> Any:
+    def handle(self: Scheduler, event: Any, now: float) -> Any:
+        """A prefill node does not answer, whoever asks."""
+        is_answer = isinstance(event, Generate) and self.role == "prefill"
+        return [] if is_answer else right(self, event, now)
+
+    return handle
+
+
 MUTANTS = (
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
@@ -388,6 +418,9 @@ MUTANTS = (
     Mutant("cache spoils logprobs", Job, "num_reusable", _cache_spoils_logprobs),
     Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
     Mutant("grammar begins anew after a resume", TrackedRequest, "sampling", _grammar_begins_anew),
+    Mutant("chunk beside answers not cut", Scheduler, "_chunk_tokens", _chunk_not_cut),
+    Mutant("chunk counts for half of its time", Rates, "observe", _half_of_a_chunk),
+    Mutant("role is a wall", Scheduler, "handle", _role_is_a_wall),
     Mutant("state begins with the last chunk", Sequence, "next_slice", _replays_a_chunk),
 )
 

@@ -7,18 +7,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from decode.answers import Answers
+from engine.batches.sequence import Slice
 from engine.cache.prefix_cache import CacheChange
 from node.core.core import NodeCore
+from node.core.instructions import Instruction
 from node.core.scheduler import Scheduler, SchedulerLimits
-from node.core.work import WorkFactory
 from node.liveness.heartbeats import work_changed
+from node.load.rates import UNMEASURED, StepRates
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
+from protocol.admission import MIN_CHUNK_TOKENS
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
+from tests.sim.checks import Wrong
 from tests.sim.world.data_plane import SimTransport
 from tests.sim.world.device import SimDevice
+from tests.sim.world.oracle import MAX_FORCED
 from tests.sim.world.processes import Process
 from tests.sim.world.redis_model import RedisDown
 from tests.sim.world.shadow import CheckedCache
@@ -33,6 +38,8 @@ HEARTBEAT_S = 0.7
 NEWS_S = 0.05
 IDLE_TURN_S = 1.0
 STEP_S = 0.015
+TOKEN_S = 0.0005
+"""What a token of a prompt adds to a step, where steps are bounded."""
 
 
 class SimNode(Process):
@@ -45,7 +52,8 @@ class SimNode(Process):
         self.role = role
         self.node = Node(name, incarnation)
         settings = cluster.settings
-        runs_ahead = cluster.chance.random() < 0.5
+        # A step that runs ahead would be taken to last as long as the one behind it.
+        runs_ahead = cluster.chance.random() < 0.5 and not settings.max_itl_s
         self.device = SimDevice(settings.page_size, settings.num_pages, runs_ahead)
         self.cache = CheckedCache(
             settings.num_pages, settings.page_size, self.device, cluster.shadow
@@ -65,6 +73,8 @@ class SimNode(Process):
             self.heartbeats,
             cluster.clock,
         )
+        self.num_cut_steps = 0
+        """Steps with a chunk beside answers that a bound may have cut."""
         self._is_turning = False
         self._turn_number = 0
         cluster.network.listen(name, self.info.control_address, self.channel.hear)
@@ -83,6 +93,7 @@ class SimNode(Process):
             max_running_requests=settings.max_running,
             max_queued_requests=settings.max_waiting,
             device="simulated",
+            max_itl_s=settings.max_itl_s,
         )
 
     def _make_core(self) -> NodeCore:
@@ -91,23 +102,19 @@ class SimNode(Process):
             chunk_tokens=settings.chunk_tokens,
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
+            max_itl_s=settings.max_itl_s,
             receive_timeout_s=RECEIVE_TIMEOUT_S,
         )
-        scheduler = Scheduler(
+        self.scheduler = CheckedScheduler(
             self.role,
             self.node,
             Addresses(info.control_address, info.data_addresses),
             self.cache,
             self.cluster.hasher,
             limits,
-            self._kinds_of_work(),
+            [Answers, Handovers],
         )
-        return NodeCore(self.node, self.cache, scheduler)
-
-    def _kinds_of_work(self) -> Sequence[WorkFactory]:
-        if self.cluster.settings.does_both:
-            return [Answers, Handovers]
-        return [Handovers] if self.role == "prefill" else [Answers]
+        return NodeCore(self.node, self.cache, self.scheduler)
 
     def wake(self) -> None:
         """Takes the next turn now, if none is going on: something came."""
@@ -133,8 +140,27 @@ class SimNode(Process):
         if not self.shell.is_computing:
             self._end_turn(False)
             return
-        seconds = STEP_S * (0.5 + self.cluster.chance.random())
-        self.after(seconds, self._end_turn, True)
+        self.after(self._step_s(), self._end_turn, True)
+
+    def _step_s(self) -> float:
+        """Returns how long the step takes. Where steps are bounded all take as long as the tokens
+        of prompts in them need, so that one that takes too long was cut wrongly."""
+        max_itl_s = self.cluster.settings.max_itl_s
+        if not max_itl_s:
+            return STEP_S * (0.5 + self.cluster.chance.random())
+        lengths = self.device.lengths
+        num_prompt_tokens = sum(length for length in lengths if length > 1)
+        seconds = STEP_S + TOKEN_S * num_prompt_tokens
+        # Tokens that a grammar forces come several to a slice, whatever a chunk is cut to.
+        spare_s = TOKEN_S * MAX_FORCED * len(lengths)
+        most_s = spare_s + max(max_itl_s, STEP_S + TOKEN_S * MIN_CHUNK_TOKENS)
+        # Who was stopped in the middle of a step has measured too long a time.
+        was_frozen = self.frozen_until > 0.0
+        has_answers = self.scheduler.has_answers
+        if has_answers and seconds > most_s and not was_frozen:
+            raise Wrong(f"answers at {self.name} wait {seconds:.4f} s for a step")
+        self.num_cut_steps += has_answers and num_prompt_tokens >= MIN_CHUNK_TOKENS
+        return seconds
 
     def _end_turn(self, has_computed: bool) -> None:
         self.shell.end_turn()
@@ -142,6 +168,22 @@ class SimNode(Process):
         self._turn_number += 1
         is_busy = has_computed or self.channel.inbox
         self.after(0.0 if is_busy else IDLE_TURN_S, self._turn, self._turn_number)
+
+
+class CheckedScheduler(Scheduler):
+    """Remembers whether the newest step has answers that wait for its chunks."""
+
+    has_answers = False
+
+    def next_batch(
+        self, now: float, rates: StepRates = UNMEASURED
+    ) -> tuple[list[Slice], list[Instruction]]:
+        self.has_answers = False
+        return super().next_batch(now, rates)
+
+    def _chunk_tokens(self, rates: StepRates) -> int:
+        self.has_answers = True
+        return super()._chunk_tokens(rates)
 
 
 class SimChannel:

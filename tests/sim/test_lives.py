@@ -79,5 +79,11 @@ def test_in_some_lives_requests_are_aborted_and_held() -> None:
     assert sum(outcome.num_pauses for outcome in outcomes) > 3
 
 
+def test_in_some_lives_prefill_nodes_answer_and_chunks_are_cut() -> None:
+    outcomes = [live(plan_of(seed)) for seed in range(40)]
+    assert sum(outcome.num_tokens_of_prefill_nodes > 0 for outcome in outcomes) > 3
+    assert sum(outcome.num_cut_steps > 0 for outcome in outcomes) > 3
+
+
 def test_in_some_lives_answers_give_way() -> None:
     assert any(live(plan_of(seed)).num_preemptions for seed in range(LIVES))

@@ -202,7 +202,7 @@ async def explain(request: Request) -> Response:
     one prompt, of a chat, of /v1/messages (with `system`) or of /v1/responses.
 
     `candidates` has nodes that would compute the prompt for another (`prefill`), nodes that would
-    answer (`decode`), and decode nodes that would do both. Their terms are milliseconds.
+    answer (`decode`), and nodes that would do both. Their terms are milliseconds.
     `cached_path` is the longest beginning of the prompt that a node owns, with the token at which
     the prompt leaves it (null: it does not) and, with --show-prompt-words and without a cache_salt,
     the words on both sides of it.

@@ -78,13 +78,18 @@ def test_one_node_alone_gives_the_same(
     random_model: tuple[Path, PreTrainedModel],
     reference: PreTrainedModel,
 ) -> None:
-    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 1, max_total_tokens="8192")
+    """Each prompt alone, and then others beside one another, in chunks that are cut for answers."""
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 0, 1, max_total_tokens="8192", max_itl_ms="1"
+    )
     try:
-        for length in (1, 17, 700):
-            prompt = prompt_of(length, VOCAB_SIZE, seed=5)
-            answer = cluster.generate(prompt)
-            assert answer["output_ids"] == reference_tokens(reference, prompt, 8)
-            assert answer["meta_info"]["prefill_node"] is None
+        for seed in (5, 6):
+            prompts = [prompt_of(length, VOCAB_SIZE, seed=seed) for length in (1, 17, 700)]
+            with ThreadPoolExecutor(1 if seed == 5 else len(prompts)) as pool:
+                answers = list(pool.map(cluster.generate, prompts))
+            for prompt, answer in zip(prompts, answers, strict=True):
+                assert answer["output_ids"] == reference_tokens(reference, prompt, 8)
+                assert answer["meta_info"]["prefill_node"] is None
     finally:
         cluster.local.stop()
 

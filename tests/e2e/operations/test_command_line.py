@@ -232,7 +232,7 @@ def test_watched_stats_are_shown_again_until_an_interrupt(tiny_cluster: Cluster)
 
 def test_help_names_the_choices() -> None:
     text = kvrelay("coordinator", "--help").stdout
-    assert "--policy {cost,round-robin,least-loaded,longest-prefix}" in text
+    assert "--policy {cost,disaggregate,round-robin,least-loaded,longest-prefix}" in text
     assert "--log-level {debug,info,warning,error}" in text
 
 

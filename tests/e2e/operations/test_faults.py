@@ -93,6 +93,29 @@ def test_dead_prefill_nodes_are_replaced_at_last_by_decode_itself(
     assert answer["meta_info"]["prefill_node"] is None
 
 
+def test_prefill_nodes_answer_when_no_decode_node_is_left(
+    cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
+) -> None:
+    """The last decode nodes die in the middle of a stream, which goes on with the same tokens."""
+    prompt = prompt_of(60, 199, seed=70)
+    params = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
+    body = {"input_ids": prompt, "sampling_params": params, "stream": True}
+    are_killed = False
+    update = {}
+    with cluster.http.stream("POST", "/generate", json=body) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            update = json.loads(line.removeprefix("data: "))
+            if not are_killed and len(update["output_ids"]) >= 3:
+                are_killed = True
+                for name in ("d0", "d1"):
+                    cluster.kill(name)
+    assert update["output_ids"] == reference_tokens(random_model[1], prompt, LENGTH)
+    assert update["meta_info"]["decode_node"] in ("p0", "p1")
+    assert update["meta_info"]["prefill_node"] is None
+
+
 def test_too_many_requests_are_429_and_no_node_is_503(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> None:

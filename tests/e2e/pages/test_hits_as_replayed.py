@@ -15,7 +15,7 @@ from infra.ports import free_port
 from kvrelay.bench.workloads.trace import BLOCK_TOKENS, TraceRequest
 from protocol.hashing import PageHasher
 from protocol.layout import KVLayout
-from tests.support.processes.clusters import ALWAYS_DISAGGREGATE, Cluster, http_client, wait_until
+from tests.support.processes.clusters import Cluster, http_client, wait_until
 
 PAGE_SIZE = 16
 NUM_CONVERSATIONS = 5
@@ -53,9 +53,7 @@ def round_robin(tiny_cluster: Cluster) -> Iterator[httpx.Client]:
     """A second coordinator of the same cluster, with the other policy."""
     port = free_port()
     flags = {"model_path": str(EMBEDDED), "port": str(port), "policy": "round-robin"}
-    child = tiny_cluster.local.start_process(
-        "coordinator", "coordinator-round-robin", flags | ALWAYS_DISAGGREGATE
-    )
+    child = tiny_cluster.local.start_process("coordinator", "coordinator-round-robin", flags)
     http = http_client(f"http://127.0.0.1:{port}")
 
     def knows_all_nodes() -> bool:
@@ -102,7 +100,7 @@ def test_hits_are_those_of_the_replay(
 ) -> None:
     num_prompt_tokens = sum(len(prompt) for turn in turns for prompt in turn)
     ratios = {}
-    for policy, http in (("cost", tiny_cluster.http), ("round-robin", round_robin)):
+    for policy, http in (("disaggregate", tiny_cluster.http), ("round-robin", round_robin)):
         metas = measured(http, turns, salt=policy)
         outcome = predicted(turns, policy)
         found = sum(meta["cached_tokens"] for meta in metas) / num_prompt_tokens
@@ -111,4 +109,4 @@ def test_hits_are_those_of_the_replay(
         assert abs(found - expected) <= TOLERANCE, f"{policy}: {found:.3f}, not {expected:.3f}"
         ratios[policy] = found
     assert {meta["prefill_node"] for meta in metas} == {"p0", "p1"}, "round robin uses both"
-    assert ratios["cost"] > ratios["round-robin"] + 0.1
+    assert ratios["disaggregate"] > ratios["round-robin"] + 0.1

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.replaying.leaf_lru import LeafLru
-from benchmarks.replaying.replay import Replay, Settings
-from coordinator.routing.policies import POLICIES
+from benchmarks.replaying.replay import REPLAYED, Replay, Settings
 from kvrelay.bench.workloads.trace import bound
 from protocol.hashing import PageHash
 from tests.support.coordinator.traces import BASE_S, chain, request
@@ -20,7 +19,7 @@ traces = st.lists(st.tuples(st.floats(0.0, 1.0), paths), min_size=1, max_size=25
 
 @given(
     rows=traces,
-    policy=st.sampled_from(sorted(POLICIES)),
+    policy=st.sampled_from(sorted(REPLAYED)),
     nodes=st.integers(1, 3),
     pages_per_node=st.sampled_from([0, 8, 12]),
     coordinators=st.integers(1, 3),

@@ -25,7 +25,7 @@ def test_every_answer_is_the_models_whoever_computes_its_prompt(
     """Both nodes answer, and each computes prompts for the other, for itself, and for itself though
     it was told to ask itself; with fetches from each other, penalties and cancels. `LoneNodes`
     checks tokens and pages."""
-    nodes = LoneNodes(seed, does_both=True, num_prefill=0, num_decode=2, num_pages=20)
+    nodes = LoneNodes(seed, num_prefill=0, num_decode=2, num_pages=20)
     chance = nodes.chance
     texts = {"a": [chance.randrange(1, 50) for _ in range(200)], "b": list(range(1, 201))}
     for number, (text, length, count) in enumerate(asked):

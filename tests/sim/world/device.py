@@ -63,6 +63,8 @@ class SimDevice:
         self._pool: list[list[KV]] = [[EMPTY] * page_size for _ in range(num_pages)]
         self._queue: deque[SimStep | SimCopy] = deque()
         self._states: dict[int, TokensSeen] = {}
+        self.lengths: list[int] = []
+        """The numbers of tokens in the slices of the newest step."""
         self.num_forced = 0
         self.num_copied_pages = 0
 
@@ -77,6 +79,7 @@ class SimDevice:
         after: SimStep | None = None,
     ) -> SimStep:
         step = SimStep(self, slices, after=after)
+        self.lengths = [len(part.token_ids) for part in slices]
         self._queue.append(step)
         if not self.runs_ahead:
             self.compute_through(step)

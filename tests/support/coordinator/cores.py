@@ -16,10 +16,11 @@ ME = "tcp://me:1"
 
 
 def core_of(*names: str, **settings: object) -> CoordinatorCore:
-    """With live nodes; names that begin with p are prefill nodes."""
+    """With live nodes; names that begin with p are prefill nodes. Unless `settings` name another
+    policy, each keeps to its role."""
     ids = map(str, itertools.count(1))
     chance = partial(random.Random.random, random.Random(0))
-    config = CoordinatorConfig(**settings)  # type: ignore[arg-type]
+    config = CoordinatorConfig(**({"policy": "disaggregate"} | settings))  # type: ignore[arg-type]
     core = CoordinatorCore(config, ME, chance, lambda: next(ids))
     for name in names:
         hear(core, name, 0.0)

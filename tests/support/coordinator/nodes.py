@@ -81,14 +81,13 @@ class Nodes:
     def __init__(
         self,
         *names: str,
-        policy: str = "cost",
+        policy: str = "disaggregate",
         seed: int = 0,
-        local_prefill_max_tokens: int = 0,
     ) -> None:
         self.registry = Registry()
         self.index = PrefixIndex()
         chosen = POLICIES[policy](partial(random.Random.random, random.Random(seed)))
-        router = Router(chosen, local_prefill_max_tokens)
+        router = Router(chosen)
         self.placement = Placement(self.registry, self.index, router)
         self.queue = DispatchQueue(self.placement, chosen.binds_late)
         self._requests: dict[str, RoutedRequest] = {}

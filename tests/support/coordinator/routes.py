@@ -65,8 +65,8 @@ def owners_of(
     return PageOwners(owned_pages, expected_pages)
 
 
-def router_of(local_prefill_max_tokens: int = 64, policy: str = "cost") -> Router:
-    return Router(POLICIES[policy](random.Random(0).random), local_prefill_max_tokens)
+def router_of(policy: str = "disaggregate") -> Router:
+    return Router(POLICIES[policy](random.Random(0).random))
 
 
 def route(
@@ -75,12 +75,12 @@ def route(
     expected: Mapping[str, int] | None = None,
     num_tokens: int = 1600,
     avoid: tuple[str, ...] = (),
-    local_prefill_max_tokens: int = 64,
+    policy: str = "disaggregate",
     queues_s: Mapping[str, float] | None = None,
     hit_share: float = 0.0,
     planned_s: dict[str, float] | None = None,
 ) -> Route:
-    return router_of(local_prefill_max_tokens).route(
+    return router_of(policy).route(
         demand_of(num_tokens, avoid),
         owners_of(owned, expected),
         cluster_of(registry, queues_s, hit_share, planned_s),

@@ -33,7 +33,6 @@ SETTINGS = SimSettings(
     chunk_tokens=32,
     max_running=4,
     max_waiting=8,
-    local_prefill_max_tokens=0,
     policy="cost",
 )
 

@@ -22,7 +22,7 @@ from tests.support.models.families import save_random_model
 from tests.support.processes.forked import start_forked
 
 DEADLINE_S = 30.0
-ALWAYS_DISAGGREGATE = {"local_prefill_max_tokens": "0"}
+ALWAYS_DISAGGREGATE = {"policy": "disaggregate"}
 
 
 def wait_until(condition: Callable[[], object], what: str) -> Any:

@@ -27,10 +27,11 @@ HELD_S = 3.0
 """For how long `start_holdable`'s processes hold the lock: longer than the lease in tests."""
 PRELOADED = [
     "coordinator.http.server",
-    "decode.node",
+    "decode.answers",
     "infra.cli",
+    "node.build",
     "node.ranks.worker",
-    "prefill.node",
+    "prefill.handovers",
     "tests.support.processes.forked",
 ]
 

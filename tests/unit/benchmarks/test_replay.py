@@ -9,20 +9,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import route
-from benchmarks.replaying.replay import Outcome, Replay, Settings
-from coordinator.routing.policies import POLICIES
+from benchmarks.replaying.replay import REPLAYED, Outcome, Replay, Settings
 from kvrelay.bench.workloads.trace import BLOCK_TOKENS, BadTrace, TraceRequest, bound, read_trace
 from tests.support.coordinator.traces import BASE_S, request
 
 BLOCK_S = BLOCK_TOKENS / 40_000
 
 
-def replay(trace: list[TraceRequest], policy: str = "cost", **other: float) -> Outcome:
+def replay(trace: list[TraceRequest], policy: str = "disaggregate", **other: float) -> Outcome:
     values = {"nodes": 1, "pages_per_node": 0} | other
     return Replay(trace, Settings(policy=policy, **values)).run()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", REPLAYED)
 def test_one_node_computes_one_after_another(policy: str) -> None:
     outcome = replay([request(0.0, "a"), request(0.0, "b"), request(0.0, "c")], policy)
     one_s = BASE_S + BLOCK_S
@@ -35,7 +34,7 @@ def test_one_node_computes_one_after_another(policy: str) -> None:
     assert outcome.hit == outcome.hit_fetched == 0.0
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", REPLAYED)
 def test_blocks_that_are_there_are_not_computed_again(policy: str) -> None:
     outcome = replay([request(0.0, "aaaa"), request(5.0, "aaaabb"), request(10.0, "aaaa")], policy)
     assert outcome.first_token_s == pytest.approx(
@@ -155,14 +154,14 @@ def test_the_bound_is_the_share_of_blocks_that_were_asked_for_before() -> None:
 
 def test_the_last_line_is_the_result(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "route.json"
-    route.main(["--requests", "200", "--policies", "least-loaded,cost", "--out", str(out)])
+    route.main(["--requests", "200", "--policies", "least-loaded,disaggregate", "--out", str(out)])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads(out.read_text())
     assert report["bench"] == "route"
     assert report["trace"] == "conversation_trace.jsonl.gz"
     assert (report["nodes"], report["pages_per_node"], report["speedup"]) == (8, 5000, 8.71)
     assert 0.0 < report["bound"] < 1.0
-    assert list(report["policies"]) == ["least-loaded", "cost"]
+    assert list(report["policies"]) == ["least-loaded", "disaggregate"]
     for figures in report["policies"].values():
         assert 0.0 < figures["hit"] <= figures["hit_fetched"] <= report["bound"]
         assert 0.0 < figures["ttft_mean_s"] <= figures["ttft_p99_s"]
@@ -172,7 +171,7 @@ def test_the_last_line_is_the_result(capsys: pytest.CaptureFixture[str], tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--policies", "cost,best"], "unknown policies ['best']"),
+        (["--policies", "disaggregate,best"], "unknown policies ['best']"),
         (["--trace", "nowhere.jsonl"], "cannot read the trace nowhere.jsonl"),
     ],
 )

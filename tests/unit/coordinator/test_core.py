@@ -221,7 +221,7 @@ def test_the_next_turn_finds_the_pages_of_the_answer_at_once() -> None:
 
 
 def test_pages_that_tokens_tell_of_can_be_fetched_at_once() -> None:
-    core = core_of("p0", "p1", "d0", local_prefill_max_tokens=0)
+    core = core_of("p0", "p1", "d0")
     _, route, _ = core.explain(turn(core, 0.0, num_tokens=640), 0.1)
     assert route.fetch_from == D0 and route.fetch_pages == 42
 

@@ -28,6 +28,7 @@ def test_each_flag_is_defined_once() -> None:
         ("page_size", "0", "power of two"),
         ("context_length", "-1", "0 or more"),
         ("max_running_requests", "0", "at least 1"),
+        ("max_itl_ms", "-1", "0 or more"),
         ("dtype", "int8", "bfloat16"),
         ("cpu_threads", "0", "at least 1"),
         ("lease_s", "0", "more than 0 seconds"),

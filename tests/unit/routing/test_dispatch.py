@@ -318,15 +318,20 @@ def test_a_large_request_is_not_passed_for_ever() -> None:
         now += 0.05
 
 
-def test_prompts_that_decode_nodes_have_do_not_wait_for_prefill_nodes() -> None:
-    nodes = Nodes("p0", "d0", local_prefill_max_tokens=64)
+def test_where_any_node_does_any_work_prompts_do_not_wait_for_prefill_nodes() -> None:
+    """What the decode node has of one of them makes it the shorter one; when it is sent, the other
+    one waits."""
+    nodes = Nodes("p0", "d0", policy="cost")
     work = demand_of(1000, "a")
     nodes.index.stored(Node("d0", 1), work.hashes)
     busy(nodes, "p0", 20.0)
     nodes.wait("cached", work, 0.0)
     nodes.wait("other", demand_of(1000, "b"), 0.0)
-    ((request_id, route),) = nodes.dispatch(0.0)
-    assert (request_id, route.prefill) == ("cached", None)
+    ((first, route), (second, other_route)) = nodes.dispatch(0.0)
+    assert (first, route.prefill) == ("cached", None)
+    assert (second, other_route.prefill) == ("other", None)
+    nodes.wait("third", demand_of(1000, "c"), 0.0)
+    assert nodes.dispatch(0.0) == []
 
 
 def test_a_retry_does_not_wait_for_the_node_that_it_avoids() -> None:

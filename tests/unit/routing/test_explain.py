@@ -21,7 +21,7 @@ NODES = [f"{role}{i}" for role in "pd" for i in range(5)]
 def test_explaining_takes_no_turn_and_no_chance(policy: str) -> None:
     chance = partial(random.Random.random, random.Random(3))
     registry = registry_of({name: load_of() for name in NODES})
-    placement = Placement(registry, PrefixIndex(), Router(POLICIES[policy](chance), 0))
+    placement = Placement(registry, PrefixIndex(), Router(POLICIES[policy](chance)))
     demand = Demand(num_tokens=40, num_pages=3, admission_pages=3, hashes=[])
     chosen = set()
     for _ in range(20):  # equal nodes: every policy has to break the tie

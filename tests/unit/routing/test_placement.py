@@ -79,7 +79,7 @@ def test_a_prompt_is_booked_until_its_first_token_and_its_answer_until_the_end()
 def test_a_node_that_does_both_counts_a_request_once() -> None:
     nodes = Nodes("d0")
     place(nodes, "a")
-    assert booked(nodes.placement) == {"d0": (1, LONG_S)}
+    assert booked(nodes.placement) == {"d0": (1, 1.6)}
     nodes.computed("a", 1.0)
     assert booked(nodes.placement) == {"d0": (1, 0.0)}
     nodes.ended("a", 1.0)
@@ -136,11 +136,11 @@ def test_the_least_work_that_a_prompt_can_be() -> None:
     assert Nodes().placement.assess(work, 0.0) == (0.0, False)
 
 
-def test_room_is_that_of_the_largest_decode_node_that_takes_requests() -> None:
-    nodes = Nodes("p0")
+def test_room_is_that_of_the_largest_node_that_takes_requests() -> None:
+    nodes = Nodes()
     placement = nodes.placement
     assert placement.most_pages == 0
-    nodes.join("d0", num_pages=50)
+    nodes.join("p0", num_pages=50)
     nodes.join("d1", num_pages=101)
     placement.require_room(demand_of(LONG))
     with pytest.raises(NoRoute):
@@ -152,7 +152,8 @@ def test_room_is_that_of_the_largest_decode_node_that_takes_requests() -> None:
 
 def test_long_answers_share_a_pool_until_their_admissions_fill_it() -> None:
     """Each may take all of the 30 pages, and is booked with the ten that it needs to begin."""
-    nodes = Nodes("p0")
+    nodes = Nodes()
+    nodes.join("p0", num_pages=30)
     nodes.join("d0", load_of(free_pages=30), num_pages=30)
     placement, work = nodes.placement, demand_of(9 * 16, answer_pages=21)
     placement.require_room(work)

@@ -105,9 +105,7 @@ def test_a_newer_attempt_replaces_the_older_one_of_either_kind(kind: str) -> Non
 def test_no_two_nodes_wait_for_each_other(num_pages: int, second: int) -> None:
     """Neither for a place, nor for pages that both lack, nor for room: then time passes, and an
     answer whose pages do not come makes some."""
-    nodes = LoneNodes(
-        does_both=True, num_prefill=0, num_decode=2, num_pages=num_pages, max_running=1
-    )
+    nodes = LoneNodes(num_prefill=0, num_decode=2, num_pages=num_pages, max_running=1)
     nodes.ask("d0", "a", list(range(1, 100)), prefill="d1")
     nodes.ask("d1", "b", list(range(second, second + 99)), prefill="d0")
     nodes.run()

@@ -1,0 +1,81 @@
+"""The replay with decode steps, on requests few enough to reckon with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.replaying import mixed
+from benchmarks.replaying.serving import (
+    HANDOVER_S,
+    PROMPT_TOKENS_PER_S,
+    STEP_ANSWER_S,
+    STEP_BASE_S,
+    Served,
+    Serving,
+    ServingPlan,
+)
+from kvrelay.bench.workloads.trace import TraceRequest
+from protocol.hashing import PAGE_HASH_BYTES
+
+ALONE_S = STEP_BASE_S + STEP_ANSWER_S
+
+
+def asked(at: float, num_tokens: int, num_output_tokens: int, name: int = 0) -> TraceRequest:
+    hashes = [((name << 8) + i).to_bytes(PAGE_HASH_BYTES, "little") for i in range(20)]
+    return TraceRequest(at, num_tokens, num_output_tokens, hashes[: -(-num_tokens // 512)])
+
+
+def serve(plan: ServingPlan, *requests: TraceRequest) -> Served:
+    return Serving(requests, plan).run()
+
+
+def test_one_request_on_a_pair() -> None:
+    served = serve(ServingPlan(mixed.PAIR, "disaggregate"), asked(0.0, 2000, 5))
+    assert served.first_token_s == [pytest.approx(2000 / PROMPT_TOKENS_PER_S + HANDOVER_S)]
+    assert served.gaps_s == [pytest.approx(ALONE_S)] * 4 and served.num_mixed == 0
+
+
+def test_a_prompt_that_was_computed_before_costs_its_end() -> None:
+    plan = ServingPlan(mixed.REPLICAS, "cost")
+    served = serve(plan, asked(0.0, 2048 + 100, 2), asked(1.0, 2048 + 100, 2))
+    assert served.first_token_s[1] == pytest.approx(STEP_BASE_S)
+
+
+def test_a_chunk_beside_an_answer_makes_one_gap_longer_or_several_a_little() -> None:
+    one_node = ("decode",)
+    requests = asked(0.0, 100, 200, name=1), asked(0.1, 2000, 1, name=2)
+    whole = serve(ServingPlan(one_node, "cost"), *requests)
+    assert max(whole.gaps_s) == pytest.approx(ALONE_S + 2000 / PROMPT_TOKENS_PER_S)
+    cut = serve(ServingPlan(one_node, "cost", max_itl_s=0.01), *requests)
+    assert max(cut.gaps_s) == pytest.approx(0.01, rel=0.01)
+    assert sum(cut.gaps_s) == pytest.approx(sum(whole.gaps_s), rel=0.01)
+    assert cut.first_token_s[1] > whole.first_token_s[1]
+
+
+@pytest.mark.parametrize("name", mixed.PLANS)
+def test_every_token_is_counted_once(name: str) -> None:
+    trace = mixed.requests_of("chats", 14.0, 60, seed=3)
+    served = Serving(trace, mixed.PLANS[name]).run()
+    assert len(served.first_token_s) == len(trace)
+    assert len(served.gaps_s) == sum(request.num_output_tokens - 1 for request in trace)
+
+
+def test_mixed_work_gives_first_tokens_near_replicas_and_gaps_within_the_bound() -> None:
+    trace = mixed.requests_of("random", 14.0, 200, seed=0)
+    outcomes = {name: mixed.figures(Serving(trace, p).run()) for name, p in mixed.PLANS.items()}
+    apart, replicas, cost = (outcomes[n] for n in ("disaggregate", "replicas", "cost 10"))
+    assert replicas["ttft_mean_ms"] < cost["ttft_mean_ms"] < 0.85 * apart["ttft_mean_ms"]
+    assert cost["itl_p99_ms"] < 12 < 0.3 * replicas["itl_p99_ms"]
+    assert 0.0 < cost["computed_where_answered"] < 1.0 == replicas["computed_where_answered"]
+
+
+def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed.main(["--requests", "5", "--out", str(tmp_path / "out.json")])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report == json.loads((tmp_path / "out.json").read_text())
+    points = [(load, rate) for load, rates in mixed.LOADS.items() for rate in rates]
+    assert [(row["load"], row["rate"]) for row in report["rows"]] == points
+    assert all(row.keys() >= mixed.PLANS.keys() for row in report["rows"])
