@@ -205,7 +205,7 @@ class GrammarState:
             yield text[i:]
         if len(self.tokens) < self._search_from:
             return
-        found = self._endings.find(self.matcher)
+        found = self._endings.find(self.matcher, len(text))
         if found is not None:
             yield found
         else:
