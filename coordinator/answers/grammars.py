@@ -130,8 +130,8 @@ class GrammarCompiler:
 
     @cached_property
     def _spelled_too(self) -> frozenset[str]:
-        """Those of them that the tokenizer does not call special: a model may write them in other
-        tokens too, which are the same text to whoever reads it."""
+        """The texts of added tokens that the tokenizer does not call special. A model may
+        write such a text in other tokens too, and whoever reads it sees the same."""
         return frozenset(token["content"] for token in self._added if not token["special"])
 
     @cached_property

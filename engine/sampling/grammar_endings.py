@@ -49,9 +49,10 @@ class EndingSearch:
                 if len(text) == 1:
                     self._token_of_byte.setdefault(text[0], token)
 
-    def find(self, matcher: LLMatcher) -> bytes | None:
-        """Returns a text after which the grammar may end, a short one; None if none was found."""
-        text = self._straight(matcher, MAX_STRAIGHT)
+    def find(self, matcher: LLMatcher, num_known: int = 0) -> bytes | None:
+        """Returns a text after which the grammar may end, a short one; None if none was found. An
+        ending of `num_known` bytes was known a while ago: one that is longer still may be found."""
+        text = self._straight(matcher, MAX_STRAIGHT + num_known)
         if text is None:
             text = self._searched(matcher, b"")
         return self._searched(matcher, LETTERS) if text is None else text

@@ -15,9 +15,9 @@ from engine.errors import RequestFailed
 from engine.sampling.grammar_endings import EndingSearch
 from protocol.sampling import Sampling
 
-MIN_WATCHED = 48
+MIN_WATCHED = 49
 """When no more tokens are left than so many and those of an ending, every token is watched: it must
-leave an end within reach."""
+leave an end within reach. That is 3 tokens for each between two looks, and one for the end."""
 LOOK_INTERVAL = 16
 """Before that an ending is looked for now and then, after so many tokens at least, to see how long
 it is."""
@@ -205,7 +205,7 @@ class GrammarState:
             yield text[i:]
         if len(self.tokens) < self._search_from:
             return
-        found = self._endings.find(self.matcher)
+        found = self._endings.find(self.matcher, len(text))
         if found is not None:
             yield found
         else:

@@ -22,14 +22,7 @@ async def submit_all(
     `with_special_tokens`: texts get the special tokens that stand around a plain text. Raises
     BadRequest and RequestRefused.
     """
-    num_answers = sum(prompt.sampling.n for prompt in prompts)
-    max_unfinished = service.core.max_unfinished
-    if num_answers > max_unfinished > 0:
-        raise BadRequest(
-            f"the body asks for {num_answers} answers; this cluster takes at most "
-            f"{max_unfinished} at once: send fewer prompts, or lower n",
-            "n",
-        )
+    require_so_many_answers(service, prompts, "n")
     tokens = [await _tokens(service, prompt, with_special_tokens) for prompt in prompts]
     tokenizer = service.tokenizer
     grammars = [await compile_grammar(one, tokenizer, service.grammars) for one in prompts]
@@ -45,6 +38,19 @@ async def submit_all(
         cancel_unfinished(service, mailboxes)
         raise
     return mailboxes
+
+
+def require_so_many_answers(service: Service, prompts: Sequence[GeneratePrompt], key: str) -> None:
+    """Raises BadRequest, which names `key`, if all answers together are more than the cluster takes
+    at once: they could never begin."""
+    num_answers = sum(prompt.sampling.n for prompt in prompts)
+    max_unfinished = service.core.max_unfinished
+    if num_answers > max_unfinished > 0:
+        raise BadRequest(
+            f"the body asks for {num_answers} answers; this cluster takes at most "
+            f"{max_unfinished} at once: send fewer prompts, or lower n",
+            key,
+        )
 
 
 def cancel_unfinished(service: Service, mailboxes: Sequence[Mailbox]) -> None:

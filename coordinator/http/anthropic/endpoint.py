@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 
 import msgspec
@@ -39,7 +38,8 @@ class Messages:
         service, exchange = self._service, call.exchange
         parsed = parse_messages(call.body, self._defaults)
         require_served(parsed.model, service.config)
-        parsed = _named(parsed, f"msg_{uuid.uuid4().hex}")
+        request = parsed.request.named(f"msg_{uuid.uuid4().hex}")
+        parsed = msgspec.structs.replace(parsed, request=request)
         one = await self._submit(parsed, exchange.request_id)
         rid = parsed.request.rid or ""
         head = MessageHead(rid, service.config.served_model_name, parsed.max_tokens)
@@ -79,11 +79,3 @@ class CountTokens:
         except BadRequest as error:
             raise renamed(error, NAMES) from None
         await call.exchange.send_json({"input_tokens": len(tokens)})
-
-
-def _named(parsed: ParsedMessages, made_up: str) -> ParsedMessages:
-    """Returns the same with a name, so that the client can abort what it sees the id of."""
-    request = parsed.request
-    return msgspec.structs.replace(
-        parsed, request=dataclasses.replace(request, rid=request.rid or made_up)
-    )

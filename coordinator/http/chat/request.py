@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.conversation.message import Tool, ToolChoice
@@ -44,6 +44,11 @@ class ChatRequest:
     rid: str | None = None
     cache_salt: str = ""
     priority: int = 0
+
+    def named(self, made_up: str) -> ChatRequest:
+        """Returns the same with a name, the client's or else the one made up, so that the client
+        can abort what it sees the id of."""
+        return replace(self, rid=self.rid or made_up)
 
     @property
     def thinks(self) -> bool:

@@ -18,9 +18,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
+from coordinator.http.answering.submitting import cancel_unfinished, require_so_many_answers
 from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
-from coordinator.http.errors import BadRequest, ClientLeft
+from coordinator.http.errors import ClientLeft
 from coordinator.http.native.events import StreamEvents
 from coordinator.http.native.following import AnswerInProgress, AnswerStream
 from coordinator.http.native.intake import compile_grammar, make_request, tokenize
@@ -108,14 +109,7 @@ class GenerateEndpoint:
 
 async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:
     """Starts every answer that a body asks for; if one is refused, none of them."""
-    num_answers = sum(prompt.sampling.n for prompt in body.prompts)
-    max_unfinished = service.core.max_unfinished
-    if num_answers > max_unfinished > 0:
-        raise BadRequest(
-            f"the body asks for {num_answers} answers; this cluster takes at most "
-            f"{max_unfinished} at once: send fewer prompts, or lower n",
-            "sampling_params.n",
-        )
+    require_so_many_answers(service, body.prompts, "sampling_params.n")
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [
         await compile_grammar(prompt, service.tokenizer, service.grammars)
@@ -129,8 +123,7 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
             for choice in range(prompt.sampling.n):
                 answers.append(_submit(service, body, prompt, ids, choice, http_id, grammar))
     except BaseException:
-        for one in answers:
-            service.cancel(one.answer.request_id)
+        cancel_unfinished(service, [one.mailbox for one in answers])
         raise
     return answers
 

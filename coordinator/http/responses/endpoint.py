@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import uuid
 
@@ -39,7 +38,8 @@ class Responses:
         service, exchange = self._service, call.exchange
         parsed = parse_response(call.body, self._defaults)
         require_served(parsed.model, service.config)
-        parsed = _named(parsed, f"resp_{uuid.uuid4().hex}")
+        request = parsed.request.named(f"resp_{uuid.uuid4().hex}")
+        parsed = msgspec.structs.replace(parsed, request=request)
         one = await self._submit(parsed, exchange.request_id)
         writer = ResponseWriter(parsed, one, int(time.time()), service.config.served_model_name)
         async with wanted(service, call.receive, [one.mailbox]):
@@ -65,11 +65,3 @@ class Responses:
         except AnswerFailed as failure:
             return await exchange.end(events.failure(failure.error))
         await exchange.end(b"")
-
-
-def _named(parsed: ParsedResponse, made_up: str) -> ParsedResponse:
-    """Returns the same with a name, so that the client can abort what it sees the id of."""
-    request = parsed.request
-    return msgspec.structs.replace(
-        parsed, request=dataclasses.replace(request, rid=request.rid or made_up)
-    )

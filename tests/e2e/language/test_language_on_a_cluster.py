@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from kvrelay.answers import GeneratedMeta
 from kvrelay.errors import InvalidCall
 from kvrelay.language.backend import Decision
 from tests.support.kvrelay.backend_contract import check_backend
-from tests.support.processes.clusters import Cluster
+from tests.support.processes.clusters import Cluster, wait_until
 
 PAGE_SIZE = 16
 NOTES = (
@@ -274,8 +275,8 @@ def test_who_leaves_ends_the_request_at_the_cluster(tiny_cluster: Cluster, clien
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             whole = asyncio.create_task(other.generate("The road", rid="whole", **params))
-            while not tiny_cluster.total("num_running"):
-                await asyncio.sleep(0.02)
+            is_running = partial(tiny_cluster.total, "num_running")
+            await asyncio.to_thread(wait_until, is_running, "a running request")
             whole.cancel()
             await asyncio.gather(whole, return_exceptions=True)
 

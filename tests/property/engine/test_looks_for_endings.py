@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.batches.sequence import Sampled
@@ -38,11 +38,13 @@ def test_an_ending_still_fits_when_it_is_looked_for_again(num_spare: int, ending
     interval = tokens_until_look(num_spare)
     growth = MAX_GROWTH if interval > LOOK_INTERVAL else MAX_GROWTH_NEAR_THE_END
     num_taken = min(interval, num_spare)
-    assert ending + growth * num_taken <= num_left - num_taken
+    assert ending + growth * num_taken < num_left - num_taken, "an end token has room, too"
 
 
 @settings(max_examples=30, deadline=None)
 @given(closing=st.sampled_from(CLOSINGS), max_new_tokens=st.integers(8, 500))
+@example(closing="7)", max_new_tokens=474)  # the ending is longer than a first look would go
+@example(closing="7Z)", max_new_tokens=364)  # every token is watched when nothing is to spare
 def test_an_answer_that_only_opens_brackets_closes_them_all(
     closing: str, max_new_tokens: int
 ) -> None:

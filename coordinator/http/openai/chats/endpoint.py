@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import uuid
 from collections.abc import Sequence
@@ -42,7 +41,8 @@ class ChatCompletions:
         service, exchange = self._service, call.exchange
         parsed = parse_chat(call.body, self._defaults)
         require_served(parsed.model, service.config)
-        parsed = _named(parsed, f"chatcmpl-{uuid.uuid4().hex}")
+        request = parsed.request.named(f"chatcmpl-{uuid.uuid4().hex}")
+        parsed = msgspec.structs.replace(parsed, request=request)
         answers = await self._submit(parsed, exchange.request_id)
         head = ResponseHead(
             id=parsed.request.rid or "",
@@ -84,11 +84,3 @@ class ChatCompletions:
         events = ChatEvents(head, parsed, one, self._pieces)
         longest_s = wait_s(self._service)
         await follow(exchange, one.mailbox, longest_s, events.next, one.settle)
-
-
-def _named(parsed: ParsedChat, made_up: str) -> ParsedChat:
-    """Returns the same with a name, so that the client can abort what it sees the id of."""
-    request = parsed.request
-    return msgspec.structs.replace(
-        parsed, request=dataclasses.replace(request, rid=request.rid or made_up)
-    )
