@@ -95,7 +95,10 @@ class ParallelNode:
 
 
 class LateNode(ParallelNode):
-    """A node whose rank 1 expects nothing until `expect` has returned, or should have."""
+    """A node whose rank 1 is told late: after `expect` has returned, if that does not wait.
+
+    What it does is noted before it is done, since `expect` may return as soon as it is.
+    """
 
     def __init__(self, make: Make, name: str) -> None:
         self.has_returned = threading.Event()
@@ -107,8 +110,8 @@ class LateNode(ParallelNode):
 
     def _do_late(self, command: TransportCommand) -> None:
         self.has_returned.wait(0.2)
-        super().tell(command)
         self.order.append("expected by rank 1")
+        super().tell(command)
 
 
 @pytest.fixture
