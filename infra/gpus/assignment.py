@@ -66,8 +66,8 @@ def told(assignments: Mapping[str, GpuAssignment]) -> str:
         return f"each node has a GPU of its own: {places}"
     return (
         f"{len(assignments)} nodes share the visible GPUs, up to {most} on one: {places}. Each "
-        "gets its part of the memory, and they wait for each other's steps; for a GPU each, start fewer "
-        "nodes or let CUDA_VISIBLE_DEVICES show more"
+        "gets its part of the memory, and they wait for each other's steps; for a GPU each, start "
+        "fewer nodes or let CUDA_VISIBLE_DEVICES show more"
     )
 
 
