@@ -1,4 +1,4 @@
-"""A picture of pairs as SVG: a bar for each ratio, beside the line at which both are equal. Pure."""
+"""A picture of pairs as SVG: a bar for each ratio, beside the line of equal systems. Pure."""
 
 from __future__ import annotations
 
