@@ -20,14 +20,14 @@ from pathlib import Path
 
 from benchmarks.engines.shapes import SHAPES, save_shape
 from benchmarks.machine import cards, machine, versions_of
-from benchmarks.serving.layouts import Layout, default_layouts
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale
 from benchmarks.serving.measuring import Measured, Plan, measure
-from benchmarks.serving.ours import ClusterSettings, our_cluster
 from benchmarks.serving.pairs import Pair, pair_of, save_pair, summary_of
-from benchmarks.serving.peer_servers import PeerFailed, peer_servers, version_of
-from benchmarks.serving.peers import CONTEXT, MAX_RUNNING, MEMORY_SHARE, PEERS, plan_peer
-from benchmarks.serving.systems import Kvrelay
+from benchmarks.serving.systems.asking import Kvrelay
+from benchmarks.serving.systems.layouts import Layout, default_layouts
+from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
+from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, version_of
+from benchmarks.serving.systems.peers import CONTEXT, MAX_RUNNING, MEMORY_SHARE, PEERS, plan_peer
 from coordinator.version import VERSION
 from infra.cluster import StartError
 from infra.gpus.visible import num_visible_gpus

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from benchmarks.serving.loads import Ask, User
-from benchmarks.serving.systems import Question, Refused, System
+from benchmarks.serving.systems.asking import Question, Refused, System
 from kvrelay.bench.generator_health import GeneratorHealth, HealthWatch
 from kvrelay.bench.results.record import AnswerRecord, AnswerWatch
 from kvrelay.bench.workloads.dialogue import token_ids

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.serving.client import LoadClient, Seen
 from benchmarks.serving.figures import Figures, figures_by_row
 from benchmarks.serving.loads import Load, Scale
-from benchmarks.serving.systems import System
+from benchmarks.serving.systems.asking import System
 
 WARM_UP_LOADS = (Load("alone", 0.0), Load("random", 4.0))
 WARM_UP_SEED = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.layouts import Layout
+from benchmarks.serving.systems.layouts import Layout
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.gpus.assignment import assign_gpus
 from infra.ports import free_port
 from kvrelay.client import Client
 
 HOST = "127.0.0.1"
-LOST = "is lost: no heartbeat"
-"""What a coordinator logs when the lease of a node has ended."""
+LOST = re.compile(r"node \S+ (is lost: no heartbeat|left)$")
+"""What a coordinator logs when the lease of a node has ended, or was given up."""
 NEWS_S, POLL_S = 10.0, 0.1
 """How long a heartbeat may take to tell of what a load has done."""
 
@@ -41,7 +42,7 @@ class OurCluster:
         self.local = LocalCluster(plan, log_dir, self._on_line)
 
     def _on_line(self, name: str, line: str) -> None:
-        self.num_lost_leases += name == "coordinator" and LOST in line
+        self.num_lost_leases += name == "coordinator" and LOST.search(line) is not None
 
     def health(self) -> dict[str, Any]:
         """Returns what nobody wants to see: kernels compiled while serving, leases lost, and nodes

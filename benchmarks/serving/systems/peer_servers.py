@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.serving.peers import INSTALL, PeerPlan, PeerServer, package_of
+from benchmarks.serving.systems.peers import INSTALL, PeerPlan, PeerServer, package_of
 from protocol.errors import UserError
 
 START_S = 420.0
@@ -78,25 +78,25 @@ def _wait_until_ready(
     log_dir: Path,
     deadline_s: float,
 ) -> None:
-    waiting = dict(zip(servers, running, strict=True))
+    waiting = list(zip(servers, running, strict=True))
     while waiting:
-        for server, process in list(waiting.items()):
+        for server, process in waiting:
             if process.poll() is not None:
                 raise PeerFailed(
                     f"{server.name} ended with exit code {process.returncode}; its last lines:\n"
                     f"{_last_lines(log_dir / f'{server.name}.log')}"
                 )
-            if _answers(server.url):
-                del waiting[server]
-            elif time.monotonic() > deadline_s:
+            if time.monotonic() > deadline_s:
                 raise PeerFailed(
                     f"{server.name} did not answer within {START_S:.0f} s; its last lines:\n"
                     f"{_last_lines(log_dir / f'{server.name}.log')}"
                 )
+        waiting = [(server, process) for server, process in waiting if not answers(server.url)]
         time.sleep(POLL_S)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Returns whether a server says that it can be asked."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=ASK_S) as answer:
             return bool(answer.status == 200)

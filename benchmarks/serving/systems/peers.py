@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.serving.systems import (
+from benchmarks.serving.systems.asking import (
     SERVED_NAME,
     SglangPairs,
     SglangReplicas,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from benchmarks.serving.events import EventReader, KvrelayReader, SglangReader, VllmReader
+from benchmarks.serving.systems.events import EventReader, KvrelayReader, SglangReader, VllmReader
 from kvrelay.bench.http_post import HttpPost, Target, post
 
 Json = dict[str, Any]
