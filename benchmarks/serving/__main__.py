@@ -9,8 +9,8 @@ benchmark with the embedded model and small loads: that shows that it works, and
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -18,11 +18,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from benchmarks.engines.shapes import SHAPES, save_shape
 from benchmarks.machine import cards, machine, versions_of
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale
 from benchmarks.serving.measuring import Measured, Plan, measure
-from benchmarks.serving.pairs import Pair, pair_of, save_pair, summary_of
+from benchmarks.serving.pairs import pair_of, save_pair, summary_of
 from benchmarks.serving.systems.asking import Kvrelay
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
@@ -30,7 +32,6 @@ from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, ve
 from benchmarks.serving.systems.peers import CONTEXT, MAX_RUNNING, MEMORY_SHARE, PEERS, plan_peer
 from coordinator.version import VERSION
 from infra.cluster import StartError
-from infra.gpus.visible import num_visible_gpus
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.up import interrupt_on_signals
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     """Measures what the options ask for, and writes a file for each pair. Raises ConfigError, or
     StartError if no cluster came up."""
     on_cpu = options.device == "cpu"
-    num_gpus = 0 if on_cpu else num_visible_gpus(os.environ)
+    num_gpus = 0 if on_cpu else torch.cuda.device_count()
     if not on_cpu and not num_gpus:
         raise ConfigError(
             "no GPU is visible to this torch; --device cpu runs the same with the embedded model "
@@ -88,42 +89,47 @@ def run(options: argparse.Namespace) -> None:
             | dict(flag.split("=", 1) for flag in shlex.split(options.node_flags)),
             Path(options.log_dir or scratch),
         )
-        ours = _measure_layouts(layouts, settings, plan)
+        circumstances = {
+            "machine": machine("torch") | versions_of(*PACKAGES) | {"gpus": cards()},
+            "model": model.name,
+            "device": options.device,
+            "seconds": options.seconds,
+            "scale": vars(plan.scale),
+        }
+        ours: dict[str, Measured] = {}
+        for layout, measured in _measured_layouts(layouts, settings, plan):
+            ours[layout] = measured
+            if not options.peer:  # already here, so that it outlives an interruption
+                save_pair(pair_of(layout, measured, None, circumstances), Path(options.results))
+        if not ours:
+            raise StartError("no layout of kvrelay started; what each said stands above")
         theirs = _measure_peer(options, model, num_gpus, plan, settings.log_dir)
-    circumstances = {
-        "machine": machine("torch") | versions_of(*PACKAGES) | {"gpus": cards()},
-        "model": options.model_shape or model.name,
-        "device": options.device,
-        "seconds": options.seconds,
-        "scale": vars(plan.scale),
-    }
     pairs = [pair_of(layout, one, theirs, circumstances) for layout, one in ours.items()]
-    _finish(pairs, Path(options.results))
+    for pair in pairs:
+        print(f"wrote {save_pair(pair, Path(options.results))}")
+    print(json.dumps(summary_of(pairs)))
 
 
-def _measure_layouts(
+def _measured_layouts(
     layouts: list[Layout], settings: ClusterSettings, plan: Plan
-) -> dict[str, Measured]:
-    """Measures one layout after the other. One that does not start is told, and the others go on;
-    raises StartError if none does."""
-    measured: dict[str, Measured] = {}
+) -> Iterator[tuple[str, Measured]]:
+    """Measures one layout after the other. If one does not start, it says so, and the others go
+    on."""
     for layout in layouts:
-        own = ClusterSettings(
-            settings.model,
-            settings.num_gpus,
-            settings.node_flags,
-            settings.log_dir / f"kvrelay-{layout.name}",
-        )
+        log_dir = settings.log_dir / f"kvrelay-{layout.name}"
         try:
-            with our_cluster(layout, own) as cluster:
+            with our_cluster(layout, dataclasses.replace(settings, log_dir=log_dir)) as cluster:
                 system = Kvrelay(cluster.local.url)
-                measured[layout.name] = measure(layout.name, system, plan, cluster.health)
-                measured[layout.name].notes |= {"version": VERSION, "policy": layout.policy}
+                measured = measure(layout.name, system, plan, cluster.health)
         except (StartError, ConfigError) as error:
             print(f"{layout.name} did not start: {error}", file=sys.stderr)
-    if not measured:
-        raise StartError("no layout of kvrelay started; what each said stands above")
-    return measured
+            continue
+        measured.notes |= {
+            "version": VERSION,
+            "policy": layout.policy,
+            "start_s": round(cluster.start_s, 1),
+        }
+        yield layout.name, measured
 
 
 def _measure_peer(
@@ -180,12 +186,6 @@ def _plan(options: argparse.Namespace, on_cpu: bool, devices: int, model: Path) 
         range(vocab_size // 8, vocab_size * 3 // 4),
         options.warm_up_seconds,
     )
-
-
-def _finish(pairs: list[Pair], results: Path) -> None:
-    for pair in pairs:
-        print(f"wrote {save_pair(pair, results)}")
-    print(json.dumps(summary_of(pairs)))
 
 
 def _arguments() -> argparse.Namespace:

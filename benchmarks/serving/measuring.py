@@ -65,16 +65,20 @@ def measure(name: str, system: System, plan: Plan, health: Health = dict) -> Mea
                 print(f"{name:>16} | {row:<12} | {shown(figures)}", flush=True)
             if seen.health.warning:
                 print(f"{load.label}: {seen.health.warning}", file=sys.stderr)
+            found = health()
+            if found:
+                told = ", ".join(f"{what} {value}" for what, value in found.items())
+                print(f"{name:>16} | {'until now':<12} | {told}", flush=True)
+            measured.notes |= found
             measured.loads.append(
                 {
                     "load": load.label,
                     "repeat": repeat,
                     "client_lag_p99_ms": round(seen.health.lag_p99_ms, 2),
                     "client_cpu_share": round(seen.health.cpu_share, 3),
-                    **health(),
+                    **found,
                 }
             )
-    measured.notes |= health()
     return measured
 
 

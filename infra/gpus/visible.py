@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 DRIVER_TABLE = Path("/proc/driver/nvidia/gpus")
+DEVICES = Path("/dev")
 ASK_TIMEOUT_S = 20.0
 """How long `nvidia-smi` may take: it wakes cards that sleep."""
 CARD = "GPU "
@@ -52,8 +53,9 @@ def _card_of(entry: str, cards: Sequence[str]) -> str | None:
 
 
 def installed_gpus() -> list[str]:
-    """Returns the UUIDs of this host's cards in the order of their numbers; names of the driver's
-    own where `nvidia-smi` is not there to tell them."""
+    """Returns the UUIDs of this host's cards in the order of their numbers. Where `nvidia-smi` is
+    not there to tell them, as in small containers, it returns the names of the driver's table, or
+    those of the device files."""
     if program := shutil.which("nvidia-smi"):
         try:
             told = subprocess.run(
@@ -63,7 +65,8 @@ def installed_gpus() -> list[str]:
             pass  # no driver, or one that does not answer: its table says which
         else:
             return listed_gpus(told.stdout)
-    return sorted(path.name for path in DRIVER_TABLE.glob("*"))
+    tabled = sorted(path.name for path in DRIVER_TABLE.glob("*"))
+    return tabled or sorted(path.name for path in DEVICES.glob("nvidia[0-9]*"))
 
 
 def listed_gpus(text: str) -> list[str]:

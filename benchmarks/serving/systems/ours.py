@@ -39,6 +39,8 @@ class OurCluster:
 
     def __init__(self, plan: ClusterPlan, log_dir: Path) -> None:
         self.num_lost_leases = 0
+        self.start_s = 0.0
+        """How long it took until every node was ready: loading, and compiling for serving."""
         self.local = LocalCluster(plan, log_dir, self._on_line)
 
     def _on_line(self, name: str, line: str) -> None:
@@ -70,7 +72,10 @@ class OurCluster:
 def our_cluster(layout: Layout, settings: ClusterSettings) -> Iterator[OurCluster]:
     """Runs a cluster in this layout until the context ends. Raises ConfigError or StartError."""
     cluster = OurCluster(plan_of(layout, settings, free_port()), settings.log_dir)
+    began_s = time.monotonic()
     with cluster.local:
+        cluster.start_s = time.monotonic() - began_s
+        print(f"{layout.name:>16} | ready after {cluster.start_s:.0f} s", flush=True)
         yield cluster
 
 

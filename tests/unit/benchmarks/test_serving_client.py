@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -239,6 +240,7 @@ def test_files_of_pairs_are_read_back_as_table_picture_and_line(tmp_path: Path) 
     assert "| row | 100 |" in table_of(alone)
     picture = picture_of([beside, alone])
     assert picture.count("2.00×") == 3, "twice as good in both first tokens and in tokens a second"
+    ElementTree.fromstring(picture)  # raises if it is no XML
     assert "2d" not in picture and lead_of("tokens_per_s", 2.0) == 2 == lead_of("ttft_mean_ms", 0.5)
     (line, _) = summary_of([beside, alone])["pairs"]
     assert (line["errors"], line["peer_errors"], line["lost_leases"]) == (6, 0, 2)

@@ -62,7 +62,7 @@ def test_the_variable_is_read_as_cuda_reads_it(variable: str | None, seen: list[
         assert visible_of([], variable) == [], "a variable makes no cards"
 
 
-def test_the_table_of_the_driver_is_read_where_its_program_fails(
+def test_the_driver_s_own_lists_are_read_where_its_program_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"
@@ -71,8 +71,13 @@ def test_the_table_of_the_driver_is_read_where_its_program_fails(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert installed_gpus() == CARDS
     program.write_text("#!/bin/sh\nexit 9\n")
-    (tmp_path / "table/0000:41:00.0").mkdir(parents=True)
     monkeypatch.setattr(visible, "DRIVER_TABLE", tmp_path / "table")
+    monkeypatch.setattr(visible, "DEVICES", tmp_path)
+    assert installed_gpus() == []
+    for name in ("nvidia1", "nvidia0", "nvidiactl"):
+        (tmp_path / name).touch()
+    assert installed_gpus() == ["nvidia0", "nvidia1"]
+    (tmp_path / "table/0000:41:00.0").mkdir(parents=True)
     assert installed_gpus() == ["0000:41:00.0"]
     monkeypatch.setattr(visible, "torch_uses_gpus", lambda: True)
     assert num_visible_gpus({}) == 1
