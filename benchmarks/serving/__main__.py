@@ -35,6 +35,7 @@ from infra.cluster import StartError
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.up import interrupt_on_signals
+from kvrelay.errors import ClientError
 from protocol.config import ConfigError
 from protocol.errors import UserError
 from protocol.model.directory import read_config
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
             num_gpus,
             (CPU_FLAGS if on_cpu else GPU_FLAGS)
             | ({} if model == EMBEDDED else {"load_format": "dummy"})
-            | dict(flag.split("=", 1) for flag in shlex.split(options.node_flags)),
+            | _settings_of(options.node_flags),
             Path(options.log_dir or scratch),
         )
         circumstances = {
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
             if not options.peer:  # already here, so that it outlives an interruption
                 save_pair(pair_of(layout, measured, None, circumstances), Path(options.results))
         if not ours:
-            raise StartError("no layout of kvrelay started; what each said stands above")
+            raise StartError("no layout of kvrelay was measured; what each said stands above")
         theirs = _measure_peer(options, model, num_gpus, plan, settings.log_dir)
     pairs = [pair_of(layout, one, theirs, circumstances) for layout, one in ours.items()]
     for pair in pairs:
@@ -113,16 +114,16 @@ def run(options: argparse.Namespace) -> None:
 def _measured_layouts(
     layouts: list[Layout], settings: ClusterSettings, plan: Plan
 ) -> Iterator[tuple[str, Measured]]:
-    """Measures one layout after the other. If one does not start, it says so, and the others go
-    on."""
+    """Measures one layout after the other. If one does not start, or its coordinator ends, it says
+    so, and the others go on."""
     for layout in layouts:
         log_dir = settings.log_dir / f"kvrelay-{layout.name}"
         try:
             with our_cluster(layout, dataclasses.replace(settings, log_dir=log_dir)) as cluster:
                 system = Kvrelay(cluster.local.url)
                 measured = measure(layout.name, system, plan, cluster.health)
-        except (StartError, ConfigError) as error:
-            print(f"{layout.name} did not start: {error}", file=sys.stderr)
+        except (StartError, ConfigError, ClientError) as error:
+            print(f"{layout.name} was not measured: {error}", file=sys.stderr)
             continue
         measured.notes |= {
             "version": VERSION,
@@ -150,6 +151,14 @@ def _measure_peer(
     commands = [" ".join(server.words) for server in planned.servers]
     measured.notes |= {"version": version, "start_s": round(start_s, 1), "commands": commands}
     return measured
+
+
+def _settings_of(text: str) -> dict[str, str]:
+    """Reads --node-flags. Raises ConfigError."""
+    words = shlex.split(text)
+    if wrong := [word for word in words if "=" not in word]:
+        raise ConfigError(f"--node-flags has {wrong[0]!r}; write name=value, as dtype=float16")
+    return dict(word.split("=", 1) for word in words)
 
 
 def _ports() -> Iterator[int]:

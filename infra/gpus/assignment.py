@@ -63,7 +63,7 @@ def told(assignments: Mapping[str, GpuAssignment]) -> str:
     places = ", ".join(f"{name} on {_names(place.gpus)}" for name, place in assignments.items())
     most = max(place.num_sharing for place in assignments.values())
     if most == 1:
-        return f"each node has a GPU of its own: {places}"
+        return f"no two nodes share a GPU: {places}"
     return (
         f"{len(assignments)} nodes share the visible GPUs, up to {most} on one: {places}. Each "
         "gets its part of the memory, and they wait for each other's steps; for a GPU each, start "

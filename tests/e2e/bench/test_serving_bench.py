@@ -59,6 +59,7 @@ def test_what_cannot_be_measured_is_told_before_anything_starts(tmp_path: Path) 
     for words, sentence in (
         (("--loads", "random"), "need a rate, as random@8"),
         (("--layouts", "p1"), "write 1p1d"),
+        (("--node-flags", "dtype"), "write name=value"),
     ):
         ended = run("benchmarks.serving", "--device", "cpu", "--results", str(tmp_path), *words)
         assert ended.returncode == 1 and sentence in ended.stderr

@@ -126,7 +126,7 @@ def test_up_spreads_its_nodes_over_the_visible_gpus() -> None:
 
 def test_up_says_where_nodes_compute_and_what_sharing_means() -> None:
     (note,) = plan({}, {}, lambda _: 2).notes
-    assert note == "each node has a GPU of its own: p0 on cuda:0, d0 on cuda:1"
+    assert note == "no two nodes share a GPU: p0 on cuda:0, d0 on cuda:1"
     (note,) = plan({"decode": "2"}, {}, lambda _: 2).notes
     assert "3 nodes share the visible GPUs, up to 2 on one" in note
     assert "start fewer nodes or let CUDA_VISIBLE_DEVICES show more" in note
