@@ -3,6 +3,7 @@ every layout that the benchmark measures on as many GPUs as there are."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, plan_of
 from infra.cluster import LocalCluster
+from infra.gpus.visible import num_visible_gpus
 from infra.ports import free_port
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
@@ -104,6 +106,11 @@ def test_pages_are_fetched_back(cluster: Cluster, model: tuple[Path, PreTrainedM
     assert again["meta_info"]["fetched_from"] == source
     assert again["meta_info"]["fetched_tokens"] == (2992 if source == "d0" else 0)
     assert again["meta_info"]["transferred_pages"] == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_launcher_counts_the_devices_that_torch_sees() -> None:
+    assert num_visible_gpus(os.environ) == torch.cuda.device_count()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
