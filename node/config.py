@@ -36,8 +36,8 @@ class NodeConfig(EngineOptions):
     health_port: int = option(0, "port of GET /live and GET /ready; 0: any free one")
     device: str = option(
         "auto",
-        "auto, cpu, cuda or cuda:N, of the first rank; with auto and cuda, `kvrelay up` spreads its "
-        "nodes over the GPUs",
+        "auto, cpu, cuda or cuda:N, of the first rank; with auto or cuda, `kvrelay up` spreads "
+        "its nodes over the GPUs",
     )
     tensor_parallel_size: int = option(
         1,
