@@ -162,6 +162,7 @@ PURE = (
     "coordinator/peers/counts.py",
     "infra/command/foreign_flags.py",
     "infra/command/sglang_flags.py",
+    "infra/gpus/assignment.py",
     "infra/worker_lives.py",
     "kvrelay/bench/dialects.py",
     "kvrelay/bench/results/percentiles.py",
