@@ -55,7 +55,8 @@ def library(name: str) -> Callable[[], AttentionBackend]:
         )
         if kernel is None:
             pytest.skip(f"{name} is not installed")
-        return flash_attention.FlashAttention(*kernel, TritonAttention(CUDA))
+        processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
+        return flash_attention.FlashAttention(*kernel, TritonAttention(processors))
 
     return make
 
