@@ -13,6 +13,7 @@ from engine.attention.attention_backends import captures, has_triton, make_atten
 from engine.cache.kv_cache import KVCache
 from engine.compile_cache import cache_directory, name_cache
 from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
+from engine.dependent_launch import launches_dependently
 from engine.kernels.base import Kernels, TorchKernels
 from engine.kernels.deterministic_kernels import DeterministicKernels
 from engine.kernels.few_sizes_kernels import FewSizesKernels
@@ -130,7 +131,7 @@ def _kernels(
         TritonKernels,  # imports triton, which a CPU machine has not
     )
 
-    return TritonKernels()
+    return TritonKernels(launches_dependently(device))
 
 
 def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:

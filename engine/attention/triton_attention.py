@@ -6,15 +6,31 @@ softmax (FlashAttention-2, Dao 2023). Single tokens are computed by `TritonSingl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from engine.attention.backend import AttentionForm
-from engine.attention.triton_singles import TritonSingles, capped, read_keys
+from engine.attention.triton_singles import SinglesTuning, TritonSingles, capped, read_keys
 from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
+from engine.dependent_launch import launches_dependently
+
+
+@dataclass(frozen=True)
+class PromptTuning:
+    """The shape of a program that computes prompts. It changes no result but its rounding."""
+
+    rows: int = 64
+    keys: int = 64
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+FOR_FLOAT32 = PromptTuning(rows=32, keys=32)
 
 
 class TritonAttention:
@@ -22,9 +38,22 @@ class TritonAttention:
 
     name = "triton"
 
-    def __init__(self, num_processors: int) -> None:
-        """`num_processors` is how many multiprocessors the device has."""
-        self._singles = TritonSingles(num_processors)
+    def __init__(
+        self,
+        num_processors: int,
+        singles: SinglesTuning | None = None,
+        prompts: PromptTuning | None = None,
+    ) -> None:
+        """`num_processors` is how many multiprocessors the device has. `prompts` is for half
+        precision."""
+        self._singles = TritonSingles(num_processors, singles or SinglesTuning())
+        self._prompts = prompts or PromptTuning()
+
+    @classmethod
+    def on(cls, device: torch.device) -> TritonAttention:
+        """Returns the back end for one CUDA device."""
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        return cls(processors, SinglesTuning(is_dependent=launches_dependently(device)))
 
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
@@ -44,8 +73,8 @@ class TritonAttention:
         """Computes the prompts of `part` over `pool` [pages, 2, page_size, kv_heads, head_dim] and
         writes `output`, which has the shape of `query`."""
         num_heads, head_dim = query.shape[1:]
-        rows_per_block = 64 if query.dtype != torch.float32 else 32
-        grid = (triton.cdiv(part.longest_slice, rows_per_block), num_heads, part.num_slices)
+        tuning = self._prompts if query.dtype != torch.float32 else FOR_FLOAT32
+        grid = (triton.cdiv(part.longest_slice, tuning.rows), num_heads, part.num_slices)
         _prompt_kernel[grid](
             query,
             output,
@@ -64,13 +93,13 @@ class TritonAttention:
             HEAD_DIM=head_dim,
             DIM_BLOCK=triton.next_power_of_2(head_dim),
             PAGE_SIZE=pool.shape[2],
-            ROWS=rows_per_block,
-            KEYS=64 if query.dtype != torch.float32 else 32,
+            ROWS=tuning.rows,
+            KEYS=tuning.keys,
             HAS_SOFTCAP=form.softcap is not None,
             HAS_WINDOW=form.window is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-            num_warps=4,
-            num_stages=2,
+            num_warps=tuning.num_warps,
+            num_stages=tuning.num_stages,
         )
 
     def singles(
@@ -105,7 +134,9 @@ def _prompt_kernel(
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    block, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    # The last rows see the most keys: they come first, so that none of them is begun last.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    head, sequence = tl.program_id(1), tl.program_id(2)
     first_row = tl.load(row_starts + sequence)
     num_rows = tl.load(row_starts + sequence + 1) - first_row
     if block * ROWS >= num_rows:
@@ -124,32 +155,80 @@ def _prompt_kernel(
     greatest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     weighted = tl.zeros([ROWS, DIM_BLOCK], tl.float32)
-    begin = 0
-    if HAS_WINDOW:
-        begin = tl.maximum(0, context - num_rows + block * ROWS - window + 1) // KEYS * KEYS
-    end = tl.minimum(context, context - num_rows + (block + 1) * ROWS)
+    first_position = context - num_rows + block * ROWS
+    end = tl.minimum(context, first_position + ROWS)
     table = page_tables + sequence * table_stride
-    for start in range(begin, end, KEYS):
-        tokens = start + tl.arange(0, KEYS)
-        key, value = read_keys(
-            pool, table, tokens, tokens < end, head // GROUP, dims, is_dim,
-            KV_HEADS, HEAD_DIM, PAGE_SIZE,
+    # Keys [begin, common) are seen by all rows; of [common, end) each row sees its own.
+    begin = 0
+    common = (first_position + 1) // KEYS * KEYS
+    if HAS_WINDOW:
+        begin = tl.maximum(0, first_position - window + 1) // KEYS * KEYS
+        common = begin
+    for start in range(begin, common, KEYS):
+        greatest, total, weighted = _with_keys(
+            q, greatest, total, weighted, pool, table, start, end, positions, head // GROUP,
+            dims, is_dim, scale, softcap, window, KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS,
+            HAS_SOFTCAP, HAS_WINDOW, False, PRECISION,
         )  # fmt: skip
-        scores = tl.dot(q, tl.trans(key), input_precision=PRECISION) * scale
-        if HAS_SOFTCAP:
-            scores = capped(scores, softcap)
-        seen = (tokens[None, :] <= positions[:, None]) & (tokens[None, :] < end)
-        if HAS_WINDOW:
-            seen &= tokens[None, :] > positions[:, None] - window
-        scores = tl.where(seen, scores * 1.4426950408889634, float("-inf"))  # log2(e): exp2 follows
-        now = tl.maximum(greatest, tl.max(scores, 1))
-        base = tl.where(now == float("-inf"), 0.0, now)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(greatest - base)
-        total = total * shrink + tl.sum(weights, 1)
-        weighted = weighted * shrink[:, None]
-        weighted = tl.dot(weights.to(value.dtype), value, weighted, input_precision=PRECISION)
-        greatest = now
+    for start in range(common, end, KEYS):
+        greatest, total, weighted = _with_keys(
+            q, greatest, total, weighted, pool, table, start, end, positions, head // GROUP,
+            dims, is_dim, scale, softcap, window, KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS,
+            HAS_SOFTCAP, HAS_WINDOW, True, PRECISION,
+        )  # fmt: skip
     result = weighted / total[:, None]
     at = output + offsets * output_stride + head * HEAD_DIM + dims[None, :]
     tl.store(at, result.to(output.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def _with_keys(
+    q,
+    greatest,
+    total,
+    weighted,
+    pool,
+    table,
+    start,
+    end,
+    positions,
+    kv_head,
+    dims,
+    is_dim,
+    scale,
+    softcap,
+    window,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns the sums of an online softmax with one more block of keys. Not `IS_MASKED`: every row
+    sees all of them."""
+    tokens = start + tl.arange(0, KEYS)
+    key, value = read_keys(
+        pool, table, tokens, tokens < end, kv_head, dims, is_dim, KV_HEADS, HEAD_DIM, PAGE_SIZE
+    )
+    # Scores are times log2(e), because exp2 follows.
+    scores = tl.dot(q, tl.trans(key), input_precision=PRECISION)
+    if HAS_SOFTCAP:
+        scores = capped(scores * scale, softcap) * 1.4426950408889634
+    else:
+        scores = scores * (scale * 1.4426950408889634)
+    if IS_MASKED:
+        seen = (tokens[None, :] <= positions[:, None]) & (tokens[None, :] < end)
+        if HAS_WINDOW:
+            seen &= tokens[None, :] > positions[:, None] - window
+        scores = tl.where(seen, scores, float("-inf"))
+    now = tl.maximum(greatest, tl.max(scores, 1))
+    base = tl.where(now == float("-inf"), 0.0, now)
+    weights = tl.exp2(scores - base[:, None])
+    shrink = tl.exp2(greatest - base)
+    total = total * shrink + tl.sum(weights, 1)
+    weighted = weighted * shrink[:, None]
+    weighted = tl.dot(weights.to(value.dtype), value, weighted, input_precision=PRECISION)
+    return now, total, weighted

@@ -10,21 +10,33 @@ are computed by one program, which reads each key once for all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from engine.attention.backend import AttentionForm
 from engine.attention.token_pieces import SLACK, most_pieces
 from engine.batches.batch import SliceGroup
+from engine.dependent_launch import OPTION
 
-PROGRAMS_PER_PROCESSOR = 2
-"""Programs that a multiprocessor computes at once: the tiles of K and V that they have under way
-fill its shared memory."""
 PLAN_TILE = 64
 JOIN_TILE = 16
+
+
+@dataclass(frozen=True)
+class SinglesTuning:
+    """What makes the kernels fast, and changes no result but its rounding."""
+
+    programs_per_processor: int = 2
+    """How many pieces a multiprocessor is meant to have at once."""
+    num_stages: int = 3
+    """How far ahead a program reads. The look into the page table takes two stages of it."""
+    is_dependent: bool = False
+    """Kernels are launched as `engine/dependent_launch.py` says."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,13 @@ class TritonSingles:
     any length. A step's first layer with a window makes the plan for it, which the step's other
     layers with that window use."""
 
-    def __init__(self, num_processors: int) -> None:
-        self._num_programs = num_processors * PROGRAMS_PER_PROCESSOR
+    def __init__(self, num_processors: int, tuning: SinglesTuning) -> None:
+        """`num_processors` is how many multiprocessors the device has."""
+        self._num_programs = num_processors * tuning.programs_per_processor
+        self._launch: dict[str, Any] = {"IS_DEPENDENT": tuning.is_dependent}
+        if tuning.is_dependent:
+            self._launch[OPTION] = True
+        self._num_stages = tuning.num_stages
         self._part: SliceGroup | None = None
         self._plans: dict[int | None, DevicePlan] = {}
 
@@ -100,7 +117,8 @@ class TritonSingles:
             HAS_WINDOW=form.window is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             num_warps=4,
-            num_stages=3,
+            num_stages=self._num_stages,
+            **self._launch,
         )
 
 
@@ -265,7 +283,10 @@ def _piece_kernel(
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    if IS_DEPENDENT:
+        gdc_wait()
     kv_head, piece = tl.program_id(0), tl.program_id(1)
     if piece >= tl.load(sizes + 1):
         return

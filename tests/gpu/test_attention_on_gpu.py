@@ -55,8 +55,7 @@ def library(name: str) -> Callable[[], AttentionBackend]:
         )
         if kernel is None:
             pytest.skip(f"{name} is not installed")
-        processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
-        return flash_attention.FlashAttention(*kernel, TritonAttention(processors))
+        return flash_attention.FlashAttention(*kernel, TritonAttention.on(CUDA))
 
     return make
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
+from engine.dependent_launch import launches_dependently
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
 from protocol.layout import KVLayout
@@ -24,7 +25,7 @@ PLAIN = TorchKernels()
 def fused() -> Kernels:
     from engine.kernels.triton_kernels import TritonKernels
 
-    return TritonKernels()
+    return TritonKernels(launches_dependently(CUDA))
 
 
 @pytest.fixture(params=TOLERANCES, ids=str)
