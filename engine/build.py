@@ -72,7 +72,10 @@ def load_model_runner(
         options.deterministic,
         library,
     )
-    build = Build(dtype, device, _kernels(options, device, dtype, library), parallel)
+    # Sums over ranks come from a stream of NCCL's own, which dependent launches know nothing of.
+    is_dependent = parallel.size == 1 and launches_dependently(device)
+    kernels = _kernels(options, device, dtype, library, is_dependent)
+    build = Build(dtype, device, kernels, parallel)
     source = None if options.load_format == "dummy" else SafetensorsSource(path)
     if source is None:
         model = dummy_model(config, build, progress)
@@ -117,7 +120,11 @@ def _native_library(
 
 
 def _kernels(
-    options: EngineOptions, device: torch.device, dtype: torch.dtype, library: CDLL | None
+    options: EngineOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    library: CDLL | None,
+    is_dependent: bool,
 ) -> Kernels:
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
@@ -131,7 +138,7 @@ def _kernels(
         TritonKernels,  # imports triton, which a CPU machine has not
     )
 
-    return TritonKernels(launches_dependently(device))
+    return TritonKernels(is_dependent)
 
 
 def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:
