@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.attention.backend import AttentionForm
 from engine.attention.token_pieces import SLACK, most_pieces
@@ -286,6 +286,7 @@ def _piece_kernel(
     IS_DEPENDENT: tl.constexpr,
 ):
     if IS_DEPENDENT:
+        gdc_launch_dependents()
         gdc_wait()
     kv_head, piece = tl.program_id(0), tl.program_id(1)
     if piece >= tl.load(sizes + 1):

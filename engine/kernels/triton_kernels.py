@@ -11,26 +11,32 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.cache.kv_cache import KVCache
 from engine.dependent_launch import OPTION
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.triton_few_rows import few_rows_linear, takes
 
 HEADS_PER_PROGRAM = 8
 MUL_BLOCK = 1024
 
 
 class TritonKernels(TorchKernels):
-    """Fuses norms, activations and the splitting of heads. Products stay those of the vendor's
-    library."""
+    """Fuses norms, activations and the splitting of heads. Products of more than a few rows stay
+    those of the vendor's library."""
 
     def __init__(self, is_dependent: bool) -> None:
         """`is_dependent`: kernels are launched as `engine/dependent_launch.py` says."""
         self._launch: dict[str, Any] = {"IS_DEPENDENT": is_dependent}
         if is_dependent:
             self._launch[OPTION] = True
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if takes(x, weight):
+            return few_rows_linear(x, weight, bias, self._launch)
+        return super().linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = x.shape[-1]
@@ -140,6 +146,7 @@ def _norm_kernel(
     IS_DEPENDENT: tl.constexpr,
 ):
     if IS_DEPENDENT:
+        gdc_launch_dependents()
         gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -166,6 +173,7 @@ def _activate_kernel(
     IS_DEPENDENT: tl.constexpr,
 ):
     if IS_DEPENDENT:
+        gdc_launch_dependents()
         gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -204,6 +212,7 @@ def _heads_kernel(
     """Each program splits, norms, rotates and writes some heads of one token; of its heads, queries
     come first, then keys, then values."""
     if IS_DEPENDENT:
+        gdc_launch_dependents()
         gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
