@@ -109,7 +109,10 @@ class TritonAttention:
         self._singles.forward(query, output, pool, part, form)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["row_starts", "page_tables", "context_lengths"],
+)
 def _prompt_kernel(
     query,
     output,

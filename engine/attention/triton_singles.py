@@ -199,7 +199,11 @@ def _num_blocks(context, window, KEYS: tl.constexpr, HAS_WINDOW: tl.constexpr):
     return (context + KEYS - 1) // KEYS - first_block
 
 
-@triton.jit(do_not_specialize=["num", "window", "workers"])
+# Neither the sizes of a step nor where its arrays lie in their upload make another variant: that
+# would be compiled while the node serves.
+@triton.jit(
+    do_not_specialize=["num", "window", "workers"], do_not_specialize_on_alignment=["contexts"]
+)
 def _plan_kernel(
     contexts,
     sizes,
@@ -253,7 +257,10 @@ def _plan_kernel(
         tl.store(sizes + 1, num_pieces)
 
 
-@triton.jit(do_not_specialize=["window"])
+@triton.jit(
+    do_not_specialize=["window", "table_stride"],
+    do_not_specialize_on_alignment=["page_tables", "context_lengths"],
+)
 def _piece_kernel(
     query,
     output,

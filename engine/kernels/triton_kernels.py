@@ -188,7 +188,7 @@ def _activate_kernel(
     tl.store(output + row * INNER + columns, (active * up).to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["write_slots"])
 def _heads_kernel(
     qkv,
     query,
