@@ -78,6 +78,7 @@ PURE = (
     "protocol/sampling.py",
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
+    "engine/attention/token_pieces.py",
     "engine/errors.py",
     "engine/kernels/activation.py",
     "engine/model/config.py",
