@@ -48,7 +48,7 @@ class GroupPair(ABC):
 
     def release(self) -> None:  # noqa: B027 (there is nothing to do)
         """Does nothing: the ring hands the buffer out again in its turn. The receiver has emptied
-        it by then, as `PageRows.scatter` returns when the copy is complete."""
+        it by then, or will have before the current stream comes to the next receive."""
 
     @abstractmethod
     def close(self) -> None:
