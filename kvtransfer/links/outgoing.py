@@ -243,7 +243,7 @@ class OutgoingLink:
     ) -> Pair:
         """Makes the pair, as the peer does at the same time. Raises PeerLost; the backend is then
         avoided for a while, so that the next link tries another one."""
-        store = SocketStore(connection, PAIR_TIMEOUT_S)
+        store = SocketStore(connection, PAIR_TIMEOUT_S, self._is_peer_held_up)
         try:
             pair = backend.make_pair(
                 store, SENDER_RANK, window, buffer_bytes, self._is_peer_held_up
