@@ -13,6 +13,9 @@ from kvtransfer.pages.layout import FrameShape
 
 OVERLAPPED_PARTS = 4
 """A short transfer is cut into so many frames, so that one is copied while others travel."""
+MIN_PART = 2
+"""But none is shorter than this part of a message: over NCCL half a one travels for as long as
+Python needs to send it."""
 TAPER = 4
 """A frame of a stream has at most so many times the layers that come after it. So a link that is
 this much faster than computing has sent it before the next frame is computed."""
@@ -31,11 +34,11 @@ def frames_of_pages(
 
     A frame is all layers of a few pages, so the leading pages arrive first and can be used; and
     the frames of other transfers get in between those of a long one. Pages that would be fewer
-    than OVERLAPPED_PARTS messages get shorter frames, down to that part of a message.
+    than OVERLAPPED_PARTS messages get shorter frames, down to half a message.
     """
     per_frame = max(1, max_frame_bytes // page_bytes)
     if num_pages * page_bytes < OVERLAPPED_PARTS * message_bytes:
-        shortest = -(-message_bytes // (OVERLAPPED_PARTS * page_bytes))
+        shortest = -(-message_bytes // (MIN_PART * page_bytes))
         per_frame = min(per_frame, max(shortest, -(-num_pages // OVERLAPPED_PARTS)))
     for start in range(0, num_pages, per_frame):
         yield FrameShape(offset + start, min(per_frame, num_pages - start), 0, num_layers)

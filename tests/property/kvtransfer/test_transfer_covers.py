@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtransfer.pages.frame_plan import (
+    MIN_PART,
     OVERLAPPED_PARTS,
     TAPER,
     frames_of_pages,
@@ -65,9 +66,9 @@ def test_few_pages_are_several_frames_none_of_which_is_too_short(
     max_bytes = 8 * message_bytes
     shapes = list(frames_of_pages(num_pages, 0, 5, LAYOUT.page_bytes, message_bytes, max_bytes))
     if 1 <= num_pages * LAYOUT.page_bytes / message_bytes < OVERLAPPED_PARTS:
-        assert len(shapes) >= min(OVERLAPPED_PARTS, num_pages) - 1
+        assert len(shapes) >= min(MIN_PART, num_pages)
     for shape in shapes[:-1]:
-        assert shape.num_pages * LAYOUT.page_bytes * OVERLAPPED_PARTS >= message_bytes
+        assert shape.num_pages * LAYOUT.page_bytes * MIN_PART >= message_bytes
 
 
 layers = st.integers(1, 130)

@@ -43,7 +43,7 @@ def test_a_stream_ends_with_a_short_frame(
 
 
 @pytest.mark.parametrize(
-    ("num_pages", "sizes"), [(1, [1]), (8, [2] * 4), (9, [3] * 3), (32, [32]), (100, [96, 4])]
+    ("num_pages", "sizes"), [(1, [1]), (8, [4, 4]), (20, [5] * 4), (32, [32]), (100, [96, 4])]
 )
 def test_a_short_transfer_is_several_frames(num_pages: int, sizes: list[int]) -> None:
     """Pages of 8 units in messages of 64, of which a frame has 12."""
