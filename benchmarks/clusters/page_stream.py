@@ -40,7 +40,7 @@ SHAPES = {
     "embedded model": KVLayout(16, 6, 2, 32, "float32"),
 }
 NUM_PAGES = (1, 8, 32, 256, 512, 1024)
-"""512, 4,096 and 16,384 tokens are 32, 256 and 1,024 pages of 16."""
+"""512 and 4,096 tokens are 32 and 256 pages of 16; more than MAX_BYTES is left out."""
 RAW_MESSAGES = {
     "gloo": ((1 << 20, 8), (16 << 20, 1)),
     "nccl": ((16 << 20, 4), (64 << 20, 2), (256 << 20, 1)),
