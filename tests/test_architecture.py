@@ -93,6 +93,7 @@ PURE = (
     "engine/batches/sequence.py",
     "engine/batches/step.py",
     "kvtransfer/transport.py",
+    "kvtransfer/pages/frame_plan.py",
     "kvtransfer/pages/layout.py",
     "engine/options.py",
     "node/config.py",
