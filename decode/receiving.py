@@ -133,7 +133,8 @@ class Receiving:
             return None
         under_way.done, under_way.done_at = done, now
         job = under_way.job
-        job.purpose.prefilled = done
+        job.spent("handover", now)
+        job.purpose.prefilled, job.purpose.prefill_times = done, done.times
         job.cached_tokens = done.cached_tokens
         job.fetched_tokens = done.fetched_tokens
         return self._take_ready(under_way)

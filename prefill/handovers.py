@@ -63,7 +63,7 @@ class Handovers:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes new prompts, and news of pages that were sent."""
         if isinstance(event, Prefill):
-            return self._prompts.enqueue(self._job_of(event))
+            return self._prompts.enqueue(self._job_of(event), now)
         if isinstance(event, PagesSent):
             return self._sent(event, now)
         return []
@@ -124,6 +124,7 @@ class Handovers:
             fetched_tokens=job.fetched_tokens,
             first_logprobs=list(sampled.logprobs),
             prompt_logprobs=job.prompt_logprobs.take(),
+            times=job.take_times(),
         )
         return [SendMessage(job.reply_address, done), *self._prompts.leave(job, now)]
 

@@ -16,6 +16,8 @@ from protocol.layout import KVLayout
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
+from protocol.timelines.node_spans import NodeTimes
+from protocol.timelines.request_reports import RequestFilter, RequestReport
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -108,6 +110,8 @@ class PrefillDone(Message, frozen=True):
     """The logprobs of each of `first_tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
     """All that were asked for; None if none were."""
+    times: NodeTimes | None = None
+    """Where the time of the prefill node went."""
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -126,6 +130,11 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """The logprobs of each of `tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
     """All that the attempt was asked for, with its first tokens; None otherwise."""
+    times: NodeTimes | None = None
+    """Where the time of this node went, with the first tokens of an attempt and with the first ones
+    after the answer gave way; None otherwise."""
+    prefill_times: NodeTimes | None = None
+    """The same of the node that computed the prompt for this one, with the first tokens."""
 
 
 class TokensOut(Message, frozen=True):
@@ -248,6 +257,22 @@ class CountsReply(Message, frozen=True):
     """The same of the last five minutes."""
     num_running: int
     num_waiting: int
+
+
+class AskRequests(Message, frozen=True):
+    """Coordinator → every other coordinator: asks what it knows of its requests."""
+
+    reply_address: str
+    question_id: str
+    wanted: RequestFilter
+
+
+class RequestsReply(Message, frozen=True):
+    """Coordinator (at `address`) → coordinator: answers `AskRequests`."""
+
+    question_id: str
+    address: str
+    requests: list[RequestReport]
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -417,6 +442,8 @@ AnyMessage = (
     | PauseSeen
     | AskCounts
     | CountsReply
+    | AskRequests
+    | RequestsReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from coordinator.http.admin import examples
-from infra import stats as tables
-from infra.stats import show_audit, show_explanation, show_stats, watch_stats
+from infra.tables import stats as tables
+from infra.tables.stats import show_audit, show_explanation, show_stats, watch_stats
 from kvrelay.client import Client
 from kvrelay.errors import ClientError
 
