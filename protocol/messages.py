@@ -66,6 +66,11 @@ class Prefill(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
+    answer_address: str = ""
+    """Where the first token may be sent besides, so that it need not wait for pages to arrive and
+    for a step of the decode node; "" if the coordinator wants it from the decode node alone."""
+    asker_times: NodeTimes | None = None
+    """Where the time of the decode node went until now; it goes on with that first token."""
 
 
 class Fetch(Message, frozen=True):
@@ -139,7 +144,7 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
 
 class TokensOut(Message, frozen=True):
     """Decode node → coordinator: brings what one step produced, for all requests of the
-    coordinator."""
+    coordinator. The first token of a request may come from its prefill node too, and sooner."""
 
     outs: list[TokenOut]
     node: Node

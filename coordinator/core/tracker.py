@@ -103,7 +103,11 @@ class Tracker:
         instructions: list[Instruction] = []
         for out in message.outs:
             tracked = self._current(out.attempt)
-            if tracked is None or tracked.route is None or tracked.route.decode != message.node:
+            if (
+                tracked is None
+                or tracked.route is None
+                or message.node not in (tracked.route.decode, tracked.route.prefill)
+            ):
                 instructions += self._cancel_stray(out.attempt, message.node)
             elif problem := tracked.problem_with(out):
                 # The node does not know of the problem, and would go on.
@@ -111,7 +115,7 @@ class Tracker:
                 instructions += self._failed(tracked, message.node, problem, now)
                 instructions += self.dispatch(now)
             else:
-                instructions += self._take(tracked, tracked.route, out, now)
+                instructions += self._take(tracked, tracked.route, tracked.news_in(out), now)
         return instructions
 
     def failed(self, message: Failed, now: float) -> list[Instruction]:
@@ -300,7 +304,7 @@ class Tracker:
         if is_first:
             self._statistics.answer_began(tracked, now)
         if not is_stopped and not out.finish:
-            return [AnswerChanged(answer)]
+            return [AnswerChanged(answer)] if out.tokens else []
         instructions: list[Instruction] = []
         if not out.finish:  # the node does not know stop strings
             instructions = self._cancel_current(tracked)

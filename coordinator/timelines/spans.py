@@ -14,6 +14,7 @@ from protocol.timelines.node_spans import NodeSpan, NodeTimes
 from protocol.timelines.request_reports import TimelineSpan
 
 HERE = "coordinator"
+NO_TIMES = NodeTimes(())
 
 
 def spans_of(timeline: Timeline, now: float) -> list[TimelineSpan]:
@@ -67,13 +68,16 @@ def _draw_attempt(drawn: _Spans, timeline: Timeline, attempt: AttemptTimes, now:
     if attempt.sent_at is not None:
         drawn.until("route", min(attempt.sent_at, end), HERE)
     for position, told in enumerate(attempt.told):
-        if position:
-            # What was answered before the answer gave way.
-            drawn.until("decode", told.at - _total_s(told.answering), attempt.decode_node)
-            _draw_told(drawn, attempt, told, is_first=False)
-        else:
-            _draw_told(drawn, attempt, told, is_first=True)
+        if not position:
+            _draw_first_told(drawn, attempt, told)
             _draw_first_event(drawn, timeline, told)
+        elif told.computing is not None:
+            _draw_joining(drawn, attempt, told)
+        else:
+            # What was answered before the answer gave way.
+            answering = told.answering or NO_TIMES
+            drawn.until("decode", told.at - answering.total_s, attempt.decode_node)
+            _draw_own_spans(drawn, attempt, told, scale=1.0)
     name = "decode" if attempt.told else "unanswered"
     why = {"ended_by": attempt.end} if attempt.end else {}
     drawn.until(name, end, attempt.decode_node, **why)
@@ -88,16 +92,38 @@ def _draw_first_event(drawn: _Spans, timeline: Timeline, told: ToldTimes) -> Non
         drawn.until("write_event", timeline.written_at, HERE)
 
 
-def _draw_told(drawn: _Spans, attempt: AttemptTimes, told: ToldTimes, is_first: bool) -> None:
-    """Shares out the time until these tokens came: what their node tells, and the wire's."""
-    own = told.answering or NodeTimes(())
+def _draw_first_told(drawn: _Spans, attempt: AttemptTimes, told: ToldTimes) -> None:
+    """Shares out the time until the first tokens came: what nodes tell, and the wire's."""
+    own, computing = told.answering or NO_TIMES, told.computing or NO_TIMES
+    is_short_way = told.computing is not None and not _has_handover(own)
+    total_s = own.total_s + (computing.total_s if is_short_way else 0.0)
     elapsed_s = max(0.0, told.at - drawn.end)
     # A node whose clock runs fast must not tell of more than there was.
-    scale = min(1.0, elapsed_s / own.total_s) if own.total_s else 1.0
-    if is_first:
-        wire = f"{HERE} ↔ {attempt.decode_node}"
-        drawn.until("wire", told.at - own.total_s * scale, wire, **_inbox(own))
-    for span in own.spans:
+    scale = min(1.0, elapsed_s / total_s) if total_s else 1.0
+    ends = [HERE, attempt.decode_node, *([attempt.prefill_node] if is_short_way else [])]
+    drawn.until("wire", told.at - total_s * scale, " ↔ ".join(ends), **_inbox(own))
+    _draw_own_spans(drawn, attempt, told, scale)
+    if is_short_way:
+        for span in computing.spans:
+            end = min(drawn.end + span.duration_s * scale, told.at)
+            _draw_node_span(drawn, span, end, attempt.prefill_node)
+
+
+def _draw_joining(drawn: _Spans, attempt: AttemptTimes, told: ToldTimes) -> None:
+    """The node that answers has what the other node has computed. Its first token has come from
+    there; it still waited for pages, and for a step to end."""
+    spans = (told.answering or NO_TIMES).spans
+    place = next((i for i, span in enumerate(spans) if span.name == "handover"), len(spans))
+    behind = spans[place + 1 :]
+    total_s = sum(span.duration_s for span in behind)
+    drawn.until("joining", told.at - total_s, attempt.decode_node)
+    for span in behind:
+        end = min(drawn.end + span.duration_s, told.at)
+        _draw_node_span(drawn, span, end, attempt.decode_node)
+
+
+def _draw_own_spans(drawn: _Spans, attempt: AttemptTimes, told: ToldTimes, scale: float) -> None:
+    for span in (told.answering or NO_TIMES).spans:
         end = min(drawn.end + span.duration_s * scale, told.at)
         if span.name == "handover" and told.computing is not None:
             _draw_handover(drawn, attempt, told.computing, end)
@@ -125,8 +151,8 @@ def _inbox(times: NodeTimes) -> dict[str, float]:
     return {"inbox_up_to_ms": _ms(times.inbox_s)} if times.inbox_s else {}
 
 
-def _total_s(times: NodeTimes | None) -> float:
-    return times.total_s if times is not None else 0.0
+def _has_handover(times: NodeTimes) -> bool:
+    return any(span.name == "handover" for span in times.spans)
 
 
 def _ms(seconds: float) -> float:
