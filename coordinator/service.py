@@ -370,8 +370,9 @@ class Service:
                     self._changed[mailbox] = None
             elif isinstance(instruction, Send):
                 try:
-                    self._channel.send(instruction.address, instruction.message)
+                    # Noted first: a node may have the message before `send` returns.
                     self.core.sent(instruction.message, self.now())
+                    self._channel.send(instruction.address, instruction.message)
                 except PeerUnreachable as error:
                     log.warning("message dropped: %s", error)
                     todo.extend(

@@ -235,7 +235,7 @@ class CoordinatorCore:
         return reports(both, wanted, self._address, now)
 
     def sent(self, message: Message, now: float) -> None:
-        """Notes that the message of a `Send` is on its way."""
+        """Notes that the message of a `Send` is about to leave."""
         if isinstance(message, Generate):
             self._tracker.sent(message.attempt, now)
 

@@ -83,7 +83,7 @@ class Tracker:
         return map(reportable, reversed(self._requests.values()))
 
     def sent(self, attempt: Attempt, now: float) -> None:
-        """Notes that the message to an attempt's node is on its way."""
+        """Notes that the message to an attempt's node is about to leave."""
         tracked = self._current(attempt)
         if tracked is not None:
             tracked.answer.timeline.sent(now)

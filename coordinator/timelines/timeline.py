@@ -37,7 +37,7 @@ class AttemptTimes:
     routed_at: float | None = None
     """When it was decided which nodes it goes to."""
     sent_at: float | None = None
-    """When the message to its node was on its way."""
+    """When the message to its node was about to leave."""
     decode_node: str = ""
     prefill_node: str = ""
     told: list[ToldTimes] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Timeline:
         current.decode_node, current.prefill_node = decode_node, prefill_node
 
     def sent(self, now: float) -> None:
-        """Notes that the message to the node is on its way."""
+        """Notes that the message to the node is about to leave."""
         self.current.sent_at = now
 
     def told(self, answering: NodeTimes | None, computing: NodeTimes | None, now: float) -> None:

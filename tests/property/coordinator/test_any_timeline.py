@@ -3,6 +3,8 @@ negative."""
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,15 +12,16 @@ from hypothesis import strategies as st
 from coordinator.timelines.arrival import Arrival
 from coordinator.timelines.ended_requests import ReportableRequest, RequestFacts
 from coordinator.timelines.timeline import Timeline
-from protocol.timelines.node_spans import NodeSpan, NodeTimes
+from protocol.timelines.node_spans import NodeSpan, NodeSpanName, NodeTimes
 from tests.support.kvrelay.timelines import assert_gapless
 
-NAMES = ("admission", "fetch", "step_wait", "compute", "handover", "transfer", "paused")
 FACTS = RequestFacts("r", "1", "", "ended", "stop", "", 9, 0, 1, 0, 1, None, "d0", "")
 
 Event = tuple[float, str, "NodeTimes | None", "NodeTimes | None"]
 
-spans = st.builds(NodeSpan, st.sampled_from(NAMES), st.floats(0.0, 2.0), st.integers(0, 64))
+spans = st.builds(
+    NodeSpan, st.sampled_from(get_args(NodeSpanName)), st.floats(0.0, 2.0), st.integers(0, 64)
+)
 times = st.none() | st.lists(spans, max_size=6).map(lambda some: NodeTimes(tuple(some)))
 event = st.tuples(
     st.floats(0.0, 1.0),

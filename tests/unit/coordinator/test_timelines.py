@@ -54,13 +54,17 @@ def report_of(core: CoordinatorCore, name: str, now: float) -> RequestReport:
     return report
 
 
+def named(report: RequestReport) -> list[tuple[str, float]]:
+    return names_of(msgspec.to_builtins(report))
+
+
 def test_the_time_to_the_first_token_is_shared_out_among_those_who_had_it() -> None:
     core = core_of("p0", "d0")
     request_id, attempt = submit(core, 1.003)
     out = TokenOut(attempt, 0, [5], times=DECODE, prefill_times=PREFILL)
     core.handle(TokensOut([out], D0), 1.020)
     report = report_of(core, "mine", 1.020)
-    assert names_of(msgspec.to_builtins(report)) == [
+    assert named(report) == [
         ("http_in", 1.0),
         ("tokenize", 2.0),
         ("wire", 4.0),
@@ -90,7 +94,7 @@ def test_a_first_token_that_takes_the_short_way_is_told_of_once() -> None:
     core.handle(TokensOut([same], D0), 1.025)
     core.handle(TokensOut([TokenOut(attempt, 1, [6], "length")], D0), 1.030)
     report = report_of(core, "mine", 2.0)
-    assert names_of(msgspec.to_builtins(report))[2:] == [
+    assert named(report)[2:] == [
         ("wire", 6.0),
         ("admission", 1.0),
         ("step_wait", 2.0),
@@ -127,7 +131,7 @@ def test_an_answer_that_gave_way_shows_its_pause() -> None:
     pause = NodeTimes((NodeSpan("paused", 0.5), NodeSpan("compute", 0.1, 21)))
     core.handle(TokensOut([TokenOut(attempt, 1, [6], times=pause)], D0), 2.0)
     report = report_of(core, "mine", 2.5)
-    assert names_of(msgspec.to_builtins(report))[2:] == [
+    assert named(report)[2:] == [
         ("wire", 7.0),
         ("decode", 390.0),
         ("paused", 500.0),
@@ -143,7 +147,7 @@ def test_a_pause_of_the_cluster_is_a_wait_in_the_queue() -> None:
     core.set_pause(Pause(1, "retract"), 1.1)
     sent(core, core.set_pause(Pause(2, None), 3.1), 3.1)
     report = report_of(core, "mine", 3.2)
-    assert names_of(msgspec.to_builtins(report))[2:] == [
+    assert named(report)[2:] == [
         ("unanswered", 97.0),
         ("queue", 2000.0),
         ("unanswered", 100.0),
@@ -162,7 +166,7 @@ def test_requests_without_success_are_kept_too(is_lost: bool) -> None:
     assert report.state == "ended"
     assert report.outcome == ("client_left" if is_lost else "bad_request")
     assert report.error == ("the client has left" if is_lost else "too long for me")
-    assert ("unanswered", 497.0) in names_of(msgspec.to_builtins(report))
+    assert ("unanswered", 497.0) in named(report)
 
 
 def test_lists_are_filtered_and_have_no_spans() -> None:
