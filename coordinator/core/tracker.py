@@ -359,6 +359,9 @@ class Tracker:
         if error is not None:
             return [self._abort(tracked, error.kind, error.message, now)]
         tracked.answer.timeline.lost(reason, now)
+        return self._lost_its_node(tracked, now)
+
+    def _lost_its_node(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         if tracked.routed is not None:
             self._placement.ended(tracked.routed, now)
         tracked.route = tracked.routed = None
