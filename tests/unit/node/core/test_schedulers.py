@@ -85,6 +85,45 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
     assert scheduler.load().held_pages == 0
 
 
+@pytest.mark.parametrize(
+    ("address", "sampled", "is_told"),
+    [("coordinator", (7,), True), ("coordinator", (7, 8), False), ("", (7,), False)],
+)
+def test_prefill_tells_the_one_first_token_to_whom_it_may(
+    address: str, sampled: tuple[int, ...], is_told: bool
+) -> None:
+    scheduler, attempt = prefill_scheduler(), Attempt("r", 1)
+    scheduler.handle(
+        Prefill(
+            attempt,
+            token_bytes(list(range(1, 21))),
+            SHARED,
+            Sampling(),
+            0,
+            "reply",
+            ("data",),
+            answer_address=address,
+        ),
+        0.0,
+    )
+    scheduler.next_batch(1.0)
+    sends = [
+        one for one in scheduler.finish([Sampled(sampled)], 3.0) if isinstance(one, SendMessage)
+    ]
+    addresses = [send.address for send in sends]
+    assert addresses == (["coordinator", "reply"] if is_told else ["reply"])
+        "the sooner, the better"
+    )
+    if not is_told:
+        return
+    told, done = (send.message for send in sends)
+    assert isinstance(told, TokensOut) and isinstance(done, PrefillDone)
+    (out,) = told.outs
+    assert (out.attempt, out.start, out.tokens, out.finish) == (attempt, 0, [7], "")
+    assert out.transferred_pages == 2 and out.prefill_times == done.times
+    assert done.times is not None and done.times.total_s == 3.0
+
+
 def test_prompts_that_begin_alike_compute_their_common_pages_once() -> None:
     """Three at once on one prefill node; a fourth that shares nothing does not wait for them."""
     nodes = LoneNodes()
