@@ -98,8 +98,6 @@ def test_a_timeline_is_a_waterfall_with_a_verdict() -> None:
     compute = next(row for row in rows if row.lstrip().startswith("compute"))
     longest = max(row.count("█") for row in rows[:11])
     assert "tokens 512" in compute and compute.count("█") == longest
-        row.count("█") for row in rows[:11]
-    )
 
 
 def test_a_failed_request_says_why_and_a_retry_has_its_number() -> None:

@@ -112,8 +112,6 @@ def test_prefill_tells_the_one_first_token_to_whom_it_may(
     ]
     addresses = [send.address for send in sends]
     assert addresses == (["coordinator", "reply"] if is_told else ["reply"])
-        "the sooner, the better"
-    )
     if not is_told:
         return
     told, done = (send.message for send in sends)
