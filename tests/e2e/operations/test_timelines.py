@@ -58,15 +58,18 @@ def test_every_name_that_a_client_knows_finds_the_timeline(pair_cluster: Cluster
 
 
 def test_a_request_whose_client_has_left_is_kept(pair_cluster: Cluster) -> None:
-    body = body_of(prompt_of(30, 199, seed=74), max_new_tokens=2000) | {
-        "stream": True,
-        "rid": "left",
-    }
-    with pair_cluster.http.stream("POST", "/generate", json=body) as response:
-        next(response.iter_lines())
-        running = timeline_of(pair_cluster, "left")
-        assert running["state"] == "answering" and running["outcome"] == ""
-    wait_until(lambda: pair_cluster.admin.timeline("left")["state"] == "ended", "its end")
+    body = body_of(prompt_of(30, 199, seed=74)) | {"stream": True, "rid": "left"}
+    # Held by a pause, it cannot end before it is looked at.
+    paused = pair_cluster.http.post("/pause_generation", json={"mode": "retract"})
+    assert paused.status_code == 200, paused.text
+    try:
+        with pair_cluster.http.stream("POST", "/generate", json=body):
+            held = timeline_of(pair_cluster, "left")
+            assert (held["state"], held["outcome"]) == ("waiting", "")
+            assert held["spans"][-1]["name"] == "queue"
+        wait_until(lambda: pair_cluster.admin.timeline("left")["state"] == "ended", "its end")
+    finally:
+        pair_cluster.http.post("/continue_generation")
     ended = timeline_of(pair_cluster, "left")
     assert (ended["outcome"], ended["error"]) == ("client_left", "the client has left")
 
