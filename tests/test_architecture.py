@@ -37,7 +37,7 @@ FLOORS = {
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership liveness", "core", "shell", "ranks"),
     "coordinator": (
-        "ownership grammars",
+        "ownership grammars timelines",
         "routing conversation",
         "answers",
         "core",
@@ -57,6 +57,8 @@ PURE_ROOMS = (
     "coordinator/conversation/calls",
     "coordinator/core",
     "coordinator/routing",
+    "coordinator/timelines",
+    "protocol/timelines",
 )
 """Folders in which every file is pure."""
 PURE = (
@@ -162,6 +164,7 @@ PURE = (
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
     "coordinator/peers/counts.py",
+    "coordinator/peers/found_requests.py",
     "infra/command/foreign_flags.py",
     "infra/command/sglang_flags.py",
     "infra/gpus/assignment.py",

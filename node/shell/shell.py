@@ -119,7 +119,9 @@ class NodeShell:
         self._carry_out(instructions)
         if not self._planned:
             return
-        if self._idle:  # others need not wait for the end of this step to know of it
+        # Others need not wait for the end of this step to know of it; where the runner runs ahead,
+        # the end of this turn comes soon enough, and the step need not wait for this.
+        if self._idle and not self._runner.runs_ahead:
             self._heartbeats.update(self._load())
         if self._steps.start(self._planned, self._layers_ready):
             self._finish_streams()
