@@ -1,5 +1,5 @@
 """How many tokens a node makes room for when it admits a request, takes from a cache, and computes
-in one step beside answers. Pure.
+of each prompt in one step. Pure.
 
 The coordinator counts with the same functions, so that it sends no request where there is no room,
 and knows what a prompt takes.
@@ -9,9 +9,20 @@ and knows what a prompt takes.
 
     one step ├── a token of every answer ──┤── a chunk of a prompt ──┤
              │◄─────────────── at most `max_itl_s` ─────────────────►│
+
+Several prompts share a step like this:
+
+    ├─ the oldest: a share ─┤── all, the shortest rest first ──┤
+
+The shortest rest first makes the mean wait least. The oldest one gets a share of every step, so
+that it goes on whatever comes later: it takes at most 1 / OLDEST_SHARE times as many steps as
+alone. Then the next one is the oldest, so no prompt waits longer than so many times the wait in the
+order of arrival, but for the rest of one step for each prompt before it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 HEADROOM_TOKENS = 64
 """A request is admitted only if it and all admitted ones can grow by so many tokens. With less room
@@ -20,6 +31,9 @@ it would soon have to give its pages to others, and its prompt would have been c
 MIN_CHUNK_TOKENS = 16
 """A chunk beside answers has so many tokens whatever bounds its step, so that every prompt goes on.
 A shorter one would say nothing about how fast prompts are computed."""
+
+OLDEST_SHARE = 0.25
+"""The share of the prompts' part of a step that the oldest prompt gets at least."""
 
 
 def most_tokens(num_prompt_tokens: int, max_new_tokens: int) -> int:
@@ -59,3 +73,29 @@ def chunk_tokens(max_itl_s: float, step_s: float, tokens_per_s: float) -> int:
     # A rate is a float: what the least time computes must not be rounded to less than the least.
     num_tokens = int(chunk_time_s(max_itl_s, step_s, tokens_per_s) * tokens_per_s)
     return max(num_tokens, MIN_CHUNK_TOKENS)
+
+
+def chunk_sizes(rests: Sequence[int], max_tokens: int) -> list[int]:
+    """Returns how many tokens of each prompt the next step computes, `max_tokens` in all at most.
+
+    `rests` has what is left of each prompt, in the order of their arrival.
+    """
+    if not rests:
+        return []
+    sizes = [0] * len(rests)
+    # The oldest gets enough to tell how fast prompts are computed, or no step might ever tell it.
+    sizes[0] = min(rests[0], max_tokens, max(int(OLDEST_SHARE * max_tokens), MIN_CHUNK_TOKENS))
+    left = max_tokens - sizes[0]
+    for i in sorted(range(len(rests)), key=rests.__getitem__):
+        if left == 0:
+            break
+        more = min(rests[i] - sizes[i], left)
+        sizes[i] += more
+        left -= more
+    return sizes
+
+
+def delay_by_oldest_s(work_s: float, longer_s: float) -> float:
+    """Returns how much later prompts that need `work_s` end because an older prompt has its share
+    of their steps. It is one of those with longer rests, which need `longer_s` in all."""
+    return min(longer_s, work_s * OLDEST_SHARE / (1.0 - OLDEST_SHARE))
