@@ -94,6 +94,7 @@ class SimNode(Process):
             max_queued_requests=settings.max_waiting,
             device="simulated",
             max_itl_s=settings.max_itl_s,
+            chunk_tokens=settings.chunk_tokens,
         )
 
     def _make_core(self) -> NodeCore:

@@ -16,6 +16,7 @@ from benchmarks.replaying.serving import (
     Served,
     Serving,
     ServingPlan,
+    Workload,
 )
 from kvrelay.bench.workloads.trace import TraceRequest
 from protocol.hashing import PAGE_HASH_BYTES
@@ -29,7 +30,7 @@ def asked(at: float, num_tokens: int, num_output_tokens: int, name: int = 0) -> 
 
 
 def serve(plan: ServingPlan, *requests: TraceRequest) -> Served:
-    return Serving(requests, plan).run()
+    return Serving(Workload(requests), plan).run()
 
 
 def test_one_request_on_a_pair() -> None:
