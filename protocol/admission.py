@@ -12,16 +12,17 @@ and knows what a prompt takes.
 
 Several prompts share a step like this:
 
-    ├─ the oldest: a share ─┤── all, the shortest rest first ──┤
+    ├── all, the shortest rest first, until one does not end ──┤── the oldest: a share ──┤
 
-The shortest rest first makes the mean wait least. The oldest one gets a share of every step, so
-that it goes on whatever comes later: it takes at most 1 / OLDEST_SHARE times as many steps as
-alone. Then the next one is the oldest, so no prompt waits longer than so many times the wait in the
-order of arrival, but for the rest of one step for each prompt before it.
+The shortest rest first makes the mean wait least. The oldest one has a share of all that is
+computed, so that it goes on whatever comes later: until it ends, no more than 1 / OLDEST_SHARE
+times its rest is computed in all. Then the next one is the oldest. So a prompt waits at most so
+many times as long as in the order of arrival, but for the roundings of each step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 HEADROOM_TOKENS = 64
@@ -33,7 +34,11 @@ MIN_CHUNK_TOKENS = 16
 A shorter one would say nothing about how fast prompts are computed."""
 
 OLDEST_SHARE = 0.25
-"""The share of the prompts' part of a step that the oldest prompt gets at least."""
+"""The share of the prompts' tokens that the oldest prompt gets at least."""
+
+SHORT_STEP_TOKENS = 512
+"""A step with so many tokens of prompts keeps a GPU busy. Where a prompt ends it is not made longer
+for the sake of prompts that do not: the token that follows comes with the end of the step."""
 
 
 def most_tokens(num_prompt_tokens: int, max_new_tokens: int) -> int:
@@ -80,19 +85,33 @@ def chunk_sizes(rests: Sequence[int], max_tokens: int) -> list[int]:
 
     `rests` has what is left of each prompt, in the order of their arrival.
     """
-    if not rests:
-        return []
     sizes = [0] * len(rests)
+    order = sorted(range(len(rests)), key=rests.__getitem__)
+    if not order or order[0] == 0:
+        _add_shortest(sizes, rests, order, max_tokens)
+        return sizes
     # The oldest gets enough to tell how fast prompts are computed, or no step might ever tell it.
-    sizes[0] = min(rests[0], max_tokens, max(int(OLDEST_SHARE * max_tokens), MIN_CHUNK_TOKENS))
-    left = max_tokens - sizes[0]
-    for i in sorted(range(len(rests)), key=rests.__getitem__):
-        if left == 0:
-            break
-        more = min(rests[i] - sizes[i], left)
-        sizes[i] += more
-        left -= more
+    kept = min(rests[0], max_tokens, max(int(OLDEST_SHARE * max_tokens), MIN_CHUNK_TOKENS))
+    _add_shortest(sizes, rests, order, max_tokens - kept)
+    num_others = sum(sizes) - sizes[0]
+    share = math.ceil(num_others * OLDEST_SHARE / (1.0 - OLDEST_SHARE))
+    least = max(share, MIN_CHUNK_TOKENS, SHORT_STEP_TOKENS - num_others)
+    sizes[0] = min(rests[0], max(sizes[0], least), max_tokens - num_others)
     return sizes
+
+
+def _add_shortest(
+    sizes: list[int], rests: Sequence[int], order: Sequence[int], max_tokens: int
+) -> None:
+    left, is_ending = max_tokens, False
+    for i in order:
+        if is_ending:
+            left = min(left, SHORT_STEP_TOKENS - sum(sizes))
+        if left <= 0:
+            return
+        sizes[i] = min(rests[i], left)
+        left -= sizes[i]
+        is_ending = is_ending or sizes[i] == rests[i]
 
 
 def delay_by_oldest_s(work_s: float, longer_s: float) -> float:

@@ -167,11 +167,13 @@ def figures(served: Served) -> dict[str, float]:
     node which answered them."""
     first, gaps = sorted(served.first_token_s), sorted(served.gaps_s)
     others = sorted(served.others_first_token_s)
-    of_others = {
-        "others_ttft_mean_ms": round(1e3 * sum(others) / len(others), 2),
-        "others_ttft_p99_ms": round(1e3 * others[int(0.99 * len(others))], 2),
-    }
-    return (of_others if others else {}) | {
+    of_others = {}
+    if others:
+        of_others = {
+            "others_ttft_mean_ms": round(1e3 * sum(others) / len(others), 2),
+            "others_ttft_p99_ms": round(1e3 * others[int(0.99 * len(others))], 2),
+        }
+    return of_others | {
         "ttft_mean_ms": round(1e3 * sum(first) / len(first), 2),
         "ttft_p99_ms": round(1e3 * first[int(0.99 * len(first))], 2),
         "itl_mean_ms": round(1e3 * sum(gaps) / len(gaps), 2),
