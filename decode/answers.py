@@ -177,22 +177,33 @@ class Answers:
         )
 
     def _prefill_done(self, done: PrefillDone, now: float) -> list[Instruction]:
-        """Takes what a prefill node says at the end, if it is whole."""
+        """Takes what a prefill node says at the end, if it is whole. The first tokens are passed on
+        at once, whatever pages are still to come, unless the answer ends with them: its end tells
+        that the pages are here."""
         job = self._receiving.get(done.attempt)
         if job is None:
             return []
         if not done.first_tokens or not is_all_of(done.prompt_logprobs, job.sampling):
             reason = f"{done.node.name} has left out tokens, or logprobs of the prompt"
             return self._receive_failed(done.attempt, reason, now)
-        return self._join(self._receiving.prefill_done(done, now), now)
+        ready = self._receiving.prefill_done(done, now)
+        if ready is not None:
+            return self._join(ready, now)
+        _, finish = job.purpose.tokens_until_end(0, done.first_tokens)
+        return [] if finish else self._tell_first(job, now)
 
     def _join(self, job: AnswerJob | None, now: float) -> list[Instruction]:
         """Lets an answer run whose pages and first tokens are here; does nothing for None."""
         if job is None:
             return []
+        self._running.add(job)
+        has_told = len(job.tokens) > job.purpose.num_prompt_tokens
+        return [] if has_told else self._tell_first(job, now)
+
+    def _tell_first(self, job: AnswerJob, now: float) -> list[Instruction]:
+        """Tells the coordinator the tokens that the prefill node has sampled."""
         done = job.purpose.prefilled
         assert done is not None
-        self._running.add(job)
         if done.prompt_logprobs is not None:
             job.prompt_logprobs.add(done.prompt_logprobs)
         first = Sampled(tuple(done.first_tokens), tuple(done.first_logprobs))

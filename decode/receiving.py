@@ -3,6 +3,7 @@ Pure.
 
     begin ──► ExpectPages, Prefill ──► arrived … received ──┐
                       └──────────────► PrefillDone ─────────┴──► ready to run
+                                           └──► its first tokens are told, before or after
 
 What has arrived is committed at once: it can be found and is owned, whatever becomes of the rest.
 """
@@ -176,7 +177,7 @@ class Receiving:
             return None
         job = under_way.job
         assert job.sequence is not None
-        # The first tokens are not among them yet: `Answers._join` adds these.
-        job.sequence.num_computed = len(job.tokens)
+        # The first tokens of the answer, which may be among `job.tokens` already, have no KV.
+        job.sequence.num_computed = job.purpose.num_prompt_tokens
         del self._under_way[job.attempt]
         return job

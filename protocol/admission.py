@@ -33,7 +33,7 @@ MIN_CHUNK_TOKENS = 16
 """A chunk beside answers has so many tokens whatever bounds its step, so that every prompt goes on.
 A shorter one would say nothing about how fast prompts are computed."""
 
-OLDEST_SHARE = 0.25
+OLDEST_SHARE = 0.5
 """The share of the prompts' tokens that the oldest prompt gets at least."""
 
 SHORT_STEP_TOKENS = 512
@@ -87,31 +87,34 @@ def chunk_sizes(rests: Sequence[int], max_tokens: int) -> list[int]:
     """
     sizes = [0] * len(rests)
     order = sorted(range(len(rests)), key=rests.__getitem__)
-    if not order or order[0] == 0:
-        _add_shortest(sizes, rests, order, max_tokens)
-        return sizes
     # The oldest gets enough to tell how fast prompts are computed, or no step might ever tell it.
-    kept = min(rests[0], max_tokens, max(int(OLDEST_SHARE * max_tokens), MIN_CHUNK_TOKENS))
-    _add_shortest(sizes, rests, order, max_tokens - kept)
-    num_others = sum(sizes) - sizes[0]
-    share = math.ceil(num_others * OLDEST_SHARE / (1.0 - OLDEST_SHARE))
-    least = max(share, MIN_CHUNK_TOKENS, SHORT_STEP_TOKENS - num_others)
-    sizes[0] = min(rests[0], max(sizes[0], least), max_tokens - num_others)
+    kept = max(int(OLDEST_SHARE * max_tokens), MIN_CHUNK_TOKENS)
+    left, is_ending = max_tokens, False
+    for i in order:
+        if i == 0:
+            kept = 0
+        room = left - min(kept, rests[0])
+        if is_ending:
+            room = min(room, SHORT_STEP_TOKENS - (max_tokens - left))
+        if room <= 0:
+            break
+        sizes[i] = min(rests[i], room)
+        left -= sizes[i]
+        is_ending = is_ending or sizes[i] == rests[i]
+    if rests and sizes[0] < rests[0]:
+        sizes[0] = _of_oldest(rests[0], sizes[0], left, max_tokens, is_ending)
     return sizes
 
 
-def _add_shortest(
-    sizes: list[int], rests: Sequence[int], order: Sequence[int], max_tokens: int
-) -> None:
-    left, is_ending = max_tokens, False
-    for i in order:
-        if is_ending:
-            left = min(left, SHORT_STEP_TOKENS - sum(sizes))
-        if left <= 0:
-            return
-        sizes[i] = min(rests[i], left)
-        left -= sizes[i]
-        is_ending = is_ending or sizes[i] == rests[i]
+def _of_oldest(rest: int, size: int, left: int, max_tokens: int, is_ending: bool) -> int:
+    """Returns how many tokens of the oldest prompt a step computes which has `size` of them already
+    and room for `left` more."""
+    if not is_ending:
+        return min(rest, size + left)
+    num_others = max_tokens - left - size
+    share = math.ceil(num_others * OLDEST_SHARE / (1.0 - OLDEST_SHARE))
+    wanted = max(size, share, MIN_CHUNK_TOKENS, SHORT_STEP_TOKENS - num_others)
+    return min(rest, size + left, wanted)
 
 
 def delay_by_oldest_s(work_s: float, longer_s: float) -> float:

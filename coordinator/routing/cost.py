@@ -51,6 +51,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     evict_s: float = 0.0
     delay_s: float = 0.0
     """The time that all answers beside the prompt together lose to it."""
+    passing_s: float = 0.0
+    """The time that all longer prompts together lose to it, which it passes."""
 
     @property
     def first_token_s(self) -> float:
@@ -68,6 +70,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             + self.wait_s
             + self.evict_s
             + DELAY_WEIGHT * self.delay_s
+            + self.passing_s
         )
 
     def __add__(self, other: Cost) -> Cost:
@@ -81,6 +84,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             self.wait_s + other.wait_s,
             self.evict_s + other.evict_s,
             self.delay_s + other.delay_s,
+            self.passing_s + other.passing_s,
         )
 
 

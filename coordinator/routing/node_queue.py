@@ -125,9 +125,9 @@ class NodeQueueEstimate:
         return ours_s + others_s if ours_s > 0 else others_s
 
     def seconds_before(self, work_s: float, now: float) -> float:
-        """Returns the estimated time until the node would begin with a prompt that takes `work_s`
-        and is sent now, if those that take longer let it pass. What other coordinators have sent
-        counts as if it were shorter."""
+        """Returns how much later than alone a prompt would end that takes `work_s` and is sent now,
+        if those that take longer let it pass. What other coordinators have sent counts as if it
+        were shorter."""
         before_s, done_s, num_longer = 0.0, 0.0, 0
         for one in self._ours:
             if is_longer(one.work_s, work_s):
@@ -141,9 +141,13 @@ class NodeQueueEstimate:
         if num_longer == 0:
             return all_s
         before_s -= done_s
-        before_s += delay_by_oldest_s(before_s, all_s)
+        before_s += delay_by_oldest_s(before_s + work_s, all_s)
         others_s = max(0.0, self._others_s - (now - self._heard_at))
         return min(before_s + others_s, all_s)
+
+    def num_longer(self, work_s: float) -> int:
+        """Returns how many prompts of this coordinator a prompt passes that takes `work_s`."""
+        return sum(is_longer(one.work_s, work_s) for one in self._ours)
 
     def begins_within(self, wait_s: float, now: float) -> float:
         """Returns below which length, in seconds of work, the node would begin with a prompt within

@@ -208,7 +208,8 @@ class _Costing:
         source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
         compute_s = costs.compute_s(live, num_tokens)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share)
-        cost = Cost(queue_s, fetch_s, compute_s, 0.0, 0.0, evict_s)
+        passing_s = self._passing_s(live, queue, compute_s)
+        cost = Cost(queue_s, fetch_s, compute_s, evict_s=evict_s, passing_s=passing_s)
         return self._candidate(live, cost, owned, queue, source)
 
     def answering(self, live: LiveNode) -> Candidate:
@@ -239,7 +240,9 @@ class _Costing:
         compute_s = costs.chunk_s(live, num_tokens)
         wait_s = answering.cost.wait_s + live.step_s + (spread - 1.0) * compute_s
         delay_s = num_running * compute_s
-        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, answering.cost.evict_s, delay_s)
+        passing_s = self._passing_s(live, queue, compute_s)
+        evict_s = answering.cost.evict_s
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, evict_s, delay_s, passing_s)
         return self._candidate(live, cost, owned, queue, source)
 
     def _reusable_pages(self, live: LiveNode) -> int:
@@ -268,6 +271,15 @@ class _Costing:
         if longer_s > 0.0:
             before_s += costs.step_under_way_s(live, longer_s)
         return queue, before_s + planned_s
+
+    def _passing_s(
+        self, live: LiveNode, queue: NodeQueueEstimate | None, compute_s: float
+    ) -> float:
+        """Returns how much later the longer prompts at the node end together because they let this
+        one pass."""
+        if queue is None or not live.info.chunk_tokens:
+            return 0.0
+        return compute_s * queue.num_longer(compute_s)
 
     def _fetch(
         self, live: LiveNode, owned: int, queue_s: float

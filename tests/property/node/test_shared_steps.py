@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.admission import MIN_CHUNK_TOKENS, OLDEST_SHARE, chunk_sizes
+from protocol.admission import MIN_CHUNK_TOKENS, OLDEST_SHARE, SHORT_STEP_TOKENS, chunk_sizes
 
-lengths = st.integers(1, 500)
-budgets = st.integers(1, 300)
+lengths = st.integers(1, 3_000)
+budgets = st.integers(1, 2_500)
 
 
 @given(st.lists(lengths, max_size=12), budgets)
-def test_a_step_is_full_or_has_all_there_is(rests: list[int], max_tokens: int) -> None:
+def test_a_step_is_full_unless_a_prompt_ends_in_it(rests: list[int], max_tokens: int) -> None:
     sizes = chunk_sizes(rests, max_tokens)
-    assert sum(sizes) == min(max_tokens, sum(rests))
+    most = min(max_tokens, sum(rests))
+    assert sum(sizes) <= most
+    if not any(size == rest for size, rest in zip(sizes, rests, strict=True)):
+        assert sum(sizes) == most
+    assert sum(sizes) >= min(most, SHORT_STEP_TOKENS)
     assert all(0 <= size <= rest for size, rest in zip(sizes, rests, strict=True))
 
 
@@ -31,18 +33,25 @@ def test_only_the_oldest_goes_on_before_a_shorter_one_is_done(
             assert all(sizes[j] == rests[j] for j in shorter)
 
 
-@given(st.lists(lengths, min_size=1, max_size=8), st.data(), budgets)
-def test_nobody_waits_for_more_steps_than_the_older_ones_need(
-    before: list[int], data: st.DataObject, max_tokens: int
+@given(st.lists(lengths, min_size=1, max_size=6), st.lists(lengths, max_size=6), budgets)
+def test_nobody_waits_longer_than_the_share_allows(
+    before: list[int], later: list[int], max_tokens: int
 ) -> None:
-    """Whatever comes later, as many shorter ones as there may be. The first one alone waits for
-    nobody."""
-    least = min(max_tokens, max(int(OLDEST_SHARE * max_tokens), MIN_CHUNK_TOKENS))
-    most_steps = sum(math.ceil(length / least) for length in before)
-    later = [data.draw(lengths)] * max_tokens
-    left, num_steps = list(before), 0
+    """Of prompts that come for ever. The first one alone waits for nobody older."""
+    left, num_tokens, num_steps = list(before), 0, 0
     while left:
         sizes = chunk_sizes([*left, *later], max_tokens)
+        num_tokens += sum(sizes)
+        assert sizes[0] >= min(left[0], max_tokens, MIN_CHUNK_TOKENS)
         left = [rest - size for rest, size in zip(left, sizes, strict=False) if rest > size]
         num_steps += 1
-        assert num_steps <= most_steps
+        # In the order of arrival it would be `sum(before)`. Where a prompt ends, those after it
+        # may fill its step.
+        assert num_tokens <= sum(before) / OLDEST_SHARE + len(before) * max_tokens
+        assert num_tokens <= num_steps * max_tokens
+
+
+@given(lengths, st.lists(lengths, min_size=1, max_size=6), budgets)
+def test_the_oldest_has_its_share(rest: int, later: list[int], max_tokens: int) -> None:
+    sizes = chunk_sizes([rest, *later], max_tokens)
+    assert sizes[0] == rest or sizes[0] >= int(OLDEST_SHARE * sum(sizes))
