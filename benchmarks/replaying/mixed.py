@@ -77,17 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args(arguments)
     points = [(load, rate) for load, rates in LOADS.items() for rate in rates]
-    rows = []
+    rows: list[dict[str, object]] = []
     for load, rate in track(points, console=Console(stderr=True), transient=True):
         workload = workload_of(load, rate, options.requests, options.seed)
-        rows.append(
-            {"load": load, "rate": rate}
-            | {name: figures(Serving(workload, plan).run()) for name, plan in PLANS.items()}
-            | {
-                f"{name}, by arrival": figures(Serving(workload, plan).run())
-                for name, plan in BY_ARRIVAL.items()
-            }
-        )
+        row: dict[str, object] = {"load": load, "rate": rate}
+        row |= {name: figures(Serving(workload, plan).run()) for name, plan in PLANS.items()}
+        for name, plan in BY_ARRIVAL.items():
+            row[f"{name}, by arrival"] = figures(Serving(workload, plan).run())
+        rows.append(row)
     _print_table(rows, list(PLANS))
     _print_table(rows, [one for name in BY_ARRIVAL for one in (f"{name}, by arrival", name)])
     report = {
