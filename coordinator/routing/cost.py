@@ -4,8 +4,9 @@
           + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
           + DELAY_WEIGHT * delay                                what it costs answers beside it
 
-`queue` is what comes first in the order of the node (`chunk_sizes`): shorter prompts, and the rest
-of a step with longer ones. `queue` and `fetch` overlap: the node computes others' prompts while
+`queue` is what comes first in the order of the node (`chunk_sizes`): shorter prompts, and the share
+of the oldest. `wait` is for steps: that with longer prompts which is under way, and the one in
+which the answer begins. `queue` and `fetch` overlap: the node computes others' prompts while
 pages travel. A request's own work counts more than its queue, because it also delays everybody
 behind it (weights of 3 to 5 gave the most cache hits and the least mean latency on Mooncake's open
 trace). `evict`: pages that come to a full node push out others, and a share of those, the share of

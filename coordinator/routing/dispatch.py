@@ -108,7 +108,8 @@ class DispatchQueue:
         if is_pause:
             looked_at, planned = [o for o in eligible if not o.was_looked_at], self._planned
         else:
-            looked_at, planned = self._first(eligible, now), PlannedWork()
+            looked_at = self._first(eligible, now)
+            planned = self._overdue(below_s, now) if eligible else PlannedWork()
         is_news = False
         for waiting in looked_at:
             if is_news:
@@ -189,6 +190,19 @@ class DispatchQueue:
             for one in waiting
             if one.demand.num_pages <= most_pages and (one.skips_prefill or one.work_s < below_s)
         ]
+
+    def _overdue(self, below_s: float, now: float) -> PlannedWork:
+        """Returns as planned the request that has waited longest for a node to be nearly free, if
+        that is so long that no shorter one may pass it any more where it is to go."""
+        planned = PlannedWork()
+        for one in self._waiting:
+            if now - one.arrived < LETS_PASS_S or one.work_s < below_s:
+                continue
+            if one.demand.num_pages <= self._placement.most_pages and not one.skips_prefill:
+                route = self._placement.route(one.demand, now)
+                planned.add(route, one.demand.admission_pages)
+                break
+        return planned
 
     def _first(self, waiting: list[RoutedRequest], now: float) -> list[RoutedRequest]:
         """Returns the first LOOK_AHEAD requests in the order in which they should go; all of them,

@@ -62,6 +62,8 @@ class NodeQueueEstimate:
         self._head_began = 0.0
         self._heard_s = 0.0
         self._others_s = 0.0
+        self._surely_others_s = 0.0
+        """What would be left of it if the heartbeat had counted all of ours."""
         self._heard_at = 0.0
 
     def sent(self, booking: Booking) -> None:
@@ -106,6 +108,7 @@ class NodeQueueEstimate:
         known_s = sum(one.work_s for one in self._ours if now - one.sent_at >= SETTLING_S)
         self._heard_s = queued_s
         self._others_s = max(0.0, queued_s - known_s)
+        self._surely_others_s = max(0.0, queued_s - self._ours_s)
         self._heard_at = now
 
     def seconds(self, now: float) -> float:
@@ -142,7 +145,7 @@ class NodeQueueEstimate:
             return all_s
         before_s -= done_s
         before_s += delay_by_oldest_s(before_s + work_s, all_s)
-        others_s = max(0.0, self._others_s - (now - self._heard_at))
+        others_s = max(0.0, self._surely_others_s - (now - self._heard_at))
         return min(before_s + others_s, all_s)
 
     def num_longer(self, work_s: float) -> int:

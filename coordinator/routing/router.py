@@ -204,12 +204,14 @@ class _Costing:
         """Returns `live` as the node that computes the prompt: from what it has itself, or after
         fetching the longest prefix that another node could send, whichever costs less."""
         owned = self._reusable_pages(live)
-        queue, queue_s = self._queue(live, costs.compute_s(live, self._least_tokens(owned)))
+        work_s = costs.compute_s(live, self._least_tokens(owned))
+        queue, queue_s = self._queue(live, work_s)
         source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
         compute_s = costs.compute_s(live, num_tokens)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share)
         passing_s = self._passing_s(live, queue, compute_s)
-        cost = Cost(queue_s, fetch_s, compute_s, evict_s=evict_s, passing_s=passing_s)
+        wait_s = self._step_under_way_s(live, queue, work_s)
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, evict_s, passing_s=passing_s)
         return self._candidate(live, cost, owned, queue, source)
 
     def answering(self, live: LiveNode) -> Candidate:
@@ -231,7 +233,8 @@ class _Costing:
         prompt slow down the answers beside it."""
         live, num_running = answering.live, answering.live.load.num_running
         owned = self._reusable_pages(live)
-        queue, queue_s = self._queue(live, costs.chunk_s(live, self._least_tokens(owned)))
+        work_s = costs.chunk_s(live, self._least_tokens(owned))
+        queue, queue_s = self._queue(live, work_s)
         spread = costs.spread(live) if num_running else 1.0
         queue_s *= spread
         source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
@@ -240,6 +243,7 @@ class _Costing:
         compute_s = costs.chunk_s(live, num_tokens)
         wait_s = answering.cost.wait_s + live.step_s + (spread - 1.0) * compute_s
         delay_s = num_running * compute_s
+        wait_s += self._step_under_way_s(live, queue, work_s)
         passing_s = self._passing_s(live, queue, compute_s)
         evict_s = answering.cost.evict_s
         cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, evict_s, delay_s, passing_s)
@@ -266,11 +270,17 @@ class _Costing:
         planned_s = planned.seconds_before(name, work_s)
         if queue is None:
             return None, planned_s
-        before_s = queue.seconds_before(work_s, now)
-        longer_s = queue.seconds(now) - before_s
-        if longer_s > 0.0:
-            before_s += costs.step_under_way_s(live, longer_s)
-        return queue, before_s + planned_s
+        return queue, queue.seconds_before(work_s, now) + planned_s
+
+    def _step_under_way_s(
+        self, live: LiveNode, queue: NodeQueueEstimate | None, work_s: float
+    ) -> float:
+        """Returns how long the prompt waits for the end of a step with longer ones. That is no part
+        of the queue: where requests wait for their turn, it is the same."""
+        if queue is None or not live.info.chunk_tokens:
+            return 0.0
+        now = self._cluster.now
+        return costs.step_under_way_s(live, queue.seconds(now) - queue.seconds_before(work_s, now))
 
     def _passing_s(
         self, live: LiveNode, queue: NodeQueueEstimate | None, compute_s: float
