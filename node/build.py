@@ -139,6 +139,7 @@ def _info(
         context_length=config.context_length,
         health_address=health_address,
         max_itl_s=config.max_itl_ms / 1e3,
+        chunk_tokens=config.chunk_tokens(engine.device),
     )
 
 

@@ -301,6 +301,10 @@ class NodeInfo(msgspec.Struct, frozen=True):
     max_itl_s: float = 0.0
     """How long a step may take that computes prompts beside answers; 0: as long as its chunk
     needs."""
+    chunk_tokens: int = 0
+    """The most prompt tokens of a step. Between two steps a prompt with a shorter rest passes those
+    with longer ones, as `chunk_sizes` says. 0: each prompt is computed whole, in the order of
+    arrival."""
 
 
 Condition = Literal["starting", "alive", "stuck", "stopped"]

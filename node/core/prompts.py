@@ -6,6 +6,8 @@
 
 Jobs are admitted in the order of their arrival. Admission takes the pages of the tokens that a job
 has, if some are left for everybody to grow; a job that finds no room costs nobody anything.
+Admitted ones share the steps as `chunk_sizes` says: short rests go first, and none is left out for
+long.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from node.core.instructions import CopyPages, EndSequence, Instruction, SendMess
 from node.core.job import Job, PlannedSlice, Sink
 from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from node.load.counters import Counters
-from protocol.admission import admission_tokens
+from protocol.admission import admission_tokens, chunk_sizes
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind
@@ -182,25 +184,29 @@ class Prompts:
     def add_chunks(
         self, step: list[PlannedSlice], max_tokens: int, now: float
     ) -> list[Instruction]:
-        """Adds chunks of prompts to a step, the oldest first, up to `max_tokens` tokens in all."""
+        """Adds chunks of prompts to a step, up to `max_tokens` tokens in all, as `chunk_sizes`
+        shares them out."""
         copies = CopyPages([], [])
         instructions: list[Instruction] = []
-        for job in self._admitted:
-            if max_tokens == 0:
-                break
-            assert job.sequence is not None
-            is_due = job.is_computed_here and job.sequence.has_chunk
-            if not is_due or job.attempt in self._fetching:
+        due = [job for job in self._admitted if self._is_due(job)]
+        for job, size in zip(due, chunk_sizes(list(map(_num_left, due)), max_tokens), strict=True):
+            if size == 0:
                 continue
+            assert job.sequence is not None
             if job.sequence.num_planned == job.sequence.num_computed:
                 job.spent("step_wait", now)
             if not job.sequence.has_begun:
                 self._copy_beginning(job, copies, now)
-            planned = PlannedSlice.of(job, max_tokens, position=len(step))
+            planned = PlannedSlice.of(job, size, position=len(step))
             step.append(planned)
-            max_tokens -= len(planned.part.token_ids)
             instructions += job.sink.before_chunk(job, planned.part)
         return [copies, *instructions] if copies.sources else instructions
+
+    def _is_due(self, job: Job[Any]) -> bool:
+        """Returns whether a chunk of an admitted job could be computed now."""
+        assert job.sequence is not None
+        has_chunk = job.is_computed_here and job.sequence.has_chunk
+        return has_chunk and job.attempt not in self._fetching
 
     def _copy_beginning(self, job: Job[Any], copies: CopyPages, now: float) -> None:
         """The first page that a prompt lacks: if a cached one begins alike, that is copied, and
@@ -347,3 +353,8 @@ class Prompts:
         """Returns how many pages should be there for a job when it is admitted: those of its
         tokens, and some to grow."""
         return self._hasher.num_pages(admission_tokens(len(job.tokens), job.max_tokens))
+
+
+def _num_left(job: Job[Any]) -> int:
+    assert job.sequence is not None
+    return job.sequence.num_unplanned

@@ -151,6 +151,7 @@ CANDIDATE = {
     "wait_ms": 0.0,
     "evict_ms": 0.0,
     "delay_ms": 0.0,
+    "passing_ms": 0.0,
     "first_token_ms": 9.5,
     "score_ms": 22.3,
     "chosen": True,
