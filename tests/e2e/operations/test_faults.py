@@ -17,7 +17,7 @@ from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, start_cluster, wait_until
 
 LENGTH = 500
-"""Tokens of answers that must still be running when a node is killed, however late the test reads."""
+"""Tokens of answers that must still come when a node is killed, however late the test reads."""
 
 
 @pytest.fixture(scope="module")
