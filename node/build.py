@@ -82,7 +82,7 @@ def _serve(
     info = _info(config, node, engine, channel.address, health_address)
     log.info("%s node settings: %s", role, describe(config))
     warm_up(engine.runner, _warm_up_limits(config, engine))
-    core = _core(role, config, info, kinds)
+    core = _core(role, config, info, kinds, engine.vocab_size)
     publisher = OwnershipPublisher(
         config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
     )
@@ -152,7 +152,13 @@ def _warm_up_limits(config: NodeConfig, engine: Engine) -> WarmUpLimits:
     return limits if engine.device.startswith("cuda") else limits.at_most(CPU_WARM_UP_TOKENS)
 
 
-def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFactory]) -> NodeCore:
+def _core(
+    role: Role,
+    config: NodeConfig,
+    info: NodeInfo,
+    kinds: Sequence[WorkFactory],
+    vocab_size: int,
+) -> NodeCore:
     cache = PrefixCache(info.num_pages, info.layout.page_size)
     limits = SchedulerLimits(
         chunk_tokens=config.chunk_tokens(info.device),
@@ -160,6 +166,7 @@ def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFa
         max_waiting=config.max_queued_requests,
         max_itl_s=config.max_itl_ms / 1e3,
         receive_timeout_s=config.receive_timeout_s,
+        vocab_size=vocab_size,
     )
     addresses = Addresses(info.control_address, info.data_addresses)
     hasher = PageHasher(info.model_fingerprint, info.layout)

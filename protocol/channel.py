@@ -7,17 +7,17 @@ missing. A peer that is not there (yet) costs nothing but a bounded queue.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
+import time
 from collections.abc import Iterable
 
 import zmq
 
 from protocol.errors import UserError
-from protocol.messages import AnyMessage, Message, decode, encode
-
-log = logging.getLogger(__name__)
+from protocol.messages import AnyMessage, Message, encode
+from protocol.trust.checks import read_message
+from protocol.trust.refusals import Refusals
 
 MAX_MESSAGE_BYTES = 64 << 20
 """A peer that sends a longer message is disconnected."""
@@ -120,6 +120,7 @@ class Channel:
                 "choose another address with --host or --control-port"
             ) from error
         self.address = f"{advertise_host or host}:{port}"
+        self.refusals = Refusals()
         self._outgoing = Outgoing(self._context)
         # ZMQ sockets belong to one thread. A pipe beside them lets any other thread wake it.
         self._wake_read, self._wake_write = os.pipe()
@@ -141,7 +142,7 @@ class Channel:
         """Waits up to `timeout_s` for a message or a `wake`, then returns the messages that came.
 
         It returns at most MAX_DRAINED_MESSAGES, so that a flood cannot keep a node from its work.
-        What is no message is logged and dropped.
+        What is no message, or cannot be believed, is dropped and counted.
         """
         if timeout_s > 0:
             self._poller.poll(math.ceil(timeout_s * 1_000))
@@ -151,11 +152,11 @@ class Channel:
             # Asking first is cheaper: the exception for "nothing there" costs more than a message.
             if not int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
-            raw = self._inbox.recv(zmq.NOBLOCK)
+            frame = self._inbox.recv(zmq.NOBLOCK, copy=False)  # it knows whom it came from
             try:
-                messages.append(decode(raw))
+                messages.append(read_message(frame.bytes, time.time_ns()))
             except ValueError as error:
-                log.warning("dropped %d bytes that are no kvrelay message: %s", len(raw), error)
+                self.refusals.refuse("message", str(frame.get("Peer-Address")), str(error))
         return messages
 
     def wake(self) -> None:

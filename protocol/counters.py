@@ -60,7 +60,7 @@ class NodeCounters(msgspec.Struct):
     ] = 0
     busy_s: Annotated[
         float,
-        msgspec.Meta(description="Seconds spent in steps, failed ones included."),
+        msgspec.Meta(ge=0.0, le=1e9, description="Seconds spent in steps, failed ones included."),
     ] = 0.0
 
     def copy(self) -> NodeCounters:

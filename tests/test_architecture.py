@@ -76,6 +76,8 @@ PURE = (
     "protocol/namespace.py",
     "protocol/prompt_logprobs.py",
     "protocol/sampling.py",
+    "protocol/trust/bounds.py",
+    "protocol/trust/checks.py",
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
     "engine/errors.py",

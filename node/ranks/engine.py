@@ -45,6 +45,7 @@ class Engine:
     num_pages: int
     context_length: int
     """The model's own limit for a sequence."""
+    vocab_size: int
     device: str
     """The device of rank 0."""
     when_lost: Callable[[Callable[[str], None]], None] = lambda _: None
@@ -123,6 +124,7 @@ def _engine(
         fingerprint=rank.runner.fingerprint,
         num_pages=rank.runner.kv_cache.num_pages,
         context_length=rank.runner.config.context_length,
+        vocab_size=rank.runner.config.vocab_size,
         device=str(rank.runner.device),
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,

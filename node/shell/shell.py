@@ -45,7 +45,7 @@ from node.shell.runner import Runner
 from node.shell.steps import Steps
 from protocol.channel import PeerUnreachable
 from protocol.ids import Attempt
-from protocol.messages import LinkLoad, Load
+from protocol.messages import LinkLoad, Load, Message
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class NodeShell:
         """Takes everything that has come, and starts a step if there is something to compute. An
         idle node waits a moment for something to come."""
         for event in self._events():
-            self._carry_out(self._core.handle(event, self._clock()))
+            self._carry_out(self._handled(event))
         self._planned, instructions = self._core.next_batch(self._clock(), self._steps.rates.read())
         self._carry_out(instructions)
         if not self._planned:
@@ -164,6 +164,17 @@ class NodeShell:
         while self._transfer_events:
             events.append(self._transfer_events.popleft())
         return without_outdated(events)
+
+    def _handled(self, event: Event) -> list[Instruction]:
+        """Returns what the core answers to an event. A message that it cannot take costs whoever
+        sent it an answer, and not this process."""
+        try:
+            return self._core.handle(event, self._clock())
+        except Exception:
+            if not isinstance(event, Message):
+                raise
+            log.exception("a %s could not be handled", type(event).__name__)
+            return []
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
