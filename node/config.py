@@ -12,6 +12,7 @@ from protocol.config import (
     require,
     require_redis_url,
 )
+from protocol.trust.options import TrustOptions
 
 KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
 GPU_CHUNK = 2048
@@ -21,7 +22,7 @@ CPU_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class NodeConfig(EngineOptions):
+class NodeConfig(TrustOptions, EngineOptions):
     """The flags of a node, those of its engine among them."""
 
     model_path: str = option(
@@ -78,6 +79,7 @@ class NodeConfig(EngineOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_redis_url(self.redis_url)
+        self.require_trust([self.host])
         require(
             0 < self.mem_fraction_static < 1,
             f"--mem-fraction-static is {self.mem_fraction_static}; it must be between 0 and 1",

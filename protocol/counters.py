@@ -51,6 +51,13 @@ class NodeCounters(msgspec.Struct):
     transfer_failures: Annotated[
         int, msgspec.Meta(description="Transfers of pages that broke, were late or were refused.")
     ] = 0
+    refusals: Annotated[
+        int,
+        msgspec.Meta(
+            description="Connections that did not prove the cluster secret, and messages that "
+            "could not be believed."
+        ),
+    ] = 0
     compiles_while_serving: Annotated[
         int,
         msgspec.Meta(

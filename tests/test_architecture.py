@@ -78,6 +78,8 @@ PURE = (
     "protocol/sampling.py",
     "protocol/trust/bounds.py",
     "protocol/trust/checks.py",
+    "protocol/trust/keys.py",
+    "protocol/trust/options.py",
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
     "engine/errors.py",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtransfer.backends.pair import RECEIVER_RANK, Pair, PairBackend
+from kvtransfer.links.challenge import NotAdmitted, prove_as_accepting
 from kvtransfer.links.counts import LinkCounts, LinkMeter
 from kvtransfer.links.handshake import (
     PAIR_TIMEOUT_S,
@@ -37,6 +38,8 @@ from kvtransfer.pages.checksum import has_right_checksum
 from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, FrameShape
 from kvtransfer.pages.staging import PageRows
 from kvtransfer.transport import PeerLost
+from protocol.trust.refusals import Refusals
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ class ReceivingEnd:
     """Returns the counts of a peer by its node name."""
     on_met: Callable[[str, PeerHealth], None]
     """Is called with the address where a peer receives pages, and where it tells how it does."""
+    refusals: Refusals
+    secrets: ClusterSecrets | None = None
+    """What every peer must prove to know; None: nothing is asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +78,14 @@ class _IncomingMessage:
     part: Part | None
     """Where the frame goes. None: nobody wants it; it is received all the same, because the next
     message on the pair can only be received after it."""
+
+
+def peer_host(connection: socket.socket) -> str:
+    """Returns the host at the other end of a connection, which may be over already."""
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return "somebody"
 
 
 class IncomingLink:
@@ -87,10 +101,11 @@ class IncomingLink:
         is this link's affair alone, and its transfers have been told."""
         try:
             self.connection.settimeout(HELLO_TIMEOUT_S)
+            prove_as_accepting(self.connection, self.end.secrets)
             hello = receive_message(self.connection, Hello)
-            backend = choose_backend(self.end.hello, hello)
-            heads = hello.shard.heads_for(self.end.hello.shard, hello.layout.num_kv_heads)
             reason = refusal(self.end.hello, hello)
+            backend = choose_backend(self.end.hello, hello)
+            heads = hello.shard.heads_for(self.end.hello.shard, self.end.hello.layout.num_kv_heads)
             if not reason and not heads:
                 reason = "these two ranks have no KV head to exchange"
             if not reason and not backend:
@@ -100,6 +115,8 @@ class IncomingLink:
                 send_message(self.connection, Refused(reason))
                 return
             self._serve(hello, self.end.backends[backend], heads)
+        except NotAdmitted as error:
+            self.end.refusals.refuse("data", peer_host(self.connection), str(error))
         except PeerLost as error:
             log.debug("a connection to the data port ended: %s", error)
 
@@ -114,7 +131,7 @@ class IncomingLink:
     def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
         """Makes the pair and receives frames of `heads` until the end. Raises PeerLost."""
         end, counts = self.end, self.end.counts_of(hello.node.name)
-        self._peer_health = PeerHealth(hello.node, hello.health_address)
+        self._peer_health = PeerHealth(hello.node, hello.health_address, end.secrets)
         end.on_met(hello.address, self._peer_health)
         rows = end.rows_of(heads)
         cut = Cut.of(hello.layout, len(heads), backend.message_bytes)

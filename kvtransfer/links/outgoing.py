@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtransfer.backends.pair import SENDER_RANK, Pair, PairBackend
+from kvtransfer.links.challenge import prove_as_connecting
 from kvtransfer.links.counts import LinkCounts, LinkMeter
 from kvtransfer.links.handshake import (
     PAIR_TIMEOUT_S,
@@ -39,6 +40,7 @@ from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, row_numbers
 from kvtransfer.pages.staging import PageRows, RowIndex
 from kvtransfer.transport import LayoutMismatch, PeerLost
 from protocol.ids import Attempt
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class SendingEnd:
     """Where the peer tells how it does, if it has been met before."""
     on_met: Callable[[PeerHealth], None]
     """Is called once the peer has told that."""
+    secrets: ClusterSecrets | None = None
+    """What the peer must know, and we prove to know; None: nothing is asked."""
 
 
 @dataclass(eq=False)
@@ -191,7 +195,7 @@ class OutgoingLink:
         connection = self._connect()
         try:
             welcome = self._greet(connection)
-            self._peer_health = PeerHealth(welcome.node, welcome.health_address)
+            self._peer_health = PeerHealth(welcome.node, welcome.health_address, self._end.secrets)
             self._end.on_met(self._peer_health)
             self._counts = counts = self._end.counts_of(welcome.node.name)
             backend = self._end.backends[welcome.backend]
@@ -222,6 +226,11 @@ class OutgoingLink:
             raise PeerLost(f"nobody listens there ({error})") from error
         # Headers are small and a peer waits for them: they must not be held back to be joined.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            prove_as_connecting(connection, self._end.secrets, self._is_peer_held_up)
+        except PeerLost:
+            connection.close()
+            raise
         return connection
 
     def _greet(self, connection: socket.socket) -> Welcome:

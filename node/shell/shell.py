@@ -67,14 +67,16 @@ class NodeShell:
         publisher: PublisherPort,
         heartbeats: HeartbeatsPort,
         clock: Callable[[], float],
+        num_refusals: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`clock` gives monotonic seconds."""
+        """`clock` gives monotonic seconds, `num_refusals` how much of peers was refused so far."""
         self._core = core
         self._channel = channel
         self._transport = transport
         self._publisher = publisher
         self._heartbeats = heartbeats
         self._clock = clock
+        self._num_refusals = num_refusals
         self._runner = runner
         self._compiles_before = runner.num_compiles
         self._steps = Steps(runner, clock)
@@ -257,6 +259,7 @@ class NodeShell:
                 load.counters,
                 busy_s=self._steps.busy_s,
                 bytes_sent=self._bytes_sent,
+                refusals=self._num_refusals(),
                 compiles_while_serving=self._runner.num_compiles - self._compiles_before,
             ),
         )

@@ -36,6 +36,11 @@ class Refusals:
         if is_news:
             log.warning("refused %s (%s): %s; more of it is only counted", peer, kind, reason)
 
+    @property
+    def total(self) -> int:
+        """How many refusals there were, of all kinds."""
+        return self._counts.total()
+
     def count(self, kind: RefusalKind) -> int:
         """Returns how many refusals of this kind there were."""
         return self._counts[kind]
