@@ -26,6 +26,7 @@ from kvtransfer.links.listener import Listener
 from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame, PageSend
+from kvtransfer.links.streams import ExpectedStreams
 from kvtransfer.pages.layout import WHOLE, Shard, divides, frames_of_pages
 from kvtransfer.pages.staging import PageRows
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
@@ -128,6 +129,7 @@ class PairTransport:
             counts_of=lambda peer: self._counts(self._received, peer),
             on_met=self._met,
             refusals=self.refusals,
+            streams=ExpectedStreams(),
             secrets=secrets,
         )
         self._listener = Listener(host, port, lambda c: IncomingLink(c, end).run())

@@ -12,9 +12,9 @@ from protocol.config import (
     require,
     require_redis_url,
 )
-from protocol.trust.options import TrustOptions
+from protocol.trust.options import TrustOptions, is_loopback
 
-KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
+KV_BACKENDS = ("auto", "nccl", "shm", "tcp", "gloo")
 GPU_CHUNK = 2048
 """Tokens of a step; long enough to keep a GPU busy."""
 CPU_CHUNK = 512
@@ -68,7 +68,7 @@ class NodeConfig(TrustOptions, EngineOptions):
     kv_backend: str = option(
         "auto",
         "how pages travel; auto, between two nodes: nccl if each has a GPU of its own, shm (shared "
-        "memory) on one host, else gloo",
+        "memory) on one host, else tcp; gloo only if it is named",
         KV_BACKENDS,
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
@@ -80,6 +80,11 @@ class NodeConfig(TrustOptions, EngineOptions):
         super().__post_init__()
         require_redis_url(self.redis_url)
         self.require_trust([self.host])
+        require(
+            self.kv_backend != "gloo" or self.insecure or is_loopback(self.host),
+            "--kv-backend gloo listens on a port that asks nobody for the cluster secret, and "
+            "whoever reaches it can stop the node; choose tcp or auto, or say --insecure",
+        )
         require(
             0 < self.mem_fraction_static < 1,
             f"--mem-fraction-static is {self.mem_fraction_static}; it must be between 0 and 1",

@@ -46,7 +46,7 @@ class Place(msgspec.Struct, frozen=True):
     """The UUID of the rank's CUDA device; "" without one."""
 
 
-class Hello(msgspec.Struct, frozen=True):
+class Hello(msgspec.Struct, frozen=True, tag=True):
     """Sender → receiver: the first message, says who wants to send what."""
 
     version: int

@@ -33,6 +33,7 @@ from kvtransfer.links.handshake import (
 from kvtransfer.links.inbox import Inbox
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.links.streams import STREAM_KEY, ExpectedStreams, StreamOf
 from kvtransfer.pages.arrivals import Part
 from kvtransfer.pages.checksum import has_right_checksum
 from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, FrameShape
@@ -64,6 +65,7 @@ class ReceivingEnd:
     on_met: Callable[[str, PeerHealth], None]
     """Is called with the address where a peer receives pages, and where it tells how it does."""
     refusals: Refusals
+    streams: ExpectedStreams
     secrets: ClusterSecrets | None = None
     """What every peer must prove to know; None: nothing is asked."""
 
@@ -102,7 +104,14 @@ class IncomingLink:
         try:
             self.connection.settimeout(HELLO_TIMEOUT_S)
             prove_as_accepting(self.connection, self.end.secrets)
-            hello = receive_message(self.connection, Hello)
+            first: Hello | StreamOf = receive_message(
+                self.connection,
+                Hello | StreamOf,  # type: ignore[arg-type]
+            )
+            if isinstance(first, StreamOf):
+                self.end.streams.serve(first.name, self.connection)
+                return
+            hello = first
             reason = refusal(self.end.hello, hello)
             backend = choose_backend(self.end.hello, hello)
             heads = hello.shard.heads_for(self.end.hello.shard, self.end.hello.layout.num_kv_heads)
@@ -128,6 +137,16 @@ class IncomingLink:
             and self._peer_health.is_alive()
         )
 
+    def _await_stream(self, store: SocketStore) -> socket.socket:
+        """Tells the sender the name of a stream and returns it when it is there. Raises
+        PeerLost."""
+        name = self.end.streams.expect()
+        try:
+            store.set(STREAM_KEY, name)
+            return self.end.streams.wait(name, store.left_s)
+        finally:
+            self.end.streams.forget(name)
+
     def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
         """Makes the pair and receives frames of `heads` until the end. Raises PeerLost."""
         end, counts = self.end, self.end.counts_of(hello.node.name)
@@ -143,7 +162,7 @@ class IncomingLink:
             end.hello.health_address,
         )
         send_message(self.connection, welcome)
-        store = SocketStore(self.connection, PAIR_TIMEOUT_S)
+        store = SocketStore(self.connection, PAIR_TIMEOUT_S, self._await_stream)
         pair = backend.make_pair(
             store, RECEIVER_RANK, backend.window, cut.buffer_bytes, self.is_peer_held_up
         )

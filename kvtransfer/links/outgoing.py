@@ -35,6 +35,7 @@ from kvtransfer.links.handshake import (
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame
 from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.links.streams import STREAM_KEY, StreamOf
 from kvtransfer.pages.checksum import append_checksum
 from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, row_numbers
 from kvtransfer.pages.staging import PageRows, RowIndex
@@ -252,7 +253,7 @@ class OutgoingLink:
     ) -> Pair:
         """Makes the pair, as the peer does at the same time. Raises PeerLost; the backend is then
         avoided for a while, so that the next link tries another one."""
-        store = SocketStore(connection, PAIR_TIMEOUT_S)
+        store = SocketStore(connection, PAIR_TIMEOUT_S, self._open_stream)
         try:
             pair = backend.make_pair(
                 store, SENDER_RANK, window, buffer_bytes, self._is_peer_held_up
@@ -266,6 +267,13 @@ class OutgoingLink:
             self._end.on_backend_failed(backend.name)
             raise
         return pair
+
+    def _open_stream(self, store: SocketStore) -> socket.socket:
+        """Opens the stream that the peer has named. Raises PeerLost."""
+        name = store.get(STREAM_KEY)
+        stream = self._connect()
+        send_message(stream, StreamOf(name))
+        return stream
 
     def _send_all(
         self, connection: socket.socket, pair: Pair, window: int, cut: Cut, meter: LinkMeter

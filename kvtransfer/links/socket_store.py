@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
-from torch.distributed import Store
 
+from kvtransfer.backends.pair import StreamStore
 from kvtransfer.links.handshake import receive_message, send_message
 from kvtransfer.transport import PeerLost
 
@@ -33,19 +34,26 @@ MAX_ENTRIES = 256
 """The most entries that a store takes from its peer."""
 
 
-class SocketStore(Store):
+class SocketStore(StreamStore):
     """A key-value store of exactly two ranks, called by torch's C++ code.
 
     Methods that wait raise PeerLost. Where C++ called them, its caller gets a RuntimeError.
     """
 
-    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
-        """All waits together may take `timeout_s`, counted from now."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        timeout_s: float,
+        open_stream: Callable[[SocketStore], socket.socket],
+    ) -> None:
+        """All waits together may take `timeout_s`, counted from now. `open_stream` does this rank's
+        part of opening a stream; the other rank hears of it through the store."""
         super().__init__()
         self._connection = connection
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._values: dict[str, bytes] = {}
+        self._open_stream = open_stream
 
     def set(self, key: str, value: bytes | str) -> None:
         """Stores a value here and sends it to the other rank."""
@@ -70,6 +78,14 @@ class SocketStore(Store):
         """Returns True if all `keys` are set. Does not wait."""
         return all(key in self._values for key in keys)
 
+    @property
+    def left_s(self) -> float:
+        """How long waits may still take; 0 at the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def open_stream(self) -> socket.socket:
+        return self._open_stream(self)
+
     def finish(self) -> None:
         """Waits until the other rank has made its pair too. Both ranks must call it.
 
@@ -82,7 +98,7 @@ class SocketStore(Store):
     def _next(self) -> StoreEntry | Paired:
         """Waits for the next message of the other rank and returns it. Raises PeerLost at the
         store's deadline, and if the other rank has sent too many entries."""
-        left_s = self._deadline - time.monotonic()
+        left_s = self.left_s
         if left_s <= 0 or len(self._values) > MAX_ENTRIES:
             raise PeerLost(f"no pair was made within {self._timeout_s:g} s")
         self._connection.settimeout(left_s)

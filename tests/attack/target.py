@@ -1,4 +1,4 @@
-"""`Target`: a running cluster under attack: its ports, which the attacker knows, and how it does."""
+"""`Target`: a running cluster under attack: its ports, and how it does."""
 
 from __future__ import annotations
 
