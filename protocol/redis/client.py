@@ -73,7 +73,7 @@ def connect_async(url: str, timeout_s: float) -> Any:
 
 def _parse(url: str, timeout_s: float) -> tuple[RedisUrl, dict[str, Any]]:
     """Returns the parts of `url` and the options that all clients have. Raises ConfigError."""
-    options = {
+    options: dict[str, Any] = {
         "protocol": 2,  # with RESP3 the replies to XREAD have another shape
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,

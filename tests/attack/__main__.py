@@ -12,7 +12,7 @@ import traceback
 import pytest
 
 from infra.models import EMBEDDED
-from tests.attack.attacks import ATTACKS
+from tests.attack.attacks import ATTACKS, outsiders_ask
 from tests.attack.target import Target
 from tests.support.processes.clusters import start_cluster
 
@@ -31,6 +31,7 @@ def attack(directories: pytest.TempPathFactory, rounds: int) -> int:
     """Returns the exit status."""
     effects: dict[str, str] = {}
     began = time.monotonic()
+    require_effect_without_a_secret(directories)
     cluster = start_cluster(directories, EMBEDDED, 1, 2, makes_secret=True, kv_backend="auto")
     try:
         target = Target(cluster)
@@ -55,6 +56,19 @@ def attack(directories: pytest.TempPathFactory, rounds: int) -> int:
     }
     print(json.dumps(summary))
     return 1 if effects else 0
+
+
+def require_effect_without_a_secret(directories: pytest.TempPathFactory) -> None:
+    """Shows that the attacker is one: a cluster without a secret tells it all that it asks for."""
+    cluster = start_cluster(directories, EMBEDDED, 1, 1)
+    try:
+        outsiders_ask(Target(cluster))
+    except AssertionError as error:
+        print(f"without a secret: {error}")
+    else:
+        raise AssertionError("the attacker gets nothing from a cluster without a secret either")
+    finally:
+        cluster.local.stop()
 
 
 if __name__ == "__main__":

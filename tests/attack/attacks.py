@@ -6,6 +6,7 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from typing import Any
 
 import httpx
 import msgspec
@@ -13,9 +14,19 @@ import torch
 import zmq
 
 from kvtransfer.backends.choice import make_backends
-from kvtransfer.links.challenge import _OPENING, MAGIC
-from kvtransfer.links.handshake import VERSION, Hello, Place, send_message
-from kvtransfer.pages.layout import WHOLE
+from kvtransfer.links.challenge import _OPENING, MAGIC, prove_as_connecting
+from kvtransfer.links.handshake import (
+    VERSION,
+    FrameHeader,
+    Hello,
+    Place,
+    Welcome,
+    receive_message,
+    send_message,
+)
+from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.links.streams import STREAM_KEY, StreamOf
+from kvtransfer.pages.layout import WHOLE, FrameShape
 from kvtransfer.pair_transport import PairTransport
 from protocol.hashing import join_hashes, token_bytes
 from protocol.ids import Attempt, Node
@@ -171,6 +182,30 @@ def pages_with_a_wrong_secret(target: Target) -> None:
         assert ends and "--cluster-secret-file" in ends[0], ends
 
 
+def a_member_sends_more_than_it_announced(target: Target) -> None:
+    """One who has the secret announces a frame, sends more bytes than that has, and hangs up; or
+    announces frames that no pool has."""
+    node = target.node("decode")
+    (address,) = node["data_addresses"]
+    secrets = ClusterSecrets((), str(target.cluster.local.secret_file))
+    for shape in (FrameShape(0, 1, 0, 1), FrameShape(0, LAST, 0, 1), FrameShape(LAST, 1, 0, 9)):
+        with closing(_connected(address, secrets)) as link:
+            send_message(link, _greeting(node, "tcp"))
+            welcome = receive_message(link, Welcome)
+            store = SocketStore(link, 4.0, lambda s: _connected(address, secrets))
+            with closing(store.open_stream()) as stream:
+                send_message(stream, StreamOf(store.get(STREAM_KEY)))
+                store.finish()
+                send_message(link, FrameHeader(Attempt("meeting", 1), shape, True))
+                try:
+                    for _ in range(4 * welcome.window):
+                        stream.sendall(b"\xee" * welcome.message_bytes)
+                        link.sendall(b"\xee" * 1000)
+                except OSError:
+                    continue  # it has hung up on us, as it should
+            raise AssertionError("it takes whatever comes")
+
+
 def evil_close_waits_for_its_links(transport: PairTransport) -> None:
     """Waits until the link has ended, which tells why."""
     with transport._lock:
@@ -227,6 +262,7 @@ ATTACKS: tuple[Attack, ...] = (
     members_lie,
     strangers_at_the_data_port,
     pages_with_a_wrong_secret,
+    a_member_sends_more_than_it_announced,
     every_port,
     the_health_port,
     nothing_secret_is_logged,
@@ -277,18 +313,22 @@ def _killers(target: Target) -> dict[str, Message]:
 
 def _hello(target: Target) -> bytes:
     """The greeting of a link, without the challenge before it."""
-    node = target.node("decode")
     here, there = socket.socketpair()
     with here, there:
-        hello = Hello(
-            VERSION,
-            Node("evil", 1),
-            KVLayout(**node["layout"]),
-            node["model_fingerprint"],
-            WHOLE,
-            WHOLE,
-            Place(HOST),
-            ["shm"],
-        )
-        send_message(here, hello)
+        send_message(here, _greeting(target.node("decode"), "shm"))
         return there.recv(1 << 16)
+
+
+def _greeting(node: dict[str, Any], backend: str) -> Hello:
+    """The greeting of a node that is like the one it greets."""
+    layout, weights = KVLayout(**node["layout"]), node["model_fingerprint"]
+    evil = Node("evil", 1)
+    return Hello(VERSION, evil, layout, weights, WHOLE, WHOLE, Place("elsewhere"), [backend])
+
+
+def _connected(address: str, secrets: ClusterSecrets) -> socket.socket:
+    """A connection to a data port that has passed the challenge."""
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)), 5.0)
+    prove_as_connecting(connection, secrets)
+    return connection

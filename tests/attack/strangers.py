@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
 
 from protocol.channel import Channel
 from protocol.messages import Message, encode
@@ -18,6 +19,8 @@ from protocol.trust.secrets import ClusterSecrets
 HOST = "127.0.0.1"
 WRONG_SECRET = "what the attacker has made up"
 DEADLINE_S = 20.0
+LISTENED_TO_S = 2.0
+"""Who has not been hung up on by then is listened to."""
 Say = Callable[[str, list[Message]], None]
 """Says messages to a control address."""
 
@@ -42,10 +45,11 @@ def in_the_oldest_protocol(address: str, messages: list[Message]) -> None:
             said += head + b"\x00" + raw
         try:
             connection.sendall(said)
+            connection.settimeout(LISTENED_TO_S)
             while connection.recv(4096):
                 pass  # until it is hung up on
-        except ConnectionError:
-            pass
+        except (ConnectionError, TimeoutError):
+            pass  # a cluster without a secret goes on listening
 
 
 OUTSIDERS: tuple[Say, ...] = (without_a_secret, with_a_wrong_secret, in_the_oldest_protocol)
@@ -80,12 +84,13 @@ def _say(address: str, messages: list[Message], keys: ClusterKeys | None) -> Non
         connect_with(peer, keys)
         # Say that it has even found out whom it talks to.
         peer.curve_serverkey = zmq.curve_public(z85.encode(keys.listening))
-    peer.setsockopt(zmq.LINGER, 0)
     events = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
     peer.connect(f"tcp://{address.partition('#')[0]}")
     for message in messages:
         peer.send(encode(message))
     assert events.poll(DEADLINE_S * 1e3), "neither refused nor let in"
+    is_let_in = recv_monitor_message(events)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+    peer.setsockopt(zmq.LINGER, int(DEADLINE_S * 1e3) if is_let_in else 0)
     peer.disable_monitor()
     events.close()
     peer.close()
