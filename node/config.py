@@ -12,6 +12,7 @@ from protocol.config import (
     require,
     require_redis_url,
 )
+from protocol.trust.bounds import MAX_LEASE_S, MAX_NAME_CHARACTERS
 from protocol.trust.options import TrustOptions, is_loopback
 
 KV_BACKENDS = ("auto", "nccl", "shm", "tcp", "gloo")
@@ -106,6 +107,11 @@ class NodeConfig(TrustOptions, EngineOptions):
         for name in ("lease_s", "stall_s", "receive_timeout_s"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
+        require(self.lease_s <= MAX_LEASE_S, f"--lease-s must be at most {MAX_LEASE_S:g} seconds")
+        require(
+            len(self.name) <= MAX_NAME_CHARACTERS,
+            f"--name has {len(self.name)} characters; it may have {MAX_NAME_CHARACTERS}",
+        )
         require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")
 
     def chunk_tokens(self, device: str) -> int:
