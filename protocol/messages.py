@@ -446,4 +446,7 @@ def decode(raw: bytes) -> AnyMessage:
     """Returns the message that `encode` made `raw` of. Raises msgspec.DecodeError, a ValueError, if
     `raw` is no message, or one of its values is out of bounds. What comes from another process is
     read by `protocol.trust.checks.read_message`, which looks at more."""
-    return _decoder.decode(raw)
+    try:
+        return _decoder.decode(raw)
+    except RecursionError as error:  # what nobody asked for is skipped, however deep it is nested
+        raise msgspec.DecodeError("it is nested too deeply") from error

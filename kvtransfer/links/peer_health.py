@@ -39,7 +39,7 @@ class PeerHealth:
             return False
         try:
             health = msgspec.json.decode(self._answer(), type=Health)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return health.is_live and Node(health.node, health.incarnation) == self.node
 

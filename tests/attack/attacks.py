@@ -49,6 +49,7 @@ from protocol.messages import (
     SetPause,
     TokenOut,
     TokensOut,
+    encode,
 )
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
@@ -123,13 +124,21 @@ def members_lie(target: Target) -> None:
     file = str(target.cluster.local.secret_file)
     before = target.refusals()
     killers = _killers(target)
+    goodbye = encode(Goodbye(Node("x", 1)))
+    garbage = [
+        b"",
+        b"\xff" * 100,
+        b"\x00" * 10**6,
+        msgspec.msgpack.encode(["Generate"]),
+        b"\x93" + goodbye[1:] + b"\x91" * 10**6 + b"\xc0",  # nested a million times
+    ]
     with member(file) as channel:
         for address in target.control_addresses:
             for killer in killers.values():
                 channel.send(address, killer)
-            for raw in (b"", b"\xff" * 100, msgspec.msgpack.encode(["Generate"]), b"\x00" * 10**6):
+            for raw in garbage:
                 say_raw(channel, file, address, raw)
-        count = (len(killers) + 4) * len(target.control_addresses)
+        count = (len(killers) + len(garbage)) * len(target.control_addresses)
         target.await_refusals(before + count, "every lie")
 
 

@@ -1,4 +1,4 @@
-"""A prefill and a decode node on GPUs, pages between them over NCCL or over gloo."""
+"""A prefill and a decode node on GPUs, pages between them over NCCL or over TCP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, save_servable_model, start_cluster, wait_until
 
 pytestmark = pytest.mark.gpu
-BACKENDS = {"nccl": {"p0": "cuda:0", "d0": "cuda:1"}, "gloo": {"p0": "cuda:0", "d0": "cuda:0"}}
+BACKENDS = {"nccl": {"p0": "cuda:0", "d0": "cuda:1"}, "tcp": {"p0": "cuda:0", "d0": "cuda:0"}}
 
 
 @pytest.fixture(scope="module")

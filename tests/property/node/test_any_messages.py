@@ -93,6 +93,14 @@ def believed(message: AnyMessage) -> list[AnyMessage]:
         return []
 
 
+@given(st.binary(max_size=200) | st.tuples(MESSAGES.map(encode), st.binary()).map(b"".join))
+def test_whatever_bytes_come_are_a_message_or_refused(raw: bytes) -> None:
+    try:
+        read_message(raw, now_ns=10)
+    except ValueError:
+        pass
+
+
 @given(st.lists(MESSAGES, max_size=12))
 def test_no_message_ends_a_node(messages: list[AnyMessage]) -> None:
     cache = PrefixCache(NUM_PAGES, PAGE)

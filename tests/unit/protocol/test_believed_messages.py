@@ -120,6 +120,23 @@ def test_what_would_break_its_receiver_is_not(what: str) -> None:
         read_message(encode(BAD[what]), NOW_NS)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff" * 10,
+        encode(GENERATE)[:-1],
+        encode(GENERATE) + b"\x00",
+        b"\x93" + encode(Goodbye(NODE))[1:] + b"\x91" * 100_000 + b"\xc0",
+        b"\x93" + encode(TOKENS)[1:11] + b"\xdd\xff\xff\xff\xff",
+    ],
+    ids=["nothing", "garbage", "cut", "too long", "nested", "a list without end"],
+)
+def test_what_is_no_message_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError):
+        read_message(raw, NOW_NS)
+
+
 def test_the_clocks_of_hosts_may_differ_a_little() -> None:
     ahead = of_info(node=Node("d0", NOW_NS + MAX_AHEAD_NS))
     assert read_message(encode(ahead), NOW_NS) == ahead
