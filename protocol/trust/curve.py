@@ -131,7 +131,8 @@ class Gate:
 
 
 def _host_of(descriptor: int) -> str:
-    """Returns the host at the other end of a connection of ZMQ's, which may be over already."""
+    """Returns the host at the other end of a connection of ZMQ's; "somebody" if it is over
+    already."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as connection:
             return str(connection.getpeername()[0])

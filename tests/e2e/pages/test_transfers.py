@@ -72,6 +72,7 @@ def tcp_cluster(
         random_model[0],
         2,
         1,
+        makes_secret=True,
         kv_backend="tcp",
         chunked_prefill_size="64",
         max_total_tokens="16384",
