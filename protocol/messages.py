@@ -16,6 +16,8 @@ from protocol.layout import KVLayout
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
+from protocol.timelines.node_spans import NodeTimes
+from protocol.timelines.request_reports import RequestFilter, RequestReport
 from protocol.trust.bounds import (
     Address,
     Count,
@@ -75,6 +77,11 @@ class Prefill(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: Address = ""
     fetch_pages: Count = 0
+    answer_address: Address = ""
+    """Where the first token may be sent besides, so that it need not wait for pages to arrive and
+    for a step of the decode node; "" if the coordinator wants it from the decode node alone."""
+    asker_times: NodeTimes | None = None
+    """Where the time of the decode node went until now; it goes on with that first token."""
 
 
 class Fetch(Message, frozen=True):
@@ -119,6 +126,8 @@ class PrefillDone(Message, frozen=True):
     """The logprobs of each of `first_tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
     """All that were asked for; None if none were."""
+    times: NodeTimes | None = None
+    """Where the time of the prefill node went."""
 
 
 Finish = Literal["", "stop", "length"]
@@ -140,11 +149,16 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """The logprobs of each of `tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
     """All that the attempt was asked for, with its first tokens; None otherwise."""
+    times: NodeTimes | None = None
+    """Where the time of this node went, with the first tokens of an attempt and with the first ones
+    after the answer gave way; None otherwise."""
+    prefill_times: NodeTimes | None = None
+    """The same of the node that computed the prompt for this one, with the first tokens."""
 
 
 class TokensOut(Message, frozen=True):
     """Decode node → coordinator: brings what one step produced, for all requests of the
-    coordinator."""
+    coordinator. The first token of a request may come from its prefill node too, and sooner."""
 
     outs: list[TokenOut]
     node: Node
@@ -264,6 +278,22 @@ class CountsReply(Message, frozen=True):
     num_waiting: Count
 
 
+class AskRequests(Message, frozen=True):
+    """Coordinator → every other coordinator: asks what it knows of its requests."""
+
+    reply_address: Address
+    question_id: Name
+    wanted: RequestFilter
+
+
+class RequestsReply(Message, frozen=True):
+    """Coordinator (at `address`) → coordinator: answers `AskRequests`."""
+
+    question_id: Name
+    address: Address
+    requests: list[RequestReport]
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     """What a node tells of itself that does not change during an incarnation."""
 
@@ -285,6 +315,10 @@ class NodeInfo(msgspec.Struct, frozen=True):
     max_itl_s: Seconds = 0.0
     """How long a step may take that computes prompts beside answers; 0: as long as its chunk
     needs."""
+    chunk_tokens: Count = 0
+    """The most prompt tokens of a step. Between two steps a prompt with a shorter rest passes those
+    with longer ones, as `chunk_sizes` says. 0: each prompt is computed whole, in the order of
+    arrival."""
 
 
 Condition = Literal["starting", "alive", "stuck", "stopped"]
@@ -431,6 +465,8 @@ AnyMessage = (
     | PauseSeen
     | AskCounts
     | CountsReply
+    | AskRequests
+    | RequestsReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -143,7 +143,12 @@ class IncomingLink:
         name = self.end.streams.expect()
         try:
             store.set(STREAM_KEY, name)
-            return self.end.streams.wait(name, store.left_s)
+            while True:
+                stream = self.end.streams.wait(name, store.left_s)
+                if stream is not None:
+                    return stream
+                if not store.is_prolonged():
+                    raise PeerLost("the peer opened no stream")
         finally:
             self.end.streams.forget(name)
 
@@ -162,7 +167,9 @@ class IncomingLink:
             end.hello.health_address,
         )
         send_message(self.connection, welcome)
-        store = SocketStore(self.connection, PAIR_TIMEOUT_S, self._await_stream)
+        store = SocketStore(
+            self.connection, PAIR_TIMEOUT_S, self._await_stream, self.is_peer_held_up
+        )
         pair = backend.make_pair(
             store, RECEIVER_RANK, backend.window, cut.buffer_bytes, self.is_peer_held_up
         )

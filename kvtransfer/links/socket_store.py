@@ -15,7 +15,7 @@ from datetime import timedelta
 import msgspec
 
 from kvtransfer.backends.pair import StreamStore
-from kvtransfer.links.handshake import receive_message, send_message
+from kvtransfer.links.handshake import nobody_knows, receive_message, send_message
 from kvtransfer.transport import PeerLost
 
 
@@ -45,11 +45,14 @@ class SocketStore(StreamStore):
         connection: socket.socket,
         timeout_s: float,
         open_stream: Callable[[SocketStore], socket.socket],
+        is_peer_alive: Callable[[], bool] = nobody_knows,
     ) -> None:
-        """All waits together may take `timeout_s`, counted from now. `open_stream` does this rank's
-        part of opening a stream; the other rank hears of it through the store."""
+        """All waits together may take `timeout_s`, counted from now, and anew whenever that is over
+        and the peer lives. `open_stream` does this rank's part of opening a stream; the other rank
+        hears of it through the store."""
         super().__init__()
         self._connection = connection
+        self._is_peer_alive = is_peer_alive
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._values: dict[str, bytes] = {}
@@ -98,12 +101,20 @@ class SocketStore(StreamStore):
     def _next(self) -> StoreEntry | Paired:
         """Waits for the next message of the other rank and returns it. Raises PeerLost at the
         store's deadline, and if the other rank has sent too many entries."""
-        left_s = self.left_s
-        if left_s <= 0 or len(self._values) > MAX_ENTRIES:
+        is_late = time.monotonic() >= self._deadline and not self.is_prolonged()
+        if is_late or len(self._values) > MAX_ENTRIES:
             raise PeerLost(f"no pair was made within {self._timeout_s:g} s")
-        self._connection.settimeout(left_s)
+        self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
         message: StoreEntry | Paired = receive_message(
             self._connection,
             StoreEntry | Paired,  # type: ignore[arg-type]
+            self.is_prolonged,
         )
         return message
+
+    def is_prolonged(self) -> bool:
+        """Returns True if the peer, which is late, lives; the deadline then begins anew."""
+        if self._is_peer_alive():
+            self._deadline = time.monotonic() + self._timeout_s
+            return True
+        return False

@@ -16,8 +16,6 @@ import threading
 
 import msgspec
 
-from kvtransfer.transport import PeerLost
-
 NAME_BYTES = 16
 STREAM_KEY = "stream"
 """The key of a stream's name in the store of its link."""
@@ -43,13 +41,12 @@ class ExpectedStreams:
             self._waiting[name] = queue.SimpleQueue()
         return name
 
-    def wait(self, name: bytes, timeout_s: float) -> socket.socket:
-        """Returns the stream, which is the caller's to close. Raises PeerLost if it does not come
-        in time."""
+    def wait(self, name: bytes, timeout_s: float) -> socket.socket | None:
+        """Returns the stream, which is the caller's to close; None if it does not come in time."""
         try:
             return self._waiting[name].get(timeout=timeout_s)
         except queue.Empty:
-            raise PeerLost("the peer opened no stream") from None
+            return None
 
     def forget(self, name: bytes) -> None:
         """Ends the wait for a stream. One that nobody has taken is closed."""

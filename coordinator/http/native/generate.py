@@ -35,6 +35,7 @@ from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
+from coordinator.timelines.arrival import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, direct_writer(scope))
+        arrival = Arrival(request_id(scope), time.monotonic())
+        exchange = Exchange(arrival, send, direct_writer(scope))
         try:
             await self._answer(scope, receive, exchange)
         except ClientLeft:
@@ -66,7 +68,8 @@ class GenerateEndpoint:
             return await exchange.reply(_not_allowed(scope))
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
-        answers = await _submit_all(self._service, body, exchange.request_id)
+        arrival = exchange.arrival.parsed(self._service.now())
+        answers = await _submit_all(self._service, body, arrival)
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
                 if body.stream:
@@ -107,7 +110,9 @@ class GenerateEndpoint:
         return AnswerStream(exchange, one, events)
 
 
-async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:
+async def _submit_all(
+    service: Service, body: ParsedBody, arrival: Arrival
+) -> list[AnswerInProgress]:
     """Starts every answer that a body asks for; if one is refused, none of them."""
     require_so_many_answers(service, body.prompts, "sampling_params.n")
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
@@ -116,12 +121,12 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
         for prompt in body.prompts
     ]
     if body.turn is not None:
-        return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
+        return [await _submit_turn(service, body, body.turn, tokens[0], arrival, grammars[0])]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, body, prompt, ids, choice, http_id, grammar))
+                answers.append(_submit(service, body, prompt, ids, choice, arrival, grammar))
     except BaseException:
         cancel_unfinished(service, [one.mailbox for one in answers])
         raise
@@ -133,7 +138,7 @@ async def _submit_turn(
     body: ParsedBody,
     asked: TurnRequest,
     ids: list[int],
-    http_id: str,
+    arrival: Arrival,
     grammar: str,
 ) -> AnswerInProgress:
     """Starts the one answer of a body that is a turn of a session."""
@@ -141,7 +146,7 @@ async def _submit_turn(
     turn = await begin_turn(service, asked, prompt.rid, ids)
     prompt = msgspec.structs.replace(prompt, rid=turn.rid)
     try:
-        one = _submit(service, body, prompt, turn.prompt, 0, http_id, grammar)
+        one = _submit(service, body, prompt, turn.prompt, 0, arrival, grammar)
     except BaseException:
         await turn.discard()
         raise
@@ -154,14 +159,14 @@ def _submit(
     prompt: GeneratePrompt,
     ids: list[int],
     choice: int,
-    http_id: str,
+    arrival: Arrival,
     grammar: str,
 ) -> AnswerInProgress:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     tokenizer = service.tokenizer
     longest = service.max_total_tokens
-    request = make_request(prompt, ids, choice, tokenizer, longest, http_id, grammar)
+    request = make_request(prompt, ids, choice, tokenizer, longest, arrival, grammar)
     mailbox = service.submit(request)
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from transformers import PreTrainedModel
 
 from tests.attack.attacks import ATTACKS, Attack
 from tests.attack.target import Target
-from tests.support.processes.clusters import Cluster
+from tests.support.processes.clusters import start_cluster
 
 
 @pytest.fixture(scope="module")
-def target(pair_cluster: Cluster) -> Target:
-    return Target(pair_cluster)
+def target(
+    tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
+) -> Iterator[Target]:
+    """A cluster of its own: the attacker leaves its name among the peers of a node."""
+    cluster = start_cluster(tmp_path_factory, random_model[0], 1, 1, makes_secret=True)
+    yield Target(cluster)
+    cluster.local.stop()
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
