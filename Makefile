@@ -17,7 +17,7 @@ LOAD_READY := $(LOAD)/.installed
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
-.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo test check verify attack sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -63,6 +63,10 @@ check: lint  ## format, lint, types, the tests that wait for nothing: under a mi
 verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) ## what is too slow for every run: before a piece of work is called done
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
 	$(BIN)/python -m tests.e2e.clients
+	$(BIN)/python -m tests.attack
+
+attack: $(READY) ## an attacker of ours against a real cluster (ROUNDS=20)
+	$(BIN)/python -m tests.attack --rounds $(or $(ROUNDS),3)
 
 sim: $(READY) ## simulated lives of whole clusters (SEEDS=10000; SEED=7 TRACE=1: one of them, told)
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(or $(SEEDS),1000))

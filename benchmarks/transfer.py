@@ -1,6 +1,6 @@
 """What the data plane costs: pages against raw sends, and requests against one node alone.
 
-    .venv/bin/python -m benchmarks.transfer [--transports shm,gloo | nccl] [--quick] [--pages-only]
+    .venv/bin/python -m benchmarks.transfer [--transports shm,tcp | nccl] [--quick] [--pages-only]
                                             [--out FILE]
 
 `benchmarks.clusters.page_stream` and `benchmarks.clusters.transfer_cluster` say what is measured
@@ -22,12 +22,12 @@ from benchmarks.clusters import page_stream, transfer_cluster
 from benchmarks.clusters.page_stream import SHAPES, Stream
 from benchmarks.machine import machine
 
-TRANSPORTS = ("shm", "gloo", "nccl")
+TRANSPORTS = ("shm", "tcp", "gloo", "nccl")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the data plane costs.")
-    parser.add_argument("--transports", default="shm,gloo", help="of " + ", ".join(TRANSPORTS))
+    parser.add_argument("--transports", default="shm,tcp", help="of " + ", ".join(TRANSPORTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, some three minutes")
     parser.add_argument("--pages-only", action="store_true", help="no clusters, some two minutes")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")

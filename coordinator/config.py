@@ -14,12 +14,13 @@ from protocol.config import (
     require,
     require_redis_url,
 )
+from protocol.trust.options import TrustOptions
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 
 
 @dataclass(frozen=True)
-class CoordinatorConfig:
+class CoordinatorConfig(TrustOptions):
     """The flags of a coordinator."""
 
     model_path: str = option(
@@ -96,6 +97,7 @@ class CoordinatorConfig:
 
     def __post_init__(self) -> None:
         require_redis_url(self.redis_url)
+        self.require_trust([self.host])
         require(0 < self.port < 65536, f"--port is {self.port}; it must be between 1 and 65535")
         require(0 < self.workers <= 256, f"--workers is {self.workers}; it must be 1 to 256")
         require(

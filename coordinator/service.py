@@ -140,6 +140,11 @@ class Service:
         self._channel.close()
 
     @property
+    def num_refusals(self) -> int:
+        """How many connections and messages of peers were refused so far."""
+        return self._channel.refusals.total
+
+    @property
     def model_directory(self) -> Path:
         """The directory of the model, with its config.json."""
         return Path(self.config.model_path)

@@ -184,7 +184,8 @@ class Answers:
         job = self._receiving.get(done.attempt)
         if job is None:
             return []
-        if not done.first_tokens or not is_all_of(done.prompt_logprobs, job.sampling):
+        is_whole = done.first_tokens and is_all_of(done.prompt_logprobs, job.sampling)
+        if not is_whole or not self._prompts.knows(done.first_tokens):
             reason = f"{done.node.name} has left out tokens, or logprobs of the prompt"
             return self._receive_failed(done.attempt, reason, now)
         return self._join(self._receiving.prefill_done(done, now), now)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from node.core.job import Job
-from protocol.messages import Generate, PrefillDone
+from protocol.messages import Finish, Generate, PrefillDone
 from protocol.timelines.node_spans import NodeTimes
 
 
@@ -29,7 +29,7 @@ class OwnAnswer:
         times, self.prefill_times = self.prefill_times, None
         return times
 
-    def tokens_until_end(self, num_before: int, tokens: Seq[int]) -> tuple[list[int], str]:
+    def tokens_until_end(self, num_before: int, tokens: Seq[int]) -> tuple[list[int], Finish]:
         """Returns those leading `tokens` that belong to the answer, which has `num_before` already,
         and why it ends with them ("" if it goes on)."""
         limit = self.request.max_new_tokens

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator.config import CoordinatorConfig
@@ -36,6 +37,7 @@ from node.model_check import check_model
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
 from protocol.ids import Role
+from protocol.trust.secrets import make_secret_file
 
 if TYPE_CHECKING:
     from kvrelay.client import Client
@@ -179,6 +181,8 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
         OperatorConfig,
     )
     audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
+    secret = add("secret", "make a cluster secret, in a file for --cluster-secret-file", _secret)
+    secret.add_argument("file", help="where to write it; a file that is there stays as it is")
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
     serve = add_to(commands, _bench)
@@ -301,6 +305,19 @@ def _audit(flags: dict[str, Any]) -> None:
     show_audit(audit, new_console())
     if not audit["clean"]:
         sys.exit(1)
+
+
+def _secret(flags: dict[str, Any]) -> None:
+    """Makes a cluster secret, unless the file is there."""
+    file = Path(flags["file"])
+    try:
+        make_secret_file(file)
+    except FileExistsError:
+        print(f"{file} is there already and stays as it is")
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def _demo(flags: dict[str, Any]) -> None:

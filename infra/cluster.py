@@ -17,6 +17,7 @@ from infra.redis_server import check_reachable, require_free_names, server_comma
 from kvrelay.client import Client
 from kvrelay.errors import ClientError
 from protocol.errors import UserError
+from protocol.trust.secrets import make_secret_file
 
 POLL_S = 0.05
 ASK_TIMEOUT_S = 2.0
@@ -47,6 +48,8 @@ class ClusterPlan:
     """A key that the coordinator takes; "" if it asks for none."""
     notes: tuple[str, ...] = ()
     """What whoever starts it should be told of its settings."""
+    makes_secret: bool = False
+    """True if the processes get a cluster secret of their own, in a file beside the logs."""
     start_timeout_s: float = 600.0
     """How long the nodes may take to register."""
 
@@ -91,6 +94,8 @@ class LocalCluster:
         self.redis_url = plan.redis_url
         self._on_line = on_line
         self._start = start
+        self.secret_file: Path | None = None
+        """The file with the secret that was made for this cluster; None without one."""
 
     @property
     def url(self) -> str:
@@ -133,6 +138,10 @@ class LocalCluster:
             self._own_logs = LogDirectory()
         self.log_dir.mkdir(parents=True, exist_ok=True)
         try:
+            if plan.makes_secret:
+                self.secret_file = self.log_dir / "cluster-secret"
+                self.secret_file.unlink(missing_ok=True)
+                make_secret_file(self.secret_file)
             if not self.redis_url:
                 self._start_redis()
             self.start_process(
@@ -171,6 +180,8 @@ class LocalCluster:
     def start_process(self, command: str, name: str, flags: Mapping[str, str]) -> Child:
         """Starts `kvrelay command` with these flags, as the process `name` of the cluster."""
         words = [sys.executable, "-m", "infra.cli", command, "--redis-url", self.redis_url]
+        if self.secret_file is not None:
+            words += ["--cluster-secret-file", str(self.secret_file)]
         for flag, value in flags.items():
             words += _flag_words(flag, value)
         child = Child(name, words, self.log_dir / f"{name}.log", self._on_line, self._start)
@@ -224,6 +235,9 @@ class LocalCluster:
             redis.terminate()
             redis.wait()
         self.children.clear()
+        if self.secret_file is not None:
+            self.secret_file.unlink(missing_ok=True)
+            self.secret_file = None
         if self._own_logs is not None:
             self._own_logs.remove()
             self._own_logs = None

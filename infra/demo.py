@@ -60,6 +60,7 @@ def demo(port: int, admin_token: str, once: bool) -> None:
             coordinator_flags=flags | routing,
             node_flags=flags,
             api_key=api_key,
+            makes_secret=True,
         )
     )
     interrupt_on_signals()

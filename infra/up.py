@@ -21,6 +21,7 @@ from infra.gpus.visible import num_visible_gpus
 from node.config import NodeConfig
 from node.model_check import check_model
 from protocol.config import ConfigError, option, require, resolve
+from protocol.trust.options import TrustOptions
 
 WATCH_S = 0.5
 NOT_FOR_UP = {"name", "control_port", "data_port", "health_port"}
@@ -63,8 +64,11 @@ def plan(
             given = flag if name in flags else variable
             raise ConfigError(f"{given} is for a single process; `kvrelay up` chooses it itself")
     own = resolve(UpConfig, flags, environment)
-    coordinator = resolve(CoordinatorConfig, flags, environment)
-    node = resolve(NodeConfig, flags, environment)
+    # It makes a secret if there is none, so that no host is refused for the lack of one.
+    trust = resolve(TrustOptions, flags, environment)
+    made = {} if trust.has_secret or trust.insecure else {"insecure": "true"}
+    coordinator = resolve(CoordinatorConfig, {**flags, **made}, environment)
+    node = resolve(NodeConfig, {**flags, **made}, environment)
     model, note = _checked_model(own, node)
     assignments = _assignments(own, node, count_gpus, environment)
     name = coordinator.served_model_name or models.served_name(coordinator.model_path)
@@ -78,6 +82,7 @@ def plan(
         | {"model_path": model}
         | ({"served_model_name": name} if name else {}),
         node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
+        makes_secret=bool(made),
         api_key="".join(with_file_keys(coordinator).api_key[:1]),
         notes=tuple(filter(None, (note, told(assignments) if assignments else ""))),
         assignments=assignments,
@@ -130,6 +135,8 @@ def up(flags: Mapping[str, Any]) -> None:
     try:
         cluster.start()
         print(f"kvrelay serves at {cluster.url}   (Ctrl-C stops it; logs: {cluster.log_dir})")
+        if cluster.secret_file is not None and planned.redis_url:
+            print(f"other processes join with --cluster-secret-file {cluster.secret_file}")
         watch(cluster)
     except KeyboardInterrupt:
         print("stopping …", flush=True)

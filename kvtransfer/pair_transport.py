@@ -26,6 +26,7 @@ from kvtransfer.links.listener import Listener
 from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame, PageSend
+from kvtransfer.links.streams import ExpectedStreams
 from kvtransfer.pages.frame_plan import frames_of_pages
 from kvtransfer.pages.layout import WHOLE, Shard, divides
 from kvtransfer.pages.staging import PageRows
@@ -33,6 +34,8 @@ from kvtransfer.pages.transfer_rows import TransferRows
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
+from protocol.trust.refusals import Refusals
+from protocol.trust.secrets import ClusterSecrets
 
 IDLE_CLOSE_S = 300.0
 """A link that has had nothing to send for this long is closed; over NCCL each holds GPU memory."""
@@ -65,14 +68,17 @@ class PairTransport:
         min_send_bytes: int = 0,
         idle_close_s: float = IDLE_CLOSE_S,
         health_address: str = "",
+        secrets: ClusterSecrets | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         """Listens on `host` and `port` (0: any free one). Raises DataPortInUse.
 
         `pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim], `layout` that of
         the whole model. `backends` are ordered, the best first. The layers of a stream are
         gathered until they have `min_send_bytes`; 0 lets them have up to a message of the best
-        backend, the last ones what it asks for at least. Peers
-        ask at `health_address`, if there is one, how this node does when a link is silent.
+        backend, the last ones what it asks for at least. Peers ask at `health_address`, if there
+        is one, how this node does when a link is silent. With `secrets` both ends of every
+        connection prove that they know one of them; those that do not are counted in `refusals`.
         """
         heads = shard.heads(layout.num_kv_heads)
         assert divides(shard.num_ranks, layout.num_kv_heads)
@@ -89,6 +95,8 @@ class PairTransport:
         self._max_send_bytes = min_send_bytes or self._message_bytes
         self._with_checksums = with_checksums
         self._idle_close_s = idle_close_s
+        self._secrets = secrets
+        self.refusals = refusals or Refusals()
         self._hello = Hello(
             version=VERSION,
             node=node,
@@ -124,6 +132,9 @@ class PairTransport:
             inbox=self._inbox,
             counts_of=lambda peer: self._counts(self._received, peer),
             on_met=self._met,
+            refusals=self.refusals,
+            streams=ExpectedStreams(),
+            secrets=secrets,
         )
         self._listener = Listener(host, port, lambda c: IncomingLink(c, end).run())
         self.address = f"{advertise_host or host}:{self._listener.port}"
@@ -253,6 +264,7 @@ class PairTransport:
                 on_backend_failed=lambda backend: self._avoid(address, backend),
                 peer_health=self._peers.get(address),
                 on_met=lambda health: self._met(address, health),
+                secrets=self._secrets,
             )
             link = OutgoingLink(address, end)
             link.hold()

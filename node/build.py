@@ -33,6 +33,8 @@ from protocol.hosts import advertised_host
 from protocol.ids import Addresses, Node, Role
 from protocol.messages import NodeInfo
 from protocol.model.tokenizer import check_tokenizer
+from protocol.trust.refusals import Refusals
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
     torch.set_num_threads(config.cpu_threads)
     check_tokenizer(Path(config.model_path))
     node = _identity(role, config)
+    secrets = ClusterSecrets.of(config.cluster_secret, config.cluster_secret_file)
+    refusals = Refusals()
     # Before the weights are loaded: the health port answers from the start on.
     companion = CompanionProcess(
         node,
@@ -58,12 +62,15 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
         config.lease_s,
         config.stall_s,
         config.log_level,
+        config.cluster_secret,
+        config.cluster_secret_file,
     )
     try:
         host = advertised_host(config.host, config.advertise_host, config.redis_url)
         health_address = f"{host}:{companion.health_port}"
-        with start_engine(config, node, health_address) as engine:
-            _serve(role, config, node, engine, companion, health_address, kinds)
+        with start_engine(config, node, health_address, refusals) as engine:
+            channel = Channel(config.host, config.control_port, host, secrets, refusals)
+            _serve(role, config, node, engine, companion, channel, health_address, kinds)
             engine.raise_if_lost()
     finally:
         companion.close()
@@ -75,15 +82,16 @@ def _serve(
     node: Node,
     engine: Engine,
     companion: CompanionProcess,
+    channel: Channel,
     health_address: str,
     kinds: Sequence[WorkFactory],
 ) -> None:
-    host = advertised_host(config.host, config.advertise_host, config.redis_url)
-    channel = Channel(config.host, config.control_port, host)
     info = _info(config, node, engine, channel.address, health_address)
     log.info("%s node settings: %s", role, describe(config))
+    if warning := config.insecure_warning(config.host):
+        log.warning(warning)
     warm_up(engine.runner, _warm_up_limits(config, engine))
-    core = _core(role, config, info, kinds)
+    core = _core(role, config, info, kinds, engine.vocab_size)
     publisher = OwnershipPublisher(
         config.redis_url, info, config.lease_s, on_replaced=lambda: replaced()
     )
@@ -98,6 +106,7 @@ def _serve(
         publisher,
         heartbeats,
         time.monotonic,
+        lambda: channel.refusals.total,
     )
 
     def replaced() -> None:
@@ -155,7 +164,13 @@ def _warm_up_limits(config: NodeConfig, engine: Engine) -> WarmUpLimits:
     return limits if engine.device.startswith("cuda") else limits.at_most(CPU_WARM_UP_TOKENS)
 
 
-def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFactory]) -> NodeCore:
+def _core(
+    role: Role,
+    config: NodeConfig,
+    info: NodeInfo,
+    kinds: Sequence[WorkFactory],
+    vocab_size: int,
+) -> NodeCore:
     cache = PrefixCache(info.num_pages, info.layout.page_size)
     limits = SchedulerLimits(
         chunk_tokens=config.chunk_tokens(info.device),
@@ -163,6 +178,7 @@ def _core(role: Role, config: NodeConfig, info: NodeInfo, kinds: Sequence[WorkFa
         max_waiting=config.max_queued_requests,
         max_itl_s=config.max_itl_ms / 1e3,
         receive_timeout_s=config.receive_timeout_s,
+        vocab_size=vocab_size,
     )
     addresses = Addresses(info.control_address, info.data_addresses)
     hasher = PageHasher(info.model_fingerprint, info.layout)

@@ -12,8 +12,10 @@ from protocol.config import (
     require,
     require_redis_url,
 )
+from protocol.trust.bounds import MAX_LEASE_S, MAX_NAME_CHARACTERS
+from protocol.trust.options import TrustOptions, is_loopback
 
-KV_BACKENDS = ("auto", "nccl", "shm", "gloo")
+KV_BACKENDS = ("auto", "nccl", "shm", "tcp", "gloo")
 GPU_CHUNK = 2048
 """Tokens of a step; long enough to keep a GPU busy."""
 CPU_CHUNK = 512
@@ -21,7 +23,7 @@ CPU_CHUNK = 512
 
 
 @dataclass(frozen=True)
-class NodeConfig(EngineOptions):
+class NodeConfig(TrustOptions, EngineOptions):
     """The flags of a node, those of its engine among them."""
 
     model_path: str = option(
@@ -71,7 +73,7 @@ class NodeConfig(EngineOptions):
     kv_backend: str = option(
         "auto",
         "how pages travel; auto, between two nodes: nccl if each has a GPU of its own, shm (shared "
-        "memory) on one host, else gloo",
+        "memory) on one host, else tcp; gloo only if it is named",
         KV_BACKENDS,
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
@@ -82,6 +84,12 @@ class NodeConfig(EngineOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_redis_url(self.redis_url)
+        self.require_trust([self.host])
+        require(
+            self.kv_backend != "gloo" or self.insecure or is_loopback(self.host),
+            "--kv-backend gloo listens on a port that asks nobody for the cluster secret, and "
+            "whoever reaches it can stop the node; choose tcp or auto, or say --insecure",
+        )
         require(
             0 < self.mem_fraction_static < 1,
             f"--mem-fraction-static is {self.mem_fraction_static}; it must be between 0 and 1",
@@ -103,6 +111,11 @@ class NodeConfig(EngineOptions):
         for name in ("lease_s", "stall_s", "receive_timeout_s"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
+        require(self.lease_s <= MAX_LEASE_S, f"--lease-s must be at most {MAX_LEASE_S:g} seconds")
+        require(
+            len(self.name) <= MAX_NAME_CHARACTERS,
+            f"--name has {len(self.name)} characters; it may have {MAX_NAME_CHARACTERS}",
+        )
         require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")
 
     def chunk_tokens(self, device: str) -> int:

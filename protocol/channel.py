@@ -3,21 +3,27 @@
 A process has one inbox (a bound PULL socket) and one PUSH socket per peer address. The messages of
 one sender to one receiver arrive in order, each at most once: after a broken connection some may be
 missing. A peer that is not there (yet) costs nothing but a bounded queue.
+
+With a cluster secret the address of an inbox ends with `#` and the id of the secret that it listens
+with, so that peers know which one to prove while two are valid.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
+import time
 from collections.abc import Iterable
 
 import zmq
 
 from protocol.errors import UserError
-from protocol.messages import AnyMessage, Message, decode, encode
-
-log = logging.getLogger(__name__)
+from protocol.messages import AnyMessage, Message, encode
+from protocol.trust.checks import read_message
+from protocol.trust.curve import Gate, connect_with
+from protocol.trust.keys import ClusterKeys
+from protocol.trust.refusals import Refusals
+from protocol.trust.secrets import ClusterSecrets
 
 MAX_MESSAGE_BYTES = 64 << 20
 """A peer that sends a longer message is disconnected."""
@@ -39,15 +45,19 @@ class AddressInUse(UserError):
 
 class PeerUnreachable(Exception):
     """A message cannot be sent: the queue to the peer is full, as it has not read for a long time,
-    or its address is malformed."""
+    its address is malformed, or it listens with no cluster secret that is known here."""
 
 
 class Outgoing:
     """Bounded queues of messages to any number of peers, by address. Not thread-safe: every thread
     that sends needs its own."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], secrets: ClusterSecrets | None = None
+    ) -> None:
+        """With `secrets` nothing is ever sent to a peer that does not know one of them."""
         self._context = context
+        self._secrets = secrets
         self._peers: dict[str, zmq.Socket[bytes]] = {}
 
     def send(self, address: str, message: Message) -> None:
@@ -64,18 +74,35 @@ class Outgoing:
         the socket that was unused for longest if there are too many."""
         if len(self._peers) >= MAX_PEERS:
             self._peers.pop(next(iter(self._peers))).close(linger=LINGER_MS)
+        host_and_port, _, key_id = address.partition("#")
+        keys = self._keys_for(address, key_id)
         peer = self._context.socket(zmq.PUSH)
+        if keys is not None:
+            connect_with(peer, keys)
         peer.setsockopt(zmq.LINGER, LINGER_MS)
         peer.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
         peer.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
         peer.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         peer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * HEARTBEAT_MS)
         try:
-            peer.connect(f"tcp://{address}")
+            peer.connect(f"tcp://{host_and_port}")
         except zmq.ZMQError as error:
             peer.close(linger=0)
             raise PeerUnreachable(f"{address} is no address ({error})") from error
         return peer
+
+    def _keys_for(self, address: str, key_id: str) -> ClusterKeys | None:
+        """Returns the keys with which the owner of `address` listens; None if neither of us has a
+        secret. Raises PeerUnreachable."""
+        keys = self._secrets.find(key_id) if self._secrets is not None else None
+        if keys is not None or (self._secrets is None and not key_id):
+            return keys
+        theirs = "another cluster secret than ours" if key_id else "no cluster secret"
+        ours = "; we have none" if self._secrets is None else ""
+        raise PeerUnreachable(
+            f"{address} listens with {theirs}{ours}: all processes of a cluster need the same "
+            "--cluster-secret-file"
+        )
 
     def forget(self, address: str) -> None:
         """Closes the socket to a peer and drops what is queued for it. Does nothing for others."""
@@ -98,8 +125,16 @@ class Outgoing:
 class Channel:
     """The inbox of a process and its queues to peers. Not thread-safe, but for `wake`."""
 
-    def __init__(self, host: str, port: int = 0, advertise_host: str = "") -> None:
-        """Listens on `host` and `port` (0: any free one). Raises AddressInUse.
+    def __init__(
+        self,
+        host: str,
+        port: int = 0,
+        advertise_host: str = "",
+        secrets: ClusterSecrets | None = None,
+        refusals: Refusals | None = None,
+    ) -> None:
+        """Listens on `host` and `port` (0: any free one). Raises AddressInUse. With `secrets` only
+        peers that know one of them are let in.
 
         `address` is what peers are told: `advertise_host`, or `host` if that is "", and the port.
         """
@@ -108,19 +143,26 @@ class Channel:
         self._inbox.setsockopt(zmq.LINGER, 0)
         self._inbox.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
         self._inbox.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self.refusals = refusals or Refusals()
+        self._gate = None
+        if secrets is not None:
+            self._gate = Gate(self._context, self._inbox, secrets, self.refusals)
         try:
             if port:
                 self._inbox.bind(f"tcp://{host}:{port}")
             else:
                 port = self._inbox.bind_to_random_port(f"tcp://{host}")
         except zmq.ZMQError as error:
+            if self._gate is not None:
+                self._gate.close()
             self._context.destroy(linger=0)
             raise AddressInUse(
                 f"cannot listen for control messages on {host}:{port} ({error}); "
                 "choose another address with --host or --control-port"
             ) from error
-        self.address = f"{advertise_host or host}:{port}"
-        self._outgoing = Outgoing(self._context)
+        key_id = f"#{self._gate.key_id}" if self._gate is not None else ""
+        self.address = f"{advertise_host or host}:{port}{key_id}"
+        self._outgoing = Outgoing(self._context, secrets)
         # ZMQ sockets belong to one thread. A pipe beside them lets any other thread wake it.
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -141,7 +183,7 @@ class Channel:
         """Waits up to `timeout_s` for a message or a `wake`, then returns the messages that came.
 
         It returns at most MAX_DRAINED_MESSAGES, so that a flood cannot keep a node from its work.
-        What is no message is logged and dropped.
+        What is no message, or cannot be believed, is dropped and counted.
         """
         if timeout_s > 0:
             self._poller.poll(math.ceil(timeout_s * 1_000))
@@ -151,11 +193,11 @@ class Channel:
             # Asking first is cheaper: the exception for "nothing there" costs more than a message.
             if not int(self._inbox.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
-            raw = self._inbox.recv(zmq.NOBLOCK)
+            frame = self._inbox.recv(zmq.NOBLOCK, copy=False)  # it knows whom it came from
             try:
-                messages.append(decode(raw))
+                messages.append(read_message(frame.bytes, time.time_ns()))
             except ValueError as error:
-                log.warning("dropped %d bytes that are no kvrelay message: %s", len(raw), error)
+                self.refusals.refuse("message", str(frame.get("Peer-Address")), str(error))
         return messages
 
     def wake(self) -> None:
@@ -182,6 +224,8 @@ class Channel:
 
     def close(self) -> None:
         """Closes all sockets; waits until what is queued has left, at most LINGER_MS."""
+        if self._gate is not None:
+            self._gate.close()
         self._inbox.close(linger=0)
         self._outgoing.close()
         self._context.term()

@@ -51,6 +51,13 @@ class NodeCounters(msgspec.Struct):
     transfer_failures: Annotated[
         int, msgspec.Meta(description="Transfers of pages that broke, were late or were refused.")
     ] = 0
+    refusals: Annotated[
+        int,
+        msgspec.Meta(
+            description="Connections that did not prove the cluster secret, and messages that "
+            "could not be believed."
+        ),
+    ] = 0
     compiles_while_serving: Annotated[
         int,
         msgspec.Meta(
@@ -60,7 +67,7 @@ class NodeCounters(msgspec.Struct):
     ] = 0
     busy_s: Annotated[
         float,
-        msgspec.Meta(description="Seconds spent in steps, failed ones included."),
+        msgspec.Meta(ge=0.0, le=1e9, description="Seconds spent in steps, failed ones included."),
     ] = 0.0
 
     def copy(self) -> NodeCounters:

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from protocol.trust.bounds import Count, Incarnation, Name
+
 Role = Literal["prefill", "decode"]
 
 
@@ -15,8 +17,8 @@ class Node(msgspec.Struct, frozen=True, order=True, cache_hash=True):
     A node that is started again under the same name is another `Node`, which owns no page.
     """
 
-    name: str
-    incarnation: int
+    name: Name
+    incarnation: Incarnation
     """The wall clock at the start, in nanoseconds: of two incarnations the greater is newer."""
 
     def __str__(self) -> str:
@@ -38,8 +40,8 @@ class Attempt(msgspec.Struct, frozen=True, order=True):
     It also names the transfer of the pages that travel for it.
     """
 
-    request_id: str
-    number: int
+    request_id: Name
+    number: Count
     """Counts the attempts of the request; a later one has a greater number."""
 
     def superseded_by(self, other: Attempt) -> bool:

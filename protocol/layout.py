@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+from protocol.trust.bounds import Size
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -13,12 +17,12 @@ class KVLayout(msgspec.Struct, frozen=True):
     The 2 are K and V. Tensor-parallel ranks tell the layout of the whole model, not of their part.
     """
 
-    page_size: int
+    page_size: Size
     """Tokens per page."""
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: str
+    num_layers: Size
+    num_kv_heads: Size
+    head_dim: Size
+    dtype: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(DTYPE_BYTES)})$")]
     """A torch dtype's short name, a key of `DTYPE_BYTES`."""
 
     @property

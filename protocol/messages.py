@@ -18,6 +18,17 @@ from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
 from protocol.timelines.node_spans import NodeTimes
 from protocol.timelines.request_reports import RequestFilter, RequestReport
+from protocol.trust.bounds import (
+    Address,
+    Count,
+    DataAddresses,
+    LeaseSeconds,
+    Name,
+    PositiveCount,
+    Rate,
+    Seconds,
+    TokenId,
+)
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -36,15 +47,15 @@ class Generate(Message, frozen=True):
     tokens: bytes
     namespace: Namespace
     sampling: Sampling
-    max_new_tokens: int
-    end_token_ids: list[int]
+    max_new_tokens: Count
+    end_token_ids: list[TokenId]
     """Ids of the tokens that end the answer: the model's, and those that the client named."""
     prefill_node: Node | None
-    prefill_address: str
-    reply_address: str
+    prefill_address: Address
+    reply_address: Address
     fetch_node: Node | None = None
-    fetch_address: str = ""
-    fetch_pages: int = 0
+    fetch_address: Address = ""
+    fetch_pages: Count = 0
 
 
 class Prefill(Message, frozen=True):
@@ -59,14 +70,14 @@ class Prefill(Message, frozen=True):
     tokens: bytes
     namespace: Namespace
     sampling: Sampling
-    skip_pages: int
-    reply_address: str
-    data_addresses: tuple[str, ...]
+    skip_pages: Count
+    reply_address: Address
+    data_addresses: DataAddresses
     """Where the ranks of the decode node receive pages, in the order of ranks."""
     fetch_node: Node | None = None
-    fetch_address: str = ""
-    fetch_pages: int = 0
-    answer_address: str = ""
+    fetch_address: Address = ""
+    fetch_pages: Count = 0
+    answer_address: Address = ""
     """Where the first token may be sent besides, so that it need not wait for pages to arrive and
     for a step of the decode node; "" if the coordinator wants it from the decode node alone."""
     asker_times: NodeTimes | None = None
@@ -84,9 +95,9 @@ class Fetch(Message, frozen=True):
 
     attempt: Attempt
     hashes: bytes
-    skip_pages: int
-    reply_address: str
-    data_addresses: tuple[str, ...]
+    skip_pages: Count
+    reply_address: Address
+    data_addresses: DataAddresses
 
 
 class FetchRefused(Message, frozen=True):
@@ -106,11 +117,11 @@ class PrefillDone(Message, frozen=True):
     """
 
     attempt: Attempt
-    first_tokens: list[int]
+    first_tokens: list[TokenId]
     """One token, or several where the first one forces what follows."""
-    cached_tokens: int
+    cached_tokens: Count
     node: Node
-    fetched_tokens: int = 0
+    fetched_tokens: Count = 0
     first_logprobs: list[TokenLogprobs] = []
     """The logprobs of each of `first_tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
@@ -119,17 +130,20 @@ class PrefillDone(Message, frozen=True):
     """Where the time of the prefill node went."""
 
 
+Finish = Literal["", "stop", "length"]
+
+
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """The new tokens of one request. `finish` is "" while it goes on, else "stop" or "length"."""
 
     attempt: Attempt
-    start: int
+    start: Count
     """How many tokens of this attempt were sent before. A gap shows that a message was lost."""
-    tokens: list[int]
-    finish: str = ""
-    cached_tokens: int = 0
-    transferred_pages: int = 0
-    fetched_tokens: int = 0
+    tokens: list[TokenId]
+    finish: Finish = ""
+    cached_tokens: Count = 0
+    transferred_pages: Count = 0
+    fetched_tokens: Count = 0
     """How many of `cached_tokens` have pages that were fetched from another node."""
     logprobs: list[TokenLogprobs] = []
     """The logprobs of each of `tokens`; empty if none were asked for."""
@@ -179,8 +193,8 @@ class FlushCache(Message, frozen=True):
     With a `cache_salt` only the pages of that tenant are meant; "" is the tenant without a salt.
     """
 
-    reply_address: str
-    flush_id: str
+    reply_address: Address
+    flush_id: Name
     cache_salt: str | None = None
 
 
@@ -188,22 +202,22 @@ class CacheFlushed(Message, frozen=True):
     """Node → coordinator: answers `FlushCache` with the number of pages that were forgotten."""
 
     node: Node
-    flush_id: str
-    num_pages: int
+    flush_id: Name
+    num_pages: Count
 
 
 class AuditPages(Message, frozen=True):
     """Coordinator → node: asks which pages are cached, to compare them with the record in Redis."""
 
-    reply_address: str
-    audit_id: str
+    reply_address: Address
+    audit_id: Name
 
 
 class AuditReply(Message, frozen=True):
     """Node → coordinator: answers `AuditPages` with all page hashes, joined, in no order."""
 
     node: Node
-    audit_id: str
+    audit_id: Name
     hashes: bytes
 
 
@@ -231,52 +245,52 @@ class SetPause(Message, frozen=True):
     Redis has counted the state as `number`; an older one than that which is known changes nothing.
     """
 
-    number: int
+    number: Count
     mode: PauseMode | None
-    reply_address: str
-    question_id: str
+    reply_address: Address
+    question_id: Name
 
 
 class PauseSeen(Message, frozen=True):
     """Coordinator (at `address`) → coordinator: answers `SetPause` once it is obeyed."""
 
-    question_id: str
-    address: str
+    question_id: Name
+    address: Address
 
 
 class AskCounts(Message, frozen=True):
     """Coordinator → every other coordinator: asks what it has counted."""
 
-    reply_address: str
-    question_id: str
+    reply_address: Address
+    question_id: Name
 
 
 class CountsReply(Message, frozen=True):
     """Coordinator (at `address`) → coordinator: answers `AskCounts`."""
 
-    question_id: str
-    address: str
+    question_id: Name
+    address: Address
     lifetime: RequestCounters
     """Sums over the requests that have ended since its start."""
     recent: RequestCounters
     """The same of the last five minutes."""
-    num_running: int
-    num_waiting: int
+    num_running: Count
+    num_waiting: Count
 
 
 class AskRequests(Message, frozen=True):
     """Coordinator → every other coordinator: asks what it knows of its requests."""
 
-    reply_address: str
-    question_id: str
+    reply_address: Address
+    question_id: Name
     wanted: RequestFilter
 
 
 class RequestsReply(Message, frozen=True):
     """Coordinator (at `address`) → coordinator: answers `AskRequests`."""
 
-    question_id: str
-    address: str
+    question_id: Name
+    address: Address
     requests: list[RequestReport]
 
 
@@ -284,24 +298,24 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """What a node tells of itself that does not change during an incarnation."""
 
     node: Node
-    control_address: str
-    data_addresses: tuple[str, ...]
+    control_address: Address
+    data_addresses: DataAddresses
     """Where the ranks of the node receive pages, in the order of ranks."""
     layout: KVLayout
     model_fingerprint: str
-    num_pages: int
-    max_running_requests: int
-    max_queued_requests: int
+    num_pages: PositiveCount
+    max_running_requests: Count
+    max_queued_requests: Count
     device: str
-    context_length: int = 0
+    context_length: Count = 0
     """The most tokens, prompt and answer together, that a sequence may have here; 0 stands for the
     model's own limit."""
-    health_address: str = ""
+    health_address: Address = ""
     """Where GET /live and GET /ready are answered, even while the node's main loop is busy."""
-    max_itl_s: float = 0.0
+    max_itl_s: Seconds = 0.0
     """How long a step may take that computes prompts beside answers; 0: as long as its chunk
     needs."""
-    chunk_tokens: int = 0
+    chunk_tokens: Count = 0
     """The most prompt tokens of a step. Between two steps a prompt with a shorter rest passes those
     with longer ones, as `chunk_sizes` says. 0: each prompt is computed whole, in the order of
     arrival."""
@@ -318,7 +332,7 @@ class Health(msgspec.Struct, frozen=True):
     node: str
     incarnation: int
     condition: Condition
-    turn_s: float
+    turn_s: Seconds
     """For how long the main loop has not come round."""
 
     @property
@@ -339,19 +353,19 @@ MAX_LINKS = 64
 class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     """What has gone to one peer, or come from it, as this end of the link counts it."""
 
-    peer: str
+    peer: Address
     """The peer's node name; its address as long as it was never reached."""
     direction: Literal["out", "in"]
     transport: str = ""
     """The backend that the bytes travelled over last: gloo, nccl, shm, …"""
     is_open: bool = False
-    bytes_total: int = 0
-    pages_total: int = 0
-    busy_s_total: float = 0.0
+    bytes_total: Count = 0
+    pages_total: Count = 0
+    busy_s_total: Seconds = 0.0
     """Seconds during which bytes were under way."""
-    exposed_s_total: float = 0.0
+    exposed_s_total: Seconds = 0.0
     """For "in": seconds that requests waited for pages while nothing was computed for them."""
-    failures_total: int = 0
+    failures_total: Count = 0
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -359,31 +373,31 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Role
     """What the node prefers to do; it may change during an incarnation."""
-    num_running: int = 0
+    num_running: Count = 0
     """Requests that have pages: their prompts are being computed or received, or answers go on."""
-    num_waiting: int = 0
+    num_waiting: Count = 0
     """Requests that wait for pages."""
-    queued_tokens: int = 0
+    queued_tokens: Count = 0
     """Prompt tokens that the node has accepted and not computed yet."""
-    free_pages: int = 0
-    cached_pages: int = 0
-    held_pages: int = 0
-    tail_pages: int = 0
+    free_pages: Count = 0
+    cached_pages: Count = 0
+    held_pages: Count = 0
+    tail_pages: Count = 0
     """How many of the cached and held pages end prompts or answers and are not full: no other node
     knows of them, but prompts that begin alike are computed faster here."""
-    promised_pages: int = 0
+    promised_pages: Count = 0
     """How many of the free and cached pages are already spoken for: by answers that will grow, and
     by requests that wait to be admitted."""
-    prefill_tokens_per_s: float = 0.0
+    prefill_tokens_per_s: Rate = 0.0
     """The measured speed of computing prompts; 0 until one was computed."""
-    step_s: float = 0.0
+    step_s: Seconds = 0.0
     """The measured duration of a step without prompts; 0 until there was one."""
-    link_bytes_per_s: float = 0.0
+    link_bytes_per_s: Rate = 0.0
     """The bandwidth measured on long sends; 0 until there was one."""
-    turn_s: float = 0.0
+    turn_s: Seconds = 0.0
     """For how long the node's main loop has not come round: a node that is busy with a long step,
     or held up, is alive all the same."""
-    rss_bytes: int = 0
+    rss_bytes: Count = 0
     """The resident memory of the node's process."""
     links: tuple[LinkLoad, ...] = ()
     """At most MAX_LINKS of them: open ones first, then those that moved most."""
@@ -402,7 +416,7 @@ class Heartbeat(Message, frozen=True):
 
     info: NodeInfo
     load: Load
-    lease_s: float
+    lease_s: LeaseSeconds
 
 
 class Goodbye(Message, frozen=True):
@@ -424,9 +438,9 @@ class CoordinatorAlive(Message, frozen=True):
     that no request outlives its coordinator for longer. A `Generate` counts as such a sign too.
     """
 
-    address: str
+    address: Address
     """Where the coordinator receives messages; it is the `reply_address` of its requests."""
-    lease_s: float = COORDINATOR_LEASE_S
+    lease_s: LeaseSeconds = COORDINATOR_LEASE_S
 
 
 AnyMessage = (
@@ -466,5 +480,9 @@ def encode(message: Message) -> bytes:
 
 def decode(raw: bytes) -> AnyMessage:
     """Returns the message that `encode` made `raw` of. Raises msgspec.DecodeError, a ValueError, if
-    `raw` is no message."""
-    return _decoder.decode(raw)
+    `raw` is no message, or one of its values is out of bounds. What comes from another process is
+    read by `protocol.trust.checks.read_message`, which looks at more."""
+    try:
+        return _decoder.decode(raw)
+    except RecursionError as error:  # what nobody asked for is skipped, however deep it is nested
+        raise msgspec.DecodeError("it is nested too deeply") from error

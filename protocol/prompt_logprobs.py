@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from protocol.sampling import Sampling
+from protocol.trust.bounds import Count
 
 MAX_PROMPT_LOGPROBS = 1 << 22
 """A request may ask for so many logprobs of its prompt: 32 MB of a message."""
@@ -27,11 +28,11 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
     ones. Numbers are little-endian.
     """
 
-    start: int
+    start: Count
     """The position of the first row; at least 1, as nothing comes before position 0."""
-    num_positions: int
-    num_top: int
-    num_wanted: int
+    num_positions: Count
+    num_top: Count
+    num_wanted: Count
     logprobs: bytes
     """[num_positions, 1 + num_top + num_wanted] float32."""
     top_ids: bytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from protocol.trust.bounds import Count, Real, Seed, TokenId
+
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """The sampling parameters of one request, validated by the coordinator.
@@ -13,27 +15,27 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     the very same tokens.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    temperature: Real = 1.0
+    top_k: Count = 0
+    top_p: Real = 1.0
+    min_p: Real = 0.0
+    seed: Seed = 0
+    frequency_penalty: Real = 0.0
+    presence_penalty: Real = 0.0
+    repetition_penalty: Real = 1.0
+    logit_bias: tuple[tuple[TokenId, Real], ...] = ()
     """Pairs of a token id and what is added to its logit."""
-    prompt_length: int = 0
+    prompt_length: Count = 0
     """How many tokens the client sent. Those behind them are the answer so far, whoever computed
     it."""
-    min_new_tokens: int = 0
+    min_new_tokens: Count = 0
     """As long as the answer has fewer tokens, none of `end_token_ids` is chosen."""
-    end_token_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[TokenId, ...] = ()
     """Given if `min_new_tokens` or `grammar` is."""
     num_top_logprobs: int = -1
     """-1: no logprobs are wanted; 0: those of chosen tokens; n: those of the n likeliest tokens
     too."""
-    logprob_token_ids: tuple[int, ...] = ()
+    logprob_token_ids: tuple[TokenId, ...] = ()
     """Tokens whose logprobs are wanted at every position too, if logprobs are wanted at all."""
 
     prompt_logprobs_from: int = -1
@@ -42,7 +44,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     grammar: str = ""
     """What the whole answer must follow, as `llguidance.LLMatcher` takes it; "" for nothing. Then
     `end_token_ids` end the answer where the grammar may end, and nowhere else."""
-    max_new_tokens: int = 0
+    max_new_tokens: Count = 0
     """The most tokens that the answer has, given with `grammar`: within them its end is found. 0:
     not known."""
 

@@ -16,7 +16,16 @@ from node.liveness.process import CompanionProcess
 from node.shell.publisher import OwnershipPublisher
 from protocol.channel import Channel, PeerUnreachable
 from protocol.ids import Role
-from protocol.messages import AnyMessage, Cancel, Generate, Load, NodeInfo, TokenOut, TokensOut
+from protocol.messages import (
+    AnyMessage,
+    Cancel,
+    Finish,
+    Generate,
+    Load,
+    NodeInfo,
+    TokenOut,
+    TokensOut,
+)
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +134,7 @@ class _Running:
         """Returns the next token of the answer."""
         start = self._num_sent
         self._num_sent += 1
-        finish = "length" if self._num_sent == self.request.max_new_tokens else ""
+        finish: Finish = "length" if self._num_sent == self.request.max_new_tokens else ""
         return TokenOut(self.request.attempt, start, [ANSWER], finish)
 
 

@@ -52,7 +52,7 @@ from benchmarks.clusters.watched_cluster import (
 from benchmarks.engines.random_model import Prompts, save_random_model
 from infra.cluster import LocalCluster
 
-TRANSPORTS = ("shm", "gloo")
+TRANSPORTS = ("shm", "tcp")
 """The first one is what nodes of one host choose."""
 WARM_SHARE = 0.9
 """The share of a prompt's pages that the decode node already has in `measure_warm`."""

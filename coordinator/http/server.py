@@ -20,6 +20,7 @@ from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe
 from protocol.hosts import advertised_host
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,11 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
     config = with_file_keys(config)
     listener = listen(config.host, config.port, is_shared=config.workers > 1)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
-    channel = Channel(config.host, config.control_port, host)
+    secrets = ClusterSecrets.of(config.cluster_secret, config.cluster_secret_file)
+    channel = Channel(config.host, config.control_port, host, secrets)
     log.info("coordinator settings: %s", describe(config))
+    if warning := config.insecure_warning(config.host):
+        log.warning(warning)
     service = Service(config, tokenizer, channel, worker)
     server = HttpServer(service)
     log.info("listening on http://%s:%d", config.host, config.port)

@@ -10,6 +10,7 @@ from kvtransfer.backends.gloo import GlooBackend
 from kvtransfer.backends.nccl import NcclBackend
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.backends.shared_memory import SharedMemoryBackend
+from kvtransfer.backends.tcp import TcpBackend
 
 OPERATION_TIMEOUT_S = 3.0
 """How long a backend may take for one message before the peer is taken for lost."""
@@ -26,6 +27,9 @@ def make_backends(name: str, host: str, device: torch.device) -> Sequence[PairBa
         backends.append(NcclBackend(device, OPERATION_TIMEOUT_S))
     if name in ("auto", "shm"):
         backends.append(SharedMemoryBackend(OPERATION_TIMEOUT_S))
-    if name in ("auto", "gloo"):
+    if name in ("auto", "tcp"):
+        backends.append(TcpBackend(OPERATION_TIMEOUT_S))
+    if name == "gloo":
+        # Never by itself: it listens on a port that it chooses, and asks nobody who he is.
         backends.append(GlooBackend(host, OPERATION_TIMEOUT_S))
     return backends

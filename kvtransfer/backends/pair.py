@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,6 +13,14 @@ from torch.distributed import Store
 SENDER_RANK, RECEIVER_RANK = 0, 1
 IsAlive = Callable[[], bool]
 """Tells whether a peer that has done nothing for a while is alive. Takes a second at most."""
+
+
+class StreamStore(Store):
+    """A store whose two ranks can also open a TCP connection of their own."""
+
+    def open_stream(self) -> socket.socket:
+        """Returns a connection to the other rank, which calls this too. Raises PeerLost."""
+        raise NotImplementedError
 
 
 class Pair(Protocol):
@@ -32,7 +41,7 @@ class Pair(Protocol):
         """Returns the sender's next buffer, to be filled."""
 
     def send(self) -> None:
-        """Begins to send the buffer that was reserved last. Does not wait."""
+        """Begins to send the buffer that was reserved last. Waits at most for room on the way."""
 
     def sent(self) -> None:
         """Waits until the oldest message has left its buffer, which is then free again. That is no

@@ -21,7 +21,7 @@ from kvtransfer.transport import PeerLost
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 
-VERSION = 3
+VERSION = 4
 """The version of these messages; nodes of different versions refuse each other."""
 MAX_MESSAGE_BYTES = 64 << 10
 """The longest message on the socket; a longer one is taken for garbage."""
@@ -46,7 +46,7 @@ class Place(msgspec.Struct, frozen=True):
     """The UUID of the rank's CUDA device; "" without one."""
 
 
-class Hello(msgspec.Struct, frozen=True):
+class Hello(msgspec.Struct, frozen=True, tag=True):
     """Sender → receiver: the first message, says who wants to send what."""
 
     version: int
@@ -123,8 +123,13 @@ M = TypeVar("M")
 def send_message(connection: socket.socket, message: msgspec.Struct) -> None:
     """Writes `message` to the socket. Raises PeerLost."""
     raw = msgspec.msgpack.encode(message)
+    send_exactly(connection, _LENGTH.pack(len(raw)) + raw)
+
+
+def send_exactly(connection: socket.socket, raw: bytes) -> None:
+    """Writes these bytes to the socket. Raises PeerLost."""
     try:
-        connection.sendall(_LENGTH.pack(len(raw)) + raw)
+        connection.sendall(raw)
     except OSError as error:
         raise PeerLost(f"the peer closed the link ({error})") from error
 
@@ -143,13 +148,13 @@ def receive_message(
     the socket's timeout, unless `is_peer_alive` says that the peer is only held up: it is asked
     whenever that time has passed.
     """
-    (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, is_peer_alive))
+    (length,) = _LENGTH.unpack(receive_exactly(connection, _LENGTH.size, is_peer_alive))
     if length > MAX_MESSAGE_BYTES:
         raise PeerLost(f"the peer announced {length} bytes: it is no kvrelay node")
     try:
-        raw = _receive_exactly(connection, length, is_peer_alive)
+        raw = receive_exactly(connection, length, is_peer_alive)
         return msgspec.msgpack.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise PeerLost(f"the peer sent garbage ({error})") from error
 
 
@@ -213,10 +218,10 @@ def _listed(names: Sequence[str]) -> str:
     return " or ".join(names) or "none"
 
 
-def _receive_exactly(
-    connection: socket.socket, count: int, is_peer_alive: Callable[[], bool]
+def receive_exactly(
+    connection: socket.socket, count: int, is_peer_alive: Callable[[], bool] = nobody_knows
 ) -> bytes:
-    """Reads `count` bytes. Raises PeerLost."""
+    """Reads `count` bytes. Raises PeerLost as `receive_message` does."""
     parts, timeout_s = bytearray(), connection.gettimeout()
     # The socket's timeout holds for each `recv`: a peer that sends a byte now and then would keep
     # this thread for ever without a deadline over all of them.

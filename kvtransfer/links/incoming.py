@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtransfer.backends.pair import RECEIVER_RANK, Pair, PairBackend
+from kvtransfer.links.challenge import NotAdmitted, prove_as_accepting
 from kvtransfer.links.counts import LinkCounts, LinkMeter
 from kvtransfer.links.handshake import (
     PAIR_TIMEOUT_S,
@@ -32,11 +33,14 @@ from kvtransfer.links.handshake import (
 from kvtransfer.links.inbox import Inbox
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.links.streams import STREAM_KEY, ExpectedStreams, StreamOf
 from kvtransfer.pages.arrivals import Part
 from kvtransfer.pages.checksum import has_right_checksum
 from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, FrameShape
 from kvtransfer.pages.staging import PageRows
 from kvtransfer.transport import PeerLost
+from protocol.trust.refusals import Refusals
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,10 @@ class ReceivingEnd:
     """Returns the counts of a peer by its node name."""
     on_met: Callable[[str, PeerHealth], None]
     """Is called with the address where a peer receives pages, and where it tells how it does."""
+    refusals: Refusals
+    streams: ExpectedStreams
+    secrets: ClusterSecrets | None = None
+    """What every peer must prove to know; None: nothing is asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,14 @@ class _IncomingMessage:
     part: Part | None
     """Where the frame goes. None: nobody wants it; it is received all the same, because the next
     message on the pair can only be received after it."""
+
+
+def peer_host(connection: socket.socket) -> str:
+    """Returns the host at the other end of a connection, which may be over already."""
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return "somebody"
 
 
 class IncomingLink:
@@ -87,10 +103,18 @@ class IncomingLink:
         is this link's affair alone, and its transfers have been told."""
         try:
             self.connection.settimeout(HELLO_TIMEOUT_S)
-            hello = receive_message(self.connection, Hello)
-            backend = choose_backend(self.end.hello, hello)
-            heads = hello.shard.heads_for(self.end.hello.shard, hello.layout.num_kv_heads)
+            prove_as_accepting(self.connection, self.end.secrets)
+            first: Hello | StreamOf = receive_message(
+                self.connection,
+                Hello | StreamOf,  # type: ignore[arg-type]
+            )
+            if isinstance(first, StreamOf):
+                self.end.streams.serve(first.name, self.connection)
+                return
+            hello = first
             reason = refusal(self.end.hello, hello)
+            backend = choose_backend(self.end.hello, hello)
+            heads = hello.shard.heads_for(self.end.hello.shard, self.end.hello.layout.num_kv_heads)
             if not reason and not heads:
                 reason = "these two ranks have no KV head to exchange"
             if not reason and not backend:
@@ -100,6 +124,8 @@ class IncomingLink:
                 send_message(self.connection, Refused(reason))
                 return
             self._serve(hello, self.end.backends[backend], heads)
+        except NotAdmitted as error:
+            self.end.refusals.refuse("data", peer_host(self.connection), str(error))
         except PeerLost as error:
             log.debug("a connection to the data port ended: %s", error)
 
@@ -111,10 +137,25 @@ class IncomingLink:
             and self._peer_health.is_alive()
         )
 
+    def _await_stream(self, store: SocketStore) -> socket.socket:
+        """Tells the sender the name of a stream and returns it when it is there. Raises
+        PeerLost."""
+        name = self.end.streams.expect()
+        try:
+            store.set(STREAM_KEY, name)
+            while True:
+                stream = self.end.streams.wait(name, store.left_s)
+                if stream is not None:
+                    return stream
+                if not store.is_prolonged():
+                    raise PeerLost("the peer opened no stream")
+        finally:
+            self.end.streams.forget(name)
+
     def _serve(self, hello: Hello, backend: PairBackend, heads: range) -> None:
         """Makes the pair and receives frames of `heads` until the end. Raises PeerLost."""
         end, counts = self.end, self.end.counts_of(hello.node.name)
-        self._peer_health = PeerHealth(hello.node, hello.health_address)
+        self._peer_health = PeerHealth(hello.node, hello.health_address, end.secrets)
         end.on_met(hello.address, self._peer_health)
         rows = end.rows_of(heads)
         cut = Cut.of(hello.layout, len(heads), backend.message_bytes)
@@ -126,7 +167,9 @@ class IncomingLink:
             end.hello.health_address,
         )
         send_message(self.connection, welcome)
-        store = SocketStore(self.connection, PAIR_TIMEOUT_S, self.is_peer_held_up)
+        store = SocketStore(
+            self.connection, PAIR_TIMEOUT_S, self._await_stream, self.is_peer_held_up
+        )
         pair = backend.make_pair(
             store, RECEIVER_RANK, backend.window, cut.buffer_bytes, self.is_peer_held_up
         )

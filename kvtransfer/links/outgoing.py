@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvtransfer.backends.pair import SENDER_RANK, Pair, PairBackend
+from kvtransfer.links.challenge import prove_as_connecting
 from kvtransfer.links.counts import LinkCounts, LinkMeter
 from kvtransfer.links.handshake import (
     PAIR_TIMEOUT_S,
@@ -34,11 +35,13 @@ from kvtransfer.links.handshake import (
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame
 from kvtransfer.links.socket_store import SocketStore
+from kvtransfer.links.streams import STREAM_KEY, StreamOf
 from kvtransfer.pages.checksum import append_checksum
 from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut
 from kvtransfer.pages.staging import PageRows, RowIndex
 from kvtransfer.transport import LayoutMismatch, PeerLost
 from protocol.ids import Attempt
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class SendingEnd:
     """Where the peer tells how it does, if it has been met before."""
     on_met: Callable[[PeerHealth], None]
     """Is called once the peer has told that."""
+    secrets: ClusterSecrets | None = None
+    """What the peer must know, and we prove to know; None: nothing is asked."""
 
 
 @dataclass(eq=False)
@@ -191,7 +196,7 @@ class OutgoingLink:
         connection = self._connect()
         try:
             welcome = self._greet(connection)
-            self._peer_health = PeerHealth(welcome.node, welcome.health_address)
+            self._peer_health = PeerHealth(welcome.node, welcome.health_address, self._end.secrets)
             self._end.on_met(self._peer_health)
             self._counts = counts = self._end.counts_of(welcome.node.name)
             backend = self._end.backends[welcome.backend]
@@ -222,6 +227,11 @@ class OutgoingLink:
             raise PeerLost(f"nobody listens there ({error})") from error
         # Headers are small and a peer waits for them: they must not be held back to be joined.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            prove_as_connecting(connection, self._end.secrets, self._is_peer_held_up)
+        except PeerLost:
+            connection.close()
+            raise
         return connection
 
     def _greet(self, connection: socket.socket) -> Welcome:
@@ -243,7 +253,7 @@ class OutgoingLink:
     ) -> Pair:
         """Makes the pair, as the peer does at the same time. Raises PeerLost; the backend is then
         avoided for a while, so that the next link tries another one."""
-        store = SocketStore(connection, PAIR_TIMEOUT_S, self._is_peer_held_up)
+        store = SocketStore(connection, PAIR_TIMEOUT_S, self._open_stream, self._is_peer_held_up)
         try:
             pair = backend.make_pair(
                 store, SENDER_RANK, window, buffer_bytes, self._is_peer_held_up
@@ -257,6 +267,13 @@ class OutgoingLink:
             self._end.on_backend_failed(backend.name)
             raise
         return pair
+
+    def _open_stream(self, store: SocketStore) -> socket.socket:
+        """Opens the stream that the peer has named. Raises PeerLost."""
+        name = store.get(STREAM_KEY)
+        stream = self._connect()
+        send_message(stream, StreamOf(name))
+        return stream
 
     def _send_all(
         self, connection: socket.socket, pair: Pair, window: int, cut: Cut, meter: LinkMeter

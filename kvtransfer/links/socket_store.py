@@ -13,8 +13,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
-from torch.distributed import Store
 
+from kvtransfer.backends.pair import StreamStore
 from kvtransfer.links.handshake import nobody_knows, receive_message, send_message
 from kvtransfer.transport import PeerLost
 
@@ -34,7 +34,7 @@ MAX_ENTRIES = 256
 """The most entries that a store takes from its peer."""
 
 
-class SocketStore(Store):
+class SocketStore(StreamStore):
     """A key-value store of exactly two ranks, called by torch's C++ code.
 
     Methods that wait raise PeerLost. Where C++ called them, its caller gets a RuntimeError.
@@ -44,16 +44,19 @@ class SocketStore(Store):
         self,
         connection: socket.socket,
         timeout_s: float,
+        open_stream: Callable[[SocketStore], socket.socket],
         is_peer_alive: Callable[[], bool] = nobody_knows,
     ) -> None:
         """All waits together may take `timeout_s`, counted from now, and anew whenever that is over
-        and the peer lives."""
+        and the peer lives. `open_stream` does this rank's part of opening a stream; the other rank
+        hears of it through the store."""
         super().__init__()
         self._connection = connection
         self._is_peer_alive = is_peer_alive
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._values: dict[str, bytes] = {}
+        self._open_stream = open_stream
 
     def set(self, key: str, value: bytes | str) -> None:
         """Stores a value here and sends it to the other rank."""
@@ -78,6 +81,14 @@ class SocketStore(Store):
         """Returns True if all `keys` are set. Does not wait."""
         return all(key in self._values for key in keys)
 
+    @property
+    def left_s(self) -> float:
+        """How long waits may still take; 0 at the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def open_stream(self) -> socket.socket:
+        return self._open_stream(self)
+
     def finish(self) -> None:
         """Waits until the other rank has made its pair too. Both ranks must call it.
 
@@ -90,19 +101,19 @@ class SocketStore(Store):
     def _next(self) -> StoreEntry | Paired:
         """Waits for the next message of the other rank and returns it. Raises PeerLost at the
         store's deadline, and if the other rank has sent too many entries."""
-        is_late = time.monotonic() >= self._deadline and not self._is_held_up()
+        is_late = time.monotonic() >= self._deadline and not self.is_prolonged()
         if is_late or len(self._values) > MAX_ENTRIES:
             raise PeerLost(f"no pair was made within {self._timeout_s:g} s")
         self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
         message: StoreEntry | Paired = receive_message(
             self._connection,
             StoreEntry | Paired,  # type: ignore[arg-type]
-            self._is_held_up,
+            self.is_prolonged,
         )
         return message
 
-    def _is_held_up(self) -> bool:
-        """Returns True if the peer lives; the deadline then begins anew."""
+    def is_prolonged(self) -> bool:
+        """Returns True if the peer, which is late, lives; the deadline then begins anew."""
         if self._is_peer_alive():
             self._deadline = time.monotonic() + self._timeout_s
             return True

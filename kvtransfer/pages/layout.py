@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
 from protocol.layout import KVLayout
+from protocol.trust.bounds import Count
 
 CHECKSUM_BYTES = 8
 """The room for a checksum behind the rows of a message. A CRC-32 needs 4 bytes; with 8, buffers
@@ -26,8 +28,8 @@ that lie side by side stay aligned for copies of 8-byte elements."""
 class Shard(msgspec.Struct, frozen=True):
     """Which part of a tensor-parallel node a rank is: number `rank` of `num_ranks`."""
 
-    rank: int = 0
-    num_ranks: int = 1
+    rank: Annotated[int, msgspec.Meta(ge=0, lt=1024)] = 0
+    num_ranks: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
 
     def heads(self, num_kv_heads: int) -> range:
         """Returns the KV heads in this rank's pool, as the whole model counts them. With more ranks
@@ -65,11 +67,11 @@ def divides(num_ranks: int, num_kv_heads: int) -> bool:
 class FrameShape(msgspec.Struct, frozen=True, array_like=True):
     """Which part of a transfer a frame is: a run of pages in a run of layers."""
 
-    offset: int
+    offset: Count
     """The number, within the transfer, of the first page."""
-    num_pages: int
-    first_layer: int
-    num_layers: int
+    num_pages: Count
+    first_layer: Count
+    num_layers: Count
 
     @property
     def num_rows(self) -> int:

@@ -31,6 +31,7 @@ from protocol.admission import admission_tokens, chunk_sizes
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind
+from protocol.sampling import Sampling
 from protocol.timelines.node_spans import SpanRecorder
 
 PATIENCE_S = 2.0
@@ -48,6 +49,8 @@ class PromptLimits:
     its own: else two nodes could fill all of theirs with answers whose prompts wait for a place at
     the other."""
     max_waiting: int
+    vocab_size: int
+    """Ids of tokens are less than this. On a GPU a wrong one would break the device for all."""
 
 
 class Prompts:
@@ -86,6 +89,9 @@ class Prompts:
 
     def enqueue(self, job: Job[Any], now: float) -> list[Instruction]:
         """Takes a new job; or returns its failure if it can never fit, or if too many wait."""
+        if not (self.knows(job.tokens) and self.knows(_ids_in(job.sampling))):
+            reason = f"{self._node.name} has no token of so large an id"
+            return [self.failure(job, reason, "request")]
         num_pages = self._hasher.num_pages(job.max_tokens)
         if num_pages > self._cache.num_pages:
             reason = (
@@ -103,6 +109,10 @@ class Prompts:
         job.hashes = self._hasher.hashes(job.tokens, job.namespace)
         self._waiting.append(job)
         return []
+
+    def knows(self, token_ids: Seq[int]) -> bool:
+        """Returns True if all of these ids are in the vocabulary of the model."""
+        return max(token_ids, default=0) < self._limits.vocab_size
 
     def admit(self, chains_coming: ChainsComing, now: float) -> list[Instruction]:
         """Admits waiting jobs, in the order of arrival, as long as there is room.
@@ -353,6 +363,12 @@ class Prompts:
         """Returns how many pages should be there for a job when it is admitted: those of its
         tokens, and some to grow."""
         return self._hasher.num_pages(admission_tokens(len(job.tokens), job.max_tokens))
+
+
+def _ids_in(sampling: Sampling) -> list[int]:
+    """Returns the ids of all tokens that `sampling` names."""
+    biased = [token for token, _ in sampling.logit_bias]
+    return [*biased, *sampling.end_token_ids, *sampling.logprob_token_ids]
 
 
 def _num_left(job: Job[Any]) -> int:

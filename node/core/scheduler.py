@@ -42,6 +42,7 @@ from protocol.messages import (
     Load,
     Prefill,
 )
+from protocol.trust.bounds import MAX_TOKEN_ID
 
 RECEIVE_TIMEOUT_S = 60.0
 
@@ -61,6 +62,8 @@ class SchedulerLimits:
     """How long another node may take to compute a prompt for an answer here."""
     fetch_timeout_s: float = FETCH_TIMEOUT_S
     """For how long a fetch may make no progress."""
+    vocab_size: int = MAX_TOKEN_ID + 1
+    """Requests with ids of tokens beyond this are refused."""
 
 
 class Scheduler:
@@ -92,7 +95,7 @@ class Scheduler:
             hasher,
             self._counters,
             self._fetching,
-            PromptLimits(limits.max_running, limits.max_waiting),
+            PromptLimits(limits.max_running, limits.max_waiting, limits.vocab_size),
         )
         parts = NodeParts(
             node,

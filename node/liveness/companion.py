@@ -33,6 +33,7 @@ from protocol.channel import Outgoing, PeerUnreachable
 from protocol.messages import Condition, Goodbye, Health, Heartbeat
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ class Companion:
         self._plan = plan
         self._board = Board(plan.board_file)
         self._context = zmq.Context()
-        self._outgoing = Outgoing(self._context)
+        self.secrets = ClusterSecrets.of(plan.cluster_secret, plan.cluster_secret_file)
+        self._outgoing = Outgoing(self._context, self.secrets)
+        self._unreachable: set[str] = set()
+        """Coordinators of which the log says that they cannot be told anything."""
         self._told: Told | None = None
         self._condition: Condition = "starting"
 
@@ -94,6 +98,7 @@ class Companion:
         if told is None or not health.is_ready:
             return
         self._outgoing.keep_only(told.coordinators)
+        self._unreachable.intersection_update(told.coordinators)
         load = msgspec.structs.replace(told.load, turn_s=health.turn_s)
         for address in told.coordinators:
             self._send(address, Heartbeat(told.info, load, self._plan.lease_s))
@@ -126,8 +131,12 @@ class Companion:
     def _send(self, address: str, message: Heartbeat | Goodbye) -> None:
         try:
             self._outgoing.send(address, message)
-        except PeerUnreachable:
+            self._unreachable.discard(address)
+        except PeerUnreachable as error:
             self._outgoing.forget(address)
+            if address not in self._unreachable:
+                self._unreachable.add(address)
+                log.error("no heartbeats for a coordinator: %s", error)
 
 
 class LeaseKeeper:
@@ -187,7 +196,9 @@ def main() -> None:
         stream=sys.stdout,
     )
     companion = Companion(plan)
-    HealthServer(socket.socket(fileno=plan.health_socket), companion.health).start()
+    HealthServer(
+        socket.socket(fileno=plan.health_socket), companion.health, companion.secrets
+    ).start()
     LeaseKeeper(plan, companion.health).start()
     companion.run(news)
     logging.shutdown()

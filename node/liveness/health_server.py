@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from protocol.messages import Health
+from protocol.trust.live_proofs import MAX_NONCE_CHARACTERS, PROOF_HEADER, live_proofs
+from protocol.trust.secrets import ClusterSecrets
 
 CONNECTION_TIMEOUT_S = 2.0
 """How long a client may take to send its request."""
@@ -23,11 +25,19 @@ class HealthServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, listening: socket.socket, health: Callable[[], Health]) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        health: Callable[[], Health],
+        secrets: ClusterSecrets | None = None,
+    ) -> None:
+        """With `secrets` an answer to `/live?nonce=HEX` has a proof of each, so that peers can tell
+        it from that of somebody else."""
         super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
         self.health = health
+        self.secrets = secrets
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def start(self) -> None:
@@ -53,12 +63,15 @@ class HealthServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: HealthServer
     timeout = CONNECTION_TIMEOUT_S
+    _nonce = ""
 
     def do_GET(self) -> None:
         health = self.server.health()
-        if self.path == "/live":
+        path, _, query = self.path.partition("?")
+        self._nonce = query.removeprefix("nonce=")[:MAX_NONCE_CHARACTERS]
+        if path == "/live":
             self._answer(200 if health.is_live else 503, msgspec.json.encode(health))
-        elif self.path == "/ready":
+        elif path == "/ready":
             self._answer(200 if health.is_ready else 503, msgspec.json.encode(health))
         else:
             self._answer(404, b'{"error":"a node answers /live and /ready here"}')
@@ -67,6 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if self._nonce and self.server.secrets is not None:
+            proofs = live_proofs(self.server.secrets, self._nonce, body)
+            self.send_header(PROOF_HEADER, ",".join(proofs))
         self.end_headers()
         self.wfile.write(body)
 

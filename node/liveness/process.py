@@ -42,6 +42,8 @@ class CompanionProcess:
         lease_s: float,
         stall_s: float,
         log_level: str = "info",
+        cluster_secret: tuple[str, ...] = (),
+        cluster_secret_file: str = "",
     ) -> None:
         """Listens on the health port (0: any free one), and starts the process, which answers
         there. Raises HealthPortInUse."""
@@ -60,6 +62,8 @@ class CompanionProcess:
                     lease_s=lease_s,
                     stall_s=stall_s,
                     log_level=log_level,
+                    cluster_secret=cluster_secret,
+                    cluster_secret_file=cluster_secret_file,
                 )
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "node.liveness.companion"],

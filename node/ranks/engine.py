@@ -24,6 +24,7 @@ from node.ranks.workers import Workers
 from node.shell.runner import Runner
 from protocol.ids import Node
 from protocol.layout import KVLayout
+from protocol.trust.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Engine:
     num_pages: int
     context_length: int
     """The model's own limit for a sequence."""
+    vocab_size: int
     device: str
     """The device of rank 0."""
     when_lost: Callable[[Callable[[str], None]], None] = lambda _: None
@@ -55,16 +57,18 @@ class Engine:
 
 
 @contextmanager
-def start_engine(config: NodeConfig, node: Node, health_address: str) -> Iterator[Engine]:
+def start_engine(
+    config: NodeConfig, node: Node, health_address: str, refusals: Refusals
+) -> Iterator[Engine]:
     """Builds all ranks, those in other processes too, and ends them at the exit. Peers ask at
-    `health_address` how this node does.
+    `health_address` how this node does. What is refused of them here is counted in `refusals`.
 
     Raises ConfigError, the engine's model errors, and RankLost if a rank does not start.
     """
     devices = devices_of(config.device, config.tensor_parallel_size)
     if len(devices) == 1:
         rank = build_rank(
-            config, node, devices[0], SOLO, lambda num_pages: num_pages, health_address
+            config, node, devices[0], SOLO, lambda num_pages: num_pages, health_address, refusals
         )
         yield _engine(rank, rank.runner, rank.transport, (rank.transport.address,))
         return
@@ -73,7 +77,7 @@ def start_engine(config: NodeConfig, node: Node, health_address: str) -> Iterato
     workers.when_lost(lambda _: exit_at_last())
     try:
         address = meeting_point.address
-        yield _parallel_engine(config, node, devices, address, workers, health_address)
+        yield _parallel_engine(config, node, devices, address, workers, health_address, refusals)
     finally:
         workers.close()
 
@@ -85,6 +89,7 @@ def _parallel_engine(
     address: str,
     workers: Workers,
     health_address: str,
+    refusals: Refusals,
 ) -> Engine:
     operations = Operations()
     try:
@@ -96,7 +101,13 @@ def _parallel_engine(
             f"{MEETING_TIMEOUT_S:g} s ({error}); start the node again"
         ) from error
     rank = build_rank(
-        config, node, devices[0], operations.counted(parallel), workers.agree, health_address
+        config,
+        node,
+        devices[0],
+        operations.counted(parallel),
+        workers.agree,
+        health_address,
+        refusals,
     )
     addresses = (rank.transport.address, *workers.addresses())
     transport = ParallelTransport(rank.transport, workers.tell, addresses, rank.layout)
@@ -123,6 +134,7 @@ def _engine(
         fingerprint=rank.runner.fingerprint,
         num_pages=rank.runner.kv_cache.num_pages,
         context_length=rank.runner.config.context_length,
+        vocab_size=rank.runner.config.vocab_size,
         device=str(rank.runner.device),
         when_lost=when_lost,
         raise_if_lost=raise_if_lost,

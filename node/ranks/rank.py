@@ -26,6 +26,8 @@ from protocol.config import ConfigError
 from protocol.hosts import advertised_host
 from protocol.ids import Node
 from protocol.layout import KVLayout
+from protocol.trust.refusals import Refusals
+from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ def build_rank(
     parallel: TensorParallel,
     agree: Callable[[int], int],
     health_address: str,
+    refusals: Refusals,
 ) -> Rank:
     """Loads this rank's weights, makes its pool and opens its transport.
 
@@ -84,5 +87,7 @@ def build_rank(
         with_checksums=config.kv_checksum,
         min_send_bytes=config.kv_min_send_bytes,
         health_address=health_address,
+        secrets=ClusterSecrets.of(config.cluster_secret, config.cluster_secret_file),
+        refusals=refusals,
     )
     return Rank(runner, transport, layout)

@@ -29,6 +29,7 @@ from node.ranks.wire.slices import SliceDecoder
 from node.resources import leave_garbage_be
 from protocol.errors import UserError
 from protocol.ids import Node
+from protocol.trust.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,10 @@ def _build(plan: WorkerPlan, pipe: Pipe[commands.AnyCommand], operations: Operat
     size = plan.config.tensor_parallel_size
     parallel = connect(plan.rank, size, device, plan.meeting_address, MEETING_TIMEOUT_S)
     parallel = operations.counted(parallel)
-    return build_rank(plan.config, plan.node, device, parallel, agree, plan.health_address)
+    # What is refused here is only told in the log.
+    return build_rank(
+        plan.config, plan.node, device, parallel, agree, plan.health_address, Refusals()
+    )
 
 
 class Worker:

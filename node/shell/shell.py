@@ -45,7 +45,7 @@ from node.shell.runner import Runner
 from node.shell.steps import Steps
 from protocol.channel import PeerUnreachable
 from protocol.ids import Attempt
-from protocol.messages import LinkLoad, Load
+from protocol.messages import LinkLoad, Load, Message
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,16 @@ class NodeShell:
         publisher: PublisherPort,
         heartbeats: HeartbeatsPort,
         clock: Callable[[], float],
+        num_refusals: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`clock` gives monotonic seconds."""
+        """`clock` gives monotonic seconds, `num_refusals` how much of peers was refused so far."""
         self._core = core
         self._channel = channel
         self._transport = transport
         self._publisher = publisher
         self._heartbeats = heartbeats
         self._clock = clock
+        self._num_refusals = num_refusals
         self._runner = runner
         self._compiles_before = runner.num_compiles
         self._steps = Steps(runner, clock)
@@ -162,7 +164,7 @@ class NodeShell:
 
     def _take(self, events: Iterable[Event]) -> None:
         for event in events:
-            self._carry_out(self._core.handle(event, self._clock()))
+            self._carry_out(self._handled(event))
 
     def _take_while_device_is_busy(self) -> None:
         """Takes what comes as long as the next step need not be planned: a prompt that misses it
@@ -181,6 +183,17 @@ class NodeShell:
         while self._transfer_events:
             events.append(self._transfer_events.popleft())
         return without_outdated(events)
+
+    def _handled(self, event: Event) -> list[Instruction]:
+        """Returns what the core answers to an event. A message that it cannot take costs whoever
+        sent it an answer, and not this process."""
+        try:
+            return self._core.handle(event, self._clock())
+        except Exception:
+            if not isinstance(event, Message):
+                raise
+            log.exception("a %s could not be handled", type(event).__name__)
+            return []
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
@@ -263,6 +276,7 @@ class NodeShell:
                 load.counters,
                 busy_s=self._steps.busy_s,
                 bytes_sent=self._bytes_sent,
+                refusals=self._num_refusals(),
                 compiles_while_serving=self._runner.num_compiles - self._compiles_before,
             ),
         )

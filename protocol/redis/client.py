@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -72,15 +73,29 @@ def connect_async(url: str, timeout_s: float) -> Any:
 
 def _parse(url: str, timeout_s: float) -> tuple[RedisUrl, dict[str, Any]]:
     """Returns the parts of `url` and the options that all clients have. Raises ConfigError."""
-    options = {
+    options: dict[str, Any] = {
         "protocol": 2,  # with RESP3 the replies to XREAD have another shape
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
     }
     try:
-        return RedisUrl.parse(url), options
+        address = RedisUrl.parse(url)
     except ValueError as error:
         raise ConfigError(f"the Redis URL {hide_password(url)!r} is wrong: {error}") from error
+    if address.password_file:
+        options["password"] = _password_in(address.password_file)
+    return address, options
+
+
+def _password_in(file: str) -> str:
+    """Returns the password in a file, without the white space around it. Raises ConfigError."""
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the password file of the Redis URL, {file}, cannot be read ({error}); name one that "
+            "can, or write the password into the URL"
+        ) from error
 
 
 def _of_plain(address: RedisUrl) -> dict[str, Any]:

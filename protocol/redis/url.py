@@ -6,14 +6,15 @@
     redis+cluster://[user:password@]host[:port],…
 
 `rediss` instead of `redis` is the same over TLS. User and password are those of Redis itself; the
-Sentinels' own are `?sentinel_username=` and `?sentinel_password=`. Other options are redis-py's.
+Sentinels' own are `?sentinel_username=` and `?sentinel_password=`. `?password_file=` names a file
+with the password, which then stands in no command line. Other options are redis-py's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 Kind = Literal["server", "sentinel", "cluster"]
 
@@ -27,7 +28,10 @@ KINDS: dict[str, Kind] = {
     "rediss+cluster": "cluster",
 }
 DEFAULT_PORTS: dict[Kind, int] = {"server": 6379, "sentinel": 26379, "cluster": 6379}
-OPTIONS = ("db", "username", "password", "client_name", "sentinel_username", "sentinel_password")
+OPTIONS = (
+    *("db", "username", "password", "password_file", "client_name"),
+    *("sentinel_username", "sentinel_password"),
+)
 TLS_OPTIONS = (
     *("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
     *("ssl_cert_reqs", "ssl_check_hostname"),
@@ -48,6 +52,8 @@ class RedisUrl:
     plain: str
     """A URL of the first host alone that redis-py can read, with the same credentials, database
     and options."""
+    password_file: str = ""
+    """The file that has the password; "" if the URL has it, or there is none."""
 
     @classmethod
     def parse(cls, url: str) -> RedisUrl:
@@ -62,11 +68,13 @@ class RedisUrl:
             raise ValueError("a # in it must be written %23")
         rest, mark, query = rest.partition("?")
         _check_options(query, tls, kind)
+        query, password_file = _without_password_file(query)
+        mark = "?" if query else ""
         address, _, path = rest.partition("/")
         if scheme == "unix":
             if not path:
                 raise ValueError("it needs the path of a socket, as unix:///run/redis.sock")
-            return cls(kind, tls, (), "", url)
+            return cls(kind, tls, (), "", f"{scheme}://{rest}{mark}{query}", password_file)
         credentials, at, netloc = address.rpartition("@")
         hosts = tuple(_host_and_port(part, DEFAULT_PORTS[kind]) for part in netloc.split(","))
         if kind == "server" and len(hosts) > 1:
@@ -77,7 +85,16 @@ class RedisUrl:
             f"{'rediss' if tls else 'redis'}://{credentials}{at}{server}:{hosts[0][1]}/{db}"
             f"{mark}{query}"
         )
-        return cls(kind, tls, hosts, service, plain)
+        return cls(kind, tls, hosts, service, plain, password_file)
+
+
+def _without_password_file(query: str) -> tuple[str, str]:
+    """Returns the options without `password_file`, and its value."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    files = [value for name, value in pairs if name == "password_file"]
+    if not files:
+        return query, ""
+    return urlencode([pair for pair in pairs if pair[0] != "password_file"]), files[-1]
 
 
 def _check_options(query: str, tls: bool, kind: Kind) -> None:

@@ -23,7 +23,8 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTra
 def pair_cluster(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Cluster]:
-    """One prefill and one decode node with the random model: what moves can be counted."""
+    """One prefill and one decode node with the random model: what moves can be counted. They have a
+    cluster secret, so that all that they say goes that way."""
     cluster = start_cluster(
         tmp_path_factory,
         random_model[0],
@@ -31,6 +32,7 @@ def pair_cluster(
         1,
         chunked_prefill_size="256",
         max_total_tokens="32768",
+        makes_secret=True,
     )
     yield cluster
     cluster.local.stop()

@@ -1,4 +1,4 @@
-"""Clusters on GPUs: a prefill and a decode node with pages between them over NCCL or over gloo, and
+"""Clusters on GPUs: a prefill and a decode node with pages between them over NCCL or over TCP, and
 every layout that the benchmark measures on as many GPUs as there are."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYOUTS = tuple(
 )
 """Of those with ranks, the small model can be split in two only."""
 LENGTHS = (1, 17, 300, 3000, 40, 700)
-BACKENDS = {"nccl": {"p0": "cuda:0", "d0": "cuda:1"}, "gloo": {"p0": "cuda:0", "d0": "cuda:0"}}
+BACKENDS = {"nccl": {"p0": "cuda:0", "d0": "cuda:1"}, "tcp": {"p0": "cuda:0", "d0": "cuda:0"}}
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ async def cache_stats(request: Request) -> Response:
     Counts of requests are sums over all coordinators, which are asked now, since the start of each
     and of the last five minutes; `unanswered_coordinators` are those that did not tell theirs in
     time. Pages and counts of nodes are those of their newest heartbeats: no node is asked.
+    `refusals` is how often this coordinator did not let a peer in, or did not believe a message.
     """
     service = service_of(request)
     counts = await service.count_everywhere()
@@ -61,6 +62,7 @@ async def cache_stats(request: Request) -> Response:
         "duplicate_owned_pages": index.num_owned_pages - index.num_unique_pages,
         "index_bytes": index.num_bytes,
         "index_lag_s": round(follower.mirror.lag_s, 4),
+        "refusals": service.num_refusals,
         "redis_connected": follower.mirror.is_connected,
         "policy": service.config.policy,
     }

@@ -59,6 +59,7 @@ STATS = {
         "duplicate_owned_pages": 402,
         "index_bytes": 1725680,
         "index_lag_s": 0.002,
+        "refusals": 0,
         "redis_connected": True,
         "policy": next(iter(POLICIES)),
     },

@@ -60,6 +60,7 @@ def test_a_wrong_url_is_refused_with_a_sentence(url: str) -> None:
         ("rediss://u:p%2Fw@h:1/3", [("h", 1)], "", "rediss://u:p%2Fw@h:1/3"),
         ("redis://[::1]:7/0", [("::1", 7)], "", "redis://[::1]:7/0"),
         ("unix:///run/r.sock?db=2", [], "", "unix:///run/r.sock?db=2"),
+        ("redis://u@h/1?password_file=/a/b&db=2", [("h", 6379)], "", "redis://u@h:6379/1?db=2"),
         ("redis+cluster://:p@a,b:2", [("a", 6379), ("b", 2)], "", "redis://:p@a:6379/0"),
         (
             "rediss+sentinel://u:p@a,b:2,[::1]:3/main/4?ssl_cert_reqs=none",
@@ -161,6 +162,21 @@ def test_a_user_and_a_password(start: Start) -> None:
         with pytest.raises(ConfigError, match="asks for a password") as refused:
             check_reachable(f"{scheme}://127.0.0.1:{port}")
         assert f"{scheme}://:password@127.0.0.1:{port}" in str(refused.value)
+
+
+def test_a_password_in_a_file(start: Start, tmp_path: Path) -> None:
+    port, file = free_port(), tmp_path / "password"
+    file.write_text("p@ss\n")
+    url = f"redis://relay@127.0.0.1:{port}/1?password_file={file}"
+    user = ("--user", "relay", "on", ">p@ss", "~{kvrelay}:*", "&*", "+@all")
+    start(*user, "--requirepass", "x", port=port, url=url)
+    use(url)
+    file.write_text("another")
+    with pytest.raises(ConfigError, match="refuses the user or password"):
+        check_reachable(url)
+    file.unlink()
+    with pytest.raises(ConfigError, match="password file"):
+        check_reachable(url)
 
 
 def test_a_user_who_may_not_do_what_is_needed(start: Start) -> None:

@@ -13,7 +13,7 @@ from kvtransfer.backends.pair import PairBackend
 from tests.support.transfer.endpoints import NCCL, Endpoint, Make, new_backend
 
 
-@pytest.fixture(params=["local", "shm", "gloo", NCCL])
+@pytest.fixture(params=["local", "shm", "tcp", "gloo", NCCL])
 def backend_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

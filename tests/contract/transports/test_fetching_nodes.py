@@ -247,7 +247,7 @@ def cluster(backend_name: str, **roles: Role) -> Iterator[LiveCluster]:
         yield live
 
 
-every_backend = pytest.mark.parametrize("backend_name", ["local", "shm", "gloo"])
+every_backend = pytest.mark.parametrize("backend_name", ["local", "shm", "tcp"])
 
 
 @every_backend

@@ -55,7 +55,7 @@ def _failures(survivor: Endpoint) -> dict[str, int]:
     return {link.direction: link.failures for link in links}
 
 
-@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+@pytest.mark.parametrize("backend_name", ["shm", "tcp", "gloo"])
 def test_idle_links_outlast_a_held_lock(backend_name: str) -> None:
     with linked(backend_name, stall_s=1000.0) as (survivor, victim):
         victim.hold_lock(HELD_S)

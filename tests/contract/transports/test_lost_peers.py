@@ -26,7 +26,7 @@ from tests.support.transfer.peers import (
 MAX_TRIES = 20
 
 
-@pytest.fixture(params=["shm", "gloo", NCCL])
+@pytest.fixture(params=["shm", "tcp", "gloo", NCCL])
 def backend_name(request: pytest.FixtureRequest) -> str:
     """The backend of the peers; see `here` for the survivor's."""
     return "nccl:1" if request.param == "nccl" else str(request.param)

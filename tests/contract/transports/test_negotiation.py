@@ -10,7 +10,7 @@ from protocol.layout import KVLayout
 from tests.support.transfer.endpoints import Endpoint, Make, attempt, new_backend, until
 
 LAYOUT = KVLayout(4, 3, 2, 8, "float32")
-ALL = ["nccl", "shm", "gloo"]
+ALL = ["nccl", "shm", "tcp"]
 
 
 def hello(backends: list[str], host: str = "h", gpu: str = "") -> Hello:
@@ -21,8 +21,8 @@ def test_the_best_common_way_is_chosen() -> None:
     assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "h", "g1")) == "nccl"
     assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "i", "g1")) == "nccl"
     assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "h", "g0")) == "shm", "one GPU"
-    assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "i", "")) == "gloo"
-    assert choose_backend(hello(["shm", "gloo"]), hello(["gloo"])) == "gloo"
+    assert choose_backend(hello(ALL, "h", "g0"), hello(ALL, "i", "")) == "tcp"
+    assert choose_backend(hello(["shm", "tcp"]), hello(["tcp"])) == "tcp"
     assert choose_backend(hello(["shm"]), hello(["shm"], host="i")) == ""
 
 
@@ -36,26 +36,26 @@ def move(a: Endpoint, b: Endpoint, number: int = 1) -> str:
     return a.await_sent()[1] or b.await_received()[1]
 
 
-def test_processes_of_one_host_use_shared_memory_and_others_gloo(make: Make) -> None:
-    shm, gloo = new_backend("shm"), new_backend("gloo")
-    a, b = (make(name, backend=shm, others=[gloo]) for name in "ab")
-    elsewhere = make("c", backend=shm, others=[gloo], place=Place("another host"))
+def test_processes_of_one_host_use_shared_memory_and_others_tcp(make: Make) -> None:
+    shm, tcp = new_backend("shm"), new_backend("tcp")
+    a, b = (make(name, backend=shm, others=[tcp]) for name in "ab")
+    elsewhere = make("c", backend=shm, others=[tcp], place=Place("another host"))
     assert move(a, b) == move(elsewhere, b) == ""
-    assert (used_by(a), used_by(elsewhere)) == ({"shm"}, {"gloo"})
+    assert (used_by(a), used_by(elsewhere)) == ({"shm"}, {"tcp"})
 
 
 def test_without_a_common_way_the_peer_says_what_to_do(make: Make) -> None:
     a = make("a", backend=new_backend("shm"))
-    b = make("b", backend=new_backend("gloo"))
-    assert "gloo here, shm there" in (error := move(a, b)) and "--kv-backend auto" in error
+    b = make("b", backend=new_backend("tcp"))
+    assert "tcp here, shm there" in (error := move(a, b)) and "--kv-backend auto" in error
 
 
 def test_a_backend_that_makes_no_pair_is_replaced_by_the_next(make: Make) -> None:
-    broken, shm, gloo = Faults(FaultPlan(no_pairs=True)), new_backend("shm"), new_backend("gloo")
-    a, b = (make(name, backend=shm, faults=broken, others=[gloo]) for name in "ab")
+    broken, shm, tcp = Faults(FaultPlan(no_pairs=True)), new_backend("shm"), new_backend("tcp")
+    a, b = (make(name, backend=shm, faults=broken, others=[tcp]) for name in "ab")
     assert "no pair" in move(a, b)
     assert move(a, b, number=2) == ""
-    assert used_by(a) == {"gloo"}
+    assert used_by(a) == {"tcp"}
 
 
 def test_a_link_without_work_is_closed_and_made_anew(make: Make) -> None:

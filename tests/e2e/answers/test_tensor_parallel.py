@@ -33,7 +33,7 @@ def cluster(
     """A cluster of p1, p2, p4 and d1, d2, d4, with as many ranks each. The model has two KV heads,
     so four ranks hold each head twice."""
     flags = {"chunked_prefill_size": "256", "max_total_tokens": "16384"}
-    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 0, **flags)
+    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 0, makes_secret=True, **flags)
     for role in ("prefill", "decode"):
         for size in SIZES:
             size_flags = {"tensor_parallel_size": str(size)}

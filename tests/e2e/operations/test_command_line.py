@@ -260,3 +260,18 @@ def command_of(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def test_a_secret_is_made_once(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    assert kvrelay("secret", str(file)).returncode == 0
+    made = file.read_text()
+    again = kvrelay("secret", str(file))
+    assert (again.returncode, file.read_text()) == (0, made) and "stays as it is" in again.stdout
+    assert_refused(kvrelay("secret", str(tmp_path / "no" / "secret")), "cannot be written")
+
+
+def test_a_process_that_all_could_use_does_not_start() -> None:
+    for command in ("coordinator", "prefill"):
+        refused = kvrelay(command, "--host", "0.0.0.0")
+        assert_refused(refused, "--host 0.0.0.0", "--cluster-secret-file", "--insecure")

@@ -26,7 +26,9 @@ def pair(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Pair]:
     """One prefill and one decode node, and two coordinators."""
-    cluster = start_cluster(tmp_path_factory, random_model[0], 1, 1, max_total_tokens="32768")
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 1, 1, makes_secret=True, max_total_tokens="32768"
+    )
     try:
         yield Pair(cluster, random_model)
     finally:

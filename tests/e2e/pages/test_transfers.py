@@ -63,7 +63,7 @@ def test_links_are_told_of_with_what_they_moved(pair_cluster: Cluster) -> None:
 
 
 @pytest.fixture
-def gloo_cluster(
+def tcp_cluster(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Cluster]:
     """Two prefill nodes and one decode node, as if each were on a host of its own."""
@@ -72,7 +72,8 @@ def gloo_cluster(
         random_model[0],
         2,
         1,
-        kv_backend="gloo",
+        makes_secret=True,
+        kv_backend="tcp",
         chunked_prefill_size="64",
         max_total_tokens="16384",
         lease_s="1.0",
@@ -81,28 +82,28 @@ def gloo_cluster(
     cluster.local.stop()
 
 
-def test_over_gloo_and_past_a_node_that_is_cut_off(
-    gloo_cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
+def test_over_tcp_and_past_a_node_that_is_cut_off(
+    tcp_cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
     """A prefill node that is stopped holds its sockets open and says nothing: others take over."""
     for length in (1, 17, 900):
         prompt = prompt_of(length, 199, seed=90)
-        answer = gloo_cluster.generate(prompt)
+        answer = tcp_cluster.generate(prompt)
         assert answer["output_ids"] == reference_tokens(random_model[1], prompt, 8)
-    assert {link["transport"] for link in gloo_cluster.nodes()["d0"]["links"]} == {"gloo"}
+    assert {link["transport"] for link in tcp_cluster.nodes()["d0"]["links"]} == {"tcp"}
     stopped = answer["meta_info"]["prefill_node"]
-    process = gloo_cluster.local.children[stopped].process
+    process = tcp_cluster.local.children[stopped].process
     process.send_signal(signal.SIGSTOP)
     try:
         prompt = prompt_of(900, 199, seed=90) + prompt_of(50, 199, seed=91)
-        answer = gloo_cluster.generate(prompt)
+        answer = tcp_cluster.generate(prompt)
         assert answer["output_ids"] == reference_tokens(random_model[1], prompt, 8)
         assert answer["meta_info"]["prefill_node"] not in (None, stopped)
         wait_until(
             lambda: (
                 not any(
                     link["open"]
-                    for link in gloo_cluster.nodes()["d0"]["links"]
+                    for link in tcp_cluster.nodes()["d0"]["links"]
                     if link["peer"] == stopped
                 )
             ),
@@ -110,9 +111,9 @@ def test_over_gloo_and_past_a_node_that_is_cut_off(
         )
     finally:
         process.send_signal(signal.SIGCONT)
-    wait_until(lambda: stopped in gloo_cluster.nodes(), "its return")
+    wait_until(lambda: stopped in tcp_cluster.nodes(), "its return")
     for seed in range(4):
         prompt = prompt_of(300, 199, seed=92 + seed)
-        answer = gloo_cluster.generate(prompt)
+        answer = tcp_cluster.generate(prompt)
         assert answer["output_ids"] == reference_tokens(random_model[1], prompt, 8)
-    gloo_cluster.wait_until_idle()
+    tcp_cluster.wait_until_idle()

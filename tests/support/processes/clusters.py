@@ -179,6 +179,7 @@ def start_cluster(
     num_decode: int,
     coordinator_flags: Mapping[str, str] | None = None,
     start: Start = start_forked,
+    makes_secret: bool = False,
     **node_flags: str,
 ) -> Cluster:
     torch.set_num_threads(1)
@@ -194,6 +195,7 @@ def start_cluster(
                 **(coordinator_flags or {}),
             },
             node_flags={"model_path": str(model_path), "kv_checksum": "true"} | node_flags,
+            makes_secret=makes_secret,
             start_timeout_s=120.0,
         ),
         log_dir=tmp_path_factory.mktemp("logs"),

@@ -17,6 +17,7 @@ from kvtransfer.backends.local import LocalBackend
 from kvtransfer.backends.nccl import NcclBackend
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.backends.shared_memory import SharedMemoryBackend
+from kvtransfer.backends.tcp import TcpBackend
 from kvtransfer.links.handshake import Place
 from kvtransfer.pages.layout import WHOLE, Shard
 from kvtransfer.pair_transport import PairTransport
@@ -49,6 +50,8 @@ def new_backend(name: str, host: str = "127.0.0.1") -> PairBackend:
     torch.set_num_threads(1)
     if name == "local":
         return LocalBackend(TIMEOUT_S)
+    if name == "tcp":
+        return TcpBackend(TIMEOUT_S)
     if name == "shm":
         return SharedMemoryBackend(TIMEOUT_S)
     if name.startswith("nccl"):

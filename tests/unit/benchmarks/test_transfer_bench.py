@@ -186,11 +186,11 @@ def test_json_has_the_shares_of_each_length_and_transport() -> None:
     )
     figures = Figures(exposed, first_token, warm, undisturbed, killed)
     report = as_json(figures)
-    assert report["exposed_share"] == report["gloo"]["exposed_share"] == {"512": 0.01}
+    assert report["exposed_share"] == report["tcp"]["exposed_share"] == {"512": 0.01}
     assert report["exposed_share_at_most"] == {"512": 0.5}
     assert report["exposed_share_one_chunk"] == {"512": 0.02}
     assert report["exposed_share_unstreamed"] == {"512": 0.1}
     assert report["ttft_vs_one_node"] == {"512": 1.5}
-    assert (report["warm_bytes_ratio"], report["gloo"]["warm_bytes_ratio"]) == (1.0, 1.5)
+    assert (report["warm_bytes_ratio"], report["tcp"]["warm_bytes_ratio"]) == (1.0, 1.5)
     assert (report["worst_gap_s"], report["worst_gap_undisturbed_s"]) == (0.3, 0.1)
     assert len(tables(figures)) == 4

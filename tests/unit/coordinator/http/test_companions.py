@@ -227,7 +227,8 @@ def test_health_generate_fails_without_a_node(decode: Channel) -> None:
 
 def test_information_has_sglangs_fields_and_no_secrets(decode: Channel) -> None:
     async def test() -> None:
-        async with served(decode, admin_token="hidden") as here:
+        of_cluster = ("a hidden word of the cluster",)
+        async with served(decode, admin_token="hidden", cluster_secret=of_cluster) as here:
             model = (await here.ask("GET", "/get_model_info")).json
             assert model == (await here.ask("GET", "/model_info")).json
             assert model["is_generation"] and model["preferred_sampling_params"] is None
@@ -235,7 +236,7 @@ def test_information_has_sglangs_fields_and_no_secrets(decode: Channel) -> None:
             assert model["tokenizer_path"] == model["model_path"]
             assert model["weight_version"] == "default" and model["served_model_name"] == "tiny"
             reply = await here.ask("GET", "/get_server_info")
-            assert b"secret" not in reply.body and b"hidden" not in reply.body
+            assert b":secret" not in reply.body and b"hidden" not in reply.body
             server = reply.json
             assert server["max_running_requests"] == 8 and server["page_size"] == 16
             assert server["max_total_num_tokens"] == 16000
