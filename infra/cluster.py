@@ -131,11 +131,15 @@ class LocalCluster:
                 {**plan.coordinator_flags, "host": plan.host, "port": str(plan.port)},
             )
             for name in plan.node_names:
-                self.start_node("prefill" if name.startswith("p") else "decode", name)
+                self.start_planned_node(name)
             self.wait_for_nodes()
         except BaseException:
             self.stop()
             raise
+
+    def start_planned_node(self, name: str) -> Child:
+        """Starts a node of the plan, or starts it again after its end."""
+        return self.start_node("prefill" if name.startswith("p") else "decode", name)
 
     def start_node(self, role: str, name: str, own_flags: Mapping[str, str] | None = None) -> Child:
         """Starts a node, or starts it again after its end. `own_flags` replace the plan's."""
@@ -189,11 +193,7 @@ class LocalCluster:
         """Raises StartError if a process has ended, with the last lines that it logged."""
         for child in self.children.values():
             if not child.alive:
-                child.wait()  # for the thread that reads its output: the last lines tell most
-                raise StartError(
-                    f"{child.name} ended with exit code {child.process.returncode}; "
-                    f"its last lines:\n{_indented(child.last_lines)}"
-                )
+                raise ended(child)
 
     def stop(self) -> None:
         """Stops every process and waits for its end. Redis is last, so that nodes can remove their
@@ -218,6 +218,15 @@ class LocalCluster:
         self.redis_url = server.url
         self.children["redis"] = Child("redis", server.command, self.log_dir / "redis.log", _silent)
         server.wait_until_ready(self.children["redis"])
+
+
+def ended(child: Child) -> StartError:
+    """Returns the error for a process that has ended, with the last lines that it logged."""
+    child.wait()  # for the thread that reads its output: the last lines tell most
+    return StartError(
+        f"{child.name} ended with exit code {child.process.returncode}; "
+        f"its last lines:\n{_indented(child.last_lines)}"
+    )
 
 
 def _indented(lines: Iterable[str]) -> str:

@@ -69,7 +69,7 @@ class _WorkerProcesses:
         self._num_workers = num_workers
         self._serve = serve
         self._signals = signals
-        self._restarts = Restarts()
+        self._restarts: Restarts[int] = Restarts()
         self._processes: dict[int, BaseProcess] = {}
 
     def run(self) -> int:
