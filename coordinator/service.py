@@ -31,6 +31,7 @@ from coordinator.core.instructions import (
     Send,
 )
 from coordinator.core.pause import Pause
+from coordinator.farewell import Farewell
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
 from coordinator.peers.counts import ClusterCounts
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 
 READY_WITHOUT_NODE_S = 15.0
 """A cluster counts as ready so long after its last node has left: a restart is no outage."""
+STOPPING = "the coordinator is stopping; another one, or this one a little later, serves"
 REDIS_TIMEOUT_S = 2.0
 PAUSE_SEEN_S = 2.0
 """How long the other coordinators are waited for when a pause begins or ends."""
@@ -106,7 +108,7 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._replies = PendingReplies()
-        self._is_stopping = False
+        self.farewell = Farewell(config.drain_timeout_s)
         self._served_at = -math.inf
         """When a node took requests last."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,16 +146,28 @@ class Service:
         """Returns True while requests are served: a node takes some, or did so a moment ago, and
         the process was not told to stop."""
         served_lately = now < self._served_at + READY_WITHOUT_NODE_S
-        return not self._is_stopping and (self.core.is_ready or served_lately)
+        return not self.farewell.has_begun and (self.core.is_ready or served_lately)
 
     @property
     def why_not_ready(self) -> str:
         """A sentence that says why `is_ready` is False."""
-        return "the coordinator is stopping" if self._is_stopping else NO_NODE
+        return STOPPING if self.farewell.has_begun else NO_NODE
 
     def stop_soon(self) -> None:
-        """Notes that the process was told to stop, so that nobody sends it more requests."""
-        self._is_stopping = True
+        """Notes that the process was told to stop: it is not ready any more, and serves on until
+        `may_close`."""
+        self.farewell.begin(self.now())
+
+    @property
+    def may_close(self) -> bool:
+        """True once the process was told to stop and nothing has to be waited for any more."""
+        return self.farewell.is_over(self.core.num_unfinished, self.now())
+
+    def end_unfinished(self) -> None:
+        """Ends all requests with an error that says that the coordinator stops, and takes no more
+        of them."""
+        now = self.now()
+        self._carry_out(self.core.stop(STOPPING, now), now)
 
     @property
     def max_model_len(self) -> int:

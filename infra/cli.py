@@ -197,7 +197,7 @@ def _coordinator(flags: dict[str, Any]) -> None:
     require_free(config.host, config.port)
     # Bound, though it never listens: nobody else gets the port while workers start again.
     with server.listen(config.host, config.port, is_shared=True):
-        run_workers(config.workers, partial(_serve_as_worker, config))
+        run_workers(config.workers, partial(_serve_as_worker, config), config.drain_timeout_s)
 
 
 def _serve_as_worker(config: CoordinatorConfig, worker: int) -> None:

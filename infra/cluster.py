@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coordinator.config import CoordinatorConfig
 from infra.command.log_directory import LogDirectory
 from infra.ports import require_free
-from infra.process import Child, Start, start_program
+from infra.process import STOP_TIMEOUT_S, Child, Start, start_program
 from infra.redis_server import check_reachable, require_free_names, server_command
 from kvrelay.client import Client
 from kvrelay.errors import ClientError
@@ -46,6 +47,8 @@ class ClusterPlan:
     """What whoever starts it should be told of its settings."""
     start_timeout_s: float = 600.0
     """How long the nodes may take to register."""
+    drain_timeout_s: float = CoordinatorConfig.drain_timeout_s
+    """How long the coordinator goes on after it was told to stop, while requests run."""
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -196,21 +199,30 @@ class LocalCluster:
                 raise ended(child)
 
     def stop(self) -> None:
-        """Stops every process and waits for its end. Redis is last, so that nodes can remove their
-        records from it."""
-        redis = self.children.pop("redis", None)
-        # All are asked to stop before any is waited for, so that they stop at the same time.
-        for child in self.children.values():
-            child.terminate()
-        for child in self.children.values():
-            child.wait()
-        if redis is not None:
-            redis.terminate()
-            redis.wait()
-        self.children.clear()
+        """Stops every process and waits for its end: coordinators first, whose requests go on as
+        long as they drain; then nodes; then Redis, so that nodes can remove their records."""
+        coordinators = [name for name in self.children if name.startswith("coordinator")]
+        nodes = [name for name in self.children if name not in (*coordinators, "redis")]
+        self._stop_all(coordinators, self.plan.drain_timeout_s + STOP_TIMEOUT_S)
+        self._stop_all(nodes, STOP_TIMEOUT_S)
+        self._stop_all(list(self.children), STOP_TIMEOUT_S)
         if self._own_logs is not None:
             self._own_logs.remove()
             self._own_logs = None
+
+    def hurry(self) -> None:
+        """Ends the waiting of coordinators that drain. May be called while `stop` runs."""
+        for name, child in list(self.children.items()):
+            if name.startswith("coordinator"):
+                child.terminate()
+
+    def _stop_all(self, names: Sequence[str], timeout_s: float) -> None:
+        # All are asked to stop before any is waited for, so that they stop at the same time.
+        for name in names:
+            self.children[name].terminate()
+        for name in names:
+            self.children[name].wait(timeout_s)
+            del self.children[name]
 
     def _start_redis(self) -> None:
         """Starts a private Redis and waits until it answers. Raises ConfigError."""

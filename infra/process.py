@@ -145,10 +145,10 @@ class Child:
         if self.alive:
             self.process.terminate()
 
-    def wait(self) -> None:
-        """Waits for the end of the process and of its output; kills it after STOP_TIMEOUT_S."""
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Waits for the end of the process and of its output; kills it after `timeout_s`."""
         try:
-            self.process.wait(STOP_TIMEOUT_S)
+            self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -76,6 +76,7 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
         notes=(note,) if note else (),
         prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
         decode_flags=_size_flags(own.decode_tensor_parallel_size),
+        drain_timeout_s=coordinator.drain_timeout_s,
     )
 
 
@@ -119,9 +120,10 @@ def interrupt_on_signals() -> None:
 
 
 def stop_undisturbed(cluster: LocalCluster) -> None:
-    """Stops a cluster; a second signal does not end the launcher before its processes."""
+    """Stops a cluster. A second signal does not end the launcher before its processes, but ends the
+    time that running requests have."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: cluster.hurry())
     cluster.stop()
 
 

@@ -111,6 +111,7 @@ PURE = (
     "decode/receiving.py",
     "decode/running.py",
     "coordinator/config.py",
+    "coordinator/farewell.py",
     "coordinator/answers/answer.py",
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",

@@ -97,6 +97,8 @@ class CoordinatorCore:
         """When a node sent tokens last, of whatever request."""
         self._is_dispatch_due = False
         """Something has happened since the dispatch queue was looked at."""
+        self._why_stopped = ""
+        """Why no request is taken any more; "" as long as some are."""
 
     @property
     def num_unfinished(self) -> int:
@@ -151,7 +153,9 @@ class CoordinatorCore:
             raise Unavailable(str(error)) from None
 
     def require_ready(self) -> None:
-        """Raises Unavailable if no node takes requests."""
+        """Raises Unavailable if no node takes requests, or this coordinator takes none."""
+        if self._why_stopped:
+            raise Unavailable(self._why_stopped)
         if not self.is_ready:
             raise Unavailable(NO_NODE)
 
@@ -166,6 +170,11 @@ class CoordinatorCore:
         what they have answered so far."""
         self._is_dispatch_due = True
         return self._tracker.abort(rid, abort_all, now)
+
+    def stop(self, reason: str, now: float) -> list[Instruction]:
+        """Ends all requests with the error `reason`, and refuses those that come after."""
+        self._why_stopped = reason
+        return self._tracker.end_all(reason, now)
 
     def set_pause(self, pause: Pause, now: float) -> list[Instruction]:
         """Pauses generation or goes on with it. Does nothing if a newer state is known."""

@@ -163,6 +163,14 @@ class Tracker:
                 instructions.append(self._end(tracked, now))
         return instructions
 
+    def end_all(self, reason: str, now: float) -> list[Instruction]:
+        """Ends all requests with the error `reason`; elsewhere they could be served."""
+        instructions: list[Instruction] = []
+        for tracked in list(self._requests.values()):
+            instructions += self._cancel_current(tracked)
+            instructions.append(self._abort(tracked, "unavailable", reason, now))
+        return instructions
+
     def pause(self, now: float) -> list[Instruction]:
         """Takes all requests back from the nodes, and sends none until `resume`. They wait, with
         what they have answered so far, and no limit of time ends them."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from coordinator.http.companions import health
 from coordinator.http.missing import METHODS, NOT_YET, OF_SGLANG
@@ -157,18 +155,17 @@ def test_what_sglang_has_and_we_do_not_is_501_for_every_method(decode: Channel) 
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_ready_means_that_requests_are_served(
-    decode: Channel, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uvicorn.Server, "handle_exit", lambda *_: None)
-
+def test_ready_means_that_requests_are_served(decode: Channel, method: str) -> None:
     async def test() -> None:
         async with served(decode, with_node=False) as here:
             assert (await here.ask(method, "/health")).status == 200
             assert (await here.ask(method, "/ready")).status == 503
         async with served(decode) as here:
             assert (await here.ask(method, "/ready")).status == 200
-            here.server.handle_exit(signal.SIGTERM, None)
+            running = await here.connect()
+            running.send("POST", "/generate", {"text": "a"})  # else it would end at once
+            await here.generate()
+            here.tell_to_stop()
             assert (await here.ask(method, "/ready")).status == 503
             assert "stopping" in here.service.why_not_ready
 
