@@ -43,6 +43,9 @@ class Generate(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
+    resume_key: str = ""
+    """The secret by which another coordinator may take the answer over when this one is gone; ""
+    if none may."""
 
 
 class Prefill(Message, frozen=True):
@@ -395,6 +398,42 @@ class CoordinatorAlive(Message, frozen=True):
     lease_s: float = COORDINATOR_LEASE_S
 
 
+class CoordinatorGoodbye(Message, frozen=True):
+    """Coordinator → every live node: says that it ends now, as if its lease had ended."""
+
+    address: str
+    """Where it received messages."""
+
+
+class TakeOver(Message, frozen=True):
+    """Coordinator → every live node: asks for what was answered of a request whose coordinator has
+    died."""
+
+    resume_key: str
+    owner_tag: bytes
+    """`coordinator_tag` of the address of the one that had the request."""
+    reply_address: str
+    question_id: str
+
+
+class TakenOver(Message, frozen=True):
+    """Node → coordinator: answers `TakeOver`.
+
+    `tokens` are those that follow the prompt. A node that has given them takes the asker for the
+    owner of the answer from then on.
+    """
+
+    node: Node
+    question_id: str
+    owner_lives: bool
+    """True if the owner has been heard within its lease; then there are no tokens."""
+    tokens: bytes | None = None
+    """All that was answered so far; None if this node knows nothing of the answer."""
+    finish: str = ""
+    """As in `TokenOut`."""
+    cached_tokens: int = 0
+
+
 AnyMessage = (
     Generate
     | Prefill
@@ -412,6 +451,9 @@ AnyMessage = (
     | Heartbeat
     | Goodbye
     | CoordinatorAlive
+    | CoordinatorGoodbye
+    | TakeOver
+    | TakenOver
     | AbortRequest
     | SetPause
     | PauseSeen
