@@ -19,6 +19,7 @@ from typing import Any
 
 from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
+from coordinator.answers.resume_token import ResumeToken
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import NO_NODE, CoordinatorCore
@@ -31,6 +32,7 @@ from coordinator.core.instructions import (
     Send,
 )
 from coordinator.core.pause import Pause
+from coordinator.core.taking_over import AnsweredBefore, answered_before
 from coordinator.farewell import Farewell
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
@@ -52,6 +54,8 @@ from protocol.messages import (
     PauseMode,
     PauseSeen,
     SetPause,
+    TakenOver,
+    TakeOver,
 )
 from protocol.redis.client import connect_async
 
@@ -65,6 +69,8 @@ PAUSE_SEEN_S = 2.0
 """How long the other coordinators are waited for when a pause begins or ends."""
 COUNTS_S = 1.0
 """How long the other coordinators are waited for when they are asked what they have counted."""
+TAKE_OVER_S = 2.0
+"""How long nodes are waited for when they are asked what they keep of an answer."""
 IDLE_CHECK_S = 0.05
 """How often draining nodes are asked for, whatever the core waits for."""
 
@@ -179,15 +185,32 @@ class Service:
         """The most tokens, prompt and answer together, that a request may have now."""
         return min(self.max_model_len, self.core.max_total_tokens)
 
-    def submit(self, request: Request) -> Mailbox:
-        """Starts a request. Raises one of `core.errors.RequestRefused`; then nothing is kept."""
+    @property
+    def address(self) -> str:
+        """Where nodes and other coordinators send messages to this one."""
+        return self._channel.address
+
+    async def answered_before(self, token: ResumeToken) -> AnsweredBefore:
+        """Asks all nodes what was answered of a request whose coordinator has died. Raises
+        OwnerLives."""
+        replies = await self.ask(
+            list(self.core.registry.live()),
+            lambda question, address: TakeOver(token.key, token.owner_tag, address, question),
+            TAKE_OVER_S,
+        )
+        return answered_before(list(replies.values()))
+
+    def submit(self, request: Request, before: AnsweredBefore | None = None) -> Mailbox:
+        """Starts a request, or with `before` goes on with one that another coordinator had begun.
+        Raises one of `core.errors.RequestRefused`; then nothing is kept."""
         now = self.now()
-        started, *instructions = self.core.submit(request, now)
+        started, *instructions = self.core.submit(request, now, before)
         assert isinstance(started, AnswerStarted)
         mailbox = self._mailboxes[started.answer.request_id] = Mailbox(
             started.answer, lambda: self.core.pause
         )
         self._carry_out(instructions, now)
+        self._wake_changed()  # what was answered before is news
         self._plan_tick(now)
         return mailbox
 
@@ -290,6 +313,8 @@ class Service:
             self._replies.answered(message.audit_id, message.node.name, message.hashes)
         elif isinstance(message, PauseSeen):
             self._replies.answered(message.question_id, message.address, None)
+        elif isinstance(message, TakenOver):
+            self._replies.answered(message.question_id, message.node.name, message)
         elif isinstance(message, CountsReply):
             self._replies.answered(message.question_id, message.address, message)
         else:

@@ -115,6 +115,7 @@ PURE = (
     "coordinator/answers/answer.py",
     "coordinator/answers/detokenizer.py",
     "coordinator/answers/request.py",
+    "coordinator/answers/resume_token.py",
     "coordinator/answers/stop_regex.py",
     "coordinator/answers/token_pieces.py",
     "coordinator/answers/totals.py",

@@ -109,9 +109,9 @@ class Answer:
         text = self._detokenizer.text
         return text if self._visible is None else text[: self._visible]
 
-    def grow(self, new: NewTokens, route: Route, num_attempts: int, now: float) -> bool:
-        """Adds new tokens, which come of attempt number `num_attempts` along `route`. Returns True
-        if a stop string has ended the answer."""
+    def grow(self, new: NewTokens, route: Route | None, num_attempts: int, now: float) -> bool:
+        """Adds new tokens, which come of attempt number `num_attempts` along `route`; None for what
+        another coordinator had asked for. Returns True if a stop string has ended the answer."""
         if self.first_token_at is None:
             self.first_token_at = now
             self.cached_tokens = new.cached_tokens

@@ -20,6 +20,7 @@ from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Se
 from coordinator.core.pause import Pause
 from coordinator.core.shared_path import SharedPath
 from coordinator.core.statistics import Statistics
+from coordinator.core.taking_over import AnsweredBefore
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
 from coordinator.ownership.index import PrefixIndex
@@ -35,6 +36,7 @@ from protocol.messages import (
     AnyMessage,
     AskCounts,
     CoordinatorAlive,
+    CoordinatorGoodbye,
     CountsReply,
     Failed,
     Generate,
@@ -135,8 +137,11 @@ class CoordinatorCore:
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
         return min(room, self._settings.max_queued_requests)
 
-    def submit(self, request: Request, now: float) -> list[Instruction]:
-        """Starts a request. The first instruction is the `AnswerStarted` with its answer.
+    def submit(
+        self, request: Request, now: float, before: AnsweredBefore | None = None
+    ) -> list[Instruction]:
+        """Starts a request. The first instruction is the `AnswerStarted` with its answer. With
+        `before` it is one that another coordinator had begun.
 
         Raises DuplicateRequest, TooBusy or Unavailable, and then keeps nothing of the request.
         """
@@ -148,6 +153,8 @@ class CoordinatorCore:
         if self.num_unfinished >= self.max_unfinished:
             raise TooBusy(f"{self.num_unfinished} requests are unfinished; try again in a moment")
         try:
+            if before is not None:
+                return [AnswerStarted(answer), *self._tracker.take_over(answer, before, now)]
             return [AnswerStarted(answer), *self._tracker.submit(answer, now)]
         except NoRoute as error:
             raise Unavailable(str(error)) from None
@@ -172,9 +179,12 @@ class CoordinatorCore:
         return self._tracker.abort(rid, abort_all, now)
 
     def stop(self, reason: str, now: float) -> list[Instruction]:
-        """Ends all requests with the error `reason`, and refuses those that come after."""
+        """Ends all requests with the error `reason`, refuses those that come after, and tells the
+        nodes that this coordinator ends."""
         self._why_stopped = reason
-        return self._tracker.end_all(reason, now)
+        goodbye = CoordinatorGoodbye(self._address)
+        goodbyes = [Send(live.info.control_address, goodbye) for live in self.registry.live()]
+        return [*self._tracker.end_all(reason, now), *goodbyes]
 
     def set_pause(self, pause: Pause, now: float) -> list[Instruction]:
         """Pauses generation or goes on with it. Does nothing if a newer state is known."""
@@ -298,7 +308,7 @@ class CoordinatorCore:
 
     def _tell_alive(self, now: float) -> list[Instruction]:
         """Tells all nodes, now and then, that this coordinator still waits for its requests."""
-        if now < self._next_alive_at:
+        if now < self._next_alive_at or self._why_stopped:
             return []
         self._next_alive_at = now + ALIVE_EVERY_S
         alive = CoordinatorAlive(self._address, COORDINATOR_LEASE_S)

@@ -14,6 +14,7 @@ from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
 from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
 from coordinator.core.statistics import Statistics
+from coordinator.core.taking_over import AnsweredBefore
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
@@ -75,6 +76,28 @@ class Tracker:
         self._rids.add(answer.rid)
         self._enqueue(tracked, demand, now)
         return self.dispatch(now)
+
+    def take_over(self, answer: Answer, before: AnsweredBefore, now: float) -> list[Instruction]:
+        """Goes on with an answer that another coordinator had begun. Raises NoRoute, and keeps
+        nothing, if no node could ever take it."""
+        tokens = before.tokens[: answer.request.max_new_tokens]
+        new = NewTokens(tokens, [], before.cached_tokens, 0, 0)
+        is_whole = bool(before.finish) or len(tokens) == answer.request.max_new_tokens
+        if tokens and answer.grow(new, None, 0, now):
+            is_whole = True
+        elif is_whole:
+            was_cut = len(tokens) < len(before.tokens)
+            answer.finish("length" if was_cut else before.finish or "length", now)
+        tracked = TrackedRequest(answer, answered=list(tokens))
+        if is_whole:
+            self._statistics.answer_ended(tracked, now)
+            return [AnswerEnded(answer)]
+        demand = self._demands.demand_of(tracked)
+        self._placement.require_room(demand)
+        self._requests[answer.request_id] = tracked
+        self._rids.add(answer.rid)
+        self._enqueue(tracked, demand, now)
+        return [AnswerChanged(answer), *self.dispatch(now)]
 
     def dispatch(self, now: float) -> list[Instruction]:
         """Sends those waiting requests that nodes have room for now; none during a pause."""
@@ -164,10 +187,10 @@ class Tracker:
         return instructions
 
     def end_all(self, reason: str, now: float) -> list[Instruction]:
-        """Ends all requests with the error `reason`; elsewhere they could be served."""
+        """Ends all requests with the error `reason`. Nodes are not told, as another coordinator may
+        take the answers over."""
         instructions: list[Instruction] = []
         for tracked in list(self._requests.values()):
-            instructions += self._cancel_current(tracked)
             instructions.append(self._abort(tracked, "unavailable", reason, now))
         return instructions
 
@@ -265,6 +288,7 @@ class Tracker:
             fetch_node=route.fetch_from,
             fetch_address=route.fetch_address,
             fetch_pages=route.fetch_pages,
+            resume_key=request.resume_key,
         )
         return Send(route.decode_address, generate)
 

@@ -7,6 +7,7 @@ they took a third of a request's time. Knows HTTP and `Service`; decides nothing
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +19,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
+from coordinator.answers.request import Request
+from coordinator.answers.resume_token import InvalidResumeToken, ResumeToken
 from coordinator.http.answering.submitting import cancel_unfinished, require_so_many_answers
 from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
-from coordinator.http.errors import ClientLeft
+from coordinator.http.errors import BadRequest, ClientLeft
 from coordinator.http.native.events import StreamEvents
 from coordinator.http.native.following import AnswerInProgress, AnswerStream
 from coordinator.http.native.intake import compile_grammar, make_request, tokenize
@@ -33,6 +36,7 @@ from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
+from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
 
@@ -66,7 +70,8 @@ class GenerateEndpoint:
             return await exchange.reply(_not_allowed(scope))
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
-        answers = await _submit_all(self._service, body, exchange.request_id)
+        num_seen = _num_seen(scope) if body.resume_token is not None else 0
+        answers = await _submit_all(self._service, body, exchange.request_id, num_seen)
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
                 if body.stream:
@@ -93,22 +98,37 @@ class GenerateEndpoint:
         """Sends the events of all answers as they come."""
         await exchange.start(EVENTS)
         if not _wants_list(body, answers):
-            await self._stream_of(exchange, answers[0]).run(self._wait_s)
+            await self._stream_of(exchange, body, answers[0]).run(self._wait_s)
         else:
-            streams = [self._stream_of(exchange, one, index) for index, one in enumerate(answers)]
+            streams = [
+                self._stream_of(exchange, body, one, index) for index, one in enumerate(answers)
+            ]
             await side_by_side([stream.run(self._wait_s) for stream in streams])
         await exchange.send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _stream_of(
-        self, exchange: Exchange, one: AnswerInProgress, index: int | None = None
+        self,
+        exchange: Exchange,
+        body: ParsedBody,
+        one: AnswerInProgress,
+        index: int | None = None,
     ) -> AnswerStream:
         extra = None if index is None else {"index": index}
-        events = StreamEvents(one.formatter, self._service.config.stream_output, extra)
-        return AnswerStream(exchange, one, events)
+        first_meta = None
+        if body.is_resumable:
+            answer = one.answer
+            token = ResumeToken.of(answer.request, answer.rid, self._service.address)
+            first_meta = {"resume_token": token.text}
+        only_new = self._service.config.stream_output
+        events = StreamEvents(one.formatter, only_new, extra, first_meta)
+        return AnswerStream(exchange, one, events, body.event_ids)
 
 
-async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:
-    """Starts every answer that a body asks for; if one is refused, none of them."""
+async def _submit_all(
+    service: Service, body: ParsedBody, http_id: str, num_seen: int
+) -> list[AnswerInProgress]:
+    """Starts every answer that a body asks for; if one is refused, none of them. The client of a
+    body that resumes a stream has `num_seen` tokens already."""
     require_so_many_answers(service, body.prompts, "sampling_params.n")
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [
@@ -117,6 +137,9 @@ async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[
     ]
     if body.turn is not None:
         return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
+    if body.resume_token is not None:
+        one = await _resume(service, body, body.resume_token, tokens[0], http_id, grammars[0])
+        return [replace(one, num_seen=num_seen)]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
@@ -148,6 +171,21 @@ async def _submit_turn(
     return replace(one, turn=turn)
 
 
+async def _resume(
+    service: Service, body: ParsedBody, token_text: str, ids: list[int], http_id: str, grammar: str
+) -> AnswerInProgress:
+    """Goes on with an answer that a coordinator had begun which has died."""
+    prompt = body.prompts[0]
+    request = _request(service, body, prompt, ids, 0, http_id, grammar)
+    try:
+        token = ResumeToken.parse(token_text)
+        request = token.resumed(request)
+    except InvalidResumeToken as error:
+        raise BadRequest(f"resume_token: {error}", "resume_token") from error
+    before = await service.answered_before(token)
+    return _in_progress(service, body, prompt, service.submit(request, before))
+
+
 def _submit(
     service: Service,
     body: ParsedBody,
@@ -157,16 +195,49 @@ def _submit(
     http_id: str,
     grammar: str,
 ) -> AnswerInProgress:
+    request = _request(service, body, prompt, ids, choice, http_id, grammar)
+    return _in_progress(service, body, prompt, service.submit(request))
+
+
+def _request(
+    service: Service,
+    body: ParsedBody,
+    prompt: GeneratePrompt,
+    ids: list[int],
+    choice: int,
+    http_id: str,
+    grammar: str,
+) -> Request:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
-    tokenizer = service.tokenizer
     longest = service.max_total_tokens
-    request = make_request(prompt, ids, choice, tokenizer, longest, http_id, grammar)
-    mailbox = service.submit(request)
+    request = make_request(prompt, ids, choice, service.tokenizer, longest, http_id, grammar)
+    # Logprobs are not kept for whoever takes an answer over: it is computed again.
+    is_kept = body.is_resumable and not request.sampling.wants_logprobs
+    return replace(request, resume_key=secrets.token_hex(16)) if is_kept else request
+
+
+def _in_progress(
+    service: Service, body: ParsedBody, prompt: GeneratePrompt, mailbox: Mailbox
+) -> AnswerInProgress:
+    tokenizer = service.tokenizer
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None
     formatter = SGLangFormatter(mailbox.answer, decode, body.with_prompt_ids)
     return AnswerInProgress(mailbox, formatter, prompt.sampling.stream_interval)
+
+
+def _num_seen(scope: Scope) -> int:
+    """Returns how many tokens the client has already, by the header Last-Event-ID. Raises
+    BadRequest."""
+    for name, value in scope["headers"]:
+        if name == b"last-event-id" and value:
+            if not value.isdigit() or len(value) > 9:
+                raise BadRequest(
+                    "Last-Event-ID is the id of an event, the number of tokens that it has shown"
+                )
+            return int(value)
+    return 0
 
 
 def _wants_list(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> bool:

@@ -1,0 +1,40 @@
+"""What is known of an answer whose coordinator has died, by what the nodes say. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from coordinator.core.errors import OwnerLives
+from protocol.hashing import tokens_from_bytes
+from protocol.messages import TakenOver
+
+
+@dataclass(frozen=True)
+class AnsweredBefore:
+    """What was answered of a request before it came to this coordinator."""
+
+    tokens: list[int]
+    finish: str = ""
+    """Why the answer has ended with them; "" if it goes on."""
+    cached_tokens: int = 0
+
+
+NOTHING_ANSWERED = AnsweredBefore([])
+
+
+def answered_before(replies: Collection[TakenOver]) -> AnsweredBefore:
+    """Returns the longest answer that a node has kept; an empty one if none has any: the same
+    tokens are then computed again. Raises OwnerLives if a node has just heard the coordinator that
+    has the request."""
+    if any(reply.owner_lives for reply in replies):
+        raise OwnerLives(
+            "the coordinator that has this request lives, or did a moment ago; another one can "
+            "take it over when its lease of 3 s has ended"
+        )
+    kept = [reply for reply in replies if reply.tokens is not None]
+    if not kept:
+        return NOTHING_ANSWERED
+    longest = max(kept, key=lambda reply: (len(reply.tokens or b""), reply.finish != ""))
+    tokens = tokens_from_bytes(longest.tokens or b"")
+    return AnsweredBefore(tokens, longest.finish, longest.cached_tokens)
