@@ -178,6 +178,7 @@ PURE = (
     "kvrelay/connection.py",
     "kvrelay/errors.py",
     "kvrelay/events.py",
+    "kvrelay/resuming.py",
     "kvrelay/retries.py",
     "kvrelay/language/backend.py",
     "kvrelay/language/expressions.py",
