@@ -10,9 +10,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from transformers import PreTrainedModel
 
+from kvrelay.client import Client
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import body_of, http_client, start_cluster, wait_until
@@ -21,6 +23,9 @@ from tests.support.processes.ready_proxies import haproxy, haproxy_program, tiny
 
 NUM_STREAMS = 20
 NUM_TOKENS = 24
+ANSWER_LENGTHS = (100, 300, 1500, 2500)
+"""Some have ended when the lease of their coordinator ends, some have not."""
+NOBODYS_LENGTH = 4000
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +118,43 @@ def restart_under_streams(pair: Pair, url: str, restart: Callable[[], None]) -> 
 def test_coordinators_restart_and_no_stream_fails(pair: Pair) -> None:
     with tiny_proxy(pair.ports) as url:
         assert restart_under_streams(pair, url, pair.roll_coordinators) > NUM_STREAMS
+
+
+def test_a_coordinator_is_killed_and_its_streams_go_on(pair: Pair) -> None:
+    """As kvrelay's client sees it: no error, and no token twice or missing. What nobody comes back
+    for is given up when the coordinator's lease has ended."""
+    prompts = [prompt_of(40, 199, seed=430 + i) for i in range(len(ANSWER_LENGTHS))]
+    have_begun = threading.Barrier(len(prompts) + 1)
+
+    def follow(who: int) -> list[tuple[int, ...]]:
+        with Client(pair.second.url) as client:
+            length = ANSWER_LENGTHS[who]
+            params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
+            updates = client.stream(prompts[who], **params)
+            seen = [next(updates).output_ids]
+            have_begun.wait(60)
+            return seen + [update.output_ids for update in updates]
+
+    nobodys = body_of(prompt_of(40, 199, seed=440), max_new_tokens=NOBODYS_LENGTH)
+    before = pair.cluster.counted("generated_tokens")
+    with ThreadPoolExecutor(len(prompts) + 1) as pool:
+        nobody = pool.submit(pair.second.http.post, "/generate", json=nobodys)
+        streams = [pool.submit(follow, who) for who in range(len(prompts))]
+        have_begun.wait(60)
+        pair.second.kill()
+        assert isinstance(nobody.exception(), httpx.HTTPError)
+        pair.cluster.wait_until_idle()
+        num_generated = pair.cluster.counted("generated_tokens") - before
+        assert num_generated < NOBODYS_LENGTH + sum(ANSWER_LENGTHS), (
+            "it was not answered to its end"
+        )
+        pair.second = Coordinator(pair.cluster, pair.model_path, "coordinator-2", pair.second.port)
+        answers = [stream.result() for stream in streams]
+    for prompt, length, seen in zip(prompts, ANSWER_LENGTHS, answers, strict=True):
+        body = body_of(prompt, max_new_tokens=length)
+        assert list(seen[-1]) == pair.post(0, "/generate", body).json()["output_ids"]
+        numbers = [len(ids) for ids in seen]
+        assert numbers == sorted(set(numbers)), "no update came twice"
 
 
 @pytest.mark.verify

@@ -31,8 +31,9 @@ class Coordinator:
         self.port = port = port or free_port()
         flags = {"model_path": str(model_path), "port": str(port)} | ALWAYS_DISAGGREGATE
         self.child = cluster.local.start_process("coordinator", name, flags)
-        self.http = http_client(url := f"http://127.0.0.1:{port}")
-        self.admin = Client(url)
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = http_client(self.url)
+        self.admin = Client(self.url)
         wait_until(lambda: self.num_nodes() == 2, "two nodes at the new coordinator")
 
     def num_nodes(self) -> int:
