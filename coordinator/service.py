@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import signal
 import time
@@ -19,10 +18,10 @@ from typing import Any
 
 from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
-from coordinator.answers.resume_token import ResumeToken
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import NO_NODE, CoordinatorCore
+from coordinator.core.errors import DuplicateRequest
 from coordinator.core.instructions import (
     AnswerChanged,
     AnswerEnded,
@@ -32,8 +31,9 @@ from coordinator.core.instructions import (
     Send,
 )
 from coordinator.core.pause import Pause
-from coordinator.core.taking_over import AnsweredBefore, answered_before
-from coordinator.farewell import Farewell
+from coordinator.leaving.farewell import Farewell
+from coordinator.leaving.resume_token import ResumeToken
+from coordinator.leaving.taking_over import AnsweredBefore, answered_before
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
 from coordinator.peers.counts import ClusterCounts
@@ -43,6 +43,7 @@ from coordinator.routing.registry import LiveNode
 from coordinator.sessions.store import SessionStore
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import (
+    COORDINATOR_LEASE_S,
     AbortRequest,
     AnyMessage,
     AskCounts,
@@ -61,8 +62,6 @@ from protocol.redis.client import connect_async
 
 log = logging.getLogger(__name__)
 
-READY_WITHOUT_NODE_S = 15.0
-"""A cluster counts as ready so long after its last node has left: a restart is no outage."""
 STOPPING = "the coordinator is stopping; another one, or this one a little later, serves"
 REDIS_TIMEOUT_S = 2.0
 PAUSE_SEEN_S = 2.0
@@ -115,8 +114,6 @@ class Service:
         self._timer_at = 0.0
         self._replies = PendingReplies()
         self.farewell = Farewell(config.drain_timeout_s)
-        self._served_at = -math.inf
-        """When a node took requests last."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -151,8 +148,7 @@ class Service:
     def is_ready(self, now: float) -> bool:
         """Returns True while requests are served: a node takes some, or did so a moment ago, and
         the process was not told to stop."""
-        served_lately = now < self._served_at + READY_WITHOUT_NODE_S
-        return not self.farewell.has_begun and (self.core.is_ready or served_lately)
+        return not self.farewell.has_begun and self.core.serves(now)
 
     @property
     def why_not_ready(self) -> str:
@@ -192,13 +188,19 @@ class Service:
 
     async def answered_before(self, token: ResumeToken) -> AnsweredBefore:
         """Asks all nodes what was answered of a request whose coordinator has died. Raises
-        OwnerLives."""
+        DuplicateRequest if it lives."""
         replies = await self.ask(
             list(self.core.registry.live()),
             lambda question, address: TakeOver(token.key, token.owner_tag, address, question),
             TAKE_OVER_S,
         )
-        return answered_before(list(replies.values()))
+        before = answered_before(list(replies.values()))
+        if before is None:
+            raise DuplicateRequest(
+                "the coordinator that has this request lives, or did a moment ago; another one can "
+                f"take it over when its lease of {COORDINATOR_LEASE_S:g} s has ended"
+            )
+        return before
 
     def submit(self, request: Request, before: AnsweredBefore | None = None) -> Mailbox:
         """Starts a request, or with `before` goes on with one that another coordinator had begun.
@@ -326,8 +328,6 @@ class Service:
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
         self.core.set_draining(self.follower.mirror.draining, now)
-        if self.core.is_ready:
-            self._served_at = now
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 

@@ -20,9 +20,9 @@ from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Se
 from coordinator.core.pause import Pause
 from coordinator.core.shared_path import SharedPath
 from coordinator.core.statistics import Statistics
-from coordinator.core.taking_over import AnsweredBefore
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
+from coordinator.leaving.taking_over import AnsweredBefore
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 CHECK_EVERY_S = 0.05
 """How often leases, deadlines and requests without a node are looked at."""
 ALIVE_EVERY_S = COORDINATOR_LEASE_S / 6
+READY_WITHOUT_NODE_S = 15.0
+"""A cluster counts as ready so long after its last node has left: a restart is no outage."""
 NO_NODE = (
     "no node takes requests: none is alive, or all are draining; `kvrelay stats` lists the "
     "nodes, and GET /ready answers 200 as soon as one serves"
@@ -99,6 +101,13 @@ class CoordinatorCore:
         """When a node sent tokens last, of whatever request."""
         self._is_dispatch_due = False
         """Something has happened since the dispatch queue was looked at."""
+        self._served_at = -math.inf
+        """When a node took requests last."""
+        self._waits_for_nodes = False
+        """No node takes requests, and one did so a moment ago: requests wait for its return."""
+        self._known_tokens = self._known_room = 0
+        """`max_total_tokens` and the nodes' part of `max_unfinished` when a node took requests
+        last."""
         self._why_stopped = ""
         """Why no request is taken any more; "" as long as some are."""
 
@@ -122,11 +131,16 @@ class CoordinatorCore:
         """True if a request would find a node that takes it."""
         return bool(self.placement.open())
 
+    def serves(self, now: float) -> bool:
+        """Returns True if requests are taken: a node is there for them, or was a moment ago."""
+        return self.is_ready or now < self._served_at + READY_WITHOUT_NODE_S
+
     @property
     def max_total_tokens(self) -> int:
         """The most tokens, prompt and answer together, that one of the nodes has room for."""
         nodes = self.placement.open()
-        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
+        known = self._known_tokens if self._waits_for_nodes else 0
+        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=known)
 
     @property
     def max_unfinished(self) -> int:
@@ -135,6 +149,8 @@ class CoordinatorCore:
         nodes = self.placement.open("decode") or self.placement.open()
         infos = [live.info for live in nodes]
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
+        if not infos and self._waits_for_nodes:
+            room = self._known_room
         return min(room, self._settings.max_queued_requests)
 
     def submit(
@@ -160,10 +176,11 @@ class CoordinatorCore:
             raise Unavailable(str(error)) from None
 
     def require_ready(self) -> None:
-        """Raises Unavailable if no node takes requests, or this coordinator takes none."""
+        """Raises Unavailable if no node takes requests, nor did so a moment ago, or if this
+        coordinator takes none."""
         if self._why_stopped:
             raise Unavailable(self._why_stopped)
-        if not self.is_ready:
+        if not self.is_ready and not self._waits_for_nodes:
             raise Unavailable(NO_NODE)
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
@@ -253,6 +270,7 @@ class CoordinatorCore:
     def tick(self, now: float) -> list[Instruction]:
         """Does what is due by now: ends leases, requests that took too long, and waits before
         retries; sends what nodes have room for."""
+        self._note_nodes(now)
         instructions: list[Instruction] = []
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_EVERY_S
@@ -280,7 +298,8 @@ class CoordinatorCore:
     def explain(self, request: Request, now: float) -> tuple[Candidates, Route, SharedPath]:
         """Returns what routing would do with a request now: all candidates and the choice, and how
         far its prompt is cached anywhere. Keeps nothing. Raises Unavailable."""
-        self.require_ready()
+        if not self.is_ready:
+            raise Unavailable(NO_NODE)
         try:
             demand = self._demands.demand_of(TrackedRequest(Answer(request, "", now)))
             candidates, route = self.placement.explain(demand, now)
@@ -297,7 +316,17 @@ class CoordinatorCore:
         live = self.registry.get(message.info.node)
         if live is not None:
             self.placement.heard(live, now)
+        self._note_nodes(now)
         return instructions
+
+    def _note_nodes(self, now: float) -> None:
+        """Notes what nodes take requests now."""
+        if self.is_ready:
+            self._waits_for_nodes = False
+            self._served_at = now
+            self._known_tokens, self._known_room = self.max_total_tokens, self.max_unfinished
+        else:
+            self._waits_for_nodes = self.serves(now)
 
     def _lost(self, info: NodeInfo | None, now: float) -> list[Instruction]:
         """Ends what concerned an incarnation of a node that is over. Messages that are still queued

@@ -11,10 +11,6 @@ class DuplicateRequest(RequestRefused):
     """A request of the same name is not answered yet."""
 
 
-class OwnerLives(DuplicateRequest):
-    """Another coordinator has the request, and is alive."""
-
-
 class TooBusy(RequestRefused):
     """Too many requests are unfinished."""
 

@@ -14,8 +14,8 @@ from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
 from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
 from coordinator.core.statistics import Statistics
-from coordinator.core.taking_over import AnsweredBefore
 from coordinator.core.tracked_request import TrackedRequest
+from coordinator.leaving.taking_over import AnsweredBefore
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -66,20 +66,18 @@ class Tracker:
         return rid in self._rids
 
     def submit(self, answer: Answer, now: float) -> list[Instruction]:
-        """Starts a request. Raises NoRoute, and keeps nothing, if no node could ever take it."""
+        """Starts a request. Raises NoRoute, and keeps nothing, if the nodes that there are could
+        never take it; if there is none, it waits for one."""
         assert answer.request_id not in self._requests and answer.rid not in self._rids
         tracked = TrackedRequest(answer)
-        demand = self._demands.demand_of(tracked)
-        self._placement.require_room(demand)
-        tracked.diverges_early = self._demands.diverges_early(demand.hashes, self._placement.index)
-        self._requests[answer.request_id] = tracked
-        self._rids.add(answer.rid)
-        self._enqueue(tracked, demand, now)
+        self._add(tracked, now)
+        index = self._placement.index
+        tracked.diverges_early = self._demands.diverges_early(tracked.hashes, index)
         return self.dispatch(now)
 
     def take_over(self, answer: Answer, before: AnsweredBefore, now: float) -> list[Instruction]:
-        """Goes on with an answer that another coordinator had begun. Raises NoRoute, and keeps
-        nothing, if no node could ever take it."""
+        """Goes on with an answer that another coordinator had begun. Raises NoRoute as `submit`
+        does."""
         tokens = before.tokens[: answer.request.max_new_tokens]
         new = NewTokens(tokens, [], before.cached_tokens, 0, 0)
         is_whole = bool(before.finish) or len(tokens) == answer.request.max_new_tokens
@@ -92,11 +90,7 @@ class Tracker:
         if is_whole:
             self._statistics.answer_ended(tracked, now)
             return [AnswerEnded(answer)]
-        demand = self._demands.demand_of(tracked)
-        self._placement.require_room(demand)
-        self._requests[answer.request_id] = tracked
-        self._rids.add(answer.rid)
-        self._enqueue(tracked, demand, now)
+        self._add(tracked, now)
         return [AnswerChanged(answer), *self.dispatch(now)]
 
     def dispatch(self, now: float) -> list[Instruction]:
@@ -234,8 +228,8 @@ class Tracker:
             if now - tracked.answer.started_at - tracked.held_s <= older_than_s:
                 break
             instructions += self._cancel_current(tracked)
-            message = f"the request did not end within {older_than_s:g} s"
-            instructions.append(self._abort(tracked, "timed_out", message, now))
+            error = tracked.patience.too_late(older_than_s)
+            instructions.append(self._abort(tracked, error.kind, error.message, now))
         return instructions
 
     def hash_again(self, now: float) -> list[Instruction]:
@@ -250,14 +244,22 @@ class Tracker:
         return instructions
 
     def retry(self, now: float) -> list[Instruction]:
-        """Queues the requests that no node could take so far, and ends those that have waited too
-        long; does nothing during a pause."""
+        """Queues the requests that no node could take so far; does nothing during a pause."""
         instructions: list[Instruction] = []
         if self._paused_at is not None:
             return instructions
         for tracked in self._without_route():
             instructions += self._wait(tracked, now)
         return instructions
+
+    def _add(self, tracked: TrackedRequest, now: float) -> None:
+        """Takes a new request. Raises NoRoute, and keeps nothing, if all nodes are too small."""
+        if self._placement.open():
+            demand = self._demands.demand_of(tracked)
+            self._placement.require_room(demand)
+            self._enqueue(tracked, demand, now)
+        self._requests[tracked.request_id] = tracked
+        self._rids.add(tracked.answer.rid)
 
     def _without_route(self) -> list[TrackedRequest]:
         return [tracked for tracked in self._requests.values() if tracked.route is None]
@@ -378,8 +380,7 @@ class Tracker:
         return self._wait(tracked, now)
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        """Queues a request that has no node, if it is time for that. Ends it if no node could take
-        it for too long."""
+        """Queues a request that has no node, if it is time for that and a node could take it."""
         if now < tracked.patience.retry_at:
             return []
         try:
@@ -387,8 +388,8 @@ class Tracker:
             demand = routed.demand if routed is not None else self._demands.demand_of(tracked)
             self._placement.require_room(demand)
         except NoRoute as no_route:
-            error = tracked.patience.no_node(str(no_route), now)
-            return [] if error is None else [self._abort(tracked, error.kind, error.message, now)]
+            tracked.patience.no_node(str(no_route))
+            return []
         if routed is None:
             self._enqueue(tracked, demand, now)
         tracked.patience.some_node(now)

@@ -20,14 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
 from coordinator.answers.request import Request
-from coordinator.answers.resume_token import InvalidResumeToken, ResumeToken
 from coordinator.http.answering.submitting import cancel_unfinished, require_so_many_answers
 from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
-from coordinator.http.errors import BadRequest, ClientLeft
+from coordinator.http.errors import ClientLeft
 from coordinator.http.native.events import StreamEvents
 from coordinator.http.native.following import AnswerInProgress, AnswerStream
 from coordinator.http.native.intake import compile_grammar, make_request, tokenize
+from coordinator.http.native.resuming import last_event_id, resume
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
 from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
@@ -36,6 +36,7 @@ from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
+from coordinator.leaving.resume_token import ResumeToken
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
@@ -70,7 +71,7 @@ class GenerateEndpoint:
             return await exchange.reply(_not_allowed(scope))
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
-        num_seen = _num_seen(scope) if body.resume_token is not None else 0
+        num_seen = last_event_id(scope) if body.resume_token is not None else 0
         answers = await _submit_all(self._service, body, exchange.request_id, num_seen)
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
@@ -138,8 +139,7 @@ async def _submit_all(
     if body.turn is not None:
         return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
     if body.resume_token is not None:
-        one = await _resume(service, body, body.resume_token, tokens[0], http_id, grammars[0])
-        return [replace(one, num_seen=num_seen)]
+        return [await _resume(service, body, tokens[0], http_id, grammars[0], num_seen)]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
@@ -172,18 +172,12 @@ async def _submit_turn(
 
 
 async def _resume(
-    service: Service, body: ParsedBody, token_text: str, ids: list[int], http_id: str, grammar: str
+    service: Service, body: ParsedBody, ids: list[int], http_id: str, grammar: str, seen: int
 ) -> AnswerInProgress:
-    """Goes on with an answer that a coordinator had begun which has died."""
-    prompt = body.prompts[0]
-    request = _request(service, body, prompt, ids, 0, http_id, grammar)
-    try:
-        token = ResumeToken.parse(token_text)
-        request = token.resumed(request)
-    except InvalidResumeToken as error:
-        raise BadRequest(f"resume_token: {error}", "resume_token") from error
-    before = await service.answered_before(token)
-    return _in_progress(service, body, prompt, service.submit(request, before))
+    """Goes on with an answer that another coordinator had begun."""
+    request = _request(service, body, body.prompts[0], ids, 0, http_id, grammar)
+    mailbox = await resume(service, body, request)
+    return replace(_in_progress(service, body, body.prompts[0], mailbox), num_seen=seen)
 
 
 def _submit(
@@ -225,19 +219,6 @@ def _in_progress(
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None
     formatter = SGLangFormatter(mailbox.answer, decode, body.with_prompt_ids)
     return AnswerInProgress(mailbox, formatter, prompt.sampling.stream_interval)
-
-
-def _num_seen(scope: Scope) -> int:
-    """Returns how many tokens the client has already, by the header Last-Event-ID. Raises
-    BadRequest."""
-    for name, value in scope["headers"]:
-        if name == b"last-event-id" and value:
-            if not value.isdigit() or len(value) > 9:
-                raise BadRequest(
-                    "Last-Event-ID is the id of an event, the number of tokens that it has shown"
-                )
-            return int(value)
-    return 0
 
 
 def _wants_list(body: ParsedBody, answers: Sequence[AnswerInProgress]) -> bool:

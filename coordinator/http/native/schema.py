@@ -152,7 +152,7 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
         )
         for i in range(count)
     ]
-    parsed = ParsedBody(
+    return ParsedBody(
         prompts=prompts,
         is_batch=is_batch,
         stream=body.stream,
@@ -161,25 +161,6 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
         event_ids=body.event_ids,
         resume_token=body.resume_token or None,
     )
-    _check_resumption(parsed)
-    return parsed
-
-
-def _check_resumption(body: ParsedBody) -> None:
-    """Raises BadRequest if a resume token comes with a body that cannot have been given one."""
-    if body.resume_token is None:
-        return
-    if not body.is_resumable:
-        raise BadRequest(
-            "resume_token: only a stream of one answer, outside sessions, can be resumed: give one "
-            "prompt, n 1 and stream true, as the first time",
-            "resume_token",
-        )
-    if not body.prompts[0].rid:
-        raise BadRequest(
-            "resume_token: give the rid of the request too; meta_info.id of its events has it",
-            "rid",
-        )
 
 
 def tenant(cache_salt: str, extra_key: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from coordinator.core.core import READY_WITHOUT_NODE_S
 from coordinator.http.companions import health
 from coordinator.http.missing import METHODS, NOT_YET, OF_SGLANG
-from coordinator.service import READY_WITHOUT_NODE_S
 from protocol.channel import Channel
 from protocol.messages import Goodbye
 from tests.support.coordinator.http_servers import run_served, served

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.farewell import TOLD_ENOUGH, Farewell
+from coordinator.leaving.farewell import TOLD_ENOUGH, Farewell
 
 
 def asked_regularly(every_s: float, until: float, timeout_s: float = 60.0) -> Farewell:

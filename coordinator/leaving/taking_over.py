@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from coordinator.core.errors import OwnerLives
 from protocol.hashing import tokens_from_bytes
 from protocol.messages import TakenOver
 
@@ -23,15 +22,12 @@ class AnsweredBefore:
 NOTHING_ANSWERED = AnsweredBefore([])
 
 
-def answered_before(replies: Collection[TakenOver]) -> AnsweredBefore:
+def answered_before(replies: Collection[TakenOver]) -> AnsweredBefore | None:
     """Returns the longest answer that a node has kept; an empty one if none has any: the same
-    tokens are then computed again. Raises OwnerLives if a node has just heard the coordinator that
-    has the request."""
+    tokens are then computed again. None: a node has just heard the coordinator that has the
+    request, which may not be taken from it."""
     if any(reply.owner_lives for reply in replies):
-        raise OwnerLives(
-            "the coordinator that has this request lives, or did a moment ago; another one can "
-            "take it over when its lease of 3 s has ended"
-        )
+        return None
     kept = [reply for reply in replies if reply.tokens is not None]
     if not kept:
         return NOTHING_ANSWERED
