@@ -39,6 +39,7 @@ from coordinator.ownership.follower import OwnershipFollower
 from coordinator.peers.counts import ClusterCounts
 from coordinator.peers.peers import Peers
 from coordinator.pending_replies import PendingReplies
+from coordinator.routing.draining import draining_names
 from coordinator.routing.registry import LiveNode
 from coordinator.sessions.store import SessionStore
 from protocol.channel import Channel, PeerUnreachable
@@ -291,11 +292,15 @@ class Service:
         """Sends a message that needs no answer."""
         self._carry_out([Send(live.info.control_address, message)], self.now())
 
-    async def set_draining(self, name: str, draining: bool) -> None:
+    async def set_drain_mark(self, name: str, mark: str) -> None:
         """Marks a node as draining, or not, for all coordinators. Raises REDIS_ERRORS, and then
         changes nothing."""
-        await self.follower.set_draining(name, draining)
-        self.core.set_draining(self.follower.mirror.draining, self.now())
+        await self.follower.set_drain_mark(name, mark)
+        self._obey_drain_marks(self.now())
+
+    def _obey_drain_marks(self, now: float) -> None:
+        marks = self.follower.mirror.drain_marks
+        self.core.set_draining(draining_names(marks, self.core.registry.live()), now)
 
     def now(self) -> float:
         """Returns the time that the core counts in. It is not the loop's: uvloop's clock counts
@@ -327,7 +332,7 @@ class Service:
         """Reads what has come and lets the core do what is due."""
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
-        self.core.set_draining(self.follower.mirror.draining, now)
+        self._obey_drain_marks(now)
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 

@@ -170,6 +170,11 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
         OperatorConfig,
     )
     audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
+    drain = add("drain", "keep new requests from a node, until it restarts", _drain, OperatorConfig)
+    drain.add_argument("name", help="the node's name; `kvrelay stats` lists them")
+    drain.add_argument("--keep", action="store_true", help="also when it restarts, until `undrain`")
+    undrain = add("undrain", "let a node get requests again", _undrain, OperatorConfig)
+    undrain.add_argument("name", help="the node's name")
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
     serve = add_to(commands, _bench)
@@ -280,6 +285,21 @@ def _audit(flags: dict[str, Any]) -> None:
     show_audit(audit, new_console())
     if not audit["clean"]:
         sys.exit(1)
+
+
+def _drain(flags: dict[str, Any]) -> None:
+    with _operator(flags) as client:
+        drained = client.drain(flags["name"], flags["keep"])
+    until = "`kvrelay undrain`" if drained["kept"] else "it restarts, or `kvrelay undrain`"
+    print(
+        f"{drained['name']} gets no new requests until {until}; "
+        f"{drained['unfinished_requests']} of this coordinator's run there"
+    )
+
+
+def _undrain(flags: dict[str, Any]) -> None:
+    with _operator(flags) as client:
+        print(f"{client.undrain(flags['name'])['name']} gets requests again")
 
 
 def _demo(flags: dict[str, Any]) -> None:

@@ -130,13 +130,13 @@ class AsyncClient:
         """Compares the pages that nodes hold with the records of them."""
         return await self.call(calls.audit(repair))
 
-    async def drain(self, node: str) -> dict[str, Any]:
-        """Keeps new requests from a node until `undrain`."""
-        return await self.call(calls.set_draining(node, True))
+    async def drain(self, node: str, keep: bool = False) -> dict[str, Any]:
+        """Keeps new requests from a node until `undrain`, or until it restarts unless `keep`."""
+        return await self.call(calls.drain(node, keep))
 
     async def undrain(self, node: str) -> dict[str, Any]:
         """Lets a node get requests again."""
-        return await self.call(calls.set_draining(node, False))
+        return await self.call(calls.undrain(node))
 
     async def explain(
         self, prompt: Prompt, cache_salt: str = "", **sampling_params: Any

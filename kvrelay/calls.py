@@ -159,10 +159,14 @@ def nodes() -> ApiCall[list[dict[str, Any]]]:
     return ApiCall("GET", "/admin/nodes", _reader(list[dict[str, Any]]), is_repeatable=True)
 
 
-def set_draining(node: str, is_draining: bool) -> ApiCall[dict[str, Any]]:
-    """Returns the call that keeps new requests from a node, or no longer."""
-    verb = "drain" if is_draining else "undrain"
-    return _admin("POST", f"nodes/{quote(node, safe='')}/{verb}")
+def drain(node: str, keep: bool) -> ApiCall[dict[str, Any]]:
+    """Returns the call that keeps new requests from a node, with `keep` also when it restarts."""
+    return _admin("POST", f"nodes/{quote(node, safe='')}/drain{'?keep=true' if keep else ''}")
+
+
+def undrain(node: str) -> ApiCall[dict[str, Any]]:
+    """Returns the call that lets a node get requests again."""
+    return _admin("POST", f"nodes/{quote(node, safe='')}/undrain")
 
 
 def explain(

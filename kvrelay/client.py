@@ -137,13 +137,14 @@ class Client:
         mirror of it. Corrects what differs, if `repair`."""
         return self.call(calls.audit(repair))
 
-    def drain(self, node: str) -> dict[str, Any]:
-        """Keeps new requests from a node until `undrain`. Its pages can still be fetched."""
-        return self.call(calls.set_draining(node, True))
+    def drain(self, node: str, keep: bool = False) -> dict[str, Any]:
+        """Keeps new requests from a node until `undrain` or until it restarts; with `keep` also
+        when it restarts. Its pages can still be fetched."""
+        return self.call(calls.drain(node, keep))
 
     def undrain(self, node: str) -> dict[str, Any]:
         """Lets a node get requests again."""
-        return self.call(calls.set_draining(node, False))
+        return self.call(calls.undrain(node))
 
     def explain(
         self, prompt: Prompt, cache_salt: str = "", **sampling_params: Any

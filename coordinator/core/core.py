@@ -333,6 +333,7 @@ class CoordinatorCore:
         for it are dropped, so that they do not reach the next one at the same address."""
         if info is None:
             return []
+        self._note_nodes(now)
         return [Forget(info.control_address), *self._tracker.node_lost(info.node, now)]
 
     def _tell_alive(self, now: float) -> list[Instruction]:

@@ -21,6 +21,7 @@ from coordinator.core.instructions import (
 )
 from coordinator.core.pause import Pause
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
+from coordinator.routing.draining import draining_names
 from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
@@ -230,7 +231,8 @@ class SimCoordinator(Process):
     def _call_replied(self, call: MirrorCall, result: Any) -> None:
         self._is_calling = False
         self.mirror.replied(call, result, self.clock.now)
-        self.core.set_draining(self.mirror.draining, self.clock.now)
+        drained = draining_names(self.mirror.drain_marks, self.core.registry.live())
+        self.core.set_draining(drained, self.clock.now)
         self._pump()
 
     def _call_failed(self) -> None:

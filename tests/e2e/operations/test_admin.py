@@ -203,7 +203,12 @@ def test_a_drained_node_ends_its_work_and_gets_no_more(tiny_cluster: Cluster) ->
             if not drained:
                 drained = update["meta_info"]["decode_node"]
                 answer = tiny_cluster.admin.drain(drained)
-                assert answer == {"name": drained, "draining": True, "unfinished_requests": 1}
+                assert answer == {
+                    "name": drained,
+                    "draining": True,
+                    "kept": False,
+                    "unfinished_requests": 1,
+                }
                 others = [tiny_cluster.generate(f"{i} {STORY}")["meta_info"] for i in range(6)]
                 assert drained not in {meta["decode_node"] for meta in others}
     assert update["meta_info"]["finish_reason"] == {"type": "length", "length": 400}

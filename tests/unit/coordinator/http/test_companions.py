@@ -104,7 +104,7 @@ def test_a_full_or_empty_cluster_says_when_to_come_back(decode: Channel) -> None
             busy = await here.ask("POST", "/generate", BODY)
             assert busy.status == 429 and busy.headers["retry-after"]
             assert_error(busy.error, 429, "TooManyRequests")
-            here.service.handle(Goodbye(D0))
+        async with served(decode, with_node=False) as here:
             gone = await here.ask("POST", "/generate", BODY)
             assert gone.status == 503 and gone.headers["retry-after"]
             assert_error(gone.error, 503, "ServiceUnavailable")
