@@ -29,6 +29,7 @@ from coordinator.core.instructions import (
     Forget,
     Instruction,
     Send,
+    TellCoordinators,
 )
 from coordinator.core.pause import Pause
 from coordinator.leaving.farewell import Farewell
@@ -403,5 +404,8 @@ class Service:
             elif isinstance(instruction, AnswerEnded):
                 if mailbox := self._mailboxes.pop(instruction.answer.request_id, None):
                     mailbox.wake()
+            elif isinstance(instruction, TellCoordinators):
+                message = instruction.message
+                todo.extend(Send(address, message) for address in self._peers.others)
             elif isinstance(instruction, Forget):
                 self._channel.forget(instruction.address)

@@ -233,6 +233,13 @@ class PauseSeen(Message, frozen=True):
     address: str
 
 
+class RefuseContent(Message, frozen=True):
+    """Coordinator → every other coordinator: says that requests of this content end nodes, and are
+    to be refused for some time."""
+
+    digest: bytes
+
+
 class AskCounts(Message, frozen=True):
     """Coordinator → every other coordinator: asks what it has counted."""
 
@@ -379,6 +386,8 @@ class Goodbye(Message, frozen=True):
     of its lease."""
 
     node: Node
+    is_planned: bool = False
+    """True if the node was told to stop; else it died, or is stuck."""
 
 
 COORDINATOR_LEASE_S = 3.0
@@ -457,6 +466,7 @@ AnyMessage = (
     | AbortRequest
     | SetPause
     | PauseSeen
+    | RefuseContent
     | AskCounts
     | CountsReply
 )

@@ -20,9 +20,12 @@ from protocol.counters import RequestCounters
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import TokenLogprobs
 
-ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
+ErrorKind = Literal[
+    "bad_request", "too_busy", "unavailable", "timed_out", "client_left", "ends_nodes"
+]
 """`bad_request`: no node can answer it. `too_busy`: later one may. `unavailable`: no node is left,
-or several have failed. `timed_out`: it took too long. `client_left`: nobody wants the answer."""
+or several have failed. `timed_out`: it took too long. `client_left`: nobody wants the answer.
+`ends_nodes`: nodes have died of it."""
 
 
 @dataclass(frozen=True)

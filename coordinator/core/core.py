@@ -15,7 +15,7 @@ from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
 from coordinator.core.demands import DemandMaker
-from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
+from coordinator.core.errors import DuplicateRequest, EndsNodes, TooBusy, Unavailable
 from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
 from coordinator.core.pause import Pause
 from coordinator.core.shared_path import SharedPath
@@ -45,6 +45,7 @@ from protocol.messages import (
     Message,
     NodeInfo,
     PauseSeen,
+    RefuseContent,
     SetPause,
     TokensOut,
 )
@@ -159,12 +160,17 @@ class CoordinatorCore:
         """Starts a request. The first instruction is the `AnswerStarted` with its answer. With
         `before` it is one that another coordinator had begun.
 
-        Raises DuplicateRequest, TooBusy or Unavailable, and then keeps nothing of the request.
+        Raises one of the kinds of RequestRefused, and then keeps nothing of the request.
         """
         # The id is ours, so that a rid that is used again never meets messages of its earlier use.
         answer = Answer(request, self._new_id(), now)
         if self._tracker.has_rid(answer.rid):
             raise DuplicateRequest(f"a request with rid {answer.rid!r} is running")
+        if self._tracker.refused.has(request, now):
+            raise EndsNodes(
+                "nodes ended while they computed a request with this prompt and these parameters; "
+                "such requests are refused for an hour"
+            )
         self.require_ready()
         if self.num_unfinished >= self.max_unfinished:
             raise TooBusy(f"{self.num_unfinished} requests are unfinished; try again in a moment")
@@ -231,7 +237,10 @@ class CoordinatorCore:
             log.warning("attempt %s failed: %s", message.attempt, message.reason)
             return self._tracker.failed(message, now)
         if isinstance(message, Goodbye):
-            return self._lost(self.registry.remove(message.node), now)
+            return self._lost(self.registry.remove(message.node), now, message.is_planned)
+        if isinstance(message, RefuseContent):
+            self._tracker.refused.add(message.digest, now)
+            return []
         if isinstance(message, AbortRequest):
             return self.abort(message.rid, message.abort_all, now)
         if isinstance(message, SetPause):
@@ -328,13 +337,16 @@ class CoordinatorCore:
         else:
             self._waits_for_nodes = self.serves(now)
 
-    def _lost(self, info: NodeInfo | None, now: float) -> list[Instruction]:
+    def _lost(
+        self, info: NodeInfo | None, now: float, is_planned: bool = False
+    ) -> list[Instruction]:
         """Ends what concerned an incarnation of a node that is over. Messages that are still queued
         for it are dropped, so that they do not reach the next one at the same address."""
         if info is None:
             return []
         self._note_nodes(now)
-        return [Forget(info.control_address), *self._tracker.node_lost(info.node, now)]
+        instructions = self._tracker.node_lost(info.node, now, has_died=not is_planned)
+        return [Forget(info.control_address), *instructions]
 
     def _tell_alive(self, now: float) -> list[Instruction]:
         """Tells all nodes, now and then, that this coordinator still waits for its requests."""

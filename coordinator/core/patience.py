@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from coordinator.answers.answer import AnswerError, ErrorKind
 
 MAX_FAILURES = 4
-"""Nodes that may fail one request before it fails."""
+"""Nodes that may fail one request, with no token between, before it fails."""
 RETRY_WITHIN_S = 10.0
 """So long a request is sent to nodes that are all too busy before it ends."""
 BUSY_RETRY_S = 0.5
@@ -47,7 +47,7 @@ class Patience:
 
     def answered(self) -> None:
         """Notes that a token has come."""
-        self._give_up_at = None
+        self._give_up_at, self._num_failures = None, 0
 
     def held(self) -> None:
         """Notes that the request is taken back from its node, or waits on, through no fault of

@@ -8,11 +8,19 @@ nodes in the same manner. Each request ends with exactly one `AnswerEnded`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
-from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
+from coordinator.core.instructions import (
+    AnswerChanged,
+    AnswerEnded,
+    Instruction,
+    Send,
+    TellCoordinators,
+)
+from coordinator.core.poison import HOLD_S, RefusedContents, content_digest
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.leaving.taking_over import AnsweredBefore
@@ -23,7 +31,9 @@ from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
+from protocol.messages import Cancel, Failed, Generate, RefuseContent, TokenOut, TokensOut
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -47,6 +57,10 @@ class Tracker:
         self._requests: dict[str, TrackedRequest] = {}
         self._rids: set[str] = set()
         """The clients' names of the same requests."""
+        self.refused = RefusedContents()
+        """Contents of requests of which nodes have died."""
+        self._on_trial = ""
+        """The one request of those strongly suspected that may be tried now."""
         self._paused_at: float | None = None
         """When the pause began in which nothing is sent; None while there is none."""
 
@@ -145,20 +159,56 @@ class Tracker:
         reason = f"node {node.name} cannot be reached"
         return self._failed(tracked, node, reason, now, retry_in_s)
 
-    def node_lost(self, node: Node, now: float) -> list[Instruction]:
+    def node_lost(self, node: Node, now: float, has_died: bool = False) -> list[Instruction]:
         """Handles the news that an incarnation of a node is over; requests that need it are tried
-        elsewhere."""
+        elsewhere. `has_died`: it was not told to stop, so one of them may be the reason."""
         self._placement.forget(node)
         instructions: list[Instruction] = []
-        for tracked in list(self._requests.values()):
-            route = tracked.route
-            if route is None or not _needs(tracked, route, node):
-                continue
+        lost = [
+            one for one in self._requests.values() if one.route and _needs(one, one.route, node)
+        ]
+        for tracked in lost:
             # The decode node still waits for pages that will not come.
-            if route.decode != node:
-                instructions.append(Send(route.decode_address, Cancel(tracked.current)))
-            instructions += self._failed(tracked, node, f"node {node.name} was lost", now)
+            if tracked.route is not None and tracked.route.decode != node:
+                instructions += self._cancel_current(tracked)
+        if has_died:
+            instructions += self._suspect(lost, node, now)
+        for tracked in lost:
+            if tracked.answer.is_done:
+                continue  # it was found guilty
+            is_held = bool(tracked.suspicion.dead_nodes) and not tracked.is_answering
+            hold_s = HOLD_S if is_held else 0.0
+            instructions += self._failed(tracked, node, f"node {node.name} was lost", now, hold_s)
         return instructions + self.dispatch(now)
+
+    def _suspect(self, lost: Iterable[TrackedRequest], node: Node, now: float) -> list[Instruction]:
+        """Looks for the request of which a node has died. The one that is found ends."""
+        strong: list[TrackedRequest] = []
+        for tracked in lost:
+            tracked.suspicion.node_died(node.name, now)
+            if tracked.suspicion.is_strong:
+                strong.append(tracked)
+        if len(strong) != 1:
+            return []  # nobody, or one of several, which are tried one at a time from now on
+        (poison,) = strong
+        digest = content_digest(poison.answer.request)
+        self.refused.add(digest, now)
+        message = poison.suspicion.sentence()
+        log.error("request %s: %s", poison.answer.rid, message)
+        return [
+            self._abort(poison, "ends_nodes", message, now),
+            TellCoordinators(RefuseContent(digest)),
+        ]
+
+    def _may_be_tried(self, tracked: TrackedRequest) -> bool:
+        """Returns False for a request that is strongly suspected while another such one is tried:
+        if a node dies again, it must be known of which."""
+        if not tracked.suspicion.is_strong:
+            return True
+        on_trial = self._requests.get(self._on_trial)
+        if on_trial is None or not on_trial.suspicion.is_strong:
+            self._on_trial = tracked.request_id
+        return self._on_trial == tracked.request_id
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
         """Ends a request that its client does not want any more. Does nothing if it has ended."""
@@ -304,6 +354,7 @@ class Tracker:
             self._prompt_is_computed(tracked.routed, route, now)
         tracked.is_answering = True
         tracked.patience.answered()
+        tracked.suspicion.answered()
         tracked.answered += out.tokens
         new = NewTokens(
             out.tokens,
@@ -381,7 +432,7 @@ class Tracker:
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         """Queues a request that has no node, if it is time for that and a node could take it."""
-        if now < tracked.patience.retry_at:
+        if now < tracked.patience.retry_at or not self._may_be_tried(tracked):
             return []
         try:
             routed = tracked.routed

@@ -18,6 +18,7 @@ from coordinator.core.instructions import (
     AnswerStarted,
     Instruction,
     Send,
+    TellCoordinators,
 )
 from coordinator.core.pause import Pause
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
@@ -165,6 +166,10 @@ class SimCoordinator(Process):
             if isinstance(instruction, Send):
                 self._check_work(instruction)
                 self.cluster.network.send(self.name, instruction.address, instruction.message)
+            elif isinstance(instruction, TellCoordinators):
+                for other in self.cluster.coordinators.values():
+                    if other is not self:
+                        self.cluster.network.send(self.name, other.address, instruction.message)
             elif isinstance(instruction, AnswerChanged | AnswerEnded):
                 self._answered(instruction)
 
