@@ -30,6 +30,7 @@ from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
 from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import Candidates, Router
+from protocol.ids import Node
 from protocol.messages import (
     COORDINATOR_LEASE_S,
     AbortRequest,
@@ -102,6 +103,8 @@ class CoordinatorCore:
         """When a node sent tokens last, of whatever request."""
         self._is_dispatch_due = False
         """Something has happened since the dispatch queue was looked at."""
+        self._heard_at: dict[Node, float] = {}
+        """When each live node was heard last."""
         self._served_at = -math.inf
         """When a node took requests last."""
         self._waits_for_nodes = False
@@ -237,7 +240,9 @@ class CoordinatorCore:
             log.warning("attempt %s failed: %s", message.attempt, message.reason)
             return self._tracker.failed(message, now)
         if isinstance(message, Goodbye):
-            return self._lost(self.registry.remove(message.node), now, message.is_planned)
+            # One that was told to stop died of nothing; of all others the last sign is this one.
+            alive_at = -math.inf if message.is_planned else now
+            return self._lost(self.registry.remove(message.node), now, alive_at)
         if isinstance(message, RefuseContent):
             self._tracker.refused.add(message.digest, now)
             return []
@@ -325,6 +330,7 @@ class CoordinatorCore:
         live = self.registry.get(message.info.node)
         if live is not None:
             self.placement.heard(live, now)
+            self._heard_at[live.node] = now
         self._note_nodes(now)
         return instructions
 
@@ -338,14 +344,17 @@ class CoordinatorCore:
             self._waits_for_nodes = self.serves(now)
 
     def _lost(
-        self, info: NodeInfo | None, now: float, is_planned: bool = False
+        self, info: NodeInfo | None, now: float, was_alive_at: float | None = None
     ) -> list[Instruction]:
-        """Ends what concerned an incarnation of a node that is over. Messages that are still queued
-        for it are dropped, so that they do not reach the next one at the same address."""
+        """Ends what concerned an incarnation of a node that is over; `was_alive_at`: when it was
+        known to live, unless that is its last heartbeat. Messages that are still queued for it are
+        dropped, so that they do not reach the next one at the same address."""
         if info is None:
             return []
         self._note_nodes(now)
-        instructions = self._tracker.node_lost(info.node, now, has_died=not is_planned)
+        heard_at = self._heard_at.pop(info.node, -math.inf)
+        alive_at = heard_at if was_alive_at is None else was_alive_at
+        instructions = self._tracker.node_lost(info.node, now, alive_at)
         return [Forget(info.control_address), *instructions]
 
     def _tell_alive(self, now: float) -> list[Instruction]:

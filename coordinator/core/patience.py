@@ -31,7 +31,7 @@ class Patience:
     _last_failure: str = ""
     _kind: ErrorKind = "unavailable"
     """How the request ends if no further attempt succeeds: the kind of its last failure."""
-    _sent_at: float = 0.0
+    sent_at: float = 0.0
     """When the current attempt was sent."""
     _why_no_node: str = ""
     """Why no node could take it, when it was looked at last; "" if one could."""
@@ -41,7 +41,7 @@ class Patience:
 
     def sent(self, now: float) -> None:
         """Notes that an attempt is sent to a node."""
-        self._sent_at = now
+        self.sent_at = now
         if now - self.retry_at > RETRY_WITHIN_S:
             self._give_up_at = None  # it waited here for its turn, not for a busy node
 
@@ -72,7 +72,7 @@ class Patience:
         """Notes that the queue of the node `name` is full."""
         self._kind = "too_busy"
         self.retry_at = now + self.pause_before(name)
-        was_waiting_for_this_node = now - self._sent_at > RETRY_WITHIN_S
+        was_waiting_for_this_node = now - self.sent_at > RETRY_WITHIN_S
         if self._give_up_at is None or was_waiting_for_this_node:
             self._give_up_at = now + RETRY_WITHIN_S
         elif now >= self._give_up_at:

@@ -9,6 +9,7 @@ nodes in the same manner. Each request ends with exactly one `AnswerEnded`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 
 from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
@@ -159,9 +160,12 @@ class Tracker:
         reason = f"node {node.name} cannot be reached"
         return self._failed(tracked, node, reason, now, retry_in_s)
 
-    def node_lost(self, node: Node, now: float, has_died: bool = False) -> list[Instruction]:
+    def node_lost(
+        self, node: Node, now: float, was_alive_at: float = -math.inf
+    ) -> list[Instruction]:
         """Handles the news that an incarnation of a node is over; requests that need it are tried
-        elsewhere. `has_died`: it was not told to stop, so one of them may be the reason."""
+        elsewhere. `was_alive_at` tells when the last sign of a node came that was not told to stop:
+        one of the requests that had been sent by then may be the reason."""
         self._placement.forget(node)
         instructions: list[Instruction] = []
         lost = [
@@ -171,12 +175,12 @@ class Tracker:
             # The decode node still waits for pages that will not come.
             if tracked.route is not None and tracked.route.decode != node:
                 instructions += self._cancel_current(tracked)
-        if has_died:
-            instructions += self._suspect(lost, node, now)
+        suspects = [tracked for tracked in lost if tracked.patience.sent_at <= was_alive_at]
+        instructions += self._suspect(suspects, node, now)
         for tracked in lost:
             if tracked.answer.is_done:
                 continue  # it was found guilty
-            is_held = bool(tracked.suspicion.dead_nodes) and not tracked.is_answering
+            is_held = tracked.suspicion.dead_nodes and not tracked.is_answering
             hold_s = HOLD_S if is_held else 0.0
             instructions += self._failed(tracked, node, f"node {node.name} was lost", now, hold_s)
         return instructions + self.dispatch(now)
