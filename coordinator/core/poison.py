@@ -8,7 +8,9 @@ made no progress, is not tried again. Where several were, they are tried one at 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -57,6 +59,47 @@ class Suspicion:
             f"the nodes {nodes} ended while they computed this request, so it is not tried again; "
             "for an hour, requests with this prompt and these parameters are refused"
         )
+
+
+class Suspected(Protocol):
+    """A request, as far as it matters here."""
+
+    suspicion: Suspicion
+
+
+S = TypeVar("S", bound=Suspected)
+
+
+class Suspects(Generic[S]):
+    """Finds the request of which nodes die among those that they had."""
+
+    def __init__(self) -> None:
+        self._on_trial: S | None = None
+        """The one strongly suspected request that may be tried now."""
+
+    def culprit(self, lost: Iterable[S], node_name: str, now: float) -> S | None:
+        """Notes that a node died that had these requests. Returns the one that is the reason; None
+        if none is, or one of several."""
+        strong: list[S] = []
+        for one in lost:
+            one.suspicion.node_died(node_name, now)
+            if one.suspicion.is_strong:
+                strong.append(one)
+        return strong[0] if len(strong) == 1 else None
+
+    def may_be_tried(self, one: S) -> bool:
+        """Returns False for a request that is strongly suspected while another such one is tried:
+        if a node dies again, it must be known of which."""
+        if not one.suspicion.is_strong:
+            return True
+        if self._on_trial is None or not self._on_trial.suspicion.is_strong:
+            self._on_trial = one
+        return self._on_trial is one
+
+    def ended(self, one: S) -> None:
+        """Notes that a request has ended."""
+        if self._on_trial is one:
+            self._on_trial = None
 
 
 class RefusedContents:

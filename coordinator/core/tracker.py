@@ -21,10 +21,10 @@ from coordinator.core.instructions import (
     Send,
     TellCoordinators,
 )
-from coordinator.core.poison import HOLD_S, RefusedContents, content_digest
+from coordinator.core.poison import HOLD_S, RefusedContents, Suspects, content_digest
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
-from coordinator.leaving.taking_over import AnsweredBefore
+from coordinator.leaving.taking_over import AnsweredBefore, begin_with
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -60,8 +60,7 @@ class Tracker:
         """The clients' names of the same requests."""
         self.refused = RefusedContents()
         """Contents of requests of which nodes have died."""
-        self._on_trial = ""
-        """The one request of those strongly suspected that may be tried now."""
+        self._suspects: Suspects[TrackedRequest] = Suspects()
         self._paused_at: float | None = None
         """When the pause began in which nothing is sent; None while there is none."""
 
@@ -93,15 +92,8 @@ class Tracker:
     def take_over(self, answer: Answer, before: AnsweredBefore, now: float) -> list[Instruction]:
         """Goes on with an answer that another coordinator had begun. Raises NoRoute as `submit`
         does."""
-        tokens = before.tokens[: answer.request.max_new_tokens]
-        new = NewTokens(tokens, [], before.cached_tokens, 0, 0)
-        is_whole = bool(before.finish) or len(tokens) == answer.request.max_new_tokens
-        if tokens and answer.grow(new, None, 0, now):
-            is_whole = True
-        elif is_whole:
-            was_cut = len(tokens) < len(before.tokens)
-            answer.finish("length" if was_cut else before.finish or "length", now)
-        tracked = TrackedRequest(answer, answered=list(tokens))
+        is_whole = begin_with(answer, before, now)
+        tracked = TrackedRequest(answer, answered=list(answer.output_ids))
         if is_whole:
             self._statistics.answer_ended(tracked, now)
             return [AnswerEnded(answer)]
@@ -186,33 +178,16 @@ class Tracker:
         return instructions + self.dispatch(now)
 
     def _suspect(self, lost: Iterable[TrackedRequest], node: Node, now: float) -> list[Instruction]:
-        """Looks for the request of which a node has died. The one that is found ends."""
-        strong: list[TrackedRequest] = []
-        for tracked in lost:
-            tracked.suspicion.node_died(node.name, now)
-            if tracked.suspicion.is_strong:
-                strong.append(tracked)
-        if len(strong) != 1:
-            return []  # nobody, or one of several, which are tried one at a time from now on
-        (poison,) = strong
+        """Ends the request of which nodes die, if it is known now."""
+        poison = self._suspects.culprit(lost, node.name, now)
+        if poison is None:
+            return []
         digest = content_digest(poison.answer.request)
         self.refused.add(digest, now)
         message = poison.suspicion.sentence()
         log.error("request %s: %s", poison.answer.rid, message)
-        return [
-            self._abort(poison, "ends_nodes", message, now),
-            TellCoordinators(RefuseContent(digest)),
-        ]
-
-    def _may_be_tried(self, tracked: TrackedRequest) -> bool:
-        """Returns False for a request that is strongly suspected while another such one is tried:
-        if a node dies again, it must be known of which."""
-        if not tracked.suspicion.is_strong:
-            return True
-        on_trial = self._requests.get(self._on_trial)
-        if on_trial is None or not on_trial.suspicion.is_strong:
-            self._on_trial = tracked.request_id
-        return self._on_trial == tracked.request_id
+        end = self._abort(poison, "ends_nodes", message, now)
+        return [end, TellCoordinators(RefuseContent(digest))]
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
         """Ends a request that its client does not want any more. Does nothing if it has ended."""
@@ -436,7 +411,7 @@ class Tracker:
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         """Queues a request that has no node, if it is time for that and a node could take it."""
-        if now < tracked.patience.retry_at or not self._may_be_tried(tracked):
+        if now < tracked.patience.retry_at or not self._suspects.may_be_tried(tracked):
             return []
         try:
             routed = tracked.routed
@@ -464,6 +439,7 @@ class Tracker:
     def _drop(self, tracked: TrackedRequest, now: float) -> None:
         del self._requests[tracked.request_id]
         self._rids.discard(tracked.answer.rid)
+        self._suspects.ended(tracked)
         if tracked.routed is not None:
             self._queue.remove(tracked.routed)
             self._placement.ended(tracked.routed, now)

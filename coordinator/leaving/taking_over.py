@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from coordinator.answers.answer import Answer, NewTokens
 from protocol.hashing import tokens_from_bytes
 from protocol.messages import TakenOver
 
@@ -17,6 +18,20 @@ class AnsweredBefore:
     finish: str = ""
     """Why the answer has ended with them; "" if it goes on."""
     cached_tokens: int = 0
+
+
+def begin_with(answer: Answer, before: AnsweredBefore, now: float) -> bool:
+    """Lets an answer begin with what was answered of it before. Returns True if it has ended with
+    that."""
+    limit = answer.request.max_new_tokens
+    tokens = before.tokens[:limit]
+    if tokens and answer.grow(NewTokens(tokens, [], before.cached_tokens, 0, 0), None, 0, now):
+        return True
+    if len(tokens) == limit and before.finish != "stop":
+        answer.finish("length", now)
+    elif before.finish and len(tokens) == len(before.tokens):
+        answer.finish(before.finish, now)
+    return answer.is_done
 
 
 NOTHING_ANSWERED = AnsweredBefore([])
