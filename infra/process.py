@@ -19,6 +19,8 @@ MAX_UNWRITTEN_LINES = 10_000
 """Lines of output that may wait for a slow disk or a terminal that is held; more are dropped."""
 STOP_TIMEOUT_S = 10.0
 """How long a process may take to stop before it is killed."""
+OUTPUT_TIMEOUT_S = 1.0
+"""How long the last output of a process that has ended is waited for."""
 PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl that sets the signal for the parent's death."""
 
@@ -128,12 +130,10 @@ class Child:
         self._output = OutputLines()
         self.process = start(command)
         assert self.process.stdout is not None
-        self._threads = (
-            threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True),
-            threading.Thread(target=self._write, args=(log_file,), daemon=True),
-        )
-        for thread in self._threads:
-            thread.start()
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self._writer = threading.Thread(target=self._write, args=(log_file,), daemon=True)
+        self._reader.start()
+        self._writer.start()
 
     @property
     def alive(self) -> bool:
@@ -152,8 +152,10 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for thread in self._threads:
-            thread.join(timeout=1.0)
+        # The writer ends after the reader, which a child of the process may hold up for longer.
+        self._reader.join(OUTPUT_TIMEOUT_S)
+        if not self._reader.is_alive():
+            self._writer.join(OUTPUT_TIMEOUT_S)
 
     def _read(self, stream: IO[str]) -> None:
         """Takes the output of the process until its end. Does nothing that may wait or fail."""

@@ -27,10 +27,10 @@ def begin_with(answer: Answer, before: AnsweredBefore, now: float) -> bool:
     tokens = before.tokens[:limit]
     if tokens and answer.grow(NewTokens(tokens, [], before.cached_tokens, 0, 0), None, 0, now):
         return True
-    if len(tokens) == limit and before.finish != "stop":
-        answer.finish("length", now)
-    elif before.finish and len(tokens) == len(before.tokens):
+    if before.finish and len(tokens) == len(before.tokens):
         answer.finish(before.finish, now)
+    elif len(tokens) == limit:
+        answer.finish("length", now)
     return answer.is_done
 
 
