@@ -136,10 +136,10 @@ async def _submit_all(
         await compile_grammar(prompt, service.tokenizer, service.grammars)
         for prompt in body.prompts
     ]
-    if body.turn is not None:
-        return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
     if body.resume_token is not None:
         return [await _resume(service, body, tokens[0], http_id, grammars[0], num_seen)]
+    if body.turn is not None:
+        return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):

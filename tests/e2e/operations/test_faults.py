@@ -150,10 +150,15 @@ def test_too_many_requests_are_429_and_while_no_node_is_there_requests_wait(
 def test_a_restarted_node_serves_again_with_a_clean_record(cluster: Cluster) -> None:
     cluster.generate(prompt_of(100, 199, seed=70))
     before = cluster.nodes()
+    cluster.admin.drain("p1")
+    cluster.admin.drain("d1", keep=True)
     for name in before:
         cluster.kill(name)
     cluster.restart_killed_nodes()
     now = cluster.nodes()
+    wait_until(lambda: cluster.nodes()["d1"]["draining"], "the drain that is kept")
+    assert not cluster.nodes()["p1"]["draining"], "that was the process before"
+    cluster.admin.undrain("d1")
     assert now.keys() == before.keys() == {"p0", "p1", "d0", "d1"}
     assert all(now[name]["incarnation"] > before[name]["incarnation"] for name in before)
     answer = cluster.generate(prompt_of(100, 199, seed=70))

@@ -163,6 +163,7 @@ OF_NO_OTHER_REQUEST: list[tuple[dict[str, Any], str]] = [
     ({"stream": False}, "resume_token"),
     ({"text": ["Once"]}, "resume_token"),
     ({"sampling_params": {"n": 2}}, "resume_token"),
+    ({"session_params": {"id": "s"}}, "resume_token"),
 ]
 
 
