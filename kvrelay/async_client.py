@@ -130,6 +130,14 @@ class AsyncClient:
         """Compares the pages that nodes hold with the records of them."""
         return await self.call(calls.audit(repair))
 
+    async def requests(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Returns the newest requests, those that run first."""
+        return await self.call(calls.requests(limit))
+
+    async def timeline(self, rid: str) -> dict[str, Any]:
+        """Returns where the time of a request went."""
+        return await self.call(calls.timeline(rid))
+
     async def drain(self, node: str, keep: bool = False) -> dict[str, Any]:
         """Keeps new requests from a node until `undrain`, or until it restarts unless `keep`."""
         return await self.call(calls.drain(node, keep))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coordinator.answers.token_pieces import NO_PIECES, TokenPieces
+from coordinator.timelines.arrival import UNKNOWN_ARRIVAL, Arrival
 from protocol.namespace import SHARED, Namespace
 from protocol.sampling import Sampling
 
@@ -28,8 +29,8 @@ class Request:
     """The client's name for it; "" if it gave none."""
     priority: int = 0
     """Of those that wait, requests of a higher priority go first."""
-    http_id: str = ""
-    """The X-Request-Id of the HTTP request that it came with, for the log."""
+    arrival: Arrival = UNKNOWN_ARRIVAL
+    """The HTTP request that it came with, for the log and the timeline."""
     stop_strings: Sequence[str] = ()
     """Texts that end the answer."""
     stop_patterns: Sequence[str] = ()

@@ -4,6 +4,7 @@ routing and response objects would take a third of a request's time."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
+from coordinator.timelines.arrival import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class PostEndpoints:
         handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None:
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, direct_writer(scope), handler.errors)
+        arrival = Arrival(request_id(scope), time.monotonic())
+        exchange = Exchange(arrival, send, direct_writer(scope), handler.errors)
         try:
             await self._answer(handler, scope, receive, exchange)
         except ClientLeft:

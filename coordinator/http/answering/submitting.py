@@ -9,12 +9,13 @@ from coordinator.http.native.intake import check_ids, compile_grammar, encode, m
 from coordinator.http.native.schema import GeneratePrompt
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 
 async def submit_all(
     service: Service,
     prompts: Sequence[GeneratePrompt],
-    http_id: str,
+    arrival: Arrival,
     with_special_tokens: bool = True,
 ) -> list[Mailbox]:
     """Starts the n answers to each prompt, in the order i * n + j; if one is refused, none of them.
@@ -23,6 +24,7 @@ async def submit_all(
     BadRequest and RequestRefused.
     """
     require_so_many_answers(service, prompts, "n")
+    arrival = arrival.parsed(service.now())
     tokens = [await _tokens(service, prompt, with_special_tokens) for prompt in prompts]
     tokenizer = service.tokenizer
     grammars = [await compile_grammar(one, tokenizer, service.grammars) for one in prompts]
@@ -32,7 +34,7 @@ async def submit_all(
     try:
         for prompt, ids, grammar in zip(prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                request = make_request(prompt, ids, choice, tokenizer, longest, http_id, grammar)
+                request = make_request(prompt, ids, choice, tokenizer, longest, arrival, grammar)
                 mailboxes.append(service.submit(request))
     except BaseException:
         cancel_unfinished(service, mailboxes)

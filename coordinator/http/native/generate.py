@@ -40,6 +40,7 @@ from coordinator.leaving.resume_token import ResumeToken
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
+from coordinator.timelines.arrival import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, direct_writer(scope))
+        arrival = Arrival(request_id(scope), time.monotonic())
+        exchange = Exchange(arrival, send, direct_writer(scope))
         try:
             await self._answer(scope, receive, exchange)
         except ClientLeft:
@@ -72,7 +74,8 @@ class GenerateEndpoint:
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
         num_seen = last_event_id(scope) if body.resume_token is not None else 0
-        answers = await _submit_all(self._service, body, exchange.request_id, num_seen)
+        arrival = exchange.arrival.parsed(self._service.now())
+        answers = await _submit_all(self._service, body, arrival, num_seen)
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
                 if body.stream:
@@ -126,7 +129,7 @@ class GenerateEndpoint:
 
 
 async def _submit_all(
-    service: Service, body: ParsedBody, http_id: str, num_seen: int
+    service: Service, body: ParsedBody, arrival: Arrival, num_seen: int
 ) -> list[AnswerInProgress]:
     """Starts every answer that a body asks for; if one is refused, none of them. The client of a
     body that resumes a stream has `num_seen` tokens already."""
@@ -137,14 +140,14 @@ async def _submit_all(
         for prompt in body.prompts
     ]
     if body.resume_token is not None:
-        return [await _resume(service, body, tokens[0], http_id, grammars[0], num_seen)]
+        return [await _resume(service, body, tokens[0], arrival, grammars[0], num_seen)]
     if body.turn is not None:
-        return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
+        return [await _submit_turn(service, body, body.turn, tokens[0], arrival, grammars[0])]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, body, prompt, ids, choice, http_id, grammar))
+                answers.append(_submit(service, body, prompt, ids, choice, arrival, grammar))
     except BaseException:
         cancel_unfinished(service, [one.mailbox for one in answers])
         raise
@@ -156,7 +159,7 @@ async def _submit_turn(
     body: ParsedBody,
     asked: TurnRequest,
     ids: list[int],
-    http_id: str,
+    arrival: Arrival,
     grammar: str,
 ) -> AnswerInProgress:
     """Starts the one answer of a body that is a turn of a session."""
@@ -164,7 +167,7 @@ async def _submit_turn(
     turn = await begin_turn(service, asked, prompt.rid, ids)
     prompt = msgspec.structs.replace(prompt, rid=turn.rid)
     try:
-        one = _submit(service, body, prompt, turn.prompt, 0, http_id, grammar)
+        one = _submit(service, body, prompt, turn.prompt, 0, arrival, grammar)
     except BaseException:
         await turn.discard()
         raise
@@ -172,10 +175,10 @@ async def _submit_turn(
 
 
 async def _resume(
-    service: Service, body: ParsedBody, ids: list[int], http_id: str, grammar: str, seen: int
+    service: Service, body: ParsedBody, ids: list[int], arrival: Arrival, grammar: str, seen: int
 ) -> AnswerInProgress:
     """Goes on with an answer that another coordinator had begun."""
-    request = _request(service, body, body.prompts[0], ids, 0, http_id, grammar)
+    request = _request(service, body, body.prompts[0], ids, 0, arrival, grammar)
     mailbox = await resume(service, body, request)
     return replace(_in_progress(service, body, body.prompts[0], mailbox), num_seen=seen)
 
@@ -186,10 +189,10 @@ def _submit(
     prompt: GeneratePrompt,
     ids: list[int],
     choice: int,
-    http_id: str,
+    arrival: Arrival,
     grammar: str,
 ) -> AnswerInProgress:
-    request = _request(service, body, prompt, ids, choice, http_id, grammar)
+    request = _request(service, body, prompt, ids, choice, arrival, grammar)
     return _in_progress(service, body, prompt, service.submit(request))
 
 
@@ -199,13 +202,13 @@ def _request(
     prompt: GeneratePrompt,
     ids: list[int],
     choice: int,
-    http_id: str,
+    arrival: Arrival,
     grammar: str,
 ) -> Request:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     longest = service.max_total_tokens
-    request = make_request(prompt, ids, choice, service.tokenizer, longest, http_id, grammar)
+    request = make_request(prompt, ids, choice, service.tokenizer, longest, arrival, grammar)
     # Logprobs are not kept for whoever takes an answer over: it is computed again.
     is_kept = body.is_resumable and not request.sampling.wants_logprobs
     return replace(request, resume_key=secrets.token_hex(16)) if is_kept else request

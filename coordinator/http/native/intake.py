@@ -14,6 +14,7 @@ from coordinator.core.errors import TooBusy
 from coordinator.grammars.error import GrammarError, TooManyGrammars
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import GeneratePrompt, LogprobParams
+from coordinator.timelines.arrival import UNKNOWN_ARRIVAL, Arrival
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import MAX_PROMPT_LOGPROBS
 from protocol.sampling import Sampling
@@ -76,14 +77,14 @@ def make_request(
     choice: int,
     tokenizer: Tokenizer,
     max_total_tokens: int,
-    http_id: str = "",
+    arrival: Arrival = UNKNOWN_ARRIVAL,
     grammar: str = "",
 ) -> Request:
     """Returns the request for answer number `choice` of the n answers to `tokens`; each gets its
     own seed and its own rid.
 
-    `max_total_tokens` bounds prompt and answer together; `http_id` is the X-Request-Id that the
-    body came with. Raises BadRequest.
+    `max_total_tokens` bounds prompt and answer together; `arrival` is that of the body.
+    Raises BadRequest.
     """
     params = prompt.sampling
     room = max_total_tokens - len(tokens)
@@ -123,7 +124,7 @@ def make_request(
         namespace=Namespace(prompt.cache_salt),
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
         priority=prompt.priority,
-        http_id=http_id,
+        arrival=arrival,
         stop_strings=params.stops,
         stop_patterns=params.stop_patterns,
         keeps_stop=params.no_stop_trim,

@@ -17,6 +17,7 @@ from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
+from coordinator.timelines.arrival import Arrival
 
 OPEN_PATHS = ("/health", "/ready", "/metrics")
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
@@ -34,7 +35,9 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not (scope["path"] in OPEN_PATHS or self._has_key(scope)):
-            return await Exchange(request_id(scope), send).reply(_unauthorized(scope["path"]))
+            return await Exchange(Arrival(request_id(scope)), send).reply(
+                _unauthorized(scope["path"])
+            )
         await self._app(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -30,6 +31,7 @@ class TinyProxy:
         self._ports = ports
         self._failures = dict.fromkeys(ports, FALLS_AFTER)
         self._turn = count()
+        self._connections: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run)
@@ -69,6 +71,11 @@ class TinyProxy:
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Nobody else holds a task whose connections are both paused, and it would be collected.
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         ready = [port for port in self._ports if self._failures[port] < FALLS_AFTER]
         with suppress(OSError, IndexError, ZeroDivisionError):
             port = ready[next(self._turn) % len(ready)]
