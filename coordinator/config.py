@@ -64,6 +64,11 @@ class CoordinatorConfig(TrustOptions):
     max_body_bytes: int = option(32 << 20, "largest request body")
     keep_alive_s: float = option(75.0, "an idle connection of a client is closed after so long")
     request_timeout_s: float = option(600.0, "a request without an end by then fails")
+    drain_timeout_s: float = option(
+        25.0,
+        "after SIGTERM, running requests go on for so long at most",
+        aliases=("drain-timeout",),
+    )
     session_ttl_s: float = option(3600.0, "a session that was not used for so long is forgotten")
     stream_output: bool = option(
         False, "events of a stream carry only the new text, ids and logprobs, not all so far"
@@ -114,4 +119,5 @@ class CoordinatorConfig(TrustOptions):
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")
         require(self.keep_alive_s > 0, "--keep-alive-s must be more than 0 seconds")
         require(self.request_timeout_s > 0, "--request-timeout-s must be more than 0 seconds")
+        require(self.drain_timeout_s >= 0, "--drain-timeout-s must be 0 seconds or more")
         require(self.session_ttl_s >= 1, "--session-ttl-s must be at least 1 second")

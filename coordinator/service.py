@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import signal
 import time
@@ -22,6 +21,7 @@ from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import NO_NODE, CoordinatorCore
+from coordinator.core.errors import DuplicateRequest
 from coordinator.core.instructions import (
     AnswerChanged,
     AnswerEnded,
@@ -29,18 +29,24 @@ from coordinator.core.instructions import (
     Forget,
     Instruction,
     Send,
+    TellCoordinators,
 )
 from coordinator.core.pause import Pause
+from coordinator.leaving.farewell import Farewell
+from coordinator.leaving.resume_token import ResumeToken
+from coordinator.leaving.taking_over import AnsweredBefore, answered_before
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
 from coordinator.peers.counts import ClusterCounts
 from coordinator.peers.found_requests import FoundRequests
 from coordinator.peers.peers import Peers
 from coordinator.pending_replies import PendingReplies
+from coordinator.routing.draining import draining_names
 from coordinator.routing.registry import LiveNode
 from coordinator.sessions.store import SessionStore
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import (
+    COORDINATOR_LEASE_S,
     AbortRequest,
     AnyMessage,
     AskCounts,
@@ -54,19 +60,22 @@ from protocol.messages import (
     PauseSeen,
     RequestsReply,
     SetPause,
+    TakenOver,
+    TakeOver,
 )
 from protocol.redis.client import connect_async
 from protocol.timelines.request_reports import RequestFilter
 
 log = logging.getLogger(__name__)
 
-READY_WITHOUT_NODE_S = 15.0
-"""A cluster counts as ready so long after its last node has left: a restart is no outage."""
+STOPPING = "the coordinator is stopping; another one, or this one a little later, serves"
 REDIS_TIMEOUT_S = 2.0
 PAUSE_SEEN_S = 2.0
 """How long the other coordinators are waited for when a pause begins or ends."""
 COUNTS_S = 1.0
 """How long the other coordinators are waited for when they are asked what they have counted."""
+TAKE_OVER_S = 2.0
+"""How long nodes are waited for when they are asked what they keep of an answer."""
 IDLE_CHECK_S = 0.05
 """How often draining nodes are asked for, whatever the core waits for."""
 
@@ -110,9 +119,7 @@ class Service:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._replies = PendingReplies()
-        self._is_stopping = False
-        self._served_at = -math.inf
-        """When a node took requests last."""
+        self.farewell = Farewell(config.drain_timeout_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -152,17 +159,28 @@ class Service:
     def is_ready(self, now: float) -> bool:
         """Returns True while requests are served: a node takes some, or did so a moment ago, and
         the process was not told to stop."""
-        served_lately = now < self._served_at + READY_WITHOUT_NODE_S
-        return not self._is_stopping and (self.core.is_ready or served_lately)
+        return not self.farewell.has_begun and self.core.serves(now)
 
     @property
     def why_not_ready(self) -> str:
         """A sentence that says why `is_ready` is False."""
-        return "the coordinator is stopping" if self._is_stopping else NO_NODE
+        return STOPPING if self.farewell.has_begun else NO_NODE
 
     def stop_soon(self) -> None:
-        """Notes that the process was told to stop, so that nobody sends it more requests."""
-        self._is_stopping = True
+        """Notes that the process was told to stop: it is not ready any more, and serves on until
+        `may_close`."""
+        self.farewell.begin(self.now())
+
+    @property
+    def may_close(self) -> bool:
+        """True once the process was told to stop and nothing has to be waited for any more."""
+        return self.farewell.is_over(self.core.num_unfinished, self.now())
+
+    def end_unfinished(self) -> None:
+        """Ends all requests with an error that says that the coordinator stops, and takes no more
+        of them."""
+        now = self.now()
+        self._carry_out(self.core.stop(STOPPING, now), now)
 
     @property
     def max_model_len(self) -> int:
@@ -174,15 +192,38 @@ class Service:
         """The most tokens, prompt and answer together, that a request may have now."""
         return min(self.max_model_len, self.core.max_total_tokens)
 
-    def submit(self, request: Request) -> Mailbox:
-        """Starts a request. Raises one of `core.errors.RequestRefused`; then nothing is kept."""
+    @property
+    def address(self) -> str:
+        """Where nodes and other coordinators send messages to this one."""
+        return self._channel.address
+
+    async def answered_before(self, token: ResumeToken) -> AnsweredBefore:
+        """Asks all nodes what was answered of a request whose coordinator has died. Raises
+        DuplicateRequest if it lives."""
+        replies = await self.ask(
+            list(self.core.registry.live()),
+            lambda question, address: TakeOver(token.key, token.owner_tag, address, question),
+            TAKE_OVER_S,
+        )
+        before = answered_before(list(replies.values()))
+        if before is None:
+            raise DuplicateRequest(
+                "the coordinator that has this request lives, or did a moment ago; another one can "
+                f"take it over when its lease of {COORDINATOR_LEASE_S:g} s has ended"
+            )
+        return before
+
+    def submit(self, request: Request, before: AnsweredBefore | None = None) -> Mailbox:
+        """Starts a request, or with `before` goes on with one that another coordinator had begun.
+        Raises one of `core.errors.RequestRefused`; then nothing is kept."""
         now = self.now()
-        started, *instructions = self.core.submit(request, now)
+        started, *instructions = self.core.submit(request, now, before)
         assert isinstance(started, AnswerStarted)
         mailbox = self._mailboxes[started.answer.request_id] = Mailbox(
             started.answer, lambda: self.core.pause
         )
         self._carry_out(instructions, now)
+        self._wake_changed()  # what was answered before is news
         self._plan_tick(now)
         return mailbox
 
@@ -277,11 +318,15 @@ class Service:
         """Sends a message that needs no answer."""
         self._carry_out([Send(live.info.control_address, message)], self.now())
 
-    async def set_draining(self, name: str, draining: bool) -> None:
+    async def set_drain_mark(self, name: str, mark: str) -> None:
         """Marks a node as draining, or not, for all coordinators. Raises REDIS_ERRORS, and then
         changes nothing."""
-        await self.follower.set_draining(name, draining)
-        self.core.set_draining(self.follower.mirror.draining, self.now())
+        await self.follower.set_drain_mark(name, mark)
+        self._obey_drain_marks(self.now())
+
+    def _obey_drain_marks(self, now: float) -> None:
+        marks = self.follower.mirror.drain_marks
+        self.core.set_draining(draining_names(marks, self.core.registry.live()), now)
 
     def now(self) -> float:
         """Returns the time that the core counts in. It is not the loop's: uvloop's clock counts
@@ -301,6 +346,8 @@ class Service:
             self._replies.answered(message.audit_id, message.node.name, message.hashes)
         elif isinstance(message, PauseSeen):
             self._replies.answered(message.question_id, message.address, None)
+        elif isinstance(message, TakenOver):
+            self._replies.answered(message.question_id, message.node.name, message)
         elif isinstance(message, CountsReply | RequestsReply):
             self._replies.answered(message.question_id, message.address, message)
         else:
@@ -311,9 +358,7 @@ class Service:
         """Reads what has come and lets the core do what is due."""
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
-        self.core.set_draining(self.follower.mirror.draining, now)
-        if self.core.is_ready:
-            self._served_at = now
+        self._obey_drain_marks(now)
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 
@@ -386,5 +431,8 @@ class Service:
             elif isinstance(instruction, AnswerEnded):
                 if mailbox := self._mailboxes.pop(instruction.answer.request_id, None):
                     mailbox.wake()
+            elif isinstance(instruction, TellCoordinators):
+                message = instruction.message
+                todo.extend(Send(address, message) for address in self._peers.others)
             elif isinstance(instruction, Forget):
                 self._channel.forget(instruction.address)

@@ -28,7 +28,7 @@ from node.core.instructions import (
 from node.core.job import FetchOrder, Job, PlannedSlice
 from node.core.work import NodeParts
 from protocol.admission import most_tokens
-from protocol.hashing import PageHash, tokens_from_bytes
+from protocol.hashing import PageHash, token_bytes, tokens_from_bytes
 from protocol.ids import Attempt
 from protocol.messages import Failed, FailureKind, Generate, PrefillDone, TokenOut
 from protocol.prompt_logprobs import is_all_of
@@ -47,6 +47,7 @@ class Answers:
         self._counters = parts.counters
         self._prompts = parts.prompts
         self._timeout_s = parts.receive_timeout_s
+        self._kept = parts.kept_answers
         self._receiving = Receiving(
             parts.addresses, parts.cache, parts.hasher, parts.counters, parts.receive_timeout_s
         )
@@ -150,9 +151,14 @@ class Answers:
         self._outbox.add(job.reply_address, out)
         if not finish:
             return []
+        self._keep(job, finish, now)
         # Committed before the coordinator hears of the end, so that the next turn finds the pages.
         self._prompts.commit(job, now)
         return self._prompts.leave(job, now)
+
+    def keep(self, job: AnswerJob, now: float) -> None:
+        """Keeps what was answered so far, for a coordinator that takes the answer over."""
+        self._keep(job, "", now)
 
     def left(self, job: AnswerJob, held: HeldPages) -> list[Instruction]:
         """Releases the pages, and stops the prefill node if it is still sending."""
@@ -178,6 +184,11 @@ class Answers:
             fetch=FetchOrder.of(request),
             is_computed_here=not is_sent_elsewhere,
         )
+
+    def _keep(self, job: AnswerJob, finish: str, now: float) -> None:
+        if key := job.purpose.request.resume_key:
+            answered = token_bytes(job.tokens[job.sampling.prompt_length :])
+            self._kept.keep(key, job.reply_address, answered, finish, job.cached_tokens, now)
 
     def _prefill_done(self, done: PrefillDone, now: float) -> list[Instruction]:
         """Takes what a prefill node says at the end, if it is whole."""

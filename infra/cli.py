@@ -183,6 +183,11 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
     audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
     secret = add("secret", "make a cluster secret, in a file for --cluster-secret-file", _secret)
     secret.add_argument("file", help="where to write it; a file that is there stays as it is")
+    drain = add("drain", "keep new requests from a node, until it restarts", _drain, OperatorConfig)
+    drain.add_argument("name", help="the node's name; `kvrelay stats` lists them")
+    drain.add_argument("--keep", action="store_true", help="also when it restarts, until `undrain`")
+    undrain = add("undrain", "let a node get requests again", _undrain, OperatorConfig)
+    undrain.add_argument("name", help="the node's name")
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
     serve = add_to(commands, _bench)
@@ -210,7 +215,7 @@ def _coordinator(flags: dict[str, Any]) -> None:
     require_free(config.host, config.port)
     # Bound, though it never listens: nobody else gets the port while workers start again.
     with server.listen(config.host, config.port, is_shared=True):
-        run_workers(config.workers, partial(_serve_as_worker, config))
+        run_workers(config.workers, partial(_serve_as_worker, config), config.drain_timeout_s)
 
 
 def _serve_as_worker(config: CoordinatorConfig, worker: int) -> None:
@@ -318,6 +323,21 @@ def _secret(flags: dict[str, Any]) -> None:
         raise UserError(
             f"{file} cannot be written ({error.strerror}); name another file"
         ) from error
+
+
+def _drain(flags: dict[str, Any]) -> None:
+    with _operator(flags) as client:
+        drained = client.drain(flags["name"], flags["keep"])
+    until = "`kvrelay undrain`" if drained["kept"] else "it restarts, or `kvrelay undrain`"
+    print(
+        f"{drained['name']} gets no new requests until {until}; "
+        f"{drained['unfinished_requests']} of this coordinator's run there"
+    )
+
+
+def _undrain(flags: dict[str, Any]) -> None:
+    with _operator(flags) as client:
+        print(f"{client.undrain(flags['name'])['name']} gets requests again")
 
 
 def _demo(flags: dict[str, Any]) -> None:

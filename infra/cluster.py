@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coordinator.config import CoordinatorConfig
 from infra.command.log_directory import LogDirectory
 from infra.gpus.assignment import GpuAssignment
 from infra.ports import require_free
-from infra.process import Child, Start, start_program
+from infra.process import STOP_TIMEOUT_S, Child, Start, start_program
 from infra.redis_server import check_reachable, require_free_names, server_command
 from kvrelay.client import Client
 from kvrelay.errors import ClientError
@@ -52,6 +53,8 @@ class ClusterPlan:
     """True if the processes get a cluster secret of their own, in a file beside the logs."""
     start_timeout_s: float = 600.0
     """How long the nodes may take to register."""
+    drain_timeout_s: float = CoordinatorConfig.drain_timeout_s
+    """How long the coordinator goes on after it was told to stop, while requests run."""
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -150,11 +153,15 @@ class LocalCluster:
                 {**plan.coordinator_flags, "host": plan.host, "port": str(plan.port)},
             )
             for name in plan.node_names:
-                self.start_node("prefill" if name.startswith("p") else "decode", name)
+                self.start_planned_node(name)
             self.wait_for_nodes()
         except BaseException:
             self.stop()
             raise
+
+    def start_planned_node(self, name: str) -> Child:
+        """Starts a node of the plan, or starts it again after its end."""
+        return self.start_node("prefill" if name.startswith("p") else "decode", name)
 
     def start_node(self, role: str, name: str, own_flags: Mapping[str, str] | None = None) -> Child:
         """Starts a node, or starts it again after its end. `own_flags` replace the plan's."""
@@ -216,25 +223,16 @@ class LocalCluster:
         """Raises StartError if a process has ended, with the last lines that it logged."""
         for child in self.children.values():
             if not child.alive:
-                child.wait()  # for the thread that reads its output: the last lines tell most
-                raise StartError(
-                    f"{child.name} ended with exit code {child.process.returncode}; "
-                    f"its last lines:\n{_indented(child.last_lines)}"
-                )
+                raise ended(child)
 
     def stop(self) -> None:
-        """Stops every process and waits for its end. Redis is last, so that nodes can remove their
-        records from it."""
-        redis = self.children.pop("redis", None)
-        # All are asked to stop before any is waited for, so that they stop at the same time.
-        for child in self.children.values():
-            child.terminate()
-        for child in self.children.values():
-            child.wait()
-        if redis is not None:
-            redis.terminate()
-            redis.wait()
-        self.children.clear()
+        """Stops every process and waits for its end: coordinators first, whose requests go on as
+        long as they drain; then nodes; then Redis, so that nodes can remove their records."""
+        coordinators = [name for name in self.children if name.startswith("coordinator")]
+        nodes = [name for name in self.children if name not in (*coordinators, "redis")]
+        self._stop_all(coordinators, self.plan.drain_timeout_s + STOP_TIMEOUT_S)
+        self._stop_all(nodes, STOP_TIMEOUT_S)
+        self._stop_all(list(self.children), STOP_TIMEOUT_S)
         if self.secret_file is not None:
             self.secret_file.unlink(missing_ok=True)
             self.secret_file = None
@@ -242,12 +240,35 @@ class LocalCluster:
             self._own_logs.remove()
             self._own_logs = None
 
+    def hurry(self) -> None:
+        """Ends the waiting of coordinators that drain. May be called while `stop` runs."""
+        for name, child in list(self.children.items()):
+            if name.startswith("coordinator"):
+                child.terminate()
+
+    def _stop_all(self, names: Sequence[str], timeout_s: float) -> None:
+        # All are asked to stop before any is waited for, so that they stop at the same time.
+        for name in names:
+            self.children[name].terminate()
+        for name in names:
+            self.children[name].wait(timeout_s)
+            del self.children[name]
+
     def _start_redis(self) -> None:
         """Starts a private Redis and waits until it answers. Raises ConfigError."""
         server = server_command(self.log_dir)
         self.redis_url = server.url
         self.children["redis"] = Child("redis", server.command, self.log_dir / "redis.log", _silent)
         server.wait_until_ready(self.children["redis"])
+
+
+def ended(child: Child) -> StartError:
+    """Returns the error for a process that has ended, with the last lines that it logged."""
+    child.wait()  # for the thread that reads its output: the last lines tell most
+    return StartError(
+        f"{child.name} ended with exit code {child.process.returncode}; "
+        f"its last lines:\n{_indented(child.last_lines)}"
+    )
 
 
 def _indented(lines: Iterable[str]) -> str:

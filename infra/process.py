@@ -9,13 +9,18 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
 KEPT_LINES = 30
 """The last lines of output that are kept for error messages."""
+MAX_UNWRITTEN_LINES = 10_000
+"""Lines of output that may wait for a slow disk or a terminal that is held; more are dropped."""
 STOP_TIMEOUT_S = 10.0
 """How long a process may take to stop before it is killed."""
+OUTPUT_TIMEOUT_S = 1.0
+"""How long the last output of a process that has ended is waited for."""
 PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl that sets the signal for the parent's death."""
 
@@ -69,9 +74,46 @@ def prepare_child() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+class OutputLines:
+    """Lines on their way from a thread that must not wait to one that may. If too many are under
+    way, new ones are dropped, and a line tells how many these were."""
+
+    def __init__(self, max_lines: int = MAX_UNWRITTEN_LINES) -> None:
+        self._max_lines = max_lines
+        self._lines: deque[str] = deque()
+        self._num_dropped = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    def put(self, line: str) -> None:
+        """Adds a line, or drops it. Never waits for whoever takes lines."""
+        with self._changed:
+            if len(self._lines) >= self._max_lines:
+                self._num_dropped += 1
+                return
+            if self._num_dropped:
+                self._lines.append(f"({self._num_dropped} lines were dropped)\n")
+                self._num_dropped = 0
+            self._lines.append(line)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Says that no more lines will come."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def take(self) -> str | None:
+        """Waits for the next line and returns it; None after the last one."""
+        with self._changed:
+            while not self._lines and not self._is_closed:
+                self._changed.wait()
+            return self._lines.popleft() if self._lines else None
+
+
 class Child:
     """A process whose output goes to `log_file` and line by line to `on_line`; the last lines are
-    kept for errors."""
+    kept for errors. Its output is read whatever becomes of these: a full pipe would stop it."""
 
     def __init__(
         self,
@@ -85,12 +127,13 @@ class Child:
         self.command = command
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._on_line = on_line
+        self._output = OutputLines()
         self.process = start(command)
         assert self.process.stdout is not None
-        self._reader = threading.Thread(
-            target=self._read, args=(self.process.stdout, log_file), daemon=True
-        )
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self._writer = threading.Thread(target=self._write, args=(log_file,), daemon=True)
         self._reader.start()
+        self._writer.start()
 
     @property
     def alive(self) -> bool:
@@ -102,24 +145,50 @@ class Child:
         if self.alive:
             self.process.terminate()
 
-    def wait(self) -> None:
-        """Waits for the end of the process and of its output; kills it after STOP_TIMEOUT_S."""
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Waits for the end of the process and of its output; kills it after `timeout_s`."""
         try:
-            self.process.wait(STOP_TIMEOUT_S)
+            self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._reader.join(timeout=1.0)
+        # The writer ends after the reader, which a child of the process may hold up for longer.
+        self._reader.join(OUTPUT_TIMEOUT_S)
+        if not self._reader.is_alive():
+            self._writer.join(OUTPUT_TIMEOUT_S)
 
-    def _read(self, stream: IO[str], log_file: Path) -> None:
+    def _read(self, stream: IO[str]) -> None:
+        """Takes the output of the process until its end. Does nothing that may wait or fail."""
+        for line in stream:
+            self.last_lines.append(line.rstrip())
+            self._output.put(line)
+        self._output.close()
+
+    def _write(self, log_file: Path) -> None:
         """Passes on the output of the process until its end."""
-        # Whatever becomes of a line, the next one is read: a full pipe would stop the process.
-        with log_file.open("w", encoding="utf-8") as log:
-            for line in stream:
-                self.last_lines.append(line.rstrip())
+        log = _open_log(log_file)
+        if log is None:
+            self._tell(f"{log_file} cannot be written; the output is not kept")
+        while (line := self._output.take()) is not None:
+            if log is not None:
                 try:
                     log.write(line)
                     log.flush()
-                    self._on_line(self.name, line.rstrip())
                 except (OSError, ValueError):
-                    pass  # the disk is full, or nobody reads our own output any more
+                    pass  # the disk is full; there may be room for a later line
+            self._tell(line.rstrip())
+        if log is not None:
+            with suppress(OSError):
+                log.close()  # it may have something left to write
+
+    def _tell(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # nobody reads our own output any more
+            self._on_line(self.name, line)
+
+
+def _open_log(log_file: Path) -> IO[str] | None:
+    """Returns the file, emptied; None if there can be none, as when the disk has no inode left."""
+    try:
+        return log_file.open("w", encoding="utf-8")
+    except OSError:
+        return None

@@ -15,9 +15,10 @@ from typing import Any
 from coordinator.config import CoordinatorConfig
 from coordinator.key_file import with_file_keys
 from infra import models
-from infra.cluster import ClusterPlan, LocalCluster, names_of_nodes
+from infra.cluster import ClusterPlan, LocalCluster, ended, names_of_nodes
 from infra.gpus.assignment import GpuAssignment, assign_gpus, told
 from infra.gpus.visible import num_visible_gpus
+from infra.worker_lives import Restarts
 from node.config import NodeConfig
 from node.model_check import check_model
 from protocol.config import ConfigError, option, require, resolve
@@ -88,6 +89,7 @@ def plan(
         assignments=assignments,
         prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
         decode_flags=_size_flags(own.decode_tensor_parallel_size),
+        drain_timeout_s=coordinator.drain_timeout_s,
     )
 
 
@@ -151,29 +153,45 @@ def interrupt_on_signals() -> None:
 
 
 def stop_undisturbed(cluster: LocalCluster) -> None:
-    """Stops a cluster; a second signal does not end the launcher before its processes."""
+    """Stops a cluster. A second signal does not end the launcher before its processes, but ends the
+    time that running requests have."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: cluster.hurry())
     cluster.stop()
 
 
 def watch(cluster: LocalCluster) -> None:
-    """Watches the cluster until it is interrupted, and prints when a node ends; the others go on.
+    """Watches the cluster until it is interrupted. A node that ends is started again, after a wait
+    that grows when it happens often; both is printed.
 
     Raises StartError when the coordinator or the private Redis ends.
     """
-    reported: set[str] = set()
+    restarts: Restarts[str] = Restarts()
+    for name in cluster.plan.node_names:
+        restarts.started(name, time.monotonic())
     while True:
         time.sleep(WATCH_S)
-        for name, child in cluster.children.items():
-            if child.alive or name in reported:
-                continue
-            reported.add(name)
-            if name in ("coordinator", "redis"):
-                cluster.raise_if_dead()
-            print(
-                f"{name} ended (exit code {child.process.returncode}); the others go on", flush=True
-            )
+        start_nodes_again(cluster, restarts, time.monotonic())
+
+
+def start_nodes_again(cluster: LocalCluster, restarts: Restarts[str], now: float) -> None:
+    """Plans restarts of the nodes that have ended, and starts those whose wait is over. Raises
+    StartError if another process has ended."""
+    for name, child in cluster.children.items():
+        if child.alive or restarts.is_waiting(name):
+            continue
+        if name not in cluster.plan.node_names:
+            raise ended(child)
+        wait_s = restarts.ended(name, now)
+        code = child.process.returncode
+        print(f"{name} ended (exit code {code}); it starts again in {wait_s:.1f} s", flush=True)
+    for name in restarts.due(now):
+        restarts.started(name, now)
+        try:
+            cluster.start_planned_node(name)
+        except OSError as error:  # no memory, or no process left
+            wait_s = restarts.ended(name, now)
+            print(f"{name} cannot start ({error}); again in {wait_s:.1f} s", flush=True)
 
 
 def print_line(name: str, line: str) -> None:

@@ -27,21 +27,23 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REFUSED = 2
 """The exit code of a worker that cannot start and has said why: it is not started again."""
-KILL_AFTER_S = STOP_TIMEOUT_S - 2
-"""How long workers may take to stop: less than a launcher gives their parent."""
+STOP_MARGIN_S = STOP_TIMEOUT_S - 2
+"""How much longer than they drain workers may take to stop: less than a launcher gives their
+parent."""
 
 Serve = Callable[[int], None]
 """Serves as the worker of a number, until it is told to stop."""
 
 
-def run_workers(num_workers: int, serve: Serve) -> None:
-    """Runs `serve(0)`, `serve(1)`, … in a process each, until SIGTERM or SIGINT.
+def run_workers(num_workers: int, serve: Serve, drain_timeout_s: float) -> None:
+    """Runs `serve(0)`, `serve(1)`, … in a process each, until SIGTERM or SIGINT. A worker that was
+    told to stop may go on for `drain_timeout_s`, and a little longer to end.
 
     Ends as a single process does: by the signal, or by SystemExit with the worst status of a worker
     that did not stop as it was told, or could not start.
     """
     with _caught_signals() as signals:
-        number = _WorkerProcesses(num_workers, serve, signals).run()
+        number = _WorkerProcesses(num_workers, serve, signals, drain_timeout_s).run()
     signal.raise_signal(number)
 
 
@@ -64,12 +66,15 @@ def _caught_signals() -> Iterator[socket.socket]:
 class _WorkerProcesses:
     """The processes of the workers. `run` starts them and watches over them."""
 
-    def __init__(self, num_workers: int, serve: Serve, signals: socket.socket) -> None:
+    def __init__(
+        self, num_workers: int, serve: Serve, signals: socket.socket, drain_timeout_s: float
+    ) -> None:
         """`signals` gives the number of each signal that comes, as a byte."""
         self._num_workers = num_workers
         self._serve = serve
         self._signals = signals
-        self._restarts = Restarts()
+        self._kill_after_s = drain_timeout_s + STOP_MARGIN_S
+        self._restarts: Restarts[int] = Restarts()
         self._processes: dict[int, BaseProcess] = {}
 
     def run(self) -> int:
@@ -129,7 +134,7 @@ class _WorkerProcesses:
     def _stop(self, number: int) -> None:
         """Passes a signal on, and those that come after it, until all workers have ended. Raises
         SystemExit with the worst status."""
-        kill_at = time.monotonic() + KILL_AFTER_S
+        kill_at = time.monotonic() + self._kill_after_s
         exit_codes: list[int] = []
         self._send(number)
         while self._processes:

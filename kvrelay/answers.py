@@ -49,6 +49,9 @@ class GeneratedMeta(msgspec.Struct, frozen=True, kw_only=True):
     ttft: float | None = None
     """Seconds to the first token."""
     attempts: int = 1
+    resume_token: str | None = None
+    """In the first event of a stream: with it another coordinator goes on when this one has
+    died."""
     prefill_node: str | None = None
     decode_node: str | None = None
     route_reason: str | None = None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import httpx
@@ -16,6 +18,7 @@ from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, key_of, url_of
 from kvrelay.errors import ClientError
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
+from kvrelay.resuming import StreamProgress
 from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
 T = TypeVar("T")
@@ -62,8 +65,7 @@ class AsyncClient:
 
     def stream(self, prompt: Prompt, **params: Any) -> AsyncIterator[Generated]:
         """Answers a prompt and yields the answer as it grows: each value has all text so far."""
-        call = calls.streamed(calls.generate(prompt, params))
-        return self._follow(call, GeneratedEventReader())
+        return self._follow_resumed(calls.streamed(calls.generate(prompt, params)))
 
     async def generate_list(self, texts: Sequence[str], **params: Any) -> list[Generated]:
         """Answers several texts in one request, and returns the answers in their order."""
@@ -136,13 +138,13 @@ class AsyncClient:
         """Returns where the time of a request went."""
         return await self.call(calls.timeline(rid))
 
-    async def drain(self, node: str) -> dict[str, Any]:
-        """Keeps new requests from a node until `undrain`."""
-        return await self.call(calls.set_draining(node, True))
+    async def drain(self, node: str, keep: bool = False) -> dict[str, Any]:
+        """Keeps new requests from a node until `undrain`, or until it restarts unless `keep`."""
+        return await self.call(calls.drain(node, keep))
 
     async def undrain(self, node: str) -> dict[str, Any]:
         """Lets a node get requests again."""
-        return await self.call(calls.set_draining(node, False))
+        return await self.call(calls.undrain(node))
 
     async def explain(
         self, prompt: Prompt, cache_salt: str = "", **sampling_params: Any
@@ -155,9 +157,37 @@ class AsyncClient:
         response = await self._send(call, is_stream=False)
         return call.read(response.content)
 
+    async def _follow_resumed(self, call: ApiCall[Any]) -> AsyncIterator[Generated]:
+        """Yields the updates of a stream of /generate. If it breaks off, another coordinator goes
+        on with it. Raises ClientError."""
+        events, progress = GeneratedEventReader(), StreamProgress(call, self._connection.retry)
+        while True:
+            try:
+                response = await self._send(call, is_stream=True)
+                progress.began()
+                async with aclosing(self._updates(response, events)) as updates:
+                    async for update in updates:
+                        progress.saw(update)
+                        yield update
+                return
+            except ClientError as error:
+                following = progress.next_call(error, self._chance(), time.monotonic())
+                if following is None:
+                    raise
+            call, wait_s = following
+            events.begin_again()
+            await self._sleep(wait_s)
+
     async def _follow(self, call: ApiCall[Any], events: EventReader[T]) -> AsyncIterator[T]:
         """Yields the updates of a stream. Raises ClientError, also if the stream has no end."""
-        response = await self._send(call, is_stream=True)
+        async with aclosing(
+            self._updates(await self._send(call, is_stream=True), events)
+        ) as updates:
+            async for update in updates:
+                yield update
+
+    async def _updates(self, response: httpx.Response, events: EventReader[T]) -> AsyncGenerator[T]:
+        """Yields the updates of a stream whose head has come."""
         try:
             async for data in response.aiter_bytes():
                 for update in events.feed(data):

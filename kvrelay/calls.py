@@ -6,7 +6,7 @@ Both clients send these; neither knows more of HTTP than how bytes travel.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -32,6 +32,8 @@ TOP_LEVEL_KEYS = frozenset(
         "return_prompt_token_ids",
         "session_params",
         "session_id",
+        "event_ids",
+        "resume_token",
     )
 )
 """The parameters of /generate that stand beside its `sampling_params`."""
@@ -50,6 +52,8 @@ class ApiCall(Generic[T]):
     body: Mapping[str, Any] | None = None
     is_repeatable: bool = False
     """True if the call may be made again though the cluster may have begun with it."""
+    last_event_id: int | None = None
+    """How many tokens of the stream, which broke off, have been seen."""
 
     @property
     def is_admin(self) -> bool:
@@ -81,6 +85,13 @@ def streamed(call: ApiCall[T]) -> ApiCall[T]:
     """Returns the call that streams what `call` would answer at once."""
     body = {**(call.body or {}), "stream": True}
     return ApiCall(call.method, call.path, call.read, body, call.is_repeatable)
+
+
+def resumed(call: ApiCall[T], rid: str, token: str, num_seen: int) -> ApiCall[T]:
+    """Returns the call that goes on with a stream of /generate after its first `num_seen`
+    tokens."""
+    body = {**(call.body or {}), "rid": rid, "resume_token": token}
+    return replace(call, body=body, is_repeatable=False, last_event_id=num_seen)
 
 
 def tokenize(**body: Any) -> ApiCall[list[int]]:
@@ -163,10 +174,14 @@ def timeline(rid: str) -> ApiCall[dict[str, Any]]:
     return _admin("GET", f"requests/{quote(rid, safe='')}")
 
 
-def set_draining(node: str, is_draining: bool) -> ApiCall[dict[str, Any]]:
-    """Returns the call that keeps new requests from a node, or no longer."""
-    verb = "drain" if is_draining else "undrain"
-    return _admin("POST", f"nodes/{quote(node, safe='')}/{verb}")
+def drain(node: str, keep: bool) -> ApiCall[dict[str, Any]]:
+    """Returns the call that keeps new requests from a node, with `keep` also when it restarts."""
+    return _admin("POST", f"nodes/{quote(node, safe='')}/drain{'?keep=true' if keep else ''}")
+
+
+def undrain(node: str) -> ApiCall[dict[str, Any]]:
+    """Returns the call that lets a node get requests again."""
+    return _admin("POST", f"nodes/{quote(node, safe='')}/undrain")
 
 
 def explain(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar
 
 import httpx
@@ -17,6 +18,7 @@ from kvrelay.calls import ApiCall, Prompt
 from kvrelay.connection import LIMITS, READ_TIMEOUT_S, Connection, key_of, url_of
 from kvrelay.errors import ClientError
 from kvrelay.events import ChatEventReader, EventReader, GeneratedEventReader
+from kvrelay.resuming import StreamProgress
 from kvrelay.retries import DEFAULT_RETRY, RetryPolicy
 
 T = TypeVar("T")
@@ -73,8 +75,7 @@ class Client:
     def stream(self, prompt: Prompt, **params: Any) -> Iterator[Generated]:
         """Answers a prompt and yields the answer as it grows: each value has all text so far. The
         cluster stops generating when the iterator is closed."""
-        call = calls.streamed(calls.generate(prompt, params))
-        return self._follow(call, GeneratedEventReader())
+        return self._follow_resumed(calls.streamed(calls.generate(prompt, params)))
 
     def generate_list(self, texts: Sequence[str], **params: Any) -> list[Generated]:
         """Answers several texts in one request, and returns the answers in their order. A parameter
@@ -145,13 +146,14 @@ class Client:
         """Returns where the time of a request went, by the `rid` of its answer, or the `id`."""
         return self.call(calls.timeline(rid))
 
-    def drain(self, node: str) -> dict[str, Any]:
-        """Keeps new requests from a node until `undrain`. Its pages can still be fetched."""
-        return self.call(calls.set_draining(node, True))
+    def drain(self, node: str, keep: bool = False) -> dict[str, Any]:
+        """Keeps new requests from a node until `undrain` or until it restarts; with `keep` also
+        when it restarts. Its pages can still be fetched."""
+        return self.call(calls.drain(node, keep))
 
     def undrain(self, node: str) -> dict[str, Any]:
         """Lets a node get requests again."""
-        return self.call(calls.set_draining(node, False))
+        return self.call(calls.undrain(node))
 
     def explain(
         self, prompt: Prompt, cache_salt: str = "", **sampling_params: Any
@@ -164,9 +166,33 @@ class Client:
         response = self._send(call, is_stream=False)
         return call.read(response.content)
 
+    def _follow_resumed(self, call: ApiCall[Any]) -> Iterator[Generated]:
+        """Yields the updates of a stream of /generate. If it breaks off, another coordinator goes
+        on with it. Raises ClientError."""
+        events, progress = GeneratedEventReader(), StreamProgress(call, self._connection.retry)
+        while True:
+            try:
+                response = self._send(call, is_stream=True)
+                progress.began()
+                with closing(self._updates(response, events)) as updates:
+                    for update in updates:
+                        progress.saw(update)
+                        yield update
+                return
+            except ClientError as error:
+                following = progress.next_call(error, self._chance(), time.monotonic())
+                if following is None:
+                    raise
+            call, wait_s = following
+            events.begin_again()
+            self._sleep(wait_s)
+
     def _follow(self, call: ApiCall[Any], events: EventReader[T]) -> Iterator[T]:
         """Yields the updates of a stream. Raises ClientError, also if the stream has no end."""
-        response = self._send(call, is_stream=True)
+        yield from self._updates(self._send(call, is_stream=True), events)
+
+    def _updates(self, response: httpx.Response, events: EventReader[T]) -> Generator[T]:
+        """Yields the updates of a stream whose head has come."""
         try:
             for data in response.iter_bytes():
                 yield from events.feed(data)

@@ -66,6 +66,8 @@ class Connection:
         """Returns a call as the arguments of httpx's `build_request`."""
         token = (self.admin_token if call.is_admin else "") or self.api_key
         headers = {"Authorization": f"Bearer {token}".encode()} if token else {}
+        if call.last_event_id is not None:
+            headers["Last-Event-ID"] = b"%d" % call.last_event_id
         content = None
         if call.body is not None:
             headers["Content-Type"] = b"application/json"

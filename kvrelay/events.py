@@ -25,6 +25,9 @@ class EventReader(Protocol[T_co]):
     is_finished: bool
     """True when the end of the stream was read."""
 
+    def begin_again(self) -> None:
+        """Is told that the stream broke off and goes on over another connection."""
+
     def feed(self, data: bytes) -> Iterator[T_co]:
         """Yields the updates that are whole with these bytes. Raises ClientError if one of them is
         an error."""
@@ -38,6 +41,9 @@ class _JsonEventReader(Generic[T]):
         self._rest = b""
         """The begin of a line whose end has not come."""
         self.is_finished = False
+
+    def begin_again(self) -> None:
+        self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[T]:
         # Only a line feed ends a line: texts may have Unicode's other ends of lines.

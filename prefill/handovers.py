@@ -132,6 +132,9 @@ class Handovers:
         instructions.append(SendMessage(job.reply_address, done))
         return instructions + self._prompts.leave(job, now)
 
+    def keep(self, job: HandoverJob, now: float) -> None:
+        """Does nothing: the node that answers keeps what was answered."""
+
     def left(self, job: HandoverJob, held: HeldPages) -> list[Instruction]:
         """Releases the pages when nothing is being sent of them any more."""
         self._sending.leave(job.attempt, held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -50,3 +51,11 @@ class Attempt(msgspec.Struct, frozen=True, order=True):
 
     def __str__(self) -> str:
         return f"{self.request_id}#{self.number}"
+
+
+TAG_BYTES = 8
+
+
+def coordinator_tag(address: str) -> bytes:
+    """Returns what stands for a coordinator's address where clients may see it."""
+    return hashlib.blake2b(address.encode(), digest_size=TAG_BYTES).digest()

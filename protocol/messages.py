@@ -22,6 +22,8 @@ from protocol.trust.bounds import (
     Address,
     Count,
     DataAddresses,
+    Digest,
+    Key,
     LeaseSeconds,
     Name,
     PositiveCount,
@@ -56,6 +58,9 @@ class Generate(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: Address = ""
     fetch_pages: Count = 0
+    resume_key: Key = ""
+    """The secret by which another coordinator may take the answer over when this one is gone; ""
+    if none may."""
 
 
 class Prefill(Message, frozen=True):
@@ -258,6 +263,13 @@ class PauseSeen(Message, frozen=True):
     address: Address
 
 
+class RefuseContent(Message, frozen=True):
+    """Coordinator → every other coordinator: says that requests of this content end nodes, and are
+    to be refused for some time."""
+
+    digest: Digest
+
+
 class AskCounts(Message, frozen=True):
     """Coordinator → every other coordinator: asks what it has counted."""
 
@@ -424,6 +436,8 @@ class Goodbye(Message, frozen=True):
     of its lease."""
 
     node: Node
+    is_planned: bool = False
+    """True if the node was told to stop; else it died, or is stuck."""
 
 
 COORDINATOR_LEASE_S = 3.0
@@ -443,6 +457,42 @@ class CoordinatorAlive(Message, frozen=True):
     lease_s: LeaseSeconds = COORDINATOR_LEASE_S
 
 
+class CoordinatorGoodbye(Message, frozen=True):
+    """Coordinator → every live node: says that it ends now, as if its lease had ended."""
+
+    address: Address
+    """Where it received messages."""
+
+
+class TakeOver(Message, frozen=True):
+    """Coordinator → every live node: asks for what was answered of a request whose coordinator has
+    died."""
+
+    resume_key: Key
+    owner_tag: Digest
+    """`coordinator_tag` of the address of the one that had the request."""
+    reply_address: Address
+    question_id: Name
+
+
+class TakenOver(Message, frozen=True):
+    """Node → coordinator: answers `TakeOver`.
+
+    `tokens` are those that follow the prompt. A node that has given them takes the asker for the
+    owner of the answer from then on.
+    """
+
+    node: Node
+    question_id: Name
+    owner_lives: bool
+    """True if the owner has been heard within its lease; then there are no tokens."""
+    tokens: bytes | None = None
+    """All that was answered so far; None if this node knows nothing of the answer."""
+    finish: Key = ""
+    """As in `TokenOut`."""
+    cached_tokens: Count = 0
+
+
 AnyMessage = (
     Generate
     | Prefill
@@ -460,9 +510,13 @@ AnyMessage = (
     | Heartbeat
     | Goodbye
     | CoordinatorAlive
+    | CoordinatorGoodbye
+    | TakeOver
+    | TakenOver
     | AbortRequest
     | SetPause
     | PauseSeen
+    | RefuseContent
     | AskCounts
     | CountsReply
     | AskRequests

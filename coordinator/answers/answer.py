@@ -21,9 +21,12 @@ from protocol.counters import RequestCounters
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import TokenLogprobs
 
-ErrorKind = Literal["bad_request", "too_busy", "unavailable", "timed_out", "client_left"]
+ErrorKind = Literal[
+    "bad_request", "too_busy", "unavailable", "timed_out", "client_left", "ends_nodes"
+]
 """`bad_request`: no node can answer it. `too_busy`: later one may. `unavailable`: no node is left,
-or several have failed. `timed_out`: it took too long. `client_left`: nobody wants the answer."""
+or several have failed. `timed_out`: it took too long. `client_left`: nobody wants the answer.
+`ends_nodes`: nodes have died of it."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ class Answer:
         text = self._detokenizer.text
         return text if self._visible is None else text[: self._visible]
 
-    def grow(self, new: NewTokens, route: Route, num_attempts: int, now: float) -> bool:
-        """Adds new tokens, which come of attempt number `num_attempts` along `route`. Returns True
-        if a stop string has ended the answer."""
+    def grow(self, new: NewTokens, route: Route | None, num_attempts: int, now: float) -> bool:
+        """Adds new tokens, which come of attempt number `num_attempts` along `route`; None for what
+        another coordinator had asked for. Returns True if a stop string has ended the answer."""
         if self.first_token_at is None:
             self.first_token_at = now
             self.cached_tokens = new.cached_tokens

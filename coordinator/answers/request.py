@@ -37,5 +37,7 @@ class Request:
     """Regular expressions that end the answer where they match."""
     keeps_stop: bool = False
     """The text of the answer includes what ended it: the stop string or match, or the end token."""
+    resume_key: str = ""
+    """The secret by which another coordinator may take the answer over; "" if none may."""
     pieces: TokenPieces = NO_PIECES
     """What the text of the answer is made of."""

@@ -16,7 +16,7 @@ from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
 from coordinator.core.demands import DemandMaker
-from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
+from coordinator.core.errors import DuplicateRequest, EndsNodes, TooBusy, Unavailable
 from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
 from coordinator.core.pause import Pause
 from coordinator.core.request_reports import reports
@@ -24,6 +24,7 @@ from coordinator.core.shared_path import SharedPath
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
+from coordinator.leaving.taking_over import AnsweredBefore
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -31,6 +32,7 @@ from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
 from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import Candidates, Router
+from protocol.ids import Node
 from protocol.messages import (
     COORDINATOR_LEASE_S,
     AbortRequest,
@@ -38,6 +40,7 @@ from protocol.messages import (
     AskCounts,
     AskRequests,
     CoordinatorAlive,
+    CoordinatorGoodbye,
     CountsReply,
     Failed,
     Generate,
@@ -46,6 +49,7 @@ from protocol.messages import (
     Message,
     NodeInfo,
     PauseSeen,
+    RefuseContent,
     RequestsReply,
     SetPause,
     TokensOut,
@@ -57,6 +61,8 @@ log = logging.getLogger(__name__)
 CHECK_EVERY_S = 0.05
 """How often leases, deadlines and requests without a node are looked at."""
 ALIVE_EVERY_S = COORDINATOR_LEASE_S / 6
+READY_WITHOUT_NODE_S = 15.0
+"""A cluster counts as ready so long after its last node has left: a restart is no outage."""
 NO_NODE = (
     "no node takes requests: none is alive, or all are draining; `kvrelay stats` lists the "
     "nodes, and GET /ready answers 200 as soon as one serves"
@@ -102,6 +108,17 @@ class CoordinatorCore:
         """When a node sent tokens last, of whatever request."""
         self._is_dispatch_due = False
         """Something has happened since the dispatch queue was looked at."""
+        self._heard_at: dict[Node, float] = {}
+        """When each live node was heard last."""
+        self._served_at = -math.inf
+        """When a node took requests last."""
+        self._waits_for_nodes = False
+        """No node takes requests, and one did so a moment ago: requests wait for its return."""
+        self._known_tokens = self._known_room = 0
+        """`max_total_tokens` and the nodes' part of `max_unfinished` when a node took requests
+        last."""
+        self._why_stopped = ""
+        """Why no request is taken any more; "" as long as some are."""
 
     @property
     def num_unfinished(self) -> int:
@@ -123,11 +140,16 @@ class CoordinatorCore:
         """True if a request would find a node that takes it."""
         return bool(self.placement.open())
 
+    def serves(self, now: float) -> bool:
+        """Returns True if requests are taken: a node is there for them, or was a moment ago."""
+        return self.is_ready or now < self._served_at + READY_WITHOUT_NODE_S
+
     @property
     def max_total_tokens(self) -> int:
         """The most tokens, prompt and answer together, that one of the nodes has room for."""
         nodes = self.placement.open()
-        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=0)
+        known = self._known_tokens if self._waits_for_nodes else 0
+        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=known)
 
     @property
     def max_unfinished(self) -> int:
@@ -136,28 +158,43 @@ class CoordinatorCore:
         nodes = self.placement.open("decode") or self.placement.open()
         infos = [live.info for live in nodes]
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
+        if not infos and self._waits_for_nodes:
+            room = self._known_room
         return min(room, self._settings.max_queued_requests)
 
-    def submit(self, request: Request, now: float) -> list[Instruction]:
-        """Starts a request. The first instruction is the `AnswerStarted` with its answer.
+    def submit(
+        self, request: Request, now: float, before: AnsweredBefore | None = None
+    ) -> list[Instruction]:
+        """Starts a request. The first instruction is the `AnswerStarted` with its answer. With
+        `before` it is one that another coordinator had begun.
 
-        Raises DuplicateRequest, TooBusy or Unavailable, and then keeps nothing of the request.
+        Raises one of the kinds of RequestRefused, and then keeps nothing of the request.
         """
         # The id is ours, so that a rid that is used again never meets messages of its earlier use.
         answer = Answer(request, self._new_id(), now)
         if self._tracker.has_rid(answer.rid):
             raise DuplicateRequest(f"a request with rid {answer.rid!r} is running")
+        if self._tracker.refused.has(request, now):
+            raise EndsNodes(
+                "nodes ended while they computed a request with this prompt and these parameters; "
+                "such requests are refused for an hour"
+            )
         self.require_ready()
         if self.num_unfinished >= self.max_unfinished:
             raise TooBusy(f"{self.num_unfinished} requests are unfinished; try again in a moment")
         try:
+            if before is not None:
+                return [AnswerStarted(answer), *self._tracker.take_over(answer, before, now)]
             return [AnswerStarted(answer), *self._tracker.submit(answer, now)]
         except NoRoute as error:
             raise Unavailable(str(error)) from None
 
     def require_ready(self) -> None:
-        """Raises Unavailable if no node takes requests."""
-        if not self.is_ready:
+        """Raises Unavailable if no node takes requests, nor did so a moment ago, or if this
+        coordinator takes none."""
+        if self._why_stopped:
+            raise Unavailable(self._why_stopped)
+        if not self.is_ready and not self._waits_for_nodes:
             raise Unavailable(NO_NODE)
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
@@ -171,6 +208,14 @@ class CoordinatorCore:
         what they have answered so far."""
         self._is_dispatch_due = True
         return self._tracker.abort(rid, abort_all, now)
+
+    def stop(self, reason: str, now: float) -> list[Instruction]:
+        """Ends all requests with the error `reason`, refuses those that come after, and tells the
+        nodes that this coordinator ends."""
+        self._why_stopped = reason
+        goodbye = CoordinatorGoodbye(self._address)
+        goodbyes = [Send(live.info.control_address, goodbye) for live in self.registry.live()]
+        return [*self._tracker.end_all(reason, now), *goodbyes]
 
     def set_pause(self, pause: Pause, now: float) -> list[Instruction]:
         """Pauses generation or goes on with it. Does nothing if a newer state is known."""
@@ -200,7 +245,12 @@ class CoordinatorCore:
             log.warning("attempt %s failed: %s", message.attempt, message.reason)
             return self._tracker.failed(message, now)
         if isinstance(message, Goodbye):
-            return self._lost(self.registry.remove(message.node), now)
+            # One that was told to stop died of nothing; of all others the last sign is this one.
+            alive_at = -math.inf if message.is_planned else now
+            return self._lost(self.registry.remove(message.node), now, alive_at)
+        if isinstance(message, RefuseContent):
+            self._tracker.refused.add(message.digest, now)
+            return []
         if isinstance(message, AbortRequest):
             return self.abort(message.rid, message.abort_all, now)
         if isinstance(message, SetPause):
@@ -255,6 +305,7 @@ class CoordinatorCore:
     def tick(self, now: float) -> list[Instruction]:
         """Does what is due by now: ends leases, requests that took too long, and waits before
         retries; sends what nodes have room for."""
+        self._note_nodes(now)
         instructions: list[Instruction] = []
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_EVERY_S
@@ -282,7 +333,8 @@ class CoordinatorCore:
     def explain(self, request: Request, now: float) -> tuple[Candidates, Route, SharedPath]:
         """Returns what routing would do with a request now: all candidates and the choice, and how
         far its prompt is cached anywhere. Keeps nothing. Raises Unavailable."""
-        self.require_ready()
+        if not self.is_ready:
+            raise Unavailable(NO_NODE)
         try:
             demand = self._demands.demand_of(TrackedRequest(Answer(request, "", now)))
             candidates, route = self.placement.explain(demand, now)
@@ -299,18 +351,36 @@ class CoordinatorCore:
         live = self.registry.get(message.info.node)
         if live is not None:
             self.placement.heard(live, now)
+            self._heard_at[live.node] = now
+        self._note_nodes(now)
         return instructions
 
-    def _lost(self, info: NodeInfo | None, now: float) -> list[Instruction]:
-        """Ends what concerned an incarnation of a node that is over. Messages that are still queued
-        for it are dropped, so that they do not reach the next one at the same address."""
+    def _note_nodes(self, now: float) -> None:
+        """Notes what nodes take requests now."""
+        if self.is_ready:
+            self._waits_for_nodes = False
+            self._served_at = now
+            self._known_tokens, self._known_room = self.max_total_tokens, self.max_unfinished
+        else:
+            self._waits_for_nodes = self.serves(now)
+
+    def _lost(
+        self, info: NodeInfo | None, now: float, was_alive_at: float | None = None
+    ) -> list[Instruction]:
+        """Ends what concerned an incarnation of a node that is over; `was_alive_at`: when it was
+        known to live, unless that is its last heartbeat. Messages that are still queued for it are
+        dropped, so that they do not reach the next one at the same address."""
         if info is None:
             return []
-        return [Forget(info.control_address), *self._tracker.node_lost(info.node, now)]
+        self._note_nodes(now)
+        heard_at = self._heard_at.pop(info.node, -math.inf)
+        alive_at = heard_at if was_alive_at is None else was_alive_at
+        instructions = self._tracker.node_lost(info.node, now, alive_at)
+        return [Forget(info.control_address), *instructions]
 
     def _tell_alive(self, now: float) -> list[Instruction]:
         """Tells all nodes, now and then, that this coordinator still waits for its requests."""
-        if now < self._next_alive_at:
+        if now < self._next_alive_at or self._why_stopped:
             return []
         self._next_alive_at = now + ALIVE_EVERY_S
         alive = CoordinatorAlive(self._address, COORDINATOR_LEASE_S)

@@ -11,6 +11,10 @@ class DuplicateRequest(RequestRefused):
     """A request of the same name is not answered yet."""
 
 
+class EndsNodes(RequestRefused):
+    """Nodes have died of a request of the same content."""
+
+
 class TooBusy(RequestRefused):
     """Too many requests are unfinished."""
 

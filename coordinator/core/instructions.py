@@ -43,4 +43,10 @@ class AnswerEnded(msgspec.Struct, frozen=True):
     answer: Answer
 
 
-Instruction = Send | Forget | AnswerStarted | AnswerChanged | AnswerEnded
+class TellCoordinators(msgspec.Struct, frozen=True):
+    """Asks to queue a message for every other coordinator."""
+
+    message: Message
+
+
+Instruction = Send | Forget | TellCoordinators | AnswerStarted | AnswerChanged | AnswerEnded

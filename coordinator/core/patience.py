@@ -1,7 +1,7 @@
 """`Patience`: how often and how long a request is tried before it ends without an answer. Pure.
 
-A node may fail a request, or be too busy for it, or there may be none at all. Each of these has a
-limit of its own, and what the request ends with names the last one.
+A node may fail a request, or be too busy for it, or there may be none at all. The first two have
+limits of their own; for a node to appear a request waits up to its deadline.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from coordinator.answers.answer import AnswerError, ErrorKind
 
 MAX_FAILURES = 4
-"""Nodes that may fail one request before it fails."""
+"""Nodes that may fail one request, with no token between, before it fails."""
 RETRY_WITHIN_S = 10.0
-"""A request without a node waits so long for one to appear, or to have room."""
+"""So long a request is sent to nodes that are all too busy before it ends."""
 BUSY_RETRY_S = 0.5
 """When every node's queue is full, each is asked again after so long."""
 
@@ -31,21 +31,23 @@ class Patience:
     _last_failure: str = ""
     _kind: ErrorKind = "unavailable"
     """How the request ends if no further attempt succeeds: the kind of its last failure."""
-    _sent_at: float = 0.0
+    sent_at: float = 0.0
     """When the current attempt was sent."""
+    _why_no_node: str = ""
+    """Why no node could take it, when it was looked at last; "" if one could."""
     _give_up_at: float | None = None
-    """When the request ends unless a node takes it before. Set by a failure, by the first of
-    several busy replies in a row, or when there is no node; cleared by a token."""
+    """When the request ends unless a node takes it before. Set by a failure, or by the first of
+    several busy replies in a row; cleared by a token."""
 
     def sent(self, now: float) -> None:
         """Notes that an attempt is sent to a node."""
-        self._sent_at = now
+        self.sent_at = now
         if now - self.retry_at > RETRY_WITHIN_S:
             self._give_up_at = None  # it waited here for its turn, not for a busy node
 
     def answered(self) -> None:
         """Notes that a token has come."""
-        self._give_up_at = None
+        self._give_up_at, self._num_failures = None, 0
 
     def held(self) -> None:
         """Notes that the request is taken back from its node, or waits on, through no fault of
@@ -70,7 +72,7 @@ class Patience:
         """Notes that the queue of the node `name` is full."""
         self._kind = "too_busy"
         self.retry_at = now + self.pause_before(name)
-        was_waiting_for_this_node = now - self._sent_at > RETRY_WITHIN_S
+        was_waiting_for_this_node = now - self.sent_at > RETRY_WITHIN_S
         if self._give_up_at is None or was_waiting_for_this_node:
             self._give_up_at = now + RETRY_WITHIN_S
         elif now >= self._give_up_at:
@@ -78,17 +80,20 @@ class Patience:
         self._went_wrong(name, reason)
         return None
 
-    def no_node(self, reason: str, now: float) -> AnswerError | None:
-        """Notes that no node could take the request now."""
-        if self._give_up_at is None:
-            self._give_up_at = now + RETRY_WITHIN_S
-        if now < self._give_up_at:
-            return None
-        failure = self._last_failure
-        return AnswerError(self._kind, f"{failure}, and {reason}" if failure else reason)
+    def no_node(self, reason: str) -> None:
+        """Notes that no node could take the request now. It waits for one up to its deadline."""
+        self._why_no_node = reason
+
+    def too_late(self, deadline_s: float) -> AnswerError:
+        """Returns the error of a request that has not ended within its deadline."""
+        if not self._why_no_node:
+            return AnswerError("timed_out", f"the request did not end within {deadline_s:g} s")
+        failure = f"{self._last_failure}, and " if self._last_failure else ""
+        return AnswerError(self._kind, f"{failure}{self._why_no_node}, for up to {deadline_s:g} s")
 
     def some_node(self, now: float) -> None:
         """Notes that there is a node which could take the request."""
+        self._why_no_node = ""
         waits_for_its_turn = now - self.retry_at > RETRY_WITHIN_S
         if self._kind == "unavailable" or waits_for_its_turn:
             self._give_up_at, self._kind = None, "unavailable"

@@ -8,6 +8,7 @@ import msgspec
 
 from coordinator.answers.answer import Answer
 from coordinator.core.patience import Patience
+from coordinator.core.poison import Suspicion
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import PageHash, PageHasher
@@ -37,6 +38,8 @@ class TrackedRequest:
     """The hasher that made `hashes`. When the model changes, they are worth nothing any more."""
     patience: Patience = field(default_factory=Patience)
     """What went wrong with it, and when it ends for that."""
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    """What speaks for it being the reason why nodes have died."""
     held_s: float = 0.0
     """How long it was held by pauses of the cluster; this time does not count for its limits."""
     diverges_early: bool = False

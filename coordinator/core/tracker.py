@@ -8,14 +8,24 @@ nodes in the same manner. Each request ends with exactly one `AnswerEnded`.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Iterator
 
 from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
-from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
+from coordinator.core.instructions import (
+    AnswerChanged,
+    AnswerEnded,
+    Instruction,
+    Send,
+    TellCoordinators,
+)
+from coordinator.core.poison import HOLD_S, RefusedContents, Suspects, content_digest
 from coordinator.core.request_reports import goes_by, reportable
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
+from coordinator.leaving.taking_over import AnsweredBefore, begin_with
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -24,7 +34,9 @@ from coordinator.routing.routed_request import RoutedRequest
 from coordinator.timelines.ended_requests import ReportableRequest
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
-from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
+from protocol.messages import Cancel, Failed, Generate, RefuseContent, TokenOut, TokensOut
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -48,6 +60,9 @@ class Tracker:
         self._requests: dict[str, TrackedRequest] = {}
         self._rids: set[str] = set()
         """The clients' names of the same requests."""
+        self.refused = RefusedContents()
+        """Contents of requests of which nodes have died."""
+        self._suspects: Suspects[TrackedRequest] = Suspects()
         self._paused_at: float | None = None
         """When the pause began in which nothing is sent; None while there is none."""
 
@@ -67,16 +82,25 @@ class Tracker:
         return rid in self._rids
 
     def submit(self, answer: Answer, now: float) -> list[Instruction]:
-        """Starts a request. Raises NoRoute, and keeps nothing, if no node could ever take it."""
+        """Starts a request. Raises NoRoute, and keeps nothing, if the nodes that there are could
+        never take it; if there is none, it waits for one."""
         assert answer.request_id not in self._requests and answer.rid not in self._rids
         tracked = TrackedRequest(answer)
-        demand = self._demands.demand_of(tracked)
-        self._placement.require_room(demand)
-        tracked.diverges_early = self._demands.diverges_early(demand.hashes, self._placement.index)
-        self._requests[answer.request_id] = tracked
-        self._rids.add(answer.rid)
-        self._enqueue(tracked, demand, now)
+        self._add(tracked, now)
+        index = self._placement.index
+        tracked.diverges_early = self._demands.diverges_early(tracked.hashes, index)
         return self.dispatch(now)
+
+    def take_over(self, answer: Answer, before: AnsweredBefore, now: float) -> list[Instruction]:
+        """Goes on with an answer that another coordinator had begun. Raises NoRoute as `submit`
+        does."""
+        is_whole = begin_with(answer, before, now)
+        tracked = TrackedRequest(answer, answered=list(answer.output_ids))
+        if is_whole:
+            self._statistics.answer_ended(tracked, now)
+            return [AnswerEnded(answer)]
+        self._add(tracked, now)
+        return [AnswerChanged(answer), *self.dispatch(now)]
 
     def newest_first(self) -> Iterator[ReportableRequest]:
         """Returns what can be told of the unfinished requests, the youngest first."""
@@ -144,20 +168,42 @@ class Tracker:
         reason = f"node {node.name} cannot be reached"
         return self._failed(tracked, node, reason, now, retry_in_s)
 
-    def node_lost(self, node: Node, now: float) -> list[Instruction]:
+    def node_lost(
+        self, node: Node, now: float, was_alive_at: float = -math.inf
+    ) -> list[Instruction]:
         """Handles the news that an incarnation of a node is over; requests that need it are tried
-        elsewhere."""
+        elsewhere. `was_alive_at` tells when the last sign of a node came that was not told to stop:
+        one of the requests that had been sent by then may be the reason."""
         self._placement.forget(node)
         instructions: list[Instruction] = []
-        for tracked in list(self._requests.values()):
-            route = tracked.route
-            if route is None or not _needs(tracked, route, node):
-                continue
+        lost = [
+            one for one in self._requests.values() if one.route and _needs(one, one.route, node)
+        ]
+        for tracked in lost:
             # The decode node still waits for pages that will not come.
-            if route.decode != node:
-                instructions.append(Send(route.decode_address, Cancel(tracked.current)))
-            instructions += self._failed(tracked, node, f"node {node.name} was lost", now)
+            if tracked.route is not None and tracked.route.decode != node:
+                instructions += self._cancel_current(tracked)
+        suspects = [tracked for tracked in lost if tracked.patience.sent_at <= was_alive_at]
+        instructions += self._suspect(suspects, node, now)
+        for tracked in lost:
+            if tracked.answer.is_done:
+                continue  # it was found guilty
+            is_held = tracked.suspicion.dead_nodes and not tracked.is_answering
+            hold_s = HOLD_S if is_held else 0.0
+            instructions += self._failed(tracked, node, f"node {node.name} was lost", now, hold_s)
         return instructions + self.dispatch(now)
+
+    def _suspect(self, lost: Iterable[TrackedRequest], node: Node, now: float) -> list[Instruction]:
+        """Ends the request of which nodes die, if it is known now."""
+        poison = self._suspects.culprit(lost, node.name, now)
+        if poison is None:
+            return []
+        digest = content_digest(poison.answer.request)
+        self.refused.add(digest, now)
+        message = poison.suspicion.sentence()
+        log.error("request %s: %s", poison.answer.rid, message)
+        end = self._abort(poison, "ends_nodes", message, now)
+        return [end, TellCoordinators(RefuseContent(digest))]
 
     def cancel(self, request_id: str, now: float) -> list[Instruction]:
         """Ends a request that its client does not want any more. Does nothing if it has ended."""
@@ -177,6 +223,14 @@ class Tracker:
                 instructions += self._cancel_current(tracked)
                 tracked.answer.abort_as_asked(now)
                 instructions.append(self._end(tracked, now))
+        return instructions
+
+    def end_all(self, reason: str, now: float) -> list[Instruction]:
+        """Ends all requests with the error `reason`. Nodes are not told, as another coordinator may
+        take the answers over."""
+        instructions: list[Instruction] = []
+        for tracked in list(self._requests.values()):
+            instructions.append(self._abort(tracked, "unavailable", reason, now))
         return instructions
 
     def pause(self, now: float) -> list[Instruction]:
@@ -220,8 +274,8 @@ class Tracker:
             if now - tracked.answer.started_at - tracked.held_s <= older_than_s:
                 break
             instructions += self._cancel_current(tracked)
-            message = f"the request did not end within {older_than_s:g} s"
-            instructions.append(self._abort(tracked, "timed_out", message, now))
+            error = tracked.patience.too_late(older_than_s)
+            instructions.append(self._abort(tracked, error.kind, error.message, now))
         return instructions
 
     def hash_again(self, now: float) -> list[Instruction]:
@@ -236,14 +290,22 @@ class Tracker:
         return instructions
 
     def retry(self, now: float) -> list[Instruction]:
-        """Queues the requests that no node could take so far, and ends those that have waited too
-        long; does nothing during a pause."""
+        """Queues the requests that no node could take so far; does nothing during a pause."""
         instructions: list[Instruction] = []
         if self._paused_at is not None:
             return instructions
         for tracked in self._without_route():
             instructions += self._wait(tracked, now)
         return instructions
+
+    def _add(self, tracked: TrackedRequest, now: float) -> None:
+        """Takes a new request. Raises NoRoute, and keeps nothing, if all nodes are too small."""
+        if self._placement.open():
+            demand = self._demands.demand_of(tracked)
+            self._placement.require_room(demand)
+            self._enqueue(tracked, demand, now)
+        self._requests[tracked.request_id] = tracked
+        self._rids.add(tracked.answer.rid)
 
     def _without_route(self) -> list[TrackedRequest]:
         return [tracked for tracked in self._requests.values() if tracked.route is None]
@@ -276,6 +338,7 @@ class Tracker:
             fetch_node=route.fetch_from,
             fetch_address=route.fetch_address,
             fetch_pages=route.fetch_pages,
+            resume_key=request.resume_key,
         )
         return Send(route.decode_address, generate)
 
@@ -291,6 +354,7 @@ class Tracker:
             answer.timeline.told(out.times, out.prefill_times, now)
         tracked.is_answering = True
         tracked.patience.answered()
+        tracked.suspicion.answered()
         tracked.answered += out.tokens
         new = NewTokens(
             out.tokens,
@@ -368,17 +432,16 @@ class Tracker:
         return self._wait(tracked, now)
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        """Queues a request that has no node, if it is time for that. Ends it if no node could take
-        it for too long."""
-        if now < tracked.patience.retry_at:
+        """Queues a request that has no node, if it is time for that and a node could take it."""
+        if now < tracked.patience.retry_at or not self._suspects.may_be_tried(tracked):
             return []
         try:
             routed = tracked.routed
             demand = routed.demand if routed is not None else self._demands.demand_of(tracked)
             self._placement.require_room(demand)
         except NoRoute as no_route:
-            error = tracked.patience.no_node(str(no_route), now)
-            return [] if error is None else [self._abort(tracked, error.kind, error.message, now)]
+            tracked.patience.no_node(str(no_route))
+            return []
         if routed is None:
             self._enqueue(tracked, demand, now)
         tracked.patience.some_node(now)
@@ -399,6 +462,7 @@ class Tracker:
     def _drop(self, tracked: TrackedRequest, now: float) -> None:
         del self._requests[tracked.request_id]
         self._rids.discard(tracked.answer.rid)
+        self._suspects.ended(tracked)
         if tracked.routed is not None:
             self._queue.remove(tracked.routed)
             self._placement.ended(tracked.routed, now)

@@ -14,6 +14,7 @@ STATUS_CODES: dict[ErrorKind, int] = {
     "client_left": 499,  # nobody reads it; it is what access logs of proxies show
     "unavailable": 503,
     "timed_out": 504,
+    "ends_nodes": 500,
 }
 ERROR_TYPES = {
     400: "BadRequest",

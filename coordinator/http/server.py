@@ -52,13 +52,19 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
     server.run(sockets=[listener])
 
 
+CLOSE = (b"connection", b"close")
+FLUSH_TIMEOUT_S = 5
+"""How long clients may take to read the ends of their answers when the server ends."""
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 
 class HttpServer(uvicorn.Server):
-    """Serves a service over HTTP. It tells the service of the signal to stop, before it waits for
-    what runs."""
+    """Serves a service over HTTP.
+
+    After the signal to stop it serves on, new connections too, until the service may close. What
+    has not ended by then ends with an error. A second signal ends the waiting.
+    """
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
@@ -69,15 +75,31 @@ class HttpServer(uvicorn.Server):
             ws="none",
             proxy_headers=False,  # nothing here asks where a request came from
             timeout_keep_alive=service.config.keep_alive_s,  # type: ignore[arg-type]
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=FLUSH_TIMEOUT_S,
         )
         super().__init__(config)
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles SIGTERM and SIGINT."""
+        if self._service.farewell.has_begun:
+            return super().handle_exit(sig, frame)
+        self._captured_signals.append(sig)  # the process ends by it
         self._service.stop_soon()
-        super().handle_exit(sig, frame)
+        # Clients that keep connections open come back to a coordinator that goes on.
+        self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+
+    async def on_tick(self, counter: int) -> bool:
+        """Returns True when the server is to end; it is called ten times a second."""
+        return await super().on_tick(counter) or self._service.may_close
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends what still runs, and closes all connections when they have been told."""
+        for server in self.servers:
+            server.close()  # first: nobody may come who would be refused
+        self._service.end_unfinished()
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int, is_shared: bool = False) -> socket.socket:

@@ -63,11 +63,11 @@ class OwnershipFollower:
             self._reloads.append((node, done))
             await done
 
-    async def set_draining(self, name: str, draining: bool) -> None:
+    async def set_drain_mark(self, name: str, mark: str) -> None:
         """Marks a node as draining, or not, in Redis for all coordinators. Raises REDIS_ERRORS."""
         async with self._lock:
-            await self._redis.hset(ownership.DRAINING_KEY, name, int(draining))
-            self.mirror.set_draining(name, draining)
+            await self._redis.hset(ownership.DRAINING_KEY, name, mark)
+            self.mirror.set_drain_mark(name, mark)
 
     async def close(self) -> None:
         """Removes the announcement of this coordinator from Redis."""
@@ -104,7 +104,7 @@ class OwnershipFollower:
         if call.script == "read_draining":
             return await redis.hgetall(ownership.DRAINING_KEY)
         if call.script == "write_draining":
-            return await redis.hset(ownership.DRAINING_KEY, mapping=dict.fromkeys(call.args, 1))
+            return await redis.hset(ownership.DRAINING_KEY, mapping=call.args[0])
         if call.script == "list_nodes":
             keys, args = [ownership.NODES_KEY], [ownership.NODE_PREFIX]
             return await self._list_nodes(keys=keys, args=args)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,8 +48,8 @@ class MirrorCall:
     | script          | args                                   | result                         |
     |-----------------|----------------------------------------|--------------------------------|
     | announce        | address, lease_ms                      | Redis's time in µs             |
-    | read_draining   |                                        | the hash: name → b"1" or b"0"  |
-    | write_draining  | names                                  | ignored                        |
+    | read_draining   |                                        | the hash: name → its mark      |
+    | write_draining  | {name: mark}                           | ignored                        |
     | list_nodes      |                                        | of the script LIST_NODES       |
     | last_change     | key of a stream                        | XREVRANGE … COUNT 1            |
     | scan_pages      | key of a set, cursor, count            | of the script SCAN             |
@@ -121,8 +121,9 @@ class OwnershipMirror:
         """Delay from the newest change's entry into Redis to the index."""
         self.num_reloads = 0
         """Sets of known nodes that were read again."""
-        self.draining: frozenset[str] = frozenset()
-        """Names of nodes that get no new requests, for all coordinators the same."""
+        self.drain_marks: Mapping[str, str] = {}
+        """The marks of nodes that get no new requests, by name, as Redis has them: an incarnation,
+        or KEEPS_DRAINING."""
         self._address = address
         self._index = index
         self._positions: dict[Node, _ReadPosition] = {}
@@ -209,9 +210,9 @@ class OwnershipMirror:
         """Returns True while the node's whole set is being read or still has to be."""
         return node in self._to_load or (self._load is not None and self._load.node == node)
 
-    def set_draining(self, name: str, draining: bool) -> None:
+    def set_drain_mark(self, name: str, mark: str) -> None:
         """Handles the news that this coordinator itself has changed the mark of a node in Redis."""
-        self.draining = self.draining | {name} if draining else self.draining - {name}
+        self.drain_marks = _drains({**self.drain_marks, name: mark})
 
     def _begin_look(self, now: float) -> None:
         self._next_look_at = now + LOOK_FOR_NODES_S
@@ -222,10 +223,9 @@ class OwnershipMirror:
         # What was taken back stays in the record as 0, so none at all means that Redis lost it:
         # then this coordinator, and every other one, writes what it knows.
         if record:
-            names = [name.decode() for name, draining in record.items() if draining == b"1"]
-            self.draining = frozenset(names)
-        elif self.draining:
-            self._look.appendleft(MirrorCall("write_draining", tuple(sorted(self.draining))))
+            self.drain_marks = _drains({k.decode(): v.decode() for k, v in record.items()})
+        elif self.drain_marks:
+            self._look.appendleft(MirrorCall("write_draining", (dict(self.drain_marks),)))
 
     def _take_nodes(self, live: dict[Node, int | None]) -> None:
         """Takes which nodes are live. `live` has the number of each node's last change; None if its
@@ -351,3 +351,8 @@ class OwnershipMirror:
         self._index.stored(node, split_hashes(change.stored))
         position.stream_id, position.sequence = stream_id, change.sequence
         return True
+
+
+def _drains(marks: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns the marks of those that drain."""
+    return {name: mark for name, mark in marks.items() if mark != ownership.DOES_NOT_DRAIN}

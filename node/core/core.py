@@ -4,7 +4,7 @@
               ├─► NodeCore ──────────┤
     transfers ┘     Scheduler        └─► slices ───────► runner ─► finish, abandon
                     ExpectedTransfers
-                    CoordinatorLeases
+                    CoordinatorLeases, KeptAnswers
 
 It knows no socket, no tensor and no clock; `node/shell/shell.py` has these.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+
+import msgspec
 
 from engine.batches.sequence import Sampled, Slice
 from engine.cache.prefix_cache import CacheChange, PrefixCache
@@ -35,12 +37,15 @@ from protocol.messages import (
     AuditReply,
     CacheFlushed,
     CoordinatorAlive,
+    CoordinatorGoodbye,
     Failed,
     FailureKind,
     FlushCache,
     Generate,
     Load,
     Republish,
+    TakenOver,
+    TakeOver,
 )
 
 log = logging.getLogger(__name__)
@@ -57,6 +62,9 @@ class NodeCore:
         self._scheduler = scheduler
         self._expected = ExpectedTransfers()
         self._coordinators = CoordinatorLeases()
+        self._kept = scheduler.kept_answers
+        self._questions: list[TakeOver] = []
+        """Those to be answered in the next turn, when it is known who is silent."""
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes a message, or the news of a transfer."""
@@ -64,6 +72,12 @@ class NodeCore:
             return [self._operate(event)]
         if isinstance(event, CoordinatorAlive):
             self._coordinators.heard(event.address, event.lease_s, now)
+            return []
+        if isinstance(event, CoordinatorGoodbye):
+            self._coordinators.ended(event.address, now)
+            return []
+        if isinstance(event, TakeOver):
+            self._questions.append(event)
             return []
         if isinstance(event, TransferNews):
             if not self._expected.is_current(event):
@@ -86,10 +100,15 @@ class NodeCore:
             attempts = self._scheduler.attempts_of(address)
             if attempts:
                 log.warning("coordinator %s is silent; its requests are dropped", address)
+            self._scheduler.keep_answers_of(address, now)
             for attempt in attempts:
                 instructions += self._scheduler.drop(attempt, now)
                 # It may have been stopped for a while, and would wait for their tokens for ever.
                 instructions.append(SendMessage(address, self._orphaned(attempt)))
+        questions, self._questions = self._questions, []
+        for question in questions:
+            reply = self._taken_over(question, now)
+            instructions.append(SendMessage(question.reply_address, reply))
         slices, planned = self._scheduler.next_batch(now, rates)
         return slices, self._expected.noted(instructions + planned)
 
@@ -117,6 +136,23 @@ class NodeCore:
     def take_changes(self) -> list[CacheChange]:
         """Returns which pages became findable or ceased to be since the last call, in order."""
         return self._cache.take_changes()
+
+    def _taken_over(self, question: TakeOver, now: float) -> TakenOver:
+        """Returns what is kept of an answer, for the coordinator that takes it over."""
+        kept = self._kept.get(question.resume_key, now)
+        lives = (
+            self._coordinators.has_alive(question.owner_tag, now)
+            if kept is None
+            else self._coordinators.is_alive(kept.owner, now)
+        )
+        reply = TakenOver(self._node, question.question_id, lives)
+        if kept is None or lives:
+            return reply
+        kept.owner = question.reply_address
+        self._coordinators.heard(kept.owner, COORDINATOR_LEASE_S, now)
+        return msgspec.structs.replace(
+            reply, tokens=kept.tokens, finish=kept.finish, cached_tokens=kept.cached_tokens
+        )
 
     def _orphaned(self, attempt: Attempt) -> Failed:
         reason = "the coordinator was silent for longer than its lease"

@@ -71,6 +71,10 @@ class Sink(Protocol[Purpose]):
     def sampled(self, job: Job[Purpose], sampled: Sampled, now: float) -> list[Instruction]:
         """Takes the tokens that follow those of the job."""
 
+    def keep(self, job: Job[Purpose], now: float) -> None:
+        """Is told that whoever asked for the job is gone: what was answered of it may be asked for
+        by somebody else."""
+
     def left(self, job: Job[Purpose], held: HeldPages) -> list[Instruction]:
         """Takes back the pages of a job that is over or gives way, and releases them, now or when
         it is done with them. What it returns is carried out before anybody else uses the pages."""

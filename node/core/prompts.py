@@ -317,8 +317,12 @@ class Prompts:
 
     def attempts_of(self, reply_address: str) -> list[Attempt]:
         """Returns the attempts of all jobs that were asked for from this address."""
+        return [job.attempt for job in self.jobs_of(reply_address)]
+
+    def jobs_of(self, reply_address: str) -> list[Job[Any]]:
+        """Returns all jobs that were asked for from this address."""
         jobs = chain(self._waiting, self._admitted)
-        return [job.attempt for job in jobs if job.reply_address == reply_address]
+        return [job for job in jobs if job.reply_address == reply_address]
 
     def failure(self, job: Job[Any], reason: str, kind: FailureKind) -> SendMessage:
         """Returns the message that tells whoever asked for the job that this node failed it."""

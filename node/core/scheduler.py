@@ -26,6 +26,7 @@ from node.core.instructions import (
     TransferNews,
 )
 from node.core.job import PlannedSlice
+from node.core.kept_answers import KeptAnswers
 from node.core.prompts import PromptLimits, Prompts
 from node.core.work import KindOfWork, NodeParts, WorkFactory
 from node.load.counters import Counters
@@ -83,6 +84,8 @@ class Scheduler:
         the kinds of work that it does."""
         self.role: Role = role
         """Told in every load; it may change."""
+        self.kept_answers = KeptAnswers()
+        """What was answered here lately."""
         self._cache = cache
         self._limits = limits
         self._counters = Counters()
@@ -105,6 +108,7 @@ class Scheduler:
             self._counters,
             self._prompts,
             limits.receive_timeout_s,
+            self.kept_answers,
         )
         self._works: list[KindOfWork] = [make(parts) for make in kinds]
         self._steps: deque[list[PlannedSlice]] = deque()
@@ -142,6 +146,11 @@ class Scheduler:
     def attempts_of(self, reply_address: str) -> list[Attempt]:
         """Returns the attempts that were asked for from this address."""
         return self._prompts.attempts_of(reply_address)
+
+    def keep_answers_of(self, reply_address: str, now: float) -> None:
+        """Keeps what was answered of the requests that were asked for from this address."""
+        for job in self._prompts.jobs_of(reply_address):
+            job.sink.keep(job, now)
 
     def next_batch(
         self, now: float, rates: StepRates = UNMEASURED

@@ -13,6 +13,7 @@ from typing import Protocol
 from engine.cache.prefix_cache import PrefixCache
 from node.core.instructions import Event, Instruction
 from node.core.job import PlannedSlice
+from node.core.kept_answers import KeptAnswers
 from node.core.prompts import Prompts
 from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher
@@ -31,6 +32,7 @@ class NodeParts:
     counters: Counters
     prompts: Prompts
     receive_timeout_s: float
+    kept_answers: KeptAnswers
 
 
 class KindOfWork(Protocol):

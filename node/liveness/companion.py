@@ -73,7 +73,7 @@ class Companion:
     def run(self, news: int) -> None:
         """Sends heartbeats until the file `news` ends or says GOODBYE, and then a goodbye."""
         interval_s = self._plan.lease_s / HEARTBEATS_PER_LEASE
-        due_at, is_over = 0.0, False
+        due_at, is_over, is_planned = 0.0, False, False
         while not is_over:
             now = time.monotonic()
             health = self.health()
@@ -86,9 +86,10 @@ class Companion:
             wait_s = min(LOOK_INTERVAL_S, max(0.0, due_at - time.monotonic()))
             if select.select([news], [], [], wait_s)[0]:
                 said = os.read(news, 65_536)
-                is_over = not said or GOODBYE in said
+                is_planned = GOODBYE in said
+                is_over = not said or is_planned
                 due_at = min(due_at, now + NEWS_INTERVAL_S)
-        self._say_goodbye()
+        self._say_goodbye(is_planned)
         self._outgoing.close()
         self._context.term()  # waits until the goodbyes have left, or too long
 
@@ -112,14 +113,14 @@ class Companion:
                 self._plan.node,
                 self._plan.stall_s,
             )
-            self._say_goodbye()
+            self._say_goodbye(is_planned=False)
         else:
             log.info("node %s is %s", self._plan.node, health.condition)
 
-    def _say_goodbye(self) -> None:
+    def _say_goodbye(self, is_planned: bool) -> None:
         told = self._read()
         for address in told.coordinators if told is not None else ():
-            self._send(address, Goodbye(self._plan.node))
+            self._send(address, Goodbye(self._plan.node, is_planned))
 
     def _read(self) -> Told | None:
         """Returns the last that the main process told; None before the first time."""

@@ -1,7 +1,8 @@
 """The record of page ownership in Redis: its keys, its change entries and its scripts.
 
     {kvrelay}:nodes                     set of node names
-    {kvrelay}:draining                  hash: node name → 1 if it gets no new requests, else 0
+    {kvrelay}:draining                  hash: node name → the incarnation that gets no new requests,
+                                        "keep" if none of that name does, "0" if all do
     {kvrelay}:coordinators              sorted set: control address by the time its lease ends
     {kvrelay}:node:NAME:lease           the incarnation that owns pages now; expires by itself
     {kvrelay}:node:NAME:info            NodeInfo as JSON
@@ -34,6 +35,9 @@ from protocol.ids import Node
 TAG = "{kvrelay}"
 NODES_KEY = f"{TAG}:nodes"
 DRAINING_KEY = f"{TAG}:draining"
+KEEPS_DRAINING = "keep"
+"""The mark of a node that drains whatever its incarnation."""
+DOES_NOT_DRAIN = "0"
 COORDINATORS_KEY = f"{TAG}:coordinators"
 NODE_PREFIX = f"{TAG}:node:"
 HASHES_PER_CHANGE = 1_000

@@ -31,5 +31,8 @@ MAX_NAME_CHARACTERS = 512
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS)]
 Address = Annotated[str, Meta(max_length=512)]
 """host:port, with what `protocol.channel` adds for control addresses; "" if there is none."""
+Key = Annotated[str, Meta(max_length=512)]
+"""A short word that is compared with another one; "" if there is none."""
+Digest = Annotated[bytes, Meta(min_length=1, max_length=64)]
 DataAddresses = Annotated[tuple[Address, ...], Meta(max_length=256)]
 """The addresses of the ranks of a node."""

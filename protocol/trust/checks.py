@@ -18,6 +18,7 @@ from protocol.messages import (
     Heartbeat,
     Prefill,
     PrefillDone,
+    TakenOver,
     TokensOut,
     decode,
 )
@@ -55,6 +56,8 @@ def problem_with(message: AnyMessage, now_ns: int) -> str:
         return _of_hashes(message.hashes)
     if isinstance(message, PrefillDone):
         return _of_logprobs(message.prompt_logprobs)
+    if isinstance(message, TakenOver):
+        return _of_tokens(message.tokens or b"")
     return ""
 
 
@@ -64,10 +67,18 @@ def _first(problems: Iterable[str]) -> str:
 
 def _of_prompt(message: Generate | Prefill) -> str:
     raw = message.tokens
-    if not raw or len(raw) % TOKEN_BYTES:
-        return f"{len(raw)} bytes are no whole number of tokens, and at least one"
+    if not raw:
+        return "a prompt has at least one token"
     if message.sampling.prompt_length * TOKEN_BYTES > len(raw):
         return "the client's part of the prompt is longer than the prompt"
+    return _of_tokens(raw)
+
+
+def _of_tokens(raw: bytes) -> str:
+    if len(raw) % TOKEN_BYTES:
+        return f"{len(raw)} bytes are no whole number of tokens"
+    if not raw:
+        return ""
     # A little-endian int32 is negative if the highest bit of its last byte is set.
     return "a token id is negative" if max(raw[TOKEN_BYTES - 1 :: TOKEN_BYTES]) > 0x7F else ""
 

@@ -40,6 +40,12 @@ class Asked:
     end: str = ""
     """How it ended: an answer's finish, "error …", "left", or "its coordinator died"."""
     coordinator: str = ""
+    resume_key: str = ""
+    """The secret by which the answer may be taken over from the newest coordinator that the client
+    has seen tokens of, and that one's address; "" before."""
+    owner: str = ""
+    broke_off_at: float = 0.0
+    """When the client lost its coordinator last."""
 
     def __post_init__(self) -> None:
         self.right_answer = answer_of(
@@ -65,7 +71,7 @@ def _long_one(chance: random.Random) -> Asked:
         at=chance.uniform(0.0, 1.0),
         tokens=_tokens(chance, 3),
         namespace=Namespace(),
-        sampling=Sampling(seed=chance.randrange(1 << 20)),
+        sampling=Sampling(seed=chance.randrange(1 << 20), prompt_length=3),
         max_new_tokens=LONG_ANSWER,
         end_token_ids=[],
     )

@@ -65,6 +65,8 @@ class SimSettings:
         return [f"c{i}" for i in range(self.num_coordinators)]
 
 
+COMES_BACK_FOR_S = 12.0
+"""How long a client tries to get its answer from another coordinator."""
 ORPHANS_END_S = COORDINATOR_LEASE_S + 2.5
 """A lease after the last word of a coordinator, which may still have been on its way, and then the
 longest turn of an idle node."""
@@ -109,8 +111,7 @@ class SimCluster:
     def ask(self, asked: Asked) -> None:
         """Lets the client ask any coordinator that serves. If none does, the client is refused
         later."""
-        alive = [c for c in self.coordinators.values() if not c.is_dead and not self._is_frozen(c)]
-        serving = [c for c in alive if c.can_serve]
+        serving = self._serving()
         if not serving:
             self.clock.after(0.25, self.ask, asked)
             return
@@ -120,9 +121,16 @@ class SimCluster:
             self.clock.at(max(asked.cancel_at, self.clock.now), self._leave, asked)
         coordinator.ask(asked)
 
+    def _serving(self) -> list[SimCoordinator]:
+        alive = [c for c in self.coordinators.values() if not c.is_dead and not self._is_frozen(c)]
+        return [c for c in alive if c.can_serve]
+
     def progressed(self, asked: Asked, tokens: Sequence[int]) -> None:
-        if list(tokens[: len(asked.got)]) != asked.got:
+        num_known = min(len(tokens), len(asked.got))
+        if list(tokens[:num_known]) != asked.got[:num_known]:
             raise Wrong(f"{asked.name} was told other tokens than before")
+        if len(tokens) < len(asked.got):
+            return  # computed again, by whoever has taken it over: the client skips it
         asked.got = list(tokens)
         if asked.got != asked.right_answer[: len(asked.got)]:
             raise Wrong(f"{asked.name} got {asked.got}, the oracle says {asked.right_answer}")
@@ -143,6 +151,32 @@ class SimCluster:
         elif asked.next_turn is not None:
             asked.next_turn.end = "never asked"
             self.num_unfinished -= 1
+
+    def broke_off(self, asked: Asked) -> None:
+        """Lets a client whose coordinator has died come back, to whichever one serves."""
+        asked.broke_off_at = self.clock.now
+        self.come_back_later(asked)
+
+    def come_back(self, asked: Asked) -> None:
+        """Lets a client ask for the rest of its answer, or for all if it has seen nothing."""
+        if asked.end:
+            return
+        if asked.cancel_at is not None and self.clock.now >= asked.cancel_at:
+            self.ended(asked, "left", [])
+        elif self.clock.now > asked.broke_off_at + COMES_BACK_FOR_S:
+            self.ended(asked, "its coordinator died", [])
+        elif serving := self._serving():
+            coordinator = self.chance.choice(serving)
+            self.say(f"{asked.name} comes back to {coordinator.name}, from {asked.owner}")
+            if asked.owner:
+                coordinator.resume(asked)
+            else:  # it has seen nothing
+                coordinator.ask(asked)
+        else:
+            self.come_back_later(asked)
+
+    def come_back_later(self, asked: Asked) -> None:
+        self.clock.after(self.chance.uniform(0.01, 0.5), self.come_back, asked)
 
     def _leave(self, asked: Asked) -> None:
         coordinator = self.coordinators.get(asked.coordinator)

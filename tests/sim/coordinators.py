@@ -18,10 +18,14 @@ from coordinator.core.instructions import (
     AnswerStarted,
     Instruction,
     Send,
+    TellCoordinators,
 )
 from coordinator.core.pause import Pause
+from coordinator.leaving.taking_over import AnsweredBefore, answered_before
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
-from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat
+from coordinator.routing.draining import draining_names
+from protocol.ids import coordinator_tag
+from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat, TakenOver, TakeOver
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
 from tests.sim.world.oracle import logprobs_of, prompt_logprobs_of
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 TICK_S = 0.1
 IDLE_TICK_S = 0.5
 BLOCK_S = 0.5
+TAKE_OVER_S = 2.0
+"""How long nodes are waited for that do not say what they keep of an answer."""
 
 
 class SimCoordinator(Process):
@@ -58,6 +64,9 @@ class SimCoordinator(Process):
             lambda: f"{self.address}/{next(ids)}",
         )
         self.mirror = OwnershipMirror(self.address, self.core.index)
+        self._questions: dict[str, tuple[Asked, set[str], list[TakenOver]]] = {}
+        """By its id, whom a question to all nodes is for, who has not answered, and who has."""
+        self._question_ids = itertools.count()
         self.asked: dict[str, Asked] = {}
         """By the cluster's id of a request that has not ended."""
         self._newest: dict[str, int] = {}
@@ -74,7 +83,35 @@ class SimCoordinator(Process):
     def can_serve(self) -> bool:
         return self.core.is_ready
 
-    def ask(self, asked: Asked) -> None:
+    def resume(self, asked: Asked) -> None:
+        """Asks the nodes what was answered of a request of another coordinator."""
+        question_id = f"{self.address} {next(self._question_ids)}"
+        live = self.core.registry.live()
+        self._questions[question_id] = asked, {node.node.name for node in live}, []
+        tag = coordinator_tag(asked.owner)
+        question = TakeOver(asked.resume_key, tag, self.address, question_id)
+        self._carry_out([Send(node.info.control_address, question) for node in live])
+        self.after(TAKE_OVER_S, self._take_over, question_id)
+
+    def _taken_over(self, reply: TakenOver) -> None:
+        if reply.question_id in self._questions:
+            _, missing, replies = self._questions[reply.question_id]
+            missing.discard(reply.node.name)
+            replies.append(reply)
+            if not missing:
+                self._take_over(reply.question_id)
+
+    def _take_over(self, question_id: str) -> None:
+        asked, _, replies = self._questions.pop(question_id, (None, set(), []))
+        if asked is None or asked.end:
+            return
+        before = answered_before(replies)
+        if before is None or not self.can_serve:  # its coordinator lives, as far as a node knows
+            self.cluster.come_back_later(asked)
+        else:
+            self.ask(asked, before)
+
+    def ask(self, asked: Asked, before: AnsweredBefore | None = None) -> None:
         """Submits a request; one that is refused at once has ended."""
         request = Request(
             tokens=asked.tokens,
@@ -83,9 +120,10 @@ class SimCoordinator(Process):
             end_token_ids=asked.end_token_ids,
             namespace=asked.namespace,
             rid=asked.name,
+            resume_key="" if asked.sampling.wants_logprobs else self._key_of(asked),
         )
         try:
-            instructions = self.core.submit(request, self.clock.now)
+            instructions = self.core.submit(request, self.clock.now, before)
         except (TooBusy, Unavailable) as refused:
             self.cluster.ended(asked, f"refused {type(refused).__name__}", [])
             return
@@ -120,8 +158,8 @@ class SimCoordinator(Process):
     def kill(self) -> None:
         self.is_dead = True
         self.cluster.network.close(self.address)
-        for asked in list(self.asked.values()):
-            self.cluster.ended(asked, "its coordinator died", [])
+        for asked in [*self.asked.values(), *(asked for asked, _, _ in self._questions.values())]:
+            self.cluster.broke_off(asked)
 
     def _hear(self, message: AnyMessage) -> None:
         self.after(0.0, self._handle, message)
@@ -140,6 +178,8 @@ class SimCoordinator(Process):
         if isinstance(message, Heartbeat):
             node = message.info.node
             self._newest[node.name] = max(node.incarnation, self._newest.get(node.name, 0))
+        elif isinstance(message, TakenOver):
+            self._taken_over(message)
         self._carry_out(self.core.handle(message, self.clock.now))
         self._plan_tick()
 
@@ -164,6 +204,10 @@ class SimCoordinator(Process):
             if isinstance(instruction, Send):
                 self._check_work(instruction)
                 self.cluster.network.send(self.name, instruction.address, instruction.message)
+            elif isinstance(instruction, TellCoordinators):
+                for other in self.cluster.coordinators.values():
+                    if other is not self:
+                        self.cluster.network.send(self.name, other.address, instruction.message)
             elif isinstance(instruction, AnswerChanged | AnswerEnded):
                 self._answered(instruction)
 
@@ -172,6 +216,8 @@ class SimCoordinator(Process):
         asked = self.asked.get(answer.request_id)
         if asked is None:
             return
+        if len(answer.output_ids) > len(asked.got):  # the first event that is shown has its token
+            asked.resume_key, asked.owner = self._key_of(asked), self.address
         self.cluster.progressed(asked, answer.output_ids)
         right = prompt_logprobs_of(asked.tokens, asked.sampling)
         if answer.output_ids and answer.prompt_logprobs != right:
@@ -186,6 +232,9 @@ class SimCoordinator(Process):
             if answer.error is not None:
                 end = f"error {answer.error.kind} {answer.error.message}"
             self.cluster.ended(asked, end, answer.output_ids)
+
+    def _key_of(self, asked: Asked) -> str:
+        return f"{asked.name} at {self.address}"
 
     # The mirror
 
@@ -230,7 +279,8 @@ class SimCoordinator(Process):
     def _call_replied(self, call: MirrorCall, result: Any) -> None:
         self._is_calling = False
         self.mirror.replied(call, result, self.clock.now)
-        self.core.set_draining(self.mirror.draining, self.clock.now)
+        drained = draining_names(self.mirror.drain_marks, self.core.registry.live())
+        self.core.set_draining(drained, self.clock.now)
         self._pump()
 
     def _call_failed(self) -> None:

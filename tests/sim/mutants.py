@@ -20,6 +20,7 @@ import msgspec
 import node.core.prompts
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
+from coordinator.leaving.taking_over import AnsweredBefore
 from coordinator.ownership.index import PrefixIndex
 from coordinator.ownership.mirror import OwnershipMirror
 from coordinator.routing.registry import Registry
@@ -104,6 +105,15 @@ def _leak_on_cancel(right: Any) -> Any:
         return right(self, job, held)
 
     return left
+
+
+def _repeats_when_taken_over(right: Any) -> Any:
+    def take_over(self: Tracker, answer: Any, before: AnsweredBefore, now: float) -> Any:
+        """The last token that the first coordinator may have shown comes once more."""
+        tokens = before.tokens + before.tokens[-1:]
+        return right(self, answer, AnsweredBefore(tokens, before.finish), now)
+
+    return take_over
 
 
 def _stale_attempt(right: Any) -> Any:
@@ -412,6 +422,7 @@ MUTANTS = (
     Mutant("lost ownership event", OwnershipWriter, "publish", _lost_event),
     Mutant("double retry", Tracker, "_lost_its_node", _double_retry),
     Mutant("token repeated after a resume", TrackedRequest, "tokens", _repeated_token),
+    Mutant("token repeated by a take-over", Tracker, "take_over", _repeats_when_taken_over),
     Mutant("gap not noticed", OwnershipMirror, "_apply", _gap_not_noticed),
     Mutant("orphan never cancelled", CoordinatorLeases, "take_silent", _orphan),
     Mutant("two owners of one page", PagePool, "allocate", _two_owners),

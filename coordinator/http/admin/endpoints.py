@@ -26,6 +26,7 @@ from coordinator.service import Service
 from protocol.counters import NodeCounters, ratio
 from protocol.messages import LinkLoad, Load
 from protocol.redis.client import REDIS_ERRORS
+from protocol.redis.ownership import DOES_NOT_DRAIN, KEEPS_DRAINING
 
 FLUSH_TIMEOUT_S = 5.0
 
@@ -181,16 +182,26 @@ async def nodes(request: Request) -> Response:
 
 
 @router.post("/nodes/{name}/drain", response_model=None, responses=example(examples.DRAINED))
-async def drain(request: Request, name: str) -> Response:
+async def drain(request: Request, name: str, keep: bool = False) -> Response:
     """Gives the node no new requests; those it has run to their end, and its pages can still be
-    fetched. For all coordinators, also when the node restarts, until `undrain`."""
-    return await _set_draining(service_of(request), name, True)
+    fetched. For all coordinators, until `undrain` or until the node restarts; with `keep` the next
+    processes of that name drain too."""
+    service = service_of(request)
+    live = _live(name, service)
+    if live is None:
+        return error_reply(404, _unknown(name, service))
+    mark = KEEPS_DRAINING if keep else str(live.node.incarnation)
+    return await _set_drain_mark(service, name, mark)
 
 
 @router.post("/nodes/{name}/undrain", response_model=None, responses=example(examples.DRAINED))
 async def undrain(request: Request, name: str) -> Response:
-    """Lets the node get new requests again, from all coordinators."""
-    return await _set_draining(service_of(request), name, False)
+    """Lets the node get new requests again, from all coordinators, however it was drained."""
+    service = service_of(request)
+    is_marked = name in service.follower.mirror.drain_marks
+    if not is_marked and _live(name, service) is None:
+        return error_reply(404, _unknown(name, service))
+    return await _set_drain_mark(service, name, DOES_NOT_DRAIN)
 
 
 @router.post(
@@ -241,19 +252,27 @@ async def explain(request: Request) -> Response:
     )
 
 
-async def _set_draining(service: Service, name: str, draining: bool) -> Response:
-    known = {
-        live.node.name for live in service.core.registry.live()
-    } | service.core.placement.draining
-    if name not in known:
-        return error_reply(404, _unknown(name, service))
+def _live(name: str, service: Service) -> LiveNode | None:
+    """Returns the live node of a name."""
+    return next((live for live in service.core.registry.live() if live.node.name == name), None)
+
+
+async def _set_drain_mark(service: Service, name: str, mark: str) -> Response:
     try:
-        await service.set_draining(name, draining)
+        await service.set_drain_mark(name, mark)
     except REDIS_ERRORS as error:
         return error_reply(503, f"Redis is unreachable, nothing was changed: {error}")
     queue = service.core.placement.queues.get(name)
     num_unfinished = queue.num_requests if queue is not None else 0
-    return json_reply({"name": name, "draining": draining, "unfinished_requests": num_unfinished})
+    is_draining = mark != DOES_NOT_DRAIN
+    return json_reply(
+        {
+            "name": name,
+            "draining": is_draining,
+            "kept": mark == KEEPS_DRAINING,
+            "unfinished_requests": num_unfinished,
+        }
+    )
 
 
 def _flush_target(given: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -138,7 +138,7 @@ NODES = [
         ],
     }
 ]
-DRAINED = {"name": "p0", "draining": True, "unfinished_requests": 2}
+DRAINED = {"name": "p0", "draining": True, "kept": False, "unfinished_requests": 2}
 PROMPT = {"text": "Once upon a time", "cache_salt": "tenant-7"}
 CANDIDATE = {
     "node": "p0",

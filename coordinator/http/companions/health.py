@@ -19,6 +19,8 @@ OTHERS_FIRST_S = 2.0
 """While requests run, their tokens are waited for so long before one is asked for."""
 POLL_S = 0.05
 """How often it is looked whether tokens of other requests have come."""
+MAX_WATCHER_NAME = 200
+"""How much is kept of the address and the user agent of who asks whether requests are served."""
 ONE_TOKEN = GenerateRequest(tokens=[0], sampling=Sampling(temperature=0.0), max_new_tokens=1)
 
 router = APIRouter(tags=["native"])
@@ -38,7 +40,12 @@ async def ready(request: Request) -> Response:
     """Answers 200 while requests are served: from the first node on, until none has been there for
     15 seconds or the process was told to stop."""
     service = service_of(request)
-    if service.is_ready(service.now()):
+    now = service.now()
+    host = request.client.host if request.client is not None else ""
+    service.farewell.asked(
+        f"{host} {request.headers.get('user-agent', '')}"[:MAX_WATCHER_NAME], now
+    )
+    if service.is_ready(now):
         return Response(status_code=200)
     return error_reply(503, service.why_not_ready)
 

@@ -44,6 +44,8 @@ EXAMPLES: dict[str, Any] = {
     "cache_salt": "tenant",
     "extra_key": "tenant",
     "priority": 1,
+    "event_ids": True,
+    "resume_token": "that of a stream",
     "session_params": {"id": "s"},
     "session_id": "s",
     "max_new_tokens": 0,
@@ -129,6 +131,15 @@ DIFFERENCES = (
         "`capacity_of_str_len` is enforced: the most characters of a prompt with its earlier turns "
         "(SGLang keeps it and does not look at it). A session that was not used for "
         "--session-ttl-s is forgotten.",
+    ),
+    (
+        "resume_token",
+        "kvrelay's own. meta_info of the first event of a stream of one answer has it. When its "
+        "coordinator has died, the same body with the rid (meta_info.id) and the token goes on at "
+        "any other coordinator, from the beginning or, with the header Last-Event-ID, behind that "
+        "event; the id of an event is its completion_tokens, and `event_ids` asks for `id:` lines. "
+        "A 400 that names `rid` says that the first one lives, or that its lease of 3 s has not "
+        "ended.",
     ),
     (
         "priority",

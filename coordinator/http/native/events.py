@@ -24,14 +24,20 @@ class StreamEvents:
     that the one before did not have."""
 
     def __init__(
-        self, formatter: SGLangFormatter, only_new: bool, extra: dict[str, Any] | None = None
+        self,
+        formatter: SGLangFormatter,
+        only_new: bool,
+        extra: dict[str, Any] | None = None,
+        first_meta: dict[str, Any] | None = None,
     ) -> None:
-        """`extra` are fields that every event but an error has besides."""
+        """`extra` are fields that every event but an error has besides; `first_meta` are those that
+        meta_info of the first event has."""
         self._formatter = formatter
         self._answer = formatter.answer
         self._only_new = only_new
         self._has_long_fields = formatter.has_long_fields
         self._extra = extra or {}
+        self._first_meta = first_meta or {}
         self._end = b'},"error":null%b}\n\n' % _more(self._extra)
         self._text = bytearray()
         """The text so far, as JSON without its quotes; always empty with `only_new`."""
@@ -43,6 +49,12 @@ class StreamEvents:
         self._steady: bytes = b""
         """The part of meta_info that changes seldom, as JSON without its braces."""
         self._steady_key: tuple[object, ...] = ()
+
+    def skip(self, num_tokens: int, num_chars: int) -> None:
+        """Takes so many tokens and characters for shown: the client has them from elsewhere. It
+        matters with `only_new` alone."""
+        if self._only_new:
+            self.num_tokens, self._num_chars = num_tokens, num_chars
 
     def next(self, now: float) -> bytes:
         """Returns an event with the answer as it stands."""
@@ -72,6 +84,8 @@ class StreamEvents:
     def _whole(self, now: float) -> dict[str, Any]:
         """Returns an event as an object that is made anew."""
         result = self._formatter.result(now)
+        first_meta, self._first_meta = self._first_meta, {}
+        result["meta_info"] |= first_meta
         num_chars, num_tokens = self._num_chars, self.num_tokens
         self._num_chars, self.num_tokens = len(result["text"]), len(result["output_ids"])
         if self._only_new:
@@ -92,7 +106,10 @@ class StreamEvents:
             meta = self._formatter.meta(0.0)
             steady = {name: value for name, value in meta.items() if name not in CHANGES_OFTEN}
             self._steady = encode(steady)[1:-1] + b',"completion_tokens":'
-        return self._steady
+        if not self._first_meta:
+            return self._steady
+        first_meta, self._first_meta = self._first_meta, {}
+        return encode(first_meta)[1:-1] + b"," + self._steady
 
 
 def _more(fields: dict[str, Any]) -> bytes:

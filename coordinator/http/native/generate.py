@@ -7,6 +7,7 @@ they took a third of a request's time. Knows HTTP and `Service`; decides nothing
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
+from coordinator.answers.request import Request
 from coordinator.http.answering.submitting import cancel_unfinished, require_so_many_answers
 from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
@@ -25,6 +27,7 @@ from coordinator.http.errors import ClientLeft
 from coordinator.http.native.events import StreamEvents
 from coordinator.http.native.following import AnswerInProgress, AnswerStream
 from coordinator.http.native.intake import compile_grammar, make_request, tokenize
+from coordinator.http.native.resuming import last_event_id, resume
 from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_generate
 from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
@@ -33,6 +36,8 @@ from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
+from coordinator.leaving.resume_token import ResumeToken
+from coordinator.mailbox import Mailbox
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
 from coordinator.timelines.arrival import Arrival
@@ -68,8 +73,9 @@ class GenerateEndpoint:
             return await exchange.reply(_not_allowed(scope))
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
+        num_seen = last_event_id(scope) if body.resume_token is not None else 0
         arrival = exchange.arrival.parsed(self._service.now())
-        answers = await _submit_all(self._service, body, arrival)
+        answers = await _submit_all(self._service, body, arrival, num_seen)
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
                 if body.stream:
@@ -96,30 +102,45 @@ class GenerateEndpoint:
         """Sends the events of all answers as they come."""
         await exchange.start(EVENTS)
         if not _wants_list(body, answers):
-            await self._stream_of(exchange, answers[0]).run(self._wait_s)
+            await self._stream_of(exchange, body, answers[0]).run(self._wait_s)
         else:
-            streams = [self._stream_of(exchange, one, index) for index, one in enumerate(answers)]
+            streams = [
+                self._stream_of(exchange, body, one, index) for index, one in enumerate(answers)
+            ]
             await side_by_side([stream.run(self._wait_s) for stream in streams])
         await exchange.send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _stream_of(
-        self, exchange: Exchange, one: AnswerInProgress, index: int | None = None
+        self,
+        exchange: Exchange,
+        body: ParsedBody,
+        one: AnswerInProgress,
+        index: int | None = None,
     ) -> AnswerStream:
         extra = None if index is None else {"index": index}
-        events = StreamEvents(one.formatter, self._service.config.stream_output, extra)
-        return AnswerStream(exchange, one, events)
+        first_meta = None
+        if body.is_resumable:
+            answer = one.answer
+            token = ResumeToken.of(answer.request, answer.rid, self._service.address)
+            first_meta = {"resume_token": token.text}
+        only_new = self._service.config.stream_output
+        events = StreamEvents(one.formatter, only_new, extra, first_meta)
+        return AnswerStream(exchange, one, events, body.event_ids)
 
 
 async def _submit_all(
-    service: Service, body: ParsedBody, arrival: Arrival
+    service: Service, body: ParsedBody, arrival: Arrival, num_seen: int
 ) -> list[AnswerInProgress]:
-    """Starts every answer that a body asks for; if one is refused, none of them."""
+    """Starts every answer that a body asks for; if one is refused, none of them. The client of a
+    body that resumes a stream has `num_seen` tokens already."""
     require_so_many_answers(service, body.prompts, "sampling_params.n")
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [
         await compile_grammar(prompt, service.tokenizer, service.grammars)
         for prompt in body.prompts
     ]
+    if body.resume_token is not None:
+        return [await _resume(service, body, tokens[0], arrival, grammars[0], num_seen)]
     if body.turn is not None:
         return [await _submit_turn(service, body, body.turn, tokens[0], arrival, grammars[0])]
     answers: list[AnswerInProgress] = []
@@ -153,6 +174,15 @@ async def _submit_turn(
     return replace(one, turn=turn)
 
 
+async def _resume(
+    service: Service, body: ParsedBody, ids: list[int], arrival: Arrival, grammar: str, seen: int
+) -> AnswerInProgress:
+    """Goes on with an answer that another coordinator had begun."""
+    request = _request(service, body, body.prompts[0], ids, 0, arrival, grammar)
+    mailbox = await resume(service, body, request)
+    return replace(_in_progress(service, body, body.prompts[0], mailbox), num_seen=seen)
+
+
 def _submit(
     service: Service,
     body: ParsedBody,
@@ -162,12 +192,32 @@ def _submit(
     arrival: Arrival,
     grammar: str,
 ) -> AnswerInProgress:
+    request = _request(service, body, prompt, ids, choice, arrival, grammar)
+    return _in_progress(service, body, prompt, service.submit(request))
+
+
+def _request(
+    service: Service,
+    body: ParsedBody,
+    prompt: GeneratePrompt,
+    ids: list[int],
+    choice: int,
+    arrival: Arrival,
+    grammar: str,
+) -> Request:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
-    tokenizer = service.tokenizer
     longest = service.max_total_tokens
-    request = make_request(prompt, ids, choice, tokenizer, longest, arrival, grammar)
-    mailbox = service.submit(request)
+    request = make_request(prompt, ids, choice, service.tokenizer, longest, arrival, grammar)
+    # Logprobs are not kept for whoever takes an answer over: it is computed again.
+    is_kept = body.is_resumable and not request.sampling.wants_logprobs
+    return replace(request, resume_key=secrets.token_hex(16)) if is_kept else request
+
+
+def _in_progress(
+    service: Service, body: ParsedBody, prompt: GeneratePrompt, mailbox: Mailbox
+) -> AnswerInProgress:
+    tokenizer = service.tokenizer
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None
     formatter = SGLangFormatter(mailbox.answer, decode, body.with_prompt_ids)

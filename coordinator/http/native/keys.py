@@ -57,6 +57,12 @@ TOP_LEVEL = (
     Key("json_schema", "supported", "JSON as a string, or the object itself"),
     Key("ebnf", "supported", "from `root` on; Lark too"),
     Key("structural_tag", "supported", "JSON as a string, or the object itself"),
+    Key("event_ids", "supported", "each event has an id: line, the number of tokens so far"),
+    Key(
+        "resume_token",
+        "supported",
+        "of a stream that broke off: with the same body and rid, another coordinator goes on",
+    ),
     Key("priority", "supported", "higher first; after 30 s of waiting as the highest that waits"),
     Key("session_params", "supported", "continue, fork, roll back or replace turns; n must be 1"),
     Key("session_id", "supported", "another name for session_params.id"),

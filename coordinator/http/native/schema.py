@@ -47,6 +47,8 @@ class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     return_text_in_logprobs: bool = False
     return_prompt_token_ids: bool = False
     priority: int = 0
+    event_ids: bool = False
+    resume_token: str | None = None
     session_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
     session_id: str | None = None
     regex: str | None = None
@@ -105,6 +107,17 @@ class ParsedBody(msgspec.Struct, frozen=True, kw_only=True):
     """True if the answer is to have the token ids of its prompt."""
     turn: TurnRequest | None = None
     """What is asked of a session, if the one prompt is a turn of one."""
+    event_ids: bool = False
+    """True if each event of the stream is to have an `id:`, the number of tokens so far."""
+    resume_token: str | None = None
+    """The token of a stream that broke off, which is to go on."""
+
+    @property
+    def is_resumable(self) -> bool:
+        """True if it asks for a stream of one answer, which another coordinator could take over.
+        Not so a turn, which its session waits for."""
+        has_one = not self.is_batch and self.prompts[0].sampling.n == 1
+        return self.stream and has_one and self.turn is None
 
 
 def parse_generate(raw: dict[str, Any]) -> ParsedBody:
@@ -145,6 +158,8 @@ def parse_generate(raw: dict[str, Any]) -> ParsedBody:
         stream=body.stream,
         with_prompt_ids=body.return_prompt_token_ids,
         turn=parse_session(body.session_params, body.session_id, sum(one.n for one in params)),
+        event_ids=body.event_ids,
+        resume_token=body.resume_token or None,
     )
 
 

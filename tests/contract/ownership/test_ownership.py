@@ -335,15 +335,15 @@ def test_draining_is_known_to_every_coordinator(
 ) -> None:
     other = Following(redis_url, "tcp://other:1")
     try:
-        following.call(following.follower.set_draining("p0", True))
-        following.call(following.follower.set_draining("p1", True))
-        assert following.follower.mirror.draining == {"p0", "p1"}
-        wait_until(lambda: other.follower.mirror.draining == {"p0", "p1"})
-        other.call(other.follower.set_draining("p0", False))
-        wait_until(lambda: following.follower.mirror.draining == {"p1"})
+        following.call(following.follower.set_drain_mark("p0", "keep"))
+        following.call(following.follower.set_drain_mark("p1", "5"))
+        assert following.follower.mirror.drain_marks == {"p0": "keep", "p1": "5"}
+        wait_until(lambda: other.follower.mirror.drain_marks == {"p0": "keep", "p1": "5"})
+        other.call(other.follower.set_drain_mark("p0", "0"))
+        wait_until(lambda: following.follower.mirror.drain_marks == {"p1": "5"})
         server.client().flushall()
         late = Following(redis_url)
-        wait_until(lambda: late.follower.mirror.draining == {"p1"})
+        wait_until(lambda: late.follower.mirror.drain_marks == {"p1": "5"})
         late.close()
     finally:
         other.close()
@@ -383,7 +383,7 @@ def test_a_redis_that_hangs_holds_up_nobody(
             publish_s.append(time.monotonic() - before)
             time.sleep(0.01)
         with pytest.raises(REDIS_ERRORS):
-            following.call(following.follower.set_draining("p0", True))
+            following.call(following.follower.set_drain_mark("p0", "keep"))
     finally:
         server.child.process.send_signal(signal.SIGCONT)
     assert max(stalls) < 0.5 and max(publish_s) < 0.5

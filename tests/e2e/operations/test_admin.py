@@ -14,6 +14,7 @@ import pytest
 
 from coordinator.http.missing import METHODS, NOT_YET_ADMIN
 from coordinator.http.native.schema import tenant
+from infra.cli import main
 from infra.healthcheck import check_node
 from infra.models import EMBEDDED
 from kvrelay.client import Client
@@ -203,7 +204,12 @@ def test_a_drained_node_ends_its_work_and_gets_no_more(tiny_cluster: Cluster) ->
             if not drained:
                 drained = update["meta_info"]["decode_node"]
                 answer = tiny_cluster.admin.drain(drained)
-                assert answer == {"name": drained, "draining": True, "unfinished_requests": 1}
+                assert answer == {
+                    "name": drained,
+                    "draining": True,
+                    "kept": False,
+                    "unfinished_requests": 1,
+                }
                 others = [tiny_cluster.generate(f"{i} {STORY}")["meta_info"] for i in range(6)]
                 assert drained not in {meta["decode_node"] for meta in others}
     assert update["meta_info"]["finish_reason"] == {"type": "length", "length": 400}
@@ -223,6 +229,19 @@ def test_a_drained_node_ends_its_work_and_gets_no_more(tiny_cluster: Cluster) ->
     assert not any(node["draining"] for node in tiny_cluster.nodes().values())
     with pytest.raises(ClientError, match="no node is named 'nobody'; there are d0, d1, p0, p1"):
         tiny_cluster.admin.drain("nobody")
+
+
+def test_the_command_drains_a_node_and_says_for_how_long(
+    tiny_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--url", tiny_cluster.local.url)
+    for keep, until in (((), "until it restarts"), (("--keep",), "until `kvrelay undrain`")):
+        main(["drain", "d0", *keep, *where])
+        assert f"d0 gets no new requests {until}" in capsys.readouterr().out
+        assert tiny_cluster.nodes()["d0"]["draining"]
+    main(["undrain", "d0", *where])
+    assert "d0 gets requests again" in capsys.readouterr().out
+    assert not tiny_cluster.nodes()["d0"]["draining"]
 
 
 def test_an_explanation_runs_nothing_and_comes_true(tiny_cluster: Cluster) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from transformers import PreTrainedModel
 
+from kvrelay.client import Client
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
-from tests.support.processes.clusters import (
-    start_cluster,
-    wait_until,
-)
-from tests.support.processes.coordinators import Coordinator, Pair
+from tests.support.processes.clusters import body_of, http_client, start_cluster, wait_until
+from tests.support.processes.coordinators import Coordinator, Pair, events
+from tests.support.processes.ready_proxies import haproxy, haproxy_program, tiny_proxy
+
+NUM_STREAMS = 20
+NUM_TOKENS = 24
+ANSWER_LENGTHS = (100, 300, 1500, 2500)
+"""Some have ended when the lease of their coordinator ends, some have not."""
+NOBODYS_LENGTH = 4000
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,89 @@ def test_one_is_killed_and_a_new_one_comes_up_warm(pair: Pair) -> None:
     stats = pair.second.admin.cache_stats()["cluster"]
     assert stats["requests"] == num_requests, "warm without a request"
     assert pair.generate(1, prompt)["meta_info"]["cached_tokens"] == 119
+
+
+def restart_under_streams(pair: Pair, url: str, restart: Callable[[], None]) -> int:
+    """Restarts processes while 20 clients stream through the proxy at `url`; none may see anything
+    of it. Returns how many streams ended meanwhile."""
+    prompts = [prompt_of(40, 199, seed=400 + i) for i in range(NUM_STREAMS)]
+    expected = [reference_tokens(pair.reference, prompt, NUM_TOKENS) for prompt in prompts]
+    is_over = threading.Event()
+
+    def stream_again_and_again(who: int) -> int:
+        num_ended = 0
+        body = body_of(prompts[who], max_new_tokens=NUM_TOKENS) | {"stream": True}
+        with http_client(url) as http:
+            while not is_over.is_set():
+                with http.stream("POST", "/generate", json=body) as response:
+                    assert response.status_code == 200, response.read()
+                    *_, last = events(response)
+                assert last["output_ids"] == expected[who], last
+                num_ended += 1
+        return num_ended
+
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        streams = [pool.submit(stream_again_and_again, who) for who in range(NUM_STREAMS)]
+        try:
+            restart()
+        finally:
+            is_over.set()
+        return sum(stream.result() for stream in streams)
+
+
+def test_coordinators_restart_and_no_stream_fails(pair: Pair) -> None:
+    with tiny_proxy(pair.ports) as url:
+        assert restart_under_streams(pair, url, pair.roll_coordinators) > NUM_STREAMS
+
+
+def test_a_coordinator_is_killed_and_its_streams_go_on(pair: Pair) -> None:
+    """As kvrelay's client sees it: no error, and no token twice or missing. What nobody comes back
+    for is given up when the coordinator's lease has ended."""
+    prompts = [prompt_of(40, 199, seed=430 + i) for i in range(len(ANSWER_LENGTHS))]
+    have_begun = threading.Barrier(len(prompts) + 1)
+
+    def follow(who: int) -> list[tuple[int, ...]]:
+        with Client(pair.second.url) as client:
+            length = ANSWER_LENGTHS[who]
+            params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
+            updates = client.stream(prompts[who], **params)
+            seen = [next(updates).output_ids]
+            have_begun.wait(60)
+            return seen + [update.output_ids for update in updates]
+
+    nobodys = body_of(prompt_of(40, 199, seed=440), max_new_tokens=NOBODYS_LENGTH)
+    before = pair.cluster.counted("generated_tokens")
+    with ThreadPoolExecutor(len(prompts) + 1) as pool:
+        nobody = pool.submit(pair.second.http.post, "/generate", json=nobodys)
+        streams = [pool.submit(follow, who) for who in range(len(prompts))]
+        have_begun.wait(60)
+        pair.second.kill()
+        assert isinstance(nobody.exception(), httpx.HTTPError)
+        pair.cluster.wait_until_idle()
+        num_generated = pair.cluster.counted("generated_tokens") - before
+        assert num_generated < NOBODYS_LENGTH + sum(ANSWER_LENGTHS), (
+            "it was not answered to its end"
+        )
+        pair.second = Coordinator(pair.cluster, pair.model_path, "coordinator-2", pair.second.port)
+        answers = [stream.result() for stream in streams]
+    for prompt, length, seen in zip(prompts, ANSWER_LENGTHS, answers, strict=True):
+        body = body_of(prompt, max_new_tokens=length)
+        assert list(seen[-1]) == pair.post(0, "/generate", body).json()["output_ids"]
+        numbers = [len(ids) for ids in seen]
+        assert numbers == sorted(set(numbers)), "no update came twice"
+
+
+@pytest.mark.verify
+@pytest.mark.skipif(haproxy_program() is None, reason="needs Debian's package haproxy")
+def test_every_process_restarts_behind_haproxy_and_no_stream_fails(
+    pair: Pair, tmp_path: Path
+) -> None:
+    def restart() -> None:
+        pair.roll_coordinators()
+        pair.roll_nodes()
+
+    with haproxy(pair.ports, tmp_path) as url:
+        assert restart_under_streams(pair, url, restart) > NUM_STREAMS
 
 
 def test_a_redis_that_hangs_holds_nobody_up(pair: Pair) -> None:

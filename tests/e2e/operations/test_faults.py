@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from coordinator.core.core import NO_NODE
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, start_cluster, wait_until
@@ -117,7 +117,7 @@ def test_prefill_nodes_answer_when_no_decode_node_is_left(
     assert update["meta_info"]["prefill_node"] is None
 
 
-def test_too_many_requests_are_429_and_no_node_is_503(
+def test_too_many_requests_are_429_and_while_no_node_is_there_requests_wait(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
     limits = {"max_running_requests": "1", "max_queued_requests": "1", "lease_s": "1.0"}
@@ -139,15 +139,11 @@ def test_too_many_requests_are_429_and_no_node_is_503(
         cluster.wait_until_idle()
         cluster.kill("d0")
         wait_until(lambda: not cluster.nodes(), "the loss of the node")
-        unavailable = cluster.http.post("/generate", json=body)
-        assert unavailable.status_code == 503 and unavailable.headers["Retry-After"]
-        assert unavailable.json()["error"] == {
-            "message": NO_NODE,
-            "type": "ServiceUnavailable",
-            "param": None,
-            "code": 503,
-        }
         assert cluster.http.get("/ready").status_code == 200, "a restart is no outage"
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(cluster.generate, "abc")
+            cluster.local.start_node("decode", "d0")
+            assert len(waiting.result()["output_ids"]) == 8
     finally:
         cluster.local.stop()
 
@@ -155,10 +151,15 @@ def test_too_many_requests_are_429_and_no_node_is_503(
 def test_a_restarted_node_serves_again_with_a_clean_record(cluster: Cluster) -> None:
     cluster.generate(prompt_of(100, 199, seed=70))
     before = cluster.nodes()
+    cluster.admin.drain("p1")
+    cluster.admin.drain("d1", keep=True)
     for name in before:
         cluster.kill(name)
     cluster.restart_killed_nodes()
     now = cluster.nodes()
+    wait_until(lambda: cluster.nodes()["d1"]["draining"], "the drain that is kept")
+    assert not cluster.nodes()["p1"]["draining"], "that was the process before"
+    cluster.admin.undrain("d1")
     assert now.keys() == before.keys() == {"p0", "p1", "d0", "d1"}
     assert all(now[name]["incarnation"] > before[name]["incarnation"] for name in before)
     answer = cluster.generate(prompt_of(100, 199, seed=70))

@@ -155,11 +155,11 @@ class TrackerMachine(RuleBasedStateMachine):
             assert booked(self.nodes.placement) == {} and self.tracker.num_waiting == 0
 
     def teardown(self) -> None:
-        """Everything ends when no node is left."""
+        """Everything ends at its deadline, also when no node is left."""
         for name in list(self.nodes.names):
             self.lose(name)
-        for _ in range(2):
-            self.tick(RETRY_WITHIN_S)
+        self.tick(RETRY_WITHIN_S)
+        self.take(self.tracker.time_out(0.0, self.now))
         assert len(self.tracker) == 0
         self.at_most_one_end()
         self.what_is_booked_is_running()

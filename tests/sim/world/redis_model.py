@@ -104,7 +104,7 @@ class RedisModel:
         if script == "read_draining":
             return dict(self._draining)
         if script == "write_draining":
-            return self._draining.update((name.encode(), b"1") for name in args)
+            return self._draining.update((k.encode(), v.encode()) for k, v in args[0].items())
         if script == "list_nodes":
             return self._list_nodes()
         if script == "last_change":

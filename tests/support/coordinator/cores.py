@@ -8,6 +8,7 @@ from functools import partial
 
 from coordinator.config import CoordinatorConfig
 from coordinator.core.core import CoordinatorCore
+from coordinator.core.instructions import Instruction
 from protocol.ids import Node
 from protocol.messages import Load
 from tests.support.coordinator.nodes import heartbeat
@@ -27,6 +28,12 @@ def core_of(*names: str, **settings: object) -> CoordinatorCore:
     return core
 
 
-def hear(core: CoordinatorCore, name: str, now: float, load: Load | None = None) -> None:
+def hear(
+    core: CoordinatorCore,
+    name: str,
+    now: float,
+    load: Load | None = None,
+    incarnation: int = 1,
+) -> list[Instruction]:
     role = "prefill" if name.startswith("p") else "decode"
-    core.handle(heartbeat(role, Node(name, 1), load), now)  # type: ignore[arg-type]
+    return core.handle(heartbeat(role, Node(name, incarnation), load), now)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -127,6 +128,20 @@ class Served:
         (message,) = await received(self.decode, 1)
         assert isinstance(message, Generate)
         return message
+
+    def tell_to_stop(self) -> None:
+        """As SIGTERM does, but for the end of the process."""
+        self.server.handle_exit(signal.SIGTERM, None)
+        self.server._captured_signals.clear()
+
+    async def has_closed(self) -> bool:
+        """Waits until nobody listens any more."""
+        while True:
+            try:
+                (await self.connect()).writer.close()
+            except ConnectionError:
+                return True
+            await asyncio.sleep(0.01)
 
     def tokens(self, generate: Generate, start: int, tokens: list[int], finish: str = "") -> None:
         """Lets the node answer."""

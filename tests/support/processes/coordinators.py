@@ -27,12 +27,13 @@ from tests.support.processes.clusters import (
 class Coordinator:
     """One coordinator, and how a client sees it."""
 
-    def __init__(self, cluster: Cluster, model_path: Path, name: str) -> None:
-        port = free_port()
+    def __init__(self, cluster: Cluster, model_path: Path, name: str, port: int = 0) -> None:
+        self.port = port = port or free_port()
         flags = {"model_path": str(model_path), "port": str(port)} | ALWAYS_DISAGGREGATE
         self.child = cluster.local.start_process("coordinator", name, flags)
-        self.http = http_client(url := f"http://127.0.0.1:{port}")
-        self.admin = Client(url)
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = http_client(self.url)
+        self.admin = Client(self.url)
         wait_until(lambda: self.num_nodes() == 2, "two nodes at the new coordinator")
 
     def num_nodes(self) -> int:
@@ -40,6 +41,11 @@ class Coordinator:
             return len(self.admin.nodes())
         except ClientError:
             return 0  # not listening yet
+
+    def stop(self) -> None:
+        """As a rolling restart does, and waits for the end."""
+        self.child.terminate()
+        self.child.wait(60.0)
 
     def kill(self) -> None:
         self.child.process.send_signal(signal.SIGKILL)
@@ -63,6 +69,27 @@ class Pair:
         self.second.kill()
         self.second = Coordinator(self.cluster, self.model_path, "coordinator-2")
 
+    @property
+    def ports(self) -> tuple[int, int]:
+        return self.cluster.local.plan.port, self.second.port
+
+    def roll_coordinators(self) -> None:
+        """Stops each coordinator and starts it again at its port, one after the other."""
+        first = self.cluster.local.children["coordinator"]
+        first.terminate()
+        first.wait(60.0)
+        Coordinator(self.cluster, self.model_path, "coordinator", self.ports[0])
+        self.second.stop()
+        self.second = Coordinator(self.cluster, self.model_path, "coordinator-2", self.second.port)
+
+    def roll_nodes(self) -> None:
+        """Stops each node and starts it again, one after the other."""
+        for name in self.cluster.local.plan.node_names:
+            child = self.cluster.local.children[name]
+            child.terminate()
+            child.wait()
+            self.cluster.restart_killed_nodes()
+
     def post(self, who: int, path: str, body: dict[str, Any]) -> httpx.Response:
         """Returns what the first (0) or the second (1) coordinator replies."""
         return (self.cluster.http, self.second.http)[who].post(path, json=body)
@@ -73,7 +100,7 @@ class Pair:
         http = (self.cluster.http, self.second.http)[who]
         with http.stream("POST", "/generate", json=body | {"stream": True}) as response:
             assert response.status_code == 200, response.read()
-            yield _events(response)
+            yield events(response)
 
     def generate(self, who: int, prompt: list[int]) -> dict[str, Any]:
         """Returns an answer of the first (0) or of the second (1) coordinator."""
@@ -99,7 +126,8 @@ class Pair:
             )
 
 
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """Gives the events of a stream, without the [DONE] that must end it."""
     for line in response.iter_lines():
         if line == "data: [DONE]":
             return

@@ -9,7 +9,12 @@ import pytest
 
 from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
-from coordinator.core.core import ALIVE_EVERY_S, CHECK_EVERY_S, CoordinatorCore
+from coordinator.core.core import (
+    ALIVE_EVERY_S,
+    CHECK_EVERY_S,
+    READY_WITHOUT_NODE_S,
+    CoordinatorCore,
+)
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
 from coordinator.core.instructions import (
     AnswerChanged,
@@ -19,6 +24,7 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
+from coordinator.core.poison import HOLD_S
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.expected_pages import KEPT_S
 from protocol.ids import Attempt, Node
@@ -132,7 +138,7 @@ def test_a_silent_node_is_forgotten_and_its_requests_go_elsewhere() -> None:
     hear(core, "d1", LEASE_S - 0.1)
     instructions = core.tick(LEASE_S)
     assert instructions[0] == Forget("tcp://d0:1")
-    ((address, generate),) = messages(instructions, Generate)
+    ((address, generate),) = messages(core.tick(LEASE_S + HOLD_S), Generate)
     assert address == "tcp://d1:1" and generate.attempt.number == 2
 
 
@@ -255,3 +261,15 @@ def test_an_answer_that_broke_off_tells_of_no_page_beyond_the_prompt() -> None:
     core.cancel("1", 0.1)
     following = Request(first.tokens + answered + [5] * 30, Sampling(seed=1), 8)
     assert owned(core, following, 0.2)["d0"] == 4
+
+
+def test_what_comes_while_all_nodes_are_down_waits_for_as_long_as_the_cluster_is_ready() -> None:
+    core = core_of("d0")
+    core.tick(1.0)
+    core.handle(Goodbye(D0), 1.0)
+    assert core.serves(1.0 + READY_WITHOUT_NODE_S - 0.1)
+    assert core.submit(request("a"), 1.0) and core.max_total_tokens > 0
+    core.tick(1.0 + READY_WITHOUT_NODE_S)
+    with pytest.raises(Unavailable, match="no node takes requests"):
+        core.submit(request("b"), 1.0 + READY_WITHOUT_NODE_S)
+    assert core.num_unfinished == 1, "it waits on, up to its deadline"

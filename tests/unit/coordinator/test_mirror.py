@@ -67,7 +67,7 @@ class ModelRedis:
         if call.script == "read_draining":
             return dict(self.draining)
         if call.script == "write_draining":
-            self.draining |= {name.encode(): b"1" for name in call.args}
+            self.draining |= {k.encode(): v.encode() for k, v in call.args[0].items()}
             return None
         if call.script == "list_nodes":
             listed: list[Any] = []
@@ -258,15 +258,15 @@ def test_a_mirror_that_is_wrong_is_mended_when_asked() -> None:
 
 def test_a_draining_record_that_redis_lost_is_written_again() -> None:
     m = Mirroring()
-    m.redis.draining = {b"p0": b"1", b"p1": b"0"}
+    m.redis.draining = {b"p0": b"7", b"p1": b"0"}
     m.run()
-    assert m.mirror.draining == {"p0"}
+    assert m.mirror.drain_marks == {"p0": "7"}
     m.redis.draining = {}
     m.run()
-    assert m.redis.draining == {b"p0": b"1"} and m.mirror.draining == {"p0"}
+    assert m.redis.draining == {b"p0": b"7"} and m.mirror.drain_marks == {"p0": "7"}
     m.redis.draining = {b"p0": b"0"}
     m.run()
-    assert m.mirror.draining == set()
+    assert m.mirror.drain_marks == {}
 
 
 def test_a_record_of_another_version_is_left_out() -> None:

@@ -150,12 +150,14 @@ def test_a_prefill_node_is_needed_until_the_first_token_only() -> None:
     assert sent(outcomes).prefill_address == ""
 
 
-def test_without_any_node_it_waits_then_fails_once() -> None:
+def test_without_any_node_it_waits_until_its_deadline_then_fails_once() -> None:
     tracker, nodes, _ = start("d0")
     assert lose(tracker, nodes, "d0", 1.0) == []
-    assert tick(tracker, 1.0 + RETRY_WITHIN_S - 0.1) == []
-    assert ended(tick(tracker, 1.0 + RETRY_WITHIN_S)) == {"r": "unavailable"}
-    assert tick(tracker, 100.0) == []
+    assert tick(tracker, 500.0) == tracker.time_out(600.0, 500.0) == []
+    (end,) = tracker.time_out(600.0, 601.0)
+    assert ended([end]) == {"r": "unavailable"}
+    assert end.answer.error.message == "node d0 was lost, and no node is alive, for up to 600 s"  # type: ignore[union-attr]
+    assert tick(tracker, 700.0) == []
 
 
 def test_a_node_that_comes_back_in_time_gets_the_request() -> None:
@@ -181,6 +183,15 @@ def test_requests_wait_for_busy_nodes_as_long_as_it_takes() -> None:
     assert tracker.num_waiting == 0
 
 
+def test_a_request_that_comes_while_all_nodes_are_down_waits_for_one() -> None:
+    nodes = Nodes("d0")
+    tracker = tracker_of(nodes)
+    tracker.node_lost(nodes.leave("d0"), 1.0)
+    assert tracker.submit(request("a"), 2.0) == [] and tick(tracker, 9.0) == []
+    nodes.join("d0", incarnation=2, now=15.0)
+    assert sent(tick(tracker, 15.0)).attempt == Attempt("a", 1)
+
+
 def test_requests_that_wait_while_all_nodes_die_end_too() -> None:
     nodes = Nodes("d0")
     tracker = tracker_of(nodes)
@@ -188,8 +199,7 @@ def test_requests_that_wait_while_all_nodes_die_end_too() -> None:
     tracker.submit(request("b"), 0.0)
     assert lose(tracker, nodes, "d0", 1.0) == []
     assert tick(tracker, 1.0) == []
-    assert tick(tracker, 1.0 + RETRY_WITHIN_S - 0.1) == []
-    assert ended(tick(tracker, 1.0 + RETRY_WITHIN_S)) == {"a": "unavailable", "b": "unavailable"}
+    assert ended(tracker.time_out(60.0, 61.0)) == {"a": "unavailable", "b": "unavailable"}
     assert len(tracker) == tracker.num_waiting == 0
 
 
@@ -290,9 +300,10 @@ def test_cancel_of_a_request_that_waits_tells_no_node() -> None:
 
 def test_no_route_at_submission_keeps_nothing() -> None:
     nodes = Nodes()
+    nodes.join("d0", num_pages=1)
     tracker = tracker_of(nodes)
     with pytest.raises(NoRoute):
-        tracker.submit(request(), 0.0)
+        tracker.submit(request(num_tokens=LONG), 0.0)
     assert len(tracker) == tracker.num_waiting == 0
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from coordinator.key_file import read_keys
 from infra.cluster import ClusterPlan, LocalCluster
 from infra.models import EMBEDDED
-from infra.up import plan
+from infra.process import Child
+from infra.up import plan, start_nodes_again
+from infra.worker_lives import Restarts
 from protocol.errors import UserError
 
 
@@ -102,3 +105,32 @@ def test_a_file_of_api_keys(tmp_path: Path) -> None:
     assert planned.api_key == "first", "the launcher asks its coordinator with it"
     assert "first" not in str(planned.coordinator_flags), "no key is on a command line"
     assert read_keys(str(file)) == ("first", "second")
+
+
+class _Ended:
+    """A process that has ended, as the launcher sees it."""
+
+    alive = False
+
+    class process:
+        returncode = -9
+
+
+def test_a_node_that_dies_is_started_again_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = LocalCluster(ClusterPlan(0, 1, "127.0.0.1", 1))
+    restarts: Restarts[str] = Restarts()
+    started_at: list[float] = []
+    restarts.started("d0", 0.0)
+    cluster.children["d0"] = cast("Child", _Ended())
+    now = 0.0
+    monkeypatch.setattr(cluster, "start_planned_node", lambda name: started_at.append(now))
+    for tick in range(300):
+        now = tick / 10
+        start_nodes_again(cluster, restarts, now)
+    pauses = [after - before for before, after in pairwise(started_at)]
+    assert len(pauses) > 4 and pauses == sorted(pauses) and pauses[-1] > 4 * pauses[0]
+    told = capsys.readouterr().out
+    assert "d0 ended (exit code -9); it starts again in 0.1 s" in told
+    assert told.count("starts again") == len(started_at) + restarts.is_waiting("d0")

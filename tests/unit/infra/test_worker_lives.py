@@ -18,7 +18,7 @@ from infra.worker_lives import (
 
 
 def test_each_wait_is_twice_the_last_one_up_to_the_longest() -> None:
-    restarts, now, waits = Restarts(), 0.0, []
+    restarts, now, waits = Restarts[int](), 0.0, []
     for _ in range(12):
         restarts.started(0, now)
         waits.append(restarts.ended(0, now))
@@ -29,7 +29,7 @@ def test_each_wait_is_twice_the_last_one_up_to_the_longest() -> None:
 
 
 def test_a_worker_that_lived_long_waits_as_for_the_first_time() -> None:
-    restarts = Restarts()
+    restarts = Restarts[int]()
     for _ in range(5):
         restarts.started(0, 0.0)
         restarts.ended(0, 0.0)
@@ -38,7 +38,7 @@ def test_a_worker_that_lived_long_waits_as_for_the_first_time() -> None:
 
 
 def test_a_worker_is_due_after_its_wait_until_it_is_started() -> None:
-    restarts = Restarts()
+    restarts = Restarts[int]()
     for worker in (0, 1):
         restarts.started(worker, 0.0)
     assert restarts.wake_in_s(1.0) is None

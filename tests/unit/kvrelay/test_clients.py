@@ -25,7 +25,7 @@ from kvrelay.errors import (
     MalformedAnswer,
     NothingThere,
 )
-from kvrelay.retries import RetryPolicy
+from kvrelay.retries import NEVER_AGAIN, RetryPolicy
 from tests.support.kvrelay.scripted_server import (
     ASKS,
     FEW,
@@ -124,7 +124,7 @@ def test_a_stream_that_does_not_end_well_raises(
     ask: Ask, stream: httpx.Response, error: type[ClientError], status: int | None
 ) -> None:
     with pytest.raises(error) as raised:
-        ask(ScriptedServer(stream), "stream", "x")
+        ask(ScriptedServer(stream), "stream", "x", options={"retry": NEVER_AGAIN})
     assert raised.value.status == status
 
 

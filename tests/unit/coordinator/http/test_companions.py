@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 
+from coordinator.core.core import READY_WITHOUT_NODE_S
 from coordinator.http.companions import health
 from coordinator.http.missing import METHODS, NOT_YET, OF_SGLANG
-from coordinator.service import READY_WITHOUT_NODE_S
 from protocol.channel import Channel
 from protocol.messages import Goodbye
 from tests.support.coordinator.http_servers import run_served, served
@@ -106,7 +104,7 @@ def test_a_full_or_empty_cluster_says_when_to_come_back(decode: Channel) -> None
             busy = await here.ask("POST", "/generate", BODY)
             assert busy.status == 429 and busy.headers["retry-after"]
             assert_error(busy.error, 429, "TooManyRequests")
-            here.service.handle(Goodbye(D0))
+        async with served(decode, with_node=False) as here:
             gone = await here.ask("POST", "/generate", BODY)
             assert gone.status == 503 and gone.headers["retry-after"]
             assert_error(gone.error, 503, "ServiceUnavailable")
@@ -157,18 +155,17 @@ def test_what_sglang_has_and_we_do_not_is_501_for_every_method(decode: Channel) 
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_ready_means_that_requests_are_served(
-    decode: Channel, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uvicorn.Server, "handle_exit", lambda *_: None)
-
+def test_ready_means_that_requests_are_served(decode: Channel, method: str) -> None:
     async def test() -> None:
         async with served(decode, with_node=False) as here:
             assert (await here.ask(method, "/health")).status == 200
             assert (await here.ask(method, "/ready")).status == 503
         async with served(decode) as here:
             assert (await here.ask(method, "/ready")).status == 200
-            here.server.handle_exit(signal.SIGTERM, None)
+            running = await here.connect()
+            running.send("POST", "/generate", {"text": "a"})  # else it would end at once
+            await here.generate()
+            here.tell_to_stop()
             assert (await here.ask(method, "/ready")).status == 503
             assert "stopping" in here.service.why_not_ready
 

@@ -116,7 +116,7 @@ def test_the_end_is_told_once(coordinator: Channel) -> None:
     with companion() as process:
         heartbeats_of(process, coordinator).update(load_of())
         await_message(coordinator, lambda m: isinstance(m, Heartbeat), "a heartbeat")
-    await_message(coordinator, lambda m: m == Goodbye(NODE), "a goodbye")
+    await_message(coordinator, lambda m: m == Goodbye(NODE, is_planned=True), "a goodbye")
     assert coordinator.drain() == []
 
 

@@ -1,0 +1,1 @@
+"""What happens when a coordinator leaves: in good order, or by its death."""
