@@ -488,7 +488,7 @@ class TakenOver(Message, frozen=True):
     """True if the owner has been heard within its lease; then there are no tokens."""
     tokens: bytes | None = None
     """All that was answered so far; None if this node knows nothing of the answer."""
-    finish: Key = ""
+    finish: Finish = ""
     """As in `TokenOut`."""
     cached_tokens: Count = 0
 

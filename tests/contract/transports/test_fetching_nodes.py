@@ -227,7 +227,8 @@ class LiveCluster:
             for message in messages:
                 assert isinstance(message, TokensOut), message
                 for out in message.outs:
-                    tokens += out.tokens
+                    # The first token comes from the prefill node too.
+                    tokens[out.start : out.start + len(out.tokens)] = out.tokens
                     if out.finish:
                         return tokens, out.fetched_tokens
 
