@@ -165,10 +165,11 @@ class Service:
         """The most tokens, prompt and answer together, that a request may have now."""
         return min(self.max_model_len, self.core.max_total_tokens)
 
-    def submit(self, request: Request) -> Mailbox:
-        """Starts a request. Raises one of `core.errors.RequestRefused`; then nothing is kept."""
+    def submit(self, request: Request, is_next: bool = False) -> Mailbox:
+        """Starts a request; `is_next`: it came with others that were let in. Raises one of
+        `core.errors.RequestRefused`; then nothing is kept."""
         now = self.now()
-        started, *instructions = self.core.submit(request, now)
+        started, *instructions = self.core.submit(request, now, is_next)
         assert isinstance(started, AnswerStarted)
         mailbox = self._mailboxes[started.answer.request_id] = Mailbox(
             started.answer, lambda: self.core.pause

@@ -37,7 +37,7 @@ FLOORS = {
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership liveness", "core", "shell", "ranks"),
     "coordinator": (
-        "ownership grammars",
+        "ownership grammars admission",
         "routing conversation",
         "answers",
         "core",
@@ -55,6 +55,7 @@ PURE_ROOMS = (
     "node/ownership",
     "coordinator/conversation",
     "coordinator/conversation/calls",
+    "coordinator/admission",
     "coordinator/core",
     "coordinator/routing",
 )

@@ -27,7 +27,10 @@ class Request:
     rid: str = ""
     """The client's name for it; "" if it gave none."""
     priority: int = 0
-    """Of those that wait, requests of a higher priority go first."""
+    """Of those of its tenant that wait, requests of a higher priority go first."""
+    tenant: str = ""
+    """Who shares the cluster with others, by a name that tells no secret; "" for all who show
+    nothing that tells them apart."""
     http_id: str = ""
     """The X-Request-Id of the HTTP request that it came with, for the log."""
     stop_strings: Sequence[str] = ()

@@ -9,6 +9,7 @@ from coordinator.answers.totals import Totals
 from coordinator.core.hot_prefixes import HotPrefixes
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.registry import Registry
+from protocol.counters import RequestCounters
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,14 @@ class Statistics:
             tokens = request.tokens[: (last_page + 1) * model.layout.page_size]
             is_salted = bool(request.namespace.salt)
             self.hot_prefixes.hit(tracked.hashes[last_page], tokens, is_salted, now)
+
+    def request_refused(self, now: float) -> None:
+        """Counts a request that is refused because the cluster is busy."""
+        self.totals.finished(RequestCounters(refused_requests=1), now)
+
+    def client_stalled(self, now: float) -> None:
+        """Counts a connection that was given up because its client did not read."""
+        self.totals.finished(RequestCounters(stalled_clients=1), now)
 
     def answer_ended(self, tracked: TrackedRequest, now: float) -> None:
         """Counts the request and writes its line into the log."""

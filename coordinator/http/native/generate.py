@@ -18,7 +18,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
-from coordinator.http.answering.submitting import cancel_unfinished, require_so_many_answers
+from coordinator.http.answering.submitting import (
+    cancel_unfinished,
+    require_so_many_answers,
+    require_turn,
+)
 from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import ClientLeft
@@ -30,6 +34,7 @@ from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
 from coordinator.http.sessions.turns import begin_turn
 from coordinator.http.wire.bodies import read_body
+from coordinator.http.wire.caller import Caller, caller_of
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
@@ -66,7 +71,7 @@ class GenerateEndpoint:
             return await exchange.reply(_not_allowed(scope))
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
-        answers = await _submit_all(self._service, body, exchange.request_id)
+        answers = await _submit_all(self._service, body, caller_of(scope))
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
                 if body.stream:
@@ -107,21 +112,23 @@ class GenerateEndpoint:
         return AnswerStream(exchange, one, events)
 
 
-async def _submit_all(service: Service, body: ParsedBody, http_id: str) -> list[AnswerInProgress]:
+async def _submit_all(service: Service, body: ParsedBody, caller: Caller) -> list[AnswerInProgress]:
     """Starts every answer that a body asks for; if one is refused, none of them."""
     require_so_many_answers(service, body.prompts, "sampling_params.n")
+    require_turn(service, body.prompts, caller)
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [
         await compile_grammar(prompt, service.tokenizer, service.grammars)
         for prompt in body.prompts
     ]
     if body.turn is not None:
-        return [await _submit_turn(service, body, body.turn, tokens[0], http_id, grammars[0])]
+        return [await _submit_turn(service, body, body.turn, tokens[0], caller, grammars[0])]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, body, prompt, ids, choice, http_id, grammar))
+                one = _submit(service, body, prompt, ids, choice, caller, grammar, bool(answers))
+                answers.append(one)
     except BaseException:
         cancel_unfinished(service, [one.mailbox for one in answers])
         raise
@@ -133,7 +140,7 @@ async def _submit_turn(
     body: ParsedBody,
     asked: TurnRequest,
     ids: list[int],
-    http_id: str,
+    caller: Caller,
     grammar: str,
 ) -> AnswerInProgress:
     """Starts the one answer of a body that is a turn of a session."""
@@ -141,7 +148,7 @@ async def _submit_turn(
     turn = await begin_turn(service, asked, prompt.rid, ids)
     prompt = msgspec.structs.replace(prompt, rid=turn.rid)
     try:
-        one = _submit(service, body, prompt, turn.prompt, 0, http_id, grammar)
+        one = _submit(service, body, prompt, turn.prompt, 0, caller, grammar)
     except BaseException:
         await turn.discard()
         raise
@@ -154,15 +161,16 @@ def _submit(
     prompt: GeneratePrompt,
     ids: list[int],
     choice: int,
-    http_id: str,
+    caller: Caller,
     grammar: str,
+    is_next: bool = False,
 ) -> AnswerInProgress:
     # Checked first, since without nodes no length is short enough.
     service.core.require_ready()
     tokenizer = service.tokenizer
     longest = service.max_total_tokens
-    request = make_request(prompt, ids, choice, tokenizer, longest, http_id, grammar)
-    mailbox = service.submit(request)
+    request = make_request(prompt, ids, choice, tokenizer, longest, caller, grammar)
+    mailbox = service.submit(request, is_next)
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None
     formatter = SGLangFormatter(mailbox.answer, decode, body.with_prompt_ids)

@@ -14,10 +14,13 @@ from coordinator.core.errors import TooBusy
 from coordinator.grammars.error import GrammarError, TooManyGrammars
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import GeneratePrompt, LogprobParams
+from coordinator.http.wire.caller import Caller
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import MAX_PROMPT_LOGPROBS
 from protocol.sampling import Sampling
 
+UNKNOWN = Caller()
+"""Who asks what an operator wants to have explained."""
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken, as in SGLang."""
 TOO_LONG = "context_length_exceeded"
@@ -76,14 +79,13 @@ def make_request(
     choice: int,
     tokenizer: Tokenizer,
     max_total_tokens: int,
-    http_id: str = "",
+    caller: Caller = UNKNOWN,
     grammar: str = "",
 ) -> Request:
     """Returns the request for answer number `choice` of the n answers to `tokens`; each gets its
     own seed and its own rid.
 
-    `max_total_tokens` bounds prompt and answer together; `http_id` is the X-Request-Id that the
-    body came with. Raises BadRequest.
+    `max_total_tokens` bounds prompt and answer together. Raises BadRequest.
     """
     params = prompt.sampling
     room = max_total_tokens - len(tokens)
@@ -123,7 +125,8 @@ def make_request(
         namespace=Namespace(prompt.cache_salt),
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
         priority=prompt.priority,
-        http_id=http_id,
+        tenant=caller.tenant(prompt.cache_salt),
+        http_id=caller.http_id,
         stop_strings=params.stops,
         stop_patterns=params.stop_patterns,
         keeps_stop=params.no_stop_trim,
