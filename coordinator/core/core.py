@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection
 
 from coordinator.admission.limits import Limits, Refusal, too_many, whole_seconds
+from coordinator.admission.turns import Turns
 from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
@@ -102,6 +103,11 @@ class CoordinatorCore:
         """Something has happened since the dispatch queue was looked at."""
 
     @property
+    def turns(self) -> Turns:
+        """The work of those who wait or were sent and have not ended, by tenants."""
+        return self._queue.turns
+
+    @property
     def num_unfinished(self) -> int:
         """The number of requests that have not ended, whether they run or wait."""
         return len(self._tracker)
@@ -175,7 +181,7 @@ class CoordinatorCore:
 
     def _require_place(self, tenant: str | None, now: float) -> None:
         """Raises TooBusy if there is no place, or, with a `tenant`, none for it."""
-        shares = self._queue.turns.shares
+        shares = self.turns.shares
         of_tenant = 0 if tenant is None else shares.num_unfinished(tenant)
         reason = too_many(self.num_unfinished, of_tenant, self.max_unfinished)
         if reason:
