@@ -5,10 +5,12 @@ tenant has a counter of the work that it was served, in tokens, and of those who
 the least goes next. The length of an answer is guessed when its request goes, and what was guessed
 wrong is settled at its end, as in the paper's variant with predictions.
 
-A tenant that begins to wait is put level with the counter of whoever went last (the start tags of
-start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996), so nobody saves up a right to the
-whole cluster. One that was served more than that keeps its debt, also while nothing of it waits.
-Work that nobody else had to wait for so costs nothing.
+A tenant that comes is put level with the counter of whoever went last (the start tags of
+start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996), so work that nobody else had to wait
+for costs nothing. One that was served more keeps its debt, also while nothing of it waits. One that
+has asked for less than its share keeps a little of what it left to others, its credit: requests of
+a modest tenant come in bursts, too, and a burst goes before the backlog of a greedy one (as in
+borrowed virtual time: Duda and Cheriton, SOSP 1999). Nobody saves up more than that.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 MAX_IDLE_TENANTS = 1024
-"""So many tenants without a request are remembered with their debts, the last ones that had one."""
-DEBT_MEMORY_S = 60.0
-"""The debt of a tenant is forgotten when it had no request for so long."""
+"""So many tenants without a request are remembered, the last ones that had one."""
+MEMORY_S = 60.0
+"""A tenant, with its debt or credit, is forgotten when it had no request for so long."""
 Item = TypeVar("Item")
 
 
@@ -49,8 +51,10 @@ class FairShares:
         self._level = 0
         """The counter, before it went, of the request that went last; it never falls."""
         self._idle: dict[str, float] = {}
-        """Since when tenants with a debt have no request, the longest first."""
+        """Since when tenants have no request, the longest first."""
         self.num_waiting_tenants = 0
+        self.credit_tokens = 0
+        """The most work that a tenant may be ahead of others when it begins to wait."""
 
     def __len__(self) -> int:
         """Returns how many tenants are known."""
@@ -67,7 +71,7 @@ class FairShares:
         self._idle.pop(name, None)
         if not tenant.num_waiting:
             self.num_waiting_tenants += 1
-            tenant.counter = max(tenant.counter, self._level)
+            tenant.counter = max(tenant.counter, self._level - self.credit_tokens)
         tenant.num_waiting += 1
         tenant.waiting[priority] = tenant.waiting.get(priority, 0) + num_tokens
 
@@ -124,7 +128,9 @@ class FairShares:
         own, counter = 0, self._level
         if tenant is not None:
             own = sum(tokens for of, tokens in tenant.waiting.items() if of >= priority)
-            counter = tenant.counter if tenant.num_waiting else max(counter, tenant.counter)
+            counter = tenant.counter
+            if not tenant.num_waiting:
+                counter = max(counter, self._level - self.credit_tokens)
         turn = counter + own
         return own + sum(
             min(sum(other.waiting.values()), max(0, turn - other.counter))
@@ -140,15 +146,12 @@ class FairShares:
             del tenant.waiting[priority]  # clients choose priorities, and there are many
 
     def _forget_idle(self, name: str, now: float) -> None:
-        """Forgets a tenant without requests and without a debt, and debts that are too old or too
-        many."""
-        tenant = self._tenants[name]
-        if tenant.is_idle and tenant.counter <= self._level:
-            del self._tenants[name]
-        elif tenant.is_idle:
+        """Notes if a tenant has no requests, and forgets those that had none for too long, or are
+        too many."""
+        if self._tenants[name].is_idle:
             self._idle[name] = now
         while self._idle:
             other, since = next(iter(self._idle.items()))
-            if now - since <= DEBT_MEMORY_S and len(self._idle) <= MAX_IDLE_TENANTS:
+            if now - since <= MEMORY_S and len(self._idle) <= MAX_IDLE_TENANTS:
                 break
             del self._idle[other], self._tenants[other]

@@ -13,6 +13,11 @@ ANSWER_WEIGHT = 2
 """A token of an answer counts as so many of a prompt, as in the paper of `FairShares`."""
 
 
+CREDIT_S = 1.0
+"""A tenant that has asked for less than its share may be ahead of others by what the whole cluster
+begins in this time."""
+
+
 @dataclass(eq=False)
 class Work:
     """What one request takes of the cluster, in tokens of prompts."""
@@ -42,12 +47,18 @@ class Turns:
         self._num_waiting = 0
 
     def joined(
-        self, tenant: str, priority: int, num_prompt_tokens: int, most_answer_tokens: int
+        self,
+        tenant: str,
+        priority: int,
+        num_prompt_tokens: int,
+        most_answer_tokens: int,
+        now: float,
     ) -> Work:
         """Notes that a request begins to wait, and returns its work. Its answer may have
         `most_answer_tokens`."""
         num_answer_tokens = self.lengths.expected(most_answer_tokens)
         work = Work(tenant, priority, num_prompt_tokens, num_answer_tokens)
+        self.shares.credit_tokens = int(CREDIT_S * self._speed.tokens_per_s(0.0, now))
         self.shares.joined(tenant, priority, work.num_tokens)
         self._num_waiting += 1
         return work

@@ -93,7 +93,7 @@ class DispatchQueue:
         routed.was_looked_at = False
         num_tokens = self._placement.tokens_to_compute(routed.demand, now)
         routed.work = self.turns.joined(
-            routed.tenant, routed.priority, num_tokens, routed.most_answer_tokens
+            routed.tenant, routed.priority, num_tokens, routed.most_answer_tokens, now
         )
         self._goal.observe(routed.work_s)
         self._waiting[routed] = None

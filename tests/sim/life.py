@@ -81,6 +81,7 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
     """Lives a life to its end. Raises Wrong, or whatever a process raised."""
     chance = random.Random(f"life {plan.seed}")
     requests = some_requests(chance, plan.settings.page_size, BUSY_S)
+    acts = some_acts(random.Random(f"acts {plan.seed}"), requests)
     requests += some_rush(random.Random(f"rush {plan.seed}"))
     cluster = make(plan.settings, chance, tell)
     everything = [one for asked in requests for one in _turns(asked)]
@@ -90,7 +91,7 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
         cluster.clock.at(0.3 + asked.at, cluster.ask, asked)
     for fault in plan.faults:
         cluster.clock.at(0.3 + fault.at, cluster.apply, fault)
-    for act in some_acts(random.Random(f"acts {plan.seed}"), requests):
+    for act in acts:
         cluster.clock.at(0.3 + act.at, cluster.act, act, everything)
     cluster.num_unfinished = len(everything)
     cluster.clock.run(LIMIT_S, lambda: cluster.num_unfinished == 0)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from tests.sim.checks import Wrong
 
-SHARE_TOKENS = 300
+SHARE_TOKENS = 1_000
 """So much more work, beside the request that begins, one tenant may be served than another that
-waits all the time: one may wait for room that another does not need."""
+waits all the time: one may wait for room that another does not need, or have had a credit."""
 LATE_S = 0.3
 """How much later than its deadline a request may be given up, or begin: the core looks at them now
 and then, and its shell in turn."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.admission import fair_shares
-from coordinator.admission.fair_shares import DEBT_MEMORY_S, FairShares
+from coordinator.admission.fair_shares import MEMORY_S, FairShares
 
 WORK = 10
 
@@ -73,17 +73,21 @@ def test_what_is_before_a_request_is_its_own_and_what_others_are_served_meanwhil
     assert shares.work_before("greedy", 0) == 102 * WORK
 
 
-def test_tenants_without_requests_and_debts_are_forgotten() -> None:
+@pytest.mark.parametrize(("credit", "first"), [(0, "mmgmgm"), (2 * WORK, "mmmmgm")])
+def test_a_burst_of_who_left_its_share_to_others_goes_first(credit: int, first: str) -> None:
     shares = FairShares()
-    serve(shares, "a", WORK)
-    shares.settled("a", -WORK, 1.0)
-    join(shares, "b", WORK)
-    shares.left("b", 0, WORK, 1.0)
-    assert len(shares) == 0 and shares.num_waiting_tenants == 0
+    shares.credit_tokens = credit
+    serve(shares, "m", WORK)
+    shares.settled("m", 0, 1.0)
+    join(shares, "g", *[WORK] * 50)
+    for _ in range(40):
+        shares.served("g", 0, WORK)
+    join(shares, "m", *[WORK] * 5)
+    assert turns(shares, m=[WORK] * 5, g=[WORK] * 10)[:6] == first
 
 
 @pytest.mark.parametrize("most", [0, 3])
-def test_debts_are_forgotten_when_they_are_old_or_too_many(
+def test_tenants_without_requests_are_forgotten_when_they_are_old_or_too_many(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(fair_shares, "MAX_IDLE_TENANTS", most)
@@ -93,6 +97,6 @@ def test_debts_are_forgotten_when_they_are_old_or_too_many(
     for number in range(10):
         shares.settled(f"t{number}", WORK, 1.0)
         assert len(shares) <= max(10 - number - 1 + most, 0)
-    serve(shares, "last", WORK)
-    shares.settled("last", WORK, 2.0 + DEBT_MEMORY_S)
-    assert len(shares) == min(most, 1)
+    join(shares, "last", WORK)
+    shares.left("last", 0, WORK, 2.0 + MEMORY_S)
+    assert len(shares) == min(most, 1) and shares.num_waiting_tenants == 0

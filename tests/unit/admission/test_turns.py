@@ -57,7 +57,7 @@ def test_an_answer_is_as_long_as_others_were_and_no_longer_than_it_may_be() -> N
 def test_the_wait_is_the_work_before_by_the_speed() -> None:
     turns = Turns()
     assert turns.wait_s("a", 0, PRESUMED, 0.0) == 0.0
-    several = [turns.joined("a", 0, 1_000, 1) for _ in range(10)]
+    several = [turns.joined("a", 0, 1_000, 1, 0.0) for _ in range(10)]
     each = several[0].num_tokens
     assert each == 1_000 + ANSWER_WEIGHT
     assert turns.wait_s("a", 0, PRESUMED, 0.0) == pytest.approx(10 * each / PRESUMED)
@@ -73,7 +73,7 @@ def test_what_was_guessed_wrong_is_settled_once(num_answer_tokens: int | None, o
     turns = Turns()
 
     def served(tenant: str) -> Work:
-        work = turns.joined(tenant, 0, 500, 50)
+        work = turns.joined(tenant, 0, 500, 50, 0.0)
         turns.served([work], 0.0)
         return work
 
@@ -82,13 +82,14 @@ def test_what_was_guessed_wrong_is_settled_once(num_answer_tokens: int | None, o
     turns.settled(work, num_answer_tokens, 0.0)
     turns.settled(work, num_answer_tokens, 0.0)
     for tenant in ("a", "b"):
-        turns.joined(tenant, 0, 500, 50)
+        turns.joined(tenant, 0, 500, 50, 0.0)
     order = turns.shares.in_turn({"a": ["a"], "b": ["b"]}, lambda _: 1, 2)
     assert order == (["b", "a"] if owed > 0 else ["a", "b"])
 
 
 def test_who_leaves_the_queue_leaves_nothing() -> None:
     turns = Turns()
-    work = turns.joined("a", 3, 500, 50)
+    work = turns.joined("a", 3, 500, 50, 0.0)
     turns.left(work, 1.0)
-    assert turns.wait_s("a", 0, PRESUMED, 1.0) == 0.0 and len(turns.shares) == 0
+    assert turns.wait_s("a", 0, PRESUMED, 1.0) == 0.0
+    assert turns.shares.num_unfinished("a") == 0
