@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from infra.cluster import ClusterPlan, LocalCluster
+from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.process import Child
 
@@ -55,6 +56,25 @@ def sleeping_cluster(coordinator_flags: Mapping[str, str]) -> Iterator[LocalClus
             log_file = Path(directory) / f"{name}.log"
             cluster.children[name] = Child(name, words, log_file, lambda name, line: None)
         cluster.wait_for_nodes()
+        yield cluster
+
+
+@contextmanager
+def computing_cluster(coordinator_flags: Mapping[str, str]) -> Iterator[LocalCluster]:
+    """Runs a cluster of the embedded model, whose nodes share this machine with the load."""
+    plan = ClusterPlan(
+        num_prefill=1,
+        num_decode=1,
+        host=HOST,
+        port=free_port(),
+        coordinator_flags={
+            "model_path": str(EMBEDDED),
+            "log_level": "warning",
+            **coordinator_flags,
+        },
+        node_flags={"model_path": str(EMBEDDED), "device": "cpu"},
+    )
+    with LocalCluster(plan) as cluster:
         yield cluster
 
 

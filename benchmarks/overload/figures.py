@@ -8,7 +8,7 @@ from benchmarks.overload.load import Sent
 
 
 def phase_figures(
-    sent: Sequence[Sent], begins: float, ends: float, bound_s: float, right: Sequence[int]
+    sent: Sequence[Sent], begins: float, ends: float, bound_s: float, right: Sequence[int] | None
 ) -> dict[str, float]:
     """Returns what became of the requests that were sent between two times, per second."""
     within = [one for one in sent if begins <= one.at < ends]
@@ -30,7 +30,7 @@ def phase_figures(
 
 
 def recovery_s(
-    sent: Sequence[Sent], ends: float, bound_s: float, right: Sequence[int]
+    sent: Sequence[Sent], ends: float, bound_s: float, right: Sequence[int] | None
 ) -> float | None:
     """Returns how long after the overload's end the last request was sent that was not answered as
     it should be; None if that goes on to the end of the load."""

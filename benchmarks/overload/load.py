@@ -30,6 +30,7 @@ class Sent:
     first_token_at: float | None = None
     ended_at: float | None = None
     status: int = 0
+    body: bytes = b""
     output_ids: list[int] = field(default_factory=list)
     failed: bool = False
     """An error came within the stream, or the connection broke."""
@@ -39,11 +40,13 @@ class Sent:
         """Seconds from the request to its first token; None if none came."""
         return None if self.first_token_at is None else self.first_token_at - self.at
 
-    def is_good(self, bound_s: float, right: Sequence[int]) -> bool:
-        """Returns True if the first token came within the bound, and all tokens were right."""
+    def is_good(self, bound_s: float, right: Sequence[int] | None) -> bool:
+        """Returns True if the first token came within the bound, and all tokens were right; without
+        `right` that is not looked at."""
         first_s = self.first_token_s
         in_time = first_s is not None and first_s <= bound_s
-        return in_time and not self.failed and self.output_ids == list(right)
+        is_whole = self.status == 200 and not self.failed
+        return in_time and is_whole and (right is None or self.output_ids == list(right))
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ async def play(
     tasks: list[asyncio.Task[None]] = []
     for at, tenant in due:
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
-        one = Sent(tenant, time.monotonic() - began)
+        one = Sent(tenant, time.monotonic() - began, body=body(chance, tenant))
         sent.append(one)
-        tasks.append(asyncio.create_task(_ask(target, body(chance, tenant), one, began)))
+        tasks.append(asyncio.create_task(_ask(target, one, began)))
     if tasks:
         await asyncio.wait(tasks, timeout=wait_s)
     for task in tasks:
@@ -101,8 +104,8 @@ async def busiest(
 
     async def ask_again() -> None:
         while time.monotonic() < began + seconds:
-            one = Sent("", 0.0)
-            await _ask(target, body(chance, ""), one, began)
+            one = Sent("", 0.0, body=body(chance, ""))
+            await _ask(target, one, began)
             if one.status == 200 and one.ended_at is not None:
                 ended.append(one.ended_at)
 
@@ -112,7 +115,18 @@ async def busiest(
     return len(counted) / (0.8 * seconds)
 
 
-async def _ask(target: Target, body: bytes, one: Sent, began: float) -> None:
+async def share_of_same_answers(url: str, sent: Sequence[Sent]) -> float:
+    """Returns for how many of the requests the same tokens come when they are asked again, one at a
+    time."""
+    target = Target.parse(url, "")
+    again = [Sent(one.tenant, 0.0, body=one.body) for one in sent]
+    for one in again:
+        await _ask(target, one, time.monotonic())
+    pairs = zip(sent, again, strict=True)
+    return sum(one.output_ids == other.output_ids for one, other in pairs) / len(sent)
+
+
+async def _ask(target: Target, one: Sent, began: float) -> None:
     def on_event(raw: bytes) -> None:
         event = msgspec.json.decode(raw, type=_Event)
         if event.error is not None:
@@ -123,7 +137,7 @@ async def _ask(target: Target, body: bytes, one: Sent, began: float) -> None:
         one.output_ids = event.output_ids
 
     try:
-        one.status, _ = await post(target, "/generate", body, on_event)
+        one.status, _ = await post(target, "/generate", one.body, on_event)
         one.ended_at = time.monotonic() - began
     except OSError:
         one.failed = True
