@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.coordinator.virtual_load import CAPACITY_PER_S, Ask, VirtualLoad
+from tests.support.admission.virtual_load import CAPACITY_PER_S, Ask, VirtualLoad
 
 BOUND_S = 2.0
 SECONDS = 30.0

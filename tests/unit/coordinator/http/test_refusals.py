@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,14 +52,15 @@ def test_who_would_wait_too_long_is_refused_before_anything_is_tokenized(
 
 def test_who_has_waited_too_long_gets_the_same_status(decode: Channel) -> None:
     async def test() -> None:
-        async with served(decode, max_wait_s=0.2) as here:
-            body = {"input_ids": [5] * 1_000, "sampling_params": PARAMS}
+        async with served(decode, max_wait_s=0.5) as here:
             first, second = await here.connect(), await here.connect()
+            body = {"input_ids": [5] * int(0.3 * RATE), "sampling_params": PARAMS}
             first.send("POST", "/generate", body)
             await here.generate()
-            # Its prompt is short, so it is thought to be next at once.
-            hear(here, load_of(queued_tokens=int(0.1 * RATE)))
-            second.send("POST", "/generate", body | {"input_ids": [5]})
+            second.send("POST", "/generate", body)
+            while not here.service.core.num_waiting:
+                await asyncio.sleep(0.01)
+            hear(here, load_of(queued_tokens=int(30 * RATE)))  # it is slower than was thought
             reply = await second.reply()
             assert reply.status == 429 and int(reply.headers["retry-after"]) >= 1
             assert "its turn has not come" in reply.error["message"]
