@@ -17,7 +17,7 @@ LOAD_READY := $(LOAD)/.installed
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
-.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo test check verify sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -75,8 +75,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-gpu: $(READY) ## the tests that need CUDA devices
-	$(PYTEST) -m gpu
+gpu: $(READY) ## the tests that need CUDA devices, two for all of them
+	$(BIN)/python -m tests.gpu $(ARGS)
 
 bench-route: $(READY) ## replay a trace through the router, policies side by side (ARGS="--help")
 	$(BIN)/python -m benchmarks.route $(ARGS)
@@ -95,6 +95,9 @@ bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, 
 
 bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS="--peers transformers") and the floor (half an hour, quiet machine)
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-serve-gpu: $(READY) ## kvrelay's layouts on this host's GPUs, beside a peer (ARGS="--peer sglang-pd"; no GPU: ARGS="--device cpu")
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
 	$(BIN)/python -m benchmarks.memory $(ARGS)

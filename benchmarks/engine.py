@@ -1,7 +1,7 @@
 """The engine beside `transformers`, llama.cpp and the floor, in one run on the same weights.
 
     .venv/bin/python -m benchmarks.engine [--shape NAME | --model embedded|PATH] [--threads N]
-    .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b
+    .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b [--peers vllm,sglang]
 
 Physics: `benchmarks.engines.floor` says what a step cannot be faster than. Decoding reads all
 weights for each step, so a batch is nearly free until either the K and V of its contexts outweigh
@@ -13,8 +13,8 @@ other, and the time between two steps (`benchmarks.engines.loop`).
 
 What is compared is greedy decoding in float32 of sequences of equal length (which spares
 `transformers` the padding that it would need otherwise), after all engines have chosen the same
-tokens on the same text (`benchmarks.engines.check`). On CUDA (`benchmarks.engines.gpu`) there is no
-other engine.
+tokens on the same text (`benchmarks.engines.check`). On CUDA (`benchmarks.gpu`) the peers are vLLM
+and SGLang, in bfloat16 and with random weights, each on the same card in the same run.
 """
 
 from __future__ import annotations
@@ -43,11 +43,14 @@ from benchmarks.engines.cells import (
 )
 from benchmarks.engines.check import NUM_PROMPT_TOKENS, random_tokens, require_agreement
 from benchmarks.engines.floor import MachineRates, decode_work, measure_rates, prefill_work
-from benchmarks.engines.gpu import GpuReport, measure_shape
 from benchmarks.engines.loop import measure_overhead
 from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.report import DeterministicCost, EngineReport, Row, rounded
 from benchmarks.engines.shapes import SHAPES, save_model
+from benchmarks.gpu.measuring import measure_shape
+from benchmarks.gpu.peer_process import PEERS as GPU_PEERS
+from benchmarks.gpu.plan import standard_plan
+from benchmarks.gpu.report import GpuReport
 from benchmarks.machine import machine
 from engine.build import load_model_runner
 from engine.options import EngineOptions
@@ -65,9 +68,12 @@ def main() -> None:
     """Measures on the device that is asked for; prints tables and, last, a line of JSON."""
     parser = _parser()
     given = parser.parse_args()
-    peers = [name for name in given.peers.split(",") if name]
-    if unknown := set(peers) - set(PEERS):
-        parser.error(f"no engine {', '.join(sorted(unknown))}; choose from {','.join(PEERS)}")
+    known = tuple(GPU_PEERS) if given.device == "cuda" else PEERS
+    peers = list(PEERS) if given.device == "cpu" else []
+    if given.peers is not None:
+        peers = [name for name in given.peers.split(",") if name]
+    if unknown := set(peers) - set(known):
+        parser.error(f"no engine {', '.join(sorted(unknown))}; choose from {','.join(known)}")
     if given.device == "cuda" and given.model is not None:
         parser.error("with --device cuda name a --shape, whose weights are random")
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         report: EngineReport | GpuReport
         if given.device == "cuda":
-            report = _measure_cuda(given, console)
+            report = _measure_cuda(given, peers, console)
         else:
             report = _measure_cpu(given, peers, Path(directory), console)
     for table in report.tables():
@@ -97,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--model", help="embedded, or a model directory")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=_positive, default=1, help="of every engine; 1: a node's")
-    parser.add_argument("--peers", default=",".join(PEERS), help="'' for none")
+    parser.add_argument(
+        "--peers",
+        help=f"'' for none; default: {','.join(PEERS)} on the CPU, none of "
+        f"{','.join(GPU_PEERS)} on CUDA",
+    )
     parser.add_argument("--batches", type=_positives, default=[1, 8, 32])
     parser.add_argument("--contexts", type=_positives, default=[128, 512, 2048, 4096])
     parser.add_argument(
@@ -112,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     on_cuda.add_argument("--attention-backend", default="auto")
     on_cuda.add_argument(
         "--chunk-tokens", type=_positive, default=GPU_CHUNK, help="of a prompt in one step"
+    )
+    on_cuda.add_argument(
+        "--peer-path",
+        type=_peer_path,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="where a peer's packages are, as a PYTHONPATH; default: beside ours",
     )
     on_cuda.add_argument("--quick", action="store_true", help="fewer lengths and steps")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
@@ -132,14 +150,26 @@ def _positives(text: str) -> list[int]:
     return [_positive(part) for part in text.split(",")]
 
 
-def _measure_cuda(given: argparse.Namespace, console: Console) -> GpuReport:
-    """Measures our engine on the GPU, with random weights of the shape that is asked for."""
+def _peer_path(text: str) -> tuple[str, str]:
+    """Reads a flag's NAME=PATH."""
+    name, equals, path = text.partition("=")
+    if name not in GPU_PEERS or not equals:
+        names = ", ".join(f"{peer}=/path" for peer in GPU_PEERS)
+        raise argparse.ArgumentTypeError(f"{text} is not one of {names}")
+    return name, path
+
+
+def _measure_cuda(given: argparse.Namespace, peers: Sequence[str], console: Console) -> GpuReport:
+    """Measures our engine and the peers on the GPU, with random weights of the shape that is asked
+    for."""
     options = EngineOptions(
         dtype=given.dtype,
         load_format="dummy",
         attention_backend=given.attention_backend,
     )
-    return measure_shape(given.shape, options, given.chunk_tokens, given.quick, console)
+    plan = standard_plan(given.quick)
+    paths = dict(given.peer_path)
+    return measure_shape(given.shape, options, plan, given.chunk_tokens, peers, paths, console)
 
 
 def _measure_cpu(

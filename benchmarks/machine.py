@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -27,3 +29,24 @@ def _cpu_model() -> str:
     except OSError:
         pass
     return platform.processor()
+
+
+def cards() -> list[str]:
+    """Returns name and driver of each NVIDIA card, for result files; none where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    words = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    return asked.stdout.splitlines() if asked.returncode == 0 else []
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Returns the versions of those packages that are installed, for result files."""
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,6 +1,7 @@
 """What the data plane costs: pages against raw sends, and requests against one node alone.
 
-    .venv/bin/python -m benchmarks.transfer [--transports shm,gloo | nccl] [--quick] [--out FILE]
+    .venv/bin/python -m benchmarks.transfer [--transports shm,gloo | nccl] [--quick] [--pages-only]
+                                            [--out FILE]
 
 `benchmarks.clusters.page_stream` and `benchmarks.clusters.transfer_cluster` say what is measured
 and why it should come out as it does. Over nccl, which needs two GPUs, only the pages are measured.
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the data plane costs.")
     parser.add_argument("--transports", default="shm,gloo", help="of " + ", ".join(TRANSPORTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, some three minutes")
+    parser.add_argument("--pages-only", action="store_true", help="no clusters, some two minutes")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
     given = parser.parse_args()
     transports = str(given.transports).split(",")
@@ -42,7 +44,7 @@ def main() -> None:
     ]
     console.print(page_stream.table(streams))
     report = {"bench": "transfer", "machine": machine("torch"), **_streams_json(streams)}
-    if transports != ["nccl"]:
+    if transports != ["nccl"] and not given.pages_only:
         scale = transfer_cluster.QUICK if given.quick else transfer_cluster.FULL
         figures = transfer_cluster.measure(scale)
         for table in transfer_cluster.tables(figures):

@@ -34,6 +34,7 @@ from coordinator.core.pause import Pause
 from coordinator.mailbox import Mailbox
 from coordinator.ownership.follower import OwnershipFollower
 from coordinator.peers.counts import ClusterCounts
+from coordinator.peers.found_requests import FoundRequests
 from coordinator.peers.peers import Peers
 from coordinator.pending_replies import PendingReplies
 from coordinator.routing.registry import LiveNode
@@ -43,6 +44,7 @@ from protocol.messages import (
     AbortRequest,
     AnyMessage,
     AskCounts,
+    AskRequests,
     AuditReply,
     CacheFlushed,
     CountsReply,
@@ -50,9 +52,11 @@ from protocol.messages import (
     Message,
     PauseMode,
     PauseSeen,
+    RequestsReply,
     SetPause,
 )
 from protocol.redis.client import connect_async
+from protocol.timelines.request_reports import RequestFilter
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +227,22 @@ class Service:
         everybody = [self.core.counts(self.now()), *replies.values()]
         return ClusterCounts.sum(everybody, unanswered=others - replies.keys())
 
+    async def find_requests(self, wanted: RequestFilter) -> FoundRequests:
+        """Returns what all coordinators know of the requests that are wanted: unfinished ones
+        first, and the newest of each first. Those that do not answer within COUNTS_S are only
+        named."""
+        others = self._peers.others
+        question_id = self._replies.open(others)
+        question = AskRequests(self._channel.address, question_id, wanted)
+        self._carry_out([Send(address, question) for address in others], self.now())
+        replies = await self._replies.wait(question_id, COUNTS_S)
+        found = self.core.requests(wanted, self.now())
+        return FoundRequests.join(
+            [found, *(reply.requests for reply in replies.values())],
+            wanted.limit,
+            unanswered=others - replies.keys(),
+        )
+
     async def flush_cache(
         self, nodes: list[LiveNode], cache_salt: str | None, timeout_s: float
     ) -> dict[str, int]:
@@ -277,7 +297,7 @@ class Service:
             self._replies.answered(message.audit_id, message.node.name, message.hashes)
         elif isinstance(message, PauseSeen):
             self._replies.answered(message.question_id, message.address, None)
-        elif isinstance(message, CountsReply):
+        elif isinstance(message, CountsReply | RequestsReply):
             self._replies.answered(message.question_id, message.address, message)
         else:
             now = self.now()
@@ -351,6 +371,8 @@ class Service:
                     self._changed[mailbox] = None
             elif isinstance(instruction, Send):
                 try:
+                    # Noted first: a node may have the message before `send` returns.
+                    self.core.sent(instruction.message, self.now())
                     self._channel.send(instruction.address, instruction.message)
                 except PeerUnreachable as error:
                     log.warning("message dropped: %s", error)

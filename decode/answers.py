@@ -58,7 +58,7 @@ class Answers:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes new requests, and news of prompts that prefill nodes compute for answers here."""
         if isinstance(event, Generate):
-            return self._prompts.enqueue(self._job_of(event))
+            return self._prompts.enqueue(self._job_of(event), now)
         if isinstance(event, PrefillDone):
             return self._prefill_done(event, now)
         if isinstance(event, PagesArrived):
@@ -133,6 +133,7 @@ class Answers:
         tokens, finish = answer.tokens_until_end(num_before, sampled.tokens)
         job.tokens += tokens  # the sequence has the same list
         self._counters.generated_tokens += len(tokens)
+        has_times = job.recorder is not None  # with its first tokens, and after it gave way
         out = TokenOut(
             attempt=job.attempt,
             start=num_before,
@@ -143,6 +144,8 @@ class Answers:
             fetched_tokens=job.fetched_tokens,
             logprobs=list(sampled.logprobs[: len(tokens)]),
             prompt_logprobs=job.prompt_logprobs.take(),
+            times=job.take_times() if has_times else None,
+            prefill_times=answer.take_prefill_times() if has_times else None,
         )
         self._outbox.add(job.reply_address, out)
         if not finish:
@@ -192,6 +195,7 @@ class Answers:
             return []
         done = job.purpose.prefilled
         assert done is not None
+        job.spent("transfer", now)
         self._running.add(job)
         if done.prompt_logprobs is not None:
             job.prompt_logprobs.add(done.prompt_logprobs)

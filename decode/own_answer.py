@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from node.core.job import Job
 from protocol.messages import Generate, PrefillDone
+from protocol.timelines.node_spans import NodeTimes
 
 
 @dataclass(eq=False)
@@ -19,6 +20,14 @@ class OwnAnswer:
     """How many pages are to be received from a prefill node."""
     prefilled: PrefillDone | None = None
     """What the prefill node said at its end; None before."""
+
+    prefill_times: NodeTimes | None = None
+    """What the prefill node said of its time, until it is told on."""
+
+    def take_prefill_times(self) -> NodeTimes | None:
+        """Returns where the time of the prefill node went, once."""
+        times, self.prefill_times = self.prefill_times, None
+        return times
 
     def tokens_until_end(self, num_before: int, tokens: Seq[int]) -> tuple[list[int], str]:
         """Returns those leading `tokens` that belong to the answer, which has `num_before` already,

@@ -19,7 +19,7 @@ from node.core.instructions import AbortTransfer, ExpectPages, Instruction, Send
 from node.load.counters import Counters
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Addresses, Attempt
-from protocol.messages import Cancel, Prefill, PrefillDone
+from protocol.messages import Cancel, Generate, Prefill, PrefillDone
 
 PATIENCE_S = 2.0
 """A request that needs the same pages as another one waits for them while they keep coming. It
@@ -101,6 +101,8 @@ class Receiving:
             fetch_node=request.fetch_node,
             fetch_address=request.fetch_address,
             fetch_pages=request.fetch_pages,
+            answer_address=_answer_address(request),
+            asker_times=job.recorder.times() if job.recorder is not None else None,
         )
         return [
             # Expect before asking: the first pages may come before the next turn.
@@ -133,7 +135,8 @@ class Receiving:
             return None
         under_way.done, under_way.done_at = done, now
         job = under_way.job
-        job.purpose.prefilled = done
+        job.spent("handover", now)
+        job.purpose.prefilled, job.purpose.prefill_times = done, done.times
         job.cached_tokens = done.cached_tokens
         job.fetched_tokens = done.fetched_tokens
         return self._take_ready(under_way)
@@ -180,3 +183,10 @@ class Receiving:
         job.sequence.num_computed = len(job.tokens)
         del self._under_way[job.attempt]
         return job
+
+
+def _answer_address(request: Generate) -> str:
+    """Returns where the prefill node may send the first token; "" if it lacks what belongs to it:
+    whether an answer of no tokens has one, and logprobs of the prompt, which are long."""
+    is_short = request.max_new_tokens > 0 and request.sampling.prompt_logprobs_from < 0
+    return request.reply_address if is_short else ""

@@ -13,6 +13,7 @@ from engine.attention.attention_backends import captures, has_triton, make_atten
 from engine.cache.kv_cache import KVCache
 from engine.compile_cache import cache_directory, name_cache
 from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
+from engine.dependent_launch import launches_dependently
 from engine.kernels.base import Kernels, TorchKernels
 from engine.kernels.deterministic_kernels import DeterministicKernels
 from engine.kernels.few_sizes_kernels import FewSizesKernels
@@ -71,7 +72,10 @@ def load_model_runner(
         options.deterministic,
         library,
     )
-    build = Build(dtype, device, _kernels(options, device, dtype, library), parallel)
+    # Sums over ranks come from a stream of NCCL's own, which dependent launches know nothing of.
+    is_dependent = parallel.size == 1 and launches_dependently(device)
+    kernels = _kernels(options, device, dtype, library, is_dependent)
+    build = Build(dtype, device, kernels, parallel)
     source = None if options.load_format == "dummy" else SafetensorsSource(path)
     if source is None:
         model = dummy_model(config, build, progress)
@@ -116,7 +120,11 @@ def _native_library(
 
 
 def _kernels(
-    options: EngineOptions, device: torch.device, dtype: torch.dtype, library: CDLL | None
+    options: EngineOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    library: CDLL | None,
+    is_dependent: bool,
 ) -> Kernels:
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
@@ -130,7 +138,7 @@ def _kernels(
         TritonKernels,  # imports triton, which a CPU machine has not
     )
 
-    return TritonKernels()
+    return TritonKernels(is_dependent)
 
 
 def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:

@@ -7,6 +7,7 @@ without a traceback.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import sys
@@ -163,6 +164,14 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
     explain.add_argument(
         "--cache-salt", default="", help="the tenant whose prompt it is (default: none)"
     )
+    trace = add(
+        "trace",
+        "tell where the time of one request went, while it runs and for a while after",
+        _trace,
+        OperatorConfig,
+    )
+    trace.add_argument("rid", help="`meta_info.id` of /generate, `id` of the other dialects")
+    trace.add_argument("--json", action="store_true", help="what the coordinator answers, as it is")
     audit = add(
         "audit",
         "compare what nodes hold with the records of it; exit code 1 if they differ",
@@ -255,7 +264,7 @@ def _generate(flags: dict[str, Any]) -> None:
 
 
 def _stats(flags: dict[str, Any]) -> None:
-    from infra.stats import new_console, show_stats, watch_stats
+    from infra.tables.stats import new_console, show_stats, watch_stats
 
     with _operator(flags) as client:
         if flags["watch"]:
@@ -265,15 +274,27 @@ def _stats(flags: dict[str, Any]) -> None:
 
 
 def _explain(flags: dict[str, Any]) -> None:
-    from infra.stats import new_console, show_explanation
+    from infra.tables.stats import new_console, show_explanation
 
     with _operator(flags) as client:
         show_explanation(client.explain(flags["text"], flags["cache_salt"]), new_console())
 
 
+def _trace(flags: dict[str, Any]) -> None:
+    from infra.tables.stats import new_console
+    from infra.tables.waterfall import show_timeline
+
+    with _operator(flags) as client:
+        timeline = client.timeline(flags["rid"])
+    if flags["json"]:
+        print(json.dumps(timeline, indent=2, ensure_ascii=False))
+    else:
+        show_timeline(timeline, new_console())
+
+
 def _audit(flags: dict[str, Any]) -> None:
     """Prints an audit; exits with code 1 if something differed, even if it was repaired."""
-    from infra.stats import new_console, show_audit
+    from infra.tables.stats import new_console, show_audit
 
     with _operator(flags) as client:
         audit = client.audit(repair=not flags["no_repair"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.command.log_directory import LogDirectory
+from infra.gpus.assignment import GpuAssignment
 from infra.ports import require_free
 from infra.process import Child, Start, start_program
 from infra.redis_server import check_reachable, require_free_names, server_command
@@ -40,6 +41,8 @@ class ClusterPlan:
     """Flags of prefill nodes alone, which replace those of all nodes."""
     decode_flags: Mapping[str, str] = field(default_factory=dict)
     """Flags of decode nodes alone, which replace those of all nodes."""
+    assignments: Mapping[str, GpuAssignment] = field(default_factory=dict)
+    """The GPUs of nodes by name. A node without one computes on what its --device says."""
     api_key: str = ""
     """A key that the coordinator takes; "" if it asks for none."""
     notes: tuple[str, ...] = ()
@@ -50,8 +53,15 @@ class ClusterPlan:
     @property
     def node_names(self) -> tuple[str, ...]:
         """The names of the nodes, prefill nodes first."""
-        prefill = [f"p{i}" for i in range(self.num_prefill)]
-        return (*prefill, *(f"d{i}" for i in range(self.num_decode)))
+        return names_of_nodes(self.num_prefill, self.num_decode)
+
+
+def names_of_nodes(num_prefill: int, num_decode: int) -> tuple[str, ...]:
+    """Returns the names of a cluster's nodes, prefill nodes first."""
+    return (
+        *(f"p{i}" for i in range(num_prefill)),
+        *(f"d{i}" for i in range(num_decode)),
+    )
 
 
 class StartError(UserError):
@@ -141,15 +151,21 @@ class LocalCluster:
         """Starts a node, or starts it again after its end. `own_flags` replace the plan's."""
         plan = self.plan
         of_role = plan.prefill_flags if role == "prefill" else plan.decode_flags
-        flags = {**self._memory_share(), **plan.node_flags, **of_role, **(own_flags or {})}
-        return self.start_process(role, name, {**flags, "name": name})
+        place = plan.assignments.get(name)
+        flags = {**self._memory_share(place), **plan.node_flags, **of_role}
+        if place is not None:
+            flags["device"] = place.flags["device"]
+        return self.start_process(role, name, {**flags, **(own_flags or {}), "name": name})
 
-    def _memory_share(self) -> dict[str, str]:
-        """Returns the flag that gives each node its share of this host's memory, or of its one
-        GPU; nothing if the environment sets it. Without it the first node would take all."""
+    def _memory_share(self, place: GpuAssignment | None) -> dict[str, str]:
+        """Returns the flag that gives a node its share of its GPUs' memory, or of this host's where
+        no GPUs were chosen for it; nothing if the environment sets it. Without it the first node
+        would take all."""
         num_nodes = self.plan.num_prefill + self.plan.num_decode
         if num_nodes == 0 or os.environ.get("KVRELAY_MEMORY_SHARE"):
             return {}
+        if place is not None:
+            return {"memory_share": place.flags["memory_share"]}
         return {"memory_share": f"{1 / num_nodes:.4f}"}
 
     def start_process(self, command: str, name: str, flags: Mapping[str, str]) -> Child:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from infra import models
 from infra.cluster import ClusterPlan, LocalCluster
-from infra.stats import show_stats
+from infra.tables.stats import show_stats
 from infra.up import interrupt_on_signals, stop_undisturbed, watch
 from kvrelay.answers import Generated
 from kvrelay.client import Client

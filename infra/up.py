@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 from coordinator.config import CoordinatorConfig
 from coordinator.key_file import with_file_keys
 from infra import models
-from infra.cluster import ClusterPlan, LocalCluster
+from infra.cluster import ClusterPlan, LocalCluster, names_of_nodes
+from infra.gpus.assignment import GpuAssignment, assign_gpus, told
+from infra.gpus.visible import num_visible_gpus
 from node.config import NodeConfig
 from node.model_check import check_model
 from protocol.config import ConfigError, option, require, resolve
@@ -48,7 +50,11 @@ class UpConfig:
             )
 
 
-def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPlan:
+def plan(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    count_gpus: Callable[[Mapping[str, str]], int] = num_visible_gpus,
+) -> ClusterPlan:
     """Returns what `kvrelay up` is to start. Raises ConfigError for any wrong setting of any
     process, so that no process is started in vain."""
     for name in sorted(NOT_FOR_UP):
@@ -60,6 +66,7 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
     coordinator = resolve(CoordinatorConfig, flags, environment)
     node = resolve(NodeConfig, flags, environment)
     model, note = _checked_model(own, node)
+    assignments = _assignments(own, node, count_gpus, environment)
     name = coordinator.served_model_name or models.served_name(coordinator.model_path)
     return ClusterPlan(
         num_prefill=own.prefill,
@@ -72,7 +79,8 @@ def plan(flags: Mapping[str, Any], environment: Mapping[str, str]) -> ClusterPla
         | ({"served_model_name": name} if name else {}),
         node_flags=_flags_of(NodeConfig, flags) | {"model_path": model},
         api_key="".join(with_file_keys(coordinator).api_key[:1]),
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, (note, told(assignments) if assignments else ""))),
+        assignments=assignments,
         prefill_flags=_size_flags(own.prefill_tensor_parallel_size),
         decode_flags=_size_flags(own.decode_tensor_parallel_size),
     )
@@ -82,15 +90,33 @@ def _checked_model(own: UpConfig, node: NodeConfig) -> tuple[str, str]:
     """Returns the directory of the model, and a note on --trust-remote-code or "". Raises
     ModelDirectoryError or UnsupportedModel, before any weights of the hub are fetched."""
     small = models.path(node.model_path, with_weights=False)
-    of_roles = (
-        (own.prefill, own.prefill_tensor_parallel_size),
-        (own.decode, own.decode_tensor_parallel_size),
-    )
-    sizes = {size or node.tensor_parallel_size for count, size in of_roles if count}
+    sizes = set(_sizes_of_nodes(own, node).values())
     note = check_model(dataclasses.replace(node, model_path=small), sizes)
     if node.load_format == "dummy":
         return small, note
     return models.path(node.model_path, with_weights=True), note
+
+
+def _sizes_of_nodes(own: UpConfig, node: NodeConfig) -> dict[str, int]:
+    """Returns the tensor-parallel size of every node, by its name."""
+    prefill = own.prefill_tensor_parallel_size or node.tensor_parallel_size
+    decode = own.decode_tensor_parallel_size or node.tensor_parallel_size
+    names = names_of_nodes(own.prefill, own.decode)
+    return {name: prefill if name.startswith("p") else decode for name in names}
+
+
+def _assignments(
+    own: UpConfig,
+    node: NodeConfig,
+    count_gpus: Callable[[Mapping[str, str]], int],
+    environment: Mapping[str, str],
+) -> dict[str, GpuAssignment]:
+    """Returns the GPUs of each node. Returns nothing where there is nothing to choose: no GPU is
+    visible, or --device names one device for all. Raises ConfigError."""
+    if node.device not in ("auto", "cuda"):
+        return {}
+    num_gpus = count_gpus(environment)
+    return assign_gpus(num_gpus, _sizes_of_nodes(own, node)) if num_gpus else {}
 
 
 def up(flags: Mapping[str, Any]) -> None:

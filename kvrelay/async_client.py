@@ -128,6 +128,14 @@ class AsyncClient:
         """Compares the pages that nodes hold with the records of them."""
         return await self.call(calls.audit(repair))
 
+    async def requests(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Returns the newest requests, those that run first."""
+        return await self.call(calls.requests(limit))
+
+    async def timeline(self, rid: str) -> dict[str, Any]:
+        """Returns where the time of a request went."""
+        return await self.call(calls.timeline(rid))
+
     async def drain(self, node: str) -> dict[str, Any]:
         """Keeps new requests from a node until `undrain`."""
         return await self.call(calls.set_draining(node, True))

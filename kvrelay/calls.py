@@ -148,6 +148,21 @@ def nodes() -> ApiCall[list[dict[str, Any]]]:
     return ApiCall("GET", "/admin/nodes", _reader(list[dict[str, Any]]), is_repeatable=True)
 
 
+def requests(limit: int) -> ApiCall[list[dict[str, Any]]]:
+    """Returns the call for the requests that run, and those that ended lately."""
+    return ApiCall(
+        "GET",
+        f"/admin/requests?limit={limit}",
+        lambda raw: _read(raw, _Requests).requests,
+        is_repeatable=True,
+    )
+
+
+def timeline(rid: str) -> ApiCall[dict[str, Any]]:
+    """Returns the call for where the time of one request went."""
+    return _admin("GET", f"requests/{quote(rid, safe='')}")
+
+
 def set_draining(node: str, is_draining: bool) -> ApiCall[dict[str, Any]]:
     """Returns the call that keeps new requests from a node, or no longer."""
     verb = "drain" if is_draining else "undrain"
@@ -198,6 +213,10 @@ class _TokenizedPrompt(msgspec.Struct):
 
 class _DetokenizedText(msgspec.Struct):
     text: str
+
+
+class _Requests(msgspec.Struct):
+    requests: list[dict[str, Any]]
 
 
 class _Prefixes(msgspec.Struct):

@@ -136,6 +136,15 @@ class Client:
         mirror of it. Corrects what differs, if `repair`."""
         return self.call(calls.audit(repair))
 
+    def requests(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Returns the `limit` newest requests, first those that run, then those that ended
+        lately."""
+        return self.call(calls.requests(limit))
+
+    def timeline(self, rid: str) -> dict[str, Any]:
+        """Returns where the time of a request went, by the `rid` of its answer, or the `id`."""
+        return self.call(calls.timeline(rid))
+
     def drain(self, node: str) -> dict[str, Any]:
         """Keeps new requests from a node until `undrain`. Its pages can still be fetched."""
         return self.call(calls.set_draining(node, True))

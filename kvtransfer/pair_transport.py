@@ -26,8 +26,10 @@ from kvtransfer.links.listener import Listener
 from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame, PageSend
-from kvtransfer.pages.layout import WHOLE, Shard, divides, frames_of_pages
+from kvtransfer.pages.frame_plan import frames_of_pages
+from kvtransfer.pages.layout import WHOLE, Shard, divides
 from kvtransfer.pages.staging import PageRows
+from kvtransfer.pages.transfer_rows import TransferRows
 from kvtransfer.transport import LinkStats, OnDone, OnProgress, PageStream
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
@@ -68,7 +70,8 @@ class PairTransport:
 
         `pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim], `layout` that of
         the whole model. `backends` are ordered, the best first. The layers of a stream are
-        gathered until they have `min_send_bytes`; 0 takes what the best backend asks for. Peers
+        gathered until they have `min_send_bytes`; 0 lets them have up to a message of the best
+        backend, the last ones what it asks for at least. Peers
         ask at `health_address`, if there is one, how this node does when a link is silent.
         """
         heads = shard.heads(layout.num_kv_heads)
@@ -80,8 +83,10 @@ class PairTransport:
         self._own_layout = msgspec.structs.replace(layout, num_kv_heads=len(heads))
         self._shard = shard
         self._backends: Mapping[str, PairBackend] = {b.name: b for b in backends}
-        self._max_frame_bytes = WINDOWS_PER_FRAME * backends[0].window * backends[0].message_bytes
+        self._message_bytes = backends[0].message_bytes
+        self._max_frame_bytes = WINDOWS_PER_FRAME * backends[0].window * self._message_bytes
         self._min_send_bytes = min_send_bytes or backends[0].min_send_bytes
+        self._max_send_bytes = min_send_bytes or self._message_bytes
         self._with_checksums = with_checksums
         self._idle_close_s = idle_close_s
         self._hello = Hello(
@@ -142,14 +147,18 @@ class PairTransport:
     ) -> None:
         sending, ready = PageSend(transfer, on_done), event_after(self._pool)
         layout, links = self._own_layout, self._hold_links_to(peer)
+        rows = TransferRows(pages, offset)
         # All frames go out before `complete`: till then `on_done` cannot be called early by a
         # frame that ends while others are still being queued.
         for shape in frames_of_pages(
-            len(pages), offset, layout.num_layers, layout.page_bytes, self._max_frame_bytes
+            len(pages),
+            offset,
+            layout.num_layers,
+            layout.page_bytes,
+            self._message_bytes,
+            self._max_frame_bytes,
         ):
-            first = shape.offset - offset
-            some_pages = pages[first : first + shape.num_pages]
-            push_to_all(links, Frame(sending, shape, some_pages, ready))
+            push_to_all(links, Frame(sending, shape, rows, ready))
         sending.complete()
         let_go(links)
 
@@ -169,6 +178,7 @@ class PairTransport:
             pages=pages,
             offset=offset,
             min_layers=max(1, -(-self._min_send_bytes // layer_bytes)),
+            max_layers=max(1, self._max_send_bytes // layer_bytes),
         )
         self._streams = [s for s in self._streams if not s.ended] + [stream]
         return stream

@@ -21,6 +21,7 @@ from node.core.work import WorkFactory
 from node.liveness.heartbeats import Heartbeats
 from node.liveness.process import CompanionProcess
 from node.ranks.engine import Engine, start_engine
+from node.resources import leave_garbage_be
 from node.shell.meetings import Meetings
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
@@ -110,6 +111,7 @@ def _serve(
     meetings = Meetings(config.redis_url, info, engine.transport)
     meetings.start()
     publisher.start()
+    leave_garbage_be()
     log.info("%s node %s is ready: %d pages", role, node, info.num_pages)
     try:
         shell.run()
@@ -137,6 +139,7 @@ def _info(
         context_length=config.context_length,
         health_address=health_address,
         max_itl_s=config.max_itl_ms / 1e3,
+        chunk_tokens=config.chunk_tokens(engine.device),
     )
 
 

@@ -34,7 +34,11 @@ class NodeConfig(EngineOptions):
     control_port: int = option(0, "port for control messages; 0: any free one")
     data_port: int = option(0, "port for KV pages; 0: any free one")
     health_port: int = option(0, "port of GET /live and GET /ready; 0: any free one")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; of the first rank")
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda or cuda:N, of the first rank; with auto or cuda, `kvrelay up` spreads "
+        "its nodes over the GPUs",
+    )
     tensor_parallel_size: int = option(
         1,
         "processes that compute the model together, each with a part of it; one device each",

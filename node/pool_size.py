@@ -27,7 +27,8 @@ def pool_pages(config: NodeConfig, layout: KVLayout, device: torch.device) -> in
         limit = layout.num_pages(CPU_POOL_TOKENS)
     else:
         kept_free = total * (1 - config.mem_fraction_static)
-        budget = min(available - kept_free, (total - kept_free) * config.memory_share)
+        share = (total - kept_free) * config.memory_share - taken_bytes(device)
+        budget = min(available - kept_free, share)
         limit = int(total) // layout.page_bytes
     num_pages = min(num_pages_that_fit(layout, int(budget)), limit)
     if num_pages < 1:
@@ -60,3 +61,8 @@ def memory_bytes(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     return host_memory_bytes()
+
+
+def taken_bytes(device: torch.device) -> int:
+    """Returns how many bytes of a GPU this process has taken: those of its weights."""
+    return torch.cuda.memory_allocated(device)

@@ -29,7 +29,8 @@ from node.core.work import NodeParts
 from prefill.sending import PagesBeingSent
 from protocol.hashing import PageHash, tokens_from_bytes
 from protocol.ids import Attempt
-from protocol.messages import Failed, FailureKind, Prefill, PrefillDone
+from protocol.messages import Failed, FailureKind, Prefill, PrefillDone, TokenOut, TokensOut
+from protocol.timelines.node_spans import NodeTimes
 
 
 @dataclass(eq=False)
@@ -63,7 +64,7 @@ class Handovers:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes new prompts, and news of pages that were sent."""
         if isinstance(event, Prefill):
-            return self._prompts.enqueue(self._job_of(event))
+            return self._prompts.enqueue(self._job_of(event), now)
         if isinstance(event, PagesSent):
             return self._sent(event, now)
         return []
@@ -116,6 +117,8 @@ class Handovers:
 
     def sampled(self, job: HandoverJob, sampled: Sampled, now: float) -> list[Instruction]:
         """Reports that the prompt is computed, with its first tokens, and ends the job."""
+        times = job.take_times()
+        instructions = self._first_token(job, sampled, times)
         done = PrefillDone(
             attempt=job.attempt,
             first_tokens=list(sampled.tokens),
@@ -124,8 +127,10 @@ class Handovers:
             fetched_tokens=job.fetched_tokens,
             first_logprobs=list(sampled.logprobs),
             prompt_logprobs=job.prompt_logprobs.take(),
+            times=times,
         )
-        return [SendMessage(job.reply_address, done), *self._prompts.leave(job, now)]
+        instructions.append(SendMessage(job.reply_address, done))
+        return instructions + self._prompts.leave(job, now)
 
     def left(self, job: HandoverJob, held: HeldPages) -> list[Instruction]:
         """Releases the pages when nothing is being sent of them any more."""
@@ -147,6 +152,28 @@ class Handovers:
             purpose=Handover(request, num_handed_pages=request.skip_pages),
             fetch=FetchOrder.of(request),
         )
+
+    def _first_token(
+        self, job: HandoverJob, sampled: Sampled, times: NodeTimes | None
+    ) -> list[Instruction]:
+        """Sends the first token to the coordinator too, which gets it once more from the node that
+        answers, with what that node knows of the end. Several at once may be more than the answer
+        is to have."""
+        request = job.purpose.request
+        if not request.answer_address or len(sampled.tokens) != 1:
+            return []
+        out = TokenOut(
+            attempt=job.attempt,
+            start=0,
+            tokens=list(sampled.tokens),
+            cached_tokens=job.cached_tokens,
+            transferred_pages=job.purpose.num_handed_pages - request.skip_pages,
+            fetched_tokens=job.fetched_tokens,
+            logprobs=list(sampled.logprobs),
+            times=request.asker_times,
+            prefill_times=times,
+        )
+        return [SendMessage(request.answer_address, TokensOut([out], self._node))]
 
     def _send(self, job: HandoverJob, num_pages: int) -> list[Instruction]:
         """Sends those of the first `num_pages` pages, all of which are in the pool, that were not

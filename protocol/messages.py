@@ -16,6 +16,8 @@ from protocol.layout import KVLayout
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
+from protocol.timelines.node_spans import NodeTimes
+from protocol.timelines.request_reports import RequestFilter, RequestReport
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -64,6 +66,11 @@ class Prefill(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: str = ""
     fetch_pages: int = 0
+    answer_address: str = ""
+    """Where the first token may be sent besides, so that it need not wait for pages to arrive and
+    for a step of the decode node; "" if the coordinator wants it from the decode node alone."""
+    asker_times: NodeTimes | None = None
+    """Where the time of the decode node went until now; it goes on with that first token."""
 
 
 class Fetch(Message, frozen=True):
@@ -108,6 +115,8 @@ class PrefillDone(Message, frozen=True):
     """The logprobs of each of `first_tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
     """All that were asked for; None if none were."""
+    times: NodeTimes | None = None
+    """Where the time of the prefill node went."""
 
 
 class TokenOut(msgspec.Struct, frozen=True, array_like=True):
@@ -126,11 +135,16 @@ class TokenOut(msgspec.Struct, frozen=True, array_like=True):
     """The logprobs of each of `tokens`; empty if none were asked for."""
     prompt_logprobs: PromptLogprobs | None = None
     """All that the attempt was asked for, with its first tokens; None otherwise."""
+    times: NodeTimes | None = None
+    """Where the time of this node went, with the first tokens of an attempt and with the first ones
+    after the answer gave way; None otherwise."""
+    prefill_times: NodeTimes | None = None
+    """The same of the node that computed the prompt for this one, with the first tokens."""
 
 
 class TokensOut(Message, frozen=True):
     """Decode node → coordinator: brings what one step produced, for all requests of the
-    coordinator."""
+    coordinator. The first token of a request may come from its prefill node too, and sooner."""
 
     outs: list[TokenOut]
     node: Node
@@ -250,6 +264,22 @@ class CountsReply(Message, frozen=True):
     num_waiting: int
 
 
+class AskRequests(Message, frozen=True):
+    """Coordinator → every other coordinator: asks what it knows of its requests."""
+
+    reply_address: str
+    question_id: str
+    wanted: RequestFilter
+
+
+class RequestsReply(Message, frozen=True):
+    """Coordinator (at `address`) → coordinator: answers `AskRequests`."""
+
+    question_id: str
+    address: str
+    requests: list[RequestReport]
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     """What a node tells of itself that does not change during an incarnation."""
 
@@ -271,6 +301,10 @@ class NodeInfo(msgspec.Struct, frozen=True):
     max_itl_s: float = 0.0
     """How long a step may take that computes prompts beside answers; 0: as long as its chunk
     needs."""
+    chunk_tokens: int = 0
+    """The most prompt tokens of a step. Between two steps a prompt with a shorter rest passes those
+    with longer ones, as `chunk_sizes` says. 0: each prompt is computed whole, in the order of
+    arrival."""
 
 
 Condition = Literal["starting", "alive", "stuck", "stopped"]
@@ -417,6 +451,8 @@ AnyMessage = (
     | PauseSeen
     | AskCounts
     | CountsReply
+    | AskRequests
+    | RequestsReply
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -37,7 +37,7 @@ FLOORS = {
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership liveness", "core", "shell", "ranks"),
     "coordinator": (
-        "ownership grammars admission",
+        "ownership grammars admission timelines",
         "routing conversation",
         "answers",
         "core",
@@ -58,6 +58,8 @@ PURE_ROOMS = (
     "coordinator/admission",
     "coordinator/core",
     "coordinator/routing",
+    "coordinator/timelines",
+    "protocol/timelines",
 )
 """Folders in which every file is pure."""
 PURE = (
@@ -79,6 +81,7 @@ PURE = (
     "protocol/sampling.py",
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
+    "engine/attention/token_pieces.py",
     "engine/errors.py",
     "engine/kernels/activation.py",
     "engine/model/config.py",
@@ -93,6 +96,7 @@ PURE = (
     "engine/batches/sequence.py",
     "engine/batches/step.py",
     "kvtransfer/transport.py",
+    "kvtransfer/pages/frame_plan.py",
     "kvtransfer/pages/layout.py",
     "engine/options.py",
     "node/config.py",
@@ -161,8 +165,10 @@ PURE = (
     "coordinator/ownership/index.py",
     "coordinator/ownership/mirror.py",
     "coordinator/peers/counts.py",
+    "coordinator/peers/found_requests.py",
     "infra/command/foreign_flags.py",
     "infra/command/sglang_flags.py",
+    "infra/gpus/assignment.py",
     "infra/worker_lives.py",
     "kvrelay/bench/dialects.py",
     "kvrelay/bench/results/percentiles.py",

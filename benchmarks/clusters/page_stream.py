@@ -5,6 +5,8 @@ receiver's. A raw send moves one contiguous buffer, with the backend's best mess
 copy. So on a CPU the two copies share the memory bandwidth and the cores with the move itself; on
 GPUs they run beside it. What is measured is goodput: the bytes of the pages over the time from
 `send` until the sending process has been told that all of them are there.
+
+The CPU time of a transfer is that of all threads of each process, the copies of pages among it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ SHAPES = {
     "llama-3-8b, pages of 64": KVLayout(64, 32, 8, 128, "bfloat16"),
     "embedded model": KVLayout(16, 6, 2, 32, "float32"),
 }
-NUM_PAGES = (1, 8, 64, 512)
+NUM_PAGES = (1, 8, 32, 256, 512, 1024)
+"""512 and 4,096 tokens are 32 and 256 pages of 16; more than MAX_BYTES is left out."""
 RAW_MESSAGES = {
     "gloo": ((1 << 20, 8), (16 << 20, 1)),
     "nccl": ((16 << 20, 4), (64 << 20, 2), (256 << 20, 1)),
@@ -64,6 +67,9 @@ class Stream:
     """Bytes of pages per second."""
     raw_rate: float
     """Bytes per second of raw sends of the same size."""
+    sender_cpu_s: float
+    receiver_cpu_s: float
+    """Mean CPU seconds of one transfer in each process."""
 
     @property
     def vs_raw(self) -> float:
@@ -84,8 +90,10 @@ def measure(
                 continue
             raw_rate = peer.raw_rate(count * layout.page_bytes, repeats)
             for scattered in (False, True):
-                rate = peer.stream_rate(count, scattered, repeats)
-                rows.append(Stream(transport, shape, count, scattered, first_s, rate, raw_rate))
+                rate, cpu_s = peer.stream_rate(count, scattered, repeats)
+                rows.append(
+                    Stream(transport, shape, count, scattered, first_s, rate, raw_rate, *cpu_s)
+                )
         return rows
 
 
@@ -134,10 +142,24 @@ class _Peer:
         self._answer()
         return time.perf_counter() - started
 
-    def stream_rate(self, count: int, scattered: bool, repeats: int) -> float:
-        """Returns the median rate, in bytes per second, of several transfers after a first one."""
-        seconds = [self.stream_s(count, scattered) for _ in range(repeats + 1)]
-        return count * self._layout.page_bytes / statistics.median(seconds[1:])
+    def stream_rate(
+        self, count: int, scattered: bool, repeats: int
+    ) -> tuple[float, tuple[float, float]]:
+        """Returns the median rate, in bytes per second, of several transfers after a first one, and
+        the mean CPU seconds of one in the sending and the receiving process."""
+        self.stream_s(count, scattered)
+        before = self._cpu_s()
+        seconds = [self.stream_s(count, scattered) for _ in range(repeats)]
+        sender_s, receiver_s = (
+            (now - then) / repeats for then, now in zip(before, self._cpu_s(), strict=True)
+        )
+        rate = count * self._layout.page_bytes / statistics.median(seconds)
+        return rate, (sender_s, receiver_s)
+
+    def _cpu_s(self) -> tuple[float, float]:
+        """Returns the CPU seconds that the two processes have used."""
+        self._pipe.send(("cpu",))
+        return time.process_time(), float(self._answer())
 
     def raw_rate(self, num_bytes: int, repeats: int) -> float:
         """Returns the rate, in bytes per second, of the fastest way to send `num_bytes` raw."""
@@ -270,7 +292,9 @@ def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) 
     pipe.send(side.address)
     while True:
         question, *rest = pipe.recv()
-        if question == "expect":
+        if question == "cpu":
+            pipe.send(time.process_time())
+        elif question == "expect":
             done = side.expect(*rest)
             pipe.send("ready")
             pipe.send(done.get(timeout=DEADLINE_S))
@@ -283,7 +307,17 @@ def _serve(pipe: Connection, transport: str, layout: KVLayout, store_port: int) 
 def table(streams: Sequence[Stream]) -> Table:
     """Returns the rows as a table for people."""
     table = Table(title="pages against raw sends", box=box.SIMPLE)
-    for heading in ("transport", "shape", "pages", "", "GB/s", "raw GB/s", "ratio", "first ms"):
+    for heading in (
+        "transport",
+        "shape",
+        "pages",
+        "",
+        "GB/s",
+        "raw GB/s",
+        "ratio",
+        "first ms",
+        "CPU ms",
+    ):
         table.add_column(heading, justify="right")
     for row in streams:
         table.add_row(
@@ -295,5 +329,6 @@ def table(streams: Sequence[Stream]) -> Table:
             f"{row.raw_rate / 1e9:.2f}",
             f"{row.vs_raw:.2f}",
             f"{row.first_s * 1e3:.0f}",
+            f"{row.sender_cpu_s * 1e3:.2f} + {row.receiver_cpu_s * 1e3:.2f}",
         )
     return table

@@ -32,7 +32,8 @@ class Ours:
     def prefill_s(self, cell: Cell) -> float:
         """Prompt after prompt, in chunks that may hold the end of one and the start of others."""
         prompts = [self._tokens(cell.context) for _ in range(cell.batch)]
-        steps = _chunks(prompts, self._page_tables(cell), self._chunk_tokens)
+        tables = self._page_tables([cell.length] * cell.batch)
+        steps = _chunks(prompts, tables, self._chunk_tokens)
         started = time.perf_counter()
         for slices in steps:
             step = self._runner.start(slices)
@@ -41,24 +42,33 @@ class Ours:
 
     def step_s(self, cell: Cell) -> list[float]:
         """One step strictly after the other."""
-        tables = self._filled(cell)
-        tokens = self._tokens(cell.batch)
+        return self.steps_s([cell.context] * cell.batch, cell.num_steps)
+
+    def step_ahead_s(self, cell: Cell) -> list[float]:
+        """With one step under way."""
+        return self.steps_ahead_s([cell.context] * cell.batch, cell.num_steps)
+
+    def steps_s(self, contexts: Sequence[int], num_steps: int) -> list[float]:
+        """Decodes sequences of `contexts`, one step strictly after the other."""
+        tables = self._filled(contexts, num_steps)
+        tokens = self._tokens(len(contexts))
         times = []
-        for i in range(WARM_UP_STEPS + cell.num_steps):
+        for i in range(WARM_UP_STEPS + num_steps):
             started = time.perf_counter()
-            step = self._runner.start(_singles(tokens, cell.context + i, tables))
+            step = self._runner.start(_singles(tokens, contexts, i, tables))
             tokens = _sampled(step)
             times.append(time.perf_counter() - started)
         return times[WARM_UP_STEPS:]
 
-    def step_ahead_s(self, cell: Cell) -> list[float]:
-        """With one step under way: each is started before the tokens of the one before it are
-        read, as a node does where the device runs ahead."""
-        tables = self._filled(cell)
-        before = self._runner.start(_singles(self._tokens(cell.batch), cell.context, tables))
+    def steps_ahead_s(self, contexts: Sequence[int], num_steps: int) -> list[float]:
+        """Decodes with one step under way: each is started before the tokens of the one before it
+        are read, as a node does where the device runs ahead."""
+        tables = self._filled(contexts, num_steps)
+        first = _singles(self._tokens(len(contexts)), contexts, 0, tables)
+        before = self._runner.start(first)
         times = [time.perf_counter()]
-        for i in range(1, WARM_UP_STEPS + cell.num_steps):
-            slices = _followers(cell.context + i, tables)
+        for i in range(1, WARM_UP_STEPS + num_steps):
+            slices = _followers(contexts, i, tables)
             step = self._runner.start(slices, after=before)
             before.sampled()
             times.append(time.perf_counter())
@@ -68,7 +78,7 @@ class Ours:
         return [end - begin for begin, end in pairwise(times)][WARM_UP_STEPS:]
 
     def choices(self, tokens: Sequence[int], num_prompt_tokens: int) -> list[int]:
-        (pages,) = self._page_tables(Cell(1, len(tokens), 0))
+        (pages,) = self._page_tables([len(tokens)])
         ends = range(num_prompt_tokens, len(tokens) + 1)
         chosen = []
         for start, end in pairwise([0, *ends]):
@@ -76,22 +86,23 @@ class Ours:
             chosen += _sampled(self._runner.start([part]))
         return chosen
 
-    def _filled(self, cell: Cell) -> list[np.ndarray]:
-        """Page tables of `batch` sequences that hold the same random token everywhere."""
-        tables = self._page_tables(cell)
+    def _filled(self, contexts: Sequence[int], num_steps: int) -> list[np.ndarray]:
+        """Returns page tables of sequences that hold the same random token everywhere, with room
+        for the steps."""
+        tables = self._page_tables([n + WARM_UP_STEPS + num_steps for n in contexts])
         pool = self._runner.kv_cache.pool
         token = torch.randn(pool.shape[-2:], device=pool.device).to(pool.dtype)
         for table in tables:
             pool[:, torch.from_numpy(table).to(pool.device)] = token
         return tables
 
-    def _page_tables(self, cell: Cell) -> list[np.ndarray]:
-        """Pages in no order, as in a node that has served for a while; the same memory is used
-        again by every cell."""
-        count = self._runner.layout.num_pages(cell.length)
-        used = list(range(count * cell.batch))
+    def _page_tables(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Returns pages in no order, as in a node that has served for a while; the same memory is
+        used again by every cell."""
+        counts = [self._runner.layout.num_pages(length) for length in lengths]
+        used = list(range(sum(counts)))
         self._chance.shuffle(used)
-        return list(np.array(used, dtype=np.int32).reshape(cell.batch, count))
+        return np.split(np.array(used, dtype=np.int32), np.cumsum(counts)[:-1])
 
     def _tokens(self, count: int) -> list[int]:
         return [self._chance.randrange(3, self._runner.config.vocab_size) for _ in range(count)]
@@ -122,14 +133,22 @@ def _chunks(
     return steps
 
 
-def _singles(tokens: Sequence[int], start: int, tables: Sequence[np.ndarray]) -> list[Slice]:
+def _singles(
+    tokens: Sequence[int], contexts: Sequence[int], step: int, tables: Sequence[np.ndarray]
+) -> list[Slice]:
+    """Returns the slices of a step, by which the sequences have grown by `step` tokens."""
     return [
-        Slice([token], start, table, GREEDY) for token, table in zip(tokens, tables, strict=True)
+        Slice([token], context + step, table, GREEDY)
+        for token, context, table in zip(tokens, contexts, tables, strict=True)
     ]
 
 
-def _followers(start: int, tables: Sequence[np.ndarray]) -> list[Slice]:
-    return [Slice([UNKNOWN], start, table, GREEDY, follows=i) for i, table in enumerate(tables)]
+def _followers(contexts: Sequence[int], step: int, tables: Sequence[np.ndarray]) -> list[Slice]:
+    """Returns the same slices as `_singles`, whose tokens the step before samples."""
+    return [
+        Slice([UNKNOWN], context + step, table, GREEDY, follows=i)
+        for i, (context, table) in enumerate(zip(contexts, tables, strict=True))
+    ]
 
 
 def _sampled(step: Step) -> list[int]:

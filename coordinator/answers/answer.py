@@ -16,6 +16,7 @@ from coordinator.answers.detokenizer import Detokenizer, StopStrings
 from coordinator.answers.request import Request
 from coordinator.answers.stop_regex import StopRegexes
 from coordinator.routing.route import Route
+from coordinator.timelines.timeline import Timeline
 from protocol.counters import RequestCounters
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import TokenLogprobs
@@ -86,6 +87,7 @@ class Answer:
         """How many of `cached_tokens` came from another node."""
         self.transferred_pages = 0
         self.started_at = now
+        self.timeline = Timeline(request.arrival, now)
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
         self._detokenizer = Detokenizer(request.pieces, request.tokens)

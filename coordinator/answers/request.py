@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coordinator.answers.token_pieces import NO_PIECES, TokenPieces
+from coordinator.timelines.arrival import UNKNOWN_ARRIVAL, Arrival
 from protocol.namespace import SHARED, Namespace
 from protocol.sampling import Sampling
 
@@ -31,8 +32,8 @@ class Request:
     tenant: str = ""
     """Who shares the cluster with others, by a name that tells no secret; "" for all who show
     nothing that tells them apart."""
-    http_id: str = ""
-    """The X-Request-Id of the HTTP request that it came with, for the log."""
+    arrival: Arrival = UNKNOWN_ARRIVAL
+    """The HTTP request that it came with, for the log and the timeline."""
     stop_strings: Sequence[str] = ()
     """Texts that end the answer."""
     stop_patterns: Sequence[str] = ()

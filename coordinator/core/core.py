@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection
+from itertools import chain
 
 from coordinator.admission.limits import Limits, Refusal, too_many, whole_seconds
 from coordinator.admission.turns import Turns
@@ -20,6 +21,7 @@ from coordinator.core.demands import DemandMaker
 from coordinator.core.errors import DuplicateRequest, TooBusy, Unavailable
 from coordinator.core.instructions import AnswerStarted, Forget, Instruction, Send
 from coordinator.core.pause import Pause
+from coordinator.core.request_reports import reports
 from coordinator.core.shared_path import SharedPath
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
@@ -36,6 +38,7 @@ from protocol.messages import (
     AbortRequest,
     AnyMessage,
     AskCounts,
+    AskRequests,
     CoordinatorAlive,
     CountsReply,
     Failed,
@@ -45,9 +48,11 @@ from protocol.messages import (
     Message,
     NodeInfo,
     PauseSeen,
+    RequestsReply,
     SetPause,
     TokensOut,
 )
+from protocol.timelines.request_reports import RequestFilter, RequestReport
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +254,10 @@ class CoordinatorCore:
             return [*instructions, Send(message.reply_address, seen)]
         if isinstance(message, AskCounts):
             return [Send(message.reply_address, self.counts(now, message.question_id))]
+        if isinstance(message, AskRequests):
+            found = self.requests(message.wanted, now)
+            reply = RequestsReply(message.question_id, self._address, found)
+            return [Send(message.reply_address, reply)]
         return []
 
     def counts(self, now: float, question_id: str = "") -> CountsReply:
@@ -262,6 +271,18 @@ class CoordinatorCore:
             self.num_running,
             self.num_waiting,
         )
+
+    def requests(self, wanted: RequestFilter, now: float) -> list[RequestReport]:
+        """Returns what is known of the requests of this coordinator that are wanted: unfinished
+        ones first, then those that ended lately; the newest of each first."""
+        unfinished, ended = self._tracker.newest_first(), self.statistics.ended_requests
+        both = chain(unfinished, ended.newest_first(now))
+        return reports(both, wanted, self._address, now)
+
+    def sent(self, message: Message, now: float) -> None:
+        """Notes that the message of a `Send` is about to leave."""
+        if isinstance(message, Generate):
+            self._tracker.sent(message.attempt, now)
 
     def undeliverable(self, address: str, message: Message, now: float) -> list[Instruction]:
         """Handles the news that the message of a `Send` could not be queued for `address`."""

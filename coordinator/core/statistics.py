@@ -7,8 +7,10 @@ import logging
 from coordinator.answers.answer import Answer
 from coordinator.answers.totals import Totals
 from coordinator.core.hot_prefixes import HotPrefixes
+from coordinator.core.request_reports import reportable
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.registry import Registry
+from coordinator.timelines.ended_requests import EndedRequests
 from protocol.counters import RequestCounters
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ class Statistics:
     def __init__(self, registry: Registry) -> None:
         self.totals = Totals()
         self.hot_prefixes = HotPrefixes()
+        self.ended_requests = EndedRequests()
         self._registry = registry
 
     def answer_began(self, tracked: TrackedRequest, now: float) -> None:
@@ -44,8 +47,9 @@ class Statistics:
         self.totals.finished(RequestCounters(stalled_clients=1), now)
 
     def answer_ended(self, tracked: TrackedRequest, now: float) -> None:
-        """Counts the request and writes its line into the log."""
+        """Counts the request, keeps its timeline for a while, and writes its line into the log."""
         answer = tracked.answer
+        self.ended_requests.add(reportable(tracked), now)
         counters = answer.counters()
         counters.early_divergences = int(tracked.diverges_early)
         self.totals.finished(counters, now)
@@ -65,5 +69,5 @@ class Statistics:
 
 def _name(answer: Answer) -> str:
     """Returns what the log calls a request: its rid, and the X-Request-Id that it came with."""
-    http_id = answer.request.http_id
+    http_id = answer.request.arrival.http_id
     return answer.rid if http_id in ("", answer.rid) else f"{answer.rid} of {http_id}"

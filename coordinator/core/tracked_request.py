@@ -87,8 +87,12 @@ class TrackedRequest:
 
     def problem_with(self, out: TokenOut) -> str:
         """Returns why these tokens cannot be used; "" if they can."""
-        if self.num_answered_before + out.start != len(self.answered):
+        first = self.num_answered_before + out.start
+        num_known = len(self.answered) - first
+        if num_known < 0:
             return "tokens were lost on the way"
+        if num_known and out.tokens[:num_known] != self.answered[first : first + len(out.tokens)]:
+            return "a node told other tokens than the one before it"
         sampling = self.answer.request.sampling
         if not sampling.wants_logprobs:
             return ""
@@ -97,3 +101,16 @@ class TrackedRequest:
         if self._lacks_prompt_logprobs and not is_all_of(out.prompt_logprobs, sampling):
             return "tokens came without the logprobs of the prompt"
         return ""
+
+    def news_in(self, out: TokenOut) -> TokenOut:
+        """Returns `out` without the tokens that have come before: the first one of an attempt comes
+        from the node that computed the prompt, and again from the one that answers."""
+        num_known = len(self.answered) - self.num_answered_before - out.start
+        if not num_known:
+            return out
+        return msgspec.structs.replace(
+            out,
+            start=out.start + num_known,
+            tokens=out.tokens[num_known:],
+            logprobs=out.logprobs[num_known:],
+        )

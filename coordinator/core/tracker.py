@@ -9,12 +9,13 @@ nodes in the same manner. Each request ends with exactly one `AnswerEnded`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from coordinator.admission.limits import Limits, whole_seconds
 from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
 from coordinator.core.instructions import AnswerChanged, AnswerEnded, Instruction, Send
+from coordinator.core.request_reports import goes_by, reportable
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.demand import Demand
@@ -22,6 +23,7 @@ from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
 from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.routed_request import RoutedRequest
+from coordinator.timelines.ended_requests import ReportableRequest
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt, Node
 from protocol.messages import Cancel, Failed, Generate, TokenOut, TokensOut
@@ -88,6 +90,16 @@ class Tracker:
         self._enqueue(tracked, demand, now)
         return self.dispatch(now)
 
+    def newest_first(self) -> Iterator[ReportableRequest]:
+        """Returns what can be told of the unfinished requests, the youngest first."""
+        return map(reportable, reversed(self._requests.values()))
+
+    def sent(self, attempt: Attempt, now: float) -> None:
+        """Notes that the message to an attempt's node is about to leave."""
+        tracked = self._current(attempt)
+        if tracked is not None:
+            tracked.answer.timeline.sent(now)
+
     def dispatch(self, now: float) -> list[Instruction]:
         """Sends those waiting requests that nodes have room for now; none during a pause."""
         if self._paused_at is not None:
@@ -103,7 +115,11 @@ class Tracker:
         instructions: list[Instruction] = []
         for out in message.outs:
             tracked = self._current(out.attempt)
-            if tracked is None or tracked.route is None or tracked.route.decode != message.node:
+            if (
+                tracked is None
+                or tracked.route is None
+                or message.node not in (tracked.route.decode, tracked.route.prefill)
+            ):
                 instructions += self._cancel_stray(out.attempt, message.node)
             elif problem := tracked.problem_with(out):
                 # The node does not know of the problem, and would go on.
@@ -111,7 +127,7 @@ class Tracker:
                 instructions += self._failed(tracked, message.node, problem, now)
                 instructions += self.dispatch(now)
             else:
-                instructions += self._take(tracked, tracked.route, out, now)
+                instructions += self._take(tracked, tracked.route, tracked.news_in(out), now)
         return instructions
 
     def failed(self, message: Failed, now: float) -> list[Instruction]:
@@ -187,6 +203,7 @@ class Tracker:
                 continue
             instructions += self._cancel_current(tracked)
             self._take_back(tracked, now)
+            tracked.answer.timeline.lost("generation was paused", now)
             tracked.patience.held()
             instructions += self._wait(tracked, now)
         return instructions
@@ -282,6 +299,8 @@ class Tracker:
         tracked.route = route
         tracked.num_answered_before = len(tracked.answered)
         tracked.is_answering = False
+        prefill = route.prefill.name if route.prefill is not None else ""
+        tracked.answer.timeline.routed(route.decode.name, prefill, now)
         generate = Generate(
             attempt=tracked.current,
             tokens=token_bytes(tracked.tokens),
@@ -306,6 +325,8 @@ class Tracker:
         if not tracked.is_answering and tracked.routed is not None:
             self._placement.computed(tracked.routed, now)
             self._prompt_is_computed(tracked.routed, route, now)
+        if out.times is not None or not tracked.is_answering:
+            answer.timeline.told(out.times, out.prefill_times, now)
         tracked.is_answering = True
         tracked.patience.answered()
         tracked.answered += out.tokens
@@ -321,7 +342,7 @@ class Tracker:
         if is_first:
             self._statistics.answer_began(tracked, now)
         if not is_stopped and not out.finish:
-            return [AnswerChanged(answer)]
+            return [AnswerChanged(answer)] if out.tokens else []
         instructions: list[Instruction] = []
         if not out.finish:  # the node does not know stop strings
             instructions = self._cancel_current(tracked)
@@ -360,7 +381,7 @@ class Tracker:
         `retry_in_s`."""
         number = tracked.attempt_number
         error = tracked.patience.failed(node.name, reason, number, now, retry_in_s)
-        return self._ended_or_retried(tracked, error, now)
+        return self._ended_or_retried(tracked, error, reason, now)
 
     def _busy(
         self, tracked: TrackedRequest, node: Node, reason: str, now: float
@@ -368,13 +389,14 @@ class Tracker:
         """Notes that a node's queue is full: another one is asked at once or, if all were full, a
         little later."""
         error = tracked.patience.busy(node.name, reason, now)
-        return self._ended_or_retried(tracked, error, now)
+        return self._ended_or_retried(tracked, error, reason, now)
 
     def _ended_or_retried(
-        self, tracked: TrackedRequest, error: AnswerError | None, now: float
+        self, tracked: TrackedRequest, error: AnswerError | None, reason: str, now: float
     ) -> list[Instruction]:
         if error is not None:
             return [self._abort(tracked, error.kind, error.message, now)]
+        tracked.answer.timeline.lost(reason, now)
         return self._lost_its_node(tracked, now)
 
     def _lost_its_node(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
@@ -417,6 +439,7 @@ class Tracker:
         return self._end(tracked, now)
 
     def _end(self, tracked: TrackedRequest, now: float) -> Instruction:
+        tracked.answer.timeline.ended(now)
         self._drop(tracked, now)
         self._statistics.answer_ended(tracked, now)
         return AnswerEnded(tracked.answer)
@@ -453,12 +476,3 @@ def _needs(tracked: TrackedRequest, route: Route, node: Node) -> bool:
     """Returns True if the request still needs the node: a prefill node until the first token has
     come, the decode node until the end."""
     return route.decode == node or (route.prefill == node and not tracked.is_answering)
-
-
-def goes_by(name: str, rid: str) -> bool:
-    """Returns True if a request's `rid` is the name that a client gave, or was made of it: the
-    answers to a batch or to n > 1 are called name_0, name_1, …, or name_0_0."""
-    if not name or not rid.startswith(name):
-        return False
-    numbers = rid[len(name) :].split("_")
-    return numbers[0] == "" and all(map(str.isdecimal, numbers[1:]))

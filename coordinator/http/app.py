@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from coordinator.answers.model_form import model_form
 from coordinator.http import missing
 from coordinator.http.admin import endpoints as admin
+from coordinator.http.admin import requests as admin_requests
 from coordinator.http.answering.endpoints import PostEndpoints, PostHandler
 from coordinator.http.anthropic.endpoint import CountTokens, Messages
 from coordinator.http.companions import cache, control, health, loads, model, tokenizing
@@ -43,6 +44,7 @@ ROUTERS = (
     control,
     models,
     admin,
+    admin_requests,
     openapi,
     missing,
 )

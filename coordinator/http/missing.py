@@ -10,7 +10,7 @@ from coordinator.http.replies import error_reply
 
 NOT_YET = ("/metrics",)
 """What kvrelay will have."""
-NOT_YET_ADMIN = ("/admin/", "/admin/requests", "/admin/requests/{rid}")
+NOT_YET_ADMIN = ("/admin/",)
 OF_SGLANG = (
     "/generate_from_file",
     "/encode",

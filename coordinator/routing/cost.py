@@ -4,14 +4,16 @@
           + (OWN_WORK_WEIGHT - 1) * compute + evict             what it costs requests to come
           + DELAY_WEIGHT * delay                                what it costs answers beside it
 
-`queue` and `fetch` overlap: the node computes others' prompts while pages travel. A request's own
-work counts more than its queue, because it also delays everybody behind it (weights of 3 to 5 gave
-the most cache hits and the least mean latency on Mooncake's open trace). `evict`: pages that come
-to a full node push out others, and a share of those, the share of pages that are hits at present,
-will have to be computed again. `delay`: a node that computes a prompt beside answers lengthens its
-steps, and each answer there waits so much longer. The steps themselves run anyway for these
-answers: the prompt waits for them, and only what its tokens add to them is work. Where `max_itl_s`
-bounds a step, the prompt is spread over more of them.
+`queue` is what comes first in the order of the node (`chunk_sizes`): shorter prompts, and the share
+of the oldest. `wait` is for steps: that with longer prompts which is under way, and the one in
+which the answer begins. `queue` and `fetch` overlap: the node computes others' prompts while
+pages travel. A request's own work counts more than its queue, because it also delays everybody
+behind it (weights of 3 to 5 gave the most cache hits and the least mean latency on Mooncake's open
+trace). `evict`: pages that come to a full node push out others, and a share of those, the share of
+pages that are hits at present, will have to be computed again. `delay`: a node that computes a
+prompt beside answers lengthens its steps, and each answer there waits so much longer. The steps
+themselves run anyway for these answers: the prompt waits for them, and only what its tokens add to
+them is work. Where `max_itl_s` bounds a step, the prompt is spread over more of them.
 
 The terms of the prefill node (queue, fetch, compute, its evictions) and those of the decode node
 (transfer, wait, its evictions) add up, so each is chosen by itself. Rates are measured by the
@@ -50,6 +52,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     evict_s: float = 0.0
     delay_s: float = 0.0
     """The time that all answers beside the prompt together lose to it."""
+    passing_s: float = 0.0
+    """The time that all longer prompts together lose to it, which it passes."""
 
     @property
     def first_token_s(self) -> float:
@@ -67,6 +71,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             + self.wait_s
             + self.evict_s
             + DELAY_WEIGHT * self.delay_s
+            + self.passing_s
         )
 
     def __add__(self, other: Cost) -> Cost:
@@ -80,6 +85,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
             self.wait_s + other.wait_s,
             self.evict_s + other.evict_s,
             self.delay_s + other.delay_s,
+            self.passing_s + other.passing_s,
         )
 
 
@@ -110,6 +116,17 @@ def spread(live: LiveNode) -> float:
     if not max_itl_s:
         return 1.0
     return 1.0 + live.step_s / chunk_time_s(max_itl_s, live.step_s, live.prefill_tokens_per_s)
+
+
+def step_under_way_s(live: LiveNode, longer_s: float) -> float:
+    """Returns how long a prompt waits, on average, for the end of the step that is under way when
+    it comes, at a node which has `longer_s` of longer prompts to compute."""
+    chunk_s = live.info.chunk_tokens / live.prefill_tokens_per_s
+    max_itl_s = live.info.max_itl_s
+    if max_itl_s and live.load.num_running:
+        bounded_s = chunk_time_s(max_itl_s, live.step_s, live.prefill_tokens_per_s)
+        chunk_s = min(chunk_s, bounded_s)
+    return 0.5 * min(chunk_s, longer_s)
 
 
 def move_s(num_bytes: int, link_bytes_per_s: float) -> float:

@@ -50,6 +50,8 @@ GOAL_WINDOW = 1_000
 """The goal is taken from so many recent requests."""
 PATIENCE_GOALS = 10
 """Who has waited so long goes first, and may wait at a decode node for its pages."""
+LETS_PASS_S = 3.0
+"""Who has waited so long lets no shorter prompt pass that came later."""
 PRIORITY_PATIENCE_S = 30.0
 """Who has waited so long goes with those of the highest priority."""
 RESPONSE_SHARE = 0.5
@@ -123,20 +125,20 @@ class DispatchQueue:
         ahead_s = DISPATCH_AHEAD_S if self._binds_late else float("inf")
         if not self._waiting:
             return sent
-        busy_s = self._placement.busy_s(now)
-        all_busy = min(busy_s, default=0.0) > ahead_s
-        eligible = self._eligible(self._waiting, all_busy)
+        below_s = self._placement.begins_within(ahead_s, now)
+        eligible = self._eligible(self._waiting, below_s)
         is_pause = self._pause_s(now) > 0
         if is_pause:
             looked_at, planned = [o for o in eligible if not o.was_looked_at], self._planned
         else:
-            looked_at, planned = self._first(eligible, now, len(busy_s)), PlannedWork()
+            looked_at = self._first(eligible, now)
+            planned = self._overdue(below_s, now) if eligible else PlannedWork()
         is_news = False
         for waiting in looked_at:
             if is_news:
-                all_busy = min(self._placement.busy_s(now), default=0.0) > ahead_s
+                below_s = self._placement.begins_within(ahead_s, now)
                 is_news = False
-            if all_busy and not waiting.skips_prefill:
+            if waiting.work_s >= below_s and not waiting.skips_prefill:
                 continue
             waiting.was_looked_at = True
             route = self._placement.route(waiting.demand, now, planned)
@@ -151,7 +153,8 @@ class DispatchQueue:
             elif is_turn:  # those looked at stand for all that wait
                 planned.wait(route, admission_pages, max(1.0, len(eligible) / LOOK_AHEAD))
             else:  # its turn is not yet; who comes after it must not count on its nodes
-                planned.add(route, admission_pages)
+                lets_pass = now - waiting.arrived < LETS_PASS_S
+                planned.add(route, admission_pages, lets_pass)
         self.turns.served([one.work for one, _ in sent if one.work is not None], now)
         if looked_at and not sent and not is_pause:
             self._planned = planned
@@ -197,28 +200,41 @@ class DispatchQueue:
             return 0.0
         return max(0.0, looked_at + VAIN_PAUSE_S - now)
 
-    def _eligible(self, waiting: Iterable[RoutedRequest], all_busy: bool) -> list[RoutedRequest]:
+    def _eligible(self, waiting: Iterable[RoutedRequest], below_s: float) -> list[RoutedRequest]:
         """Returns the requests that could be sent now.
 
         Requests that are too large for every node are left out: they wait for a larger node
-        as long as the tracker lets them, and must not keep others from being looked at. While all
-        prefill nodes are busy, requests that need one are left out too.
+        as long as the tracker lets them, and must not keep others from being looked at. Those
+        are left out too whose prompts are not shorter than `below_s`, as all nodes are busy with
+        such prompts, unless no prefill node may take them.
         """
         most_pages = self._placement.most_pages
         return [
             one
             for one in waiting
-            if one.demand.num_pages <= most_pages and (one.skips_prefill or not all_busy)
+            if one.demand.num_pages <= most_pages and (one.skips_prefill or one.work_s < below_s)
         ]
 
-    def _first(
-        self, waiting: list[RoutedRequest], now: float, num_nodes: int
-    ) -> list[RoutedRequest]:
+    def _overdue(self, below_s: float, now: float) -> PlannedWork:
+        """Returns as planned the request that has waited longest for a node to be nearly free, if
+        that is so long that no shorter one may pass it any more where it is to go."""
+        planned = PlannedWork()
+        for one in self._waiting:
+            if now - one.arrived < LETS_PASS_S or one.work_s < below_s:
+                continue
+            if one.demand.num_pages <= self._placement.most_pages and not one.skips_prefill:
+                route = self._placement.route(one.demand, now)
+                planned.add(route, one.demand.admission_pages)
+                break
+        return planned
+
+    def _first(self, waiting: list[RoutedRequest], now: float) -> list[RoutedRequest]:
         """Returns the first LOOK_AHEAD requests in the order in which they should go; all of them,
         in the order of arrival, if requests are not bound late."""
         if not self._binds_late or len(waiting) < 2:
             return waiting
         goal_s, patience_s = self._goal.seconds, self._patience_s
+        num_nodes = self._placement.num_computing
         backlog_s = sum(one.work_s for one in waiting) / num_nodes
         is_calm = backlog_s < CALM_SHARE * goal_s
         is_long = backlog_s > LONG_SHARE * goal_s

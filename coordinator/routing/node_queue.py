@@ -10,8 +10,19 @@ from __future__ import annotations
 
 import msgspec
 
+from protocol.admission import delay_by_oldest_s
+
 SETTLING_S = 0.1
 """A prompt sent so recently may not be counted in a heartbeat yet."""
+
+
+EQUAL_SHARE = 0.1
+"""Prompts whose work differs by less are of one length: it was reckoned with other rates."""
+
+
+def is_longer(work_s: float, than_s: float) -> bool:
+    """Returns True if a prompt with so much work lets a later one with `than_s` pass."""
+    return work_s > (1.0 + EQUAL_SHARE) * than_s
 
 
 class Booking(msgspec.Struct, frozen=True, eq=False):
@@ -25,8 +36,8 @@ class Booking(msgspec.Struct, frozen=True, eq=False):
 
 
 class NodeQueueEstimate:
-    """Estimates the work that lies ahead of one node, which computes prompts in the order they were
-    sent.
+    """Estimates the work that lies ahead of one node. Of a node that lets short prompts pass long
+    ones, `seconds_before` tells what a prompt of some length will wait for.
 
     It also counts the requests that this coordinator has at the node, and the pages promised to
     them.
@@ -51,6 +62,8 @@ class NodeQueueEstimate:
         self._head_began = 0.0
         self._heard_s = 0.0
         self._others_s = 0.0
+        self._surely_others_s = 0.0
+        """What would be left of it if the heartbeat had counted all of ours."""
         self._heard_at = 0.0
 
     def sent(self, booking: Booking) -> None:
@@ -95,6 +108,7 @@ class NodeQueueEstimate:
         known_s = sum(one.work_s for one in self._ours if now - one.sent_at >= SETTLING_S)
         self._heard_s = queued_s
         self._others_s = max(0.0, queued_s - known_s)
+        self._surely_others_s = max(0.0, queued_s - self._ours_s)
         self._heard_at = now
 
     def seconds(self, now: float) -> float:
@@ -112,3 +126,40 @@ class NodeQueueEstimate:
         if overdue_s > ours_s:
             ours_s = overdue_s if overdue_s < self._ours_s else self._ours_s
         return ours_s + others_s if ours_s > 0 else others_s
+
+    def seconds_before(self, work_s: float, now: float) -> float:
+        """Returns how much later than alone a prompt would end that takes `work_s` and is sent now,
+        if those that take longer let it pass. What other coordinators have sent counts as if it
+        were shorter."""
+        before_s, done_s, num_longer = 0.0, 0.0, 0
+        for one in self._ours:
+            if is_longer(one.work_s, work_s):
+                num_longer += 1
+                continue
+            if not before_s:  # it is computed since it came, or since the last one was done
+                began = max(one.sent_at, self._head_began)
+                done_s = min(now - began, one.work_s)
+            before_s += one.work_s
+        all_s = self.seconds(now)
+        if num_longer == 0:
+            return all_s
+        before_s -= done_s
+        before_s += delay_by_oldest_s(before_s + work_s, all_s)
+        others_s = max(0.0, self._surely_others_s - (now - self._heard_at))
+        return min(before_s + others_s, all_s)
+
+    def num_longer(self, work_s: float) -> int:
+        """Returns how many prompts of this coordinator a prompt passes that takes `work_s`."""
+        return sum(is_longer(one.work_s, work_s) for one in self._ours)
+
+    def begins_within(self, wait_s: float, now: float) -> float:
+        """Returns below which length, in seconds of work, the node would begin with a prompt within
+        `wait_s` if it lets short ones pass; infinity if it would with any."""
+        if self.seconds(now) <= wait_s:
+            return float("inf")
+        if self.seconds_before(0.0, now) > wait_s:
+            return 0.0
+        for work_s in sorted({one.work_s for one in self._ours}):
+            if self.seconds_before(work_s, now) > wait_s:
+                return work_s
+        return float("inf")

@@ -215,6 +215,18 @@ class Placement:
         queues = [self.queues.get(live.node.name) for live in nodes]
         return [b.seconds(now) if b is not None else 0.0 for b in queues]
 
+    def begins_within(self, wait_s: float, now: float) -> float:
+        """Returns below which length, in seconds of work, some node would begin with a prompt
+        within `wait_s`; infinity if it would with any, 0 without nodes."""
+        longest_s = 0.0
+        for live in self._computing_nodes():
+            queue = self.queues.get(live.node.name)
+            if queue is None or queue.seconds(now) <= wait_s:
+                return float("inf")
+            if live.info.chunk_tokens:
+                longest_s = max(longest_s, queue.begins_within(wait_s, now))
+        return longest_s
+
     def queue_s(self, node: Node, now: float) -> float:
         """Returns how long the prompts that a node has will keep it busy."""
         queue = self.queues.get(node.name)
@@ -269,6 +281,11 @@ class Placement:
         if self._router.mixes_work:
             return self.open()
         return self.open("prefill") or self.open("decode")
+
+    @property
+    def num_computing(self) -> int:
+        """How many nodes compute prompts."""
+        return len(self._computing_nodes())
 
     def _queue_of(self, node: Node) -> NodeQueueEstimate:
         if node.name not in self.queues:

@@ -16,7 +16,7 @@ import msgspec
 from coordinator.routing import cost as costs
 from coordinator.routing.cost import Cost
 from coordinator.routing.demand import Demand, PageOwners
-from coordinator.routing.node_queue import NodeQueueEstimate
+from coordinator.routing.node_queue import NodeQueueEstimate, is_longer
 from coordinator.routing.policies import TIE_S, Candidate, Policy
 from coordinator.routing.registry import LiveNode
 from coordinator.routing.route import Route, no_room
@@ -30,19 +30,31 @@ KEPT_FOR_PROMPTS = 0.5
 class PlannedWork(msgspec.Struct, frozen=True):
     """What the requests that are to go first will take of the nodes, by node name."""
 
-    seconds: dict[str, float] = {}
-    """The time to compute the prompts that will be sent to a node."""
+    works: dict[str, list[float]] = {}
+    """How long each of the prompts takes that will be sent to a node."""
+    works_before_all: dict[str, float] = {}
+    """How long all of those take that have waited too long to let shorter ones pass."""
     pages: dict[str, int] = {}
     """The pages that requests will take of a decode node."""
     requests: dict[str, float] = {}
     """The number of requests that wait for room at a decode node."""
 
-    def add(self, route: Route, admission_pages: int) -> None:
+    def add(self, route: Route, admission_pages: int, lets_pass: bool = False) -> None:
         """Plans a request that goes along `route` first and takes `admission_pages` of the decode
-        node."""
+        node. If it `lets_pass`, requests with shorter prompts may still go before it."""
         computes = route.computes.name
-        self.seconds[computes] = self.seconds.get(computes, 0.0) + route.busy_s
+        if lets_pass:
+            self.works.setdefault(computes, []).append(route.busy_s)
+        else:
+            before_s = self.works_before_all.get(computes, 0.0)
+            self.works_before_all[computes] = before_s + route.busy_s
         self._add_pages(route, admission_pages)
+
+    def seconds_before(self, name: str, work_s: float) -> float:
+        """Returns how long the planned prompts take that a node computes before one of `work_s`."""
+        works = self.works.get(name, ())
+        shorter_s = sum(one for one in works if not is_longer(one, work_s))
+        return self.works_before_all.get(name, 0.0) + shorter_s
 
     def wait(self, route: Route, admission_pages: int, num_requests: float) -> None:
         """Plans `num_requests` that wait for room at the decode node of `route`, each for
@@ -192,11 +204,14 @@ class _Costing:
         """Returns `live` as the node that computes the prompt: from what it has itself, or after
         fetching the longest prefix that another node could send, whichever costs less."""
         owned = self._reusable_pages(live)
-        queue, queue_s = self._queue(live)
+        work_s = costs.compute_s(live, self._least_tokens(owned))
+        queue, queue_s = self._queue(live, work_s)
         source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
         compute_s = costs.compute_s(live, num_tokens)
         evict_s = costs.evict_s(live, self._num_prompt_pages - owned, self._cluster.hit_share)
-        cost = Cost(queue_s, fetch_s, compute_s, 0.0, 0.0, evict_s)
+        passing_s = self._passing_s(live, queue, compute_s)
+        wait_s = self._step_under_way_s(live, queue, work_s)
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, evict_s, passing_s=passing_s)
         return self._candidate(live, cost, owned, queue, source)
 
     def answering(self, live: LiveNode) -> Candidate:
@@ -218,7 +233,8 @@ class _Costing:
         prompt slow down the answers beside it."""
         live, num_running = answering.live, answering.live.load.num_running
         owned = self._reusable_pages(live)
-        queue, queue_s = self._queue(live)
+        work_s = costs.chunk_s(live, self._least_tokens(owned))
+        queue, queue_s = self._queue(live, work_s)
         spread = costs.spread(live) if num_running else 1.0
         queue_s *= spread
         source, fetch_s, num_tokens = self._fetch(live, owned, queue_s)
@@ -227,7 +243,10 @@ class _Costing:
         compute_s = costs.chunk_s(live, num_tokens)
         wait_s = answering.cost.wait_s + live.step_s + (spread - 1.0) * compute_s
         delay_s = num_running * compute_s
-        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, answering.cost.evict_s, delay_s)
+        wait_s += self._step_under_way_s(live, queue, work_s)
+        passing_s = self._passing_s(live, queue, compute_s)
+        evict_s = answering.cost.evict_s
+        cost = Cost(queue_s, fetch_s, compute_s, 0.0, wait_s, evict_s, delay_s, passing_s)
         return self._candidate(live, cost, owned, queue, source)
 
     def _reusable_pages(self, live: LiveNode) -> int:
@@ -235,14 +254,42 @@ class _Costing:
         owned = self._owned_pages(live.info.node)
         return owned if owned < self._num_reusable else self._num_reusable
 
-    def _queue(self, live: LiveNode) -> tuple[NodeQueueEstimate | None, float]:
-        """Returns the node's queue, and how long what is in it and what is planned will take."""
-        name = live.info.node.name
+    def _least_tokens(self, owned: int) -> int:
+        """Returns how many tokens a node computes that owns so many pages, or fetches them."""
+        num_tokens = self._demand.num_tokens - owned * self._page_size
+        return min(num_tokens, self._tokens_behind_source)
+
+    def _queue(self, live: LiveNode, work_s: float) -> tuple[NodeQueueEstimate | None, float]:
+        """Returns the node's queue, and how long what is in it and what is planned will take before
+        the node begins with the prompt, if that takes `work_s`."""
+        name, now, planned = live.info.node.name, self._cluster.now, self._cluster.planned
         queue = self._cluster.queues.get(name)
-        queue_s = self._cluster.planned.seconds.get(name, 0.0)
-        if queue is not None:
-            queue_s += queue.seconds(self._cluster.now)
-        return queue, queue_s
+        if not live.info.chunk_tokens:
+            queue_s = queue.seconds(now) if queue is not None else 0.0
+            return queue, queue_s + planned.seconds_before(name, float("inf"))
+        planned_s = planned.seconds_before(name, work_s)
+        if queue is None:
+            return None, planned_s
+        return queue, queue.seconds_before(work_s, now) + planned_s
+
+    def _step_under_way_s(
+        self, live: LiveNode, queue: NodeQueueEstimate | None, work_s: float
+    ) -> float:
+        """Returns how long the prompt waits for the end of a step with longer ones. That is no part
+        of the queue: where requests wait for their turn, it is the same."""
+        if queue is None or not live.info.chunk_tokens:
+            return 0.0
+        now = self._cluster.now
+        return costs.step_under_way_s(live, queue.seconds(now) - queue.seconds_before(work_s, now))
+
+    def _passing_s(
+        self, live: LiveNode, queue: NodeQueueEstimate | None, compute_s: float
+    ) -> float:
+        """Returns how much later the longer prompts at the node end together because they let this
+        one pass."""
+        if queue is None or not live.info.chunk_tokens:
+            return 0.0
+        return compute_s * queue.num_longer(compute_s)
 
     def _fetch(
         self, live: LiveNode, owned: int, queue_s: float

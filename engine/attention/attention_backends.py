@@ -90,7 +90,7 @@ def _on_cuda(
     )
     from engine.attention.triton_attention import TritonAttention
 
-    triton = TritonAttention(device)
+    triton = TritonAttention.on(device)
     if name == "triton":
         return triton
     refusal = _refusal(name, has_softcap, layout)

@@ -5,22 +5,38 @@ They sum in float32 and round once, where `TorchKernels` rounds its last result.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.cache.kv_cache import KVCache
+from engine.dependent_launch import OPTION
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.triton_few_rows import few_rows_linear, takes
 
 HEADS_PER_PROGRAM = 8
 MUL_BLOCK = 1024
 
 
 class TritonKernels(TorchKernels):
-    """Fuses norms, activations and the splitting of heads. Products stay those of the vendor's
-    library."""
+    """Fuses norms, activations and the splitting of heads. Products of more than a few rows stay
+    those of the vendor's library."""
+
+    def __init__(self, is_dependent: bool) -> None:
+        """`is_dependent`: kernels are launched as `engine/dependent_launch.py` says."""
+        self._launch: dict[str, Any] = {"IS_DEPENDENT": is_dependent}
+        if is_dependent:
+            self._launch[OPTION] = True
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if takes(x, weight):
+            return few_rows_linear(x, weight, bias, self._launch)
+        return super().linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = x.shape[-1]
@@ -37,6 +53,7 @@ class TritonKernels(TorchKernels):
             BLOCK=triton.next_power_of_2(size),
             ADDS=False,
             num_warps=_warps(size),
+            **self._launch,
         )
         return output.view(x.shape)
 
@@ -56,6 +73,7 @@ class TritonKernels(TorchKernels):
             BLOCK=triton.next_power_of_2(size),
             ADDS=True,
             num_warps=_warps(size),
+            **self._launch,
         )
         return output, residual
 
@@ -69,6 +87,7 @@ class TritonKernels(TorchKernels):
             IS_SILU=activation == "silu",
             BLOCK=MUL_BLOCK,
             num_warps=4,
+            **self._launch,
         )
         return output
 
@@ -104,6 +123,7 @@ class TritonKernels(TorchKernels):
             HAS_NORMS=norms is not None,
             BLOCK=HEADS_PER_PROGRAM,
             num_warps=4,
+            **self._launch,
         )
         return query
 
@@ -123,7 +143,11 @@ def _norm_kernel(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     ADDS: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
@@ -141,8 +165,16 @@ def _norm_kernel(
 
 @triton.jit
 def _activate_kernel(
-    gate_up, output, INNER: tl.constexpr, IS_SILU: tl.constexpr, BLOCK: tl.constexpr
+    gate_up,
+    output,
+    INNER: tl.constexpr,
+    IS_SILU: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < INNER
@@ -156,7 +188,7 @@ def _activate_kernel(
     tl.store(output + row * INNER + columns, (active * up).to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["write_slots"])
 def _heads_kernel(
     qkv,
     query,
@@ -175,9 +207,13 @@ def _heads_kernel(
     PAGE_SIZE: tl.constexpr,
     HAS_NORMS: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """Each program splits, norms, rotates and writes some heads of one token; of its heads, queries
     come first, then keys, then values."""
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     dims = tl.arange(0, DIM_BLOCK)

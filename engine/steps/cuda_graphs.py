@@ -2,7 +2,7 @@
 
 A step of single tokens is hundreds of kernels of a few microseconds; replaying a graph costs the
 host as much as launching a few of them. A batch is padded to the next recorded size by repeating
-its first row: the copies compute, and write, what that row does.
+the row with the shortest context: the copies compute, and write, what that row does.
 """
 
 from __future__ import annotations
@@ -81,11 +81,13 @@ class DecodeGraphs:
         size = self._sizes[bisect_left(self._sizes, num)]
         if previous_tokens is not None:
             self._previous[: len(previous_tokens)].copy_(previous_tokens)
-        rows = (arrays.input_ids, arrays.sources, arrays.positions, arrays.write_slots)
-        self._rows[: 4 * size].copy_(_pinned(np.stack(rows), size, np.int64), non_blocking=True)
+        arrays_of_rows = (arrays.input_ids, arrays.sources, arrays.positions, arrays.write_slots)
+        again = int(arrays.context_lengths.argmin())
+        rows = _pinned(np.stack(arrays_of_rows), size, again, np.int64)
+        self._rows[: 4 * size].copy_(rows, non_blocking=True)
         tables = arrays.page_tables
         packed = np.concatenate((arrays.context_lengths[:, None], tables), axis=1)
-        flat = _pinned(packed.T, size, np.int32).to(self._tables.device, non_blocking=True)
+        flat = _pinned(packed.T, size, again, np.int32).to(self._tables.device, non_blocking=True)
         columns = flat.view(-1, size)
         self._contexts[:size].copy_(columns[0])
         self._tables[:size, : tables.shape[1]].copy_(columns[1:].T)
@@ -133,10 +135,10 @@ class DecodeGraphs:
         return self._model(batch, self._kv_cache, self._attention)
 
 
-def _pinned(rows: np.ndarray, size: int, dtype: type) -> Tensor:
+def _pinned(rows: np.ndarray, size: int, again: int, dtype: type) -> Tensor:
     """Copies `rows` [n, k] into pinned memory, flat: [n * size]. The places of a row behind its k
-    values repeat the first of them."""
+    values repeat the one at `again`."""
     padded: np.ndarray = np.empty((rows.shape[0], size), dtype=dtype)
     padded[:, : rows.shape[1]] = rows
-    padded[:, rows.shape[1] :] = rows[:, :1]
+    padded[:, rows.shape[1] :] = rows[:, again, None]
     return torch.from_numpy(padded.ravel()).pin_memory()

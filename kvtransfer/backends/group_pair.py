@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK
+from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK, IsAlive
 from kvtransfer.backends.ring import Ring
 from kvtransfer.transport import PeerLost
 
@@ -48,7 +50,7 @@ class GroupPair(ABC):
 
     def release(self) -> None:  # noqa: B027 (there is nothing to do)
         """Does nothing: the ring hands the buffer out again in its turn. The receiver has emptied
-        it by then, as `PageRows.scatter` returns when the copy is complete."""
+        it by then, or will have before the current stream comes to the next receive."""
 
     @abstractmethod
     def close(self) -> None:
@@ -73,12 +75,49 @@ class GroupPair(ABC):
 
     def _oldest(self) -> Tensor:
         """Waits for the oldest operation and returns its buffer. Raises PeerLost."""
-        work, buffer = self._under_way.popleft()
+        work, buffer = self._under_way[0]
         try:
             self._wait(work)
         except RuntimeError as error:
             raise _lost(error) from error
+        self._under_way.popleft()
         return buffer
+
+
+NUM_LOOKS = 6
+"""How often something is looked at within its deadline. What is late has been found unfinished so
+often: while this process itself is held up nobody looks, and its pause is not its peer's."""
+T = TypeVar("T")
+
+
+def made_aside(make: Callable[[], T], timeout_s: float, is_peer_alive: IsAlive) -> T:
+    """Returns what `make` returns, and raises what it raises, on a thread of its own.
+
+    Making a group waits for the other rank, where nothing can end the wait. So the thread is left
+    behind, and PeerLost raised, if it takes longer than `timeout_s` and the peer does not live.
+    """
+    ended: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((make(), None))
+        except Exception as error:
+            ended.put((None, error))
+
+    threading.Thread(target=run, name="pair-making", daemon=True).start()
+    num_looks = 0
+    while True:
+        try:
+            made, error = ended.get(timeout=timeout_s / NUM_LOOKS)
+        except queue.Empty:
+            num_looks += 1
+            if num_looks % NUM_LOOKS == 0 and not is_peer_alive():
+                raise PeerLost(f"no pair was made within {timeout_s:g} s") from None
+            continue
+        if error is not None:
+            raise error
+        assert made is not None
+        return made
 
 
 def _lost(error: RuntimeError) -> PeerLost:

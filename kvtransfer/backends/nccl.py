@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import queue
 import threading
 import time
 from datetime import timedelta
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch.distributed import Store
 
-from kvtransfer.backends.group_pair import GroupPair
+from kvtransfer.backends.group_pair import GroupPair, made_aside
 from kvtransfer.backends.pair import RECEIVER_RANK, SENDER_RANK, IsAlive
 from kvtransfer.backends.ring import Ring
 from kvtransfer.transport import PeerLost
@@ -61,48 +60,43 @@ class NcclBackend:
         options._timeout = timedelta(seconds=self._timeout_s)
         try:
             group = ProcessGroupNCCL(store, rank, 2, options)
-            self._connect(group, rank)
+            self._connect(group, rank, is_peer_alive)
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
         ring = Ring(window, buffer_bytes, self.staging_device)
         return NcclPair(group, ring, self._timeout_s, is_peer_alive)
 
-    def _connect(self, group: Any, rank: int) -> None:
+    def _connect(self, group: Any, rank: int, is_peer_alive: IsAlive) -> None:
         """Connects the two ranks of `group`. Raises RuntimeError or PeerLost.
 
         NCCL waits for the other rank without a deadline, when it makes a communicator and again
         in its first send or receive: so both are done in a thread that can be left behind.
         """
-        ended: queue.SimpleQueue[RuntimeError | PeerLost | None] = queue.SimpleQueue()
+        is_left = threading.Event()
 
-        def connect() -> None:
-            try:
-                group.eager_connect_single_device(self.staging_device)
-                self._exchange_a_byte(group, rank)
-                ended.put(None)
-            except (RuntimeError, PeerLost) as error:
-                ended.put(error)
+        def connect() -> bool:
+            group.eager_connect_single_device(self.staging_device)
+            self._exchange_a_byte(group, rank, is_left)
+            return True
 
-        threading.Thread(target=connect, name="nccl-connect", daemon=True).start()
         try:
-            error = ended.get(timeout=CONNECT_TIMEOUT_S)
-        except queue.Empty:
+            made_aside(connect, CONNECT_TIMEOUT_S, is_peer_alive)
+        except PeerLost:
+            is_left.set()
             threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
-            raise PeerLost(f"NCCL made no pair within {CONNECT_TIMEOUT_S:g} s") from None
-        if error is not None:
-            raise error
+            raise
 
-    def _exchange_a_byte(self, group: Any, rank: int) -> None:
-        """Sends the pair's first message, one byte, from the sender's rank to the receiver's."""
+    def _exchange_a_byte(self, group: Any, rank: int, is_left: threading.Event) -> None:
+        """Sends the pair's first message, one byte, from the sender's rank to the receiver's.
+        Waits for its end, or until nobody waits for this thread any more."""
         # On a stream of its own: the current one may be busy with a long step.
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
         with torch.cuda.stream(torch.cuda.Stream(self.staging_device)):
             byte = [torch.zeros(1, dtype=torch.uint8, device=self.staging_device)]
             if rank == SENDER_RANK:
                 work = group.send(byte, RECEIVER_RANK, 0)
             else:
                 work = group.recv(byte, SENDER_RANK, 0)
-        while not work.is_completed() and time.monotonic() < deadline:
+        while not work.is_completed() and not is_left.is_set():
             time.sleep(POLL_S)
 
 

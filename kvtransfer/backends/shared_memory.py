@@ -16,6 +16,8 @@ import socket
 import struct
 import uuid
 from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -46,14 +48,16 @@ class SharedMemoryBackend:
     ) -> SharedMemoryPair:
         try:
             if rank == RECEIVER_RANK:
-                connection, memory = self._offer(store, window * buffer_bytes)
+                connection, memory = self._offer(store, window * buffer_bytes, is_peer_alive)
             else:
-                connection, memory = self._accept_offer(store, window * buffer_bytes)
+                connection, memory = self._accept_offer(store, window * buffer_bytes, is_peer_alive)
         except (OSError, RuntimeError) as error:
             raise PeerLost(f"no shared memory could be agreed on ({error})") from error
         return SharedMemoryPair(connection, memory, window, is_peer_alive)
 
-    def _offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
+    def _offer(
+        self, store: Store, size: int, is_peer_alive: IsAlive
+    ) -> tuple[socket.socket, mmap.mmap]:
         """Does the receiver's part: makes `size` bytes of memory and passes them to the sender.
 
         The store tells the sender the name of the Unix socket. Raises PeerLost or OSError.
@@ -64,7 +68,7 @@ class SharedMemoryBackend:
             listener.listen(1)
             listener.settimeout(self._timeout_s)
             store.set(_KEY, name)
-            connection, _ = listener.accept()
+            connection, _ = _patiently(listener.accept, is_peer_alive)
         connection.settimeout(self._timeout_s)
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
@@ -82,7 +86,9 @@ class SharedMemoryBackend:
             os.close(file)
         return connection, memory
 
-    def _accept_offer(self, store: Store, size: int) -> tuple[socket.socket, mmap.mmap]:
+    def _accept_offer(
+        self, store: Store, size: int, is_peer_alive: IsAlive
+    ) -> tuple[socket.socket, mmap.mmap]:
         """Does the sender's part: takes the memory that the receiver passes, `size` bytes of it.
 
         Raises PeerLost, OSError or RuntimeError (from the store).
@@ -92,7 +98,7 @@ class SharedMemoryBackend:
         try:
             connection.settimeout(self._timeout_s)
             connection.connect("\0" + name)
-            _, files, _, _ = socket.recv_fds(connection, 1, 1)
+            _, files, _, _ = _patiently(lambda: socket.recv_fds(connection, 1, 1), is_peer_alive)
             if not files:
                 raise PeerLost("the peer closed the link")
             try:
@@ -105,6 +111,19 @@ class SharedMemoryBackend:
         except BaseException:
             connection.close()
             raise
+
+
+T = TypeVar("T")
+
+
+def _patiently(wait: Callable[[], T], is_peer_alive: IsAlive) -> T:
+    """Returns what `wait` returns; calls it again after a TimeoutError if the peer lives."""
+    while True:
+        try:
+            return wait()
+        except TimeoutError:
+            if not is_peer_alive():
+                raise
 
 
 class SharedMemoryPair:

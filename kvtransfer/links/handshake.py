@@ -154,9 +154,11 @@ def receive_message(
 
 
 def is_closed(connection: socket.socket | None) -> bool:
-    """Returns True if the other end has closed the connection; False before there is one."""
+    """Returns True if either end has closed the connection; False before there is one."""
     if connection is None:
         return False
+    if connection.fileno() < 0:
+        return True
     # A look with `recv(MSG_PEEK)` would race with the link's thread, which may read the very Pong
     # that was seen; the look then waits for the socket's timeout. POLLRDHUP reads nothing.
     hung_up = select.poll()

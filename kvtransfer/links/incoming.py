@@ -126,7 +126,7 @@ class IncomingLink:
             end.hello.health_address,
         )
         send_message(self.connection, welcome)
-        store = SocketStore(self.connection, PAIR_TIMEOUT_S)
+        store = SocketStore(self.connection, PAIR_TIMEOUT_S, self.is_peer_held_up)
         pair = backend.make_pair(
             store, RECEIVER_RANK, backend.window, cut.buffer_bytes, self.is_peer_held_up
         )

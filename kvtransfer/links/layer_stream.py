@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from kvtransfer.links.outgoing import OutgoingLink
 from kvtransfer.links.sending import Frame, PageSend
+from kvtransfer.pages.frame_plan import layers_of_frames
 from kvtransfer.pages.layout import FrameShape
+from kvtransfer.pages.transfer_rows import TransferRows
 from protocol.ids import Attempt
 
 
@@ -27,18 +31,21 @@ class LayerStream:
         pages: Sequence[int],
         offset: int,
         min_layers: int,
+        max_layers: int,
     ) -> None:
         """`pages` of `pool` become the pages from number `offset` of the transfer.
 
-        At least `min_layers` layers go together, but for the last ones: a layer of a few pages
+        `layers_of_frames` says which layers go together, with these bounds: a layer of a few pages
         alone would be too small a message to travel fast.
         """
         self._links = links
         self._sending = sending
         self._pool = pool
-        self._pages = pages
+        self._rows = TransferRows(pages, offset)
         self._offset = offset
-        self._min_layers = min_layers
+        sizes = layers_of_frames(pool.shape[0], min_layers, max_layers)
+        self._ends = deque(accumulate(sizes))
+        """For each frame that has not been pushed: the number of layers up to its end."""
         self._num_sent = 0
         self.ended = False
 
@@ -48,9 +55,12 @@ class LayerStream:
         return self._sending.transfer
 
     def layers_ready(self, num_layers: int) -> None:
-        """Sends the layers up to `num_layers` that have not been sent, if they are enough."""
-        if num_layers - self._num_sent >= self._min_layers:
-            self._send_up_to(num_layers)
+        """Sends the frames whose layers are all among the first `num_layers`, as one."""
+        end = 0
+        while self._ends and self._ends[0] <= num_layers:
+            end = self._ends.popleft()
+        if end:
+            self._send_up_to(end)
 
     def finish(self) -> None:
         """Sends the layers that are left, and ends the stream."""
@@ -66,8 +76,8 @@ class LayerStream:
         """Pushes the layers up to `num_layers` that have not been pushed, as one frame."""
         first, self._num_sent = self._num_sent, num_layers
         if not self.ended and first < num_layers:
-            shape = FrameShape(self._offset, len(self._pages), first, num_layers - first)
-            frame = Frame(self._sending, shape, self._pages, event_after(self._pool))
+            shape = FrameShape(self._offset, self._rows.num_pages, first, num_layers - first)
+            frame = Frame(self._sending, shape, self._rows, event_after(self._pool))
             push_to_all(self._links, frame)
 
     def _end(self, error: str) -> None:

@@ -35,7 +35,7 @@ from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame
 from kvtransfer.links.socket_store import SocketStore
 from kvtransfer.pages.checksum import append_checksum
-from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut, row_numbers
+from kvtransfer.pages.layout import CHECKSUM_BYTES, Cut
 from kvtransfer.pages.staging import PageRows, RowIndex
 from kvtransfer.transport import LayoutMismatch, PeerLost
 from protocol.ids import Attempt
@@ -243,7 +243,7 @@ class OutgoingLink:
     ) -> Pair:
         """Makes the pair, as the peer does at the same time. Raises PeerLost; the backend is then
         avoided for a while, so that the next link tries another one."""
-        store = SocketStore(connection, PAIR_TIMEOUT_S)
+        store = SocketStore(connection, PAIR_TIMEOUT_S, self._is_peer_held_up)
         try:
             pair = backend.make_pair(
                 store, SENDER_RANK, window, buffer_bytes, self._is_peer_held_up
@@ -316,8 +316,11 @@ class OutgoingLink:
                     return False
                 if any(frame.is_ready for frame in self._frames):
                     return True
+                next_rows = self._frames[0].rows if self._frames else None
                 # Nobody is told when a CUDA event has happened: a queued frame must be polled.
                 self._changed.wait(READY_POLL_S if self._frames else PING_S)
+            if next_rows is not None:
+                next_rows.prepare(self._end.rows)  # while its pages are still being computed
             if time.monotonic() >= next_ping:
                 send_message(connection, Ping())
                 receive_message(connection, Pong, self._is_peer_held_up)
@@ -338,7 +341,7 @@ class OutgoingLink:
         announced, pool = self._announced[0], self._end.rows
         frame = announced.frame
         if announced.index is None:
-            announced.index = pool.index(row_numbers(frame.shape, frame.pages, pool.num_pages))
+            announced.index = frame.rows.index(frame.shape, pool)
         first = announced.num_sent_rows
         rows = announced.index[first : first + cut.rows_per_message]
         num_bytes = len(rows) * pool.row_bytes

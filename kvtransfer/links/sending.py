@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kvtransfer.pages.layout import FrameShape
+from kvtransfer.pages.transfer_rows import TransferRows
 from kvtransfer.transport import OnDone
 from protocol.ids import Attempt
 
@@ -58,8 +58,8 @@ class Frame:
     sending: PageSend
     shape: FrameShape
     """Which pages and layers of the transfer these are."""
-    pages: Sequence[int]
-    """Where the pages are in the sender's pool."""
+    rows: TransferRows
+    """Where the pages are in the sender's pool, with those of the other frames."""
     ready: torch.cuda.Event | None
     """The rows are in the pool when this event has happened; None: they are now."""
 

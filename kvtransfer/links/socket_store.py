@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
 from torch.distributed import Store
 
-from kvtransfer.links.handshake import receive_message, send_message
+from kvtransfer.links.handshake import nobody_knows, receive_message, send_message
 from kvtransfer.transport import PeerLost
 
 
@@ -39,10 +40,17 @@ class SocketStore(Store):
     Methods that wait raise PeerLost. Where C++ called them, its caller gets a RuntimeError.
     """
 
-    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
-        """All waits together may take `timeout_s`, counted from now."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        timeout_s: float,
+        is_peer_alive: Callable[[], bool] = nobody_knows,
+    ) -> None:
+        """All waits together may take `timeout_s`, counted from now, and anew whenever that is over
+        and the peer lives."""
         super().__init__()
         self._connection = connection
+        self._is_peer_alive = is_peer_alive
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._values: dict[str, bytes] = {}
@@ -82,12 +90,20 @@ class SocketStore(Store):
     def _next(self) -> StoreEntry | Paired:
         """Waits for the next message of the other rank and returns it. Raises PeerLost at the
         store's deadline, and if the other rank has sent too many entries."""
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0 or len(self._values) > MAX_ENTRIES:
+        is_late = time.monotonic() >= self._deadline and not self._is_held_up()
+        if is_late or len(self._values) > MAX_ENTRIES:
             raise PeerLost(f"no pair was made within {self._timeout_s:g} s")
-        self._connection.settimeout(left_s)
+        self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
         message: StoreEntry | Paired = receive_message(
             self._connection,
             StoreEntry | Paired,  # type: ignore[arg-type]
+            self._is_held_up,
         )
         return message
+
+    def _is_held_up(self) -> bool:
+        """Returns True if the peer lives; the deadline then begins anew."""
+        if self._is_peer_alive():
+            self._deadline = time.monotonic() + self._timeout_s
+            return True
+        return False

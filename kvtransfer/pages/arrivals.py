@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtransfer.pages.layout import FrameShape, row_numbers
+from kvtransfer.pages.layout import FrameShape
 from kvtransfer.pages.staging import PageRows, RowIndex
+from kvtransfer.pages.transfer_rows import TransferRows
 from kvtransfer.transport import OnDone, OnProgress
 
 
@@ -20,11 +21,9 @@ class Part:
     """Where a frame of a transfer goes. A row is one page of one layer."""
 
     arrivals: Arrivals
+    shape: FrameShape
     index: RowIndex
     """[rows of the frame]: the pool's row into which each is written."""
-    places: np.ndarray
-    """[rows of the frame] int64: which row of the transfer each is; the transfer has
-    [layers, pages] rows, numbered layer after layer."""
 
 
 class Arrivals:
@@ -50,7 +49,7 @@ class Arrivals:
         ranks. Until the event `free`, if there is one, the GPU may still use the pages for what
         they held before.
         """
-        self._pages = np.asarray(pages, dtype=np.int64)
+        self._rows = TransferRows(pages)
         self._missing = np.full((num_layers, len(pages)), num_heads)
         """[layers, pages]: how many KV heads of each row have not arrived."""
         self._missing_rows = np.full(len(pages), num_layers)
@@ -62,6 +61,8 @@ class Arrivals:
         self._on_done = on_done
         self._links: set[object] = set()
         """The links that announced a part of the transfer; the loss of any of them ends it."""
+        self._copying: set[PageRows] = set()
+        """The links' pools into which copies may be under way."""
         self._ended = False
         self._lock = threading.Lock()
 
@@ -74,31 +75,33 @@ class Arrivals:
         with self._lock:
             if self._ended:
                 return None
-            pages = self._pages[shape.offset : shape.offset + shape.num_pages]
-            if len(pages) < shape.num_pages:
+            if shape.offset + shape.num_pages > self._num_pages:
                 self._end("pages came that nobody asked for")
                 return None
             self._links.add(link)
-        places = row_numbers(shape, range(shape.offset, shape.offset + len(pages)), self._num_pages)
-        return Part(self, pool.index(row_numbers(shape, pages, pool.num_pages)), places)
+        return Part(self, shape, self._rows.index(shape, pool))
 
     def write(self, part: Part, rows: range, pool: PageRows, staging: Tensor) -> None:
         """Writes one message of a frame into `pool`, unless the transfer has ended.
 
         `rows` says which of the frame's rows the message has. `pool` is cut to the KV heads that
-        the link brings. Calls back if more leading pages, or all pages, are complete now.
+        the link brings. After the frame's last message, it calls back if more leading pages, or
+        all pages, are complete.
         """
-        message = slice(rows.start, rows.stop)
         with self._lock:
             if self._ended:
                 return
             if self._free is not None:
                 torch.cuda.current_stream().wait_event(self._free)
-            pool.scatter(part.index[message], staging)
-            if self._count(part.places[message], pool.num_heads):
-                self._look_at_leading()
-            else:
-                self._end("a page came twice")
+            self._copying.add(pool)
+            pool.scatter(part.index[rows.start : rows.stop], staging)
+            # Once for the frame: on a GPU each wait for a copy would hold up the next receive.
+            if rows.stop == part.shape.num_rows:
+                self._finish_copies()
+                if self._count(part.shape, pool.num_heads):
+                    self._look_at_leading()
+                else:
+                    self._end("a page came twice")
 
     def fail(self, reason: str) -> None:
         """Ends the transfer with an error, unless it has ended."""
@@ -117,22 +120,28 @@ class Arrivals:
         """Ends the transfer without a callback; waits for a write or callback that is going on."""
         with self._lock:
             self._ended = True
+            self._finish_copies()
 
-    def _count(self, places: np.ndarray, num_heads: int) -> bool:
-        """Counts `num_heads` KV heads of the rows at `places`. Returns False if one of those rows
+    def _finish_copies(self) -> None:
+        """Waits until nothing writes into the pages any more."""
+        for pool in self._copying:
+            pool.finish_copies()
+        self._copying.clear()
+
+    def _count(self, shape: FrameShape, num_heads: int) -> bool:
+        """Counts `num_heads` KV heads of all rows of a frame. Returns False if one of those rows
         is complete already, so that its sender cannot be trusted."""
-        left = self._missing.ravel()[places] - num_heads
-        self._missing.ravel()[places] = left
-        # Rows are numbered layer after layer, so the remainder is the row's page.
-        complete = places[left == 0] % self._num_pages
-        self._missing_rows -= np.bincount(complete, minlength=self._num_pages)
+        pages = slice(shape.offset, shape.offset + shape.num_pages)
+        left = self._missing[shape.first_layer : shape.first_layer + shape.num_layers, pages]
+        left -= num_heads
+        self._missing_rows[pages] -= (left == 0).sum(axis=0)
         return bool((left >= 0).all())
 
     def _look_at_leading(self) -> None:
         """Calls back if there are more complete pages without a gap before them than before."""
         before, total = self._num_leading, self._num_pages
-        while self._num_leading < total and self._missing_rows[self._num_leading] == 0:
-            self._num_leading += 1
+        incomplete = self._missing_rows[before:] > 0
+        self._num_leading += int(incomplete.argmax()) if incomplete.any() else total - before
         if self._num_leading == total:
             self._end("")
         elif self._num_leading > before:
@@ -140,4 +149,5 @@ class Arrivals:
 
     def _end(self, error: str) -> None:
         self._ended = True
+        self._finish_copies()
         self._on_done(error)

@@ -86,20 +86,6 @@ class FrameShape(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
-def frames_of_pages(
-    num_pages: int, offset: int, num_layers: int, page_bytes: int, max_frame_bytes: int
-) -> Iterator[FrameShape]:
-    """Cuts pages whose layers are all there into frames of at most `max_frame_bytes`, but at least
-    one page. `page_bytes` is the size of one page over all layers.
-
-    A frame is all layers of a few pages, so the leading pages arrive first and can be used; and
-    the frames of other transfers get in between those of a long one.
-    """
-    per_frame = max(1, max_frame_bytes // page_bytes)
-    for start in range(0, num_pages, per_frame):
-        yield FrameShape(offset + start, min(per_frame, num_pages - start), 0, num_layers)
-
-
 @dataclass(frozen=True)
 class Cut:
     """How both ends of a link cut frames into messages. Both must have equal ones."""

@@ -22,7 +22,7 @@ class PageRows:
     def __init__(self, pool: Tensor, heads: slice) -> None:
         """`pool` is [layers, pages, 2, page_size, kv_heads, head_dim]; `heads` are numbered as in
         the pool. Nothing is copied: writes go into the pool itself."""
-        self.num_pages = pool.shape[1]
+        self.num_layers, self.num_pages = pool.shape[:2]
         rows = pool.flatten(0, 1)[:, :, :, heads]  # [layers * pages, 2, page_size, heads, head_dim]
         head_bytes = rows.shape[-1] * rows.element_size()
         # Longer elements are copied faster, and no dtype needs a kernel of its own.
@@ -43,7 +43,7 @@ class PageRows:
     def index(self, numbers: np.ndarray) -> RowIndex:
         """Returns row numbers ([rows] int64) in the form that `gather` and `scatter` take.
 
-        On CUDA this copies them to the device, so it is done once per frame.
+        On CUDA this copies them to the device, so it is done once per transfer.
         """
         if self._plain is not None:
             return numbers
@@ -67,13 +67,21 @@ class PageRows:
             target.copy_(self._rows.index_select(0, rows))
 
     def scatter(self, rows: RowIndex, staging: Tensor) -> None:
-        """Copies `staging` into rows of the pool. They are complete on return, on CUDA as well."""
+        """Copies `staging` into rows of the pool. On CUDA they are complete after `finish_copies`.
+
+        The buffer is free on return for what comes next on the stream, or from the host.
+        """
         if isinstance(rows, np.ndarray):
             assert self._plain is not None
             self._plain[rows] = staging.numpy().reshape(len(rows), self.row_bytes)
             return
         source = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
         self._rows.index_copy_(0, rows, source.to(self._rows.device))
-        if self._rows.is_cuda:
-            # The model reads the pages on another stream, which knows nothing of this one.
-            torch.cuda.current_stream(self._rows.device).synchronize()
+
+    def finish_copies(self) -> None:
+        """Waits until all copies that were begun are complete. Any thread may call it.
+
+        The model reads the pages on another stream, which knows nothing of this one.
+        """
+        if self._stream is not None:
+            self._stream.synchronize()

@@ -21,6 +21,7 @@ from protocol.ids import Attempt, Node
 from protocol.messages import FailureKind, Generate, Prefill
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
+from protocol.timelines.node_spans import NodeSpanName, NodeTimes, SpanRecorder
 
 Purpose = TypeVar("Purpose")
 """What a sink remembers of one job."""
@@ -103,11 +104,26 @@ class Job(Generic[Purpose]):
     cached_tokens: int = 0
     """How many leading tokens nobody computed for this attempt, fetched ones included."""
     fetched_tokens: int = 0
+    recorder: SpanRecorder | None = None
+    """Notes where its time goes until its first tokens; None once these are told, until it gives
+    way."""
     prompt_logprobs: PromptLogprobsSoFar = field(init=False)
     """Those that are wanted of its prompt, as far as they were computed here."""
 
     def __post_init__(self) -> None:
         self.prompt_logprobs = PromptLogprobsSoFar(self.sampling)
+
+    def spent(self, name: NodeSpanName, now: float) -> None:
+        """Notes that what it waited for until now is called `name`, unless nobody asks."""
+        if self.recorder is not None:
+            self.recorder.end(name, now)
+
+    def take_times(self) -> NodeTimes | None:
+        """Returns where its time went, once: with the tokens that it was spent for."""
+        if self.recorder is None:
+            return None
+        times, self.recorder = self.recorder.times(), None
+        return times
 
     @property
     def num_reusable(self) -> int:

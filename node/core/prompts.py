@@ -6,6 +6,8 @@
 
 Jobs are admitted in the order of their arrival. Admission takes the pages of the tokens that a job
 has, if some are left for everybody to grow; a job that finds no room costs nobody anything.
+Admitted ones share the steps as `chunk_sizes` says: short rests go first, and none is left out for
+long.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from node.core.instructions import CopyPages, EndSequence, Instruction, SendMess
 from node.core.job import Job, PlannedSlice, Sink
 from node.core.shared_prefix import MAX_LOOKED_AT, next_page_is_coming
 from node.load.counters import Counters
-from protocol.admission import admission_tokens
+from protocol.admission import admission_tokens, chunk_sizes
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, FailureKind
+from protocol.timelines.node_spans import SpanRecorder
 
 PATIENCE_S = 2.0
 """How long a prompt for another node waits for pages before an answer here makes room for it."""
@@ -73,12 +76,15 @@ class Prompts:
         self._blocked: Job[Any] | None = None
         """The job that found no room last."""
         self._blocked_since = 0.0
+        self.busy_since: float | None = None
+        """When the node looked for messages last, if it has been at steps since; None if it was
+        idle, and so took what came at once."""
         self._num_arrived = 0
         self._num_sequences = 0
 
     # Arrival and admission
 
-    def enqueue(self, job: Job[Any]) -> list[Instruction]:
+    def enqueue(self, job: Job[Any], now: float) -> list[Instruction]:
         """Takes a new job; or returns its failure if it can never fit, or if too many wait."""
         num_pages = self._hasher.num_pages(job.max_tokens)
         if num_pages > self._cache.num_pages:
@@ -90,6 +96,8 @@ class Prompts:
         if len(self._waiting) >= self._limits.max_waiting:
             reason = f"{len(self._waiting)} requests wait already at {self._node.name}"
             return [self.failure(job, reason, "busy")]
+        inbox_s = 0.0 if self.busy_since is None else now - self.busy_since
+        job.recorder = SpanRecorder(now, inbox_s)
         self._num_arrived += 1
         job.arrival = self._num_arrived
         job.hashes = self._hasher.hashes(job.tokens, job.namespace)
@@ -158,6 +166,7 @@ class Prompts:
         if not job.gave_way:
             job.cached_tokens = job.sequence.num_computed if job.is_computed_here else 0
             self._counters.started(job.cached_tokens)
+        job.spent("paused" if job.gave_way else "admission", now)
         instructions = job.sink.admitted(job, now)
         if job.is_computed_here:
             instructions += self._fetching.begin(job, reusable, now)
@@ -175,23 +184,29 @@ class Prompts:
     def add_chunks(
         self, step: list[PlannedSlice], max_tokens: int, now: float
     ) -> list[Instruction]:
-        """Adds chunks of prompts to a step, the oldest first, up to `max_tokens` tokens in all."""
+        """Adds chunks of prompts to a step, up to `max_tokens` tokens in all, as `chunk_sizes`
+        shares them out."""
         copies = CopyPages([], [])
         instructions: list[Instruction] = []
-        for job in self._admitted:
-            if max_tokens == 0:
-                break
-            assert job.sequence is not None
-            is_due = job.is_computed_here and job.sequence.has_chunk
-            if not is_due or job.attempt in self._fetching:
+        due = [job for job in self._admitted if self._is_due(job)]
+        for job, size in zip(due, chunk_sizes(list(map(_num_left, due)), max_tokens), strict=True):
+            if size == 0:
                 continue
+            assert job.sequence is not None
+            if job.sequence.num_planned == job.sequence.num_computed:
+                job.spent("step_wait", now)
             if not job.sequence.has_begun:
                 self._copy_beginning(job, copies, now)
-            planned = PlannedSlice.of(job, max_tokens, position=len(step))
+            planned = PlannedSlice.of(job, size, position=len(step))
             step.append(planned)
-            max_tokens -= len(planned.part.token_ids)
             instructions += job.sink.before_chunk(job, planned.part)
         return [copies, *instructions] if copies.sources else instructions
+
+    def _is_due(self, job: Job[Any]) -> bool:
+        """Returns whether a chunk of an admitted job could be computed now."""
+        assert job.sequence is not None
+        has_chunk = job.is_computed_here and job.sequence.has_chunk
+        return has_chunk and job.attempt not in self._fetching
 
     def _copy_beginning(self, job: Job[Any], copies: CopyPages, now: float) -> None:
         """The first page that a prompt lacks: if a cached one begins alike, that is copied, and
@@ -212,15 +227,21 @@ class Prompts:
             self._counters.copied(beginning.num_tokens, is_first_hit=job.cached_tokens == 0)
             job.cached_tokens += beginning.num_tokens
 
-    def computed(self, planned: PlannedSlice, new: Sampled | None, now: float) -> None:
-        """Notes that the step of this slice, the oldest one under way, is over: keeps the logprobs
+    def computed(
+        self, planned: PlannedSlice, new: Sampled | None, device_free_at: float, now: float
+    ) -> None:
+        """Notes that the step of this slice, the oldest one under way, is over; until
+        `device_free_at` the device was at the one before it. Keeps the logprobs
         of the prompt in `new`, and makes the pages findable that the prompt has completed. Sampled
         tokens are the sink's business."""
         planned.sequence.computed(planned.part)
         if new is not None and new.prompt_logprobs is not None:
             planned.job.prompt_logprobs.add(new.prompt_logprobs)
         if planned.is_given:
-            self._counters.computed_tokens += len(planned.part.token_ids)
+            num_tokens = len(planned.part.token_ids)
+            self._counters.computed_tokens += num_tokens
+            if planned.job.recorder is not None:
+                planned.job.recorder.end_compute(device_free_at, now, num_tokens)
             self.commit(planned.job, now)
 
     def commit(self, job: Job[Any], now: float) -> None:
@@ -233,11 +254,12 @@ class Prompts:
             job.hashes = self._hasher.hashes(tokens, job.namespace, known=job.hashes)
         self._cache.commit(job.sequence.held, job.hashes[:num_pages], now)
 
-    def fetched(self, attempt: Attempt, num_tokens: int) -> list[Instruction]:
+    def fetched(self, attempt: Attempt, num_tokens: int, now: float) -> list[Instruction]:
         """Notes that `num_tokens` more tokens of an admitted job have come from their owner."""
         if num_tokens == 0:
             return []
         (job,) = [job for job in self._admitted if job.attempt == attempt]
+        job.spent("fetch", now)
         job.fetched_tokens += num_tokens
         job.cached_tokens += num_tokens
         return job.sink.fetched(job)
@@ -267,6 +289,10 @@ class Prompts:
         self._counters.preemptions += 1
         self.commit(job, now)
         instructions = self.leave(job, now)
+        if job.recorder is None:
+            job.recorder = SpanRecorder(now)
+        else:  # before its first tokens
+            job.spent("step_wait" if job.is_computed_here else "handover", now)
         job.is_computed_here = job.gave_way = True
         job.fetch = None
         insort(self._waiting, job, key=lambda j: j.arrival)
@@ -327,3 +353,8 @@ class Prompts:
         """Returns how many pages should be there for a job when it is admitted: those of its
         tokens, and some to grow."""
         return self._hasher.num_pages(admission_tokens(len(job.tokens), job.max_tokens))
+
+
+def _num_left(job: Job[Any]) -> int:
+    assert job.sequence is not None
+    return job.sequence.num_unplanned

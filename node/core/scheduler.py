@@ -8,6 +8,7 @@ One more step may be planned while one is under way.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Seq
@@ -105,6 +106,7 @@ class Scheduler:
         self._works: list[KindOfWork] = [make(parts) for make in kinds]
         self._steps: deque[list[PlannedSlice]] = deque()
         """The steps under way, the oldest first."""
+        self._last_step_ended_at = -math.inf
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Takes a message or the news of a transfer."""
@@ -160,12 +162,14 @@ class Scheduler:
         instructions += self._prompts.add_chunks(step, num_tokens, now)
         if step:
             self._steps.append(step)
+        self._prompts.busy_since = now if self._steps else None
         return [planned.part for planned in step], instructions
 
     def finish(self, sampled: Seq[Sampled | None], now: float) -> list[Instruction]:
         """Takes what the oldest step under way has sampled for each of its slices, and ends the
         step."""
         instructions: list[Instruction] = []
+        device_free_at, self._last_step_ended_at = self._last_step_ended_at, now
         for planned, new in zip(self._steps.popleft(), sampled, strict=True):
             if not planned.is_wanted:
                 continue
@@ -173,7 +177,7 @@ class Scheduler:
             is_next = planned.sequence.samples_next(planned.part)
             # Before the sink is told: it may end the job, whose pages are cached only once
             # committed.
-            self._prompts.computed(planned, new, now)
+            self._prompts.computed(planned, new, device_free_at, now)
             if new is not None and is_next:
                 instructions += planned.job.sink.sampled(planned.job, new, now)
         for work in self._works:
@@ -221,7 +225,7 @@ class Scheduler:
             num_tokens = self._fetching.arrived(transfer, event.num_pages, now)
         else:
             num_tokens = self._fetching.received(transfer, now)
-        return self._prompts.fetched(transfer, num_tokens)
+        return self._prompts.fetched(transfer, num_tokens, now)
 
     def _chains_coming(self, now: float) -> Iterator[Seq[PageHash]]:
         for work in self._works:

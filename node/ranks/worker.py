@@ -26,6 +26,7 @@ from node.ranks.rank import Rank, build_rank
 from node.ranks.wire import commands
 from node.ranks.wire.pipe import Pipe, RankLost
 from node.ranks.wire.slices import SliceDecoder
+from node.resources import leave_garbage_be
 from protocol.errors import UserError
 from protocol.ids import Node
 
@@ -65,6 +66,7 @@ def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
     transport = RankTransport(rank.transport, lambda report: _tell(pipe, report))
     _tell(pipe, commands.Ready(rank.transport.address))
     _LinkReports(transport, pipe).start()
+    leave_garbage_be()
     try:
         Worker(rank.runner, transport, pipe, operations).run()
     except RankLost:

@@ -2,7 +2,7 @@
 knows nothing of what is decided.
 
     one turn:  begin_turn   messages and news of transfers ─► core ─► instructions are carried out,
-                            and a step is started
+                            until the step under way is nearly over; then the next is started
                (the device computes)
                end_turn     steps that must be over are awaited ─► core ─► instructions,
                             then what changed is published and told
@@ -53,6 +53,8 @@ LOOK_INTERVAL_S = 0.05
 """Looking at the links of 16 peers costs 0.1 ms: not something to do in every step."""
 IDLE_WAIT_S = 0.1
 """How long an idle loop waits for the next event before it looks at its deadlines."""
+MIN_SPARE_S = 0.003
+"""A wait shorter than this is not worth the risk that it takes longer: the device would idle."""
 
 
 class NodeShell:
@@ -113,13 +115,15 @@ class NodeShell:
     def begin_turn(self) -> None:
         """Takes everything that has come, and starts a step if there is something to compute. An
         idle node waits a moment for something to come."""
-        for event in self._events():
-            self._carry_out(self._core.handle(event, self._clock()))
+        self._take(self._events(IDLE_WAIT_S if self._idle else 0.0))
+        self._take_while_device_is_busy()
         self._planned, instructions = self._core.next_batch(self._clock(), self._steps.rates.read())
         self._carry_out(instructions)
         if not self._planned:
             return
-        if self._idle:  # others need not wait for the end of this step to know of it
+        # Others need not wait for the end of this step to know of it; where the runner runs ahead,
+        # the end of this turn comes soon enough, and the step need not wait for this.
+        if self._idle and not self._runner.runs_ahead:
             self._heartbeats.update(self._load())
         if self._steps.start(self._planned, self._layers_ready):
             self._finish_streams()
@@ -156,11 +160,24 @@ class NodeShell:
             stream.finish()
         self._streams.clear()
 
-    def _events(self) -> list[Event]:
+    def _take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._carry_out(self._core.handle(event, self._clock()))
+
+    def _take_while_device_is_busy(self) -> None:
+        """Takes what comes as long as the next step need not be planned: a prompt that misses it
+        waits for the end of one more step."""
+        num_vain = 0
+        # A wait may end for a wake that is over, so nothing coming ends only the second one.
+        while num_vain < 2 and (spare_s := self._steps.spare_s(self._clock())) > MIN_SPARE_S:
+            events = self._events(spare_s)
+            self._take(events)
+            num_vain += not events
+
+    def _events(self, timeout_s: float) -> list[Event]:
         """Returns what has come, messages first: what a transfer has brought may be unwanted
-        because of them."""
-        timeout_s = IDLE_WAIT_S if self._idle and not self._transfer_events else 0.0
-        events: list[Event] = list(self._channel.drain(timeout_s))
+        because of them. Waits up to `timeout_s` for the first."""
+        events: list[Event] = list(self._channel.drain(0.0 if self._transfer_events else timeout_s))
         while self._transfer_events:
             events.append(self._transfer_events.popleft())
         return without_outdated(events)

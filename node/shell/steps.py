@@ -2,7 +2,8 @@
 that fail. Pure but for its runner and its clock; knows no torch.
 
 `Runner.start` may return before the device is done. Then the next step is started before the
-tokens of this one are known, so that the device never waits for what is decided in between.
+tokens of this one are known, so that the device never waits for what is decided in between. It is
+planned no earlier than it needs to be: a prompt that comes while a long step runs is in the next.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from node.shell.runner import Runner
 from protocol.messages import FailureKind
 
 log = logging.getLogger(__name__)
+
+KNOWN_SHARE = 0.7
+"""A step is taken to last for this share of the time that the rates tell at least."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Steps:
         self._before: Step | None = None
         """The step that was settled last; None if it failed."""
         self._ended = 0.0
+        self._launch_s = 0.0
+        """How long it took to start the last step."""
         self._ended_sequences: set[int] = set()
         """Sequences that the runner is to forget when no started step has a slice of them."""
 
@@ -84,6 +90,24 @@ class Steps:
             and self._started[0].step is not None
         )
 
+    def spare_s(self, now: float) -> float:
+        """Returns for how long the next step may wait to be planned, so that it takes in what comes
+        meanwhile, and still be started before the device is done with the one under way; 0 without
+        a chunk of a prompt in that."""
+        if not self.may_stay:
+            return 0.0
+        oldest = self._started[0]
+        lengths = [len(part.token_ids) for part in oldest.slices]
+        num_prompt_tokens = sum(length for length in lengths if length > 1)
+        rates = self.rates.read()
+        if not num_prompt_tokens or not rates.prefill_tokens_per_s:
+            return 0.0
+        seconds = num_prompt_tokens / rates.prefill_tokens_per_s
+        if 1 in lengths:
+            seconds += rates.step_s
+        began = max(oldest.began, self._ended)
+        return max(0.0, began + KNOWN_SHARE * seconds - self._launch_s - now)
+
     def start(self, slices: Sequence[Slice], on_layer: OnLayer) -> bool:
         """Starts a step. Returns False if that failed; `settle` then computes it in another way."""
         # Slices that follow an unread token take it from the samples of this step.
@@ -98,6 +122,7 @@ class Steps:
         except Exception:
             log.exception("a step of %d sequences failed", len(slices))
         self._started.append(StartedStep(slices, began, step))
+        self._launch_s = self._clock() - began
         return step is not None
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:

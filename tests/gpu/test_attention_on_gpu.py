@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -12,7 +13,9 @@ from engine.attention import flash_attention
 from engine.attention.attention_backends import make_attention
 from engine.attention.backend import AttentionBackend, AttentionForm
 from engine.attention.deterministic_attention import DeterministicAttention
+from engine.attention.token_pieces import token_pieces
 from engine.attention.torch_attention import TorchAttention
+from engine.batches.batch import Batch
 from protocol.layout import KVLayout
 from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case
 
@@ -22,6 +25,7 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda")
 HALF_LAYOUT = KVLayout(16, 2, 2, 64, "bfloat16")
+UNEQUAL = [(299, 1)] * 16 + [(11_999, 1)] + [(299, 1)] * 16
 EXTREMES = [(3000, 1), (0, 1), (2, 1), (900, 1), (0, 300), (500, 140), (0, 2), (1800, 2)]
 BATCHES = {
     "prompts": PROMPTS,
@@ -30,6 +34,7 @@ BATCHES = {
     "one": [(700, 1)],
     "mixed": [*SINGLES, *CHUNKS, *PROMPTS],
     "extremes": EXTREMES,
+    "unequal": UNEQUAL,
 }
 FORMS = {
     "plain": AttentionForm(0.125),
@@ -55,7 +60,7 @@ def library(name: str) -> Callable[[], AttentionBackend]:
         )
         if kernel is None:
             pytest.skip(f"{name} is not installed")
-        return flash_attention.FlashAttention(*kernel, TritonAttention(CUDA))
+        return flash_attention.FlashAttention(*kernel, TritonAttention.on(CUDA))
 
     return make
 
@@ -113,3 +118,48 @@ def test_a_poisoned_sequence_poisons_no_other(backend: str) -> None:
     others = [0, *range(2, 9)]
     torch.testing.assert_close(output[others].double(), clean[others], atol=2e-6, rtol=1e-5)
     assert output[1].isnan().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("contexts", [[1, 1, 1, 1], [2900, 1, 60, 700], [1, 2, 2900, 2900]])
+def test_a_graph_serves_contexts_of_other_lengths(contexts: list[int], form: str) -> None:
+    case = Case([(n - 1, 1) for n in contexts], 16, head_dim=64, device=CUDA)
+    backend, lengths = triton(), case.batch.singles.context_lengths
+    query = case.query[case.rows].to(CUDA)
+    warm = Batch.build(case.slices, 16, CUDA)  # compiles; its plan is not that of the graph
+    backend.forward(query, 1, case.cache, warm, FORMS[form])
+    wanted = lengths.clone()
+    lengths.fill_(1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        first = backend.forward(query, 1, case.cache, case.batch, FORMS[form])
+        output = backend.forward(query, 1, case.cache, case.batch, FORMS[form])
+    lengths.copy_(wanted)
+    for _ in range(3):
+        output.fill_(math.nan)
+        graph.replay()
+        assert torch.equal(first, output), "the next layer uses the same plan"
+        expected = case.reference(FORMS[form])
+        torch.testing.assert_close(output.cpu()[case.back].double(), expected, atol=8e-6, rtol=1e-5)
+
+
+def test_the_device_plans_the_pieces_that_the_pure_function_says() -> None:
+    from engine.attention.triton_singles import plan_pieces
+
+    contexts = [300] * 200 + [12_000, 1, 64, 65] + [2080] * 50
+    case = Case([(n - 1, 1) for n in contexts], 64, kv_heads=1, group=1, head_dim=1)
+    part = Batch.build(case.slices, 64, CUDA).singles
+    for window, workers in itertools.product((None, 100), (1, 33, 264)):
+        plan = plan_pieces(part, kv_heads=8, window=window, keys=64, workers=workers)
+        owners = [piece.sequence for piece in token_pieces(contexts, window, 64, workers)]
+        assert plan.sizes[1] == len(owners)
+        assert plan.owners[: len(owners)].tolist() == owners
+        assert plan.first_pieces.tolist() == [owners.index(i) for i in range(len(contexts))]
+        assert not plan.arrivals.any()
+
+
+def test_pieces_are_joined_in_the_same_order_every_time() -> None:
+    case = Case(UNEQUAL, 16, 8, 4, head_dim=128, device=CUDA, dtype=torch.bfloat16)
+    backend = triton()
+    outputs = [case.output(backend, FORMS["plain"]) for _ in range(20)]
+    assert all(torch.equal(outputs[0], output) for output in outputs[1:])

@@ -1,19 +1,33 @@
-"""A prefill and a decode node on GPUs, pages between them over NCCL or over gloo."""
+"""Clusters on GPUs: a prefill and a decode node with pages between them over NCCL or over gloo, and
+every layout that the benchmark measures on as many GPUs as there are."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.serving.systems.layouts import Layout, default_layouts
+from benchmarks.serving.systems.ours import ClusterSettings, plan_of
+from infra.cluster import LocalCluster
+from infra.gpus.visible import num_visible_gpus
+from infra.ports import free_port
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, save_servable_model, start_cluster, wait_until
+from tests.support.processes.forked import start_forked
 
 pytestmark = pytest.mark.gpu
+LAYOUTS = tuple(
+    name for name in default_layouts(torch.cuda.device_count() or 1) if name[:3] != "tp4"
+)
+"""Of those with ranks, the small model can be split in two only."""
+LENGTHS = (1, 17, 300, 3000, 40, 700)
 BACKENDS = {"nccl": {"p0": "cuda:0", "d0": "cuda:1"}, "gloo": {"p0": "cuda:0", "d0": "cuda:0"}}
 
 
@@ -92,3 +106,36 @@ def test_pages_are_fetched_back(cluster: Cluster, model: tuple[Path, PreTrainedM
     assert again["meta_info"]["fetched_from"] == source
     assert again["meta_info"]["fetched_tokens"] == (2992 if source == "d0" else 0)
     assert again["meta_info"]["transferred_pages"] == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_launcher_counts_the_devices_that_torch_sees() -> None:
+    assert num_visible_gpus(os.environ) == torch.cuda.device_count()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_tokens_of_transformers(
+    name: str, tmp_path: Path, model: tuple[Path, PreTrainedModel]
+) -> None:
+    """All at once, so that nodes have prompts and answers in one step where their policy lets them.
+    The second time, prompts are cached on some node."""
+    num_gpus = torch.cuda.device_count()
+    layout = Layout.parse(name, num_gpus)
+    flags = {"dtype": "float32", "max_total_tokens": "32768"}
+    settings = ClusterSettings(model[0], num_gpus, flags, tmp_path)
+    plan = plan_of(layout, settings, free_port())
+    prompts = [prompt_of(length, 199, seed=length) for length in LENGTHS]
+    expected = [reference_tokens(model[1], prompt, 8) for prompt in prompts]
+    with LocalCluster(plan, tmp_path, start=start_forked) as local:
+        cluster = Cluster(local)
+        devices = {node["device"] for node in cluster.nodes().values()}
+        if sum(layout.sizes.values()) <= num_gpus:
+            assert len(devices) == len(layout.sizes), "each node has a GPU of its own"
+        for _ in range(2):
+            with ThreadPoolExecutor(len(prompts)) as clients:
+                answers = list(clients.map(cluster.generate, prompts))
+            assert [answer["output_ids"] for answer in answers] == expected
+        cluster.wait_until_idle()
+        assert cluster.counted("compiles_while_serving") == 0
+        assert cluster.total("num_running") == 0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
+from engine.dependent_launch import launches_dependently
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
 from protocol.layout import KVLayout
@@ -24,7 +25,7 @@ PLAIN = TorchKernels()
 def fused() -> Kernels:
     from engine.kernels.triton_kernels import TritonKernels
 
-    return TritonKernels()
+    return TritonKernels(launches_dependently(CUDA))
 
 
 @pytest.fixture(params=TOLERANCES, ids=str)
@@ -97,3 +98,48 @@ def test_heads_are_split_normed_rotated_and_stored(
     tolerance = 3 * TOLERANCES[dtype]  # plain torch rounds between norm, products and sum
     torch.testing.assert_close(query, expected, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(caches[0].pool, caches[1].pool, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("num_out", "num_in"), [(6144, 4096), (4096, 14_336), (101, 72), (7, 8)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_of_few_rows(
+    fused: Kernels, dtype: torch.dtype, rows: int, num_out: int, num_in: int, has_bias: bool
+) -> None:
+    x, weight = normal(rows, num_in, dtype=dtype), normal(num_out, num_in, dtype=dtype)
+    bias = normal(num_out, dtype=dtype) if has_bias else None
+    exact = x.double() @ weight.double().T
+    if bias is not None:
+        exact += bias.double()
+    error = (fused.linear(x, weight, bias).double() - exact).norm() / exact.norm()
+    assert error < TOLERANCES[dtype] / 3
+
+
+def test_a_chain_of_dependent_kernels_gives_what_it_gives_one_by_one(fused: Kernels) -> None:
+    """Each kernel reads what the one before it has written just now, in a graph and out of it."""
+    weights = [normal(4096, 4096, dtype=torch.bfloat16) / 64 for _ in range(8)]
+    scale = normal(4096, dtype=torch.bfloat16)
+    start = normal(2, 4096, dtype=torch.bfloat16)
+
+    def chain(is_slow: bool) -> Tensor:
+        x, residual = start.clone(), start.clone()
+        for weight in weights:
+            x = fused.linear(x, weight, None)
+            if is_slow:
+                torch.cuda.synchronize()
+            x, residual = fused.add_rms_norm(x, residual, scale, 1e-5)
+            if is_slow:
+                torch.cuda.synchronize()
+            x = fused.activate_and_mul(torch.cat((x, residual), 1), "silu")
+        return x
+
+    expected = chain(is_slow=True)
+    for _ in range(10):
+        assert torch.equal(chain(is_slow=False), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = chain(is_slow=False)
+    for _ in range(10):
+        output.zero_()
+        graph.replay()
+        assert torch.equal(output, expected)

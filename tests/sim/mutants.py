@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import msgspec
 
+import node.core.prompts
 from coordinator.admission.fair_shares import FairShares
 from coordinator.core.core import CoordinatorCore
 from coordinator.core.errors import TooBusy
@@ -54,10 +56,11 @@ MAX_LIVES = 2_000
 
 @dataclass(frozen=True)
 class Mutant:
-    """One planted bug: `method` of `owner`, made wrong by `wrong(right)`."""
+    """One planted bug: `method` of `owner`, or a function of a module, made wrong by
+    `wrong(right)`."""
 
     name: str
-    owner: type
+    owner: type | ModuleType
     method: str
     wrong: Callable[[Any], Any]
 
@@ -371,6 +374,15 @@ def _chunk_not_cut(right: Any) -> Any:
     return chunk_tokens
 
 
+def _oldest_left_out(right: Any) -> Any:
+    def sizes(rests: Any, max_tokens: int) -> list[int]:
+        """The shortest prompts have all of a step, whoever waits."""
+        backwards = right([*rests, 0][::-1], max_tokens)
+        return list(backwards[1:][::-1])
+
+    return sizes
+
+
 def _half_of_a_chunk(right: Any) -> Any:
     def observe(self: Rates, slices: Any, seconds: float) -> None:
         """A chunk counts for half of the time that it adds to a step."""
@@ -454,6 +466,7 @@ MUTANTS = (
     Mutant("logprob lost between chunks", Sequence, "_scored", _logprob_lost_between_chunks),
     Mutant("grammar begins anew after a resume", TrackedRequest, "sampling", _grammar_begins_anew),
     Mutant("chunk beside answers not cut", Scheduler, "_chunk_tokens", _chunk_not_cut),
+    Mutant("oldest prompt left out", node.core.prompts, "chunk_sizes", _oldest_left_out),
     Mutant("chunk counts for half of its time", Rates, "observe", _half_of_a_chunk),
     Mutant("role is a wall", Scheduler, "handle", _role_is_a_wall),
     Mutant("state begins with the last chunk", Sequence, "next_slice", _replays_a_chunk),

@@ -17,7 +17,7 @@ from node.load.rates import UNMEASURED, StepRates
 from node.ownership.ownership_writer import OwnershipCall, OwnershipWriter
 from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
-from protocol.admission import MIN_CHUNK_TOKENS
+from protocol.admission import MIN_CHUNK_TOKENS, OLDEST_SHARE
 from protocol.ids import Addresses, Attempt, Node, Role
 from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
 from tests.sim.checks import Wrong
@@ -94,6 +94,7 @@ class SimNode(Process):
             max_queued_requests=settings.max_waiting,
             device="simulated",
             max_itl_s=settings.max_itl_s,
+            chunk_tokens=settings.chunk_tokens,
         )
 
     def _make_core(self) -> NodeCore:
@@ -171,7 +172,8 @@ class SimNode(Process):
 
 
 class CheckedScheduler(Scheduler):
-    """Remembers whether the newest step has answers that wait for its chunks."""
+    """Remembers whether the newest step has answers that wait for its chunks, and looks whether the
+    oldest prompt has its share of each step, so that no prompt waits for all that come later."""
 
     has_answers = False
 
@@ -179,7 +181,22 @@ class CheckedScheduler(Scheduler):
         self, now: float, rates: StepRates = UNMEASURED
     ) -> tuple[list[Slice], list[Instruction]]:
         self.has_answers = False
-        return super().next_batch(now, rates)
+        planned = super().next_batch(now, rates)
+        if planned[0]:
+            self._check_oldest()
+        return planned
+
+    def _check_oldest(self) -> None:
+        chunks = {p.job.attempt: len(p.part.token_ids) for p in self._steps[-1] if p.is_given}
+        for job in self._prompts._admitted:
+            assert job.sequence is not None
+            is_left = job.is_computed_here and job.sequence.has_chunk
+            if job.attempt in self._fetching or not (is_left or job.attempt in chunks):
+                continue
+            share = int(OLDEST_SHARE * sum(chunks.values()))
+            if is_left and chunks.get(job.attempt, 0) < share:
+                raise Wrong(f"the oldest prompt has no {share} tokens of a step")
+            return
 
     def _chunk_tokens(self, rates: StepRates) -> int:
         self.has_answers = True

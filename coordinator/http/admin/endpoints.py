@@ -290,6 +290,7 @@ def _candidate(candidate: Candidate, route: Route, task: str) -> dict[str, Any]:
         "wait_ms": _ms(cost.wait_s),
         "evict_ms": _ms(cost.evict_s),
         "delay_ms": _ms(cost.delay_s),
+        "passing_ms": _ms(cost.passing_s),
         "first_token_ms": _ms(cost.first_token_s),
         "score_ms": _ms(candidate.score),
         "chosen": node == chosen_node and is_same_fetch,

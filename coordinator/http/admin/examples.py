@@ -151,6 +151,7 @@ CANDIDATE = {
     "wait_ms": 0.0,
     "evict_ms": 0.0,
     "delay_ms": 0.0,
+    "passing_ms": 0.0,
     "first_token_ms": 9.5,
     "score_ms": 22.3,
     "chosen": True,
@@ -171,6 +172,57 @@ EXPLANATION = {
         "words_behind": " the 3rd of August. You",
     },
     "candidates": {"prefill": [CANDIDATE], "decode": [CANDIDATE], "both": []},
+}
+
+REQUEST = {
+    "rid": "chat-17",
+    "request_id": "0f3c1c9b5a3e4d0c8f6f1f0f6b6c7d21",
+    "http_id": "4be0643f-1d98-573b-97cd-ca98a65347dd",
+    "coordinator": "10.0.0.5:40123",
+    "state": "ended",
+    "outcome": "stop",
+    "error": "",
+    "arrived_s_ago": 4.21,
+    "prompt_tokens": 512,
+    "cached_tokens": 0,
+    "completion_tokens": 96,
+    "transferred_pages": 32,
+    "attempts": 1,
+    "prefill_node": "p0",
+    "decode_node": "d0",
+    "route_reason": "prefill on p0: 0 of 32 pages cached there, queue 0 ms, compute 13 ms; …",
+    "first_token_ms": 18.5,
+    "computing_ms": 12.8,
+    "total_ms": 912.4,
+}
+REQUESTS = {"requests": [REQUEST], "unanswered_coordinators": []}
+WIRE, WIRE_ON = "coordinator ↔ d0", "d0 ↔ p0"
+TIMELINE = REQUEST | {
+    "spans": [
+        {
+            "name": name,
+            "start_ms": start_ms,
+            "duration_ms": duration_ms,
+            "where": where,
+            "attempt": attempt,
+            "details": details,
+        }
+        for name, start_ms, duration_ms, where, attempt, details in (
+            ("http_in", 0.0, 0.3, "coordinator", 0, {}),
+            ("tokenize", 0.3, 0.6, "coordinator", 0, {}),
+            ("route", 0.9, 0.4, "coordinator", 1, {}),
+            ("wire", 1.3, 1.9, WIRE, 1, {"inbox_up_to_ms": 1.6}),
+            ("admission", 3.2, 0.1, "d0", 1, {}),
+            ("wire", 3.3, 0.9, WIRE_ON, 1, {}),
+            ("step_wait", 4.2, 0.1, "p0", 1, {}),
+            ("compute", 4.3, 12.8, "p0", 1, {"tokens": 512}),
+            ("transfer", 17.1, 0.9, "d0", 1, {}),
+            ("form_event", 18.0, 0.4, "coordinator", 1, {}),
+            ("write_event", 18.4, 0.1, "coordinator", 1, {}),
+            ("decode", 18.5, 893.5, "d0", 1, {}),
+            ("reply", 912.0, 0.4, "coordinator", 0, {}),
+        )
+    ]
 }
 
 

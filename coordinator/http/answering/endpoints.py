@@ -4,6 +4,7 @@ routing and response objects would take a third of a request's time."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,10 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import STATUS_CODES, AnswerFailed, ClientLeft, ErrorForm
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
+from coordinator.http.wire.arrivals import arrival_of
 from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import Exchange
-from coordinator.http.wire.request_ids import request_id
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class PostEndpoints:
         handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None:
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, direct_writer(scope), handler.errors)
+        arrival = arrival_of(scope, time.monotonic())
+        exchange = Exchange(arrival, send, direct_writer(scope), handler.errors)
         try:
             await self._answer(handler, scope, receive, exchange)
         except ClientLeft:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.intake import check_ids, compile_grammar, encode, make_request
 from coordinator.http.native.schema import GeneratePrompt
-from coordinator.http.wire.caller import Caller
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 
 async def submit_all(
     service: Service,
     prompts: Sequence[GeneratePrompt],
-    caller: Caller,
+    arrival: Arrival,
     with_special_tokens: bool = True,
 ) -> list[Mailbox]:
     """Starts the n answers to each prompt, in the order i * n + j; if one is refused, none of them.
@@ -24,7 +24,8 @@ async def submit_all(
     BadRequest and RequestRefused.
     """
     require_so_many_answers(service, prompts, "n")
-    require_turn(service, prompts, caller)
+    require_turn(service, prompts, arrival)
+    arrival = arrival.parsed(service.now())
     tokens = [await _tokens(service, prompt, with_special_tokens) for prompt in prompts]
     tokenizer = service.tokenizer
     grammars = [await compile_grammar(one, tokenizer, service.grammars) for one in prompts]
@@ -34,7 +35,7 @@ async def submit_all(
     try:
         for prompt, ids, grammar in zip(prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                request = make_request(prompt, ids, choice, tokenizer, longest, caller, grammar)
+                request = make_request(prompt, ids, choice, tokenizer, longest, arrival, grammar)
                 mailboxes.append(service.submit(request, is_next=bool(mailboxes)))
     except BaseException:
         cancel_unfinished(service, mailboxes)
@@ -55,11 +56,11 @@ def require_so_many_answers(service: Service, prompts: Sequence[GeneratePrompt],
         )
 
 
-def require_turn(service: Service, prompts: Sequence[GeneratePrompt], caller: Caller) -> None:
+def require_turn(service: Service, prompts: Sequence[GeneratePrompt], arrival: Arrival) -> None:
     """Raises Unavailable or TooBusy if it is clear before anything is tokenized that the body would
     be refused: under a load of many times the capacity, most bodies are."""
     first = prompts[0]
-    tenant = caller.tenant(first.cache_salt)
+    tenant = arrival.tenant(first.cache_salt)
     service.core.require_turn(tenant, first.priority, service.now())
 
 

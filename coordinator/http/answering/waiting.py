@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from coordinator.http.wire.direct_writer import DirectWriter
 from coordinator.http.wire.exchange import Exchange
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
+from coordinator.timelines.timeline import Timeline
 
 LATE_S = 5.0
 """The service ends what takes too long; a handler waits so much longer than that."""
@@ -26,13 +28,15 @@ async def wanted(
     service: Service, receive: Receive, mailboxes: Sequence[Mailbox]
 ) -> AsyncIterator[None]:
     """Within it, a client that leaves cancels its unfinished answers on every node. So does leaving
-    it, for whatever reason."""
+    it, for whatever reason. The whole response is written within it."""
     watch = asyncio.create_task(_watch(service, receive, mailboxes))
     try:
         yield
     finally:
         watch.cancel()
         cancel_unfinished(service, mailboxes)
+        for mailbox in mailboxes:
+            mailbox.answer.timeline.replied(service.now())
 
 
 def wait_s(service: Service) -> float:
@@ -74,7 +78,7 @@ async def follow(
     writer = exchange.direct_writer
     take = None
     if writer is not None and prepare is None:
-        take = partial(_write_now, writer, new_events)
+        take = partial(_write_now, writer, new_events, mailbox.answer.timeline)
     is_done = False
     while not is_done:
         await mailbox.changed(longest_s, take)
@@ -85,7 +89,9 @@ async def follow(
         if is_done and settle is not None:
             await settle()
         if events := new_events():
+            formed_at = time.monotonic()
             await exchange.send_event(events)
+            mailbox.answer.timeline.first_event(formed_at, time.monotonic())
 
 
 async def side_by_side(following: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -100,12 +106,19 @@ async def side_by_side(following: Sequence[Coroutine[Any, Any, None]]) -> None:
             task.cancel()
 
 
-def _write_now(writer: DirectWriter, new_events: Callable[[], bytes]) -> bool:
+def _write_now(writer: DirectWriter, new_events: Callable[[], bytes], timeline: Timeline) -> bool:
     """Writes what is new; returns False if that has to wait for the client."""
     if not writer.is_open:
         return False
-    if events := new_events():
+    events = new_events()
+    if not events:
+        return True
+    if timeline.written_at is not None:
         writer.write(events)
+        return True
+    formed_at = time.monotonic()
+    writer.write(events)
+    timeline.first_event(formed_at, time.monotonic())
     return True
 
 

@@ -18,9 +18,9 @@ from coordinator.http.chat.prompts import tokens_of
 from coordinator.http.errors import BadRequest
 from coordinator.http.openai.common import renamed
 from coordinator.http.openai.served import model_defaults, require_served
-from coordinator.http.wire.caller import Caller, caller_of
 from coordinator.http.wire.exchange import EVENTS
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 
 class Messages:
@@ -41,7 +41,7 @@ class Messages:
         require_served(parsed.model, service.config)
         request = parsed.request.named(f"msg_{uuid.uuid4().hex}")
         parsed = msgspec.structs.replace(parsed, request=request)
-        one = await self._submit(parsed, caller_of(call.scope))
+        one = await self._submit(parsed, exchange.arrival)
         rid = parsed.request.rid or ""
         head = MessageHead(rid, service.config.served_model_name, parsed.max_tokens)
         async with wanted(service, call.receive, [one.mailbox]):
@@ -54,9 +54,9 @@ class Messages:
             await follow(exchange, one.mailbox, wait_s(service), events.next, one.settle)
             await exchange.end(b"")
 
-    async def _submit(self, parsed: ParsedMessages, caller: Caller) -> ChatInProgress:
+    async def _submit(self, parsed: ParsedMessages, arrival: Arrival) -> ChatInProgress:
         try:
-            (one,) = await submit_chat(self._service, parsed.request, self._form, caller)
+            (one,) = await submit_chat(self._service, parsed.request, self._form, arrival)
         except BadRequest as error:
             raise renamed(error, NAMES) from None
         return one

@@ -21,9 +21,9 @@ from coordinator.http.answering.submitting import submit_all
 from coordinator.http.chat.prompts import prompt_of
 from coordinator.http.chat.request import ChatRequest
 from coordinator.http.chat.usage import ChatUsage
-from coordinator.http.wire.caller import Caller
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 WANTS_SHORT_IDS = "alphanumeric strings with length 9"
 """What templates say that refuse other ids of calls."""
@@ -135,14 +135,14 @@ class ChatInProgress:
 
 
 async def submit_chat(
-    service: Service, request: ChatRequest, form: MessageForm, caller: Caller
+    service: Service, request: ChatRequest, form: MessageForm, arrival: Arrival
 ) -> list[ChatInProgress]:
     """Starts the n answers to a chat; if one is refused, none of them. Raises BadRequest and
     RequestRefused."""
     template = service.tokenizer.chat_template
     takes_out_headers = service.config.takes_out_agent_headers
     chat = await prompt_of(request, template, form, takes_out_headers)
-    mailboxes = await submit_all(service, [chat.prompt], caller, request.add_special_tokens)
+    mailboxes = await submit_all(service, [chat.prompt], arrival, request.add_special_tokens)
     tools, choice = request.usable_tools, request.choice
     tokenizer = service.tokenizer
     has_short_ids = template is not None and template.mentions(WANTS_SHORT_IDS)

@@ -264,7 +264,7 @@ def _endpoints() -> list[list[str]]:
             if isinstance(route, APIRoute) and route.path not in (*NOT_YET_ADMIN, *NOT_YET):
                 if route.path in OF_SGLANG:
                     continue
-                methods, _ = rows.setdefault(route.path, ([], _first_sentence(route)))
+                methods, _ = rows.setdefault(route.path_format, ([], _first_sentence(route)))
                 methods += sorted((route.methods or set()) - set(methods))
     return [[f"{' '.join(sorted(methods))} {path}", text] for path, (methods, text) in rows.items()]
 

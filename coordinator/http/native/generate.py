@@ -33,13 +33,14 @@ from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_gen
 from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
 from coordinator.http.sessions.turns import begin_turn
+from coordinator.http.wire.arrivals import arrival_of
 from coordinator.http.wire.bodies import read_body
-from coordinator.http.wire.caller import Caller, caller_of
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.http.wire.request_ids import request_id
 from coordinator.service import Service
 from coordinator.sessions.turns import TurnRequest
+from coordinator.timelines.arrival import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
             return await self._app(scope, receive, send)
-        exchange = Exchange(request_id(scope), send, direct_writer(scope))
+        arrival = arrival_of(scope, time.monotonic())
+        exchange = Exchange(arrival, send, direct_writer(scope))
         try:
             await self._answer(scope, receive, exchange)
         except ClientLeft:
@@ -71,7 +73,8 @@ class GenerateEndpoint:
             return await exchange.reply(_not_allowed(scope))
         raw = await read_body(scope, receive, self._service.config.max_body_bytes)
         body = parse_generate(parse_object(raw))
-        answers = await _submit_all(self._service, body, caller_of(scope))
+        arrival = exchange.arrival.parsed(self._service.now())
+        answers = await _submit_all(self._service, body, arrival)
         try:
             async with wanted(self._service, receive, [one.mailbox for one in answers]):
                 if body.stream:
@@ -112,22 +115,24 @@ class GenerateEndpoint:
         return AnswerStream(exchange, one, events)
 
 
-async def _submit_all(service: Service, body: ParsedBody, caller: Caller) -> list[AnswerInProgress]:
+async def _submit_all(
+    service: Service, body: ParsedBody, arrival: Arrival
+) -> list[AnswerInProgress]:
     """Starts every answer that a body asks for; if one is refused, none of them."""
     require_so_many_answers(service, body.prompts, "sampling_params.n")
-    require_turn(service, body.prompts, caller)
+    require_turn(service, body.prompts, arrival)
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [
         await compile_grammar(prompt, service.tokenizer, service.grammars)
         for prompt in body.prompts
     ]
     if body.turn is not None:
-        return [await _submit_turn(service, body, body.turn, tokens[0], caller, grammars[0])]
+        return [await _submit_turn(service, body, body.turn, tokens[0], arrival, grammars[0])]
     answers: list[AnswerInProgress] = []
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                one = _submit(service, body, prompt, ids, choice, caller, grammar, bool(answers))
+                one = _submit(service, body, prompt, ids, choice, arrival, grammar, bool(answers))
                 answers.append(one)
     except BaseException:
         cancel_unfinished(service, [one.mailbox for one in answers])
@@ -140,7 +145,7 @@ async def _submit_turn(
     body: ParsedBody,
     asked: TurnRequest,
     ids: list[int],
-    caller: Caller,
+    arrival: Arrival,
     grammar: str,
 ) -> AnswerInProgress:
     """Starts the one answer of a body that is a turn of a session."""
@@ -148,7 +153,7 @@ async def _submit_turn(
     turn = await begin_turn(service, asked, prompt.rid, ids)
     prompt = msgspec.structs.replace(prompt, rid=turn.rid)
     try:
-        one = _submit(service, body, prompt, turn.prompt, 0, caller, grammar)
+        one = _submit(service, body, prompt, turn.prompt, 0, arrival, grammar)
     except BaseException:
         await turn.discard()
         raise
@@ -161,7 +166,7 @@ def _submit(
     prompt: GeneratePrompt,
     ids: list[int],
     choice: int,
-    caller: Caller,
+    arrival: Arrival,
     grammar: str,
     is_next: bool = False,
 ) -> AnswerInProgress:
@@ -169,7 +174,7 @@ def _submit(
     service.core.require_ready()
     tokenizer = service.tokenizer
     longest = service.max_total_tokens
-    request = make_request(prompt, ids, choice, tokenizer, longest, caller, grammar)
+    request = make_request(prompt, ids, choice, tokenizer, longest, arrival, grammar)
     mailbox = service.submit(request, is_next)
     with_text = prompt.logprobs is not None and prompt.logprobs.with_text
     decode = partial(tokenizer.decode, skip_special_tokens=False) if with_text else None

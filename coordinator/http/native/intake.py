@@ -14,13 +14,11 @@ from coordinator.core.errors import TooBusy
 from coordinator.grammars.error import GrammarError, TooManyGrammars
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import GeneratePrompt, LogprobParams
-from coordinator.http.wire.caller import Caller
+from coordinator.timelines.arrival import UNKNOWN_ARRIVAL, Arrival
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import MAX_PROMPT_LOGPROBS
 from protocol.sampling import Sampling
 
-UNKNOWN = Caller()
-"""Who asks what an operator wants to have explained."""
 MIN_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken, as in SGLang."""
 TOO_LONG = "context_length_exceeded"
@@ -79,13 +77,14 @@ def make_request(
     choice: int,
     tokenizer: Tokenizer,
     max_total_tokens: int,
-    caller: Caller = UNKNOWN,
+    arrival: Arrival = UNKNOWN_ARRIVAL,
     grammar: str = "",
 ) -> Request:
     """Returns the request for answer number `choice` of the n answers to `tokens`; each gets its
     own seed and its own rid.
 
-    `max_total_tokens` bounds prompt and answer together. Raises BadRequest.
+    `max_total_tokens` bounds prompt and answer together; `arrival` is that of the body.
+    Raises BadRequest.
     """
     params = prompt.sampling
     room = max_total_tokens - len(tokens)
@@ -125,8 +124,8 @@ def make_request(
         namespace=Namespace(prompt.cache_salt),
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
         priority=prompt.priority,
-        tenant=caller.tenant(prompt.cache_salt),
-        http_id=caller.http_id,
+        arrival=arrival,
+        tenant=arrival.tenant(prompt.cache_salt),
         stop_strings=params.stops,
         stop_patterns=params.stop_patterns,
         keeps_stop=params.no_stop_trim,

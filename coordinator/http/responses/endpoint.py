@@ -18,9 +18,9 @@ from coordinator.http.responses.body import LIMIT, ParsedResponse, parse_respons
 from coordinator.http.responses.errors import RESPONSES_ERRORS
 from coordinator.http.responses.events import ResponseEvents
 from coordinator.http.responses.response import ResponseWriter
-from coordinator.http.wire.caller import Caller, caller_of
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 
 class Responses:
@@ -41,7 +41,7 @@ class Responses:
         require_served(parsed.model, service.config)
         request = parsed.request.named(f"resp_{uuid.uuid4().hex}")
         parsed = msgspec.structs.replace(parsed, request=request)
-        one = await self._submit(parsed, caller_of(call.scope))
+        one = await self._submit(parsed, exchange.arrival)
         writer = ResponseWriter(parsed, one, int(time.time()), service.config.served_model_name)
         async with wanted(service, call.receive, [one.mailbox]):
             if parsed.stream:
@@ -50,9 +50,9 @@ class Responses:
             await one.settle()
             await exchange.send_json(writer.whole())
 
-    async def _submit(self, parsed: ParsedResponse, caller: Caller) -> ChatInProgress:
+    async def _submit(self, parsed: ParsedResponse, arrival: Arrival) -> ChatInProgress:
         try:
-            (one,) = await submit_chat(self._service, parsed.request, self._form, caller)
+            (one,) = await submit_chat(self._service, parsed.request, self._form, arrival)
         except BadRequest as error:
             raise renamed(error, names_in(LIMIT, "input") | {"messages": "input"}) from None
         return one

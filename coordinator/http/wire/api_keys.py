@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
-from coordinator.http.wire import caller
+from coordinator.http.wire.arrivals import API_KEY_NUMBER
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
+from coordinator.timelines.arrival import Arrival
 
 OPEN_PATHS = ("/health", "/ready", "/metrics")
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
@@ -37,8 +38,10 @@ class ApiKeys:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             number = self._key_number(scope)
             if number is None:
-                return await Exchange(request_id(scope), send).reply(_unauthorized(scope["path"]))
-            scope[caller.KEY] = number
+                return await Exchange(Arrival(request_id(scope)), send).reply(
+                    _unauthorized(scope["path"])
+                )
+            scope[API_KEY_NUMBER] = number
         await self._app(scope, receive, send)
 
     def _key_number(self, scope: Scope) -> int | None:

@@ -12,6 +12,7 @@ from coordinator.http.errors import INTERNAL_ERROR, NATIVE_ERRORS, ErrorForm
 from coordinator.http.replies import error_reply
 from coordinator.http.wire.direct_writer import DirectWriter
 from coordinator.http.wire.request_ids import HEADER
+from coordinator.timelines.arrival import Arrival
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -22,19 +23,24 @@ class Exchange:
 
     def __init__(
         self,
-        request_id: str,
+        arrival: Arrival,
         send: Send,
         writer: DirectWriter | None = None,
         errors: ErrorForm = NATIVE_ERRORS,
     ) -> None:
-        """`writer` is what the server offers to write parts of the body without waiting; `errors`
-        is the dialect's form of errors."""
-        self.request_id = request_id
+        """`arrival` names the request. `writer` is what the server offers to write parts of the
+        body without waiting; `errors` is the dialect's form of errors."""
+        self.arrival = arrival
         self.send = send
         self._writer = writer
         self._errors = errors
         self.has_started = False
         """The head has been sent: nothing else can be its status any more."""
+
+    @property
+    def request_id(self) -> str:
+        """The X-Request-Id of the response."""
+        return self.arrival.http_id
 
     async def start(self, *headers: tuple[bytes, bytes], status: int = 200) -> None:
         """Sends the head of the response."""

@@ -65,10 +65,11 @@ def test_idle_links_outlast_a_held_lock(backend_name: str) -> None:
         assert _failures(survivor) == {"in": 0, "out": 0}, "the links were made anew"
 
 
-def test_a_transfer_outlasts_a_held_lock_and_others_go_on() -> None:
-    other = Endpoint("other", new_backend("shm"), layout=LARGE)
+@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+def test_a_transfer_outlasts_a_held_lock_and_others_go_on(backend_name: str) -> None:
+    other = Endpoint("other", new_backend(backend_name), layout=LARGE)
     try:
-        with linked("shm", stall_s=1000.0) as (survivor, victim):
+        with linked(backend_name, stall_s=1000.0) as (survivor, victim):
             victim.hold_lock(HELD_S)
             survivor.send(victim.address, attempt(2), BIG)
             exchange(survivor, other, 3)
@@ -96,8 +97,30 @@ def test_a_new_link_outlasts_a_held_lock() -> None:
         survivor.transport.close()
 
 
-def test_a_transport_closes_while_a_peer_is_held_up() -> None:
-    with linked("shm", stall_s=1000.0) as (survivor, victim):
+@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+def test_the_making_of_a_pair_outlasts_a_held_lock(
+    backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_s = 1.5 * TIMEOUT_S
+    monkeypatch.setattr("kvtransfer.links.outgoing.PAIR_TIMEOUT_S", held_s / 3)
+    survivor = Endpoint("survivor", new_backend(backend_name), layout=LARGE)
+    try:
+        with victim_process(backend_name, layout=LARGE, stall_s=1000.0) as victim:
+            victim.hold_lock_in_next_pair(held_s)
+            survivor.send(victim.address, attempt(1), [0])
+            victim.await_held()
+            assert survivor.sent.empty()
+            victim.await_release()
+            assert survivor.await_sent() == (attempt(1), "")
+            (link,) = survivor.transport.links()
+            assert link.is_open and link.failures == 0
+    finally:
+        survivor.transport.close()
+
+
+@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+def test_a_transport_closes_while_a_peer_is_held_up(backend_name: str) -> None:
+    with linked(backend_name, stall_s=1000.0) as (survivor, victim):
         victim.hold_lock(HELD_S)
         survivor.send(victim.address, attempt(2), BIG)
         survivor.transport.close()
@@ -105,9 +128,10 @@ def test_a_transport_closes_while_a_peer_is_held_up() -> None:
         assert transfer == attempt(2) and error
 
 
+@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
 @pytest.mark.parametrize("how", ["kill", "stop"])
-def test_a_peer_that_is_lost_while_it_has_a_companion(how: str) -> None:
-    with linked("shm", stall_s=1000.0) as (survivor, victim):
+def test_a_peer_that_is_lost_while_it_has_a_companion(backend_name: str, how: str) -> None:
+    with linked(backend_name, stall_s=1000.0) as (survivor, victim):
         getattr(victim, how)()
         await_lost_links(survivor, "victim")
 

@@ -310,7 +310,12 @@ def test_every_admin_path_wants_the_token(guarded: Cluster) -> None:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
                 assert "admin token" in response.json()["error"]["message"]
             headers = [(b"Authorization", f"bearer {TOKEN}".encode())]
-            assert stranger.request(method, path, headers=headers).status_code in (200, 400, 501)
+            assert stranger.request(method, path, headers=headers).status_code in (
+                200,
+                400,
+                404,
+                501,
+            )
         server = stranger.get("/server_info")
         assert server.status_code == 200 and server.json()["admin_token"] == "***"
         assert stranger.get("/health").status_code == 200
@@ -334,8 +339,7 @@ def test_the_command_line_and_the_health_check_have_the_token(guarded: Cluster) 
 
 
 def test_examples_have_the_keys_of_real_answers(tiny_cluster: Cluster) -> None:
-    for _ in range(2):
-        tiny_cluster.generate(STORY)
+    rid = [tiny_cluster.generate(STORY)["meta_info"]["id"] for _ in range(2)][-1]
     paths = tiny_cluster.http.get("/openapi.json").json()["paths"]
     prompt = {"text": STORY}
     for path, methods in paths.items():
@@ -345,7 +349,7 @@ def test_examples_have_the_keys_of_real_answers(tiny_cluster: Cluster) -> None:
         assert described["summary"] and described["description"], path
         assert described["security"], path
         body = prompt if "requestBody" in described and "explain" in path else {}
-        real = tiny_cluster.http.request(method, path.format(name="d0"), json=body)
+        real = tiny_cluster.http.request(method, path.format(name="d0", rid=rid), json=body)
         assert real.status_code == 200, real.text
         content = described["responses"]["200"]["content"]["application/json"]
         assert_same_keys(content["example"], real.json(), path)
@@ -353,6 +357,8 @@ def test_examples_have_the_keys_of_real_answers(tiny_cluster: Cluster) -> None:
 
 
 def assert_same_keys(example: Any, real: Any, where: str) -> None:
+    if where.endswith(".details"):
+        return  # each kind of span has its own
     if isinstance(example, dict) and isinstance(real, dict):
         if real and all(re.fullmatch(r"[pd]\d", key) for key in real):  # by node
             (shown, *_) = example.values()

@@ -16,7 +16,8 @@ from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, start_cluster, wait_until
 
-LENGTH = 200
+LENGTH = 500
+"""Tokens of answers that must still come when a node is killed, however late the test reads."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def cluster(lasting: Cluster) -> Cluster:
             "frequency_penalty": 0.3,
             "presence_penalty": 0.5,
             "repetition_penalty": 1.2,
-            "min_new_tokens": 190,
+            "min_new_tokens": 490,
             "stop_token_ids": list(range(3, 100)),
         },
     ],
@@ -71,7 +72,7 @@ def test_a_decode_node_dies_mid_stream_and_the_stream_goes_on(
                 killed = update["meta_info"]["decode_node"]
                 cluster.kill(killed)
     assert update["output_ids"] == undisturbed["output_ids"]
-    assert len(update["output_ids"]) > 150
+    assert len(update["output_ids"]) >= 490
     entries = [u["meta_info"]["output_token_logprobs"] for u in (update, undisturbed)]
     assert [entry[1] for entry in entries[0]] == update["output_ids"]
     for here, there in zip(*entries, strict=True):

@@ -88,6 +88,18 @@ def test_counts_are_sums_over_all_workers(cluster: Cluster) -> None:
             assert after["unanswered_coordinators"] == []
 
 
+def test_each_worker_knows_the_requests_of_the_others(cluster: Cluster) -> None:
+    with connection_to(cluster, 0) as first, connection_to(cluster, 1) as second:
+        for client in (first, second):
+            wait_until(lambda c=client: counts_at(c)["coordinators"] == 2, "two that know")  # type: ignore[misc]
+        answer = first.post("/generate", json=body_of(prompt_of(20, 199, seed=2)))
+        rid = answer.json()["meta_info"]["id"]
+        here, there = (client.get(f"/admin/requests/{rid}").json() for client in (first, second))
+        assert here["spans"] == there["spans"] and here["coordinator"] == there["coordinator"]
+        assert rid in {r["rid"] for r in second.get("/admin/requests").json()["requests"]}
+        assert second.get("/admin/requests/nobody").status_code == 404
+
+
 def test_one_dies_and_comes_back_while_streams_at_the_other_go_on(
     cluster: Cluster, random_model: tuple[Path, PreTrainedModel]
 ) -> None:

@@ -45,7 +45,7 @@ def cluster_of(
         link_bytes_per_s=registry.link_bytes_per_s,
         queues={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
         hit_share=hit_share,
-        planned=PlannedWork(planned_s or {}),
+        planned=PlannedWork({name: [work_s] for name, work_s in (planned_s or {}).items()}),
         now=0.0,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from kvtransfer.links.socket_store import SocketStore
 from kvtransfer.transport import LinkStats
 from node.liveness.process import CompanionProcess
 from protocol.ids import Attempt, Node
@@ -48,6 +49,15 @@ class Victim:
         """Makes one of its threads hold Python's lock, so that all others wait for it. Returns when
         that has begun."""
         self._pipe.send(seconds)
+        self.await_held()
+
+    def hold_lock_in_next_pair(self, seconds: float) -> None:
+        """Makes the next link's thread hold Python's lock when it has told its peer where to find
+        it, in the middle of making a pair. `await_held` waits for that."""
+        self._pipe.send(("hold", seconds))
+
+    def await_held(self) -> None:
+        """Waits until the lock is held."""
         assert self._pipe.poll(DEADLINE_S) and self._pipe.recv() == "held"
 
     def await_release(self) -> None:
@@ -129,8 +139,24 @@ def _serve_until_killed(
             report.send("held")
             hold_lock(order)
             report.send("released")
+        elif order[0] == "hold":
+            _hold_after_next_set(report, order[1])
         else:
             endpoint.send(*order)
+
+
+def _hold_after_next_set(report: Connection, seconds: float) -> None:
+    """Has the next store of a pair hold the lock when it has told its first value."""
+    usual = SocketStore.set
+
+    def set_and_hold(store: SocketStore, key: str, value: bytes | str) -> None:
+        SocketStore.set = usual  # type: ignore[method-assign]
+        usual(store, key, value)
+        report.send("held")
+        hold_lock(seconds)
+        report.send("released")
+
+    SocketStore.set = set_and_hold  # type: ignore[method-assign]
 
 
 def _start_companion(stall_s: float) -> str:

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from benchmarks import engine
-from benchmarks.engines import gpu as engine_gpu
 from benchmarks.engines.cells import LLAMA_CPP, OURS, TRANSFORMERS, Cell, Timing, cells, measure
 from benchmarks.engines.check import Disagreement, require_agreement
 from benchmarks.engines.floor import (
@@ -25,7 +24,6 @@ from benchmarks.engines.floor import (
     measure_rates,
     prefill_work,
 )
-from benchmarks.engines.gpu import VLLM, DecodeRow, GpuReport, PrefillRow, measure_device
 from benchmarks.engines.loop import Overhead, measure_overhead
 from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.random_model import save_random_model
@@ -181,14 +179,6 @@ def test_overhead_is_a_share(runner: ModelRunner) -> None:
     assert len(runner.states) == 0, "the next cell begins with empty states"
 
 
-def test_a_device_is_measured_in_every_cell(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_gpu, "measure_rates", lambda *_: MachineRates(1e9, 1e9))
-    options = EngineOptions(dtype="float32")
-    report = measure_device(model, options, CPU, [16, 40], 1, CELLS, 16, Console(quiet=True))
-    assert [row.cell for row in report.decodes] == CELLS
-    assert [row.num_tokens for row in report.prefills] == [16, 40]
-
-
 def test_rates_are_positive() -> None:
     rates = measure_rates(torch.float32, CPU, copy_bytes=[1 << 12], matmuls=[(8, 8, 8)])
     assert rates.copy_bytes_s > 0 and rates.matmul_flop_s > 0
@@ -306,24 +296,6 @@ def test_the_line_has_all_rows_and_what_determinism_costs() -> None:
     assert len(report.tables()) == 3
 
 
-def test_a_reference_is_told_where_its_size_was_measured() -> None:
-    decodes = [DecodeRow(Cell(batch, 2048, 64), 0.005, 0.006, 0.004) for batch in (8, 9)]
-    report = GpuReport(decodes, [PrefillRow(512, 0.01, 0.008)], VLLM["llama-3-8b"])
-    told = report.as_json()
-    assert [row["reference_step_ms"] for row in told["rows"]] == [5.53, None]
-    assert [row["reference_tok_s"] for row in told["prefill"]] == [36_800]
-    assert told["rows"][0]["step_vs_floor"] == 1.25
-    assert told["rows"][0].keys() >= set(ROW.as_json()) - {
-        "decode_tok_s_of",
-        "prefill_tok_s_of",
-        "prefill_tok_s",
-        "prefill_vs_floor",
-        "prefill_vs_llamacpp",
-        "overhead_share_sampled",
-        "overhead_share_penalised",
-    }
-
-
 # Arguments
 
 
@@ -331,6 +303,8 @@ def test_a_reference_is_told_where_its_size_was_measured() -> None:
     ("arguments", "message"),
     [
         (["--peers", "vllm"], "no engine vllm; choose from transformers,llama.cpp"),
+        (["--device", "cuda", "--peers", "llama.cpp"], "choose from vllm,sglang"),
+        (["--peer-path", "vllm"], "vllm is not one of vllm=/path, sglang=/path"),
         (["--shape", "gpt-5"], "invalid choice"),
         (["--batches", "1,0"], "0 is not 1 or more"),
         (["--threads", "two"], "two is not a number"),

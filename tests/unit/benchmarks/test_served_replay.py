@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.replaying.serving import (
     Served,
     Serving,
     ServingPlan,
+    Workload,
 )
 from kvrelay.bench.workloads.trace import TraceRequest
 from protocol.hashing import PAGE_HASH_BYTES
@@ -29,7 +31,7 @@ def asked(at: float, num_tokens: int, num_output_tokens: int, name: int = 0) -> 
 
 
 def serve(plan: ServingPlan, *requests: TraceRequest) -> Served:
-    return Serving(requests, plan).run()
+    return Serving(Workload(requests), plan).run()
 
 
 def test_one_request_on_a_pair() -> None:
@@ -57,15 +59,42 @@ def test_a_chunk_beside_an_answer_makes_one_gap_longer_or_several_a_little() -> 
 
 @pytest.mark.parametrize("name", mixed.PLANS)
 def test_every_token_is_counted_once(name: str) -> None:
-    trace = mixed.requests_of("chats", 14.0, 60, seed=3)
-    served = Serving(trace, mixed.PLANS[name]).run()
-    assert len(served.first_token_s) == len(trace)
-    assert len(served.gaps_s) == sum(request.num_output_tokens - 1 for request in trace)
+    for load, rate in (("chats", 14.0), ("turns", 8), ("mixed", 2.0)):
+        workload = mixed.workload_of(load, rate, 60, seed=3)
+        served = Serving(workload, mixed.PLANS[name]).run()
+        assert len(served.others_first_token_s) == len(workload.others)
+        num_first = len(served.first_token_s) + len(served.others_first_token_s)
+        assert num_first == len(workload.requests)
+        num_gaps = sum(request.num_output_tokens - 1 for request in workload.requests)
+        assert len(served.gaps_s) == num_gaps
+
+
+def test_a_short_prompt_passes_a_long_one_in_the_order_of_the_nodes_alone() -> None:
+    requests = asked(0.0, 12_000, 1, name=1), asked(0.1, 300, 1, name=2)
+    plan = ServingPlan(("decode",), "cost")
+    short_s, long_s = serve(plan, *requests).first_token_s
+    by_arrival = replace(plan, in_order_of_arrival=True)
+    first_s, second_s = serve(by_arrival, *requests).first_token_s
+    assert short_s < 0.1 < 0.2 < second_s
+    assert first_s < long_s < first_s + 600 / PROMPT_TOKENS_PER_S
+
+
+def test_a_turn_follows_the_answer_before_it_and_finds_its_pages() -> None:
+    second = asked(0.5, 2048 + 600 + 100, 1)
+    first = TraceRequest(0.0, 2048, 600, second.hashes)
+    workload = Workload((first, second), {1: 0}, hashes_answers=True)
+    plan = ServingPlan(("decode",), "cost")
+    served = Serving(workload, plan).run()
+    assert served.duration_s > 0.5 + sum(served.gaps_s)
+    num_left = 2048 + 600 + 100 - 5 * 512
+    assert served.first_token_s[1] == pytest.approx(
+        max(STEP_BASE_S, num_left / PROMPT_TOKENS_PER_S), rel=0.01
+    )
 
 
 def test_mixed_work_gives_first_tokens_near_replicas_and_gaps_within_the_bound() -> None:
-    trace = mixed.requests_of("random", 14.0, 200, seed=0)
-    outcomes = {name: mixed.figures(Serving(trace, p).run()) for name, p in mixed.PLANS.items()}
+    workload = mixed.workload_of("random", 14.0, 200, seed=0)
+    outcomes = {n: mixed.figures(Serving(workload, p).run()) for n, p in mixed.PLANS.items()}
     apart, replicas, cost = (outcomes[n] for n in ("disaggregate", "replicas", "cost 10"))
     assert replicas["ttft_mean_ms"] < cost["ttft_mean_ms"] < 0.85 * apart["ttft_mean_ms"]
     assert cost["itl_p99_ms"] < 12 < 0.3 * replicas["itl_p99_ms"]
@@ -79,3 +108,5 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     points = [(load, rate) for load, rates in mixed.LOADS.items() for rate in rates]
     assert [(row["load"], row["rate"]) for row in report["rows"]] == points
     assert all(row.keys() >= mixed.PLANS.keys() for row in report["rows"])
+    by_arrival = {f"{name}, by arrival" for name in mixed.BY_ARRIVAL}
+    assert all(row.keys() >= by_arrival for row in report["rows"])

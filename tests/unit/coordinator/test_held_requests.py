@@ -10,7 +10,8 @@ from coordinator.core.core import CHECK_EVERY_S, CoordinatorCore
 from coordinator.core.instructions import AnswerEnded, Instruction, Send
 from coordinator.core.patience import RETRY_WITHIN_S
 from coordinator.core.pause import Pause
-from coordinator.core.tracker import Tracker, goes_by
+from coordinator.core.request_reports import goes_by
+from coordinator.core.tracker import Tracker
 from protocol.hashing import tokens_from_bytes
 from protocol.messages import AbortRequest, Cancel, Generate, PauseSeen, SetPause
 from protocol.sampling import Sampling

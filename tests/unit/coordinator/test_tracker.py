@@ -88,6 +88,26 @@ def test_a_gap_in_the_tokens_is_a_failure_and_what_was_told_stays() -> None:
     assert isinstance(changed, AnswerChanged) and changed.answer.output_ids == [7, 8, 9]
 
 
+def test_a_first_token_that_comes_from_both_nodes_counts_once() -> None:
+    tracker, _, generate = start("p0", "d0")
+    attempt = generate.attempt
+    (changed,) = tracker.tokens(tokens_of(attempt, 7, node=P0), 0.1)
+    assert isinstance(changed, AnswerChanged) and changed.answer.output_ids == [7]
+    assert tracker.tokens(tokens_of(attempt, 7), 0.2) == [], "nothing is new"
+    (changed,) = tracker.tokens(tokens_of(attempt, 8, start=1), 0.3)
+    assert isinstance(changed, AnswerChanged) and changed.answer.output_ids == [7, 8]
+    late = tracker.tokens(tokens_of(attempt, 7, node=P0), 0.4)
+    assert late == [] and changed.answer.output_ids == [7, 8], "the short way may be the longer one"
+
+
+def test_nodes_that_tell_different_tokens_have_failed_and_what_was_told_stays() -> None:
+    tracker, _, generate = start("p0", "d0", "d1")
+    tracker.tokens(tokens_of(generate.attempt, 7, node=P0), 0.1)
+    outcomes = tracker.tokens(tokens_of(generate.attempt, 9), 0.2)
+    assert Send("tcp://d0:1", Cancel(generate.attempt)) in outcomes
+    assert tokens_from_bytes(sent(outcomes).tokens) == [1, 2, 3, 7]
+
+
 def test_logprobs_come_with_their_tokens_or_the_attempt_has_failed() -> None:
     nodes = Nodes("d0", "d1")
     tracker = tracker_of(nodes)

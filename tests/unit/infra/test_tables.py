@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from coordinator.http.admin import examples
-from infra import stats as tables
-from infra.stats import show_audit, show_explanation, show_stats, watch_stats
+from infra.tables import stats as tables
+from infra.tables import waterfall
+from infra.tables.stats import show_audit, show_explanation, show_stats, watch_stats
 from kvrelay.client import Client
 from kvrelay.errors import ClientError
 
@@ -84,3 +85,25 @@ def test_watching_outlives_a_coordinator_and_ends_with_an_interrupt(
         with pytest.raises(ClientError, match="just now"):
             watch_stats(client, console)
     assert "no answer just now" in console.export_text()
+
+
+def test_a_timeline_is_a_waterfall_with_a_verdict() -> None:
+    text = shown(waterfall.show_timeline, examples.TIMELINE)
+    assert "request chat-17: stop, 512 prompt tokens (0 cached), 96 answered, attempts 1" in text
+    assert "computing is 12.8 of 18.5 ms to the first token; 912.4 ms in all" in text
+    rows = [line for line in text.splitlines() if "█" in line]
+    assert len(rows) == len(examples.TIMELINE["spans"])
+    before = [row.index("█") for row in rows[:11]]
+    assert before == sorted(before), "each bar begins where the one before it ends, or behind it"
+    compute = next(row for row in rows if row.lstrip().startswith("compute"))
+    longest = max(row.count("█") for row in rows[:11])
+    assert "tokens 512" in compute and compute.count("█") == longest
+
+
+def test_a_failed_request_says_why_and_a_retry_has_its_number() -> None:
+    answer = copy.deepcopy(examples.TIMELINE)
+    answer |= {"first_token_ms": None, "outcome": "unavailable", "error": "gave up", "attempts": 2}
+    answer["spans"][-2]["attempt"] = 2
+    text = shown(waterfall.show_timeline, answer)
+    assert "and no token has come" in text and "it failed: gave up" in text
+    assert "attempt 2" in text

@@ -84,9 +84,9 @@ def test_what_config_json_rules_out_is_refused_before_any_process_starts(
 
 
 def test_trust_remote_code_is_answered_with_one_line() -> None:
-    (note,) = plan({"trust_remote_code": "true"}, {}).notes
+    (note,) = plan({"trust_remote_code": "true"}, {}, lambda _: 0).notes
     assert "no code that comes with a model is ever run" in note and "LlamaForCausalLM" in note
-    assert plan({}, {}).notes == ()
+    assert plan({}, {}, lambda _: 0).notes == ()
 
 
 def test_a_file_of_api_keys(tmp_path: Path) -> None:

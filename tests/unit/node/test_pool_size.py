@@ -50,6 +50,22 @@ def test_nodes_that_share_a_gpu_all_get_their_share(monkeypatch: pytest.MonkeyPa
     assert available >= 0.15 * 80 * GIB
 
 
+def test_weights_of_nodes_that_share_a_gpu_come_out_of_their_own_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first node to count takes a pool; the second, whose weights are loaded by then, gets one
+    of the same size."""
+    weights, available = 16 * GIB, (80 - 2 * 16) * GIB
+    monkeypatch.setattr(pool_size, "taken_bytes", lambda _: weights)
+    pools = []
+    for _ in range(2):
+        tokens = pool_tokens(monkeypatch, "cuda", available, 80 * GIB, share=0.5)
+        pools.append(tokens)
+        available -= tokens // LAYOUT.page_size * LAYOUT.page_bytes
+    assert min(pools) > 0.99 * max(pools)
+    assert pools[0] // LAYOUT.page_size * LAYOUT.page_bytes + weights <= 0.5 * 80 * GIB
+
+
 def test_ranks_share_the_memory_of_a_host_but_not_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     available = GIB // 16
     whole = pool_tokens(monkeypatch, "cpu", available, 16 * GIB)

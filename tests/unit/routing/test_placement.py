@@ -103,7 +103,7 @@ def test_a_new_life_of_a_node_starts_with_nothing() -> None:
 def test_planned_work_counts_where_it_is_planned() -> None:
     nodes = Nodes("p0", "p1", "d0")
     for _ in range(5):
-        assert nodes.placement.route(demand_of(LONG), 0.0, PlannedWork({"p0": 1.0})).prefill == P1
+        assert nodes.placement.route(demand_of(LONG), 0.0, PlannedWork({"p0": [1.0]})).prefill == P1
 
 
 def test_heartbeats_of_other_coordinators_work() -> None:

@@ -20,9 +20,9 @@ from coordinator.http.openai.common import names_in, renamed
 from coordinator.http.openai.errors import DONE, OPENAI_ERRORS
 from coordinator.http.openai.heads import ResponseHead
 from coordinator.http.openai.served import FINGERPRINT, model_defaults, require_served
-from coordinator.http.wire.caller import Caller, caller_of
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 
 class ChatCompletions:
@@ -44,7 +44,7 @@ class ChatCompletions:
         require_served(parsed.model, service.config)
         request = parsed.request.named(f"chatcmpl-{uuid.uuid4().hex}")
         parsed = msgspec.structs.replace(parsed, request=request)
-        answers = await self._submit(parsed, caller_of(call.scope))
+        answers = await self._submit(parsed, exchange.arrival)
         head = ResponseHead(
             id=parsed.request.rid or "",
             created=int(time.time()),
@@ -60,9 +60,9 @@ class ChatCompletions:
             response = chat_completion(head, parsed, answers, messages, self._pieces)
             await exchange.send_json(response)
 
-    async def _submit(self, parsed: ParsedChat, caller: Caller) -> list[ChatInProgress]:
+    async def _submit(self, parsed: ParsedChat, arrival: Arrival) -> list[ChatInProgress]:
         try:
-            return await submit_chat(self._service, parsed.request, self._form, caller)
+            return await submit_chat(self._service, parsed.request, self._form, arrival)
         except BadRequest as error:
             raise renamed(error, names_in(parsed.max_tokens_key, "messages")) from None
 

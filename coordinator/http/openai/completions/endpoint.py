@@ -24,11 +24,11 @@ from coordinator.http.openai.completions.choice import KIND, Completion, Complet
 from coordinator.http.openai.errors import DONE, OPENAI_ERRORS
 from coordinator.http.openai.heads import ResponseHead, usage_of
 from coordinator.http.openai.served import FINGERPRINT, model_defaults, require_served
-from coordinator.http.wire.caller import Caller, caller_of
 from coordinator.http.wire.events import event_of
 from coordinator.http.wire.exchange import EVENTS, Exchange
 from coordinator.mailbox import Mailbox
 from coordinator.service import Service
+from coordinator.timelines.arrival import Arrival
 
 
 class Completions:
@@ -47,7 +47,7 @@ class Completions:
         parsed = parse_completions(call.body, self._defaults)
         require_served(parsed.model, service.config)
         parsed = _named(parsed, f"cmpl-{uuid.uuid4().hex}")
-        mailboxes = await self._submit(parsed, caller_of(call.scope))
+        mailboxes = await self._submit(parsed, exchange.arrival)
         head = ResponseHead(
             id=parsed.rid or "",
             created=int(time.time()),
@@ -67,10 +67,10 @@ class Completions:
             response["usage"] = _usage(parsed, answers)
             await exchange.send_json(response)
 
-    async def _submit(self, parsed: ParsedCompletions, caller: Caller) -> list[Mailbox]:
+    async def _submit(self, parsed: ParsedCompletions, arrival: Arrival) -> list[Mailbox]:
         special = parsed.with_special_tokens
         try:
-            return await submit_all(self._service, parsed.prompts, caller, special)
+            return await submit_all(self._service, parsed.prompts, arrival, special)
         except BadRequest as error:
             raise renamed(error, names_in("max_tokens")) from None
 

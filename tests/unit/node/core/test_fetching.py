@@ -58,6 +58,7 @@ from tests.support.node.schedulers import (
     messages,
     prefill_scheduler,
 )
+from tests.support.node.untimed import untimed
 
 
 def prefill_request(
@@ -123,7 +124,7 @@ def test_the_asker_reserves_asks_and_computes_only_the_rest(kind: str) -> None:
     assert list(part.pages[:6]) == expect.pages
     (reply,) = [i for i in asker.finish([Sampled((7,))], 1.0) if isinstance(i, SendMessage)]
     if kind == PREFILL:
-        assert reply.message == PrefillDone(R1, [7], 6 * PAGE, P0, 6 * PAGE)
+        assert untimed(reply.message) == PrefillDone(R1, [7], 6 * PAGE, P0, 6 * PAGE)
     else:
         assert isinstance(reply.message, TokensOut)
         assert reply.message.outs[0].cached_tokens == 6 * PAGE
@@ -205,7 +206,7 @@ def test_what_of_a_fetch_has_arrived_is_kept(kind: str, why: str) -> None:
     assert isinstance(reply, SendMessage)
     assert ends == ([EndSequence(part.sequence_id)] if kind == PREFILL else [])
     if kind == PREFILL:
-        assert reply.message == PrefillDone(R1, [7], 3 * PAGE, P0, 3 * PAGE)
+        assert untimed(reply.message) == PrefillDone(R1, [7], 3 * PAGE, P0, 3 * PAGE)
     else:
         assert isinstance(reply.message, TokensOut)
         assert reply.message.outs[0].cached_tokens == 3 * PAGE

@@ -44,6 +44,7 @@ from tests.support.node.schedulers import (
     generate,
     prefill_scheduler,
 )
+from tests.support.node.untimed import without_times
 
 
 def test_decode_reserves_first_and_asks_only_for_what_it_lacks() -> None:
@@ -75,13 +76,50 @@ def test_prefill_sends_each_chunk_with_its_step_and_nothing_twice() -> None:
         done = scheduler.finish([Sampled((7,)) if part.sampling else None], 0.0)
     assert streamed == [[0], [1, 2], [3, 4], [5]]  # 7 pages, of which decode has the first
     reply = SendMessage("reply", PrefillDone(attempt, [7], 0, P0))
-    assert done == [reply, EndSequence(part.sequence_id)]
+    assert without_times(done) == [reply, EndSequence(part.sequence_id)]
     assert scheduler.next_batch(0.0) == ([], [])
     assert scheduler.load().num_running == 0
     for _ in range(4):
         assert scheduler.load().held_pages == 7, "its pages may not change while they are sent"
         scheduler.handle(PagesSent(attempt), 0.0)
     assert scheduler.load().held_pages == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "sampled", "is_told"),
+    [("coordinator", (7,), True), ("coordinator", (7, 8), False), ("", (7,), False)],
+)
+def test_prefill_tells_the_one_first_token_to_whom_it_may(
+    address: str, sampled: tuple[int, ...], is_told: bool
+) -> None:
+    scheduler, attempt = prefill_scheduler(), Attempt("r", 1)
+    scheduler.handle(
+        Prefill(
+            attempt,
+            token_bytes(list(range(1, 21))),
+            SHARED,
+            Sampling(),
+            0,
+            "reply",
+            ("data",),
+            answer_address=address,
+        ),
+        0.0,
+    )
+    scheduler.next_batch(1.0)
+    sends = [
+        one for one in scheduler.finish([Sampled(sampled)], 3.0) if isinstance(one, SendMessage)
+    ]
+    addresses = [send.address for send in sends]
+    assert addresses == (["coordinator", "reply"] if is_told else ["reply"])
+    if not is_told:
+        return
+    told, done = (send.message for send in sends)
+    assert isinstance(told, TokensOut) and isinstance(done, PrefillDone)
+    (out,) = told.outs
+    assert (out.attempt, out.start, out.tokens, out.finish) == (attempt, 0, [7], "")
+    assert out.transferred_pages == 2 and out.prefill_times == done.times
+    assert done.times is not None and done.times.total_s == 3.0
 
 
 def test_prompts_that_begin_alike_compute_their_common_pages_once() -> None:

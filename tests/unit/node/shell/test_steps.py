@@ -165,7 +165,7 @@ def test_a_step_that_failed_late_is_not_computed_again_for_who_has_left() -> Non
 
 def test_busy_time_is_that_of_steps_failed_ones_included() -> None:
     scheduler = decode_scheduler()
-    steps = Steps(Runner(ValueError("poison")), itertools.count(0.0, 1.0).__next__)
+    steps = Steps(Runner(ValueError("poison")), itertools.count(0.0, 0.5).__next__)
     scheduler.handle(generate("bad", [POISON] * 5, prefill=""), 0.0)
     slices, _ = scheduler.next_batch(0.0)
     steps.start(slices, lambda _: None)
@@ -176,7 +176,8 @@ def test_busy_time_is_that_of_steps_failed_ones_included() -> None:
 
 def test_a_step_that_waited_for_the_one_before_took_the_time_since_its_end() -> None:
     runner: Any = Runner(ValueError("poison"), runs_ahead=True)
-    clock = iter([0.0, 1.0, 10.0, 14.0, 20.0, 26.0])
+    # Each step looks at the clock before and after its start, and at its end.
+    clock = iter([0.0, 0.5, 1.0, 1.5, 10.0, 14.0, 20.0, 20.5, 26.0])
     steps = Steps(runner, lambda: next(clock))
     parts = [Slice([1], 0, [0], GREEDY)]
     for _ in range(2):  # started at 0 and 1, over at 10 and 14

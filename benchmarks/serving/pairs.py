@@ -1,0 +1,68 @@
+"""Files of pairs: kvrelay in one layout, and the peer that was measured beside it in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.figures import ratios
+from benchmarks.serving.measuring import Measured
+
+Pair = dict[str, Any]
+
+
+def pair_of(
+    layout: str, ours: Measured, theirs: Measured | None, circumstances: Mapping[str, Any]
+) -> Pair:
+    """Returns the document of a pair; without a peer it has kvrelay's part alone."""
+    return {
+        "bench": "serve-gpu",
+        "layout": layout,
+        "peer": theirs.name if theirs else None,
+        **circumstances,
+        "ratios": ratios(ours.rows, theirs.rows) if theirs else {},
+        "kvrelay": ours.as_json(),
+        "peer_measured": theirs.as_json() if theirs else None,
+    }
+
+
+def save_pair(pair: Pair, directory: Path) -> Path:
+    """Writes a pair to the file that is named after it, and returns that."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = f"{pair['layout']}-{pair['peer']}" if pair["peer"] else pair["layout"]
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps(pair, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_pairs(directory: Path) -> list[Pair]:
+    """Returns the pairs of a directory, by the names of their files."""
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))
+    ]
+
+
+def summary_of(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Returns the line that the command prints last: what went wrong, and the ratios."""
+    return {
+        "bench": "serve-gpu",
+        "pairs": [
+            {
+                "layout": pair["layout"],
+                "peer": pair["peer"],
+                "errors": _errors(pair["kvrelay"]),
+                "peer_errors": _errors(pair["peer_measured"]) if pair["peer_measured"] else None,
+                "compiles_while_serving": pair["kvrelay"]["compiles_while_serving"],
+                "lost_leases": pair["kvrelay"]["lost_leases"],
+                "missing_nodes": pair["kvrelay"]["missing_nodes"],
+                "ratios": pair["ratios"],
+            }
+            for pair in pairs
+        ],
+    }
+
+
+def _errors(measured: Mapping[str, Any]) -> int:
+    return sum(figures["errors"] for repeats in measured["rows"].values() for figures in repeats)

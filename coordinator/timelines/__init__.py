@@ -1,0 +1,1 @@
+"""Where the time of each request goes, while it runs and for a while after. Pure."""

@@ -1,0 +1,405 @@
+"""`TritonSingles` computes single tokens over paged KV on CUDA, as a decode step needs it.
+
+The keys of all sequences are cut into pieces of like length (`engine/attention/token_pieces.py`):
+one kernel makes that plan for a step from the lengths on the device, and each layer computes the
+pieces. The program that ends the last piece of a sequence joins all of them, in the order of their
+keys, so that the result does not depend on which one that is. The query heads that share a KV head
+are computed by one program, which reads each key once for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from engine.attention.backend import AttentionForm
+from engine.attention.token_pieces import SLACK, most_pieces
+from engine.batches.batch import SliceGroup
+from engine.dependent_launch import OPTION
+
+PLAN_TILE = 64
+JOIN_TILE = 16
+
+
+@dataclass(frozen=True)
+class SinglesTuning:
+    """What makes the kernels fast, and changes no result but its rounding."""
+
+    programs_per_processor: int = 2
+    """How many pieces a multiprocessor is meant to have at once."""
+    num_stages: int = 3
+    """How far ahead a program reads. The look into the page table takes two stages of it."""
+    is_dependent: bool = False
+    """Kernels are launched as `engine/dependent_launch.py` says."""
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The pieces of one step for one window, on the device; all int32."""
+
+    sizes: Tensor
+    """[2]: the most blocks of a piece, and the number of pieces."""
+    first_pieces: Tensor
+    """[sequences]: the number of each sequence's first piece."""
+    owners: Tensor
+    """[most pieces]: the sequence of each piece. Beyond the number of pieces it is not filled."""
+    arrivals: Tensor
+    """[sequences * KV heads]: how many pieces of a sequence have ended; 0 between layers."""
+
+
+class TritonSingles:
+    """Every length is read on the device alone, so a CUDA graph of these calls serves contexts of
+    any length. A step's first layer with a window makes the plan for it, which the step's other
+    layers with that window use."""
+
+    def __init__(self, num_processors: int, tuning: SinglesTuning) -> None:
+        """`num_processors` is how many multiprocessors the device has."""
+        self._num_programs = num_processors * tuning.programs_per_processor
+        self._launch: dict[str, Any] = {"IS_DEPENDENT": tuning.is_dependent}
+        if tuning.is_dependent:
+            self._launch[OPTION] = True
+        self._num_stages = tuning.num_stages
+        self._part: SliceGroup | None = None
+        self._plans: dict[int | None, DevicePlan] = {}
+
+    def forward(
+        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
+    ) -> None:
+        """Computes the single tokens of `part` over `pool` [pages, 2, page_size, kv_heads,
+        head_dim] and writes `output`, which has the shape of `query` [tokens, heads, head_dim]."""
+        num, num_heads, head_dim = query.shape
+        page_size, kv_heads = pool.shape[2:4]
+        workers = max(1, self._num_programs // kv_heads)
+        keys = keys_of_block(query.dtype)
+        if part is not self._part:
+            self._part, self._plans = part, {}
+        if form.window not in self._plans:
+            self._plans[form.window] = plan_pieces(part, kv_heads, form.window, keys, workers)
+        plan = self._plans[form.window]
+        num_pieces = most_pieces(num, workers)
+        partial = query.new_empty(num_pieces, num_heads, head_dim, dtype=torch.float32)
+        log_sums = query.new_empty(num_pieces, num_heads, dtype=torch.float32)
+        group = num_heads // kv_heads
+        # KV heads first: those of one token are neighbours in memory.
+        _piece_kernel[(kv_heads, num_pieces)](
+            query,
+            output,
+            partial,
+            log_sums,
+            pool,
+            part.page_tables,
+            part.context_lengths,
+            plan.sizes,
+            plan.first_pieces,
+            plan.owners,
+            plan.arrivals,
+            query.stride(0),
+            output.stride(0),
+            part.page_tables.stride(0),
+            form.scale,
+            form.softcap or 0.0,
+            form.window or 0,
+            GROUP=group,
+            GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
+            KV_HEADS=kv_heads,
+            HEAD_DIM=head_dim,
+            DIM_BLOCK=triton.next_power_of_2(head_dim),
+            PAGE_SIZE=page_size,
+            KEYS=keys,
+            JOIN=JOIN_TILE,
+            HAS_SOFTCAP=form.softcap is not None,
+            HAS_WINDOW=form.window is not None,
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            num_warps=4,
+            num_stages=self._num_stages,
+            **self._launch,
+        )
+
+
+def keys_of_block(dtype: torch.dtype) -> int:
+    """Returns how many keys a program reads at once."""
+    return 64 if dtype != torch.float32 else 32
+
+
+def plan_pieces(
+    part: SliceGroup, kv_heads: int, window: int | None, keys: int, workers: int
+) -> DevicePlan:
+    """Makes the plan of a step on the device, as `token_pieces` would with blocks of `keys` keys;
+    it does not wait for the device."""
+    num, contexts = part.num_slices, part.context_lengths
+    plan = DevicePlan(
+        sizes=contexts.new_empty(2),
+        first_pieces=contexts.new_empty(num),
+        owners=contexts.new_empty(most_pieces(num, workers)),
+        arrivals=contexts.new_empty(num * kv_heads),
+    )
+    _plan_kernel[(triton.cdiv(num, PLAN_TILE),)](
+        contexts,
+        plan.sizes,
+        plan.first_pieces,
+        plan.owners,
+        plan.arrivals,
+        num,
+        window or 0,
+        workers,
+        KV_HEADS=kv_heads,
+        HEADS_BLOCK=triton.next_power_of_2(kv_heads),
+        KEYS=keys,
+        TILE=PLAN_TILE,
+        HAS_WINDOW=window is not None,
+        SLACK_OVER=SLACK[0],
+        SLACK_UNDER=SLACK[1],
+        num_warps=4,
+    )
+    return plan
+
+
+@triton.jit
+def read_keys(
+    pool,
+    table,
+    tokens,
+    is_key,
+    kv_head,
+    dims,
+    is_dim,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+):
+    """Loads K and V [tokens, dims] of one sequence from its pages; they are 0 where not
+    `is_key`."""
+    pages = tl.load(table + tokens // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
+    rows = pages * (2 * PAGE_SIZE) + tokens % PAGE_SIZE
+    at = pool + (rows * KV_HEADS + kv_head)[:, None] * HEAD_DIM + dims[None, :]
+    wanted = is_key[:, None] & is_dim[None, :]
+    key = tl.load(at, mask=wanted, other=0.0)
+    value = tl.load(at + PAGE_SIZE * KV_HEADS * HEAD_DIM, mask=wanted, other=0.0)
+    return key, value
+
+
+@triton.jit
+def capped(scores, softcap):
+    """Returns softcap * tanh(scores / softcap)."""
+    return softcap * (1 - 2 / (1 + tl.exp(2 * scores / softcap)))
+
+
+@triton.jit
+def _num_blocks(context, window, KEYS: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """Returns how many blocks of keys a token sees in a context; 0 of a context of 0."""
+    first_block = context * 0
+    if HAS_WINDOW:
+        first_block = tl.maximum(0, context - window) // KEYS
+    return (context + KEYS - 1) // KEYS - first_block
+
+
+# Neither the sizes of a step nor where its arrays lie in their upload make another variant: that
+# would be compiled while the node serves.
+@triton.jit(
+    do_not_specialize=["num", "window", "workers"], do_not_specialize_on_alignment=["contexts"]
+)
+def _plan_kernel(
+    contexts,
+    sizes,
+    first_pieces,
+    owners,
+    arrivals,
+    num,
+    window,
+    workers,
+    KV_HEADS: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    KEYS: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    SLACK_OVER: tl.constexpr,
+    SLACK_UNDER: tl.constexpr,
+):
+    """Each program plans some of the sequences. For that it looks at the lengths of all, so that no
+    program waits for another."""
+    total = 0
+    for begin in range(0, num, TILE):
+        others = begin + tl.arange(0, TILE)
+        context = tl.load(contexts + others, mask=others < num, other=0)
+        total += tl.sum(_num_blocks(context, window, KEYS, HAS_WINDOW), 0)
+    share = tl.cdiv(total * SLACK_OVER, workers * SLACK_UNDER)
+    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    is_row = rows < num
+    own = _num_blocks(tl.load(contexts + rows, mask=is_row, other=0), window, KEYS, HAS_WINDOW)
+    counts = (own + share - 1) // share
+    starts = tl.zeros([TILE], tl.int32)
+    num_pieces = 0
+    for begin in range(0, num, TILE):
+        others = begin + tl.arange(0, TILE)
+        context = tl.load(contexts + others, mask=others < num, other=0)
+        blocks = _num_blocks(context, window, KEYS, HAS_WINDOW)
+        their_counts = (blocks + share - 1) // share
+        num_pieces += tl.sum(their_counts, 0)
+        comes_before = (blocks[None, :] > own[:, None]) | (
+            (blocks[None, :] == own[:, None]) & (others[None, :] < rows[:, None])
+        )
+        starts += tl.sum(tl.where(comes_before, their_counts[None, :], 0), 1)
+    tl.store(first_pieces + rows, starts, mask=is_row)
+    for index in range(0, tl.max(counts, 0)):
+        tl.store(owners + starts + index, rows, mask=is_row & (index < counts))
+    heads = tl.arange(0, HEADS_BLOCK)
+    at = arrivals + rows[:, None] * KV_HEADS + heads[None, :]
+    none = tl.zeros([TILE, HEADS_BLOCK], tl.int32)
+    tl.store(at, none, mask=is_row[:, None] & (heads < KV_HEADS)[None, :])
+    if tl.program_id(0) == 0:
+        tl.store(sizes, share)
+        tl.store(sizes + 1, num_pieces)
+
+
+@triton.jit(
+    do_not_specialize=["window", "table_stride"],
+    do_not_specialize_on_alignment=["page_tables", "context_lengths"],
+)
+def _piece_kernel(
+    query,
+    output,
+    partial,
+    log_sums,
+    pool,
+    page_tables,
+    context_lengths,
+    sizes,
+    first_pieces,
+    owners,
+    arrivals,
+    query_stride,
+    output_stride,
+    table_stride,
+    scale,
+    softcap,
+    window,
+    GROUP: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
+    JOIN: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    if IS_DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
+    kv_head, piece = tl.program_id(0), tl.program_id(1)
+    if piece >= tl.load(sizes + 1):
+        return
+    sequence = tl.load(owners + piece)
+    first_piece = tl.load(first_pieces + sequence)
+    context = tl.load(context_lengths + sequence)
+    num_blocks = _num_blocks(context, window, KEYS, HAS_WINDOW)
+    num_pieces = tl.cdiv(num_blocks, tl.load(sizes))
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(0, context - window)
+    index = piece - first_piece
+    begin = (first // KEYS + index * num_blocks // num_pieces) * KEYS
+    end = (first // KEYS + (index + 1) * num_blocks // num_pieces) * KEYS
+    end = tl.minimum(context, end)
+    group = tl.arange(0, GROUP_BLOCK)
+    dims = tl.arange(0, DIM_BLOCK)
+    is_dim = dims < HEAD_DIM
+    heads = kv_head * GROUP + group
+    wanted = (group < GROUP)[:, None] & is_dim[None, :]
+    at = sequence.to(tl.int64) * query_stride + heads[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(query + at, mask=wanted, other=0.0)
+    greatest = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_BLOCK], tl.float32)
+    weighted = tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
+    table = page_tables + sequence.to(tl.int64) * table_stride
+    for start in range(begin, end, KEYS):
+        tokens = start + tl.arange(0, KEYS)
+        key, value = read_keys(
+            pool, table, tokens, tokens < end, kv_head, dims, is_dim,
+            KV_HEADS, HEAD_DIM, PAGE_SIZE,
+        )  # fmt: skip
+        scores = tl.dot(q, tl.trans(key), input_precision=PRECISION) * scale
+        if HAS_SOFTCAP:
+            scores = capped(scores, softcap)
+        seen = (tokens < end) & (tokens >= first)
+        # log2(e): exp2 follows
+        scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
+        now = tl.maximum(greatest, tl.max(scores, 1))
+        base = tl.where(now == float("-inf"), 0.0, now)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(greatest - base)
+        total = total * shrink + tl.sum(weights, 1)
+        weighted = weighted * shrink[:, None]
+        weighted = tl.dot(weights.to(value.dtype), value, weighted, input_precision=PRECISION)
+        greatest = now
+    result = weighted / total[:, None]
+    if num_pieces == 1:
+        at = sequence.to(tl.int64) * output_stride + heads[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(output + at, result.to(output.dtype.element_ty), mask=wanted)
+    else:
+        place = piece * (KV_HEADS * GROUP) + heads
+        tl.store(partial + place[:, None] * HEAD_DIM + dims[None, :], result, mask=wanted)
+        tl.store(log_sums + place, greatest + tl.log2(total), mask=group < GROUP)
+        # All threads of this program have stored before the one that counts says so.
+        tl.debug_barrier()
+        arrival = arrivals + sequence * KV_HEADS + kv_head
+        if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == num_pieces - 1:
+            for member in range(GROUP):
+                head = kv_head * GROUP + member
+                joined = _joined(
+                    partial, log_sums, first_piece, num_pieces, head, dims, is_dim,
+                    KV_HEADS * GROUP, HEAD_DIM, DIM_BLOCK, JOIN,
+                )  # fmt: skip
+                row = sequence.to(tl.int64) * output_stride + head * HEAD_DIM
+                tl.store(output + row + dims, joined.to(output.dtype.element_ty), mask=is_dim)
+            tl.store(arrival, 0)
+
+
+@triton.jit
+def _joined(
+    partial,
+    log_sums,
+    first_piece,
+    num_pieces,
+    head,
+    dims,
+    is_dim,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    JOIN: tl.constexpr,
+):
+    """Returns what the pieces of one sequence and head amount to, [dims]; other programs have
+    written some of them, so nothing may come from this multiprocessor's own cache (`.cg`)."""
+    greatest = float("-inf")
+    total = 0.0
+    weighted = tl.zeros([DIM_BLOCK], tl.float32)
+    for begin in range(0, num_pieces, JOIN):
+        pieces = begin + tl.arange(0, JOIN)
+        is_piece = pieces < num_pieces
+        place = (first_piece + pieces) * HEADS + head
+        log_sum = tl.load(
+            log_sums + place, mask=is_piece, other=float("-inf"), cache_modifier=".cg"
+        )
+        values = tl.load(
+            partial + place[:, None] * HEAD_DIM + dims[None, :],
+            mask=is_piece[:, None] & is_dim[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        now = tl.maximum(greatest, tl.max(log_sum, 0))
+        weights = tl.exp2(log_sum - now)
+        shrink = tl.exp2(greatest - now)
+        total = total * shrink + tl.sum(weights, 0)
+        weighted = weighted * shrink + tl.sum(values * weights[:, None], 0)
+        greatest = now
+    return weighted / total

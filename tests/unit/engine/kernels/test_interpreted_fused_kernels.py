@@ -1,0 +1,107 @@
+"""The fused Triton kernels on a CPU, by Triton's interpreter, beside plain torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.cache.kv_cache import KVCache
+from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
+from protocol.layout import KVLayout
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which tests/gpu uses"),
+]
+CPU = torch.device("cpu")
+PLAIN = TorchKernels()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter() -> Iterator[None]:
+    """Triton decides when a kernel is defined, which is when its file is imported."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    yield
+    del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture(scope="module")
+def fused(interpreter: None) -> Kernels:
+    from engine.kernels.triton_kernels import TritonKernels
+
+    return TritonKernels(is_dependent=False)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(3)
+
+
+def assert_near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 100])
+def test_norms(fused: Kernels, size: int) -> None:
+    weight, x, residual = torch.randn(size), torch.randn(3, size), torch.randn(3, size)
+    assert_near(fused.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
+    expected = PLAIN.add_rms_norm(x, residual.clone(), weight, 1e-5)
+    for one, other in zip(fused.add_rms_norm(x, residual, weight, 1e-5), expected, strict=True):
+        assert_near(one, other)
+
+
+def test_activations(fused: Kernels) -> None:
+    gate_up = 3 * torch.randn(3, 192)
+    expected = PLAIN.activate_and_mul(gate_up.clone(), "silu")
+    assert_near(fused.activate_and_mul(gate_up, "silu"), expected)
+
+
+@pytest.mark.parametrize("has_norms", [False, True])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(16, 16), (24, 16)])
+def test_heads(fused: Kernels, has_norms: bool, head_dim: int, rotary_dim: int) -> None:
+    shape = HeadShape(6, 2, head_dim)
+    caches = [KVCache(KVLayout(4, 2, 2, head_dim, "float32"), 10, CPU) for _ in range(2)]
+    for cache in caches:
+        cache.pool.zero_()
+    norms = HeadNorms(torch.randn(head_dim), torch.randn(head_dim), 1e-6) if has_norms else None
+    angles = torch.randn(5, 1, rotary_dim // 2)
+    cos, sin = angles.cos(), angles.sin()
+    rope = Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+    tokens = torch.randperm(40)[:5]
+    slots = tokens // 4 * 8 + tokens % 4
+    qkv = torch.randn(5, 10 * head_dim)
+    query, expected = (
+        kernels.heads(qkv.clone(), shape, norms, rope, 1, cache, slots)
+        for kernels, cache in zip((fused, PLAIN), caches, strict=True)
+    )
+    assert_near(query, expected)
+    assert_near(caches[0].pool, caches[1].pool)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize(("num_out", "num_in"), [(101, 72), (8, 5000)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_of_few_rows(
+    fused: Kernels, rows: int, num_out: int, num_in: int, has_bias: bool
+) -> None:
+    x, weight = torch.randn(rows, num_in).half(), torch.randn(num_out, num_in).half()
+    bias = torch.randn(num_out).half() if has_bias else None
+    expected = x.double() @ weight.double().T + (bias.double() if bias is not None else 0.0)
+    output = fused.linear(x, weight, bias)
+    assert output.dtype == x.dtype
+    torch.testing.assert_close(output.double(), expected, atol=0.05, rtol=2e-3)
+
+
+def test_many_rows_and_float32_are_products_of_the_library() -> None:
+    from engine.kernels.triton_few_rows import FEW_ROWS, takes
+
+    weight = torch.randn(8, 16).half()
+    assert takes(torch.randn(FEW_ROWS, 16).half(), weight)
+    assert not takes(torch.randn(FEW_ROWS + 1, 16).half(), weight)
+    assert not takes(torch.randn(1, 16), weight.float())
+    assert not takes(torch.randn(1, 12).half(), weight[:, :12])
