@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-ADMITTED_SHARE = 0.8
+ADMITTED_SHARE = 0.7
 """Admission fills the time that a request may wait to this share, since predictions are off."""
 RESERVED_S = 0.1
 """What a first token takes beside waiting and computing: a node's step, pages and messages."""

@@ -409,7 +409,7 @@ def _leaks_a_place(right: Any) -> Any:
         try:
             return right(self, request, now, *rest)
         except TooBusy:
-            self.turns.joined(request.tenant, request.priority, len(request.tokens), 1)
+            self.turns.joined(request.tenant, request.priority, len(request.tokens), 1, now)
             raise
 
     return submit

@@ -36,7 +36,7 @@ def test_a_prompt_that_is_never_in_time_goes_if_nobody_has_to_be_waited_for() ->
 
 def test_without_a_bound_the_wait_alone_counts() -> None:
     assert UNBOUND.longest_wait_s(50.0) == 100.0
-    assert UNBOUND.too_late(80.0, 50.0) is None and UNBOUND.too_late(81.0, 0.0) is not None
+    assert UNBOUND.too_late(70.0, 50.0) is None and UNBOUND.too_late(71.0, 0.0) is not None
 
 
 def test_one_tenant_leaves_places_for_others() -> None:
