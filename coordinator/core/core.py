@@ -152,7 +152,8 @@ class CoordinatorCore:
     def submit(self, request: Request, now: float, is_next: bool = False) -> list[Instruction]:
         """Starts a request. The first instruction is the `AnswerStarted` with its answer.
 
-        `is_next`: it came with others that were let in, and may wait for them. Raises
+        `is_next`: it came with others that were let in, and may wait for them as long as it
+        takes. Raises
         DuplicateRequest, TooBusy or Unavailable, and then keeps nothing of the request.
         """
         # The id is ours, so that a rid that is used again never meets messages of its earlier use.
@@ -166,11 +167,11 @@ class CoordinatorCore:
             self.require_turn(request.tenant, request.priority, now)
 
         def require_in_time(work_s: float) -> None:
-            if not is_next:
-                self.require_turn(request.tenant, request.priority, now, work_s)
+            self.require_turn(request.tenant, request.priority, now, work_s)
 
         try:
-            return [AnswerStarted(answer), *self._tracker.submit(answer, now, require_in_time)]
+            instructions = self._tracker.submit(answer, now, None if is_next else require_in_time)
+            return [AnswerStarted(answer), *instructions]
         except NoRoute as error:
             raise Unavailable(str(error)) from None
 

@@ -77,13 +77,15 @@ class Tracker:
     ) -> list[Instruction]:
         """Starts a request. Raises NoRoute, and keeps nothing, if no node could ever take it; so it
         does with what `require_in_time` raises, which is told how long the prompt takes to
-        compute."""
+        compute. Without it the request may wait for its turn as long as for its end."""
         assert answer.request_id not in self._requests and answer.rid not in self._rids
         tracked = TrackedRequest(answer)
         demand = self._demands.demand_of(tracked)
         self._placement.require_room(demand)
         if require_in_time is not None:
-            require_in_time(self._placement.assess(demand, now)[0])
+            work_s = self._placement.assess(demand, now)[0]
+            require_in_time(work_s)
+            tracked.longest_wait_s = self._limits.longest_wait_s(work_s)
         tracked.diverges_early = self._demands.diverges_early(demand.hashes, self._placement.index)
         self._requests[answer.request_id] = tracked
         self._rids.add(answer.rid)
@@ -263,8 +265,7 @@ class Tracker:
         """Returns True if it is too late to begin with a request that no node was given yet."""
         if tracked.attempt_number or tracked.routed is None:
             return False
-        longest_s = self._limits.longest_wait_s(tracked.routed.work_s)
-        return now - tracked.routed.arrived > longest_s
+        return now - tracked.routed.arrived > tracked.longest_wait_s
 
     def _give_up(self, tracked: TrackedRequest, now: float) -> Instruction:
         waited_s = now - tracked.answer.started_at - tracked.held_s

@@ -95,6 +95,7 @@ def test_answers_to_one_body_are_let_in_together() -> None:
         core.submit(request(), 0.0, is_next=True)
     with pytest.raises(TooBusy, match="30 requests are unfinished"):
         core.submit(request(), 0.0, is_next=True)
+    assert ended(later(core, 2 * MAX_WAIT_S, busy_s=5.0)) == [], "they wait for each other"
 
 
 def test_a_prompt_counts_for_its_own_first_token() -> None:
