@@ -58,8 +58,8 @@ class Limits:
         if wait_s <= admitted_s:
             return None
         return Refusal(
-            f"the request would wait {wait_s:.1f} s for its turn, and only {admitted_s:.1f} s would "
-            "let it be answered in time",
+            f"the request would wait {wait_s:.1f} s for its turn; to be answered in time it may "
+            f"wait {admitted_s:.1f} s",
             whole_seconds(wait_s - admitted_s),
         )
 
