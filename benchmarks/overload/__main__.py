@@ -72,10 +72,10 @@ def main() -> None:
     report["cpu_ms_per_refusal"] = cpu_ms_per_refusal(report["with"]["loads"])
     report["tenants"] = asyncio.run(tenants(sleeping_cluster(bounded), capacity, options))
     real = loads(computing_cluster(without), REAL_FACTORS, None, options, right=None)
-    report["real without"] = asyncio.run(real)
-    capacity = report["real without"]["capacity_per_s"]
+    report["real_without"] = asyncio.run(real)
+    capacity = report["real_without"]["capacity_per_s"]
     real = loads(computing_cluster(bounded), REAL_FACTORS, capacity, options, right=None)
-    report["real with"] = asyncio.run(real)
+    report["real_with"] = asyncio.run(real)
     report["machine"] = machine("uvicorn", "uvloop", "pyzmq")
     print_table(report)
     if given.out:
@@ -123,7 +123,7 @@ def print_table(report: dict[str, Any]) -> None:
     table = Table(title="requests per second", box=box.SIMPLE)
     for heading in ("admission", "load", *COLUMNS):
         table.add_column(heading, justify="right")
-    for name in ("without", "with", "real without", "real with"):
+    for name in ("without", "with", "real_without", "real_with"):
         for factor, row in report[name]["loads"].items():
             table.add_row(name, f"{factor} ×", *(str(row[key]) for key in COLUMNS.values()))
     console = Console(width=100)
