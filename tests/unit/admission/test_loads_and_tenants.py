@@ -7,7 +7,7 @@ import pytest
 from tests.support.admission.virtual_load import CAPACITY_PER_S, Ask, VirtualLoad
 
 BOUND_S = 2.0
-SECONDS = 30.0
+SECONDS = 20.0
 OTHERS = ("t0", "t1", "t2")
 SHARE = 0.2
 
