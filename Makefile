@@ -17,7 +17,7 @@ LOAD_READY := $(LOAD)/.installed
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
-.PHONY: help demo test check verify attack sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo test check verify attack sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -90,6 +90,9 @@ bench-route-mixed: $(READY) ## first tokens against token gaps, for nodes that s
 
 bench-sweep: $(READY) ## the same over sizes, caches, loads and lags (two minutes)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
+
+bench-overload: $(READY) ## more load than a cluster can bear, with and without admission, and tenants (eight minutes)
+	$(BIN)/python -m benchmarks.overload $(ARGS)
 
 bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, a killed peer (15 minutes, quiet machine)
 	$(BIN)/python -m benchmarks.transfer $(ARGS)

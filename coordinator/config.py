@@ -59,7 +59,22 @@ class CoordinatorConfig(TrustOptions):
     )
     routing_seed: int = option(0, "of ties in routing; 0: another one in each process")
     max_queued_requests: int = option(
-        4096, "unfinished requests before new ones get a 429, if the nodes take so many"
+        4096, "unfinished requests, running and waiting, before new ones get a 429"
+    )
+    max_ttft: float = option(
+        0.0,
+        "seconds to the first token; a request that is predicted to take longer gets a 429 with "
+        "Retry-After at once; 0: off",
+    )
+    max_wait_s: float = option(
+        120.0,
+        "a request waits no longer for its turn: one that would gets a 429 with Retry-After at "
+        "once, and one that does all the same gets it then",
+    )
+    stall_client_s: float = option(
+        60.0,
+        "a client that reads nothing for so long, while there is much to read, is given up, and "
+        "its requests end",
     )
     max_body_bytes: int = option(32 << 20, "largest request body")
     keep_alive_s: float = option(75.0, "an idle connection of a client is closed after so long")
@@ -116,6 +131,9 @@ class CoordinatorConfig(TrustOptions):
                 "https://chat.example.com",
             )
         require(self.max_queued_requests > 0, "--max-queued-requests must be at least 1")
+        require(self.max_ttft >= 0, "--max-ttft must be 0 (off) or more seconds")
+        require(self.max_wait_s > 0, "--max-wait-s must be more than 0 seconds")
+        require(self.stall_client_s > 0, "--stall-client-s must be more than 0 seconds")
         require(self.max_body_bytes > 0, "--max-body-bytes must be at least 1")
         require(self.keep_alive_s > 0, "--keep-alive-s must be more than 0 seconds")
         require(self.request_timeout_s > 0, "--request-timeout-s must be more than 0 seconds")

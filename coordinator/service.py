@@ -213,11 +213,14 @@ class Service:
             )
         return before
 
-    def submit(self, request: Request, before: AnsweredBefore | None = None) -> Mailbox:
+    def submit(
+        self, request: Request, before: AnsweredBefore | None = None, is_next: bool = False
+    ) -> Mailbox:
         """Starts a request, or with `before` goes on with one that another coordinator had begun.
-        Raises one of `core.errors.RequestRefused`; then nothing is kept."""
+        `is_next`: it came with others that were let in. Raises one of
+        `core.errors.RequestRefused`; then nothing is kept."""
         now = self.now()
-        started, *instructions = self.core.submit(request, now, before)
+        started, *instructions = self.core.submit(request, now, before, is_next)
         assert isinstance(started, AnswerStarted)
         mailbox = self._mailboxes[started.answer.request_id] = Mailbox(
             started.answer, lambda: self.core.pause

@@ -103,6 +103,19 @@ class RequestCounters(msgspec.Struct):
     disconnected_requests: Annotated[
         int, msgspec.Meta(description="Requests whose client left before their end.")
     ] = 0
+    refused_requests: Annotated[
+        int,
+        msgspec.Meta(
+            description="Requests that were refused at once, with a 429: no place, or too late a "
+            "turn. They count nowhere else."
+        ),
+    ] = 0
+    stalled_clients: Annotated[
+        int,
+        msgspec.Meta(
+            description="Connections that were given up because their client did not read."
+        ),
+    ] = 0
     aborted_requests: Annotated[
         int, msgspec.Meta(description="Requests that /abort_request or a pause ended.")
     ] = 0

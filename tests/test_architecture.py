@@ -37,7 +37,7 @@ FLOORS = {
     "kvtransfer": ("pages backends", "links"),
     "node": ("load ownership liveness", "core", "shell", "ranks"),
     "coordinator": (
-        "ownership grammars timelines",
+        "ownership grammars admission timelines",
         "routing conversation",
         "answers",
         "leaving",
@@ -56,6 +56,7 @@ PURE_ROOMS = (
     "node/ownership",
     "coordinator/conversation",
     "coordinator/conversation/calls",
+    "coordinator/admission",
     "coordinator/core",
     "coordinator/routing",
     "coordinator/timelines",

@@ -36,6 +36,8 @@ class AnswerError:
 
     kind: ErrorKind
     message: str
+    retry_after_s: int = 1
+    """When the same request may succeed, if it may."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,13 @@ class Answer:
         else:
             self.finish_reason = FinishReason("length")
 
-    def abort(self, kind: ErrorKind, message: str, num_attempts: int, now: float) -> None:
+    def abort(
+        self, kind: ErrorKind, message: str, num_attempts: int, now: float, retry_after_s: int = 1
+    ) -> None:
         """Ends the answer without success."""
         self.ended_at = now
         self.num_attempts = max(self.num_attempts, num_attempts)
-        self.error = AnswerError(kind, message)
+        self.error = AnswerError(kind, message, retry_after_s)
         self.finish_reason = FinishReason("abort")
 
     def abort_as_asked(self, now: float) -> None:

@@ -28,7 +28,10 @@ class Request:
     rid: str = ""
     """The client's name for it; "" if it gave none."""
     priority: int = 0
-    """Of those that wait, requests of a higher priority go first."""
+    """Of those of its tenant that wait, requests of a higher priority go first."""
+    tenant: str = ""
+    """Who shares the cluster with others, by a name that tells no secret; "" for all who show
+    nothing that tells them apart."""
     arrival: Arrival = UNKNOWN_ARRIVAL
     """The HTTP request that it came with, for the log and the timeline."""
     stop_strings: Sequence[str] = ()

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Collection
 from itertools import chain
 
+from coordinator.admission.limits import Limits, Refusal, too_many, whole_seconds
+from coordinator.admission.turns import Turns
 from coordinator.answers.answer import Answer
 from coordinator.answers.request import Request
 from coordinator.config import CoordinatorConfig
@@ -97,8 +99,10 @@ class CoordinatorCore:
         self._new_id = new_id
         self._demands = DemandMaker(self.registry)
         self._queue = DispatchQueue(self.placement, policy.binds_late)
+        self._binds_late = policy.binds_late
+        self._limits = Limits(settings.max_ttft, settings.max_wait_s)
         self._tracker = Tracker(
-            self.placement, self._queue, self._demands, self.statistics, address
+            self.placement, self._queue, self._demands, self.statistics, address, self._limits
         )
         self.pause = Pause()
         """The newest state of the cluster that is known here."""
@@ -119,6 +123,11 @@ class CoordinatorCore:
         last."""
         self._why_stopped = ""
         """Why no request is taken any more; "" as long as some are."""
+
+    @property
+    def turns(self) -> Turns:
+        """The work of those who wait or were sent and have not ended, by tenants."""
+        return self._queue.turns
 
     @property
     def num_unfinished(self) -> int:
@@ -153,8 +162,10 @@ class CoordinatorCore:
 
     @property
     def max_unfinished(self) -> int:
-        """The most requests that are kept at once, by the nodes that answer and by this process;
-        more are refused."""
+        """The most requests that are kept at once; more are refused. A policy that lets none wait
+        here needs nodes that take them all."""
+        if self._binds_late:
+            return self._settings.max_queued_requests
         nodes = self.placement.open("decode") or self.placement.open()
         infos = [live.info for live in nodes]
         room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
@@ -163,12 +174,18 @@ class CoordinatorCore:
         return min(room, self._settings.max_queued_requests)
 
     def submit(
-        self, request: Request, now: float, before: AnsweredBefore | None = None
+        self,
+        request: Request,
+        now: float,
+        before: AnsweredBefore | None = None,
+        is_next: bool = False,
     ) -> list[Instruction]:
         """Starts a request. The first instruction is the `AnswerStarted` with its answer. With
         `before` it is one that another coordinator had begun.
 
-        Raises one of the kinds of RequestRefused, and then keeps nothing of the request.
+        `is_next`: it came with others that were let in, and may wait for them as long as it
+        takes; so may one that had begun. Raises one of the kinds of RequestRefused, and then keeps
+        nothing of the request.
         """
         # The id is ours, so that a rid that is used again never meets messages of its earlier use.
         answer = Answer(request, self._new_id(), now)
@@ -180,14 +197,47 @@ class CoordinatorCore:
                 "such requests are refused for an hour"
             )
         self.require_ready()
-        if self.num_unfinished >= self.max_unfinished:
-            raise TooBusy(f"{self.num_unfinished} requests are unfinished; try again in a moment")
+        if is_next or before is not None:
+            self._require_place(None, now)
+        else:
+            self.require_turn(request.tenant, request.priority, now)
+
+        def require_in_time(work_s: float) -> None:
+            self.require_turn(request.tenant, request.priority, now, work_s)
+
         try:
             if before is not None:
                 return [AnswerStarted(answer), *self._tracker.take_over(answer, before, now)]
-            return [AnswerStarted(answer), *self._tracker.submit(answer, now)]
+            instructions = self._tracker.submit(answer, now, None if is_next else require_in_time)
+            return [AnswerStarted(answer), *instructions]
         except NoRoute as error:
             raise Unavailable(str(error)) from None
+
+    def require_turn(self, tenant: str, priority: int, now: float, work_s: float = 0.0) -> None:
+        """Raises Unavailable or TooBusy if a request of this tenant has no place, or would get its
+        turn too late, when its prompt takes at least `work_s` to compute."""
+        self.require_ready()
+        self._require_place(tenant, now)
+        if self.pause.is_paused:
+            return
+        wait_s = self._queue.wait_s(tenant, priority, now)
+        self._refuse(self._limits.too_late(wait_s, work_s), now)
+
+    def _require_place(self, tenant: str | None, now: float) -> None:
+        """Raises TooBusy if there is no place, or, with a `tenant`, none for it."""
+        shares = self.turns.shares
+        of_tenant = 0 if tenant is None else shares.num_unfinished(tenant)
+        reason = too_many(self.num_unfinished, of_tenant, self.max_unfinished)
+        if reason:
+            wait_s = self._queue.wait_s(tenant or "", 0, now)
+            self._refuse(Refusal(reason, whole_seconds(wait_s)), now)
+
+    def _refuse(self, refusal: Refusal | None, now: float) -> None:
+        if refusal is None:
+            return
+        self.statistics.request_refused(now)
+        message = f"{refusal.reason}; come back in {refusal.retry_after_s} s"
+        raise TooBusy(message, refusal.retry_after_s)
 
     def require_ready(self) -> None:
         """Raises Unavailable if no node takes requests, nor did so a moment ago, or if this

@@ -16,7 +16,12 @@ class EndsNodes(RequestRefused):
 
 
 class TooBusy(RequestRefused):
-    """Too many requests are unfinished."""
+    """Too many requests are unfinished, or it would be this one's turn too late."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        """`retry_after_s` is when there is thought to be a place for it."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(RequestRefused):

@@ -11,6 +11,7 @@ from coordinator.core.request_reports import reportable
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.registry import Registry
 from coordinator.timelines.ended_requests import EndedRequests
+from protocol.counters import RequestCounters
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,14 @@ class Statistics:
             tokens = request.tokens[: (last_page + 1) * model.layout.page_size]
             is_salted = bool(request.namespace.salt)
             self.hot_prefixes.hit(tracked.hashes[last_page], tokens, is_salted, now)
+
+    def request_refused(self, now: float) -> None:
+        """Counts a request that is refused because the cluster is busy."""
+        self.totals.finished(RequestCounters(refused_requests=1), now)
+
+    def client_stalled(self, now: float) -> None:
+        """Counts a connection that was given up because its client did not read."""
+        self.totals.finished(RequestCounters(stalled_clients=1), now)
 
     def answer_ended(self, tracked: TrackedRequest, now: float) -> None:
         """Counts the request, keeps its timeline for a while, and writes its line into the log."""

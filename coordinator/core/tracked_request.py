@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -42,6 +43,8 @@ class TrackedRequest:
     """What speaks for it being the reason why nodes have died."""
     held_s: float = 0.0
     """How long it was held by pauses of the cluster; this time does not count for its limits."""
+    longest_wait_s: float = math.inf
+    """How long it may wait for its turn before a node is given it for the first time."""
     diverges_early: bool = False
     """Its prompt began as something that is cached, and soon went its own way."""
     is_answering: bool = False

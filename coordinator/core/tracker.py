@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from coordinator.admission.limits import Limits, whole_seconds
 from coordinator.answers.answer import Answer, AnswerError, ErrorKind, NewTokens
 from coordinator.core.demands import DemandMaker
 from coordinator.core.instructions import (
@@ -38,6 +39,8 @@ from protocol.messages import Cancel, Failed, Generate, RefuseContent, TokenOut,
 
 log = logging.getLogger(__name__)
 
+NO_LIMITS = Limits(max_ttft_s=0.0, max_wait_s=math.inf)
+
 
 class Tracker:
     """Sends requests to nodes and takes what nodes say of them, until each request has ended
@@ -50,6 +53,7 @@ class Tracker:
         demands: DemandMaker,
         statistics: Statistics,
         reply_address: str,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         """`reply_address` is where nodes send the tokens of this coordinator's requests."""
         self._placement = placement
@@ -57,6 +61,7 @@ class Tracker:
         self._demands = demands
         self._statistics = statistics
         self._reply_address = reply_address
+        self._limits = limits
         self._requests: dict[str, TrackedRequest] = {}
         self._rids: set[str] = set()
         """The clients' names of the same requests."""
@@ -81,12 +86,16 @@ class Tracker:
         """Returns True while a request to which its client gave the name `rid` is unfinished."""
         return rid in self._rids
 
-    def submit(self, answer: Answer, now: float) -> list[Instruction]:
+    def submit(
+        self, answer: Answer, now: float, require_in_time: Callable[[float], None] | None = None
+    ) -> list[Instruction]:
         """Starts a request. Raises NoRoute, and keeps nothing, if the nodes that there are could
-        never take it; if there is none, it waits for one."""
+        never take it; if there is none, it waits for one. So it does with what `require_in_time`
+        raises, which is told how long the prompt takes to compute. Without it the request may wait
+        for its turn as long as for its end."""
         assert answer.request_id not in self._requests and answer.rid not in self._rids
         tracked = TrackedRequest(answer)
-        self._add(tracked, now)
+        self._add(tracked, now, require_in_time)
         index = self._placement.index
         tracked.diverges_early = self._demands.diverges_early(tracked.hashes, index)
         return self.dispatch(now)
@@ -238,14 +247,13 @@ class Tracker:
         what they have answered so far, and no limit of time ends them."""
         assert self._paused_at is None
         self._paused_at = now
+        self._queue.turns.interrupted()
         instructions: list[Instruction] = []
         for tracked in list(self._requests.values()):
             if tracked.route is None:
                 continue
             instructions += self._cancel_current(tracked)
-            if tracked.routed is not None:
-                self._placement.ended(tracked.routed, now)
-            tracked.route = tracked.routed = None
+            self._take_back(tracked, now)
             tracked.answer.timeline.lost("generation was paused", now)
             tracked.patience.held()
             instructions += self._wait(tracked, now)
@@ -284,7 +292,7 @@ class Tracker:
         instructions: list[Instruction] = []
         for tracked in self._without_route():
             if tracked.routed is not None:
-                self._queue.remove(tracked.routed)
+                self._queue.remove(tracked.routed, now)
                 tracked.routed = None
             instructions += self._wait(tracked, now)
         return instructions
@@ -295,25 +303,61 @@ class Tracker:
         if self._paused_at is not None:
             return instructions
         for tracked in self._without_route():
-            instructions += self._wait(tracked, now)
+            if self._has_waited_too_long(tracked, now):
+                instructions.append(self._give_up(tracked, now))
+            else:
+                instructions += self._wait(tracked, now)
         return instructions
 
-    def _add(self, tracked: TrackedRequest, now: float) -> None:
-        """Takes a new request. Raises NoRoute, and keeps nothing, if all nodes are too small."""
+    def _add(
+        self,
+        tracked: TrackedRequest,
+        now: float,
+        require_in_time: Callable[[float], None] | None = None,
+    ) -> None:
+        """Takes a new request. Raises NoRoute if all nodes are too small, or what
+        `require_in_time` raises, and then keeps nothing."""
         if self._placement.open():
             demand = self._demands.demand_of(tracked)
             self._placement.require_room(demand)
+            if require_in_time is not None:
+                work_s = self._placement.assess(demand, now)[0]
+                require_in_time(work_s)
+                tracked.longest_wait_s = self._limits.longest_wait_s(work_s)
             self._enqueue(tracked, demand, now)
         self._requests[tracked.request_id] = tracked
         self._rids.add(tracked.answer.rid)
+
+    def _has_waited_too_long(self, tracked: TrackedRequest, now: float) -> bool:
+        """Returns True if it is too late to begin with a request that no node was given yet."""
+        if tracked.attempt_number or tracked.routed is None:
+            return False
+        return now - tracked.routed.arrived > tracked.longest_wait_s
+
+    def _give_up(self, tracked: TrackedRequest, now: float) -> Instruction:
+        waited_s = now - tracked.answer.started_at - tracked.held_s
+        request = tracked.answer.request
+        retry_after_s = whole_seconds(self._queue.wait_s(request.tenant, request.priority, now))
+        message = (
+            f"the request has waited {waited_s:.1f} s, and its turn has not come; come back in "
+            f"{retry_after_s} s"
+        )
+        return self._abort(tracked, "too_busy", message, now, retry_after_s)
 
     def _without_route(self) -> list[TrackedRequest]:
         return [tracked for tracked in self._requests.values() if tracked.route is None]
 
     def _enqueue(self, tracked: TrackedRequest, demand: Demand, now: float) -> None:
         arrived = tracked.answer.started_at + tracked.held_s
-        priority = tracked.answer.request.priority
-        tracked.routed = RoutedRequest(tracked.request_id, demand, arrived, priority)
+        request = tracked.answer.request
+        tracked.routed = RoutedRequest(
+            tracked.request_id,
+            demand,
+            arrived,
+            request.priority,
+            request.tenant,
+            tracked.num_tokens_left,
+        )
         self._queue.add(tracked.routed, now)
 
     def _start(self, tracked: TrackedRequest, route: Route, now: float) -> Instruction:
@@ -426,10 +470,15 @@ class Tracker:
         return self._lost_its_node(tracked, now)
 
     def _lost_its_node(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
+        self._take_back(tracked, now)
+        return self._wait(tracked, now)
+
+    def _take_back(self, tracked: TrackedRequest, now: float) -> None:
+        """Takes a request back from the nodes that it was sent to, at no cost to its tenant."""
         if tracked.routed is not None:
             self._placement.ended(tracked.routed, now)
+            self._queue.settle(tracked.routed, None, now)
         tracked.route = tracked.routed = None
-        return self._wait(tracked, now)
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
         """Queues a request that has no node, if it is time for that and a node could take it."""
@@ -448,9 +497,14 @@ class Tracker:
         return []
 
     def _abort(
-        self, tracked: TrackedRequest, kind: ErrorKind, message: str, now: float
+        self,
+        tracked: TrackedRequest,
+        kind: ErrorKind,
+        message: str,
+        now: float,
+        retry_after_s: int = 1,
     ) -> Instruction:
-        tracked.answer.abort(kind, message, tracked.attempt_number, now)
+        tracked.answer.abort(kind, message, tracked.attempt_number, now, retry_after_s)
         return self._end(tracked, now)
 
     def _end(self, tracked: TrackedRequest, now: float) -> Instruction:
@@ -464,7 +518,9 @@ class Tracker:
         self._rids.discard(tracked.answer.rid)
         self._suspects.ended(tracked)
         if tracked.routed is not None:
-            self._queue.remove(tracked.routed)
+            num_answer_tokens = len(tracked.answered) - tracked.num_answered_before
+            self._queue.remove(tracked.routed, now)
+            self._queue.settle(tracked.routed, num_answer_tokens, now)
             self._placement.ended(tracked.routed, now)
 
     def _cancel_current(self, tracked: TrackedRequest) -> list[Instruction]:

@@ -40,12 +40,14 @@ def fault_reply(error: Exception, form: ErrorForm = NATIVE_ERRORS) -> Response:
         param, code = error.param, error.code
     if isinstance(error, DuplicateRequest):
         param = "rid"
-    return error_reply(fault_status(error), str(error), param, code, form)
+    retry_after_s = error.retry_after_s if isinstance(error, TooBusy) else 1
+    return error_reply(fault_status(error), str(error), param, code, form, retry_after_s)
 
 
 def answer_error_reply(error: AnswerError, form: ErrorForm = NATIVE_ERRORS) -> Response:
     """Returns the reply to a request that has no answer."""
-    return error_reply(STATUS_CODES[error.kind], error.message, form=form)
+    status = STATUS_CODES[error.kind]
+    return error_reply(status, error.message, form=form, retry_after_s=error.retry_after_s)
 
 
 def json_reply(
@@ -61,12 +63,13 @@ def error_reply(
     param: str | None = None,
     code: str | None = None,
     form: ErrorForm = NATIVE_ERRORS,
+    retry_after_s: int = 1,
 ) -> Response:
     """Returns a response with an error in a dialect's form. A 429 or 503 says when to come back; a
     413 closes the connection, since the rest of the body stays unread."""
     headers = {}
     if status_code in (429, 503):
-        headers["Retry-After"] = "1"
+        headers["Retry-After"] = str(retry_after_s)
     elif status_code == 413:
         headers["Connection"] = "close"
     return json_reply(form.body(status_code, message, param, code), status_code, headers)

@@ -59,6 +59,22 @@ BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
 
+def protocol_of(service: Service) -> type[HalfClosingProtocol]:
+    """Returns the protocol of the service's connections."""
+
+    class ServiceProtocol(HalfClosingProtocol):
+        """Gives clients that do not read up when the service's settings say so, and counts."""
+
+        stall_client_s = service.config.stall_client_s
+
+        def client_stalled(self) -> None:
+            """Notes that a client was given up."""
+            super().client_stalled()
+            service.core.statistics.client_stalled(service.now())
+
+    return ServiceProtocol
+
+
 class HttpServer(uvicorn.Server):
     """Serves a service over HTTP.
 
@@ -69,7 +85,7 @@ class HttpServer(uvicorn.Server):
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
             create_app(service),
-            http=HalfClosingProtocol,
+            http=protocol_of(service),
             log_level="warning",
             access_log=False,
             ws="none",

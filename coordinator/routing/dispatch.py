@@ -1,9 +1,10 @@
 """`DispatchQueue`: requests wait here, and are bound to a node when one is nearly free. Pure.
 
 A decision is best when it is made late: queues and caches are known then. So nodes are given only
-a little work ahead, just enough never to idle, and the rest waits here. A higher priority goes
-first, and who has waited for PRIORITY_PATIENCE_S counts as of the highest, so that no priority
-starves another. Among equals the order is this:
+a little work ahead, just enough never to idle, and the rest waits here. Tenants have their turns as
+`FairShares` says. Of one tenant, a higher priority goes first, and who has waited for
+PRIORITY_PATIENCE_S counts as of the highest, so that no priority starves another. Among equals the
+order is this:
 
   * While the backlog is short, the largest (waited + half of the goal) / work goes first: at the
     beginning these are the shortest requests, which makes the mean least, and whoever waits gains
@@ -30,6 +31,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 
+from coordinator.admission.turns import Turns
 from coordinator.routing.placement import Placement
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
@@ -73,6 +75,8 @@ class DispatchQueue:
         self._placement = placement
         self._binds_late = binds_late
         self._waiting: dict[RoutedRequest, None] = {}
+        self.turns = Turns()
+        """The work of those who wait or were sent and have not ended."""
         self._goal = _Goal()
         self._looked_in_vain = (0.0, -1)
         self._planned = PlannedWork()
@@ -89,12 +93,31 @@ class DispatchQueue:
         depends."""
         routed.work_s, routed.skips_prefill = self._placement.assess(routed.demand, now)
         routed.was_looked_at = False
+        num_tokens = self._placement.tokens_to_compute(routed.demand, now)
+        routed.work = self.turns.joined(
+            routed.tenant, routed.priority, num_tokens, routed.most_answer_tokens, now
+        )
         self._goal.observe(routed.work_s)
         self._waiting[routed] = None
 
-    def remove(self, routed: RoutedRequest) -> None:
+    def remove(self, routed: RoutedRequest, now: float) -> None:
         """Removes a request that is not wanted any more. Does nothing if it does not wait."""
-        self._waiting.pop(routed, None)
+        if routed not in self._waiting:
+            return
+        del self._waiting[routed]
+        if routed.work is not None:
+            self.turns.left(routed.work, now)
+
+    def settle(self, routed: RoutedRequest, num_answer_tokens: int | None, now: float) -> None:
+        """Notes what became of a request that was sent, as `Turns.settled` does."""
+        if routed.work is not None:
+            self.turns.settled(routed.work, num_answer_tokens, now)
+
+    def wait_s(self, tenant: str, priority: int, now: float) -> float:
+        """Returns how long a request that comes now would wait until its prompt is begun."""
+        busy_s = min(self._placement.busy_s(now), default=0.0)
+        presumed = self._placement.prompt_tokens_per_s
+        return busy_s + self.turns.wait_s(tenant, priority, presumed, now)
 
     def dispatch(self, now: float) -> list[tuple[RoutedRequest, Route]]:
         """Routes and books the requests that are to be sent now, and returns them."""
@@ -132,6 +155,7 @@ class DispatchQueue:
             else:  # its turn is not yet; who comes after it must not count on its nodes
                 lets_pass = now - waiting.arrived < LETS_PASS_S
                 planned.add(route, admission_pages, lets_pass)
+        self.turns.served([one.work for one, _ in sent if one.work is not None], now)
         if looked_at and not sent and not is_pause:
             self._planned = planned
             self._looked_in_vain = (now, self._placement.num_changes)
@@ -237,7 +261,21 @@ class DispatchQueue:
                 return 1, one.arrived - head_start_s(one.work_s, scale_s)
             return 1, -(waited_s + RESPONSE_SHARE * goal_s) / max(one.work_s, 1e-6)
 
-        return heapq.nsmallest(LOOK_AHEAD, waiting, key=order)
+        if self.turns.shares.num_waiting_tenants < 2:
+            return heapq.nsmallest(LOOK_AHEAD, waiting, key=order)
+        by_tenant: dict[str, list[RoutedRequest]] = {}
+        for one in waiting:
+            by_tenant.setdefault(one.tenant, []).append(one)
+        queues = {
+            tenant: heapq.nsmallest(LOOK_AHEAD, of_one, key=order)
+            for tenant, of_one in by_tenant.items()
+        }
+        return self.turns.shares.in_turn(queues, _work_tokens, LOOK_AHEAD)
+
+
+def _work_tokens(routed: RoutedRequest) -> int:
+    assert routed.work is not None  # it waits
+    return routed.work.num_tokens
 
 
 def head_start_s(work_s: float, scale_s: float) -> float:

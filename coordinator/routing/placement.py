@@ -121,10 +121,8 @@ class Placement:
         nodes = self._computing_nodes()
         if not nodes:
             return 0.0, False
-        owned = self._owners(demand, now).owned
-        page_size = nodes[0].info.layout.page_size
-        num_cached = min(max(owned.values(), default=0) * page_size, demand.num_reusable)
-        work_s = min(compute_s(live, demand.num_tokens - num_cached) for live in nodes)
+        num_tokens = self.tokens_to_compute(demand, now)
+        work_s = min(compute_s(live, num_tokens) for live in nodes)
         prefills = self.open("prefill")
         may_take_it = (
             live.info.layout.num_pages(demand.num_tokens) <= live.info.num_pages
@@ -132,6 +130,20 @@ class Placement:
             for live in prefills
         )
         return work_s, bool(prefills) and not any(may_take_it)
+
+    def tokens_to_compute(self, demand: Demand, now: float) -> int:
+        """Returns how many tokens of a prompt are behind the longest prefix that any node has."""
+        model = self.registry.model
+        if model is None:
+            return demand.num_tokens
+        owned = self._owners(demand, now).owned
+        num_cached = max(owned.values(), default=0) * model.layout.page_size
+        return demand.num_tokens - min(num_cached, demand.num_reusable)
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """How fast all nodes together compute prompts, if they do nothing else."""
+        return sum(live.prefill_tokens_per_s for live in self._computing_nodes())
 
     def book(self, routed: RoutedRequest, route: Route, now: float) -> None:
         """Notes that a request is sent along `route`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from coordinator.admission.turns import Work
 from coordinator.routing.demand import Demand
 from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 
@@ -22,7 +23,13 @@ class RoutedRequest:
     """When the client asked; a second attempt keeps the time of the first. It moves on by the
     length of each pause of the cluster."""
     priority: int = 0
-    """Of those that wait, requests of a higher priority go first."""
+    """Of those of its tenant that wait, requests of a higher priority go first."""
+    tenant: str = ""
+    """Who shares the cluster with others: it is fair between tenants."""
+    most_answer_tokens: int = 1
+    """The most tokens that its answer may have."""
+    work: Work | None = field(default=None, repr=False)
+    """What it takes of its tenant's share; None until it has waited for its turn."""
     work_s: float = 0.0
     """The least time that its prompt takes to compute, from the longest prefix that any node
     has."""

@@ -17,6 +17,16 @@ class Arrival:
     parsed_at: float | None = None
     """When its body was checked, and its chat, if it has one, was a text."""
 
+    api_key_number: int | None = None
+    """Which of the API keys it has shown; None if none is asked for."""
+
+    def tenant(self, cache_salt: str) -> str:
+        """Returns the name of the tenant whose share of the cluster a request takes: that of the
+        API key, else of the cache_salt, else "", which all others share."""
+        if self.api_key_number is not None:
+            return f"key {self.api_key_number}"
+        return f"salt {cache_salt}" if cache_salt else ""
+
     def parsed(self, now: float) -> Arrival:
         """Returns the same arrival, whose body is checked now."""
         return replace(self, parsed_at=now)

@@ -67,7 +67,8 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
     lines = (
         f"{cluster['requests']} requests ended: {cluster['failed_requests']} failed, "
         f"{cluster['disconnected_requests']} lost their client, "
-        f"{cluster['aborted_requests']} were aborted",
+        f"{cluster['aborted_requests']} were aborted; {cluster['refused_requests']} more were "
+        f"refused, {cluster['stalled_clients']} clients did not read",
         f"{cluster['running_requests']} run, {cluster['waiting_requests']} of these wait for a "
         "node",
         f"cache hits: {cluster['token_hit_ratio']:.1%} of prompt tokens, "

@@ -33,6 +33,7 @@ class Asked:
     """When the client leaves."""
     next_turn: Asked | None = None
     """Asked as soon as this one is answered; its prompt begins with this prompt and answer."""
+    tenant: str = ""
     may_be_aborted: bool = False
     """Somebody has asked that it ends."""
     right_answer: list[int] = field(init=False)
@@ -63,6 +64,32 @@ def some_requests(chance: random.Random, page_size: int, until: float) -> list[A
     if chance.random() < 0.1:
         asked += _crowd(chance)
     return asked
+
+
+def some_rush(chance: random.Random) -> list[Asked]:
+    """Returns what several tenants ask at once, one of them ten times as much as the others; in
+    most lives nothing."""
+    if chance.random() < 0.8:
+        return []
+    at = chance.uniform(0.0, 1.5)
+    tenants = ["greedy"] * chance.choice((20, 60)) + ["modest", "small"] * chance.choice((2, 6))
+    chance.shuffle(tenants)
+    length, answer = chance.choice((4, 40)), chance.choice((1, 8))
+    rush = []
+    for number, tenant in enumerate(tenants):
+        tokens = _tokens(chance, length)
+        one = Asked(
+            name=f"{tenant}{number}",
+            at=at + chance.uniform(0.0, 0.4),
+            tokens=tokens,
+            namespace=Namespace(),
+            sampling=_sampling(chance, len(tokens)),
+            max_new_tokens=answer,
+            end_token_ids=[],
+            tenant=tenant,
+        )
+        rush.append(one)
+    return rush
 
 
 def _long_one(chance: random.Random) -> Asked:

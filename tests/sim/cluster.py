@@ -49,6 +49,8 @@ class SimSettings:
     policy: str
     request_timeout_s: float = 30.0
     max_itl_s: float = 0.0
+    max_ttft: float = 0.0
+    max_wait_s: float = 120.0
 
     @property
     def layout(self) -> KVLayout:

@@ -24,6 +24,7 @@ from coordinator.core.pause import Pause
 from coordinator.leaving.taking_over import AnsweredBefore, answered_before
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
 from coordinator.routing.draining import draining_names
+from protocol.hashing import tokens_from_bytes
 from protocol.ids import coordinator_tag
 from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat, TakenOver, TakeOver
 from tests.sim.checks import Wrong
@@ -31,6 +32,7 @@ from tests.sim.clients import Asked
 from tests.sim.world.oracle import logprobs_of, prompt_logprobs_of
 from tests.sim.world.processes import Process
 from tests.sim.world.redis_model import RedisDown
+from tests.sim.world.turn_watch import TurnWatch, Waiting
 
 if TYPE_CHECKING:
     from tests.sim.cluster import SimCluster
@@ -54,6 +56,8 @@ class SimCoordinator(Process):
         config = CoordinatorConfig(
             policy=settings.policy,
             request_timeout_s=settings.request_timeout_s,
+            max_ttft=settings.max_ttft,
+            max_wait_s=settings.max_wait_s,
         )
         dice = random.Random(cluster.chance.random())
         ids = itertools.count()
@@ -67,6 +71,7 @@ class SimCoordinator(Process):
         self._questions: dict[str, tuple[Asked, set[str], list[TakenOver]]] = {}
         """By its id, whom a question to all nodes is for, who has not answered, and who has."""
         self._question_ids = itertools.count()
+        self.turn_watch = TurnWatch(self.address)
         self.asked: dict[str, Asked] = {}
         """By the cluster's id of a request that has not ended."""
         self._newest: dict[str, int] = {}
@@ -121,24 +126,37 @@ class SimCoordinator(Process):
             namespace=asked.namespace,
             rid=asked.name,
             resume_key="" if asked.sampling.wants_logprobs else self._key_of(asked),
+            tenant=asked.tenant or asked.namespace.salt,
         )
+        counts = self._counts(request.tenant)
         try:
             instructions = self.core.submit(request, self.clock.now, before)
         except (TooBusy, Unavailable) as refused:
+            if self._counts(request.tenant) != counts:
+                raise Wrong(f"{asked.name} was refused and left something behind") from None
             self.cluster.ended(asked, f"refused {type(refused).__name__}", [])
             return
         started = instructions[0]
         assert isinstance(started, AnswerStarted)
         self.asked[started.answer.request_id] = asked
         asked.coordinator = self.name
+        longest_s = self.cluster.settings.max_ttft or self.cluster.settings.max_wait_s
+        waiting = Waiting(request.tenant, longest_s, self.clock.now, self.core.pause.number)
+        self.turn_watch.came(started.answer.request_id, waiting)
         self._carry_out(instructions)
         self._plan_tick()
+
+    def _counts(self, tenant: str) -> tuple[int, int, int]:
+        """Returns how many requests there are, here and of a tenant, and how many wait."""
+        of_tenant = self.core.turns.shares.num_unfinished(tenant)
+        return self.core.num_unfinished, of_tenant, self.core.num_waiting
 
     def leave(self, asked: Asked) -> None:
         """Lets the client disconnect."""
         for request_id, other in list(self.asked.items()):
             if other is asked:
                 del self.asked[request_id]
+                self._ended(request_id)
                 self._carry_out(self.core.cancel(request_id, self.clock.now))
                 self.cluster.ended(asked, "left", [])
 
@@ -173,6 +191,18 @@ class SimCoordinator(Process):
                 raise Wrong(f"{self.name} gives work to {send.address}, which was replaced")
             if self.core.pause.is_paused:
                 raise Wrong(f"{self.name} gives work to {send.address} during a pause")
+            generate = send.message
+            num_tokens = len(tokens_from_bytes(generate.tokens)) + 2 * generate.max_new_tokens
+            self.turn_watch.began(
+                generate.attempt.request_id,
+                num_tokens,
+                self.clock.now,
+                self.frozen_until,
+                self.core.pause.number,
+            )
+
+    def _ended(self, request_id: str) -> None:
+        self.turn_watch.ended(request_id, self.clock.now, self.frozen_until, self.core.pause.number)
 
     def _handle(self, message: AnyMessage) -> None:
         if isinstance(message, Heartbeat):
@@ -227,6 +257,7 @@ class SimCoordinator(Process):
             raise Wrong(f"{asked.name} got the logprobs of other tokens: {answer.logprobs}")
         if isinstance(instruction, AnswerEnded):
             del self.asked[answer.request_id]
+            self._ended(answer.request_id)
             assert answer.finish_reason is not None
             end = answer.finish_reason.kind
             if answer.error is not None:

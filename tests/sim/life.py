@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tests.sim.acts import some_acts
 from tests.sim.checks import Wrong
-from tests.sim.clients import Asked, some_requests
+from tests.sim.clients import Asked, some_requests, some_rush
 from tests.sim.cluster import SimCluster, SimSettings, Tell
 from tests.sim.faults import Cut, Fault, some_faults
 
@@ -16,6 +16,7 @@ BUSY_S = 3.0
 """Requests and faults begin within this time."""
 QUIET_S = 8.0
 """After the last request has ended: leases end, and everybody learns what is owned."""
+TENANTS = ("", "acme", "greedy", "modest", "small")
 LIMIT_S = 120.0
 """A life that is not over by then hangs."""
 
@@ -52,6 +53,7 @@ class Outcome:
 
 def plan_of(seed: int) -> LifePlan:
     chance = random.Random(f"plan {seed}")
+    limits = random.Random(f"limits {seed}")
     page_size = chance.choice((4, 4, 8))
     max_itl_s = chance.choice((0.0, 0.025))
     # Shorter chunks than these are never cut.
@@ -67,6 +69,8 @@ def plan_of(seed: int) -> LifePlan:
         max_waiting=chance.choice((2, 4, 16)),
         max_itl_s=max_itl_s,
         policy=chance.choice(("cost", "cost", "disaggregate", "round-robin", "longest-prefix")),
+        max_ttft=limits.choice((0.0, 0.0, 0.3, 2.0)),
+        max_wait_s=limits.choice((120.0, 3.0)),
     )
     nodes = [name for name, _ in settings.nodes]
     faults = some_faults(chance, nodes, settings.coordinators, BUSY_S)
@@ -77,6 +81,8 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
     """Lives a life to its end. Raises Wrong, or whatever a process raised."""
     chance = random.Random(f"life {plan.seed}")
     requests = some_requests(chance, plan.settings.page_size, BUSY_S)
+    acts = some_acts(random.Random(f"acts {plan.seed}"), requests)
+    requests += some_rush(random.Random(f"rush {plan.seed}"))
     cluster = make(plan.settings, chance, tell)
     everything = [one for asked in requests for one in _turns(asked)]
     for asked in everything:
@@ -85,7 +91,7 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
         cluster.clock.at(0.3 + asked.at, cluster.ask, asked)
     for fault in plan.faults:
         cluster.clock.at(0.3 + fault.at, cluster.apply, fault)
-    for act in some_acts(random.Random(f"acts {plan.seed}"), requests):
+    for act in acts:
         cluster.clock.at(0.3 + act.at, cluster.act, act, everything)
     cluster.num_unfinished = len(everything)
     cluster.clock.run(LIMIT_S, lambda: cluster.num_unfinished == 0)
@@ -122,6 +128,9 @@ def check_at_rest(cluster: SimCluster) -> None:
             continue
         if coordinator.core.num_unfinished or coordinator.asked:
             raise Wrong(f"{coordinator.name} has requests that have ended")
+        shares = coordinator.core.turns.shares
+        if any(map(shares.num_unfinished, TENANTS)) or shares.num_waiting_tenants:
+            raise Wrong(f"{coordinator.name} counts requests of tenants that have ended")
         for name, backlog in coordinator.core.placement.queues.items():
             if backlog.num_requests or backlog.promised_pages:
                 raise Wrong(f"{coordinator.name} counts work of {name} that has ended")

@@ -18,6 +18,9 @@ from typing import Any
 import msgspec
 
 import node.core.prompts
+from coordinator.admission.fair_shares import FairShares
+from coordinator.core.core import CoordinatorCore
+from coordinator.core.errors import TooBusy
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
 from coordinator.leaving.taking_over import AnsweredBefore
@@ -410,7 +413,39 @@ def _role_is_a_wall(right: Any) -> Any:
     return handle
 
 
+def _leaks_a_place(right: Any) -> Any:
+    def submit(self: CoordinatorCore, request: Any, now: float, *rest: Any) -> Any:
+        """A request that gets a 429 keeps its place in its tenant's share."""
+        try:
+            return right(self, request, now, *rest)
+        except TooBusy:
+            self.turns.joined(request.tenant, request.priority, len(request.tokens), 1, now)
+            raise
+
+    return submit
+
+
+def _forgives_debts(right: Any) -> Any:
+    def served(self: FairShares, name: str, priority: int, num_tokens: int) -> None:
+        """A tenant owes nothing for what it was served."""
+        right(self, name, priority, num_tokens)
+        self._tenants[name].counter -= num_tokens
+
+    return served
+
+
+def _waits_for_ever(right: Any) -> Any:
+    def has_waited_too_long(self: Tracker, tracked: TrackedRequest, now: float) -> bool:
+        """Waiting has no deadline."""
+        return False
+
+    return has_waited_too_long
+
+
 MUTANTS = (
+    Mutant("429 that leaks a slot", CoordinatorCore, "submit", _leaks_a_place),
+    Mutant("tenant's debt forgotten", FairShares, "served", _forgives_debts),
+    Mutant("waiting without a deadline", Tracker, "_has_waited_too_long", _waits_for_ever),
     Mutant("stale incarnation believed", Registry, "heartbeat", _stale_incarnation),
     Mutant("leak on refusal", PrefixCache, "acquire", _leak_on_no_room),
     Mutant("leak on cancel", Answers, "left", _leak_on_cancel),

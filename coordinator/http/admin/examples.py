@@ -22,6 +22,7 @@ COUNTS = RequestCounters(
     completion_tokens=154112,
     transferred_pages=19822,
     aborted_requests=4,
+    refused_requests=31,
 ).report()
 PAGES = {"total": 16384, "used": 15900, "held": 412, "cached": 15488, "free": 484}
 COUNTERS = NodeCounters(

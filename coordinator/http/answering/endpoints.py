@@ -15,11 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import STATUS_CODES, AnswerFailed, ClientLeft, ErrorForm
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
+from coordinator.http.wire.arrivals import arrival_of
 from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import Exchange
-from coordinator.http.wire.request_ids import request_id
-from coordinator.timelines.arrival import Arrival
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class PostEndpoints:
         handler = self._handlers.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None:
             return await self._app(scope, receive, send)
-        arrival = Arrival(request_id(scope), time.monotonic())
+        arrival = arrival_of(scope, time.monotonic())
         exchange = Exchange(arrival, send, direct_writer(scope), handler.errors)
         try:
             await self._answer(handler, scope, receive, exchange)

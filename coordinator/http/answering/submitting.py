@@ -24,6 +24,7 @@ async def submit_all(
     BadRequest and RequestRefused.
     """
     require_so_many_answers(service, prompts, "n")
+    require_turn(service, prompts, arrival)
     arrival = arrival.parsed(service.now())
     tokens = [await _tokens(service, prompt, with_special_tokens) for prompt in prompts]
     tokenizer = service.tokenizer
@@ -35,7 +36,7 @@ async def submit_all(
         for prompt, ids, grammar in zip(prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
                 request = make_request(prompt, ids, choice, tokenizer, longest, arrival, grammar)
-                mailboxes.append(service.submit(request))
+                mailboxes.append(service.submit(request, is_next=bool(mailboxes)))
     except BaseException:
         cancel_unfinished(service, mailboxes)
         raise
@@ -53,6 +54,14 @@ def require_so_many_answers(service: Service, prompts: Sequence[GeneratePrompt],
             f"{max_unfinished} at once: send fewer prompts, or lower n",
             key,
         )
+
+
+def require_turn(service: Service, prompts: Sequence[GeneratePrompt], arrival: Arrival) -> None:
+    """Raises Unavailable or TooBusy if it is clear before anything is tokenized that the body would
+    be refused: under a load of many times the capacity, most bodies are."""
+    first = prompts[0]
+    tenant = arrival.tenant(first.cache_salt)
+    service.core.require_turn(tenant, first.priority, service.now())
 
 
 def cancel_unfinished(service: Service, mailboxes: Sequence[Mailbox]) -> None:

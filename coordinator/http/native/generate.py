@@ -20,7 +20,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.answers.answer import AnswerError
 from coordinator.answers.request import Request
-from coordinator.http.answering.submitting import cancel_unfinished, require_so_many_answers
+from coordinator.http.answering.submitting import (
+    cancel_unfinished,
+    require_so_many_answers,
+    require_turn,
+)
 from coordinator.http.answering.waiting import side_by_side, wait_s, wanted
 from coordinator.http.checking import parse_object
 from coordinator.http.errors import ClientLeft
@@ -32,6 +36,7 @@ from coordinator.http.native.schema import GeneratePrompt, ParsedBody, parse_gen
 from coordinator.http.native.sglang import SGLangFormatter
 from coordinator.http.replies import FAULTS, answer_error_reply, error_reply, fault_reply
 from coordinator.http.sessions.turns import begin_turn
+from coordinator.http.wire.arrivals import arrival_of
 from coordinator.http.wire.bodies import read_body
 from coordinator.http.wire.direct_writer import direct_writer
 from coordinator.http.wire.exchange import EVENTS, Exchange
@@ -56,7 +61,7 @@ class GenerateEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/generate":
             return await self._app(scope, receive, send)
-        arrival = Arrival(request_id(scope), time.monotonic())
+        arrival = arrival_of(scope, time.monotonic())
         exchange = Exchange(arrival, send, direct_writer(scope))
         try:
             await self._answer(scope, receive, exchange)
@@ -134,6 +139,8 @@ async def _submit_all(
     """Starts every answer that a body asks for; if one is refused, none of them. The client of a
     body that resumes a stream has `num_seen` tokens already."""
     require_so_many_answers(service, body.prompts, "sampling_params.n")
+    if body.resume_token is None:
+        require_turn(service, body.prompts, arrival)
     tokens = [await tokenize(prompt, service.tokenizer) for prompt in body.prompts]
     grammars = [
         await compile_grammar(prompt, service.tokenizer, service.grammars)
@@ -147,7 +154,8 @@ async def _submit_all(
     try:
         for prompt, ids, grammar in zip(body.prompts, tokens, grammars, strict=True):
             for choice in range(prompt.sampling.n):
-                answers.append(_submit(service, body, prompt, ids, choice, arrival, grammar))
+                one = _submit(service, body, prompt, ids, choice, arrival, grammar, bool(answers))
+                answers.append(one)
     except BaseException:
         cancel_unfinished(service, [one.mailbox for one in answers])
         raise
@@ -191,9 +199,10 @@ def _submit(
     choice: int,
     arrival: Arrival,
     grammar: str,
+    is_next: bool = False,
 ) -> AnswerInProgress:
     request = _request(service, body, prompt, ids, choice, arrival, grammar)
-    return _in_progress(service, body, prompt, service.submit(request))
+    return _in_progress(service, body, prompt, service.submit(request, is_next=is_next))
 
 
 def _request(

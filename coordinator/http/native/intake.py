@@ -125,6 +125,7 @@ def make_request(
         rid=f"{rid}_{choice}" if rid and params.n > 1 else rid,
         priority=prompt.priority,
         arrival=arrival,
+        tenant=arrival.tenant(prompt.cache_salt),
         stop_strings=params.stops,
         stop_patterns=params.stop_patterns,
         keeps_stop=params.no_stop_trim,

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
+from coordinator.http.wire.arrivals import API_KEY_NUMBER
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
 from coordinator.timelines.arrival import Arrival
@@ -34,19 +35,22 @@ class ApiKeys:
         self._accepted = [key.encode() for key in accepted]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not (scope["path"] in OPEN_PATHS or self._has_key(scope)):
-            return await Exchange(Arrival(request_id(scope)), send).reply(
-                _unauthorized(scope["path"])
-            )
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            number = self._key_number(scope)
+            if number is None:
+                return await Exchange(Arrival(request_id(scope)), send).reply(
+                    _unauthorized(scope["path"])
+                )
+            scope[API_KEY_NUMBER] = number
         await self._app(scope, receive, send)
 
-    def _has_key(self, scope: Scope) -> bool:
-        """Returns True if the request shows a key. How long that takes does not depend on how much
-        of a wrong key is right, nor on which of the keys is shown."""
-        found = False
+    def _key_number(self, scope: Scope) -> int | None:
+        """Returns which of the keys the request shows; None if it shows none. How long that takes
+        does not depend on how much of a wrong key is right, nor on which of the keys is shown."""
+        found: int | None = None
         for given in _shown_keys(scope):
-            for key in self._accepted:
-                found |= secrets.compare_digest(given, key)
+            for number, key in enumerate(self._accepted):
+                found = number if secrets.compare_digest(given, key) else found
         return found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 1 << 16
 """The most bytes of a request's head, which is kept until all of it is there."""
-MAX_STALL_S = 600.0
-"""A client that reads nothing for so long, while there is much to read, is taken for lost."""
+
+
+log = logging.getLogger(__name__)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -17,6 +19,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _num_unread_bytes = 0
     """Bytes that came since the last part of a body, or the last request, was whole."""
+    stall_client_s = 60.0
+    """A client that reads nothing for so long, while there is much to read, is taken for lost."""
     _stall: asyncio.TimerHandle | None = None
     """Ends the connection unless the client reads before."""
 
@@ -46,7 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Begins to wait for a client that does not read."""
         super().pause_writing()
         self._end_stall()
-        self._stall = self.loop.call_later(MAX_STALL_S, self.transport.abort)
+        self._stall = self.loop.call_later(self.stall_client_s, self._give_up)
 
     def resume_writing(self) -> None:
         """Goes on: the client reads."""
@@ -57,6 +61,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """Ends the waiting, then everything that the connection was for."""
         self._end_stall()
         super().connection_lost(exc)
+
+    def client_stalled(self) -> None:
+        """Is told of a client that is given up. A server may do more than log it."""
+        log.warning("a client has read nothing for %g s, and is given up", self.stall_client_s)
+
+    def _give_up(self) -> None:
+        self.client_stalled()
+        self.transport.abort()
 
     def _end_stall(self) -> None:
         if self._stall is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,7 +28,10 @@ def pair(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> Iterator[Pair]:
     """One prefill and one decode node, and two coordinators."""
-    cluster = start_cluster(tmp_path_factory, random_model[0], 1, 1, max_total_tokens="32768")
+    stall = {"stall_client_s": "1"}
+    cluster = start_cluster(
+        tmp_path_factory, random_model[0], 1, 1, stall, max_total_tokens="32768"
+    )
     try:
         yield Pair(cluster, random_model)
     finally:
@@ -80,6 +85,36 @@ def test_an_abort_ends_all_answers_of_a_batch_with_what_they_have(pair: Pair) ->
         ]
         assert all(map(is_abort, answers))
         assert len(neighbour.result().json()["output_ids"]) == 200
+
+
+def test_requests_that_nobody_wants_leave_nothing_at_any_node(pair: Pair) -> None:
+    """Some clients leave, others abort; prompts are computed and sent, and answers go on."""
+    asked = [body(seed, f"unwanted-{seed}") for seed in range(50, 58)]
+    for number, one in enumerate(asked):
+        one["input_ids"] = prompt_of(30 if number % 2 else 900, 199, seed=number)
+    with ExitStack() as open_streams:
+        for one in asked:
+            open_streams.enter_context(pair.stream(0, one))
+        wait_until(lambda: pair.cluster.total("num_running") >= 4, "answers")
+        for one in asked[:4]:
+            assert pair.post(1, "/abort_request", {"rid": one["rid"]}).status_code == 200
+    pair.cluster.settle()
+
+
+def test_a_client_that_does_not_read_costs_its_own_request_alone(pair: Pair) -> None:
+    def num_stalled() -> int:
+        return int(pair.cluster.stats()["stalled_clients"])
+
+    before = num_stalled()
+    port = int(pair.cluster.local.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as silent:
+        content = json.dumps(body(60, "silent") | {"stream": True}).encode()
+        head = f"POST /generate HTTP/1.1\r\nHost: here\r\nContent-Length: {len(content)}\r\n\r\n"
+        silent.sendall(head.encode() + content)
+        wait_until(lambda: pair.cluster.total("num_running"), "its answer")
+        assert len(pair.generate(0, prompt(61))["output_ids"]) > 0
+        wait_until(lambda: num_stalled() == before + 1, "the end of its patience")
+        pair.cluster.settle()
 
 
 def test_aborting_nobody_is_no_error(pair: Pair) -> None:

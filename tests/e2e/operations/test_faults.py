@@ -120,8 +120,9 @@ def test_prefill_nodes_answer_when_no_decode_node_is_left(
 def test_too_many_requests_are_429_and_while_no_node_is_there_requests_wait(
     tmp_path_factory: pytest.TempPathFactory, random_model: tuple[Path, PreTrainedModel]
 ) -> None:
-    limits = {"max_running_requests": "1", "max_queued_requests": "1", "lease_s": "1.0"}
-    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 1, **limits)
+    limits = {"max_running_requests": "1", "lease_s": "1.0"}
+    most = {"max_queued_requests": "2"}
+    cluster = start_cluster(tmp_path_factory, random_model[0], 0, 1, most, **limits)
     try:
         params = {"max_new_tokens": 1000, "ignore_eos": True}
         body = {"text": "abc", "stream": True, "sampling_params": params}

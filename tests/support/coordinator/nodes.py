@@ -131,7 +131,7 @@ class Nodes:
 
     def remove(self, request_id: str) -> None:
         if request_id in self._requests:
-            self.queue.remove(self._requests[request_id])
+            self.queue.remove(self._requests[request_id], 0.0)
 
     def waits(self, request_id: str) -> bool:
         return request_id in self._requests and self._requests[request_id] in self.queue

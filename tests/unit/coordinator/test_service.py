@@ -145,7 +145,7 @@ def test_one_timer_waits_for_the_next_dispatch(
                 timers.append(call_later(delay, callback))
                 return timers[-1]
 
-            busy = load_of(queued_tokens=1_000_000)
+            busy = load_of(queued_tokens=50_000)
             many = {"max_queued_requests": 100, "control_address": decode.address}
             service.handle(heartbeat("decode", D0, busy, **many))
             monkeypatch.setattr(loop, "call_later", recorded)
@@ -161,7 +161,7 @@ def test_one_timer_waits_for_the_next_dispatch(
 def test_a_restarted_node_with_another_layout_gets_work_of_that_layout(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode) as service:
-            busy = load_of(queued_tokens=1_000_000)
+            busy = load_of(queued_tokens=50_000)
             service.handle(heartbeat("decode", D0, busy, control_address=decode.address))
             submit(service)
             placed: list[int] = []

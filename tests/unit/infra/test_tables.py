@@ -30,7 +30,10 @@ def test_stats_fit_a_terminal() -> None:
     text = shown(show_stats, answer)
     row = next(line for line in text.splitlines() if "p0" in line).split()
     assert " ".join(row) == "p0 P drains 412 15488 484 67% 12M 568k 41984 19822 0 8112"
-    assert "1204 requests ended: 0 failed, 0 lost their client, 4 were aborted" in text
+    assert (
+        "1204 requests ended: 0 failed, 0 lost their client, 4 were aborted; 31 more were refused"
+        in text
+    )
     assert "12 run, 3 of these wait for a node" in text
     assert (
         "66.8% of prompt tokens, 84.0% of requests; in the last 5 minutes 66.8% and 84.0%" in text

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.http.wire import bounded, half_closing
+from coordinator.http.wire import half_closing
 from coordinator.http.wire.bounded import MAX_HEAD_BYTES
 from protocol.channel import Channel
 from protocol.messages import Cancel
@@ -202,13 +202,9 @@ def test_a_head_without_an_end_is_refused(decode: Channel, begin: bytes) -> None
     run_served(test)
 
 
-def test_a_client_that_never_reads_is_given_up(
-    decode: Channel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounded, "MAX_STALL_S", 0.01)
-
+def test_a_client_that_never_reads_is_given_up(decode: Channel) -> None:
     async def test() -> None:
-        async with served(decode) as here:
+        async with served(decode, stall_client_s=0.01) as here:
             client, other = await here.connect(), await here.connect()
             client.send("POST", "/generate", STREAM)
             generate = await here.generate()
@@ -221,17 +217,15 @@ def test_a_client_that_never_reads_is_given_up(
             with contextlib.suppress(ConnectionResetError):
                 assert b"[DONE]" not in await asyncio.wait_for(client.reader.read(), DEADLINE_S)
             assert (await other.ask("GET", "/health")).status == 200
+            lifetime = here.service.core.statistics.totals.lifetime
+            assert (lifetime.stalled_clients, lifetime.disconnected_requests) == (1, 1)
 
     run_served(test)
 
 
-def test_a_client_that_reads_again_is_not_given_up(
-    decode: Channel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bounded, "MAX_STALL_S", 0.01)
-
+def test_a_client_that_reads_again_is_not_given_up(decode: Channel) -> None:
     async def test() -> None:
-        async with served(decode) as here:
+        async with served(decode, stall_client_s=0.01) as here:
             client = await here.connect()
             client.send("POST", "/generate", STREAM)
             generate = await here.generate()

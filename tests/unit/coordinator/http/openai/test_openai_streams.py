@@ -292,7 +292,7 @@ def test_more_answers_than_the_cluster_takes_at_once_are_refused(
     decode: Channel, path: str, body: dict[str, Any], param: str
 ) -> None:
     async def test() -> None:
-        async with served(decode) as here:
+        async with served(decode, max_queued_requests=63) as here:
             reply = await here.ask("POST", path, body)
             assert reply.status == 400 and reply.error["param"] == param
             assert "lower n" in reply.error["message"]
