@@ -8,9 +8,9 @@ from pathlib import Path
 
 from infra.process import Child, OutputLines
 
-NUM_LINES = 20_000
+NUM_LINES = 5_000
 TALKER = (sys.executable, "-c", f"for i in range({NUM_LINES}): print(i, 'x' * 20)")
-"""Ends only if somebody reads the 500 KB that it writes: a pipe holds 64."""
+"""Ends only if somebody reads the 130 KB that it writes: a pipe holds 64."""
 
 
 def test_a_log_file_that_cannot_be_made_stops_nobody(tmp_path: Path) -> None:
