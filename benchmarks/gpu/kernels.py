@@ -103,8 +103,6 @@ def _row(kernel: str, size: str, variant: str, seconds: float, floor_s: float) -
 
 def _linears(copy_bytes_s: float) -> list[dict[str, Any]]:
     """Measures the matrix products, each with `LAYERS` weights in turn."""
-    from engine.kernels.triton_few_rows import FEW_ROWS, few_rows_linear
-
     rows = []
     for name, (num_out, num_in) in LINEARS.items():
         weights = torch.randn(LAYERS, num_out, num_in, device=CUDA, dtype=DTYPE)
@@ -113,10 +111,6 @@ def _linears(copy_bytes_s: float) -> list[dict[str, Any]]:
             x = torch.randn(num_rows, num_in, device=CUDA, dtype=DTYPE)
             seconds = _seconds([partial(F.linear, x, weight) for weight in weights])
             rows.append(_row(name, f"{num_rows} rows", "cuBLAS", seconds, floor_s))
-            if num_rows <= FEW_ROWS:
-                ours = partial(few_rows_linear, bias=None, launch={"IS_DEPENDENT": False})
-                seconds = _seconds([partial(ours, x, weight) for weight in weights])
-                rows.append(_row(name, f"{num_rows} rows", "ours", seconds, floor_s))
     return rows
 
 

@@ -31,9 +31,9 @@ JOIN_TILE = 16
 class SinglesTuning:
     """What makes the kernels fast, and changes no result but its rounding."""
 
-    programs_per_processor: int = 2
+    programs_per_processor: int = 3
     """How many pieces a multiprocessor is meant to have at once."""
-    num_stages: int = 3
+    num_stages: int = 5
     """How far ahead a program reads. The look into the page table takes two stages of it."""
     is_dependent: bool = False
     """Kernels are launched as `engine/dependent_launch.py` says."""

@@ -17,26 +17,20 @@ from engine.cache.kv_cache import KVCache
 from engine.dependent_launch import OPTION
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
-from engine.kernels.triton_few_rows import few_rows_linear, takes
 
 HEADS_PER_PROGRAM = 8
 MUL_BLOCK = 1024
 
 
 class TritonKernels(TorchKernels):
-    """Fuses norms, activations and the splitting of heads. Products of more than a few rows stay
-    those of the vendor's library."""
+    """Fuses norms, activations and the splitting of heads. Products stay those of the vendor's
+    library: a kernel of ours for up to four rows was slower on an H200 (decision 0039)."""
 
     def __init__(self, is_dependent: bool) -> None:
         """`is_dependent`: kernels are launched as `engine/dependent_launch.py` says."""
         self._launch: dict[str, Any] = {"IS_DEPENDENT": is_dependent}
         if is_dependent:
             self._launch[OPTION] = True
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if takes(x, weight):
-            return few_rows_linear(x, weight, bias, self._launch)
-        return super().linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = x.shape[-1]

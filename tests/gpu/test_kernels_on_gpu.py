@@ -100,21 +100,6 @@ def test_heads_are_split_normed_rotated_and_stored(
     torch.testing.assert_close(caches[0].pool, caches[1].pool, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize(("num_out", "num_in"), [(6144, 4096), (4096, 14_336), (101, 72), (7, 8)])
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_products_of_few_rows(
-    fused: Kernels, dtype: torch.dtype, rows: int, num_out: int, num_in: int, has_bias: bool
-) -> None:
-    x, weight = normal(rows, num_in, dtype=dtype), normal(num_out, num_in, dtype=dtype)
-    bias = normal(num_out, dtype=dtype) if has_bias else None
-    exact = x.double() @ weight.double().T
-    if bias is not None:
-        exact += bias.double()
-    error = (fused.linear(x, weight, bias).double() - exact).norm() / exact.norm()
-    assert error < TOLERANCES[dtype] / 3
-
-
 def test_a_chain_of_dependent_kernels_gives_what_it_gives_one_by_one(fused: Kernels) -> None:
     """Each kernel reads what the one before it has written just now, in a graph and out of it."""
     weights = [normal(4096, 4096, dtype=torch.bfloat16) / 64 for _ in range(8)]

@@ -81,27 +81,3 @@ def test_heads(fused: Kernels, has_norms: bool, head_dim: int, rotary_dim: int) 
     )
     assert_near(query, expected)
     assert_near(caches[0].pool, caches[1].pool)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 4])
-@pytest.mark.parametrize(("num_out", "num_in"), [(101, 72), (8, 5000)])
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_products_of_few_rows(
-    fused: Kernels, rows: int, num_out: int, num_in: int, has_bias: bool
-) -> None:
-    x, weight = torch.randn(rows, num_in).half(), torch.randn(num_out, num_in).half()
-    bias = torch.randn(num_out).half() if has_bias else None
-    expected = x.double() @ weight.double().T + (bias.double() if bias is not None else 0.0)
-    output = fused.linear(x, weight, bias)
-    assert output.dtype == x.dtype
-    torch.testing.assert_close(output.double(), expected, atol=0.05, rtol=2e-3)
-
-
-def test_many_rows_and_float32_are_products_of_the_library() -> None:
-    from engine.kernels.triton_few_rows import FEW_ROWS, takes
-
-    weight = torch.randn(8, 16).half()
-    assert takes(torch.randn(FEW_ROWS, 16).half(), weight)
-    assert not takes(torch.randn(FEW_ROWS + 1, 16).half(), weight)
-    assert not takes(torch.randn(1, 16), weight.float())
-    assert not takes(torch.randn(1, 12).half(), weight[:, :12])
