@@ -362,8 +362,8 @@ class Tracker:
         return self._lost_its_node(tracked, now)
 
     def _lost_its_node(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        if tracked.routed is not None:
-            self._placement.ended(tracked.routed, now)
+        if tracked.routed is not None and tracked.route is not None:
+            self._placement.failed(tracked.routed, tracked.route, now)
         tracked.route = tracked.routed = None
         return self._wait(tracked, now)
 
