@@ -58,6 +58,7 @@ def summary_of(pairs: Sequence[Pair]) -> dict[str, Any]:
                 if pair["peer_measured"]
                 else None,
                 "compiles_while_serving": pair["kvrelay"]["compiles_while_serving"],
+                "failed_steps": pair["kvrelay"]["failed_steps"],
                 "lost_leases": pair["kvrelay"]["lost_leases"],
                 "missing_nodes": pair["kvrelay"]["missing_nodes"],
                 "ratios": pair["ratios"],

@@ -244,7 +244,7 @@ def figures(ttft_ms: float, tokens_per_s: float, errors: int = 0) -> dict[str, A
 
 
 def measured(name: str, *repeats: dict[str, Any]) -> Measured:
-    health = {"compiles_while_serving": 1, "lost_leases": 2, "missing_nodes": []}
+    health = {"compiles_while_serving": 1, "failed_steps": 0, "lost_leases": 2, "missing_nodes": []}
     rows = {"row": list(repeats), f"of {name}": list(repeats)}
     return Measured(name, {"version": "9.9"} | health, rows)
 
