@@ -23,6 +23,7 @@ from engine.model.config import ModelConfig
 from engine.model.linear import Build, kv_head_share
 from engine.options import EngineOptions
 from engine.parallel import SOLO, TensorParallel
+from engine.pinned_memory import reserve_pinned_memory
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
 from engine.weights.dtype import cpu_has_amx, resolve_dtype
@@ -97,6 +98,7 @@ def load_model_runner(
         )
         recorded = graphs
         counts.append(lambda: recorded.num_recorded)
+    reserve_pinned_memory(device)
     return ModelRunner(
         model,
         kv_cache,

@@ -29,7 +29,8 @@ def figures_of(answers: Sequence[AnswerRecord]) -> Figures:
     """Returns the figures of one row.
 
     A request that failed is a miss: its first token counts as if it had come after TIMEOUT_S, so
-    that nobody becomes faster by refusing. Gaps, tokens and hits are those of good answers.
+    that nobody becomes faster by refusing. Gaps, tokens and hits are those of good answers. One
+    that is `retried` was given to nodes more than once: another node failed it before.
     """
     good = [answer for answer in answers if not answer.failure]
     failed = [answer for answer in answers if answer.failure]
@@ -45,6 +46,7 @@ def figures_of(answers: Sequence[AnswerRecord]) -> Figures:
     return {
         "requests": len(answers),
         "errors": len(failed),
+        "retried": sum(answer.num_attempts > 1 for answer in answers),
         "first_error": next((f"{a.failure}: {a.message}"[:300] for a in failed), ""),
         "ttft_mean_ms": _ms(ttft, "mean"),
         "ttft_p50_ms": _ms(ttft, "p50"),

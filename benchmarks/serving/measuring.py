@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from benchmarks.serving.client import LoadClient, Seen
 from benchmarks.serving.figures import Figures, figures_by_row
 from benchmarks.serving.loads import Load, Scale
+from benchmarks.serving.pauses import pauses_of
 from benchmarks.serving.systems.asking import System
 
 WARM_UP_LOADS = (Load("alone", 0.0), Load("random", 4.0))
@@ -65,6 +67,8 @@ def measure(name: str, system: System, plan: Plan, health: Health = dict) -> Mea
                 print(f"{name:>16} | {row:<12} | {shown(figures)}", flush=True)
             if seen.health.warning:
                 print(f"{load.label}: {seen.health.warning}", file=sys.stderr)
+            pauses = pauses_of([record.answer for record in seen.records])
+            print(f"{name:>16} | {load.label:<12} | {pauses}", flush=True)
             found = health()
             if found:
                 told = ", ".join(f"{what} {value}" for what, value in found.items())
@@ -76,6 +80,7 @@ def measure(name: str, system: System, plan: Plan, health: Health = dict) -> Mea
                     "repeat": repeat,
                     "client_lag_p99_ms": round(seen.health.lag_p99_ms, 2),
                     "client_cpu_share": round(seen.health.cpu_share, 3),
+                    "pauses": dataclasses.asdict(pauses),
                     **found,
                 }
             )
@@ -91,8 +96,9 @@ def shown(figures: Figures) -> str:
     hits = "?" if figures["hit_rate"] is None else f"{figures['hit_rate']:.0%}"
     failed = f" ({figures['first_error']})" if figures["errors"] else ""
     return (
-        f"{figures['requests']} requests, {figures['errors']} errors{failed} | TTFT mean/p50/p99 "
-        f"{ttft} ms | ITL p50/p99/max {itl} ms | {figures['tokens_per_s']:.0f} tok/s | hits {hits}"
+        f"{figures['requests']} requests, {figures['errors']} errors{failed}, "
+        f"{figures['retried']} retried | TTFT mean/p50/p99 {ttft} ms | ITL p50/p99/max {itl} ms | "
+        f"{figures['tokens_per_s']:.0f} tok/s | hits {hits}"
     )
 
 

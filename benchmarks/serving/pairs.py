@@ -52,9 +52,13 @@ def summary_of(pairs: Sequence[Pair]) -> dict[str, Any]:
             {
                 "layout": pair["layout"],
                 "peer": pair["peer"],
-                "errors": _errors(pair["kvrelay"]),
-                "peer_errors": _errors(pair["peer_measured"]) if pair["peer_measured"] else None,
+                "errors": _sum_of(pair["kvrelay"], "errors"),
+                "retried": _sum_of(pair["kvrelay"], "retried"),
+                "peer_errors": _sum_of(pair["peer_measured"], "errors")
+                if pair["peer_measured"]
+                else None,
                 "compiles_while_serving": pair["kvrelay"]["compiles_while_serving"],
+                "failed_steps": pair["kvrelay"]["failed_steps"],
                 "lost_leases": pair["kvrelay"]["lost_leases"],
                 "missing_nodes": pair["kvrelay"]["missing_nodes"],
                 "ratios": pair["ratios"],
@@ -64,5 +68,5 @@ def summary_of(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def _errors(measured: Mapping[str, Any]) -> int:
-    return sum(figures["errors"] for repeats in measured["rows"].values() for figures in repeats)
+def _sum_of(measured: Mapping[str, Any], name: str) -> int:
+    return sum(figures[name] for repeats in measured["rows"].values() for figures in repeats)

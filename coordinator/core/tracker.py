@@ -147,7 +147,7 @@ class Tracker:
                 instructions.append(Send(tracked.route.decode_address, Cancel(out.attempt)))
                 instructions += self._failed(tracked, message.node, problem, now)
                 instructions += self.dispatch(now)
-            else:
+            elif message.node == tracked.route.decode or not _may_end(tracked, out):
                 instructions += self._take(tracked, tracked.route, tracked.news_in(out), now)
         return instructions
 
@@ -470,7 +470,10 @@ class Tracker:
         return self._lost_its_node(tracked, now)
 
     def _lost_its_node(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        self._take_back(tracked, now)
+        if tracked.routed is not None and tracked.route is not None:
+            self._placement.failed(tracked.routed, tracked.route, now)
+            self._queue.settle(tracked.routed, None, now)
+        tracked.route = tracked.routed = None
         return self._wait(tracked, now)
 
     def _take_back(self, tracked: TrackedRequest, now: float) -> None:
@@ -540,6 +543,16 @@ class Tracker:
         if tracked is None or tracked.route is None or tracked.attempt_number != attempt.number:
             return None
         return tracked
+
+
+def _may_end(tracked: TrackedRequest, out: TokenOut) -> bool:
+    """Returns True if these tokens of a prefill node may end the answer. It does not tell, so they
+    wait for the node that answers: if they were taken and that one died, a retry would go on
+    behind the end."""
+    request = tracked.answer.request
+    num_tokens = len(tracked.answered) + len(out.tokens)
+    is_last = num_tokens >= request.max_new_tokens
+    return is_last or any(token in request.end_token_ids for token in out.tokens)
 
 
 def _needs(tracked: TrackedRequest, route: Route, node: Node) -> bool:

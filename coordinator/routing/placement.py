@@ -189,6 +189,13 @@ class Placement:
         routed.answering.ended(routed.booking)
         routed.booking = routed.answering = None
 
+    def failed(self, routed: RoutedRequest, route: Route, now: float) -> None:
+        """Notes that the attempt along `route` is over and has failed: its pages are expected at
+        its nodes no more. What these told that they have still counts."""
+        for node in {route.computes, route.decode}:
+            self._expected.drop(node, routed.demand.hashes)
+        self.ended(routed, now)
+
     def has_prompt(self, node: Node, demand: Demand, now: float) -> None:
         """Notes that a node has all full pages of a prompt, as `owns` does."""
         self._told.add(node, demand.hashes, demand.owned_pages(self.index).get(node, 0), now)

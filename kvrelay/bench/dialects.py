@@ -62,7 +62,7 @@ class NativeDialect:
     def read(self, event: bytes) -> AnswerPart:
         read = _NATIVE.decode(event)
         if read.error is not None:
-            return AnswerPart(failure=_name_of(read.error))
+            return _failed(read.error)
         meta = read.meta_info
         is_last = meta.finish_reason is not None
         is_aborted = meta.finish_reason is not None and meta.finish_reason.type == "abort"
@@ -73,6 +73,7 @@ class NativeDialect:
             output_ids=_all_ids(read) if is_last else (),
             num_prompt_tokens=meta.prompt_tokens,
             num_cached_tokens=meta.cached_tokens,
+            num_attempts=meta.attempts,
             failure="aborted" if is_aborted else "",
         )
 
@@ -137,6 +138,7 @@ class _MetaInfoRead(msgspec.Struct):
     completion_tokens: int = 0
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    attempts: int | None = None
     finish_reason: _FinishReasonRead | None = None
 
 
@@ -183,7 +185,7 @@ _OPENAI = msgspec.json.Decoder(_OpenAIEventRead)
 
 def _openai_part(read: _OpenAIEventRead, text: str, has_more: bool = False) -> AnswerPart:
     if read.error is not None:
-        return AnswerPart(failure=_name_of(read.error))
+        return _failed(read.error)
     usage = read.usage or _UsageRead()
     details = usage.prompt_tokens_details or _CachedRead()
     return AnswerPart(
@@ -234,8 +236,10 @@ def _all_ids(read: _NativeEventRead) -> tuple[int, ...]:
     return ids if len(ids) == read.meta_info.completion_tokens else ()
 
 
-def _name_of(error: Any) -> str:
-    """Returns a short name of an error in a stream, which is counted by it."""
-    if isinstance(error, dict):
-        return f"stream error {error.get('code') or error.get('type') or ''}".strip()
-    return "stream error"
+def _failed(error: Any) -> AnswerPart:
+    """Returns what an error in a stream tells: a short name, which it is counted by, and what it
+    says."""
+    if not isinstance(error, dict):
+        return AnswerPart(failure="stream error", message=str(error))
+    name = f"stream error {error.get('code') or error.get('type') or ''}".strip()
+    return AnswerPart(failure=name, message=str(error.get("message") or ""))

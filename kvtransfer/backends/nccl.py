@@ -57,6 +57,8 @@ class NcclBackend:
         from torch.distributed import ProcessGroupNCCL  # absent from CPU builds of torch
 
         options = ProcessGroupNCCL.Options()
+        # The peer's kernel waits on its GPU for our message, which must not wait for a prompt.
+        options.is_high_priority_stream = True
         options._timeout = timedelta(seconds=self._timeout_s)
         try:
             group = ProcessGroupNCCL(store, rank, 2, options)

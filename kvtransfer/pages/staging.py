@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+HIGH_PRIORITY = -1
+"""A CUDA stream with it has its blocks computed before the waiting ones of other streams."""
 RowIndex = np.ndarray | Tensor
 """[rows] int64: numbers of rows, on the device where the copy needs them. It can be sliced."""
 
@@ -16,7 +18,7 @@ class PageRows:
     """A KV pool seen as rows: one per layer and page, cut to some of the pool's KV heads.
 
     A staging buffer is [bytes] uint8 on any device and has row after row. On CUDA copies run on a
-    stream of their own, so that none waits for what is being computed.
+    stream of their own, with high priority, so that none waits for what is being computed.
     """
 
     def __init__(self, pool: Tensor, heads: slice) -> None:
@@ -29,7 +31,7 @@ class PageRows:
         self._rows = rows.view(torch.int64) if head_bytes % 8 == 0 else rows
         self.num_heads = rows.shape[3]
         self.row_bytes = rows[0].numel() * rows.element_size()
-        self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        self._stream = torch.cuda.Stream(pool.device, HIGH_PRIORITY) if pool.is_cuda else None
         self._plain: np.ndarray | None = None
         if rows.is_contiguous() and not rows.is_cuda:
             # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU.

@@ -19,6 +19,11 @@ from kvrelay.client import Client
 HOST = "127.0.0.1"
 LOST = re.compile(r"node \S+ (is lost: no heartbeat|left)$")
 """What a coordinator logs when the lease of a node has ended, or was given up."""
+FAILED = re.compile(
+    r"a step of \d+ sequences failed$|the tokens of \d+ sequences are lost$"
+    r"|warming up: a step of .* failed: "
+)
+"""What a node logs when a step fails that no request is to blame for."""
 NEWS_S, POLL_S = 10.0, 0.1
 """How long a heartbeat may take to tell of what a load has done."""
 
@@ -39,16 +44,19 @@ class OurCluster:
 
     def __init__(self, plan: ClusterPlan, log_dir: Path) -> None:
         self.num_lost_leases = 0
+        self.num_failed_steps = 0
         self.start_s = 0.0
         """How long it took until every node was ready: loading, and compiling for serving."""
         self.local = LocalCluster(plan, log_dir, self._on_line)
 
     def _on_line(self, name: str, line: str) -> None:
         self.num_lost_leases += name == "coordinator" and LOST.search(line) is not None
+        self.num_failed_steps += FAILED.search(line) is not None
 
     def health(self) -> dict[str, Any]:
-        """Returns what nobody wants to see: kernels compiled while serving, leases lost, and nodes
-        that are no longer there. Waits for heartbeats that are newer than this call."""
+        """Returns what nobody wants to see: kernels compiled while serving, steps that failed,
+        leases lost, and nodes that are gone. Waits for heartbeats that are newer than this
+        call."""
         asked_s = time.monotonic()
         with Client(self.local.url) as client:
             while True:
@@ -63,6 +71,7 @@ class OurCluster:
         return {
             "compiles_while_serving": sum(c["compiles_while_serving"] for c in counters),
             "transfer_failures": sum(c["transfer_failures"] for c in counters),
+            "failed_steps": self.num_failed_steps,
             "lost_leases": self.num_lost_leases,
             "missing_nodes": sorted(missing),
         }

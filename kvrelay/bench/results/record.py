@@ -25,7 +25,11 @@ class AnswerPart:
     output_ids: tuple[int, ...] = ()
     num_prompt_tokens: int | None = None
     num_cached_tokens: int | None = None
+    num_attempts: int | None = None
+    """How often the request was given to nodes so far, None where the event does not tell."""
     failure: str = ""
+    message: str = ""
+    """What a failure says of itself."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class AnswerRecord:
     """By how much the generator itself sent it later than planned."""
     failure: str = ""
     message: str = ""
+    num_attempts: int = 1
+    """How often the request was given to nodes; 1 where the server does not tell."""
 
     @property
     def ttft_s(self) -> float | None:
@@ -71,20 +77,23 @@ class AnswerWatch:
     text: str = ""
     output_ids: tuple[int, ...] = ()
     failure: str = ""
+    message: str = ""
     _first_s: float | None = None
     _last_s: float = 0.0
     _num_counted: int = 0
     _told_tokens: int | None = None
     _num_prompt_tokens: int | None = None
     _num_cached_tokens: int | None = None
+    _num_attempts: int | None = None
     _gaps_s: list[float] = field(default_factory=list)
 
     def add(self, part: AnswerPart, now_s: float) -> None:
         """Notes an event that came at `now_s`."""
         self.failure = self.failure or part.failure
+        self.message = self.message or part.message
         self.text = self.text + part.new_text if part.all_text is None else part.all_text
         self.output_ids = part.output_ids or self.output_ids
-        for name in ("num_prompt_tokens", "num_cached_tokens"):
+        for name in ("num_prompt_tokens", "num_cached_tokens", "num_attempts"):
             if (value := getattr(part, name)) is not None:
                 setattr(self, f"_{name}", value)
         if part.num_tokens is not None:
@@ -111,7 +120,7 @@ class AnswerWatch:
         number of them than `num_wanted_tokens` (None: any)."""
         told = self._told_tokens
         num_tokens = self._num_counted if told is None else told
-        failure = failure or self.failure
+        failure, message = failure or self.failure, message or self.message
         if not failure and self._first_s is None:
             failure = NO_TOKEN
         if not failure and num_wanted_tokens not in (None, num_tokens):
@@ -128,4 +137,5 @@ class AnswerWatch:
             self.late_s,
             failure,
             message,
+            self._num_attempts or 1,
         )

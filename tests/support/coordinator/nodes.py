@@ -151,6 +151,9 @@ class Nodes:
     def ended(self, request_id: str, now: float) -> None:
         self.placement.ended(self._requests[request_id], now)
 
+    def failed(self, request_id: str, route: Route, now: float) -> None:
+        self.placement.failed(self._requests[request_id], route, now)
+
 
 def demand_of(
     num_tokens: int, chain: str = "", avoid: Collection[str] = (), answer_pages: int = 1

@@ -82,7 +82,8 @@ def test_events_of_completions_and_chats() -> None:
 def test_errors_within_streams_are_named() -> None:
     error = b'{"error": {"message": "lost", "type": "Unavailable", "code": 503}}'
     for dialect in DIALECTS.values():
-        assert dialect(ASKING).read(error).failure == "stream error 503"
+        part = dialect(ASKING).read(error)
+        assert (part.failure, part.message) == ("stream error 503", "lost")
     aborted = b'{"text": "", "meta_info": {"finish_reason": {"type": "abort"}}}'
     assert NativeDialect(ASKING).read(aborted).failure == "aborted"
     with pytest.raises(msgspec.MsgspecError):

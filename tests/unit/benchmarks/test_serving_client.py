@@ -17,6 +17,7 @@ from benchmarks.serving.figures import figures_by_row, ratios
 from benchmarks.serving.loads import Ask, User
 from benchmarks.serving.measuring import Measured, shown
 from benchmarks.serving.pairs import pair_of, read_pairs, save_pair, summary_of
+from benchmarks.serving.pauses import Pauses, pauses_of
 from benchmarks.serving.picture import lead_of, picture_of
 from benchmarks.serving.systems.asking import Kvrelay, System
 from benchmarks.serving.systems.peers import PeerPlan, PeerServer
@@ -204,13 +205,46 @@ def test_a_failure_is_a_miss_and_makes_nobody_faster() -> None:
     assert "1 errors (cut" in shown(nothing)
 
 
+def test_a_retried_request_is_counted_and_an_error_tells_what_it_says() -> None:
+    """Another node hides that one fails: nothing but the number of attempts tells of it."""
+
+    def reply(path: str, body: Json) -> Reply:
+        events = kvrelay_reply(path, body)
+        assert isinstance(events, list)
+        for event in events[1:]:
+            event["meta_info"]["attempts"] = 2
+        return events
+
+    (record,) = seen_of(kvrelay, reply, [User(0, asks(1))])[0].records
+    assert not record.answer.failure and rows_of(record.answer)["row"]["retried"] == 1
+    (record,) = seen_of(kvrelay, kvrelay_reply, [User(0, asks(1))])[0].records
+    assert rows_of(record.answer)["row"]["retried"] == 0
+    error = {"error": {"code": 503, "message": "p0 broke"}}
+    lost = seen_of(kvrelay, lambda *_: [error], [User(0, asks(1))])
+    figures = rows_of(lost[0].records[0].answer)["row"]
+    assert figures["first_error"] == "stream error 503: p0 broke"
+
+
+def test_long_gaps_tell_whether_they_were_common() -> None:
+    """A node that stands still holds up all its answers; a transfer delays one second token."""
+    steady = (0.006,) * 20
+    streams = [answered(0.0, 0.1, (*steady, 0.07, *steady)) for _ in range(5)]
+    late_second = answered(0.0, 0.5, (0.07, *steady))
+    beside = [answered(0.0, 0.1, (0.006,) * 100) for _ in range(5)]
+    assert pauses_of([*streams, late_second, *beside]) == Pauses(1, 5, 5)
+    apart = [answered(0.0, 0.1 + i, (*steady, 0.07, *steady)) for i in range(5)]
+    long_ones = [answered(0.0, 0.1, (0.006,) * 1000) for _ in range(2)]
+    assert pauses_of([*apart, *long_ones]) == Pauses(0, 5, 0)
+    assert pauses_of([failed(0.0, 0.1, "cut"), answered(0.0, 0.1, ())]) == Pauses(0, 0, 0)
+
+
 def figures(ttft_ms: float, tokens_per_s: float, errors: int = 0) -> dict[str, Any]:
     row = rows_of(answered(0.0, ttft_ms / 1e3, (0.01,), 10, 0))["row"]
     return row | {"tokens_per_s": tokens_per_s, "errors": errors}
 
 
 def measured(name: str, *repeats: dict[str, Any]) -> Measured:
-    health = {"compiles_while_serving": 1, "lost_leases": 2, "missing_nodes": []}
+    health = {"compiles_while_serving": 1, "failed_steps": 0, "lost_leases": 2, "missing_nodes": []}
     rows = {"row": list(repeats), f"of {name}": list(repeats)}
     return Measured(name, {"version": "9.9"} | health, rows)
 
@@ -244,4 +278,5 @@ def test_files_of_pairs_are_read_back_as_table_picture_and_line(tmp_path: Path) 
     assert "2d" not in picture and lead_of("tokens_per_s", 2.0) == 2 == lead_of("ttft_mean_ms", 0.5)
     (line, _) = summary_of([beside, alone])["pairs"]
     assert (line["errors"], line["peer_errors"], line["lost_leases"]) == (6, 0, 2)
+    assert line["retried"] == 0
     assert line["compiles_while_serving"] == 1 and line["ratios"]["row"]["itl_p99_ms"] == 1.0

@@ -9,13 +9,19 @@ import pytest
 
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale, User
 from benchmarks.serving.systems.layouts import Layout, default_layouts
-from benchmarks.serving.systems.ours import LOST, ClusterSettings, plan_of
+from benchmarks.serving.systems.ours import FAILED, LOST, ClusterSettings, plan_of
 from benchmarks.serving.systems.peers import PEERS, PeerPlan, plan_peer
 from coordinator.routing.registry import Registry
+from engine.batches.sequence import Slice
+from engine.errors import RequestFailed
+from engine.steps.warm_up import WarmUpLimits
 from kvrelay.bench.workloads.dialogue import token_ids
+from node.shell.steps import Steps
+from node.warm_up import warm_up
 from protocol.config import ConfigError
 from protocol.ids import Node
 from tests.support.coordinator.nodes import LEASE_S, heartbeat
+from tests.support.node.poisoned_runner import POISON, Runner
 
 FIRST = 20
 """How much is looked at of users who never end."""
@@ -138,6 +144,20 @@ def test_a_lost_lease_is_what_a_coordinator_logs(caplog: pytest.LogCaptureFixtur
     registry.heartbeat(heartbeat("decode", Node("d1", 1)), now=0.0)
     registry.remove(Node("d1", 1))
     assert sum(LOST.search(message) is not None for message in caplog.messages) == 2
+
+
+def test_a_failed_step_is_what_a_node_logs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned = Slice([POISON], 0, [0], None)
+    runner = Runner(ValueError("no such kernel"))
+    Steps(runner, lambda: 0.0).start([poisoned], lambda _: None)
+    assert sum(FAILED.search(message) is not None for message in caplog.messages) == 1
+    Steps(Runner(RequestFailed("its grammar")), lambda: 0.0).start([poisoned], lambda _: None)
+    assert sum(FAILED.search(message) is not None for message in caplog.messages) == 1
+    monkeypatch.setattr("tests.support.node.poisoned_runner.POISON", 1)
+    warm_up(runner, WarmUpLimits(4, 1, 16, 10, 100))
+    assert sum(FAILED.search(message) is not None for message in caplog.messages) > 1
 
 
 def planned(peer: str, num_gpus: int) -> PeerPlan:

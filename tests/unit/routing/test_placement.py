@@ -52,6 +52,21 @@ def test_an_expected_prefix_is_forgotten_unless_an_event_confirms_it() -> None:
     assert nodes.placement.route(demand_of(LONG, "chat"), later).cached_pages == 99
 
 
+def test_what_a_failed_attempt_was_to_bring_is_expected_no_more() -> None:
+    """Else the retry goes where nothing has to be computed, so it seems, and everything has. What
+    a node has told that it has still counts."""
+    nodes = Nodes("p0", "d0")
+    route = place(nodes, "a", "chat")
+    for has_told in (False, True):
+        if has_told:
+            nodes.placement.has_prompt(P0, demand_of(LONG, "chat"), 0.0)
+        nodes.failed("a", route, 0.0)
+        candidates, _ = nodes.placement.explain(demand_of(LONG, "chat"), 0.0)
+        owned = {c.live.node: c.owned_pages for c in [*candidates.prefill, *candidates.decode]}
+        assert owned == {P0: 99 if has_told else 0, D0: 0}
+    assert booked(nodes.placement) == {}
+
+
 def test_a_prefix_that_was_removed_is_expected_no_more() -> None:
     """As by a flush, right after the request that was to bring it."""
     nodes = Nodes("p0", "d0")

@@ -100,6 +100,23 @@ def test_a_first_token_that_comes_from_both_nodes_counts_once() -> None:
     assert late == [] and changed.answer.output_ids == [7, 8], "the short way may be the longer one"
 
 
+def test_a_first_token_that_may_be_the_last_waits_for_the_node_that_knows() -> None:
+    """If it counted and that node died, a retry would go on behind the end."""
+    tracker, nodes, generate = start("p0", "d0", "d1")
+    assert tracker.tokens(tokens_of(generate.attempt, 0, node=P0), 0.1) == []
+    again = sent(lose(tracker, nodes, "d0", 0.2))
+    assert tokens_from_bytes(again.tokens) == [1, 2, 3]
+    ends = tracker.tokens(tokens_of(again.attempt, 0, finish="stop", node=D1), 0.3)
+    assert ended(ends) == {"r": "stop"}
+
+    tracker, _, generate = start("p0", "d0")
+    only = sent(tracker.submit(request("s", max_new_tokens=1), 0.0))
+    assert tracker.tokens(tokens_of(only.attempt, 7, node=P0), 0.1) == []
+    assert ended(tracker.tokens(tokens_of(only.attempt, 7, finish="length"), 0.2)) == {
+        "s": "length"
+    }
+
+
 def test_nodes_that_tell_different_tokens_have_failed_and_what_was_told_stays() -> None:
     tracker, _, generate = start("p0", "d0", "d1")
     tracker.tokens(tokens_of(generate.attempt, 7, node=P0), 0.1)

@@ -1,0 +1,52 @@
+"""While a node serves on CUDA, nothing asks the driver for pinned memory, which might wait for a
+message that is not here yet.
+
+No GPU has run this file yet.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.batches.sequence import Slice
+from engine.build import load_model_runner
+from engine.options import EngineOptions
+from kvtransfer.pages.staging import HIGH_PRIORITY, PageRows
+from tests.support.engine.driving import GREEDY, PAGE_SIZE, prompt_of
+from tests.support.models.families import save_random_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+NUM_PAGES, NUM_STREAMS, LONG = 256, 16, 3000
+
+
+def num_pinned() -> int:
+    """How many blocks of pinned memory this process has got from the driver so far."""
+    return int(torch.cuda.host_memory_stats()["num_host_alloc"])
+
+
+def test_no_step_and_no_transfer_pins_memory(tmp_path: Path) -> None:
+    save_random_model("llama3", tmp_path)
+    options = EngineOptions("bfloat16", PAGE_SIZE, max_running_requests=NUM_STREAMS)
+    runner = load_model_runner(tmp_path, options, lambda _: NUM_PAGES, torch.device("cuda"))
+    before = num_pinned()
+    assert before > 0
+    pages = list(range(NUM_PAGES))
+    runner.run([Slice(prompt_of(500, 100), 0, pages, GREEDY)])
+    for context in (20, 300, LONG):  # a longer row makes the table of all of them wider
+        for size in (1, 5, NUM_STREAMS):
+            singles = [Slice([5], 19, pages, GREEDY)] * (size - 1)
+            runner.run([Slice([5], context - 1, pages, GREEDY), *singles])
+    rows = PageRows(runner.kv_cache.pool, slice(None))
+    with rows.on_stream():
+        assert torch.cuda.current_stream().priority == HIGH_PRIORITY
+        for _ in range(10):
+            rows.index(np.arange(NUM_PAGES, dtype=np.int64))
+    rows.finish_copies()
+    assert num_pinned() == before
