@@ -23,6 +23,7 @@ from tests.support.transfer.peers import (
     victim_process,
 )
 
+BACKENDS = ["shm", *(pytest.param(name, marks=pytest.mark.verify) for name in ("tcp", "gloo"))]
 HELD_S = 2 * max(SILENCE_S, TIMEOUT_S)
 """Longer than any link waits for a peer that nobody vouches for."""
 
@@ -55,7 +56,7 @@ def _failures(survivor: Endpoint) -> dict[str, int]:
     return {link.direction: link.failures for link in links}
 
 
-@pytest.mark.parametrize("backend_name", ["shm", "tcp", "gloo"])
+@pytest.mark.parametrize("backend_name", BACKENDS)
 def test_idle_links_outlast_a_held_lock(backend_name: str) -> None:
     with linked(backend_name, stall_s=1000.0) as (survivor, victim):
         victim.hold_lock(HELD_S)
@@ -65,7 +66,7 @@ def test_idle_links_outlast_a_held_lock(backend_name: str) -> None:
         assert _failures(survivor) == {"in": 0, "out": 0}, "the links were made anew"
 
 
-@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+@pytest.mark.parametrize("backend_name", BACKENDS)
 def test_a_transfer_outlasts_a_held_lock_and_others_go_on(backend_name: str) -> None:
     other = Endpoint("other", new_backend(backend_name), layout=LARGE)
     try:
@@ -97,7 +98,7 @@ def test_a_new_link_outlasts_a_held_lock() -> None:
         survivor.transport.close()
 
 
-@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+@pytest.mark.parametrize("backend_name", BACKENDS)
 def test_the_making_of_a_pair_outlasts_a_held_lock(
     backend_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +119,7 @@ def test_the_making_of_a_pair_outlasts_a_held_lock(
         survivor.transport.close()
 
 
-@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+@pytest.mark.parametrize("backend_name", BACKENDS)
 def test_a_transport_closes_while_a_peer_is_held_up(backend_name: str) -> None:
     with linked(backend_name, stall_s=1000.0) as (survivor, victim):
         victim.hold_lock(HELD_S)
@@ -128,7 +129,7 @@ def test_a_transport_closes_while_a_peer_is_held_up(backend_name: str) -> None:
         assert transfer == attempt(2) and error
 
 
-@pytest.mark.parametrize("backend_name", ["shm", "gloo"])
+@pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_peer_that_is_lost_while_it_has_a_companion(backend_name: str, how: str) -> None:
     with linked(backend_name, stall_s=1000.0) as (survivor, victim):

@@ -117,6 +117,7 @@ def restart_under_streams(pair: Pair, url: str, restart: Callable[[], None]) -> 
         return sum(stream.result() for stream in streams)
 
 
+@pytest.mark.verify
 def test_coordinators_restart_and_no_stream_fails(pair: Pair) -> None:
     with tiny_proxy(pair.ports) as url:
         assert restart_under_streams(pair, url, pair.roll_coordinators) > NUM_STREAMS
