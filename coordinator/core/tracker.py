@@ -481,7 +481,11 @@ class Tracker:
         tracked.route = tracked.routed = None
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        """Queues a request that has no node, if it is time for that and a node could take it."""
+        """Queues a request that has no node, if it is time for that and a node could take it. One
+        whose answer is whole ends instead."""
+        if tracked.known_end:
+            tracked.answer.finish(tracked.known_end, now)
+            return [self._end(tracked, now)]
         if now < tracked.patience.retry_at or not self._suspects.may_be_tried(tracked):
             return []
         try:
