@@ -32,7 +32,10 @@ def answers(
     shown: dict[str, Any] = {"description": "done"}
     if example is not None:
         shown["content"] = json_content(example, variations)
-    return {200: shown} | {code: {"description": what} for code, what in refusals.items()}
+    responses: Responses = {200: shown}
+    for code, what in refusals.items():
+        responses[code] = {"description": what}
+    return responses
 
 
 def json_content(example: Any, variations: Variations = NO_VARIATIONS) -> dict[str, Any]:
