@@ -1,4 +1,4 @@
-"""Generated requests and garbled bytes for as long as is asked: `python -m tests.fuzz --seconds 300`.
+"""Generated requests and garbled bytes, as long as is asked: `python -m tests.fuzz --seconds 300`.
 
 Each round runs the properties of what comes from outside with a new seed; the first failure ends
 them, and tells the seed. Ends with one JSON line.
