@@ -316,7 +316,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     layout: KVLayout
     model_fingerprint: str
     num_pages: PositiveCount
-    max_running_requests: Count
+    max_running_requests: PositiveCount
     max_queued_requests: Count
     device: str
     context_length: Count = 0

@@ -14,7 +14,7 @@ from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
 from protocol.hashing import PageHash, PageHasher
 from protocol.ids import Attempt
-from protocol.messages import TokenOut
+from protocol.messages import Finish, TokenOut
 from protocol.prompt_logprobs import first_position, is_all_of, num_positions
 from protocol.sampling import Sampling
 
@@ -70,6 +70,19 @@ class TrackedRequest:
     def num_tokens_left(self) -> int:
         """The number of tokens that the answer may still get."""
         return self.answer.request.max_new_tokens - len(self.answered)
+
+    @property
+    def known_end(self) -> Finish:
+        """Why the answer ends with the tokens so far; "" if more follow.
+
+        The node that computed the prompt tells the first token, and not whether it is the last one:
+        the node that answers says so, and may be lost before it does.
+        """
+        if not self.answered:
+            return ""
+        if self.answered[-1] in self.answer.request.end_token_ids:
+            return "stop"
+        return "length" if self.num_tokens_left == 0 else ""
 
     @property
     def sampling(self) -> Sampling:

@@ -147,7 +147,7 @@ class Tracker:
                 instructions.append(Send(tracked.route.decode_address, Cancel(out.attempt)))
                 instructions += self._failed(tracked, message.node, problem, now)
                 instructions += self.dispatch(now)
-            elif message.node == tracked.route.decode or not _may_end(tracked, out):
+            else:
                 instructions += self._take(tracked, tracked.route, tracked.news_in(out), now)
         return instructions
 
@@ -484,7 +484,11 @@ class Tracker:
         tracked.route = tracked.routed = None
 
     def _wait(self, tracked: TrackedRequest, now: float) -> list[Instruction]:
-        """Queues a request that has no node, if it is time for that and a node could take it."""
+        """Queues a request that has no node, if it is time for that and a node could take it. One
+        whose answer is whole ends instead."""
+        if tracked.known_end:
+            tracked.answer.finish(tracked.known_end, now)
+            return [self._end(tracked, now)]
         if now < tracked.patience.retry_at or not self._suspects.may_be_tried(tracked):
             return []
         try:
@@ -543,16 +547,6 @@ class Tracker:
         if tracked is None or tracked.route is None or tracked.attempt_number != attempt.number:
             return None
         return tracked
-
-
-def _may_end(tracked: TrackedRequest, out: TokenOut) -> bool:
-    """Returns True if these tokens of a prefill node may end the answer. It does not tell, so they
-    wait for the node that answers: if they were taken and that one died, a retry would go on
-    behind the end."""
-    request = tracked.answer.request
-    num_tokens = len(tracked.answered) + len(out.tokens)
-    is_last = num_tokens >= request.max_new_tokens
-    return is_last or any(token in request.end_token_ids for token in out.tokens)
 
 
 def _needs(tracked: TrackedRequest, route: Route, node: Node) -> bool:

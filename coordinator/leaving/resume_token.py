@@ -17,6 +17,7 @@ import msgspec
 from coordinator.answers.request import Request
 from protocol.hashing import token_bytes
 from protocol.ids import coordinator_tag
+from protocol.trust.bounds import Digest, Key, Seed
 
 DIGEST_BYTES = 16
 MAX_TOKEN_LENGTH = 512
@@ -27,10 +28,10 @@ class InvalidResumeToken(ValueError):
 
 
 class _Parts(msgspec.Struct, array_like=True, frozen=True):
-    owner_tag: bytes
-    key: str
-    seed: int
-    digest: bytes
+    owner_tag: Digest
+    key: Key
+    seed: Seed
+    digest: Digest
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from protocol.hashing import PageHash, split_hashes
 from protocol.ids import Node
 from protocol.messages import NodeInfo
 from protocol.redis import ownership
+from protocol.redis.ownership import text_of
 
 log = logging.getLogger(__name__)
 
@@ -178,10 +179,8 @@ class OwnershipMirror:
             self._take_draining(result)
         elif call.script == "list_nodes":
             self._take_nodes(self.parse_nodes(result))
-        elif call.script == "last_change":
-            self._take_last_change(result)
-        elif call.script == "scan_pages":
-            self._take_pages(*result)
+        elif call.script in ("last_change", "scan_pages"):
+            self._take_part_of_load(call, result)
         elif call.script == "read_changes":
             self._take_changes(result)
 
@@ -223,7 +222,7 @@ class OwnershipMirror:
         # What was taken back stays in the record as 0, so none at all means that Redis lost it:
         # then this coordinator, and every other one, writes what it knows.
         if record:
-            self.drain_marks = _drains({k.decode(): v.decode() for k, v in record.items()})
+            self.drain_marks = _drains({text_of(k): text_of(v) for k, v in record.items()})
         elif self.drain_marks:
             self._look.appendleft(MirrorCall("write_draining", (dict(self.drain_marks),)))
 
@@ -251,21 +250,40 @@ class OwnershipMirror:
         reply of LIST_NODES."""
         found: dict[Node, int | None] = {}
         for name, lease, info, sequence in zip(*(listed[i::4] for i in range(4)), strict=True):
-            node = self._node_of(name.decode(), info) if lease is not None else None
-            if node is not None:
+            if lease is None:
+                continue
+            try:
+                node = msgspec.json.decode(info, type=NodeInfo).node
                 found[node] = None if sequence is None else int(sequence)
+            except (ValueError, RecursionError) as error:
+                self._tell_unreadable(text_of(name), error)
         return found
 
-    def _node_of(self, name: str, info: bytes) -> Node | None:
-        """Returns the node of a record; None, after one log line, if another version has written
-        the record."""
+    def _forget_unreadable(self, node: Node, error: Exception) -> None:
+        """Forgets what a node owns, whose record it cannot have written so itself. The next look
+        for nodes begins anew with it."""
+        self._tell_unreadable(node.name, error)
+        self._index.forget(node)
+        self._positions.pop(node, None)
+        if self._load is not None and self._load.node == node:
+            self._load = None
+
+    def _tell_unreadable(self, name: str, error: Exception) -> None:
+        """Says once of a node that its record makes no sense: another version, or somebody else,
+        has written it."""
+        if name not in self._unreadable:
+            self._unreadable.add(name)
+            log.error("the record of node %r in Redis is ignored: %s", name, error)
+
+    def _take_part_of_load(self, call: MirrorCall, result: Any) -> None:
+        assert self._load is not None
         try:
-            return msgspec.json.decode(info, type=NodeInfo).node
-        except msgspec.DecodeError as error:
-            if name not in self._unreadable:
-                self._unreadable.add(name)
-                log.error("the record of node %s in Redis is ignored: %s", name, error)
-            return None
+            if call.script == "last_change":
+                self._take_last_change(result)
+            else:
+                self._take_pages(*result)
+        except ValueError as error:
+            self._forget_unreadable(self._load.node, error)
 
     def _next_of_load(self, load: _SetLoad) -> MirrorCall | None:
         keys = ownership.NodeKeys.of(load.node)
@@ -331,12 +349,16 @@ class OwnershipMirror:
         num_bytes = 0
         while self._unapplied and num_bytes <= BYTES_AT_ONCE:
             node, (stream_id, fields) = self._unapplied.popleft()
-            if node in self._to_load:
+            if node in self._to_load or node not in self._positions:
                 continue  # the load reads what this entry tells
-            change = ownership.Change.from_entry(fields)
-            num_bytes += len(change.stored) + len(change.removed)
-            if not self._apply(node, stream_id, change):
-                self._to_load[node] = None
+            try:
+                change = ownership.Change.from_entry(fields)
+                num_bytes += len(change.stored) + len(change.removed)
+                if not self._apply(node, stream_id, change):
+                    self._to_load[node] = None
+            except ValueError as error:
+                self._forget_unreadable(node, error)
+                continue
             # The id of an entry begins with the time at which Redis took it, in milliseconds.
             entered_s = int(stream_id.partition(b"-")[0]) / 1000
             self.lag_s = max(0.0, now + self._redis_ahead_s - entered_s)

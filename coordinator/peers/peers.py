@@ -7,11 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+from redis.exceptions import InvalidResponse
+
 from coordinator.core.errors import Unavailable
 from coordinator.core.pause import Pause
 from protocol.messages import PauseMode
 from protocol.redis.client import REDIS_ERRORS
-from protocol.redis.ownership import COORDINATORS_KEY
+from protocol.redis.ownership import COORDINATORS_KEY, text_of
 from protocol.redis.pause import PAUSE_KEY, READ_PAUSE, SET_PAUSE
 
 log = logging.getLogger(__name__)
@@ -60,8 +63,11 @@ class Peers:
             DEADLINE_S,
         )
         number, mode, addresses = reply
-        self.others = frozenset(raw.decode() for raw in addresses) - {self._address}
-        self._obey(Pause(int(number), mode.decode() or None))
+        self.others = frozenset(map(text_of, addresses)) - {self._address}
+        try:
+            self._obey(Pause(int(number), msgspec.convert(text_of(mode) or None, PauseMode | None)))
+        except ValueError as error:
+            raise InvalidResponse(f"what Redis has of pauses makes no sense: {error}") from error
 
     async def set_pause(self, mode: PauseMode | None) -> Pause:
         """Begins a pause of the whole cluster, or ends it (None). Returns the new state. Raises

@@ -71,11 +71,17 @@ class SessionStore:
             raise _no_turn(asked)
         if any(answer is None for _, _, answer in turns):
             raise _still_running(asked)
-        chain = [
-            TurnRecord(int(kept), tokens_from_bytes(new), tokens_from_bytes(answer))
-            for kept, new, answer in reversed(turns)
-        ]
-        return SessionHistory(int(capacity), chain)
+        try:
+            chain = [
+                TurnRecord(int(kept), tokens_from_bytes(new), tokens_from_bytes(answer))
+                for kept, new, answer in reversed(turns)
+            ]
+            return SessionHistory(int(capacity), chain)
+        except ValueError as error:
+            raise SessionRefused(
+                f"what Redis has of session {asked.session_id!r} makes no sense ({error}); open "
+                "another one"
+            ) from error
 
     async def begin(
         self, asked: TurnRequest, rid: str, num_kept: int, new: Sequence[int]

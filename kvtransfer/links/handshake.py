@@ -154,7 +154,7 @@ def receive_message(
     try:
         raw = receive_exactly(connection, length, is_peer_alive)
         return msgspec.msgpack.decode(raw, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a text may be no UTF-8, which is no DecodeError
         raise PeerLost(f"the peer sent garbage ({error})") from error
 
 

@@ -223,7 +223,7 @@ class OutgoingLink:
         host, _, port = self._peer_address.rpartition(":")
         try:
             connection = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:  # an address may make no sense
             raise PeerLost(f"nobody listens there ({error})") from error
         # Headers are small and a peer waits for them: they must not be held back to be joined.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

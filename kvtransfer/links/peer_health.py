@@ -39,7 +39,7 @@ class PeerHealth:
             return False
         try:
             health = msgspec.json.decode(self._answer(), type=Health)
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError, OverflowError, RecursionError):
             return False
         return health.is_live and Node(health.node, health.incarnation) == self.node
 

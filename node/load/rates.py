@@ -68,7 +68,7 @@ class Rates:
                 seconds = min(seconds, MOST_TIMES_LONGER * self.step_s)
             self.step_s = _blend(self.step_s, seconds)
         elif max(lengths) >= MIN_CHUNK_TOKENS:
-            is_beside_answers = len(lengths) < len(slices)
+            is_beside_answers = any(map(_is_of_answer, slices))
             self._observe_chunks(sum(lengths), seconds, is_beside_answers)
 
     def _observe_chunks(self, num_tokens: int, seconds: float, is_beside_answers: bool) -> None:
@@ -85,6 +85,14 @@ class Rates:
                 seconds = max(seconds - self.step_s, MIN_SHARE * seconds)
         self._prompt_tokens = _blend(self._prompt_tokens, num_tokens)
         self._prompt_s = _blend(self._prompt_s, seconds)
+
+
+def _is_of_answer(part: Slice) -> bool:
+    """Returns True for the one token of an answer. The last chunk of a prompt may be as short:
+    taken for an answer, it would make steps of answers seem as short as what other chunks leave."""
+    if len(part.token_ids) > 1 or part.sampling is None:
+        return False
+    return part.start >= part.sampling.prompt_length
 
 
 def _blend(old: float, new: float) -> float:

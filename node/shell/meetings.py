@@ -100,6 +100,6 @@ def _infos(reply: Sequence[Any]) -> list[NodeInfo]:
         try:
             if lease is not None:
                 found.append(msgspec.json.decode(info, type=NodeInfo))
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             log.debug("an info of a node makes no sense: %s", error)
     return found

@@ -128,7 +128,7 @@ class OwnershipPublisher:
             return self._redis.srem(ownership.NODES_KEY, *call.args)
         if call.script == "list_coordinators":
             look = self._redis.register_script(ownership.LIST_COORDINATORS)
-            return [address.decode() for address in look([ownership.COORDINATORS_KEY])]
+            return [ownership.text_of(address) for address in look([ownership.COORDINATORS_KEY])]
         run = self._redis.register_script(NODE_SCRIPTS[call.script])
         node = self._info.node
         keys = ownership.NodeKeys.of(node).all()

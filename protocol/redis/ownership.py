@@ -217,6 +217,12 @@ return redis.call('ZRANGEBYSCORE', KEYS[1], now[1] * 1000 + math.floor(now[2] / 
 """
 
 
+def text_of(raw: bytes) -> str:
+    """Returns a name or an address that was read from Redis. What is no text becomes one that
+    nobody has."""
+    return raw.decode(errors="replace")
+
+
 @dataclass(frozen=True)
 class NodeKeys:
     """The Redis keys of one incarnation of a node."""
@@ -259,7 +265,10 @@ class Change:
 
     @classmethod
     def from_entry(cls, fields: dict[bytes, bytes]) -> Change:
-        """Returns the change in an entry, as XREAD gives its fields."""
+        """Returns the change in an entry, as XREAD gives its fields. Raises ValueError if no node
+        can have written it."""
+        if missing := {b"n", b"k", b"s", b"r"} - fields.keys():
+            raise ValueError(f"an entry lacks {b', '.join(sorted(missing))!r}")
         return cls(
             sequence=int(fields[b"n"]),
             reload=fields[b"k"] == b"reload",

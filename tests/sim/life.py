@@ -81,8 +81,8 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
     """Lives a life to its end. Raises Wrong, or whatever a process raised."""
     chance = random.Random(f"life {plan.seed}")
     requests = some_requests(chance, plan.settings.page_size, BUSY_S)
-    acts = some_acts(random.Random(f"acts {plan.seed}"), requests)
     requests += some_rush(random.Random(f"rush {plan.seed}"))
+    acts = some_acts(random.Random(f"acts {plan.seed}"), requests)
     cluster = make(plan.settings, chance, tell)
     everything = [one for asked in requests for one in _turns(asked)]
     for asked in everything:

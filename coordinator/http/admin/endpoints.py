@@ -11,9 +11,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from coordinator.audit import audit
 from coordinator.core.hot_prefixes import MAX_PREFIXES
 from coordinator.http.admin import examples
-from coordinator.http.admin.examples import example, takes
+from coordinator.http.admin.examples import takes
 from coordinator.http.admin.explained import asked_prompt, path_report
 from coordinator.http.admin.token import require_token
+from coordinator.http.documents.bodies import answers
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.intake import make_request
 from coordinator.http.native.schema import tenant
@@ -29,11 +31,22 @@ from protocol.redis.client import REDIS_ERRORS
 from protocol.redis.ownership import DOES_NOT_DRAIN, KEEPS_DRAINING
 
 FLUSH_TIMEOUT_S = 5.0
+NO_NODE = {404: "no live node has that name"}
+NO_REDIS = {503: "Redis is unreachable, nothing was changed"}
+NOT_READY = {503: "no node could serve it"}
+BY_NODE = Variations(by_name=("nodes",))
+NULL_WORDS = Variations(nullable=("first_words",))
+FLUSHED_PAGES = Variations(by_name=("pages",))
+NULL_CHOICES = Variations(
+    nullable=("prefill", "fetch_from", "leaves_at_token", "words_before", "words_behind")
+)
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
 
 
-@router.get("/cache/stats", response_model=None, responses=example(examples.STATS))
+@router.get(
+    "/cache/stats", response_model=None, responses=answers(examples.STATS, variations=BY_NODE)
+)
 async def cache_stats(request: Request) -> Response:
     """Answers what the caches hold, hit and move, of the cluster and of each node, with the size
     of this coordinator's index and its lag behind Redis.
@@ -70,7 +83,11 @@ async def cache_stats(request: Request) -> Response:
     return json_reply({"cluster": cluster, "nodes": nodes})
 
 
-@router.get("/cache/prefixes", response_model=None, responses=example(examples.PREFIXES))
+@router.get(
+    "/cache/prefixes",
+    response_model=None,
+    responses=answers(examples.PREFIXES, variations=NULL_WORDS),
+)
 async def prefixes(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=MAX_PREFIXES, description="how many at most")] = 20,
@@ -107,7 +124,7 @@ async def prefixes(
 @router.post(
     "/cache/flush",
     response_model=None,
-    responses=example(examples.FLUSHED),
+    responses=answers(examples.FLUSHED, NO_NODE, FLUSHED_PAGES),
     openapi_extra=takes(examples.FLUSH),
 )
 async def flush(request: Request) -> Response:
@@ -126,7 +143,9 @@ async def flush(request: Request) -> Response:
     return json_reply({"pages": pages, "unanswered": unanswered})
 
 
-@router.post("/cache/audit", response_model=None, responses=example(examples.AUDIT))
+@router.post(
+    "/cache/audit", response_model=None, responses=answers(examples.AUDIT, variations=BY_NODE)
+)
 async def cache_audit(
     request: Request, repair: Annotated[bool, Query(description="mend what differs")] = True
 ) -> Response:
@@ -144,7 +163,7 @@ async def cache_audit(
     )
 
 
-@router.get("/nodes", response_model=None, responses=example(examples.NODES))
+@router.get("/nodes", response_model=None, responses=answers(examples.NODES))
 async def nodes(request: Request) -> Response:
     """Answers every live node with its incarnation, lease, load, rates and links.
 
@@ -181,7 +200,11 @@ async def nodes(request: Request) -> Response:
     )
 
 
-@router.post("/nodes/{name}/drain", response_model=None, responses=example(examples.DRAINED))
+@router.post(
+    "/nodes/{name}/drain",
+    response_model=None,
+    responses=answers(examples.DRAINED, NO_NODE | NO_REDIS),
+)
 async def drain(request: Request, name: str, keep: bool = False) -> Response:
     """Gives the node no new requests; those it has run to their end, and its pages can still be
     fetched. For all coordinators, until `undrain` or until the node restarts; with `keep` the next
@@ -194,7 +217,11 @@ async def drain(request: Request, name: str, keep: bool = False) -> Response:
     return await _set_drain_mark(service, name, mark)
 
 
-@router.post("/nodes/{name}/undrain", response_model=None, responses=example(examples.DRAINED))
+@router.post(
+    "/nodes/{name}/undrain",
+    response_model=None,
+    responses=answers(examples.DRAINED, NO_NODE | NO_REDIS),
+)
 async def undrain(request: Request, name: str) -> Response:
     """Lets the node get new requests again, from all coordinators, however it was drained."""
     service = service_of(request)
@@ -207,7 +234,7 @@ async def undrain(request: Request, name: str) -> Response:
 @router.post(
     "/route/explain",
     response_model=None,
-    responses=example(examples.EXPLANATION),
+    responses=answers(examples.EXPLANATION, NOT_READY, NULL_CHOICES),
     openapi_extra=takes(examples.PROMPT, is_required=True),
 )
 async def explain(request: Request) -> Response:

@@ -11,8 +11,6 @@ from protocol.counters import NodeCounters, RequestCounters
 from protocol.layout import KVLayout
 from protocol.messages import Load
 
-Responses = dict[int | str, dict[str, Any]]
-
 COUNTS = RequestCounters(
     requests=1204,
     requests_hit=1011,
@@ -228,25 +226,7 @@ TIMELINE = REQUEST | {
 }
 
 
-REFUSED = {"error": {"message": "GET /admin/nodes: send the admin token as `Authorization: …`"}}
-
-
-def example(body: Any) -> Responses:
-    """Returns the `responses` of a route whose answer looks like `body`."""
-    return {
-        200: {"content": _json(body)},
-        "4XX": {
-            "description": "what is wrong, as a sentence; 401: the admin token is missing or wrong",
-            "content": _json(REFUSED),
-        },
-    }
-
-
 def takes(body: Any, is_required: bool = False) -> dict[str, Any]:
     """Returns the `openapi_extra` of a route that takes a body like `body`."""
     content = {"application/json": {"schema": {"type": "object"}, "example": body}}
     return {"requestBody": {"required": is_required, "content": content}}
-
-
-def _json(body: Any) -> dict[str, Any]:
-    return {"application/json": {"example": body}}

@@ -8,8 +8,9 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from coordinator.http.admin import examples
-from coordinator.http.admin.examples import example
 from coordinator.http.admin.token import require_token
+from coordinator.http.documents.bodies import answers
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.replies import error_reply, json_reply
 from coordinator.http.requests import service_of
 from coordinator.timelines.ended_requests import KEPT_S, MAX_ENDED
@@ -18,9 +19,16 @@ from protocol.timelines.request_reports import MAX_LISTED, RequestFilter, Reques
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_token)])
 
 State = Literal["waiting", "computing", "answering", "ended", "unfinished", "all"]
+UNKNOWN_YET = ("prefill_node", "decode_node", "first_token_ms")
+LISTED = Variations(nullable=UNKNOWN_YET)
+TOLD = Variations(nullable=UNKNOWN_YET, optional=("inbox_up_to_ms", "tokens"))
 
 
-@router.get("/requests", response_model=None, responses=example(examples.REQUESTS))
+@router.get(
+    "/requests",
+    response_model=None,
+    responses=answers(examples.REQUESTS, variations=LISTED),
+)
 async def requests(
     request: Request,
     state: Annotated[State, Query(description="unfinished: all but the ended ones")] = "all",
@@ -46,7 +54,11 @@ async def requests(
     )
 
 
-@router.get("/requests/{rid:path}", response_model=None, responses=example(examples.TIMELINE))
+@router.get(
+    "/requests/{rid:path}",
+    response_model=None,
+    responses=answers(examples.TIMELINE, {404: "no request is known by that name"}, TOLD),
+)
 async def timeline(request: Request, rid: str) -> Response:
     """Answers the timeline of one request, running or ended lately, whatever its end: spans without
     gaps from its arrival on, in milliseconds.

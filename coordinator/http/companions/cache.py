@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from coordinator.http.admin.token import require_token
 from coordinator.http.documents.bodies import answers
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.replies import error_reply, json_reply
 from coordinator.http.requests import service_of
 
@@ -17,6 +18,7 @@ FLUSHED = answers(
         401: "the admin token is missing or wrong",
         503: "not every node answered in time; try again",
     },
+    Variations(by_name=("pages",)),
 )
 
 router = APIRouter(tags=["native"])
@@ -52,7 +54,9 @@ async def flush_cache(request: Request) -> Response:
     return json_reply({"message": "Cache flushed.", "pages": flushed})
 
 
-@router.post("/concate_and_append_request", response_model=None)
+@router.post(
+    "/concate_and_append_request", response_model=None, responses=answers({"success": True})
+)
 async def concate_and_append_request() -> Response:
     """Answers 200 and does nothing. SGLang's front end asks for it after `join`, as a hint that
     texts will be joined; the joined text finds what is cached of it by itself."""

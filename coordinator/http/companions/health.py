@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from coordinator.answers.request import Request as GenerateRequest
 from coordinator.core.errors import RequestRefused, TooBusy
+from coordinator.http.documents.bodies import answers
 from coordinator.http.replies import error_reply
 from coordinator.http.requests import service_of
 from coordinator.mailbox import Mailbox
@@ -27,15 +28,20 @@ router = APIRouter(tags=["native"])
 
 
 @router.head("/health", response_model=None, include_in_schema=False)
-@router.get("/health", response_model=None)
-@router.get("/ping", response_model=None)
+@router.get("/health", response_class=Response, response_model=None, responses=answers(None))
+@router.get("/ping", response_class=Response, response_model=None, responses=answers(None))
 async def health() -> Response:
     """Answers 200 while this process is up."""
     return Response(status_code=200)
 
 
 @router.head("/ready", response_model=None, include_in_schema=False)
-@router.get("/ready", response_model=None)
+@router.get(
+    "/ready",
+    response_class=Response,
+    response_model=None,
+    responses=answers(None, {503: "no node has come yet, or none is there any more"}),
+)
 async def ready(request: Request) -> Response:
     """Answers 200 while requests are served: from the first node on, until none has been there for
     15 seconds or the process was told to stop."""
@@ -51,7 +57,12 @@ async def ready(request: Request) -> Response:
 
 
 @router.head("/health_generate", response_model=None, include_in_schema=False)
-@router.get("/health_generate", response_model=None)
+@router.get(
+    "/health_generate",
+    response_class=Response,
+    response_model=None,
+    responses=answers(None, {503: "no token came"}),
+)
 async def health_generate(request: Request) -> Response:
     """Answers 200 as soon as a token comes, of any request; if none comes, it asks for one. A full
     queue is no illness, as tokens of others come then, and neither is a pause."""

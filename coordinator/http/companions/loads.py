@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from coordinator.http.documents.bodies import answers
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
@@ -15,8 +16,40 @@ from coordinator.version import VERSION
 
 router = APIRouter(tags=["native"])
 
+LOADS = {
+    "timestamp": "2026-01-01T00:00:00Z",
+    "version": VERSION,
+    "dp_rank_count": 1,
+    "loads": [
+        {
+            "dp_rank": 0,
+            "node": "d0",
+            "role": "decode",
+            "num_running_reqs": 2,
+            "num_waiting_reqs": 0,
+            "num_total_reqs": 2,
+            "num_used_tokens": 1024,
+            "num_cached_tokens": 4096,
+            "max_total_num_tokens": 65536,
+            "token_usage": 0.0156,
+            "max_running_requests": 64,
+            "utilization": 0.0313,
+        }
+    ],
+    "aggregate": {
+        "total_running_reqs": 2,
+        "total_waiting_reqs": 0,
+        "total_reqs": 2,
+        "num_used_tokens": 1024,
+        "max_total_num_tokens": 65536,
+        "avg_token_usage": 0.0156,
+        "avg_utilization": 0.0313,
+    },
+}
+OLDER_LOADS = [{"dp_rank": 0, "num_reqs": 2, "num_waiting_reqs": 0, "num_tokens": 1024}]
 
-@router.get("/v1/loads", response_model=None)
+
+@router.get("/v1/loads", response_model=None, responses=answers(LOADS))
 async def loads(request: Request) -> Response:
     """Answers the load of each live node, and sums and means over all. `dp_rank` is the place of a
     node in the order of names.
@@ -47,7 +80,7 @@ async def loads(request: Request) -> Response:
     )
 
 
-@router.get("/get_load", response_model=None)
+@router.get("/get_load", response_model=None, responses=answers(OLDER_LOADS))
 async def get_load(request: Request) -> Response:
     """Answers the load of each live node in the four fields of SGLang's older endpoint."""
     service: Service = service_of(request)

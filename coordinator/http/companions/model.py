@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from coordinator.config import CoordinatorConfig
+from coordinator.http.documents.bodies import answers
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.native.sglang import WEIGHT_VERSION
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
@@ -20,25 +22,70 @@ from protocol.model.directory import read_config
 
 router = APIRouter(tags=["native"])
 
+ROOT = {
+    "name": "kvrelay",
+    "version": VERSION,
+    "model": "tiny",
+    "docs": "/docs",
+    "openapi": "/openapi.json",
+    "ready": "/ready",
+    "stats": "/admin/cache/stats",
+}
+MODEL = answers(
+    {
+        "model_path": "/models/tiny",
+        "tokenizer_path": "/models/tiny",
+        "is_generation": True,
+        "preferred_sampling_params": None,
+        "weight_version": WEIGHT_VERSION,
+        "has_image_understanding": False,
+        "has_audio_understanding": False,
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "served_model_name": "tiny",
+        "max_model_len": 2048,
+        "vocab_size": 2100,
+    },
+    variations=Variations(nullable=("model_type", "architectures")),
+)
+WEIGHTS = answers({"weight_version": WEIGHT_VERSION})
+SERVER = answers(
+    {
+        "served_model_name": "tiny",
+        "policy": "cost",
+        "admin_token": "***",
+        "version": VERSION,
+        "worker": 0,
+        "process_id": 4711,
+        "weight_version": WEIGHT_VERSION,
+        "page_size": 16,
+        "max_model_len": 2048,
+        "max_total_num_tokens": 65536,
+        "max_running_requests": 64,
+        "nodes": [
+            {
+                "name": "d0",
+                "role": "decode",
+                "device": "cpu",
+                "num_pages": 4096,
+                "max_running_requests": 64,
+            }
+        ],
+        "internal_states": [],
+        "status": "ready",
+    },
+    variations=Variations(nullable=("page_size", "max_total_num_tokens")),
+)
 
-@router.get("/", response_model=None)
+
+@router.get("/", response_model=None, responses=answers(ROOT))
 async def root(request: Request) -> Response:
     """Tells whoever opens the address what answers there, and where to read on."""
-    return json_reply(
-        {
-            "name": "kvrelay",
-            "version": VERSION,
-            "model": service_of(request).config.served_model_name,
-            "docs": "/docs",
-            "openapi": "/openapi.json",
-            "ready": "/ready",
-            "stats": "/admin/cache/stats",
-        }
-    )
+    return json_reply(ROOT | {"model": service_of(request).config.served_model_name})
 
 
-@router.get("/get_model_info", response_model=None)
-@router.get("/model_info", response_model=None)
+@router.get("/get_model_info", response_model=None, responses=MODEL)
+@router.get("/model_info", response_model=None, responses=MODEL)
 async def model_info(request: Request) -> Response:
     """Tells what model is served."""
     service = service_of(request)
@@ -62,15 +109,15 @@ async def model_info(request: Request) -> Response:
     )
 
 
-@router.get("/get_weight_version", response_model=None)
-@router.get("/weight_version", response_model=None)
+@router.get("/get_weight_version", response_model=None, responses=WEIGHTS)
+@router.get("/weight_version", response_model=None, responses=WEIGHTS)
 async def weight_version() -> Response:
     """Tells the name of the weights, which is always the same: they are never exchanged."""
     return json_reply({"weight_version": WEIGHT_VERSION})
 
 
-@router.get("/get_server_info", response_model=None)
-@router.get("/server_info", response_model=None)
+@router.get("/get_server_info", response_model=None, responses=SERVER)
+@router.get("/server_info", response_model=None, responses=SERVER)
 async def server_info(request: Request) -> Response:
     """Tells settings without their secrets, sizes, and the nodes that live now."""
     service = service_of(request)

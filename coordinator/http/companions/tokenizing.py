@@ -12,12 +12,16 @@ from coordinator.answers.tokenizer import Tokenizer
 from coordinator.conversation.agent_headers import without_agent_header
 from coordinator.http.checking import checked, without_nulls
 from coordinator.http.documents.bodies import answers, takes
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.intake import check_ids, encode
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
 from coordinator.http.requests import object_of, service_of
 
 router = APIRouter(tags=["native"])
+
+ONE_OR_MANY = Variations(of_several_types=("tokens", "count", "text"))
+"""Answers to a list are lists of what an answer to a single one has."""
 
 
 class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,7 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     responses=answers(
         {"tokens": [1, 412, 89, 7, 301], "count": 5, "max_model_len": 2048},
         {400: "prompt: expected str or array, got int"},
+        ONE_OR_MANY,
     ),
 )
 @router.post("/v1/tokenize", response_model=None, include_in_schema=False)
@@ -102,7 +107,9 @@ def _prompt(
     "/detokenize",
     response_model=None,
     openapi_extra=takes(DetokenizeBody, {"tokens": [412, 89, 7]}),
-    responses=answers({"text": "Once upon a"}, {400: "tokens: give either ids or lists of ids"}),
+    responses=answers(
+        {"text": "Once upon a"}, {400: "tokens: give either ids or lists of ids"}, ONE_OR_MANY
+    ),
 )
 @router.post("/v1/detokenize", response_model=None, include_in_schema=False)
 async def detokenize(request: Request) -> Response:

@@ -3,23 +3,20 @@ their bodies and of the tables of keys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from coordinator.http.anthropic.body import SAMPLING_NAMES, MessagesBody
-from coordinator.http.anthropic.errors import anthropic_error
 from coordinator.http.anthropic.keys import MESSAGE_KEYS
+from coordinator.http.documents.bodies import json_content
 from coordinator.http.documents.generate import ERRORS
 from coordinator.http.documents.openai import MORE_ERRORS, described_keys
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.native.sampling_params import SamplingParams
-from coordinator.http.openai.errors import openai_error
 from coordinator.http.responses.body import LIMIT, ResponseBody
 from coordinator.http.responses.keys import RESPONSE_KEYS
 
-ErrorBody = Callable[[int, str], dict[str, object]]
-"""Makes an error of a status code and a message."""
 CHAT = [{"role": "user", "content": "Hello"}]
 MESSAGE = {
     "id": "msg_f3c0",
@@ -63,6 +60,10 @@ RESPONSE = {
         "total_tokens": 11,
     },
 }
+MESSAGE_VARIATIONS = Variations(
+    nullable=("stop_reason",), optional=("text", "citations", "output_tokens_details")
+)
+RESPONSE_VARIATIONS = Variations(optional=("role", "content", "status"))
 EVENTS = "event: message_start\ndata: {…}\n\nevent: message_stop\ndata: {…}\n\n"
 RESPONSE_EVENTS = "event: response.created\ndata: {…}\n\nevent: response.completed\ndata: {…}\n\n"
 
@@ -73,23 +74,18 @@ def agents_paths() -> dict[str, Any]:
         "/v1/messages": _path(
             ("messages", "Answer a chat in Anthropic's form", "MessagesBody"),
             {"model": "tiny", "max_tokens": 64, "messages": CHAT},
-            {"application/json": {"example": MESSAGE}, "text/event-stream": {"example": EVENTS}},
-            anthropic_error,
+            json_content(MESSAGE, MESSAGE_VARIATIONS) | {"text/event-stream": {"example": EVENTS}},
         ),
         "/v1/messages/count_tokens": _path(
             ("count_tokens", "Count the tokens of a chat in Anthropic's form", "MessagesBody"),
             {"model": "tiny", "messages": CHAT},
-            {"application/json": {"example": {"input_tokens": 5}}},
-            anthropic_error,
+            json_content({"input_tokens": 5}),
         ),
         "/v1/responses": _path(
             ("responses", "Answer an agent; nothing is stored", "ResponseBody"),
             {"model": "tiny", "input": "Hello"},
-            {
-                "application/json": {"example": RESPONSE},
-                "text/event-stream": {"example": RESPONSE_EVENTS},
-            },
-            openai_error,
+            json_content(RESPONSE, RESPONSE_VARIATIONS)
+            | {"text/event-stream": {"example": RESPONSE_EVENTS}},
         ),
     }
 
@@ -112,18 +108,11 @@ def _path(
     names: tuple[str, str, str],
     example: dict[str, Any],
     answers: dict[str, Any],
-    error: ErrorBody,
 ) -> dict[str, Any]:
     name, summary, body = names
     schema = {"$ref": f"#/components/schemas/{body}"}
     content = {"application/json": {"schema": schema, "example": example}}
-    refusals = {
-        str(code): {
-            "description": what,
-            "content": {"application/json": {"example": error(code, what)}},
-        }
-        for code, what in sorted((ERRORS | MORE_ERRORS).items())
-    }
+    refusals = {str(code): {"description": what} for code, what in (ERRORS | MORE_ERRORS).items()}
     operation = {
         "tags": ["agents"],
         "summary": summary,

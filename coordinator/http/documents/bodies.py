@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from coordinator.http.errors import error_object
+from coordinator.http.documents.shapes import NO_VARIATIONS, Variations, shape_of
 
 Responses = dict[int | str, dict[str, Any]]
+NO_REFUSALS: dict[int, str] = {}
 
 
 def takes(kind: type[msgspec.Struct], example: Any) -> dict[str, Any]:
@@ -20,14 +22,22 @@ def takes(kind: type[msgspec.Struct], example: Any) -> dict[str, Any]:
     return {"requestBody": {"required": is_required, "content": content}}
 
 
-def answers(example: Any, refusals: dict[int, str]) -> Responses:
-    """Returns the `responses` of a route that answers like `example` (None: with an empty body).
-    `refusals` are its other statuses, each with a message that comes with it."""
+def answers(
+    example: Any,
+    refusals: Mapping[int, str] = NO_REFUSALS,
+    variations: Variations = NO_VARIATIONS,
+) -> Responses:
+    """Returns the `responses` of a route that answers like `example` (None: with an empty body), as
+    far as it does not vary. `refusals` are its other statuses, each with what it means."""
     shown: dict[str, Any] = {"description": "done"}
     if example is not None:
-        shown["content"] = {"application/json": {"example": example}}
+        shown["content"] = json_content(example, variations)
     responses: Responses = {200: shown}
-    for code, message in refusals.items():
-        content = {"application/json": {"example": error_object(code, message)}}
-        responses[code] = {"description": message, "content": content}
+    for code, what in refusals.items():
+        responses[code] = {"description": what}
     return responses
+
+
+def json_content(example: Any, variations: Variations = NO_VARIATIONS) -> dict[str, Any]:
+    """Returns the `content` of answers that look like `example`."""
+    return {"application/json": {"schema": shape_of(example, variations), "example": example}}

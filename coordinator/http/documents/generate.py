@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.http.errors import error_object
+from coordinator.http.documents.shapes import Variations, shape_of
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
 from coordinator.http.native.sampling_params import SamplingParams
 from coordinator.http.native.schema import GenerateBody
@@ -32,16 +32,29 @@ ANSWER = {
         "num_retractions": 0,
         "ttft": 0.011,
         "attempts": 1,
+        "fetched_tokens": 0,
+        "transferred_pages": 1,
         "prefill_node": "p0",
         "decode_node": "d0",
         "route_reason": "p0 computes 1 of 1 pages",
+        "route_runner_up": "no other node",
+        "fetched_from": None,
     },
     "error": None,
 }
+VARIATIONS = Variations(
+    nullable=(
+        *("finish_reason", "ttft", "prefill_node", "decode_node"),
+        *("route_reason", "route_runner_up"),
+    ),
+    optional=("matched",),
+    of_several_types=("matched",),
+)
 ERRORS = {
     400: "the request is wrong; `param` names the key",
     413: "the body is larger than --max-body-bytes",
     429: "too many requests are unfinished; Retry-After says when to come back",
+    500: "it has ended several nodes, or it is an error of the coordinator's own",
     503: "no node could serve it",
     504: "it did not end within --request-timeout-s",
 }
@@ -96,18 +109,18 @@ def _operation(method: str) -> dict[str, Any]:
             "200": {
                 "description": "the answer",
                 "content": {
-                    "application/json": {"example": ANSWER},
+                    "application/json": {"schema": _one_or_many(), "example": ANSWER},
                     "text/event-stream": {"example": "data: {…}\n\ndata: [DONE]\n\n"},
                 },
             }
         }
-        | {str(code): _error(code, what) for code, what in ERRORS.items()},
+        | {str(code): {"description": what} for code, what in ERRORS.items()},
     }
 
 
-def _error(code: int, what: str) -> dict[str, Any]:
-    example = error_object(code, what)
-    return {"description": what, "content": {"application/json": {"example": example}}}
+def _one_or_many() -> dict[str, Any]:
+    one = shape_of(ANSWER, VARIATIONS)
+    return {"anyOf": [one, {"type": "array", "items": one}]}
 
 
 def _note(key: Key) -> str:

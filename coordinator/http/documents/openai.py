@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
+from coordinator.http.documents.bodies import json_content
 from coordinator.http.documents.generate import ERRORS
+from coordinator.http.documents.shapes import Variations
 from coordinator.http.native.keys import Key
 from coordinator.http.native.sampling_params import SamplingParams
 from coordinator.http.openai.chats.body import ChatBody
 from coordinator.http.openai.common import SAMPLING_NAMES
 from coordinator.http.openai.completions.body import CompletionBody
-from coordinator.http.openai.errors import openai_error
 from coordinator.http.openai.keys import CHAT_KEYS, COMPLETION_KEYS
 
 HEAD = {
@@ -56,6 +57,7 @@ COMPLETION_ANSWER = {
 NATIVE_NAMES = SAMPLING_NAMES | dict.fromkeys(
     ("max_tokens", "max_completion_tokens"), "max_new_tokens"
 )
+VARIATIONS = Variations(nullable=("content", "finish_reason"), optional=("refusal",))
 MORE_ERRORS = {404: "the model is not served"}
 
 
@@ -119,10 +121,8 @@ def _path(
     content = {"application/json": {"schema": schema, "example": example}}
     whole = {
         "description": "the answer",
-        "content": {
-            "application/json": {"example": answer},
-            "text/event-stream": {"example": "data: {…}\n\ndata: [DONE]\n\n"},
-        },
+        "content": json_content(answer, VARIATIONS)
+        | {"text/event-stream": {"example": "data: {…}\n\ndata: [DONE]\n\n"}},
     }
     operation = {
         "tags": ["openai"],
@@ -132,11 +132,6 @@ def _path(
         "operationId": name,
         "requestBody": {"required": True, "content": content},
         "responses": {"200": whole}
-        | {str(code): _error(code, what) for code, what in sorted((ERRORS | MORE_ERRORS).items())},
+        | {str(code): {"description": what} for code, what in (ERRORS | MORE_ERRORS).items()},
     }
     return {"post": operation}
-
-
-def _error(code: int, what: str) -> dict[str, Any]:
-    example = openai_error(code, what)
-    return {"description": what, "content": {"application/json": {"example": example}}}

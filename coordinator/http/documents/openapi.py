@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from coordinator.http.documents.agents import agents_paths, agents_schemas
 from coordinator.http.documents.generate import generate_path, generate_schemas
 from coordinator.http.documents.openai import openai_paths, openai_schemas
+from coordinator.http.documents.refusals import complete
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,9 +32,12 @@ def describe_others(app: FastAPI) -> None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             others = {"/generate": generate_path()} | openai_paths() | agents_paths()
             schema["paths"] = others | schema["paths"]
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    complete(path, operation)
             components = schema.setdefault("components", {})
             described = generate_schemas() | openai_schemas() | agents_schemas()
-            components["schemas"] = described | components.get("schemas", {})
+            components["schemas"] = described
             app.openapi_schema = schema
         return app.openapi_schema
 

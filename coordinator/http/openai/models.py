@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from coordinator.http.documents.bodies import answers
 from coordinator.http.openai.errors import OPENAI_ERRORS
 from coordinator.http.openai.served import require_served
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
@@ -13,14 +14,29 @@ from coordinator.http.requests import service_of
 
 router = APIRouter(tags=["openai"])
 
+MODEL = {
+    "id": "tiny",
+    "object": "model",
+    "created": 1767225600,
+    "owned_by": "kvrelay",
+    "root": "tiny",
+    "parent": None,
+    "max_model_len": 2048,
+}
+MODELS = {"object": "list", "data": [MODEL]}
 
-@router.get("/v1/models", response_model=None)
+
+@router.get("/v1/models", response_model=None, responses=answers(MODELS))
 async def models(request: Request) -> Response:
     """Answers the models that are served, which is one."""
     return json_reply({"object": "list", "data": [_model(request)]})
 
 
-@router.get("/v1/models/{model:path}", response_model=None)
+@router.get(
+    "/v1/models/{model:path}",
+    response_model=None,
+    responses=answers(MODEL, {404: "the model is not served"}),
+)
 async def model(request: Request, model: str) -> Response:
     """Answers what is known of a model; 404 if it is not served."""
     try:

@@ -56,7 +56,11 @@ class Pipe(Generic[M]):
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
         if length > MAX_MESSAGE_BYTES:
             raise RankLost(f"it announced {length} bytes")
-        return self._decoder.decode(self._read(length))
+        raw = self._read(length)
+        try:
+            return self._decoder.decode(raw)
+        except (ValueError, RecursionError) as error:
+            raise RankLost(f"it said what makes no sense ({error})") from error
 
     def close(self) -> None:
         """Closes this end. That also ends a `receive` that waits on another thread, here or at the

@@ -56,7 +56,7 @@ def heartbeats(draw: st.DrawFn) -> Heartbeat:
         info_of(draw(NODES)),
         layout=draw(LAYOUTS),
         num_pages=draw(COUNTS.filter(bool)),
-        max_running_requests=draw(COUNTS),
+        max_running_requests=draw(COUNTS.filter(bool)),
         max_queued_requests=draw(COUNTS),
         context_length=draw(COUNTS),
         max_itl_s=draw(SECONDS),

@@ -14,7 +14,15 @@ import httpx
 import uvloop
 
 from protocol.channel import Channel
-from protocol.messages import Generate, TokenOut, TokensOut
+from protocol.messages import (
+    AuditPages,
+    AuditReply,
+    CacheFlushed,
+    FlushCache,
+    Generate,
+    TokenOut,
+    TokensOut,
+)
 from protocol.prompt_logprobs import PromptLogprobs, first_position, num_positions
 from protocol.sampling import Sampling, TokenLogprobs
 from tests.support.coordinator.http_servers import Served, served
@@ -30,11 +38,13 @@ LOGPROB = -0.5
 class AnsweringServer:
     """A server on a thread of its own, and a client for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        """`settings` are those of the coordinator that are not as usual."""
         self.text = "Hello"
         """What the model answers, as far as `max_new_tokens` go."""
         self.http = httpx.Client(timeout=DEADLINE_S)
         self._port = 0
+        self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
         self._started = threading.Event()
@@ -50,14 +60,18 @@ class AnsweringServer:
         self._thread.join(DEADLINE_S)
         self.http.close()
 
-    def ask(self, path: str, body: Any) -> httpx.Response:
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def ask(self, path: str, body: Any, headers: dict[str, str] | None = None) -> httpx.Response:
         raw = json.dumps(body).encode()
-        return self.http.post(f"http://127.0.0.1:{self._port}{path}", content=raw)
+        return self.http.post(f"{self.url}{path}", content=raw, headers=headers)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         decode = Channel("127.0.0.1")
-        async with served(decode) as here:
+        async with served(decode, **self._settings) as here:
             self._port = here.port
             node = asyncio.create_task(self._answer_all(here))
             self._started.set()
@@ -71,6 +85,10 @@ class AnsweringServer:
             for message in await asyncio.to_thread(here.decode.drain, HEARTBEAT_S):
                 if isinstance(message, Generate):
                     await self._answer(here, message)
+                elif isinstance(message, FlushCache):
+                    here.service.handle(CacheFlushed(D0, message.flush_id, num_pages=0))
+                elif isinstance(message, AuditPages):
+                    here.service.handle(AuditReply(D0, message.audit_id, hashes=b""))
 
     async def _answer(self, here: Served, generate: Generate) -> None:
         text = await here.service.tokenizer.encode(self.text, with_special_tokens=False)
@@ -93,8 +111,8 @@ class AnsweringServer:
 
 
 @contextmanager
-def answering_server() -> Iterator[AnsweringServer]:
-    server = AnsweringServer()
+def answering_server(**settings: Any) -> Iterator[AnsweringServer]:
+    server = AnsweringServer(**settings)
     server.start()
     try:
         yield server

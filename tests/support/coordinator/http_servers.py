@@ -150,14 +150,12 @@ class Served:
 
 @asynccontextmanager
 async def served(decode: Channel, with_node: bool = True, **settings: Any) -> AsyncIterator[Served]:
-    """With one live decode node unless told otherwise, and no Redis anywhere."""
+    """With one live decode node unless told otherwise, and no Redis anywhere unless `settings` name
+    one."""
     port = free_port()
+    usual = {"redis_url": f"redis://:secret@127.0.0.1:{free_port()}"}
     config = CoordinatorConfig(
-        model_path=str(EMBEDDED),
-        served_model_name="tiny",
-        redis_url=f"redis://:secret@127.0.0.1:{free_port()}",
-        port=port,
-        **settings,
+        model_path=str(EMBEDDED), served_model_name="tiny", port=port, **(usual | settings)
     )
     service = Service(config, Tokenizer(Path(EMBEDDED)), Channel("127.0.0.1"))
     server = HttpServer(service)

@@ -100,21 +100,26 @@ def test_a_first_token_that_comes_from_both_nodes_counts_once() -> None:
     assert late == [] and changed.answer.output_ids == [7, 8], "the short way may be the longer one"
 
 
-def test_a_first_token_that_may_be_the_last_waits_for_the_node_that_knows() -> None:
-    """If it counted and that node died, a retry would go on behind the end."""
-    tracker, nodes, generate = start("p0", "d0", "d1")
-    assert tracker.tokens(tokens_of(generate.attempt, 0, node=P0), 0.1) == []
-    again = sent(lose(tracker, nodes, "d0", 0.2))
-    assert tokens_from_bytes(again.tokens) == [1, 2, 3]
-    ends = tracker.tokens(tokens_of(again.attempt, 0, finish="stop", node=D1), 0.3)
-    assert ended(ends) == {"r": "stop"}
-
-    tracker, _, generate = start("p0", "d0")
-    only = sent(tracker.submit(request("s", max_new_tokens=1), 0.0))
-    assert tracker.tokens(tokens_of(only.attempt, 7, node=P0), 0.1) == []
-    assert ended(tracker.tokens(tokens_of(only.attempt, 7, finish="length"), 0.2)) == {
-        "s": "length"
-    }
+@pytest.mark.parametrize(
+    ("token", "max_new_tokens", "finish"),
+    [(0, 8, FinishReason("stop", matched=0)), (7, 1, FinishReason("length"))],
+)
+@pytest.mark.parametrize("is_paused", [True, False])
+def test_a_first_token_that_is_the_last_one_ends_the_answer_whoever_is_lost(
+    token: int, max_new_tokens: int, finish: FinishReason, is_paused: bool
+) -> None:
+    """The prefill node does not say that nothing follows, and the decode node has no time to."""
+    nodes = Nodes("p0", "d0")
+    tracker = tracker_of(nodes)
+    asked = request(max_new_tokens=max_new_tokens)
+    generate = sent(tracker.submit(asked, 0.0))
+    tracker.tokens(tokens_of(generate.attempt, token, node=P0), 0.1)
+    assert generate.prefill_node == P0 and len(tracker) == 1
+    outcomes = tracker.pause(0.2) if is_paused else lose(tracker, nodes, "d0", 0.2)
+    assert list(ended(outcomes)) == [asked.request_id]
+    assert asked.finish_reason == finish and asked.output_ids == [token]
+    assert not [o for o in outcomes if isinstance(o, Send) and isinstance(o.message, Generate)]
+    assert len(tracker) == 0 and booked(nodes.placement) == {}
 
 
 def test_nodes_that_tell_different_tokens_have_failed_and_what_was_told_stays() -> None:

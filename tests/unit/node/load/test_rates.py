@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from engine.batches.sequence import Slice
@@ -29,6 +30,20 @@ def test_a_chunk_counts_for_what_it_adds_to_the_step_of_its_answers() -> None:
         rates.observe(step_of(1, 1, num_tokens), STEP_S + num_tokens / TOKENS_PER_S)
     assert rates.prefill_tokens_per_s == pytest.approx(TOKENS_PER_S)
     assert rates.step_s == pytest.approx(STEP_S)
+
+
+def test_the_last_token_of_a_prompt_is_no_answer_that_others_wait_beside() -> None:
+    """Else the step of answers would seem to take what the other chunks leave of it: nothing. Later
+    chunks would be too long for the answers beside them."""
+    rates = Rates()
+    rates.observe(step_of(50), STEP_S + 50 / TOKENS_PER_S)
+    last = Slice([1], 32, [0], msgspec.structs.replace(GREEDY, prompt_length=33))
+    rates.observe([*step_of(55), last], STEP_S + 56 / TOKENS_PER_S)
+    assert rates.step_s == 0.0, "no step of answers was seen"
+    rates.observe([*step_of(55), Slice([1], 9, [0], None)], STEP_S + 56 / TOKENS_PER_S)
+    assert rates.step_s == 0.0
+    rates.observe(step_of(1), STEP_S)
+    assert rates.step_s == STEP_S
 
 
 def test_a_chunk_that_seems_to_take_no_time_is_taken_to_need_a_little() -> None:
