@@ -16,8 +16,6 @@ MAX_GAP_P99_S = LEASE_S + 3.0
 GROWTH, GROWTH_MEBIBYTES = 1.25, 48.0
 """The memory of a process may be so many times what it was when it was warm, and so much more."""
 REDIS_IS_BACK_AFTER_S = 5.0
-SHOWN = 8
-"""So many of the failures are shown."""
 
 IsTie = Callable[[Question, Tokens, Tokens, int], bool]
 """Whether two answers to a question differ at an index only as floats are rounded."""
@@ -53,11 +51,7 @@ class Course:
 def broken_promises(course: Course, is_tie: IsTie | None) -> list[str]:
     """Returns a sentence for each promise that was broken. Without `is_tie` every token must be the
     expected one."""
-    broken = [
-        f"{one.kind} (question {one.question}) from {one.began_s:.1f} s on: {one.error}"
-        for one in course.seen
-        if one.error and not _may_fail(one, course.faults)
-    ]
+    broken = [_told(one) for one in course.seen if one.error and not _may_fail(one, course.faults)]
     for one, index in wrong(course.seen, course.expected).values():
         assert one.tokens is not None
         question, right = course.questions[one.question], course.expected[one.question]
@@ -80,6 +74,11 @@ def broken_promises(course: Course, is_tie: IsTie | None) -> list[str]:
         if last > warm * GROWTH + GROWTH_MEBIBYTES:
             broken.append(f"{name} has grown from {warm:.0f} to {last:.0f} MiB")
     return broken
+
+
+def failed_with_their_coordinator(course: Course) -> list[str]:
+    """Returns a sentence for each request that failed and could not be resumed."""
+    return [_told(one) for one in course.seen if one.error and _may_fail(one, course.faults)]
 
 
 def figures(course: Course) -> dict[str, Any]:
@@ -140,6 +139,10 @@ def _may_fail(one: Seen, faults: Sequence[Happened]) -> bool:
         )
         for happened in faults
     )
+
+
+def _told(one: Seen) -> str:
+    return f"{one.kind} (question {one.question}) from {one.began_s:.1f} s on: {one.error}"
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Victims:
         server = server_command(directory)
         self.local.redis_url = server.url
         self._redis_command = _reachable(server.command) if networks else server.command
-        self._start_redis("redis.log")
+        self._start_redis()
         self.local.start()
         try:
             self._start_coordinator(COORDINATORS[1])
@@ -128,17 +128,21 @@ class Victims:
             process.kill()
         child.process.send_signal(signal.SIGKILL)
         child.wait()
+        # The next life of this name would overwrite it.
+        log_file = self.local.log_dir / f"{child.name}.log"
+        if log_file.exists():
+            log_file.rename(log_file.with_suffix(f".{child.process.pid}.log"))
 
     def _start_again(self, name: str) -> None:
         if name == "redis":
-            self._start_redis("redis-again.log")
+            self._start_redis()
         elif name in COORDINATORS:
             self._start_coordinator(name)
         else:
             self.local.start_planned_node(name)
 
-    def _start_redis(self, log_name: str) -> None:
-        log_file = self.local.log_dir / log_name
+    def _start_redis(self) -> None:
+        log_file = self.local.log_dir / "redis.log"
         self.local.children["redis"] = Child(
             "redis", self._redis_command, log_file, lambda *_: None
         )
