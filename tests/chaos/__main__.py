@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long clients ask")
     parser.add_argument("--streams", type=int, default=64, help="clients at once")
     parser.add_argument("--every", type=float, default=5.0, help="seconds from fault to fault")
-    parser.add_argument("--pause", type=float, default=6.0, help="seconds between two requests")
+    parser.add_argument("--pause", type=float, default=3.0, help="seconds between two requests")
     parser.add_argument("--deterministic", action="store_true", help="every token must be equal")
     parser.add_argument("--logs", type=Path, help="a directory for the logs, which are kept")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from uuid import uuid4
 
 from kvrelay.answers import Generated
 from kvrelay.async_client import AsyncClient
@@ -53,7 +52,7 @@ def questions_of(seed: int, count: int) -> tuple[Question, ...]:
 def _question(kind: Kind, chance: random.Random) -> Question:
     length = chance.randrange(600, 1500) if kind == "long prompt" else chance.randrange(8, 120)
     prompt = tuple(prompt_of(length, VOCABULARY, seed=chance.randrange(1 << 30)))
-    sampling: dict[str, Any] = {"max_new_tokens": chance.randrange(16, 160), "ignore_eos": True}
+    sampling: dict[str, Any] = {"max_new_tokens": chance.randrange(40, 320), "ignore_eos": True}
     if kind in ("greedy", "long prompt"):
         sampling["temperature"] = 0.0
     else:
@@ -71,8 +70,8 @@ async def ask(client: AsyncClient, question: Question, salt: str, saw: Saw) -> T
         return await _ask_for_several(client, question, salt)
     if question.kind != "session":
         return (await _follow(client, question, question.prompt, saw, cache_salt=salt)).output_ids
-    name = f"chaos-{uuid4().hex}"
-    await client.call(ApiCall("POST", "/open_session", json.loads, _capacity(name)))
+    opened = ApiCall("POST", "/open_session", json.loads, {"capacity_of_str_len": 100_000})
+    name = await client.call(opened)
     first = await _follow(client, question, question.prompt, saw, session_params={"id": name})
     turn = {"id": name, "rid": first.meta_info.id}
     second = await _follow(client, question, question.prompt[:8], saw, session_params=turn)
@@ -96,7 +95,3 @@ async def _ask_for_several(client: AsyncClient, question: Question, salt: str) -
     body = {"input_ids": question.prompt, "sampling_params": sampling, "cache_salt": salt}
     answers = await client.call(ApiCall("POST", "/generate", json.loads, body, is_repeatable=True))
     return tuple(token for answer in answers for token in answer["output_ids"])
-
-
-def _capacity(name: str) -> dict[str, Any]:
-    return {"capacity_of_str_len": 100_000, "session_id": name}
