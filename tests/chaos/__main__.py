@@ -11,7 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import machine
-from tests.chaos.report import broken_promises, failed_with_their_coordinator, figures, table
+from tests.chaos.report import (
+    broken_promises,
+    failed_with_their_coordinator,
+    figures,
+    longest_waits,
+    table,
+)
 from tests.chaos.run import Plan, run
 from tests.chaos.ties import is_tie
 from tests.support.processes.clusters import save_servable_model
@@ -41,6 +47,8 @@ def main() -> int:
     tie = None if plan.is_deterministic else partial(is_tie, reference)
     broken = broken_promises(course, tie)
     print(table(course))
+    for sentence in longest_waits(course):
+        print(sentence)
     for sentence in failed_with_their_coordinator(course):
         print(f"not resumable: {sentence}")
     for sentence in broken:

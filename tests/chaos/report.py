@@ -15,6 +15,8 @@ LEASE_S = 3.0
 MAX_GAP_P99_S = LEASE_S + 3.0
 GROWTH, GROWTH_MEBIBYTES = 1.25, 48.0
 """The memory of a process may be so many times what it was when it was warm, and so much more."""
+SHOWN = 5
+"""So many of the longest waits are shown."""
 REDIS_IS_BACK_AFTER_S = 5.0
 
 IsTie = Callable[[Question, Tokens, Tokens, int], bool]
@@ -139,6 +141,22 @@ def _may_fail(one: Seen, faults: Sequence[Happened]) -> bool:
         )
         for happened in faults
     )
+
+
+def longest_waits(course: Course) -> list[str]:
+    """Returns a sentence for each of the longest waits, so that the log can be read there."""
+    answered = [one for one in course.seen if one.tokens is not None]
+    by_first = sorted(answered, key=lambda one: one.first_token_s)[-SHOWN:]
+    by_gap = sorted(answered, key=lambda one: one.worst_gap_s)[-SHOWN:]
+    return [
+        f"first token after {one.first_token_s:.1f} s: {one.kind} from {one.began_s:.1f} s on, "
+        f"attempts {one.attempts}, sent again {one.num_retries} times"
+        for one in reversed(by_first)
+    ] + [
+        f"gap of {one.worst_gap_s:.1f} s up to {one.worst_gap_at_s:.1f} s: {one.kind}, "
+        f"attempts {one.attempts}, taken over {one.num_taken_over} times"
+        for one in reversed(by_gap)
+    ]
 
 
 def _told(one: Seen) -> str:

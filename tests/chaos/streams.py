@@ -152,7 +152,7 @@ async def _ask_once(
         now - began,
         (progress.first_at or now) - asked_at,
         progress.worst[0],
-        max(0.0, progress.worst[1] - began),
+        progress.worst[1] - began if progress.worst[1] else 0.0,
         progress.attempts,
         max(0, transport.num_sent.get("/generate", 0) - usual),
         transport.num_taken_over,
