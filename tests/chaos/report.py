@@ -86,7 +86,7 @@ def failed_with_their_coordinator(course: Course) -> list[str]:
 def figures(course: Course) -> dict[str, Any]:
     """Returns the figures of a run, as they go into its JSON line."""
     gaps = [one.worst_gap_s for one in course.seen if one.tokens is not None]
-    first = [one.first_token_s for one in course.seen if one.tokens is not None]
+    first = [one.first_token_s for one in course.seen if one.first_token_s is not None]
     failed = [one for one in course.seen if one.error]
     return {
         "faults": dict(Counter(happened.fault.kind for happened in course.faults)),
@@ -146,7 +146,7 @@ def _may_fail(one: Seen, faults: Sequence[Happened]) -> bool:
 def longest_waits(course: Course) -> list[str]:
     """Returns a sentence for each of the longest waits, so that the log can be read there."""
     answered = [one for one in course.seen if one.tokens is not None]
-    by_first = sorted(answered, key=lambda one: one.first_token_s)[-SHOWN:]
+    by_first = sorted(answered, key=lambda one: one.first_token_s or 0.0)[-SHOWN:]
     by_gap = sorted(answered, key=lambda one: one.worst_gap_s)[-SHOWN:]
     return [
         f"first token after {one.first_token_s:.1f} s: {one.kind} from {one.began_s:.1f} s on, "

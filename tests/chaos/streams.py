@@ -29,8 +29,8 @@ class Seen:
     question: int
     began_s: float
     ended_s: float
-    first_token_s: float
-    """How long it waited for its first token."""
+    first_token_s: float | None
+    """How long it waited for its first token; None if none came in a stream."""
     worst_gap_s: float
     """The longest time between two updates of its stream."""
     worst_gap_at_s: float
@@ -150,7 +150,7 @@ async def _ask_once(
         which,
         asked_at - began,
         now - began,
-        (progress.first_at or now) - asked_at,
+        progress.first_at - asked_at if progress.first_at else None,
         progress.worst[0],
         progress.worst[1] - began if progress.worst[1] else 0.0,
         progress.attempts,
