@@ -17,7 +17,7 @@ LOAD_READY := $(LOAD)/.installed
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
-.PHONY: help demo test check verify attack fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -70,6 +70,9 @@ attack: $(READY) ## an attacker of ours against a real cluster (ROUNDS=20)
 
 fuzz: $(READY) ## generated requests of every endpoint, garbled bytes on every socket and in Redis (SECONDS=300)
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),300)
+
+chaos: $(READY) ## break real processes, links and Redis while clients stream (SECONDS=60 SEED=7 ARGS="--deterministic")
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(ARGS)
 
 sim: $(READY) ## simulated lives of whole clusters (SEEDS=10000; SEED=7 TRACE=1: one of them, told)
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--seeds $(or $(SEEDS),1000))

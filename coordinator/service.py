@@ -40,7 +40,7 @@ from coordinator.ownership.follower import OwnershipFollower
 from coordinator.peers.counts import ClusterCounts
 from coordinator.peers.found_requests import FoundRequests
 from coordinator.peers.peers import Peers
-from coordinator.pending_replies import PendingReplies
+from coordinator.pending_replies import PendingReplies, never
 from coordinator.routing.draining import draining_names
 from coordinator.routing.registry import LiveNode
 from coordinator.sessions.store import SessionStore
@@ -204,6 +204,8 @@ class Service:
             list(self.core.registry.live()),
             lambda question, address: TakeOver(token.key, token.owner_tag, address, question),
             TAKE_OVER_S,
+            # A node that is gone would hold up the next try, which comes when the lease has ended.
+            decides=lambda reply: reply.owner_lives,
         )
         before = answered_before(list(replies.values()))
         if before is None:
@@ -306,13 +308,17 @@ class Service:
         )
 
     async def ask(
-        self, nodes: list[LiveNode], question: Callable[[str, str], Message], timeout_s: float
+        self,
+        nodes: list[LiveNode],
+        question: Callable[[str, str], Message],
+        timeout_s: float,
+        decides: Callable[[Any], bool] = never,
     ) -> dict[str, Any]:
         """Sends `question(question id, reply address)` to each of `nodes`.
 
-        Returns the replies, by node name, that came in time.
+        Returns the replies, by node name, that came in time; not those after one that `decides`.
         """
-        question_id = self._replies.open(live.node.name for live in nodes)
+        question_id = self._replies.open((live.node.name for live in nodes), decides)
         for live in nodes:
             self.send(live, question(question_id, self._channel.address))
         return await self._replies.wait(question_id, timeout_s)

@@ -84,6 +84,7 @@ CLASSES: Mapping[int, type[ClientError]] = {
     401: AccessDenied,
     403: AccessDenied,
     404: NothingThere,
+    502: ConnectionBroken,  # a proxy's word for a coordinator that died before it answered
     429: ClusterBusy,
     503: ClusterUnavailable,
     504: AnswerTimedOut,

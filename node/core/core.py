@@ -140,11 +140,12 @@ class NodeCore:
     def _taken_over(self, question: TakeOver, now: float) -> TakenOver:
         """Returns what is kept of an answer, for the coordinator that takes it over."""
         kept = self._kept.get(question.resume_key, now)
-        lives = (
-            self._coordinators.has_alive(question.owner_tag, now)
-            if kept is None
-            else self._coordinators.is_alive(kept.owner, now)
-        )
+        if kept is None:
+            lives = self._coordinators.has_alive(question.owner_tag, now)
+        else:
+            # Who asks again did not get it: another node had still heard the first coordinator.
+            is_again = kept.owner == question.reply_address
+            lives = not is_again and self._coordinators.is_alive(kept.owner, now)
         reply = TakenOver(self._node, question.question_id, lives)
         if kept is None or lives:
             return reply

@@ -53,6 +53,15 @@ def test_a_stream_that_broke_off_before_its_first_event_is_asked_for_again(ask: 
 
 
 @pytest.mark.parametrize("ask", ASKS)
+def test_a_proxys_word_that_the_coordinator_died_is_no_end(ask: Ask) -> None:
+    gone = httpx.Response(502, text="<html>502 Bad Gateway</html>")
+    server = ScriptedServer(gone, events(begun(1), end=""), gone, events(begun(2)))
+    assert len(ask(server, "stream", "x")) == 2
+    with pytest.raises(ConnectionBroken):
+        ask(ScriptedServer(gone), "stream", "x", rid="mine")
+
+
+@pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("last", [reply(BUSY, 401), reply(BUSY, 400)])
 def test_what_a_second_coordinator_refuses_ends_the_stream(ask: Ask, last: httpx.Response) -> None:
     server = ScriptedServer(events(begun(1), end=""), last)

@@ -50,14 +50,14 @@ def compute(core: NodeCore, tokens: list[int], now: float) -> None:
 
 def ask(core: NodeCore, now: float, key: str = KEY, who: str = OTHER) -> TakenOver:
     core.handle(TakeOver(key, coordinator_tag(COORDINATOR), who, "q"), now)
-    replies = _taken(core.next_batch(now)[1])
+    replies = _taken(core.next_batch(now)[1], who)
     assert len(replies) == 1
     return replies[0]
 
 
-def _taken(instructions: list[Instruction]) -> list[TakenOver]:
+def _taken(instructions: list[Instruction], who: str) -> list[TakenOver]:
     sends = [i for i in instructions if isinstance(i, SendMessage)]
-    return [s.message for s in sends if isinstance(s.message, TakenOver) and s.address == OTHER]
+    return [s.message for s in sends if isinstance(s.message, TakenOver) and s.address == who]
 
 
 def test_while_the_owner_lives_nobody_gets_anything() -> None:
@@ -75,10 +75,19 @@ def test_after_its_lease_pages_are_free_and_tokens_are_handed_over_once() -> Non
     assert not reply.owner_lives and reply.finish == ""
     assert tokens_from_bytes(reply.tokens or b"") == [7, 8, 5, 6], "from the prompt on"
     assert core.load().held_pages == core.load().num_running == 0
-    again = ask(core, COORDINATOR_LEASE_S + 1)
-    assert again.owner_lives and again.tokens is None, "the one that took it over lives"
-    much_later = ask(core, 2 * COORDINATOR_LEASE_S + 0.1)
+    third = ask(core, COORDINATOR_LEASE_S + 1, who="third")
+    assert third.owner_lives and third.tokens is None, "the one that took it over lives"
+    much_later = ask(core, 2 * COORDINATOR_LEASE_S + 0.1, who="third")
     assert much_later.tokens == reply.tokens, "and may die too"
+
+
+def test_who_was_refused_because_of_another_node_may_ask_again() -> None:
+    """Nodes hear of a death at different moments: what one hands over is in vain while another one
+    says that the owner lives."""
+    core = core_with()
+    compute(core, [5, 6], 0.0)
+    first, again = (ask(core, COORDINATOR_LEASE_S + wait_s) for wait_s in (0.0, 0.2))
+    assert first == again and tokens_from_bytes(again.tokens or b"") == [5, 6]
 
 
 def test_a_wrong_key_gets_nothing() -> None:
