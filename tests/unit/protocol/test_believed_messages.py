@@ -95,6 +95,7 @@ BAD: dict[str, AnyMessage] = {
     "pages without tokens": of_info(layout=but(LAYOUT, page_size=0)),
     "an unknown dtype": of_info(layout=but(LAYOUT, dtype="float7")),
     "no pages": of_info(num_pages=0),
+    "no place for a request": of_info(max_running_requests=0),
     "a rate that is no number": of_load(prefill_tokens_per_s=math.nan),
     "an infinite step": of_load(step_s=math.inf),
     "fewer than no requests": of_load(num_running=-1),
