@@ -402,6 +402,7 @@ class CoordinatorCore:
         if live is not None:
             self.placement.heard(live, now)
             self._heard_at[live.node] = now
+            instructions += self._tracker.node_heard(live.node)
         self._note_nodes(now)
         return instructions
 

@@ -68,6 +68,8 @@ class Tracker:
         self.refused = RefusedContents()
         """Contents of requests of which nodes have died."""
         self._suspects: Suspects[TrackedRequest] = Suspects()
+        self._left_behind: dict[str, tuple[Node, list[Attempt]]] = {}
+        """Attempts that the last incarnation of each name had that was lost, if it still lives."""
         self._paused_at: float | None = None
         """When the pause began in which nothing is sent; None while there is none."""
 
@@ -192,6 +194,10 @@ class Tracker:
             # The decode node still waits for pages that will not come.
             if tracked.route is not None and tracked.route.decode != node:
                 instructions += self._cancel_current(tracked)
+        self._left_behind[node.name] = (
+            node,
+            [tracked.current for tracked in lost if tracked.route and tracked.route.decode == node],
+        )
         suspects = [tracked for tracked in lost if tracked.patience.sent_at <= was_alive_at]
         instructions += self._suspect(suspects, node, now)
         for tracked in lost:
@@ -201,6 +207,16 @@ class Tracker:
             hold_s = HOLD_S if is_held else 0.0
             instructions += self._failed(tracked, node, f"node {node.name} was lost", now, hold_s)
         return instructions + self.dispatch(now)
+
+    def node_heard(self, node: Node) -> list[Instruction]:
+        """Cancels what a node still works on that was taken for lost, as it was stopped or cut off
+        for a while. It may wait for pages, and would hold its own as long as it waits."""
+        lost, attempts = self._left_behind.pop(node.name, (node, []))
+        return [
+            instruction
+            for attempt in (attempts if lost == node else [])
+            for instruction in self._cancel_stray(attempt, node)
+        ]
 
     def _suspect(self, lost: Iterable[TrackedRequest], node: Node, now: float) -> list[Instruction]:
         """Ends the request of which nodes die, if it is known now."""

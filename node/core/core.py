@@ -138,19 +138,20 @@ class NodeCore:
         return self._cache.take_changes()
 
     def _taken_over(self, question: TakeOver, now: float) -> TakenOver:
-        """Returns what is kept of an answer, for the coordinator that takes it over."""
+        """Returns what is kept of an answer, for the coordinator that takes it over.
+
+        Who has asked does not own it: another node may have heard the first coordinator a moment
+        later and refuse, and then any coordinator may be the next to ask.
+        """
         kept = self._kept.get(question.resume_key, now)
-        if kept is None:
-            lives = self._coordinators.has_alive(question.owner_tag, now)
-        else:
-            # Who asks again did not get it: another node had still heard the first coordinator.
-            is_again = kept.owner == question.reply_address
-            lives = not is_again and self._coordinators.is_alive(kept.owner, now)
+        lives = (
+            self._coordinators.has_alive(question.owner_tag, now)
+            if kept is None
+            else self._coordinators.is_alive(kept.owner, now)
+        )
         reply = TakenOver(self._node, question.question_id, lives)
         if kept is None or lives:
             return reply
-        kept.owner = question.reply_address
-        self._coordinators.heard(kept.owner, COORDINATOR_LEASE_S, now)
         return msgspec.structs.replace(
             reply, tokens=kept.tokens, finish=kept.finish, cached_tokens=kept.cached_tokens
         )

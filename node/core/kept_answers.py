@@ -15,12 +15,12 @@ MAX_KEPT_BYTES = 32 << 20
 """Bounds the tokens that are kept; the oldest answers go first."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class KeptAnswer:
     """What was answered of one request."""
 
     owner: str
-    """The address of the coordinator that has the request, or had it."""
+    """The address of the coordinator that had the request."""
     tokens: bytes
     """Those that follow the prompt, as `token_bytes` makes them."""
     finish: str

@@ -162,6 +162,16 @@ def test_a_lost_decode_node_is_replaced_and_the_answer_goes_on() -> None:
     assert tracker.tokens(tokens_of(generate.attempt, 9), 1.1) == [], "the old attempt is void"
 
 
+def test_a_node_that_was_only_stopped_hears_that_its_attempt_is_over() -> None:
+    """It may be waiting for pages, and would hold its own for as long as it waits."""
+    tracker, nodes, generate = start("p0", "d0", "d1")
+    node = Node("d0", 1)
+    lose(tracker, nodes, "d0", 1.0)
+    nodes.join("d0")
+    assert tracker.node_heard(node) == [Send("tcp://d0:1", Cancel(generate.attempt))]
+    assert tracker.node_heard(node) == [], "once"
+
+
 def test_a_prefill_node_is_needed_until_the_first_token_only() -> None:
     tracker, nodes, generate = start("p0", "d0")
     tracker.tokens(tokens_of(generate.attempt, 7), 0.1)
