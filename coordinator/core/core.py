@@ -360,7 +360,9 @@ class CoordinatorCore:
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_EVERY_S
             for info in self.registry.expire(now):
-                instructions += self._lost(info, now)
+                # It may be cut off, or its host may be gone: a node that ends of a request has a
+                # companion that says so.
+                instructions += self._lost(info, now, -math.inf)
             instructions += self._tracker.retry(now)
             instructions += self._tracker.time_out(self._settings.request_timeout_s, now)
             instructions += self._tell_alive(now)

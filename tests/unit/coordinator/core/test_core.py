@@ -24,7 +24,6 @@ from coordinator.core.instructions import (
     Instruction,
     Send,
 )
-from coordinator.core.poison import HOLD_S
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.routing.expected_pages import KEPT_S
 from protocol.ids import Attempt, Node
@@ -138,7 +137,7 @@ def test_a_silent_node_is_forgotten_and_its_requests_go_elsewhere() -> None:
     hear(core, "d1", LEASE_S - 0.1)
     instructions = core.tick(LEASE_S)
     assert instructions[0] == Forget("tcp://d0:1")
-    ((address, generate),) = messages(core.tick(LEASE_S + HOLD_S), Generate)
+    ((address, generate),) = messages(instructions, Generate)
     assert address == "tcp://d1:1" and generate.attempt.number == 2
 
 

@@ -22,6 +22,7 @@ from protocol.messages import Generate, Goodbye, RefuseContent, TokenOut, Tokens
 from protocol.namespace import Namespace
 from protocol.sampling import Sampling
 from tests.support.coordinator.cores import core_of, hear
+from tests.support.coordinator.nodes import LEASE_S
 
 STEP_S = 0.05
 POISON = [13] * 20
@@ -131,6 +132,20 @@ def test_nodes_that_die_together_or_stop_as_told_convict_nobody() -> None:
         nodes.die(name, is_planned=True)
         nodes.pass_time(2 * HOLD_S)
     assert not nodes.ends
+
+
+def test_nodes_that_are_only_silent_convict_nobody() -> None:
+    """They may be cut off, or stopped, and come back."""
+    nodes = Nodes("d0", "d1", "d2")
+    nodes.submit(request("a"))
+    for _ in range(2):
+        name = next(name for name, attempts in nodes.attempts.items() if attempts)
+        nodes.attempts[name].clear()
+        del nodes.lives[name]  # it is not heard any more
+        nodes.pass_time(3 * LEASE_S)
+    assert not nodes.ends
+    assert sum(map(len, nodes.attempts.values())) == 1, "the last node has it"
+    nodes.core.submit(request("b"), nodes.now)
 
 
 def test_who_gets_on_is_not_suspected_any_more() -> None:
