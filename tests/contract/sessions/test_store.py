@@ -225,6 +225,7 @@ def test_a_session_lives_as_long_as_it_is_used(run: Run, server: Server) -> None
     run(test, ttl_s=30.0)
 
 
+@pytest.mark.verify
 def test_a_redis_that_hangs_or_is_gone_is_said_in_time(run: Run, server: Server) -> None:
     async def test(store: SessionStore) -> None:
         for call in (

@@ -81,6 +81,7 @@ def test_a_transfer_outlasts_a_held_lock_and_others_go_on(backend_name: str) -> 
         other.transport.close()
 
 
+@pytest.mark.verify
 def test_a_new_link_outlasts_a_held_lock() -> None:
     """The survivor knows where the victim's companion answers from the link that it had before."""
     survivor = Endpoint("survivor", new_backend("shm"), layout=LARGE)

@@ -94,7 +94,13 @@ def test_one_node_alone_gives_the_same(
         cluster.local.stop()
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gemma3",
+        *(pytest.param(f, marks=pytest.mark.verify) for f in ("mistral", "qwen3", "mixtral")),
+    ],
+)
 def test_other_families(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """All other tests here use a llama3 model. Prompts run alone, then side by side and on hits."""
     path = tmp_path_factory.mktemp(family)

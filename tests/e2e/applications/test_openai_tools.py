@@ -67,7 +67,17 @@ class Asked:
         return common | {"messages": [question, *later]} | given
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+FOR_VERIFY = ("qwen2.5", "mistral")
+"""A cluster for each family takes seconds."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.verify if name in FOR_VERIFY else ())
+        for name in FAMILIES
+    ],
+)
 def asked(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Asked]:

@@ -188,6 +188,7 @@ def test_a_pause_of_an_unknown_kind_is_refused(pair: Pair) -> None:
     assert pair.generate(1, prompt(33))["error"] is None
 
 
+@pytest.mark.verify
 def test_a_new_coordinator_and_an_empty_redis_keep_the_pause(pair: Pair) -> None:
     assert pair.post(0, "/pause_generation", {"mode": "retract"}).status_code == 200
     pair.cluster.kill("redis")

@@ -90,6 +90,7 @@ def test_unsupported_architecture_names_what_is_supported(model: Path) -> None:
     )
 
 
+@pytest.mark.verify
 def test_a_child_that_dies_at_start_leaves_nothing_running(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
@@ -139,6 +140,7 @@ def test_bad_settings(flags: list[str], words: list[str]) -> None:
     assert_refused(kvrelay("up", "--port", str(free_port()), *flags), *words)
 
 
+@pytest.mark.verify
 def test_one_interrupt_stops_every_process() -> None:
     process = start_kvrelay("up", "--prefill", "2", "--port", str(free_port()))
     try:

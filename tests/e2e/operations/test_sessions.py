@@ -187,6 +187,7 @@ def test_a_turn_that_runs_has_no_successor_until_it_is_aborted(pair: Pair) -> No
     talk.turn(1, new, first + last["output_ids"] + new, "slow-turn")
 
 
+@pytest.mark.verify
 def test_without_redis_a_session_is_refused_and_everything_else_served(pair: Pair) -> None:
     talk = Conversation(pair)
     first = new_tokens(90, 12)

@@ -15,7 +15,7 @@ from protocol.sampling import Sampling
 
 PROBS = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
 LOGITS = PROBS.log() + 3.0  # logits are probabilities up to a constant
-NUM_DRAWS = 20_000
+NUM_DRAWS = 10_000
 
 
 def draw(logits: Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
