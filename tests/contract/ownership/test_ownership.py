@@ -358,6 +358,7 @@ def test_the_lag_of_changes_is_measured(publish: Start, following: Following) ->
     assert following.follower.mirror.lag_s < DEADLINE_S
 
 
+@pytest.mark.verify
 def test_a_redis_that_hangs_holds_up_nobody(
     server: Server, publish: Start, following: Following
 ) -> None:

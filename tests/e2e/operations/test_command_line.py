@@ -156,9 +156,8 @@ def test_one_interrupt_stops_every_process() -> None:
         process.kill()
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.verify), signal.SIGTERM]
-)
+@pytest.mark.verify
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_of_users_of_sglang_serves_and_leaves_nothing(
     number: signal.Signals, tmp_path: Path
 ) -> None:
