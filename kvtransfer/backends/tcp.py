@@ -9,7 +9,6 @@ a peer that sends more, or less, only ends its own link. The kernel's buffers ar
 from __future__ import annotations
 
 import socket
-import time
 from collections import deque
 
 import torch
@@ -64,15 +63,13 @@ class TcpPair:
         """Copies the buffer into the kernel's, and waits while these are full."""
         assert self._reserved is not None
         left = self._reserved.numpy().data
-        deadline = time.monotonic() + self._timeout_s
         while left:
             try:
                 left = left[self._stream.send(left) :]
             except TimeoutError:
-                pass
+                self._require_alive()
             except OSError as error:
                 raise PeerLost(f"the link broke ({error})") from error
-            deadline = self._prolonged(deadline)
 
     def sent(self) -> None:
         """Does nothing: the buffer was free when `send` returned."""
@@ -83,7 +80,6 @@ class TcpPair:
     def received(self) -> Tensor:
         buffer = self._posted.popleft()
         left = buffer.numpy().data
-        deadline = time.monotonic() + self._timeout_s
         while left:
             try:
                 count = self._stream.recv_into(left)
@@ -91,10 +87,9 @@ class TcpPair:
                     raise PeerLost("the peer closed the link")
                 left = left[count:]
             except TimeoutError:
-                pass
+                self._require_alive()
             except OSError as error:
                 raise PeerLost(f"the link broke ({error})") from error
-            deadline = self._prolonged(deadline)
         return buffer
 
     def release(self) -> None:
@@ -107,12 +102,7 @@ class TcpPair:
             pass  # the peer was faster
         self._stream.close()
 
-    def _prolonged(self, deadline: float) -> float:
-        """Returns when the present message must be over: later than `deadline` if that has passed
-        and the peer is alive. Raises PeerLost if it is not."""
-        now = time.monotonic()
-        if now < deadline:
-            return deadline
+    def _require_alive(self) -> None:
+        """Raises PeerLost if the peer is not alive, which has moved no byte for a whole timeout."""
         if not self._is_peer_alive():
-            raise PeerLost(f"the peer moved no whole message for {self._timeout_s:g} s")
-        return now + self._timeout_s
+            raise PeerLost(f"the peer moved nothing for {self._timeout_s:g} s")
