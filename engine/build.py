@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from engine.attention.attention_backends import captures, has_triton, make_attention
+from engine.attention.backend import AttentionBackend
 from engine.cache.kv_cache import KVCache
 from engine.compile_cache import cache_directory, name_cache
 from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
@@ -20,6 +21,7 @@ from engine.kernels.few_sizes_kernels import FewSizesKernels
 from engine.kernels.native.build import native_library, num_native_builds
 from engine.kernels.native_kernels import NativeKernels
 from engine.model.config import ModelConfig
+from engine.model.decoder import DecoderModel
 from engine.model.linear import Build, kv_head_share
 from engine.options import EngineOptions
 from engine.parallel import SOLO, TensorParallel
@@ -86,17 +88,7 @@ def load_model_runner(
     fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
-        longest = options.context_length or config.context_length
-        longest = min(longest, kv_cache.num_pages * options.page_size)
-        graphs = DecodeGraphs(
-            model,
-            kv_cache,
-            attention,
-            device,
-            options.max_running_requests,
-            layout.num_pages(longest),
-        )
-        recorded = graphs
+        recorded = graphs = _decode_graphs(model, kv_cache, attention, device, options, config)
         counts.append(lambda: recorded.num_recorded)
     reserve_pinned_memory(device)
     return ModelRunner(
@@ -110,6 +102,20 @@ def load_model_runner(
         library=library,
         compiles=CompileCounter(counts),
     )
+
+
+def _decode_graphs(
+    model: DecoderModel,
+    kv_cache: KVCache,
+    attention: AttentionBackend,
+    device: torch.device,
+    options: EngineOptions,
+    config: ModelConfig,
+) -> DecodeGraphs:
+    longest = options.context_length or config.context_length
+    longest = min(longest, kv_cache.num_pages * options.page_size)
+    max_pages = kv_cache.layout.num_pages(longest)
+    return DecodeGraphs(model, kv_cache, attention, device, options.max_running_requests, max_pages)
 
 
 def _native_library(

@@ -154,6 +154,18 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
         default=0.0,
         help="how much chance there is in the answer; 0: none, the likeliest tokens (default: 0)",
     )
+    _add_operators(add)
+    demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
+    demo.add_argument("--once", action="store_true", help="exit after the show")
+    serve = add_to(commands, _bench)
+    serve.set_defaults(parser=serve)
+    parsers["bench serve"] = serve
+    return top
+
+
+def _add_operators(add: Callable[..., CommandParser]) -> None:
+    """Adds, by the `add` of `_parser`, what operators ask a running cluster, and how they make its
+    secret."""
     stats = add("stats", "show nodes and caches of a running cluster", _stats, OperatorConfig)
     stats.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
     explain = add(
@@ -188,12 +200,6 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
     drain.add_argument("--keep", action="store_true", help="also when it restarts, until `undrain`")
     undrain = add("undrain", "let a node get requests again", _undrain, OperatorConfig)
     undrain.add_argument("name", help="the node's name")
-    demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
-    demo.add_argument("--once", action="store_true", help="exit after the show")
-    serve = add_to(commands, _bench)
-    serve.set_defaults(parser=serve)
-    parsers["bench serve"] = serve
-    return top
 
 
 def _coordinator(flags: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ DEFAULT_LOADS = ("alone", "random@8", "random@14", "shared@20", "turns", "mixed"
 
 @dataclass(frozen=True)
 class Scale:
-    """By how much a load differs from the one written here, that of two large GPUs."""
+    """Tells how much larger or smaller a load is than it is written here, for two large GPUs."""
 
     traffic: float = 1.0
     """Rates, and numbers of users."""

@@ -1,1 +1,1 @@
-"""Who waits for whom, how long that takes, and who is refused instead. Pure."""
+"""Modules that decide who waits for whom, how long that takes, and who is refused instead. Pure."""

@@ -7,8 +7,13 @@ from itertools import islice
 
 from coordinator.answers.answer import Answer
 from coordinator.core.tracked_request import TrackedRequest
-from coordinator.timelines.ended_requests import ReportableRequest, RequestFacts
-from protocol.timelines.request_reports import RequestFilter, RequestReport, RequestState
+from coordinator.timelines.ended_requests import ReportableRequest
+from protocol.timelines.request_reports import (
+    RequestFacts,
+    RequestFilter,
+    RequestReport,
+    RequestState,
+)
 
 
 def reportable(tracked: TrackedRequest) -> ReportableRequest:

@@ -5,33 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from coordinator.timelines.spans import computing_ms, spans_of
 from coordinator.timelines.timeline import Timeline
-from protocol.timelines.request_reports import RequestReport, RequestState, TimelineSpan
+from protocol.timelines.request_reports import RequestFacts, RequestReport, TimelineSpan
 
 MAX_ENDED = 1_000
 KEPT_S = 600.0
 """For how long an ended request is kept, unless MAX_ENDED newer ones have ended."""
-
-
-@dataclass(frozen=True)
-class RequestFacts:
-    """What a report has of a request besides its times."""
-
-    rid: str
-    request_id: str
-    http_id: str
-    state: RequestState
-    outcome: str
-    error: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    transferred_pages: int
-    attempts: int
-    prefill_node: str | None
-    decode_node: str | None
-    route_reason: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +25,7 @@ class ReportableRequest:
 
     def report(self, coordinator: str, with_spans: bool, now: float) -> RequestReport:
         """Returns what is known of it now; `coordinator` is the address of the one that tells."""
-        timeline, facts = self.timeline, self.facts
+        timeline = self.timeline
         spans = spans_of(timeline, now)
         origin = timeline.received_at
         first_at = (
@@ -52,22 +34,9 @@ class ReportableRequest:
         first_token_ms = None if first_at is None else round((first_at - origin) * 1e3, 4)
         total_ms = _end_ms(spans)
         return RequestReport(
-            rid=facts.rid,
-            request_id=facts.request_id,
-            http_id=facts.http_id,
+            **msgspec.structs.asdict(self.facts),
             coordinator=coordinator,
-            state=facts.state,
-            outcome=facts.outcome,
-            error=facts.error,
             arrived_s_ago=round(max(0.0, now - origin), 3),
-            prompt_tokens=facts.prompt_tokens,
-            cached_tokens=facts.cached_tokens,
-            completion_tokens=facts.completion_tokens,
-            transferred_pages=facts.transferred_pages,
-            attempts=facts.attempts,
-            prefill_node=facts.prefill_node,
-            decode_node=facts.decode_node,
-            route_reason=facts.route_reason,
             first_token_ms=first_token_ms,
             computing_ms=round(
                 computing_ms(spans, total_ms if first_token_ms is None else first_token_ms), 4

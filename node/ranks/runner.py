@@ -39,7 +39,7 @@ class ParallelRunner:
 
     @property
     def num_compiles(self) -> int:
-        """Those of rank 0: the other ranks compute the same steps."""
+        """How many rank 0 has compiled; the other ranks compute the same steps."""
         return self._own.num_compiles
 
     def start(

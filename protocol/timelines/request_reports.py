@@ -34,8 +34,8 @@ class TimelineSpan(msgspec.Struct, frozen=True):
     details: dict[str, int | float | str] = {}
 
 
-class RequestReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a coordinator knows of one request. The long part, `spans`, is left empty in lists."""
+class RequestFacts(msgspec.Struct, frozen=True):
+    """What a coordinator knows of one request besides its times."""
 
     rid: str
     """The client's name for it: `meta_info.id` of /generate, `id` of the other dialects."""
@@ -43,14 +43,11 @@ class RequestReport(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster's name for it, as in the logs of nodes."""
     http_id: str
     """The X-Request-Id of its HTTP request."""
-    coordinator: str
-    """The address at which its coordinator hears from nodes."""
     state: RequestState
     outcome: str
     """How it ended: stop, length, abort, or the kind of its error; "" while it has not."""
     error: str
     """The sentence that its client got, if it failed."""
-    arrived_s_ago: float
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -60,6 +57,15 @@ class RequestReport(msgspec.Struct, frozen=True, kw_only=True):
     """The node that computes the prompt for another one; None if the one that answers does."""
     decode_node: str | None
     route_reason: str
+
+
+class RequestReport(RequestFacts, frozen=True, kw_only=True):
+    """All that a coordinator knows of one request. The long part, `spans`, is left empty in
+    lists."""
+
+    coordinator: str
+    """The address at which its coordinator hears from nodes."""
+    arrived_s_ago: float
     first_token_ms: float | None
     """From its arrival until the first event was written, or else until the first token came."""
     computing_ms: float

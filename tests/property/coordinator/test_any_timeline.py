@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.timelines.arrival import Arrival
-from coordinator.timelines.ended_requests import ReportableRequest, RequestFacts
+from coordinator.timelines.ended_requests import ReportableRequest
 from coordinator.timelines.timeline import Timeline
 from protocol.timelines.node_spans import NodeSpan, NodeSpanName, NodeTimes
+from protocol.timelines.request_reports import RequestFacts
 from tests.support.kvrelay.timelines import assert_gapless
 
 FACTS = RequestFacts("r", "1", "", "ended", "stop", "", 9, 0, 1, 0, 1, None, "d0", "")
