@@ -22,6 +22,7 @@ from engine.kernels.native.build import native_library, num_native_builds
 from engine.kernels.native_kernels import NativeKernels
 from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
+from engine.model.families import FAMILIES
 from engine.model.linear import Build, kv_head_share
 from engine.options import EngineOptions
 from engine.parallel import SOLO, TensorParallel
@@ -31,7 +32,9 @@ from engine.steps.runner import ModelRunner
 from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
+from engine.weights.renamed_source import RenamedSource
 from engine.weights.safetensors_source import SafetensorsSource
+from engine.weights.source import TensorSource
 from protocol.layout import KVLayout
 from protocol.model.directory import read_config
 from protocol.model.tokenizer import load_tokenizer
@@ -79,7 +82,7 @@ def load_model_runner(
     is_dependent = parallel.size == 1 and launches_dependently(device)
     kernels = _kernels(options, device, dtype, library, is_dependent)
     build = Build(dtype, device, kernels, parallel)
-    source = None if options.load_format == "dummy" else SafetensorsSource(path)
+    source = None if options.load_format == "dummy" else _source(path, config)
     if source is None:
         model = dummy_model(config, build, progress)
     else:
@@ -102,6 +105,12 @@ def load_model_runner(
         library=library,
         compiles=CompileCounter(counts),
     )
+
+
+def _source(path: Path, config: ModelConfig) -> TensorSource:
+    names = FAMILIES[config.architecture].names
+    source = SafetensorsSource(path)
+    return RenamedSource(source, names) if names else source
 
 
 def _decode_graphs(

@@ -11,7 +11,7 @@ from protocol.model.directory import ModelDirectoryError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches the id of a model on the hub, organisation/name."""
-SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
 NOT_WANTED = ["*/*", "consolidated*"]
 """Files that hold the same weights in other forms."""

@@ -76,6 +76,7 @@ PURE = (
     "protocol/layout.py",
     "protocol/messages.py",
     "protocol/model/directory.py",
+    "protocol/model/first_qwen.py",
     "protocol/model/numbers.py",
     "protocol/namespace.py",
     "protocol/prompt_logprobs.py",

@@ -9,8 +9,10 @@ from typing import Any
 
 from protocol.config import ConfigError
 from protocol.model.directory import ModelDirectoryError, read_json
+from protocol.model.first_qwen import is_chat_model
 
 SUFFIX = ".jinja"
+FIRST_QWEN = "first-qwen"
 
 
 def template_sources(model_path: Path, wanted: str) -> dict[str, str]:
@@ -57,7 +59,16 @@ def _of_directory(path: Path) -> dict[str, str]:
     config = read_json(path / "tokenizer_config.json") or {}
     older = read_json(path / "chat_template.json") or {}  # of models that see
     given = config.get("chat_template") or older.get("chat_template")
-    return {} if given is None else _named(given, path)
+    return _of_family(path) if given is None else _named(given, path)
+
+
+def _of_family(path: Path) -> dict[str, str]:
+    """Returns the template that code beside a model stands for, as with the first Qwen."""
+    config = read_json(path / "config.json") or {}
+    generation = read_json(path / "generation_config.json") or {}
+    return (
+        {"default": built_in_templates()[FIRST_QWEN]} if is_chat_model(config, generation) else {}
+    )
 
 
 def _named(given: Any, path: Path) -> dict[str, str]:

@@ -137,7 +137,7 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
     if missing := [name for name in table if name not in source.tensors]:
         raise ModelDirectoryError(f"{source.name} lack {_some(missing)}; fetch the model again")
     names = [name for name in source.tensors if name not in table]
-    if unknown := [name for name in names if not _is_superfluous(name, config)]:
+    if unknown := [name for name in names if not _is_superfluous(name, config, source)]:
         raise ModelDirectoryError(
             f"{source.name} hold {_some(unknown)}, which a {config.architecture} "
             "with this config.json does not have; config and weights are of different models"
@@ -152,13 +152,16 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
                 )
 
 
-def _is_superfluous(name: str, config: ModelConfig) -> bool:
+def _is_superfluous(name: str, config: ModelConfig, source: TensorSource) -> bool:
     """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
-    embedding anyway, the parts of a model that see."""
+    embedding anyway, the parts of a model that see, biases of zero, which AutoGPTQ wrote for every
+    projection."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
-    return is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq")
+    if is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq"):
+        return True
+    return name.endswith("_proj.bias") and not source.read(name).any()
 
 
 def _some(names: Iterable[str]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from protocol.model.directory import ModelDirectoryError, read_config, read_json
+from protocol.model.first_qwen import chat_end_tokens
 from protocol.model.numbers import MOST_TOKENS, whole
-from protocol.model.tokenizer_files import TokenizerFiles, unreadable
+from protocol.model.tokenizer_files import TokenizerFiles, has_tokenizer, unreadable
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def load_tokenizer(path: Path) -> ModelTokenizer:
 def check_tokenizer(path: Path) -> None:
     """Checks, without building it, that the tokenizer of a model directory belongs to the model. A
     directory without one, as benchmarks have, passes. Raises ModelDirectoryError."""
-    if (path / "tokenizer.json").is_file():
+    if has_tokenizer(path):
         TokenizerFiles(path).merged(vocabulary_size(read_config(path), path))
 
 
@@ -100,5 +101,6 @@ def _end_token_ids(
                     f"{vocab_size - 1}; correct it or fetch it again"
                 )
             found.add(one)
-    of_tokenizer = tokenizer.token_to_id(files.special_tokens.get("eos_token", ""))
-    return tuple(sorted(found if of_tokenizer is None else found | {of_tokenizer}))
+    named = (files.special_tokens.get("eos_token", ""), *chat_end_tokens(config, generation))
+    ids = {tokenizer.token_to_id(text) for text in named}
+    return tuple(sorted(found | {one for one in ids if one is not None}))
