@@ -167,3 +167,12 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 SUPPORTED = tuple(FAMILIES)
+
+
+def names_of(config: Mapping[str, Any]) -> Mapping[str, str]:
+    """Returns `Family.names` for a model with this config.json; empty for one that has Llama's, or
+    that no family here is for."""
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else None
+    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
+    return family.names if family is not None else {}
