@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 """The ends of the names of the two tensors that may be one."""
 ROWS_AT_ONCE = 4096
+BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
+"""The ends of the names of tensors that old checkpoints have, though every model makes its own."""
 
 Progress = Callable[[int, int], None]
 """A function that is told (bytes done, bytes in all)."""
@@ -155,13 +157,13 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
 
 
 def _is_superfluous(name: str, config: ModelConfig, source: TensorSource) -> bool:
-    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
+    """Says whether a tensor may be ignored: buffers of old checkpoints, a head that is the
     embedding anyway, the parts of a model that see, biases of zero, which AutoGPTQ wrote for every
     projection."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
-    if is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq"):
+    if is_tied_head or is_ignored or name.endswith(BUFFERS):
         return True
     return name.endswith("_proj.bias") and not source.read(name).any()
 

@@ -103,6 +103,12 @@ def test_biases_of_zero_are_no_biases(tmp_path: Path) -> None:
         load(tmp_path, checkpoint() | {extra: torch.ones(HIDDEN)})
 
 
+def test_the_buffers_of_early_files_are_ignored(tmp_path: Path) -> None:
+    buffer = {"transformer.h.0.attn.masked_bias": torch.tensor([-1e4])}
+    buffer |= {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(2)}
+    load(tmp_path, checkpoint() | buffer)
+
+
 def test_names_of_modules_and_tensors() -> None:
     names = {name: renamed(name, FIRST_QWEN.names) for name in SHAPES}
     assert len(set(names.values())) == len(SHAPES)
