@@ -1,5 +1,4 @@
-"""The first Qwen's checkpoints: names of its own, q with k and v in one tensor, and what AutoGPTQ
-adds to them."""
+"""The first Qwen's checkpoints: names of its own, and q with k and v in one tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +20,6 @@ from engine.parallel import TensorParallel
 from engine.weights.loader import load_model
 from engine.weights.renamed_source import RenamedSource, renamed
 from protocol.errors import UserError
-from protocol.model.directory import ModelDirectoryError
 from tests.support.engine.driving import CPU
 from tests.support.models.first_qwen import PUBLISHED
 from tests.support.models.sources import MemorySource
@@ -91,22 +89,6 @@ def test_each_rank_has_its_part_of_every_projection(tmp_path: Path, size: int) -
         up, gate = (tensors[f"transformer.h.0.mlp.{name}.weight"] for name in ("w1", "w2"))
         gate_up = layer.feed_forward.get_submodule("gate_up").get_parameter("weight")
         assert torch.equal(gate_up, torch.cat([gate.chunk(size)[rank], up.chunk(size)[rank]]))
-
-
-def test_biases_of_zero_are_no_biases(tmp_path: Path) -> None:
-    """AutoGPTQ wrote them for every projection that it made, whatever the model had."""
-    extra = "transformer.h.0.attn.c_proj.bias"
-    model = load(tmp_path, checkpoint() | {extra: torch.zeros(HIDDEN)})
-    assert model.layers[0].attention.out.bias is None
-    name = r"model\.layers\.0\.self_attn\.o_proj\.bias"
-    with pytest.raises(ModelDirectoryError, match=f"under Llama's names, hold {name}"):
-        load(tmp_path, checkpoint() | {extra: torch.ones(HIDDEN)})
-
-
-def test_the_buffers_of_early_files_are_ignored(tmp_path: Path) -> None:
-    buffer = {"transformer.h.0.attn.masked_bias": torch.tensor([-1e4])}
-    buffer |= {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(2)}
-    load(tmp_path, checkpoint() | buffer)
 
 
 def test_names_of_modules_and_tensors() -> None:
