@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from tests.support.models.first_qwen import write_as_first_qwen
+from tests.support.checkpoints.first_qwen import write_as_first_qwen
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 199,

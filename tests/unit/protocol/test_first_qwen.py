@@ -14,7 +14,7 @@ from coordinator.answers.tokenizer import Tokenizer
 from protocol.model.directory import ModelDirectoryError, read_config
 from protocol.model.first_qwen import SPECIAL_TOKENS
 from protocol.model.tokenizer import check_tokenizer, load_tokenizer
-from tests.support.models.first_qwen import CHAT, PUBLISHED, write_ranks
+from tests.support.checkpoints.first_qwen import CHAT, PUBLISHED, write_ranks
 
 RANKS = {bytes([value]): value for value in range(256)} | {b"he": 256, b"llo": 258, b"lo": 257}
 END, BEGIN_MESSAGE, END_MESSAGE = 259, 260, 261

@@ -20,8 +20,9 @@ from engine.parallel import TensorParallel
 from engine.weights.loader import load_model
 from engine.weights.renamed_source import RenamedSource, renamed
 from protocol.errors import UserError
+from protocol.model.directory import ModelDirectoryError
+from tests.support.checkpoints.first_qwen import PUBLISHED
 from tests.support.engine.driving import CPU
-from tests.support.models.first_qwen import PUBLISHED
 from tests.support.models.sources import MemorySource
 
 HIDDEN, INNER, VOCAB = 16, 12, 11
@@ -89,6 +90,16 @@ def test_each_rank_has_its_part_of_every_projection(tmp_path: Path, size: int) -
         up, gate = (tensors[f"transformer.h.0.mlp.{name}.weight"] for name in ("w1", "w2"))
         gate_up = layer.feed_forward.get_submodule("gate_up").get_parameter("weight")
         assert torch.equal(gate_up, torch.cat([gate.chunk(size)[rank], up.chunk(size)[rank]]))
+
+
+def test_biases_of_zero_are_no_biases(tmp_path: Path) -> None:
+    """AutoGPTQ wrote them for every projection that it made, whatever the model had."""
+    extra = "transformer.h.0.attn.c_proj.bias"
+    model = load(tmp_path, checkpoint() | {extra: torch.zeros(HIDDEN)})
+    assert model.layers[0].attention.out.bias is None
+    name = r"model\.layers\.0\.self_attn\.o_proj\.bias"
+    with pytest.raises(ModelDirectoryError, match=f"under Llama's names, hold {name}"):
+        load(tmp_path, checkpoint() | {extra: torch.ones(HIDDEN)})
 
 
 def test_names_of_modules_and_tensors() -> None:
