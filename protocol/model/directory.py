@@ -28,8 +28,13 @@ OF_THE_WHOLE = (
 """Keys of a model of text and images that go before those of its text part."""
 
 
-QUANTISATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Files beside config.json in which AutoGPTQ and AutoAWQ once wrote how a model is quantised."""
+QUANTISATION_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+"""Files beside config.json in which AutoGPTQ, AutoAWQ and ModelOpt once wrote how a model is
+quantised."""
 
 
 class ModelDirectoryError(UserError):
