@@ -20,8 +20,9 @@ from engine.parallel import SOLO, TensorParallel
 from engine.weights.packed_modules import packed_modules, repacked
 from tests.support.engine.driving import CPU, PAGE_SIZE
 from tests.support.engine.ranks import on_ranks
-from tests.support.models.fp8_packers import FP8_CASES
-from tests.support.models.packed_checkpoints import (
+from tests.support.models.sources import MemorySource
+from tests.support.quantised.fp8_packers import FP8_CASES
+from tests.support.quantised.packed_checkpoints import (
     FAMILIES,
     HEAD_DIM,
     HEADS,
@@ -30,7 +31,6 @@ from tests.support.models.packed_checkpoints import (
     logits_of,
     save_packed,
 )
-from tests.support.models.sources import MemorySource
 
 
 @pytest.mark.parametrize("outputs", [slice(0, 200), slice(70, 140)])

@@ -18,8 +18,9 @@ from engine.options import EngineOptions
 from engine.weights.packed_modules import repacked
 from engine.weights.quantised_at_load import AT_LOAD, quantised_modules
 from tests.support.engine.driving import CPU, PAGE_SIZE
-from tests.support.models.fp8_packers import FP8_CASES
-from tests.support.models.packed_checkpoints import (
+from tests.support.models.sources import MemorySource
+from tests.support.quantised.fp8_packers import FP8_CASES
+from tests.support.quantised.packed_checkpoints import (
     FAMILIES,
     config_of,
     logits_of,
@@ -27,8 +28,7 @@ from tests.support.models.packed_checkpoints import (
     save,
     unpacked_tensors,
 )
-from tests.support.models.packers import INTEGER_CASES
-from tests.support.models.sources import MemorySource
+from tests.support.quantised.packers import INTEGER_CASES
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from protocol.errors import UserError
-from tests.support.models.fp8_packers import FP8_CASES
-from tests.support.models.packed_checkpoints import (
+from tests.support.quantised.fp8_packers import FP8_CASES
+from tests.support.quantised.packed_checkpoints import (
     CONFIG,
     config_of,
     logits_of,
@@ -20,7 +20,7 @@ from tests.support.models.packed_checkpoints import (
     save,
     unpacked_tensors,
 )
-from tests.support.models.packers import INTEGER_CASES
+from tests.support.quantised.packers import INTEGER_CASES
 
 FAMILY = "LlamaForCausalLM"
 UP = "model.layers.0.mlp.up_proj"
