@@ -33,7 +33,7 @@ from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
 from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
 from protocol.model.tokenizer import load_tokenizer
 
 NATIVE = ("cpu", torch.float32)
@@ -85,7 +85,7 @@ def load_model_runner(
     else:
         model = load_model(source, config, build, progress)
     kv_cache = KVCache(layout, num_pages(layout), device)
-    fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
+    fingerprint = model_fingerprint(open_model(path).config(), source, _variant(config, options))
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         recorded = graphs = _decode_graphs(model, kv_cache, attention, device, options, config)

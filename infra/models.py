@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from infra import hub
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
 
 EMBEDDED = Path(
     os.environ.get("KVRELAY_EMBEDDED_MODEL")
@@ -26,7 +26,7 @@ def path(model_path: str, with_weights: bool) -> str:
         directory = hub.fetch(model_path, with_weights)
     else:
         directory = Path(model_path) if model_path else EMBEDDED
-    read_config(directory)
+    open_model(directory).config()
     return str(directory)
 
 

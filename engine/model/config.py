@@ -10,7 +10,8 @@ from engine.kernels.activation import Activation
 from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
 from engine.model.foreign_keys import refuse_foreign_keys
 from engine.model.rope_config import FULL, MOST_POSITIONS, SLIDING, RopeConfig, read_ropes
-from protocol.model.directory import ModelDirectoryError, read_config
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.files import open_model
 from protocol.model.numbers import MOST_TOKENS, longest_sequence, number, switch, whole, wrong
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -93,7 +94,7 @@ class ModelConfig:
         It matters to longrope, which has other rotations if sequences may exceed the trained range:
         one choice must serve all prompts, since they share KV.
         """
-        raw = read_config(path)
+        raw = open_model(path).config()
         architecture = _architecture(raw)
         if architecture not in FAMILIES:
             raise UnsupportedModel(
