@@ -210,7 +210,7 @@ def _window_keys(settings: Settings, prefix: str, config: Mapping[str, Any]) -> 
     scalar = config["head_dim"]
     if (prefix, config["num_hidden_layers"]) in GEMMAS_BY_HIDDEN_SIZE:
         scalar = config["hidden_size"] // config["num_attention_heads"]
-    keys["query_pre_attn_scalar"] = scalar
+    keys |= {"query_pre_attn_scalar": scalar, "norm_weights_count_from_zero": True}
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         keys[key] = settings.get(key) or (SOFTCAPS[key] if prefix == "gemma2" else None)
     return keys
