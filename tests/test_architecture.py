@@ -97,6 +97,7 @@ PURE = (
     "engine/model/config.py",
     "engine/model/families.py",
     "engine/model/foreign_keys.py",
+    "engine/model/quantisation.py",
     "engine/model/rope_config.py",
     "engine/model/split.py",
     "engine/cache/beginnings.py",

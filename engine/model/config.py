@@ -10,6 +10,7 @@ from typing import Any
 from engine.kernels.activation import Activation
 from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
 from engine.model.foreign_keys import refuse_foreign_keys
+from engine.model.quantisation import read_quantisation
 from engine.model.rope_config import FULL, MOST_POSITIONS, SLIDING, RopeConfig, read_ropes
 from protocol.model.directory import ModelDirectoryError
 from protocol.model.files import open_model
@@ -113,11 +114,7 @@ class ModelConfig:
             raise UnsupportedModel(
                 f"{path} is a {architecture}; this engine supports {', '.join(SUPPORTED)}"
             )
-        if raw.get("quantization_config") or raw.get("compression_config"):
-            raise UnsupportedModel(
-                f"{path} is quantised, which this engine cannot load yet; use the model's "
-                "bfloat16, float16 or float32 weights"
-            )
+        read_quantisation(raw)  # it refuses what cannot be read
         if raw.get("use_bidirectional_attention"):
             raise UnsupportedModel(
                 f"{path} attends to later tokens too; this engine generates, and supports causal "

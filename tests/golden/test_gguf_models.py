@@ -21,6 +21,7 @@ from engine.kernels.packed_weights import BlockKind
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.gguf.written_files import write_gguf
 from tests.support.models.families import (
     EXPERTS,
     FAMILIES,
@@ -30,7 +31,6 @@ from tests.support.models.families import (
     prompt_lengths,
     random_model,
 )
-from tests.support.models.gguf_files import write_gguf
 from tests.support.models.reference import reference_tokens
 
 OWN: dict[str, PretrainedConfig] = {

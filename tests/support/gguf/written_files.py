@@ -1,5 +1,5 @@
-"""Writes models as GGUF files, as llama.cpp's converter would (conversion/*.py): with its names, its
-order of rows and its metadata."""
+"""Writes models as GGUF files, as llama.cpp's converter would (conversion/*.py): with its names,
+its order of rows and its metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from protocol.model.gguf.tensor_types import BLOCK_TYPES
-from tests.support.models.gguf_blocks import random_blocks
+from tests.support.gguf.random_blocks import random_blocks
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,

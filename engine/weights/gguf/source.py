@@ -17,7 +17,7 @@ from engine.kernels.gguf_blocks import VALUES, dequantise_blocks
 from engine.kernels.packed_weights import BlockKind, BlockWeight
 from engine.model.forms.block import BlockForm
 from engine.model.linear_form import PLAIN, LinearForm
-from engine.weights.gguf_names import ModuleName, module_of
+from engine.weights.gguf.tensor_names import ModuleName, module_of
 from engine.weights.source import Part, TensorInfo
 from protocol.model.directory import ModelDirectoryError
 from protocol.model.gguf.config import Settings, architecture_of
