@@ -60,6 +60,7 @@ PURE_ROOMS = (
     "coordinator/core",
     "coordinator/routing",
     "coordinator/timelines",
+    "protocol/model/gguf",
     "protocol/timelines",
 )
 """Folders in which every file is pure."""
@@ -77,7 +78,12 @@ PURE = (
     "protocol/messages.py",
     "protocol/model/directory.py",
     "protocol/model/first_qwen.py",
+    "protocol/model/files.py",
+    "protocol/model/hugging_face.py",
     "protocol/model/numbers.py",
+    "protocol/model/tiktoken_ranks.py",
+    "protocol/model/tokenizer_content.py",
+    "protocol/model/tokenizer_files.py",
     "protocol/namespace.py",
     "protocol/prompt_logprobs.py",
     "protocol/sampling.py",

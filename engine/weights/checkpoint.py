@@ -18,13 +18,15 @@ from engine.model.forms.integer import IntegerForm
 from engine.model.linear_form import PLAIN, LinearForm, always_plain
 from engine.model.quantisation import Fp8Scheme, Quantisation, Scheme, read_quantisation
 from engine.options import EngineOptions
+from engine.weights.gguf.source import GgufSource
 from engine.weights.module_names import is_projection
 from engine.weights.packed_modules import forms_of_model, packed_modules, repacked
 from engine.weights.quantised_at_load import AT_LOAD, group_size_of, quantised_modules
 from engine.weights.renamed_source import RenamedSource
 from engine.weights.safetensors_source import SafetensorsSource
 from engine.weights.source import TensorSource
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
+from protocol.model.gguf.parts import is_gguf
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,9 @@ def open_checkpoint(path: Path, options: EngineOptions) -> Checkpoint:
 
     Raises ModelDirectoryError or UnsupportedModel.
     """
-    config = read_config(path)
+    config = open_model(path).config()
+    if is_gguf(path):
+        return _of_gguf(path, config, options)
     settings = read_quantisation(config)
     _require_method(settings, options.quantization)
     stored = None if options.load_format == "dummy" else _stored(path, config)
@@ -80,6 +84,19 @@ def _stored(path: Path, config: Mapping[str, Any]) -> TensorSource:
     """Returns the tensors of *.safetensors, under Llama's names for the modules."""
     source, names = SafetensorsSource(path), names_of(config)
     return RenamedSource(source, names) if names else source
+
+
+def _of_gguf(path: Path, config: Mapping[str, Any], options: EngineOptions) -> Checkpoint:
+    """Returns a model in GGUF, whose inputs are never rounded. Random weights are plain."""
+    if options.quantization != "none":
+        raise UnsupportedModel(
+            f"--quantization is {options.quantization}, and {path} is in GGUF, which has its own; "
+            "leave the flag out to load it as it is"
+        )
+    if options.load_format == "dummy":
+        return Checkpoint(config, None, None)
+    source = GgufSource(path)
+    return Checkpoint(config, source, source, source.form_of)
 
 
 def _forms_of_settings(

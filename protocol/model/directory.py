@@ -51,14 +51,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ModelDirectoryError(
             f"there is no model directory {path}; --model-path must name a directory with "
-            "config.json, *.safetensors and tokenizer.json, or a model of the Hugging Face hub as "
-            "org/name"
+            "config.json, *.safetensors and tokenizer.json, a GGUF file, or a model of the Hugging "
+            "Face hub as org/name or org/name/file.gguf"
         )
     config = read_json(path / "config.json")
     if config is None:
         raise ModelDirectoryError(
             f"{path} has no config.json; --model-path must name a directory in Hugging Face "
-            "format (config.json, *.safetensors, tokenizer.json)"
+            "format (config.json, *.safetensors, tokenizer.json), or a GGUF file"
         )
     _add_quantisation(config, path)
     text = config.get("text_config")

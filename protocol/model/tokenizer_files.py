@@ -174,9 +174,10 @@ def _declared(text: str, number: int, flags: Mapping[str, Any]) -> dict[str, Any
     return {**defaults, **known, "id": number, "content": text}
 
 
-def has_tokenizer(path: Path) -> bool:
-    """Returns True if the model directory `path` has the file that a tokenizer is read from."""
-    return (path / "tokenizer.json").is_file() or _has_ranks_alone(path)
+def tokenizer_file(path: Path) -> Path:
+    """Returns the file of the model directory `path` that its tokenizer is read from; it need not
+    be there."""
+    return path / (first_qwen.RANKS_FILE if _has_ranks_alone(path) else "tokenizer.json")
 
 
 def _has_ranks_alone(path: Path) -> bool:

@@ -16,7 +16,7 @@ from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from tests.support.checkpoints.first_qwen import config_of
 from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences, prompt_of
-from tests.support.models.packers import INTEGER_CASES, IntegerCase
+from tests.support.quantised.packers import INTEGER_CASES, IntegerCase
 
 HIDDEN, INNER, VOCAB, NUM_LAYERS = 64, 128, 99, 2
 SIZES = {

@@ -15,9 +15,9 @@ from engine.model.quantisation import Quantisation, read_quantisation
 from engine.weights.formats.module import PackedModule
 from engine.weights.packed_modules import packed_modules, repacked
 from engine.weights.source import TensorSource
-from tests.support.models.packed_checkpoints import FAMILIES, logits_of, save_packed
-from tests.support.models.packers import INTEGER_CASES, IntegerCase
 from tests.support.models.sources import MemorySource
+from tests.support.quantised.packed_checkpoints import FAMILIES, logits_of, save_packed
+from tests.support.quantised.packers import INTEGER_CASES, IntegerCase
 
 
 def save_integers(path: Path, family: str, case: IntegerCase) -> tuple[Path, Path]:

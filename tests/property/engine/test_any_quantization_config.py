@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.model.quantisation import read_quantisation
 from protocol.errors import UserError
-from tests.support.checkpoints.quantization_configs import CASES
+from tests.support.quantised.quantization_configs import CASES
 
 SUPPORTED = [case.config for case in CASES if case.expected == "supported"]
 MODULES = ("model.layers.3.mlp.down_proj", "model.layers.0.mlp.experts.5.gate_proj", "lm_head")

@@ -12,7 +12,7 @@ from engine.model.config import ModelConfig
 from engine.model.quantisation import SUPPORTED_METHODS, read_quantisation
 from protocol.errors import UserError
 from protocol.model.directory import read_config
-from tests.support.checkpoints.quantization_configs import CASES, Case
+from tests.support.quantised.quantization_configs import CASES, Case
 
 BASE = {
     "architectures": ["LlamaForCausalLM"],
