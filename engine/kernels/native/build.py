@@ -36,7 +36,7 @@ COMPILE_TIMEOUT_S = 120.0
 
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
-    "linear": [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
+    "linear": [_POINTER] * 5 + [_SIZE] * 3 + [_INT] * 2,
     "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT],
     "add_rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT],
     "activate_and_mul": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
