@@ -11,12 +11,14 @@ from ctypes import CDLL
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from engine.attention.native_attention import NativeAttention
 from engine.batches.batch import Batch
+from engine.batches.sequence import Slice
 from engine.build import load_model_runner
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import HeadNorms, HeadShape, TorchKernels
@@ -28,6 +30,7 @@ from engine.model.rope_config import RopeConfig
 from engine.options import EngineOptions
 from protocol.layout import KVLayout
 from tests.support.engine.attention import SINGLES, Case, form_of
+from tests.support.engine.driving import GREEDY
 from tests.support.engine.native import compiled
 from tests.support.models.checkpoints import checkpoint, save
 
@@ -245,6 +248,37 @@ def test_a_model_uses_them_in_float32_unless_told_otherwise(
     kernels = runner.model.layers[0].attention.kernels
     assert isinstance(kernels, NativeKernels) == (not change)
     assert (runner.attention.name == "native") == (not change)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_16_bits_lies_in_them_and_is_computed_as_in_float32(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    compiled()
+    rounded = {name: tensor.to(dtype) for name, tensor in checkpoint().items()}
+    wide = {name: tensor.float() for name, tensor in rounded.items()}
+    pools = []
+    for name, tensors, expected in (("16", rounded, dtype), ("32", wide, torch.float32)):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, tensors)
+        options = EngineOptions("float32", page_size=4)
+        runner = load_model_runner(tmp_path / name, options, lambda _: 12, CPU)
+        for parameter in runner.model.parameters():
+            assert parameter.dtype == (expected if parameter.dim() > 1 else torch.float32)
+        prompt, pages = [3, 1, 4, 1, 5, 2] * 7, np.arange(12, dtype=np.int32)
+        runner.run([Slice(prompt, 0, pages, GREEDY)])
+        runner.run([Slice([5], len(prompt), pages, GREEDY)])
+        pools.append(runner.kv_cache.pool)
+    assert pools[0].any() and torch.equal(*pools)
+
+
+def test_weights_of_several_dtypes_are_widened(tmp_path: Path) -> None:
+    compiled()
+    tensors = checkpoint()
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].bfloat16()
+    save(tmp_path, tensors)
+    runner = load_model_runner(tmp_path, EngineOptions("float32"), lambda _: 3, CPU)
+    assert {parameter.dtype for parameter in runner.model.parameters()} == {torch.float32}
 
 
 class TestLibrary:
