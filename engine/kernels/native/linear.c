@@ -177,7 +177,8 @@ INLINE void ask(const int dtype, const int width, const char *next, ptrdiff_t st
             __builtin_prefetch(next + c * stride + i * bytes);
 }
 
-/* totals [rows, width] += x * the part's columns, lane by lane. Meanwhile asks memory for `next`. */
+/* totals [rows, width] += x * the columns of the part, lane by lane. Meanwhile asks memory for
+ * `next`. */
 INLINE void multiply(const int dtype, const int rows, const int width, lanes *totals,
                      const float *x, Part part, const char *next) {
     const ptrdiff_t bytes = element_bytes(dtype);
