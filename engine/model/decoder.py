@@ -161,7 +161,7 @@ class DecoderModel(nn.Module):
         of the last layer is computed for the output rows alone.
         """
         rows = batch.output_rows
-        residual = self.embedding(batch.input_ids)  # [tokens, hidden]
+        residual = self.embedding(batch.input_ids).to(self.dtype)  # [tokens, hidden]
         if self.embedding_scale != 1.0:
             residual *= self.embedding_scale
         rotations = [rotation(rope, batch.positions, self.dtype) for rope in self.ropes]
