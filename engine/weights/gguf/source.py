@@ -146,10 +146,10 @@ def _stored_tensors(parts: GgufParts) -> dict[str, StoredTensor]:
     """Returns every tensor by its name in Hugging Face format."""
     architecture = architecture_of(parts)
     settings = Settings(parts, parts.metadata["general.architecture"])
-    num_heads = settings.require("attention.head_count")
+    num_heads = settings.whole("attention.head_count")
     heads = {
         "q_proj": num_heads,
-        "k_proj": settings.get("attention.head_count_kv", num_heads),
+        "k_proj": settings.whole("attention.head_count_kv", num_heads),
     }
     found: dict[str, StoredTensor] = {}
     for name, place in parts.tensors.items():

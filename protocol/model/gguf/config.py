@@ -83,11 +83,22 @@ class Settings:
             (value,) = values
         return default if value is None else value
 
-    def require(self, key: str) -> Any:
+    def present(self, key: str) -> Any:
         """Returns the value of `key`. Raises ModelDirectoryError if there is none."""
         value = self.get(key)
         if value is None:
             raise missing(self._parts, f"{self._prefix}.{key}")
+        return value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Returns the whole number `key`. Raises ModelDirectoryError if it is something else, or
+        missing where there is no default."""
+        value = self.present(key) if default is None else self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ModelDirectoryError(
+                f"{self._parts.file} has {self._prefix}.{key} {value!r}, which must be a whole "
+                "number; fetch it again"
+            )
         return value
 
 
@@ -104,8 +115,8 @@ def architecture_of(parts: GgufParts) -> Architecture:
     kind = parts.metadata.get("general.type", "model")
     if kind != "model":
         raise ModelDirectoryError(
-            f"{parts.file} holds a {kind}, which is a part of a model; name the file of the model "
-            "in --model-path"
+            f"{parts.file} is of the type {kind}, a part of a model; name the file of the model in "
+            "--model-path"
         )
     name = parts.metadata.get("general.architecture")
     if name is None:
@@ -134,10 +145,10 @@ def config_of(parts: GgufParts) -> dict[str, Any]:
     prefix = parts.metadata["general.architecture"]
     settings = Settings(parts, prefix)
     _refuse_foreign(parts, prefix, settings)
-    num_heads = settings.require("attention.head_count")
-    hidden_size = settings.require("embedding_length")
-    head_dim = settings.get("attention.key_length") or hidden_size // max(num_heads, 1)
-    if settings.get("attention.value_length", head_dim) != head_dim:
+    num_heads = settings.whole("attention.head_count")
+    hidden_size = settings.whole("embedding_length")
+    head_dim = settings.whole("attention.key_length", hidden_size // max(num_heads, 1))
+    if settings.whole("attention.value_length", head_dim) != head_dim:
         raise ModelDirectoryError(
             f"{parts.file} has keys of {head_dim} dimensions and values of "
             f"{settings.get('attention.value_length')}; this engine computes them of one size"
@@ -149,12 +160,12 @@ def config_of(parts: GgufParts) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "vocab_size": embedding.shape[0] if embedding else num_tokens,
         "hidden_size": hidden_size,
-        "num_hidden_layers": settings.require("block_count"),
+        "num_hidden_layers": settings.whole("block_count"),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": settings.get("attention.head_count_kv", num_heads),
+        "num_key_value_heads": settings.whole("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": settings.require("context_length"),
-        "rms_norm_eps": settings.require("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": settings.whole("context_length"),
+        "rms_norm_eps": settings.present("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in parts.tensors,
         "torch_dtype": _dtype(parts),
         "eos_token_id": end_token_ids(parts),
@@ -177,16 +188,16 @@ def _refuse_foreign(parts: GgufParts, prefix: str, settings: Settings) -> None:
 
 
 def _feed_forward_keys(settings: Settings, architecture: Architecture) -> dict[str, Any]:
-    size = settings.require("feed_forward_length")
-    count = settings.get("expert_count")
+    size = settings.whole("feed_forward_length")
+    count = settings.whole("expert_count", 0)
     if not count:
         return {"intermediate_size": size}
-    used = settings.require("expert_used_count")
+    used = settings.whole("expert_used_count")
     keys = {"intermediate_size": size, "num_local_experts": count, "num_experts_per_tok": used}
     if architecture.model_type == "mixtral":
         return keys
     return keys | {
-        "moe_intermediate_size": settings.get("expert_feed_forward_length") or size // used,
+        "moe_intermediate_size": settings.whole("expert_feed_forward_length", size // max(used, 1)),
         "norm_topk_prob": True,
     }
 

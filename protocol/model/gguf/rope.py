@@ -21,8 +21,9 @@ class RopeSettings(Protocol):
     def get(self, key: str, default: Any = None) -> Any:
         """Returns the value of `key`."""
 
-    def require(self, key: str) -> Any:
-        """Returns the value of `key`. Raises ModelDirectoryError if there is none."""
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Returns the whole number `key`. Raises ModelDirectoryError if it is something else, or
+        missing where there is no default."""
 
 
 def rope_keys(
@@ -33,8 +34,8 @@ def rope_keys(
     keys: dict[str, Any] = {"rope_theta": settings.get("rope.freq_base", 10_000.0)}
     if prefix == "gemma3":
         keys["rope_local_base_freq"] = settings.get("rope.freq_base_swa", 10_000.0)
-    rotary_dim = settings.get("rope.dimension_count", head_dim)
-    if rotary_dim != head_dim:
+    rotary_dim = settings.whole("rope.dimension_count", head_dim)
+    if rotary_dim != head_dim and head_dim:
         keys["partial_rotary_factor"] = rotary_dim / head_dim
     original = settings.get("rope.scaling.original_context_length")
     if prefix == "phi3" and original is not None:
@@ -88,8 +89,6 @@ def _scaling_by_keys(parts: GgufParts, settings: RopeSettings) -> dict[str, Any]
     return {
         "rope_type": "yarn",
         "factor": factor,
-        "original_max_position_embeddings": settings.require(
-            "rope.scaling.original_context_length"
-        ),
+        "original_max_position_embeddings": settings.whole("rope.scaling.original_context_length"),
         **{key: value for key, value in optional.items() if value is not None},
     }
