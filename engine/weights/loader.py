@@ -61,8 +61,7 @@ def dummy_model(
     table = pieces_of(model, ())
     report = _Report(table, progress)
     for name, pieces in table.items():
-        for piece in pieces:
-            dummy_weights.fill(name, piece)
+        dummy_weights.fill(name, table)
         report.filled(pieces)
     return model.eval()
 
