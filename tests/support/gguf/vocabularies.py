@@ -2,15 +2,14 @@
 
 llama.cpp publishes vocabularies of well-known models as `ggml-vocab-NAME.gguf`, each beside texts
 (`.inp`) and the ids that it expects for them (`.out`). The source archive of llama-cpp-python has
-them in `vendor/llama.cpp/models`. `python -m tests.support.gguf.vocabularies FOLDER` makes the cuts
-in `tests/data/vocabularies` of those in FOLDER: what none of the texts needs is left out, and
-tokens are numbered anew.
+them in `vendor/llama.cpp/models`; `make gguf-files` fetches them. `python -m
+tests.support.gguf.vocabularies` makes the cuts in `tests/data/vocabularies` of them: what none of
+the texts needs is left out, and tokens are numbered anew.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 from protocol.model.gguf.parts import GgufParts, read_parts
 from protocol.model.gguf.vocabulary import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from protocol.model.numbers import MOST_TOKENS
+from tests.support.gguf.fetched_files import FETCHED
 
 CUTS = Path(__file__).resolve().parents[2] / "data" / "vocabularies"
 CUT_NAMES = ("falcon", "gpt-2", "phi-3", "qwen2", "qwen35")
@@ -127,4 +127,4 @@ def _write(
 
 if __name__ == "__main__":
     for chosen in CUT_NAMES:
-        cut(Path(sys.argv[1]) / f"ggml-vocab-{chosen}.gguf", chosen)
+        cut(FETCHED / "models" / f"ggml-vocab-{chosen}.gguf", chosen)

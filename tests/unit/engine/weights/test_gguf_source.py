@@ -160,7 +160,7 @@ def with_value(content: bytes, key: str, value: np.generic) -> bytes:
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     model = random_model(FAMILIES["llama2"])
-    write_gguf(model, tmp_path / "m.gguf", lambda _: "Q8_0", {"general.name": "x"})
+    write_gguf(model, tmp_path / "m.gguf", lambda _: "Q8_0")
     whole = (tmp_path / "m.gguf").read_bytes()
     changed = with_value(whole, "llama.feed_forward_length", np.uint32(128))
     (tmp_path / "m.gguf").write_bytes(changed)

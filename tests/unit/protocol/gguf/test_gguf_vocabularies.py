@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from protocol.model.directory import ModelDirectoryError
 from protocol.model.gguf.parts import read_parts
 from protocol.model.gguf.pre_tokenizers import PRE_TOKENIZERS
 from protocol.model.gguf.vocabulary import Vocabulary
+from tests.support.gguf.fetched_files import fetched
 from tests.support.gguf.vocabularies import (
     CUT_NAMES,
     CUTS,
@@ -23,8 +23,6 @@ from tests.support.gguf.vocabularies import (
     tokenizer_of,
 )
 
-PUBLISHED = "KVRELAY_GGUF_VOCABULARIES"
-"""The variable with the folder of llama.cpp's own vocabularies, as `make verify` sets it."""
 PUBLISHED_NAMES = (
     "command-r",
     "deepseek-coder",
@@ -53,10 +51,7 @@ def test_cut_vocabularies_have_the_ids_of_llama_cpp(name: str) -> None:
 @pytest.mark.verify
 @pytest.mark.parametrize("name", PUBLISHED_NAMES)
 def test_published_vocabularies_have_the_ids_of_llama_cpp(name: str) -> None:
-    folder = os.environ.get(PUBLISHED)
-    if not folder:
-        pytest.skip(f"{PUBLISHED} is not set; `make verify` fetches them and sets it")
-    file = Path(folder) / f"ggml-vocab-{name}.gguf"
+    file = fetched(f"models/ggml-vocab-{name}.gguf")
     tokenizer, cases = tokenizer_of(file), published_cases(file)
     assert len(cases) >= 47
     for text, ids in cases:
