@@ -14,6 +14,7 @@ from protocol.model.gguf.end_tokens import end_token_ids
 from protocol.model.gguf.header import ArrayPlace
 from protocol.model.gguf.parts import GgufParts
 from protocol.model.gguf.rope import rope_keys
+from protocol.model.gguf.settings import Settings, missing
 
 
 class Architecture(NamedTuple):
@@ -62,53 +63,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-class Settings:
-    """The metadata under an architecture's own prefix."""
-
-    def __init__(self, parts: GgufParts, prefix: str) -> None:
-        self._parts, self._prefix = parts, prefix
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Returns the value of `key`. An array, which has a value for each layer, is that value if
-        all are the same. Raises ModelDirectoryError if they are not."""
-        full = f"{self._prefix}.{key}"
-        value = self._parts.metadata.get(full)
-        if isinstance(value, ArrayPlace):
-            values = set(self._parts.array(full) or ())
-            if len(values) != 1:
-                raise ModelDirectoryError(
-                    f"{self._parts.file} has {full} {sorted(values)}, which differs from layer to "
-                    "layer; this engine computes models whose layers are alike"
-                )
-            (value,) = values
-        return default if value is None else value
-
-    def present(self, key: str) -> Any:
-        """Returns the value of `key`. Raises ModelDirectoryError if there is none."""
-        value = self.get(key)
-        if value is None:
-            raise missing(self._parts, f"{self._prefix}.{key}")
-        return value
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """Returns the whole number `key`. Raises ModelDirectoryError if it is something else, or
-        missing where there is no default."""
-        value = self.present(key) if default is None else self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ModelDirectoryError(
-                f"{self._parts.file} has {self._prefix}.{key} {value!r}, which must be a whole "
-                "number; fetch it again"
-            )
-        return value
-
-
-def missing(parts: GgufParts, key: str) -> ModelDirectoryError:
-    """Returns the error for metadata without a key that every model needs."""
-    return ModelDirectoryError(
-        f"the metadata of {parts.file} has no {key}; convert the model again, or fetch another file"
-    )
-
-
 def architecture_of(parts: GgufParts) -> Architecture:
     """Returns the architecture of a model. Raises ModelDirectoryError for a file that is no model,
     or one of an architecture that is not supported."""
@@ -142,9 +96,8 @@ def architecture_of(parts: GgufParts) -> Architecture:
 def config_of(parts: GgufParts) -> dict[str, Any]:
     """Returns the settings of a model under the keys of config.json. Raises ModelDirectoryError."""
     architecture = architecture_of(parts)
-    prefix = parts.metadata["general.architecture"]
-    settings = Settings(parts, prefix)
-    _refuse_foreign(parts, prefix, settings)
+    settings = Settings(parts)
+    _refuse_foreign(parts, settings)
     num_heads = settings.whole("attention.head_count")
     hidden_size = settings.whole("embedding_length")
     head_dim = settings.whole("attention.key_length", hidden_size // max(num_heads, 1))
@@ -172,18 +125,18 @@ def config_of(parts: GgufParts) -> dict[str, Any]:
         "bos_token_id": parts.metadata.get("tokenizer.ggml.bos_token_id"),
         **_feed_forward_keys(settings, architecture),
         **_bias_keys(parts),
-        **rope_keys(parts, settings, prefix, head_dim),
+        **rope_keys(parts, settings, head_dim),
     }
-    return config | _window_keys(settings, prefix, config)
+    return config | _window_keys(settings, config)
 
 
-def _refuse_foreign(parts: GgufParts, prefix: str, settings: Settings) -> None:
+def _refuse_foreign(parts: GgufParts, settings: Settings) -> None:
     for key, harmless in NEUTRAL.items():
         value = settings.get(key)
         if value is not None and value not in harmless:
             raise ModelDirectoryError(
-                f"{parts.file} has {prefix}.{key} {value!r}, with which this engine cannot compute "
-                f"a {prefix}; use another model"
+                f"{parts.file} has {settings.prefix}.{key} {value!r}, with which this engine "
+                f"cannot compute a {settings.prefix}; use another model"
             )
 
 
@@ -209,9 +162,10 @@ def _bias_keys(parts: GgufParts) -> dict[str, Any]:
     }
 
 
-def _window_keys(settings: Settings, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _window_keys(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what windows and scores of Gemma and Phi are computed with. Llama, of which Mistral
     is one here, has no windows in this format."""
+    prefix = settings.prefix
     if prefix not in ("gemma2", "gemma3", "phi3"):
         return {}
     window = settings.get("attention.sliding_window", 4096 if prefix == "gemma2" else None)

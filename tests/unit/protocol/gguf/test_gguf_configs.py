@@ -186,8 +186,9 @@ def test_templates_and_names(tmp_path: Path) -> None:
             {"rope__scaling__type": "odd", "rope__scaling__factor": 2.0},
             "odd rope scaling; of GGUF this engine supports linear, yarn",
         ),
+        ("llama", {"rope__freq_base": "x"}, r"llama\.rope\.freq_base 'x', which must be a number"),
         ("llama", {"attention__head_count": 0}, "num_attention_heads 0; it must be"),
-        ("llama", {"context_length": "long"}, "context_length 'long', which must be a whole"),
+        ("llama", {"context_length": "long"}, "context_length 'long', which must be a number"),
     ],
 )
 def test_what_is_not_supported_is_told(
