@@ -72,6 +72,27 @@ class Quantisation:
         return None
 
 
+AT_LOAD: dict[str, Scheme] = {
+    "int4": IntegerScheme(4, 128, has_zeros=True),
+    "int8": IntegerScheme(8, None, has_zeros=False),
+    "fp8": Fp8Scheme(has_blocks=False, activations="token"),
+}
+"""What `--quantization` makes of plain weights, by its value."""
+
+
+def require_method(settings: Quantisation | None, quantization: str) -> None:
+    """Raises UnsupportedModel if `--quantization` contradicts a checkpoint with these settings."""
+    method = "not quantised" if settings is None else f"quantised with {settings.method}"
+    if quantization == "none" or (settings is not None and settings.method == quantization):
+        return
+    if settings is None and quantization in AT_LOAD:
+        return
+    raise UnsupportedModel(
+        f"--quantization is {quantization}, and the checkpoint is {method}; leave the flag out to "
+        "load it as it is"
+    )
+
+
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     """Returns what the keys of config.json say of quantisation; None for a plain model. Raises
     UnsupportedModel for what this engine does not read."""

@@ -135,8 +135,10 @@ def _experts(
     if f"{block}.experts.gate_up_proj" in names:
         _stacked_experts(table, f"{block}.experts", experts, config)
         return
-    is_mixtral = config.architecture == "MixtralForCausalLM"
-    w1, w3, w2 = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+    w1, w3, w2 = "gate_proj", "up_proj", "down_proj"
+    tensors = (f"{block}.experts.0.{w2}.{tensor.name}" for tensor in experts.down.form.tensors)
+    if config.architecture == "MixtralForCausalLM" and not any(name in names for name in tensors):
+        w1, w3, w2 = "w1", "w3", "w2"  # some producers of packed weights write the other names
     parts = [Rows(w1, size, inner), Rows(w3, size, inner)]
     for i in range(count):
         expert = f"{block}.experts.{i}"

@@ -14,9 +14,10 @@ from engine.build import load_model_runner
 from engine.kernels.dequantise import dequantise
 from engine.model.families import UnsupportedModel
 from engine.model.forms.packed import PackedForm
+from engine.model.quantisation import AT_LOAD
 from engine.options import EngineOptions
 from engine.weights.packed_modules import repacked
-from engine.weights.quantised_at_load import AT_LOAD, quantised_modules
+from engine.weights.quantised_at_load import quantised_modules
 from tests.support.engine.driving import CPU, PAGE_SIZE
 from tests.support.models.sources import MemorySource
 from tests.support.quantised.fp8_packers import FP8_CASES
