@@ -60,6 +60,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "swin_norm": (False,),
 }
 """Keys of which this engine computes these values alone."""
+SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+"""What a Gemma 2 has if its file does not say."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -179,10 +181,6 @@ def _window_keys(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         keys[key] = settings.get(key) or (SOFTCAPS[key] if prefix == "gemma2" else None)
     return keys
-
-
-SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-"""What a Gemma 2 has if its file does not say."""
 
 
 def _dtype(parts: GgufParts) -> str:
