@@ -87,7 +87,7 @@ def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None
     if not is_rounding and values.dtype != piece.target.dtype:
         # copy_ would convert them all the same, to weights that mean something else.
         raise ModelDirectoryError(
-            f"{name} in {source.name} is {_name(values)}, config.json asks for "
+            f"{name} in {source.name} is {_name(values)}, the configuration asks for "
             f"{_name(piece.target)}; config and weights are of different models"
         )
     piece.target.copy_(values)
@@ -144,14 +144,14 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
     if unknown := [name for name in names if not _is_empty_bias(name, source)]:
         raise ModelDirectoryError(
             f"{source.name} hold {_some(unknown)}, which a {config.architecture} "
-            "with this config.json does not have; config and weights are of different models"
+            "with this configuration does not have; config and weights are of different models"
         )
     for name, pieces in table.items():
         shape = source.tensors[name].shape
         for piece in pieces:
             if shape != piece.shape:
                 raise ModelDirectoryError(
-                    f"{name} in {source.name} is {list(shape)}, config.json asks for "
+                    f"{name} in {source.name} is {list(shape)}, the configuration asks for "
                     f"{list(piece.shape)}; config and weights are of different models"
                 )
 
