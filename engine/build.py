@@ -12,6 +12,7 @@ import torch
 from engine.attention.attention_backends import captures, has_triton, make_attention
 from engine.attention.backend import AttentionBackend
 from engine.cache.kv_cache import KVCache
+from engine.cache.make_cache import make_cache
 from engine.compile_cache import cache_directory, name_cache
 from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
 from engine.dependent_launch import launches_dependently
@@ -31,6 +32,7 @@ from engine.steps.runner import ModelRunner
 from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
+from engine.weights.page_form import PageForm, page_form
 from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
 from protocol.model.directory import read_config
@@ -59,12 +61,16 @@ def load_model_runner(
         counts.append(triton_compiles())
     config = ModelConfig.from_directory(path, options.context_length)
     dtype = resolve_dtype(options.dtype, config.checkpoint_dtype, device, cpu_has_amx())
+    source = None if options.load_format == "dummy" else SafetensorsSource(path)
+    pages = page_form(options.kv_cache_dtype, dtype, source, config)
+    kv_heads = kv_head_share(config.num_kv_heads, parallel)
     layout = KVLayout(
         page_size=options.page_size,
         num_layers=config.num_layers,
-        num_kv_heads=len(kv_head_share(config.num_kv_heads, parallel)),
+        num_kv_heads=len(kv_heads),
         head_dim=config.head_dim,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=pages.dtype,
+        scales=pages.scales,
     )
     library = _native_library(options, device, dtype)
     attention = make_attention(
@@ -79,13 +85,13 @@ def load_model_runner(
     is_dependent = parallel.size == 1 and launches_dependently(device)
     kernels = _kernels(options, device, dtype, library, is_dependent)
     build = Build(dtype, device, kernels, parallel)
-    source = None if options.load_format == "dummy" else SafetensorsSource(path)
     if source is None:
         model = dummy_model(config, build, progress)
     else:
         model = load_model(source, config, build, progress)
-    kv_cache = KVCache(layout, num_pages(layout), device)
-    fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
+    kv_cache = make_cache(layout, num_pages(layout), device, pages.scales_of(kv_heads), library)
+    variant = _variant(config, options, pages)
+    fingerprint = model_fingerprint(read_config(path), source, variant)
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         recorded = graphs = _decode_graphs(model, kv_cache, attention, device, options, config)
@@ -155,11 +161,13 @@ def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
-def _variant(config: ModelConfig, options: EngineOptions) -> str:
+def _variant(config: ModelConfig, options: EngineOptions, pages: PageForm) -> str:
     """Returns what decides about the KV and is in no file of the model: which of its two tables
-    longrope uses, and whether bits depend on what else was computed."""
+    longrope uses, whether bits depend on what else was computed, and how pages round."""
     tables = [layer.rope.divisors for layer in config.layers if layer.rope.kind == "longrope"]
     variant = [repr(tables[0])] if tables else []
     if options.deterministic:
         variant.append("deterministic")
+    if pages.variant:
+        variant.append(pages.variant)
     return ", ".join(variant)

@@ -8,6 +8,7 @@ from protocol.config import option, require
 from protocol.layout import DTYPE_BYTES
 
 DTYPES = ("auto", *DTYPE_BYTES)
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
 ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
 LOAD_FORMATS = ("auto", "dummy")
 
@@ -18,12 +19,19 @@ class EngineOptions:
 
     dtype: str = option(
         "auto",
-        "dtype of weights and KV; auto: the checkpoint's on a GPU, bfloat16 on a CPU that has AMX "
-        "if the checkpoint is, else float32",
+        "dtype of weights, and of KV pages but for --kv-cache-dtype; auto: the checkpoint's on a "
+        "GPU, bfloat16 on a CPU that has AMX if the checkpoint is, else float32",
         DTYPES,
         synonyms={"half": "float16", "float": "float32"},
     )
     page_size: int = option(16, "tokens per KV page")
+    kv_cache_dtype: str = option(
+        "auto",
+        "dtype of KV pages; auto: that of the weights; fp8_e4m3: a byte a number, with the "
+        "checkpoint's scales, or scales per token and head where it has none",
+        KV_CACHE_DTYPES,
+        synonyms={"fp8": "fp8_e4m3"},
+    )
     load_format: str = option(
         "auto",
         "auto: the model's weights; dummy: random ones, for benchmarks",

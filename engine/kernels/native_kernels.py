@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
+from engine.cache.native_fp8_cache import NativeFp8Cache
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
 
@@ -91,15 +92,21 @@ class NativeKernels(TorchKernels):
         cache: KVCache,
         write_slots: Tensor,
     ) -> Tensor:
-        if not _takes(qkv, rope.cos, rope.sin, cache.pool):
+        is_rounded = isinstance(cache, NativeFp8Cache)
+        if not _takes(qkv, rope.cos, rope.sin, *([] if is_rounded else [cache.pool])):
             return super().heads(qkv, shape, norms, rope, layer, cache, write_slots)
         qkv = qkv.contiguous()
         query = qkv.new_empty(qkv.shape[0], shape.num_heads, shape.head_dim)
+        pool, slots, page_size = cache.pool[layer], write_slots, cache.layout.page_size
+        if is_rounded:  # into a page of their own; the cache rounds them from there
+            page_size = qkv.shape[0]
+            slots = torch.arange(page_size)
+            pool = qkv.new_empty(2, page_size, shape.num_kv_heads, shape.head_dim)
         self._library.split_heads(
             query.data_ptr(),
-            cache.pool[layer].data_ptr(),
+            pool.data_ptr(),
             qkv.data_ptr(),
-            write_slots.data_ptr(),
+            slots.data_ptr(),
             rope.cos.data_ptr(),
             rope.sin.data_ptr(),
             None if norms is None else norms.query.data_ptr(),
@@ -108,8 +115,10 @@ class NativeKernels(TorchKernels):
             qkv.shape[0],
             *shape,
             rope.cos.shape[-1],
-            cache.layout.page_size,
+            page_size,
         )
+        if is_rounded:
+            cache.write(layer, pool[0], pool[1], write_slots)
         return query
 
 

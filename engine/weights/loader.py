@@ -15,6 +15,7 @@ from engine.model.decoder import DecoderModel
 from engine.model.families import FAMILIES
 from engine.model.linear import Build
 from engine.weights import dummy_weights
+from engine.weights.kv_scales import is_kv_scale
 from engine.weights.pieces import Piece, Table, pieces_of
 from engine.weights.source import TensorSource
 from protocol.model.directory import ModelDirectoryError
@@ -154,11 +155,12 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
     """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
-    embedding anyway, the parts of a model that see."""
+    embedding anyway, the parts of a model that see, scales of pages (which are read elsewhere)."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
-    return is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq")
+    is_buffer = name.endswith("rotary_emb.inv_freq") or is_kv_scale(name)
+    return is_tied_head or is_ignored or is_buffer
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Compiles `kernels.c` for this CPU, once per cache directory, and loads it.
+"""Compiles the C files of this folder for this CPU, once per cache directory, and loads it.
 
 The library lies there under a name that says what it was made of: source,
 flags, CPU. It gets there by renaming, so that processes which compile at once do not meet.
@@ -22,7 +22,7 @@ from engine.compile_cache import cache_directory
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     *("-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden"),
@@ -41,6 +41,9 @@ ARGUMENTS = {
     "activate_and_mul": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
     "split_heads": [_POINTER] * 8 + [_FLOAT] + [_SIZE] * 6,
     "attention": [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_INT],
+    "fp8_write": [_POINTER] * 5 + [_SIZE] * 5,
+    "fp8_read": [_POINTER] * 4 + [_SIZE] * 6,
+    "fp8_attention": [_POINTER] * 6 + [_SIZE] * 8 + [_FLOAT] * 2 + [_INT],
     "forbid": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 2 + [_SIZE] * 2,
 }
 
@@ -60,7 +63,7 @@ def num_native_builds() -> int:
 
 @lru_cache(maxsize=1)
 def native_library(directory: Path | None = None) -> ctypes.CDLL | None:
-    """Returns the functions of `kernels.c`, which run without the GIL, and keeps the compiled ones
+    """Returns the functions of the C files, which run without the GIL, and keeps the compiled ones
     in `directory` (None: this user's). Where they cannot be had it writes a line to the log and
     returns None."""
     directory = directory or cache_directory("")
@@ -101,7 +104,7 @@ def _compile(target: Path) -> None:
     complaint = ""
     for compiler in compilers:
         for variant in VARIANTS:
-            command = [*compiler, *FLAGS, *variant, str(SOURCE), "-o", str(target), "-lm"]
+            command = [*compiler, *FLAGS, *variant, *map(str, SOURCES), "-o", str(target), "-lm"]
             result = subprocess.run(
                 command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
             )
@@ -119,7 +122,8 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def _fingerprint() -> str:
-    made_of = (SOURCE.read_text(encoding="utf-8"), FLAGS, VARIANTS, _cpu())
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    made_of = (sources, FLAGS, VARIANTS, _cpu())
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
 
 
