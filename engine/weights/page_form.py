@@ -1,4 +1,4 @@
-"""`PageForm`: how K and V are kept in pages. The model's dtype, its checkpoint and a flag decide that
+"""`PageForm`: how K and V are kept in pages. The model's dtype, its checkpoint and a flag decide it
 together."""
 
 from __future__ import annotations
