@@ -1,5 +1,5 @@
-"""A cluster with FP8 pages answers as one engine with such pages does: on a hit, in chunks, with pages
-from elsewhere, and after a prefill node was lost."""
+"""A cluster with FP8 pages answers as one engine with such pages does: on a hit, in chunks, with
+pages from elsewhere, and after a prefill node was lost."""
 
 from __future__ import annotations
 
