@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -29,6 +29,14 @@ enum { LANES = 8 };
  * with COLUMNS keys stay in vector registers. */
 enum { KEYS = 32, ROWS = 3, COLUMNS = 4 };
 
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i4){__VA_ARGS__})
+#endif
+
+typedef float f4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
@@ -59,20 +67,38 @@ INLINE lanes select_lanes(words mask, lanes yes, lanes no) {
 }
 INLINE ptrdiff_t padded(ptrdiff_t size) { return (size + LANES - 1) / LANES * LANES; }
 
-INLINE float sum_lanes(lanes v) {
-    float part[LANES];
+/* Four sums, of which each is that of the lanes with its number, modulo four. */
+INLINE f4 fold(lanes v) {
+    f4 part[LANES / 4];
     memcpy(part, &v, sizeof v);
-    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
+    UNROLL for (int half = LANES / 8; half > 0; half /= 2)
         UNROLL for (int i = 0; i < half; i++) part[i] += part[i + half];
     return part[0];
 }
 
+INLINE float sum_lanes(lanes v) {
+    f4 s = fold(v);
+    return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+/* The sums of four vectors. */
+INLINE f4 sums(const lanes v[4]) {
+    f4 a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+    f4 ab = SHUFFLE(a, b, 0, 4, 1, 5) + SHUFFLE(a, b, 2, 6, 3, 7);
+    f4 cd = SHUFFLE(c, d, 0, 4, 1, 5) + SHUFFLE(c, d, 2, 6, 3, 7);
+    return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
 INLINE float from_half(uint16_t half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half);
+#else
     uint32_t magnitude = half & 0x7fffu, bits = magnitude << 13;
     float value;
     memcpy(&value, &bits, sizeof value);
     value = magnitude < 0x7c00 ? value * 0x1p112f : magnitude == 0x7c00 ? INFINITY : NAN;
     return half & 0x8000 ? -value : value;
+#endif
 }
 
 /* Rounds a number that is not negative to a float16. */
@@ -244,11 +270,13 @@ typedef struct {
 
 static void find_block(Block *block, const Layer *layer, const int32_t *table, ptrdiff_t begin,
                        ptrdiff_t length) {
+    ptrdiff_t number = begin / layer->page_size, offset = begin % layer->page_size;
     block->count = length - begin < KEYS ? length - begin : KEYS;
     for (ptrdiff_t t = 0; t < block->count; t++) {
-        ptrdiff_t token = begin + t;
-        block->pages[t] = layer->pages + table[token / layer->page_size] * layer->page_bytes;
-        block->offsets[t] = token % layer->page_size;
+        block->pages[t] = layer->pages + table[number] * layer->page_bytes;
+        block->offsets[t] = offset;
+        if (++offset == layer->page_size)
+            offset = 0, number++;
     }
 }
 
@@ -285,28 +313,33 @@ INLINE void score(const int rows, float (*scores)[KEYS], const float *query, con
                 UNROLL for (int r = 0; r < rows; r++) total[r][c] += q[r] * key;
             }
         }
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int c = 0; c < COLUMNS; c++)
-            scores[r][t + c] = sum_lanes(total[r][c]);
+        UNROLL for (int r = 0; r < rows; r++) {
+            f4 four = sums(total[r]);
+            memcpy(scores[r] + t, &four, sizeof four);
+        }
     }
 }
 
-/* Scores become weights exp(score - top), and 0 up to KEYS; returns by how much what was summed
+/* Scores become weights exp(score - top), and 0 up to a full vector; returns by how much what was summed
  * with the top before shrinks. */
 static float weigh(float *scores, const float *scales, ptrdiff_t count, const Form *form,
                    float *top, float *total) {
-    float new_top = *top;
-    for (ptrdiff_t t = 0; t < count; t++) {
-        float score = scores[t] * (scales[t] * form->scale);
-        if (form->softcap != 0.0f)
-            score = tanhf(score / form->softcap) * form->softcap;
-        scores[t] = score;
-        new_top = score > new_top ? score : new_top;
-    }
-    for (ptrdiff_t t = count; t < KEYS; t++)
+    lanes highest = (lanes){0} - INFINITY, added = {0};
+    ptrdiff_t end = padded(count);
+    for (ptrdiff_t t = 0; t < end; t += LANES)
+        store(scores + t, load(scores + t) * (load(scales + t) * form->scale));
+    if (form->softcap != 0.0f)
+        for (ptrdiff_t t = 0; t < count; t++)
+            scores[t] = tanhf(scores[t] / form->softcap) * form->softcap;
+    for (ptrdiff_t t = count; t < end; t++)
         scores[t] = -INFINITY;
-    lanes added = {0};
+    for (ptrdiff_t t = 0; t < end; t += LANES)
+        highest = select_lanes(load(scores + t) > highest, load(scores + t), highest);
+    float new_top = *top;
+    for (int i = 0; i < LANES; i++)
+        new_top = highest[i] > new_top ? highest[i] : new_top;
     float base = new_top == -INFINITY ? 0.0f : new_top;
-    for (ptrdiff_t t = 0; t < KEYS; t += LANES) {
+    for (ptrdiff_t t = 0; t < end; t += LANES) {
         lanes weights = exp_lanes(load(scores + t) - base);
         store(scores + t, weights);
         added += weights;
@@ -345,7 +378,7 @@ static void attend_block(float *out, const float *query, ptrdiff_t kv_head, cons
                          const Block *block, const Block *next, const Form *form, float *top,
                          float *total) {
     ptrdiff_t width = padded(layer->head_dim);
-    float widened[KEYS * width], scales[KEYS], scores[form->group][KEYS], shrunk[form->group];
+    float widened[KEYS * width], scales[KEYS] = {0}, scores[form->group][KEYS], shrunk[form->group];
     widen_block(widened, scales, layer, block, next, 0, kv_head);
     for (ptrdiff_t r = 0; r < form->group; r += ROWS)
         ANY_ROWS(form->group - r, score, scores + r, query + r * width, widened, block->count,
