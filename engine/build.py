@@ -28,12 +28,11 @@ from engine.parallel import SOLO, TensorParallel
 from engine.pinned_memory import reserve_pinned_memory
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
+from engine.weights.checkpoint import open_checkpoint
 from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
-from engine.weights.safetensors_source import SafetensorsSource
 from protocol.layout import KVLayout
-from protocol.model.directory import read_config
 from protocol.model.tokenizer import load_tokenizer
 
 NATIVE = ("cpu", torch.float32)
@@ -57,7 +56,8 @@ def load_model_runner(
     counts: list[Count] = [num_native_builds, flash4_compiles]
     if has_triton(device):
         counts.append(triton_compiles())
-    config = ModelConfig.from_directory(path, options.context_length)
+    checkpoint = open_checkpoint(path, options)
+    config = ModelConfig.from_config(checkpoint.config, path, options.context_length)
     dtype = resolve_dtype(options.dtype, config.checkpoint_dtype, device, cpu_has_amx())
     layout = KVLayout(
         page_size=options.page_size,
@@ -78,14 +78,14 @@ def load_model_runner(
     # Sums over ranks come from a stream of NCCL's own, which dependent launches know nothing of.
     is_dependent = parallel.size == 1 and launches_dependently(device)
     kernels = _kernels(options, device, dtype, library, is_dependent)
-    build = Build(dtype, device, kernels, parallel)
-    source = None if options.load_format == "dummy" else SafetensorsSource(path)
-    if source is None:
+    build = Build(dtype, device, kernels, parallel, checkpoint.form_of)
+    if checkpoint.source is None:
         model = dummy_model(config, build, progress)
     else:
-        model = load_model(source, config, build, progress)
+        model = load_model(checkpoint.source, config, build, progress)
     kv_cache = KVCache(layout, num_pages(layout), device)
-    fingerprint = model_fingerprint(read_config(path), source, _variant(config, options))
+    variant = _variant(config, options, checkpoint.arithmetic)
+    fingerprint = model_fingerprint(checkpoint.config, checkpoint.stored, variant)
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         recorded = graphs = _decode_graphs(model, kv_cache, attention, device, options, config)
@@ -155,11 +155,14 @@ def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
-def _variant(config: ModelConfig, options: EngineOptions) -> str:
+def _variant(config: ModelConfig, options: EngineOptions, arithmetic: str) -> str:
     """Returns what decides about the KV and is in no file of the model: which of its two tables
-    longrope uses, and whether bits depend on what else was computed."""
+    longrope uses, how packed weights are multiplied, and whether bits depend on what else was
+    computed."""
     tables = [layer.rope.divisors for layer in config.layers if layer.rope.kind == "longrope"]
     variant = [repr(tables[0])] if tables else []
+    if arithmetic:
+        variant.append(arithmetic)
     if options.deterministic:
         variant.append("deterministic")
     return ", ".join(variant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,21 @@ class ModelConfig:
 
     @classmethod
     def from_directory(cls, path: Path, context_length: int = 0) -> ModelConfig:
-        """Reads config.json. Raises ModelDirectoryError or UnsupportedModel.
+        """Reads config.json. Raises ModelDirectoryError or UnsupportedModel."""
+        return cls.from_config(read_config(path), path, context_length)
+
+    @classmethod
+    def from_config(
+        cls, raw: Mapping[str, Any], path: Path, context_length: int = 0
+    ) -> ModelConfig:
+        """Makes it of the keys of the config.json in `path`. Raises ModelDirectoryError or
+        UnsupportedModel.
 
         `context_length` is the longest sequence that is served; 0 stands for the model's own limit.
         It matters to longrope, which has other rotations if sequences may exceed the trained range:
         one choice must serve all prompts, since they share KV.
         """
-        raw = read_config(path)
+        raw = dict(raw)
         architecture = _architecture(raw)
         if architecture not in FAMILIES:
             raise UnsupportedModel(

@@ -80,6 +80,8 @@ class _Report:
 
 
 def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None:
+    if piece.picks:
+        values = values[..., list(piece.picks)]
     is_rounding = _is_plain(values) and _is_plain(piece.target)
     if not is_rounding and values.dtype != piece.target.dtype:
         # copy_ would convert them all the same, to weights that mean something else.
