@@ -31,13 +31,7 @@ SCALE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPAN, SPAN_BYTES = 256, 448
 """The inputs of a row that lie together once they are rounded to eight bits, and their size."""
 
-_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
-ARGUMENTS = {
-    "packed_linear": [_POINTER] * 4 + [_SIZE, _INT],
-    "packed_linear_int8": [_POINTER] * 4 + [_SIZE, _INT],
-    "round_inputs": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
-}
-"""The arguments of the C functions, which return nothing."""
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_ssize_t
 
 
 class NativeWeight(ctypes.Structure):

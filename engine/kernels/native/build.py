@@ -20,7 +20,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine.compile_cache import cache_directory
-from engine.kernels import native_packed
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,9 @@ ARGUMENTS = {
     "split_heads": [_POINTER] * 8 + [_FLOAT] + [_SIZE] * 6,
     "attention": [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_INT],
     "forbid": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 2 + [_SIZE] * 2,
-    **native_packed.ARGUMENTS,
+    "packed_linear": [_POINTER] * 4 + [_SIZE, _INT],
+    "packed_linear_int8": [_POINTER] * 4 + [_SIZE, _INT],
+    "round_inputs": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
 }
 
 
