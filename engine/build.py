@@ -15,6 +15,7 @@ from engine.cache.kv_cache import KVCache
 from engine.compile_cache import cache_directory, name_cache
 from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
 from engine.dependent_launch import launches_dependently
+from engine.errors import OptionUnavailable
 from engine.kernels.base import Kernels, TorchKernels
 from engine.kernels.deterministic_kernels import DeterministicKernels
 from engine.kernels.few_sizes_kernels import FewSizesKernels
@@ -50,7 +51,7 @@ def load_model_runner(
     """Loads this rank's part of a model directory, then makes a KV pool of `num_pages(layout)`
     pages; `ModelRunner.layout` is what this rank's pool holds.
 
-    Raises ModelDirectoryError, UnsupportedModel or AttentionUnavailable.
+    Raises ModelDirectoryError, UnsupportedModel, AttentionUnavailable or OptionUnavailable.
     """
     name_cache(cache_directory(options.compile_cache), os.environ)
     counts: list[Count] = [num_native_builds, flash4_compiles]
@@ -121,10 +122,17 @@ def _decode_graphs(
 def _native_library(
     options: EngineOptions, device: torch.device, dtype: torch.dtype
 ) -> CDLL | None:
+    """Raises OptionUnavailable if an option needs the library and it is not there."""
     is_wanted = not options.no_native_kernels and not options.deterministic
-    if not is_wanted or (device.type, dtype) != NATIVE:
-        return None
-    return native_library(cache_directory(options.compile_cache))
+    library = None
+    if is_wanted and (device.type, dtype) == NATIVE:
+        library = native_library(cache_directory(options.compile_cache))
+    if options.cpu_int8_activations and library is None:
+        raise OptionUnavailable(
+            "--cpu-int8-activations needs a CPU, --dtype float32 and a C compiler; install gcc, or "
+            "leave the flag out at all nodes"
+        )
+    return library
 
 
 def _kernels(
@@ -137,7 +145,7 @@ def _kernels(
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
     if library is not None:
-        return NativeKernels(library)
+        return NativeKernels(library, options.cpu_int8_activations)
     if device.type == "cpu" and dtype != torch.float32:
         return FewSizesKernels()
     if not has_triton(device):
@@ -163,6 +171,8 @@ def _variant(config: ModelConfig, options: EngineOptions, arithmetic: str) -> st
     variant = [repr(tables[0])] if tables else []
     if arithmetic:
         variant.append(arithmetic)
+    if options.cpu_int8_activations:
+        variant.append("int8 activations")
     if options.deterministic:
         variant.append("deterministic")
     return ", ".join(variant)

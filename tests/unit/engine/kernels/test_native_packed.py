@@ -6,11 +6,14 @@ from __future__ import annotations
 import platform
 from ctypes import CDLL
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.build import load_model_runner
+from engine.errors import OptionUnavailable
 from engine.kernels.base import TorchKernels
 from engine.kernels.dequantise import dequantise, inputs_of, packed_nibbles
 from engine.kernels.native import build
@@ -24,28 +27,22 @@ from engine.kernels.packed_weights import (
     PackedWeight,
     expert_of,
 )
+from engine.options import EngineOptions
+from protocol.config import ConfigError
 from protocol.model.gguf.tensor_types import BLOCK_TYPES
 from tests.support.engine.native import compiled
+from tests.support.gguf.random_blocks import random_blocks
+from tests.support.models.checkpoints import checkpoint, save
 
+CPU = torch.device("cpu")
 PLAIN = TorchKernels()
-HALVES: dict[BlockKind, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-}
-"""Where the float16 numbers of a block are; any bytes will do elsewhere."""
 INTEGERS = [
     *("int4", "int4 zeros", "int4 order", "int4 half", "int4 rows"),
     *("int8", "int8 zeros", "int8 bfloat16", "int8 rows"),
 ]
 FLOATS = ["fp8", "fp8 blocks", "fp8 token", "fp8 static"]
-EVERY = [*HALVES, *INTEGERS, *FLOATS]
-ROUNDED = [*HALVES, *INTEGERS]
+EVERY = [*BLOCK_TYPES, *INTEGERS, *FLOATS]
+ROUNDED = [*BLOCK_TYPES, *INTEGERS]
 """Those that take inputs of eight bits."""
 SHAPES = [(37, 768), (3, 256), (16, 1280)]
 """Outputs, which are whole vectors or not, and inputs."""
@@ -61,14 +58,9 @@ def random_weight(name: str, num_out: int, num_in: int, *experts: int) -> Packed
     """Returns a weight [*experts, out, in] of the kind that the first word of `name` says."""
     chance = torch.Generator().manual_seed(EVERY.index(name))
     shape = (*experts, num_out)
-    if name in HALVES:
-        block = BLOCK_TYPES[name]
-        size = (*shape, num_in // block.values, block.num_bytes)
-        blocks = torch.randint(0, 256, size, generator=chance, dtype=torch.uint8)
-        for place in HALVES[name]:
-            half = torch.randn(*size[:-1], 1, generator=chance).mul_(0.01).half()
-            blocks[..., place : place + 2] = half.view(torch.uint8)
-        return BlockWeight(blocks.flatten(-2), name)
+    if name in BLOCK_TYPES:
+        blocks = random_blocks(cast("BlockKind", name), *shape, num_in)
+        return BlockWeight(torch.from_numpy(blocks), cast("BlockKind", name))
     kind, *words = name.split()
     num_groups = 1 if "rows" in words else num_in // 64
     if kind == "fp8":
@@ -197,13 +189,42 @@ def test_what_the_library_does_not_take_is_left_to_torch(
     )
 
 
-FEWER = [("portable", ()), ("AVX2", ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f"))]
+class TestOption:
+    def test_nodes_that_round_inputs_share_no_pages_with_those_that_do_not(
+        self, tmp_path: Path
+    ) -> None:
+        compiled()
+        save(tmp_path, checkpoint())
+        fingerprints = set()
+        for rounds in (False, True):
+            options = EngineOptions("float32", cpu_int8_activations=rounds)
+            runner = load_model_runner(tmp_path, options, lambda _: 3, CPU)
+            kernels = runner.model.layers[0].attention.kernels
+            assert isinstance(kernels, NativeKernels)
+            assert kernels.rounds_inputs == rounds
+            fingerprints.add(runner.fingerprint)
+        assert len(fingerprints) == 2
+
+    def test_another_dtype_than_that_of_the_kernels_ends_the_start(self, tmp_path: Path) -> None:
+        save(tmp_path, checkpoint())
+        options = EngineOptions("bfloat16", cpu_int8_activations=True)
+        with pytest.raises(OptionUnavailable, match="needs a CPU, --dtype float32 and a C comp"):
+            load_model_runner(tmp_path, options, lambda _: 3, CPU)
+
+    @pytest.mark.parametrize("rival", ["no_native_kernels", "deterministic"])
+    def test_flags_that_leave_the_kernels_out_are_refused(self, rival: str) -> None:
+        with pytest.raises(ConfigError, match="drop one of the two flags"):
+            EngineOptions(cpu_int8_activations=True, **{rival: True})  # type: ignore[arg-type]
+
+
+AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mno-avx512f")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
 
 
 @pytest.fixture(
     params=[
-        *(pytest.param(flags, id=name) for name, flags in FEWER),
+        pytest.param(AVX2, id="AVX2"),
+        pytest.param((), id="portable", marks=pytest.mark.verify),
         pytest.param((*AVX512, "-mno-avx512vnni"), id="AVX-512", marks=pytest.mark.verify),
     ]
 )
