@@ -16,6 +16,7 @@ from engine.cache.make_cache import make_cache
 from engine.compile_cache import cache_directory, name_cache
 from engine.compile_counts import CompileCounter, Count, flash4_compiles, triton_compiles
 from engine.dependent_launch import launches_dependently
+from engine.errors import OptionUnavailable
 from engine.kernels.base import Kernels, TorchKernels
 from engine.kernels.deterministic_kernels import DeterministicKernels
 from engine.kernels.few_sizes_kernels import FewSizesKernels
@@ -29,13 +30,12 @@ from engine.parallel import SOLO, TensorParallel
 from engine.pinned_memory import reserve_pinned_memory
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
+from engine.weights.checkpoint import open_checkpoint
 from engine.weights.dtype import cpu_has_amx, resolve_dtype
 from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
-from engine.weights.page_form import PageForm, page_form
-from engine.weights.safetensors_source import SafetensorsSource
+from engine.weights.pages.page_form import PageForm, page_form
 from protocol.layout import KVLayout
-from protocol.model.directory import read_config
 from protocol.model.tokenizer import load_tokenizer
 
 NATIVE = ("cpu", torch.float32)
@@ -53,16 +53,16 @@ def load_model_runner(
     """Loads this rank's part of a model directory, then makes a KV pool of `num_pages(layout)`
     pages; `ModelRunner.layout` is what this rank's pool holds.
 
-    Raises ModelDirectoryError, UnsupportedModel or AttentionUnavailable.
+    Raises ModelDirectoryError, UnsupportedModel, AttentionUnavailable or OptionUnavailable.
     """
     name_cache(cache_directory(options.compile_cache), os.environ)
     counts: list[Count] = [num_native_builds, flash4_compiles]
     if has_triton(device):
         counts.append(triton_compiles())
-    config = ModelConfig.from_directory(path, options.context_length)
+    checkpoint = open_checkpoint(path, options)
+    config = ModelConfig.from_config(checkpoint.config, path, options.context_length)
     dtype = resolve_dtype(options.dtype, config.checkpoint_dtype, device, cpu_has_amx())
-    source = None if options.load_format == "dummy" else SafetensorsSource(path)
-    pages = page_form(options.kv_cache_dtype, dtype, source, config)
+    pages = page_form(options.kv_cache_dtype, dtype, checkpoint.source, config)
     kv_heads = kv_head_share(config.num_kv_heads, parallel)
     layout = KVLayout(
         page_size=options.page_size,
@@ -84,14 +84,14 @@ def load_model_runner(
     # Sums over ranks come from a stream of NCCL's own, which dependent launches know nothing of.
     is_dependent = parallel.size == 1 and launches_dependently(device)
     kernels = _kernels(options, device, dtype, library, is_dependent)
-    build = Build(dtype, device, kernels, parallel)
-    if source is None:
+    build = Build(dtype, device, kernels, parallel, checkpoint.form_of)
+    if checkpoint.source is None:
         model = dummy_model(config, build, progress)
     else:
-        model = load_model(source, config, build, progress)
+        model = load_model(checkpoint.source, config, build, progress)
     kv_cache = make_cache(layout, num_pages(layout), device, pages.scales_of(kv_heads), library)
-    variant = _variant(config, options, pages)
-    fingerprint = model_fingerprint(read_config(path), source, variant)
+    variant = _variant(config, options, checkpoint.arithmetic, pages)
+    fingerprint = model_fingerprint(checkpoint.config, checkpoint.stored, variant)
     graphs = None
     if captures(attention) and (config.experts is None or _groups_are_static(dtype, device)):
         recorded = graphs = _decode_graphs(model, kv_cache, attention, device, options, config)
@@ -127,10 +127,17 @@ def _decode_graphs(
 def _native_library(
     options: EngineOptions, device: torch.device, dtype: torch.dtype
 ) -> CDLL | None:
+    """Raises OptionUnavailable if an option needs the library and it is not there."""
     is_wanted = not options.no_native_kernels and not options.deterministic
-    if not is_wanted or (device.type, dtype) != NATIVE:
-        return None
-    return native_library(cache_directory(options.compile_cache))
+    library = None
+    if is_wanted and (device.type, dtype) == NATIVE:
+        library = native_library(cache_directory(options.compile_cache))
+    if options.cpu_int8_activations and library is None:
+        raise OptionUnavailable(
+            "--cpu-int8-activations needs a CPU, --dtype float32 and a C compiler; install gcc, or "
+            "leave the flag out at all nodes"
+        )
+    return library
 
 
 def _kernels(
@@ -143,7 +150,7 @@ def _kernels(
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
     if library is not None:
-        return NativeKernels(library)
+        return NativeKernels(library, options.cpu_int8_activations)
     if device.type == "cpu" and dtype != torch.float32:
         return FewSizesKernels()
     if not has_triton(device):
@@ -161,11 +168,16 @@ def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
-def _variant(config: ModelConfig, options: EngineOptions, pages: PageForm) -> str:
+def _variant(config: ModelConfig, options: EngineOptions, arithmetic: str, pages: PageForm) -> str:
     """Returns what decides about the KV and is in no file of the model: which of its two tables
-    longrope uses, whether bits depend on what else was computed, and how pages round."""
+    longrope uses, how packed weights are multiplied, whether bits depend on what else was computed,
+    and how pages round."""
     tables = [layer.rope.divisors for layer in config.layers if layer.rope.kind == "longrope"]
     variant = [repr(tables[0])] if tables else []
+    if arithmetic:
+        variant.append(arithmetic)
+    if options.cpu_int8_activations:
+        variant.append("int8 activations")
     if options.deterministic:
         variant.append("deterministic")
     if pages.variant:

@@ -11,6 +11,7 @@ DTYPES = ("auto", *DTYPE_BYTES)
 KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
 ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class EngineOptions:
         LOAD_FORMATS,
         synonyms={"safetensors": "auto"},
     )
+    quantization: str = option(
+        "none",
+        "fp8, int8, int4: round the weights of a plain checkpoint while they are loaded, without "
+        "calibration; awq, gptq, compressed-tensors, fp8: refuse a checkpoint of another kind",
+        QUANTIZATIONS,
+        synonyms={
+            "awq_marlin": "awq",
+            "gptq_marlin": "gptq",
+            "compressed_tensors": "compressed-tensors",
+        },
+    )
     attention_backend: str = option(
         "auto",
         "how attention is computed; auto: the fastest that is here",
@@ -46,6 +58,11 @@ class EngineOptions:
     )
     no_native_kernels: bool = option(
         False, "compute on a CPU with torch alone; else kernels are compiled at the first start"
+    )
+    cpu_int8_activations: bool = option(
+        False,
+        "on a CPU, round the inputs of packed weights of integers to eight bits, as llama.cpp "
+        "does: several times as fast with many rows; all nodes or none",
     )
     compile_cache: str = option(
         "",
@@ -65,3 +82,13 @@ class EngineOptions:
         )
         require(self.context_length >= 0, "--context-length must be 0 or more")
         require(self.max_running_requests > 0, "--max-running-requests must be at least 1")
+        rivals = (
+            ("--no-native-kernels", self.no_native_kernels),
+            ("--deterministic", self.deterministic),
+        )
+        for flag, is_set in rivals:
+            require(
+                not (self.cpu_int8_activations and is_set),
+                f"--cpu-int8-activations needs the native kernels, which {flag} leaves out; "
+                "drop one of the two flags",
+            )

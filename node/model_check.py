@@ -13,7 +13,7 @@ from engine.model.config import ModelConfig
 from engine.model.families import FAMILIES, UnsupportedModel
 from engine.model.split import require_split
 from node.config import NodeConfig
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
 
 NO_CODE = "no code that comes with a model is ever run"
 
@@ -43,6 +43,6 @@ def check_model(config: NodeConfig, sizes: Iterable[int] = ()) -> str:
 
 def _needs_code(path: Path) -> bool:
     """Returns True if the model brings code of its own for an architecture that is unknown here."""
-    config = read_config(path)
+    config = open_model(path).config()
     architectures = config.get("architectures") or []
     return bool(config.get("auto_map")) and not any(name in FAMILIES for name in architectures)

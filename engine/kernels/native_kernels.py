@@ -16,6 +16,9 @@ from engine.cache.kv_cache import KVCache
 from engine.cache.native_fp8_cache import NativeFp8Cache
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.dequantise import inputs_of
+from engine.kernels.native_packed import multiply, native_weight
+from engine.kernels.packed_weights import Fp8Weight, PackedWeight
 
 MOST_ROWS = 32
 """Products of more rows are as fast in torch, whose libraries arrange the weight for them."""
@@ -24,8 +27,10 @@ MOST_ROWS = 32
 class NativeKernels(TorchKernels):
     """Leaves to torch whatever the C functions do not take: many rows, other dtypes."""
 
-    def __init__(self, library: CDLL) -> None:
+    def __init__(self, library: CDLL, rounds_inputs: bool = False) -> None:
+        """With `rounds_inputs`, inputs of packed weights of integers are rounded to eight bits."""
         self._library = library
+        self.rounds_inputs = rounds_inputs
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _takes(x, weight):
@@ -42,6 +47,13 @@ class NativeKernels(TorchKernels):
             torch.get_num_threads(),
         )
         return output
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        native = native_weight(weight) if x.dtype is torch.float32 else None
+        if native is None:
+            return super().packed_linear(x, weight, bias)
+        rounds = self.rounds_inputs and not isinstance(weight, Fp8Weight)
+        return multiply(self._library, inputs_of(x, weight).contiguous(), native, bias, rounds)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not _takes(x, weight):

@@ -15,7 +15,6 @@ from engine.model.decoder import DecoderModel
 from engine.model.families import FAMILIES
 from engine.model.linear import Build
 from engine.weights import dummy_weights
-from engine.weights.kv_scales import is_kv_scale
 from engine.weights.pieces import Piece, Table, pieces_of
 from engine.weights.source import TensorSource
 from protocol.model.directory import ModelDirectoryError
@@ -25,6 +24,8 @@ log = logging.getLogger(__name__)
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 """The ends of the names of the two tensors that may be one."""
 ROWS_AT_ONCE = 4096
+SUPERFLUOUS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", ".q_scale")
+"""The ends of the names of tensors that no layer holds. The scales of K and V are of FP8 pages."""
 
 Progress = Callable[[int, int], None]
 """A function that is told (bytes done, bytes in all)."""
@@ -81,6 +82,8 @@ class _Report:
 
 
 def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None:
+    if piece.picks:
+        values = values[..., list(piece.picks)]
     is_rounding = _is_plain(values) and _is_plain(piece.target)
     if not is_rounding and values.dtype != piece.target.dtype:
         # copy_ would convert them all the same, to weights that mean something else.
@@ -138,7 +141,8 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
     if missing := [name for name in table if name not in source.tensors]:
         raise ModelDirectoryError(f"{source.name} lack {_some(missing)}; fetch the model again")
     names = [name for name in source.tensors if name not in table]
-    if unknown := [name for name in names if not _is_superfluous(name, config)]:
+    names = [name for name in names if not _is_superfluous(name, config)]
+    if unknown := [name for name in names if not _is_empty_bias(name, source)]:
         raise ModelDirectoryError(
             f"{source.name} hold {_some(unknown)}, which a {config.architecture} "
             "with this config.json does not have; config and weights are of different models"
@@ -154,13 +158,17 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
 
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
-    embedding anyway, the parts of a model that see, scales of pages (which are read elsewhere)."""
+    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, scales of FP8 pages,
+    a head that is the embedding anyway, the parts of a model that see."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
-    is_buffer = name.endswith("rotary_emb.inv_freq") or is_kv_scale(name)
-    return is_tied_head or is_ignored or is_buffer
+    return is_tied_head or is_ignored or name.endswith(SUPERFLUOUS)
+
+
+def _is_empty_bias(name: str, source: TensorSource) -> bool:
+    """Says whether a tensor is a bias of zeros, which some producers of GPTQ give every layer."""
+    return name.endswith("_proj.bias") and not source.read(name).any()
 
 
 def _some(names: Iterable[str]) -> str:

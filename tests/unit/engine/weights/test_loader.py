@@ -208,8 +208,8 @@ def test_ranks_have_the_parts_of_the_same_dummy_weights(
     assert torch.equal(torch.cat(columns, dim=1), whole.layers[1].attention.out.weight)
     assert torch.equal(torch.cat([rank.head.weight for rank in ranks]), whole.head.weight)
     if family:
-        down = [rank.layers[0].feed_forward.get_parameter("down") for rank in ranks]
-        expected = whole.layers[0].feed_forward.get_parameter("down")
+        down = [rank.layers[0].feed_forward.down.weight for rank in ranks]
+        expected = whole.layers[0].feed_forward.down.weight
         assert torch.equal(torch.cat(down, dim=2), expected)
 
 

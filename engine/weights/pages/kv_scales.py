@@ -21,11 +21,6 @@ KV_SCALE = re.compile(
 PLACES = {"k": [0], "v": [1], "kv": [0, 1]}
 
 
-def is_kv_scale(name: str) -> bool:
-    """Says whether a checkpoint's tensor of this name is a scale of K or V."""
-    return KV_SCALE.fullmatch(name) is not None
-
-
 def static_kv_scales(source: TensorSource, num_layers: int, num_kv_heads: int) -> Tensor | None:
     """Returns [layers, 2, kv_heads] float32: of K and of V, for all heads of the whole model; None
     if the checkpoint has none.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.model.config import ModelConfig
-from engine.weights.kv_scales import static_kv_scales
+from engine.weights.pages.kv_scales import static_kv_scales
 from engine.weights.source import TensorSource
 from protocol.layout import FP8, Scales
 
