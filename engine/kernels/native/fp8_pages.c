@@ -21,10 +21,14 @@
 #define UNROLL _Pragma("GCC unroll 8")
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-enum { LANES = 16 };
+#define LANES 16
+#define IN_FOURS(i, j, k, l) FOUR(0, i, j, k, l), FOUR(4, i, j, k, l), FOUR(8, i, j, k, l), \
+                             FOUR(12, i, j, k, l)
 #else
-enum { LANES = 8 };
+#define LANES 8
+#define IN_FOURS(i, j, k, l) FOUR(0, i, j, k, l), FOUR(4, i, j, k, l)
 #endif
+#define FOUR(from, i, j, k, l) (from) + (i), (from) + (j), (from) + (k), (from) + (l)
 /* Keys at a time: of one head, widened, they stay in a core's first cache. Sums of ROWS query heads
  * with COLUMNS keys stay in vector registers. */
 enum { KEYS = 32, ROWS = 3, COLUMNS = 4 };
@@ -32,11 +36,10 @@ enum { KEYS = 32, ROWS = 3, COLUMNS = 4 };
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i4){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
 #endif
 
 typedef float f4 __attribute__((vector_size(16)));
-typedef int32_t i4 __attribute__((vector_size(16)));
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
@@ -81,12 +84,15 @@ INLINE float sum_lanes(lanes v) {
     return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
-/* The sums of four vectors. */
+/* The sums of four vectors: first of each four lanes, which lie side by side then. */
 INLINE f4 sums(const lanes v[4]) {
-    f4 a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
-    f4 ab = SHUFFLE(a, b, 0, 4, 1, 5) + SHUFFLE(a, b, 2, 6, 3, 7);
-    f4 cd = SHUFFLE(c, d, 0, 4, 1, 5) + SHUFFLE(c, d, 2, 6, 3, 7);
-    return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+    enum { B = LANES };
+    lanes ab = SHUFFLE(v[0], v[1], IN_FOURS(0, B, 1, B + 1)) +
+               SHUFFLE(v[0], v[1], IN_FOURS(2, B + 2, 3, B + 3));
+    lanes cd = SHUFFLE(v[2], v[3], IN_FOURS(0, B, 1, B + 1)) +
+               SHUFFLE(v[2], v[3], IN_FOURS(2, B + 2, 3, B + 3));
+    return fold(SHUFFLE(ab, cd, IN_FOURS(0, 1, B, B + 1)) +
+                SHUFFLE(ab, cd, IN_FOURS(2, 3, B + 2, B + 3)));
 }
 
 INLINE float from_half(uint16_t half) {
