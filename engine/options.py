@@ -11,7 +11,7 @@ DTYPES = ("auto", *DTYPE_BYTES)
 KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
 ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
 LOAD_FORMATS = ("auto", "dummy")
-QUANTIZATIONS = ("none", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors")
+QUANTIZATIONS = ("none", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors", "gguf")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EngineOptions:
     quantization: str = option(
         "none",
         "fp8, int8, int4: round the weights of a plain checkpoint while they are loaded, without "
-        "calibration; awq, gptq, compressed-tensors, fp8: refuse a checkpoint of another kind",
+        "calibration; awq, gptq, compressed-tensors, fp8, gguf: refuse checkpoints of other kinds",
         QUANTIZATIONS,
         synonyms={
             "awq_marlin": "awq",

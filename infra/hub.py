@@ -14,7 +14,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches the id of a model on the hub, organisation/name."""
 HUB_FILE = re.compile(rf"(?P<id>{HUB_ID.pattern})/(?P<file>(?:[\w.-]+/)*[\w.-]+\.gguf)")
 """Matches a file of a model on the hub, organisation/name/file.gguf."""
-SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
 NOT_WANTED = ["*/*", "consolidated*"]
 """Files that hold the same weights in other forms."""

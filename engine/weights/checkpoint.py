@@ -12,16 +12,24 @@ from typing import Any
 
 import torch
 
-from engine.model.families import UnsupportedModel
+from engine.model.families import UnsupportedModel, names_of
 from engine.model.forms.fp8 import Fp8Form
 from engine.model.forms.integer import IntegerForm
 from engine.model.linear_form import PLAIN, LinearForm, always_plain
-from engine.model.quantisation import Fp8Scheme, Quantisation, Scheme, read_quantisation
+from engine.model.quantisation import (
+    AT_LOAD,
+    Fp8Scheme,
+    Quantisation,
+    Scheme,
+    read_quantisation,
+    require_method,
+)
 from engine.options import EngineOptions
 from engine.weights.gguf.source import GgufSource
 from engine.weights.module_names import is_projection
 from engine.weights.packed_modules import forms_of_model, packed_modules, repacked
-from engine.weights.quantised_at_load import AT_LOAD, group_size_of, quantised_modules
+from engine.weights.quantised_at_load import group_size_of, quantised_modules
+from engine.weights.renamed_source import RenamedSource
 from engine.weights.safetensors_source import SafetensorsSource
 from engine.weights.source import TensorSource
 from protocol.model.files import open_model
@@ -59,8 +67,8 @@ def open_checkpoint(path: Path, options: EngineOptions) -> Checkpoint:
     if is_gguf(path):
         return _of_gguf(path, config, options)
     settings = read_quantisation(config)
-    _require_method(settings, options.quantization)
-    stored = None if options.load_format == "dummy" else SafetensorsSource(path)
+    require_method(settings, options.quantization)
+    stored = None if options.load_format == "dummy" else _stored(path, config)
     at_load = AT_LOAD.get(options.quantization) if settings is None else None
     if settings is None and at_load is None:
         return Checkpoint(config, stored, stored)
@@ -79,9 +87,15 @@ def open_checkpoint(path: Path, options: EngineOptions) -> Checkpoint:
     return Checkpoint(config, source, stored, lambda module: by_name.get(module, PLAIN), arithmetic)
 
 
+def _stored(path: Path, config: Mapping[str, Any]) -> TensorSource:
+    """Returns the tensors of *.safetensors, under Llama's names for the modules."""
+    source, names = SafetensorsSource(path), names_of(config)
+    return RenamedSource(source, names) if names else source
+
+
 def _of_gguf(path: Path, config: Mapping[str, Any], options: EngineOptions) -> Checkpoint:
     """Returns a model in GGUF, whose inputs are never rounded. Random weights are plain."""
-    if options.quantization != "none":
+    if options.quantization not in ("none", "gguf"):
         raise UnsupportedModel(
             f"--quantization is {options.quantization}, and {path} is in GGUF, which has its own; "
             "leave the flag out to load it as it is"
@@ -118,19 +132,6 @@ def _form_of_scheme(scheme: Scheme, config: Mapping[str, Any]) -> LinearForm:
             sizes.append(config["head_dim"] * int(config.get("num_attention_heads") or 1))
         size = group_size_of("a layer", math.gcd(*sizes), size)
     return IntegerForm(scheme.num_bits, size, scheme.has_zeros, torch.float16)
-
-
-def _require_method(settings: Quantisation | None, quantization: str) -> None:
-    """Raises UnsupportedModel if `--quantization` contradicts the checkpoint."""
-    method = "not quantised" if settings is None else f"quantised with {settings.method}"
-    if quantization == "none" or (settings is not None and settings.method == quantization):
-        return
-    if settings is None and quantization in AT_LOAD:
-        return
-    raise UnsupportedModel(
-        f"--quantization is {quantization}, and the checkpoint is {method}; leave the flag out to "
-        "load it as it is"
-    )
 
 
 def _arithmetic(quantization: str, settings: Quantisation | None, at_load: Scheme | None) -> str:

@@ -106,7 +106,7 @@ def _attention(table: Table, prefix: str, attention: Attention, config: ModelCon
         Rows("k_proj", num_kv, kv_heads),
         Rows("v_proj", num_kv, kv_heads),
     ]
-    fused_name = "qkv_proj" if config.has_fused_projections else None
+    fused_name = "qkv_proj" if config.has_fused_qkv else None
     _columns_parallel(table, prefix, attention.qkv, parts, fused_name)
     _rows_parallel(table, f"{prefix}.o_proj", attention.out, num_q, heads)
     if attention.q_norm is not None and attention.k_norm is not None:
@@ -117,7 +117,7 @@ def _attention(table: Table, prefix: str, attention: Attention, config: ModelCon
 def _feed_forward(table: Table, prefix: str, layer: FeedForward, config: ModelConfig) -> None:
     total = config.intermediate_size
     parts = [Rows("gate_proj", total, layer.inner), Rows("up_proj", total, layer.inner)]
-    fused_name = "gate_up_proj" if config.has_fused_projections else None
+    fused_name = "gate_up_proj" if config.has_fused_gate_up else None
     _columns_parallel(table, prefix, layer.gate_up, parts, fused_name)
     _rows_parallel(table, f"{prefix}.down_proj", layer.down, total, layer.inner)
 
@@ -135,8 +135,10 @@ def _experts(
     if f"{block}.experts.gate_up_proj" in names:
         _stacked_experts(table, f"{block}.experts", experts, config)
         return
-    is_mixtral = config.architecture == "MixtralForCausalLM"
-    w1, w3, w2 = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+    w1, w3, w2 = "gate_proj", "up_proj", "down_proj"
+    tensors = (f"{block}.experts.0.{w2}.{tensor.name}" for tensor in experts.down.form.tensors)
+    if config.architecture == "MixtralForCausalLM" and not any(name in names for name in tensors):
+        w1, w3, w2 = "w1", "w3", "w2"  # some producers of packed weights write the other names
     parts = [Rows(w1, size, inner), Rows(w3, size, inner)]
     for i in range(count):
         expert = f"{block}.experts.{i}"

@@ -18,18 +18,12 @@ from engine.kernels.packed_weights import INPUTS_OF_A_RUN
 from engine.model.families import UnsupportedModel
 from engine.model.forms.fp8 import Fp8Form
 from engine.model.forms.integer import IntegerForm
-from engine.model.quantisation import Fp8Scheme, IntegerScheme, Scheme
+from engine.model.quantisation import Fp8Scheme, Scheme
 from engine.weights.formats.integers import matrix
 from engine.weights.formats.module import PackedModule, as_slice, ranges, tensors_of
 from engine.weights.module_names import is_projection, stem_of
 from engine.weights.source import Part, TensorInfo, TensorSource
 
-AT_LOAD: dict[str, Scheme] = {
-    "int4": IntegerScheme(4, 128, has_zeros=True),
-    "int8": IntegerScheme(8, None, has_zeros=False),
-    "fp8": Fp8Scheme(has_blocks=False, activations="token"),
-}
-"""What `--quantization` makes of plain weights, by its value."""
 LEAST_SCALE = 1e-6
 """Stands in for the scale of weights that are all zero; float16 holds it."""
 

@@ -137,9 +137,9 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     # What kvrelay cannot do.
     *flags_of(
         "refused",
-        "quantised weights are not in this version; use the model's bfloat16, float16 or "
-        "float32 weights, and --dtype",
-        "quantization=none modelopt-quant= "
+        "--quantization rounds plain weights at load, and quantised checkpoints are read as they "
+        "are; other ways to quantise weights are not in this version",
+        "modelopt-quant= "
         "modelopt-checkpoint-restore-path= modelopt-checkpoint-save-path= modelopt-export-path= "
         "quantize-and-serve torchao-config=",
     ),

@@ -45,8 +45,9 @@ class ThreadGroup:
         return self
 
     def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]) -> Any:
-        for output, brought in zip(outputs[0], self._meeting.exchange(self._rank, inputs[0])):
-            output.copy_(brought)
+        brought = self._meeting.exchange(self._rank, inputs[0])
+        for output, of_rank in zip(outputs[0], brought, strict=True):
+            output.copy_(of_rank)
         return self
 
     def wait(self) -> None:

@@ -31,6 +31,7 @@ FILES = {
     "onnx/config.json": "{}",
     "original/model.safetensors": "",
     "chat_template.jinja": "the default",
+    "qwen.tiktoken": "",
     "additional_chat_templates/tool_use.jinja": "with tools",
 }
 """What the repository org/name has on the hub."""
@@ -107,6 +108,7 @@ def test_only_the_files_that_are_needed_are_fetched(fake: FakeHub) -> None:
     small = {
         "config.json",
         "chat_template.jinja",
+        "qwen.tiktoken",
         "additional_chat_templates/tool_use.jinja",
     }
     assert models.path("org/name", with_weights=False) == str(fake.directory)
