@@ -138,10 +138,15 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     *flags_of(
         "refused",
         "--quantization rounds plain weights at load, and quantised checkpoints are read as they "
-        "are; other ways to quantise weights and KV are not in this version",
-        "quantization-param-path= kv-cache-dtype=auto modelopt-quant= "
+        "are; other ways to quantise weights are not in this version",
+        "modelopt-quant= "
         "modelopt-checkpoint-restore-path= modelopt-checkpoint-save-path= modelopt-export-path= "
         "quantize-and-serve torchao-config=",
+    ),
+    *flags_of(
+        "refused",
+        "FP8 pages take their scales from the checkpoint, or have a scale per token and head",
+        "quantization-param-path=",
     ),
     *flags_of(
         "refused",
