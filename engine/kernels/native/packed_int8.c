@@ -23,6 +23,13 @@ typedef struct {
     floats scale[2 * UNITS], offset[UNITS];
 } OutputSpan;
 
+/* Scales of outputs whose scales are in a tensor of their own, [groups, outputs]. */
+enum { GROUPS = 64 };
+typedef struct {
+    float scale[GROUPS][LANES], offset[GROUPS][LANES];
+    ptrdiff_t first, end;
+} Groups;
+
 enum { MOST_ROWS = 512, ROWS = WIDE == 64 ? 8 : 4 };
 
 INLINE void round_unit(InputSpan *to, const float *x, int unit) {
@@ -84,18 +91,34 @@ INLINE void load_super_scales(Kind kind, OutputSpan *to, const uint8_t *const bl
     }
 }
 
-/* Scales, and zeros if the weight has them, of LANES outputs from `begin`. */
-static void load_group(Kind kind, floats *scale, floats *offset, const Weight *weight,
-                       ptrdiff_t begin, ptrdiff_t group) {
+/* Scales, and zeros if the weight has them, of LANES outputs from `begin`, for GROUPS groups from
+ * `first`. They are gathered long before they are loaded as vectors, which would wait otherwise. */
+static void load_groups(Kind kind, Groups *to, const Weight *weight, ptrdiff_t begin,
+                        ptrdiff_t first) {
+    ptrdiff_t end = first + GROUPS < weight->num_groups ? first + GROUPS : weight->num_groups;
     for (int c = 0; c < LANES; c++) {
         ptrdiff_t output = begin + c < weight->num_out ? begin + c : weight->num_out - 1;
-        float of_output = group_scale(weight, output, group);
-        (*scale)[c] = of_output;
-        (*offset)[c] = weight->zeros ? -of_output * group_zero(weight, kind, output, group) : 0;
+        for (ptrdiff_t group = first; group < end; group++) {
+            float scale = group_scale(weight, output, group);
+            to->scale[group - first][c] = scale;
+            if (weight->zeros)
+                to->offset[group - first][c] = -scale * group_zero(weight, kind, output, group);
+        }
     }
+    to->first = first, to->end = end;
 }
 
-INLINE void load_span(Kind kind, OutputSpan *to, const Weight *weight,
+/* Scales, and offsets if there are any, of a unit of a kind whose scales are in tensors. */
+INLINE void take_group(Kind kind, OutputSpan *to, ptrdiff_t place, Groups *groups,
+                       const Weight *weight, ptrdiff_t begin, ptrdiff_t group) {
+    if (group >= groups->end)
+        load_groups(kind, groups, weight, begin, group);
+    to->scale[place] = load_floats(groups->scale[group - groups->first]);
+    if (weight->zeros)
+        to->offset[place] = load_floats(groups->offset[group - groups->first]);
+}
+
+INLINE void load_span(Kind kind, OutputSpan *to, Groups *groups, const Weight *weight,
                       const uint8_t *const rows[LANES], ptrdiff_t begin, ptrdiff_t span,
                       ptrdiff_t num_units) {
     const ptrdiff_t at = span * span_bytes(kind);
@@ -114,17 +137,11 @@ INLINE void load_span(Kind kind, OutputSpan *to, const Weight *weight,
         return;
     }
     const int per_unit = kind == INT8 || kind == Q8_0 ? 8 : 4;
-    ptrdiff_t of_group = weight->group / UNIT, group = -1;
+    const ptrdiff_t of_group = is_grouped(kind) ? weight->group / UNIT : 1;
     for (ptrdiff_t unit = 0; unit < num_units; unit++) {
         ptrdiff_t block = at + unit * block_bytes(kind);
         if (is_grouped(kind)) {
-            if (group != (span * UNITS + unit) / of_group) {
-                group = (span * UNITS + unit) / of_group;
-                load_group(kind, to->scale + unit, to->offset + unit, weight, begin, group);
-            } else {
-                to->scale[unit] = to->scale[unit - 1];
-                to->offset[unit] = to->offset[unit - 1];
-            }
+            take_group(kind, to, unit, groups, weight, begin, (span * UNITS + unit) / of_group);
         } else {
             ints head[4];
             load_words(head, rows, block);
@@ -210,12 +227,14 @@ INLINE void multiply(Kind kind, const int has_offset, const Product *product, pt
     for (int c = 0; c < LANES; c++)
         rows[c] = weight->values + (begin + c < num_out ? begin + c : num_out - 1) * weight->row_bytes;
     OutputSpan outputs;
+    Groups groups;
+    groups.end = 0;
     floats totals[MOST_ROWS];
     memset(totals, 0, num_rows * sizeof *totals);
     for (ptrdiff_t span = 0; span * SPAN < weight->num_in; span++) {
         ptrdiff_t left = (weight->num_in - span * SPAN) / UNIT;
         ptrdiff_t num_units = is_super(kind) || left > UNITS ? UNITS : left;
-        load_span(kind, &outputs, weight, rows, begin, span, num_units);
+        load_span(kind, &outputs, &groups, weight, rows, begin, span, num_units);
         const InputSpan *x = product->x + span * product->stride;
         ptrdiff_t r = 0;
         for (; r + ROWS <= num_rows; r += ROWS)
