@@ -118,7 +118,7 @@ INLINE void take_group(Kind kind, OutputSpan *to, ptrdiff_t place, Groups *group
         to->offset[place] = load_floats(groups->offset[group - groups->first]);
 }
 
-INLINE void load_span(Kind kind, OutputSpan *to, Groups *groups, const Weight *weight,
+INLINE void load_span(Kind kind, const int is_direct, OutputSpan *to, Groups *groups, const Weight *weight,
                       const uint8_t *const rows[LANES], ptrdiff_t begin, ptrdiff_t span,
                       ptrdiff_t num_units) {
     const ptrdiff_t at = span * span_bytes(kind);
@@ -136,7 +136,7 @@ INLINE void load_span(Kind kind, OutputSpan *to, Groups *groups, const Weight *w
             load_words(to->words + 32 + 4 * i, blocks, (kind == Q6_K ? 128 : 16) + 16 * i);
         return;
     }
-    const int per_unit = kind == INT8 || kind == Q8_0 ? 8 : 4;
+    const int per_unit = has_bytes(kind) ? 8 : 4;
     const ptrdiff_t of_group = is_grouped(kind) ? weight->group / UNIT : 1;
     for (ptrdiff_t unit = 0; unit < num_units; unit++) {
         ptrdiff_t block = at + unit * block_bytes(kind);
@@ -155,8 +155,9 @@ INLINE void load_span(Kind kind, OutputSpan *to, Groups *groups, const Weight *w
             if (kind == Q5_1)
                 to->words[32 + unit] = head[1];
         }
-        for (int i = 0; i < per_unit; i += 4)
-            load_words(to->words + unit * per_unit + i, rows, block + head_bytes(kind) + 4 * i);
+        if (!is_direct)
+            for (int i = 0; i < per_unit; i += 4)
+                load_words(to->words + unit * per_unit + i, rows, block + head_bytes(kind) + 4 * i);
     }
 }
 
@@ -183,13 +184,20 @@ INLINE void unit_words(Kind kind, ints words[8], const OutputSpan *from, ptrdiff
 
 /* totals += the products of `rows` rows of x with a span of outputs. */
 INLINE void add_span(const int rows, Kind kind, const int has_offset, floats *totals,
-                     const InputSpan *x, const OutputSpan *outputs, ptrdiff_t num_units) {
-    const int zero = kind == INT8 || kind == Q8_0 ? BYTE_ZERO : has_offset ? 0 : zero_of(kind);
+                     const InputSpan *x, const OutputSpan *outputs, ptrdiff_t num_units,
+                     const uint8_t *const *direct, ptrdiff_t at) {
+    const int zero = has_bytes(kind) ? BYTE_ZERO : has_offset ? 0 : zero_of(kind);
     floats total[ROWS];
     UNROLL for (int r = 0; r < rows; r++) total[r] = totals[r];
     for (ptrdiff_t unit = 0; unit < num_units; unit++) {
         ints words[8];
-        unit_words(kind, words, outputs, unit);
+        if (direct) {
+            ptrdiff_t from = at + unit * block_bytes(kind) + head_bytes(kind);
+            load_words(words, direct, from), load_words(words + 4, direct, from + 16);
+            UNROLL for (int k = 0; k < 8; k++) words[k] ^= BYTE_FLIP;
+        } else {
+            unit_words(kind, words, outputs, unit);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             const int8_t *inputs = x[r].inputs + unit * UNIT;
             float scale = x[r].scale[unit];
@@ -234,15 +242,21 @@ INLINE void multiply(Kind kind, const int has_offset, const Product *product, pt
     for (ptrdiff_t span = 0; span * SPAN < weight->num_in; span++) {
         ptrdiff_t left = (weight->num_in - span * SPAN) / UNIT;
         ptrdiff_t num_units = is_super(kind) || left > UNITS ? UNITS : left;
-        load_span(kind, &outputs, &groups, weight, rows, begin, span, num_units);
         const InputSpan *x = product->x + span * product->stride;
+        if (has_bytes(kind) && num_rows == 1) {
+            load_span(kind, 1, &outputs, &groups, weight, rows, begin, span, num_units);
+            add_span(1, kind, has_offset, totals, x, &outputs, num_units, rows,
+                     span * span_bytes(kind));
+            continue;
+        }
+        load_span(kind, 0, &outputs, &groups, weight, rows, begin, span, num_units);
         ptrdiff_t r = 0;
         for (; r + ROWS <= num_rows; r += ROWS)
-            add_span(ROWS, kind, has_offset, totals + r, x + r, &outputs, num_units);
+            add_span(ROWS, kind, has_offset, totals + r, x + r, &outputs, num_units, NULL, 0);
         for (; r + 2 <= num_rows; r += 2)
-            add_span(2, kind, has_offset, totals + r, x + r, &outputs, num_units);
+            add_span(2, kind, has_offset, totals + r, x + r, &outputs, num_units, NULL, 0);
         if (r < num_rows)
-            add_span(1, kind, has_offset, totals + r, x + r, &outputs, num_units);
+            add_span(1, kind, has_offset, totals + r, x + r, &outputs, num_units, NULL, 0);
     }
     for (ptrdiff_t r = 0; r < num_rows; r++)
         for (ptrdiff_t c = 0; c < LANES && begin + c < num_out; c++)
