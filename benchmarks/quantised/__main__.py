@@ -23,6 +23,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,13 @@ def _measure_kind(
 ) -> dict[str, Any]:
     """Returns what one kind of weights takes and how fast it is, beside the others."""
     if kind in AT_LOAD:
-        path, form = config, {"load_format": "dummy", "quantization": kind}
+        path = config
+        plainly = EngineOptions("float32", load_format="dummy", quantization=kind)
     else:
-        path, form = save_gguf(directory / f"{kind}.gguf", kind), {}
-    ours = {EXACT: _ours(path, EngineOptions("float32", **form))}
+        path, plainly = save_gguf(directory / f"{kind}.gguf", kind), EngineOptions("float32")
+    ours = {EXACT: _ours(path, plainly)}
     if kind != "fp8":
-        rounding = EngineOptions("float32", cpu_int8_activations=True, **form)
-        ours[INT8] = _ours(path, rounding)
+        ours[INT8] = _ours(path, replace(plainly, cpu_int8_activations=True))
     engines: dict[str, ComparedEngine] = {
         FLOAT32: Ours(plain.runner, CPU_CHUNK),
         **{name: Ours(loaded.runner, CPU_CHUNK) for name, loaded in ours.items()},

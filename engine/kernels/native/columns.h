@@ -64,7 +64,7 @@ INLINE ints dot_words(Kind kind, ints start, const ints *words, const int8_t *x,
         (__m512i)start, (__m512i)words[k], _mm512_set1_epi32((int32_t)load_32(x + 4 * k)));
     return start;
 #elif WIDE == 64
-    const int is_signed = kind == INT8 || kind == Q8_0;
+    const int is_signed = has_bytes(kind);
     const __m512i ones = _mm512_set1_epi16(1), none = _mm512_setzero_si512();
     UNROLL for (int k = 0; k < num_words; k++) {
         __m512i weight = (__m512i)words[k], input = _mm512_set1_epi32((int32_t)load_32(x + 4 * k));
@@ -78,7 +78,7 @@ INLINE ints dot_words(Kind kind, ints start, const ints *words, const int8_t *x,
     }
     return start;
 #elif WIDE == 32
-    const int is_signed = kind == INT8 || kind == Q8_0;
+    const int is_signed = has_bytes(kind);
     const int together = is_signed ? 1 : kind == Q6_K ? 2 : 4; /* sums of pairs that fit 16 bits */
     const __m256i ones = _mm256_set1_epi16(1);
     UNROLL for (int k = 0; k < num_words; k += together) {

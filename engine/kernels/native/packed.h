@@ -26,6 +26,7 @@ INLINE int is_grouped(Kind kind) { return kind == INT4 || kind == INT8 || kind =
 INLINE int has_mins(Kind kind) {
     return kind == Q4_1 || kind == Q5_1 || kind == Q4_K || kind == Q5_K;
 }
+INLINE int has_bytes(Kind kind) { return kind == INT8 || kind == Q8_0; }
 INLINE int is_super(Kind kind) { return kind == Q4_K || kind == Q5_K || kind == Q6_K; }
 
 /* The value that stands for 0 where there are no zeros of its own. */

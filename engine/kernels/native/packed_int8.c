@@ -23,6 +23,13 @@ typedef struct {
     floats scale[2 * UNITS], offset[UNITS];
 } OutputSpan;
 
+/* Scales of outputs whose scales are in a tensor of their own, [groups, outputs]. */
+enum { GROUPS = 64 };
+typedef struct {
+    float scale[GROUPS][LANES], offset[GROUPS][LANES];
+    ptrdiff_t first, end;
+} Groups;
+
 enum { MOST_ROWS = 512, ROWS = WIDE == 64 ? 8 : 4 };
 
 INLINE void round_unit(InputSpan *to, const float *x, int unit) {
@@ -84,18 +91,34 @@ INLINE void load_super_scales(Kind kind, OutputSpan *to, const uint8_t *const bl
     }
 }
 
-/* Scales, and zeros if the weight has them, of LANES outputs from `begin`. */
-static void load_group(Kind kind, floats *scale, floats *offset, const Weight *weight,
-                       ptrdiff_t begin, ptrdiff_t group) {
+/* Scales, and zeros if the weight has them, of LANES outputs from `begin`, for GROUPS groups from
+ * `first`. They are gathered long before they are loaded as vectors, which would wait otherwise. */
+static void load_groups(Kind kind, Groups *to, const Weight *weight, ptrdiff_t begin,
+                        ptrdiff_t first) {
+    ptrdiff_t end = first + GROUPS < weight->num_groups ? first + GROUPS : weight->num_groups;
     for (int c = 0; c < LANES; c++) {
         ptrdiff_t output = begin + c < weight->num_out ? begin + c : weight->num_out - 1;
-        float of_output = group_scale(weight, output, group);
-        (*scale)[c] = of_output;
-        (*offset)[c] = weight->zeros ? -of_output * group_zero(weight, kind, output, group) : 0;
+        for (ptrdiff_t group = first; group < end; group++) {
+            float scale = group_scale(weight, output, group);
+            to->scale[group - first][c] = scale;
+            if (weight->zeros)
+                to->offset[group - first][c] = -scale * group_zero(weight, kind, output, group);
+        }
     }
+    to->first = first, to->end = end;
 }
 
-INLINE void load_span(Kind kind, OutputSpan *to, const Weight *weight,
+/* Scales, and offsets if there are any, of a unit of a kind whose scales are in tensors. */
+INLINE void take_group(Kind kind, OutputSpan *to, ptrdiff_t place, Groups *groups,
+                       const Weight *weight, ptrdiff_t begin, ptrdiff_t group) {
+    if (group >= groups->end)
+        load_groups(kind, groups, weight, begin, group);
+    to->scale[place] = load_floats(groups->scale[group - groups->first]);
+    if (weight->zeros)
+        to->offset[place] = load_floats(groups->offset[group - groups->first]);
+}
+
+INLINE void load_span(Kind kind, const int is_direct, OutputSpan *to, Groups *groups, const Weight *weight,
                       const uint8_t *const rows[LANES], ptrdiff_t begin, ptrdiff_t span,
                       ptrdiff_t num_units) {
     const ptrdiff_t at = span * span_bytes(kind);
@@ -113,18 +136,12 @@ INLINE void load_span(Kind kind, OutputSpan *to, const Weight *weight,
             load_words(to->words + 32 + 4 * i, blocks, (kind == Q6_K ? 128 : 16) + 16 * i);
         return;
     }
-    const int per_unit = kind == INT8 || kind == Q8_0 ? 8 : 4;
-    ptrdiff_t of_group = weight->group / UNIT, group = -1;
+    const int per_unit = has_bytes(kind) ? 8 : 4;
+    const ptrdiff_t of_group = is_grouped(kind) ? weight->group / UNIT : 1;
     for (ptrdiff_t unit = 0; unit < num_units; unit++) {
         ptrdiff_t block = at + unit * block_bytes(kind);
         if (is_grouped(kind)) {
-            if (group != (span * UNITS + unit) / of_group) {
-                group = (span * UNITS + unit) / of_group;
-                load_group(kind, to->scale + unit, to->offset + unit, weight, begin, group);
-            } else {
-                to->scale[unit] = to->scale[unit - 1];
-                to->offset[unit] = to->offset[unit - 1];
-            }
+            take_group(kind, to, unit, groups, weight, begin, (span * UNITS + unit) / of_group);
         } else {
             ints head[4];
             load_words(head, rows, block);
@@ -138,8 +155,9 @@ INLINE void load_span(Kind kind, OutputSpan *to, const Weight *weight,
             if (kind == Q5_1)
                 to->words[32 + unit] = head[1];
         }
-        for (int i = 0; i < per_unit; i += 4)
-            load_words(to->words + unit * per_unit + i, rows, block + head_bytes(kind) + 4 * i);
+        if (!is_direct)
+            for (int i = 0; i < per_unit; i += 4)
+                load_words(to->words + unit * per_unit + i, rows, block + head_bytes(kind) + 4 * i);
     }
 }
 
@@ -166,13 +184,20 @@ INLINE void unit_words(Kind kind, ints words[8], const OutputSpan *from, ptrdiff
 
 /* totals += the products of `rows` rows of x with a span of outputs. */
 INLINE void add_span(const int rows, Kind kind, const int has_offset, floats *totals,
-                     const InputSpan *x, const OutputSpan *outputs, ptrdiff_t num_units) {
-    const int zero = kind == INT8 || kind == Q8_0 ? BYTE_ZERO : has_offset ? 0 : zero_of(kind);
+                     const InputSpan *x, const OutputSpan *outputs, ptrdiff_t num_units,
+                     const uint8_t *const *direct, ptrdiff_t at) {
+    const int zero = has_bytes(kind) ? BYTE_ZERO : has_offset ? 0 : zero_of(kind);
     floats total[ROWS];
     UNROLL for (int r = 0; r < rows; r++) total[r] = totals[r];
     for (ptrdiff_t unit = 0; unit < num_units; unit++) {
         ints words[8];
-        unit_words(kind, words, outputs, unit);
+        if (direct) {
+            ptrdiff_t from = at + unit * block_bytes(kind) + head_bytes(kind);
+            load_words(words, direct, from), load_words(words + 4, direct, from + 16);
+            UNROLL for (int k = 0; k < 8; k++) words[k] ^= BYTE_FLIP;
+        } else {
+            unit_words(kind, words, outputs, unit);
+        }
         UNROLL for (int r = 0; r < rows; r++) {
             const int8_t *inputs = x[r].inputs + unit * UNIT;
             float scale = x[r].scale[unit];
@@ -210,20 +235,28 @@ INLINE void multiply(Kind kind, const int has_offset, const Product *product, pt
     for (int c = 0; c < LANES; c++)
         rows[c] = weight->values + (begin + c < num_out ? begin + c : num_out - 1) * weight->row_bytes;
     OutputSpan outputs;
+    Groups groups;
+    groups.end = 0;
     floats totals[MOST_ROWS];
     memset(totals, 0, num_rows * sizeof *totals);
     for (ptrdiff_t span = 0; span * SPAN < weight->num_in; span++) {
         ptrdiff_t left = (weight->num_in - span * SPAN) / UNIT;
         ptrdiff_t num_units = is_super(kind) || left > UNITS ? UNITS : left;
-        load_span(kind, &outputs, weight, rows, begin, span, num_units);
         const InputSpan *x = product->x + span * product->stride;
+        if (has_bytes(kind) && num_rows == 1) {
+            load_span(kind, 1, &outputs, &groups, weight, rows, begin, span, num_units);
+            add_span(1, kind, has_offset, totals, x, &outputs, num_units, rows,
+                     span * span_bytes(kind));
+            continue;
+        }
+        load_span(kind, 0, &outputs, &groups, weight, rows, begin, span, num_units);
         ptrdiff_t r = 0;
         for (; r + ROWS <= num_rows; r += ROWS)
-            add_span(ROWS, kind, has_offset, totals + r, x + r, &outputs, num_units);
+            add_span(ROWS, kind, has_offset, totals + r, x + r, &outputs, num_units, NULL, 0);
         for (; r + 2 <= num_rows; r += 2)
-            add_span(2, kind, has_offset, totals + r, x + r, &outputs, num_units);
+            add_span(2, kind, has_offset, totals + r, x + r, &outputs, num_units, NULL, 0);
         if (r < num_rows)
-            add_span(1, kind, has_offset, totals + r, x + r, &outputs, num_units);
+            add_span(1, kind, has_offset, totals + r, x + r, &outputs, num_units, NULL, 0);
     }
     for (ptrdiff_t r = 0; r < num_rows; r++)
         for (ptrdiff_t c = 0; c < LANES && begin + c < num_out; c++)

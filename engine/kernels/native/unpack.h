@@ -103,30 +103,31 @@ INLINE void open_group(Kind kind, Output *output, const Weight *weight, ptrdiff_
     output->table = apply(kind, count_up(), &output->affine);
 }
 
-INLINE void unpack_super(Kind kind, floats v[VECTORS], const Output *output, ptrdiff_t unit) {
-    const uint8_t *block = output->row + unit / UNITS * block_bytes(kind);
-    unit %= UNITS;
+/* Unit 2 * pair + half of a block. In Q4_K and Q5_K a pair lies in the halves of the same bytes. */
+INLINE void unpack_super(Kind kind, floats v[VECTORS], const Output *output, const uint8_t *block,
+                         ptrdiff_t pair, int half) {
+    ptrdiff_t unit = 2 * pair + half;
     if (kind == Q6_K) {
-        const uint8_t *low = block + 64 * (unit / 4) + 32 * (unit % 2);
-        const uint8_t *high = block + 128 + 32 * (unit / 4);
+        const uint8_t *low = block + 64 * (pair / 2) + 32 * half;
+        const uint8_t *high = block + 128 + 32 * (pair / 2);
         UNROLL for (int i = 0; i < VECTORS; i++) {
             Affine affine = {all(32.0f), all(output->scale[2 * unit + 2 * i / VECTORS]), all(0)};
-            ints four = widen(low + i * LANES) >> 4 * (unit % 4 / 2) & 15;
-            ints two = widen(high + i * LANES) >> 2 * (unit % 4) & 3;
+            ints four = widen(low + i * LANES) >> 4 * (pair % 2) & 15;
+            ints two = widen(high + i * LANES) >> (4 * (pair % 2) + 2 * half) & 3;
             v[i] = apply(kind, to_floats(four | two << 4), &affine);
         }
         return;
     }
     Affine affine = {all(0), all(output->scale[unit]), all(output->min[unit])};
-    const uint8_t *low = block + (kind == Q4_K ? 16 : 48) + 32 * (unit / 2);
+    const uint8_t *low = block + (kind == Q4_K ? 16 : 48) + 32 * pair;
     floats table = apply(kind, count_up(), &affine);
     UNROLL for (int i = 0; i < VECTORS; i++) {
         ints pairs = widen(low + i * LANES);
         if (kind == Q4_K) {
-            v[i] = apply_half(kind, pairs, 4 * (unit % 2), &affine, table);
+            v[i] = apply_half(kind, pairs, 4 * half, &affine, table);
         } else {
             ints fifth = widen(block + 16 + i * LANES) >> unit & 1;
-            v[i] = apply(kind, to_floats((pairs >> 4 * (unit % 2) & 15) | fifth << 4), &affine);
+            v[i] = apply(kind, to_floats((pairs >> 4 * half & 15) | fifth << 4), &affine);
         }
     }
 }
@@ -160,14 +161,18 @@ INLINE ptrdiff_t open_units(Kind kind, Output *output, const Weight *weight, ptr
     return (group + 1) * of_group < end ? (group + 1) * of_group : end;
 }
 
-/* v = the weights of a unit, which is counted from the beginning of the row. */
-INLINE void unpack(Kind kind, floats v[VECTORS], const Output *output, ptrdiff_t unit) {
-    const uint8_t *from = output->row + unit * block_bytes(kind);
+/* v = the weights of a unit, which is counted from the beginning of the row. Its number is taken
+ * apart, as compilers see then that two units share their bytes. */
+INLINE void unpack(Kind kind, floats v[VECTORS], const Output *output, ptrdiff_t pair, int half) {
+    const uint8_t *from = output->row + (2 * pair + half) * block_bytes(kind);
     switch (kind) {
     case INT4: unpack_halves(kind, v, from, &output->affine, output->table); return;
     case INT8: unpack_bytes(kind, v, from, &output->affine); return;
     case FP8: unpack_fp8(v, from, &output->affine); return;
-    case Q4_K: case Q5_K: case Q6_K: unpack_super(kind, v, output, unit); return;
+    case Q4_K: case Q5_K: case Q6_K:
+        from = output->row + pair / (UNITS / 2) * block_bytes(kind);
+        unpack_super(kind, v, output, from, pair % (UNITS / 2), half);
+        return;
     default: unpack_block(kind, v, from);
     }
 }
