@@ -16,6 +16,8 @@ from protocol.config import (
 )
 from protocol.trust.options import TrustOptions
 
+METRIC_NAMES = ("sglang", "vllm")
+"""Whose names of metrics can be offered beside our own."""
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 
 
@@ -104,6 +106,10 @@ class CoordinatorConfig(TrustOptions):
         "origin whose pages may call from a browser, as https://chat.example.com; *: any; may be "
         "given several times",
     )
+    metric_names: tuple[str, ...] = option(
+        ("sglang",),
+        "whose names /metrics has beside kvrelay's own, as sglang,vllm; empty: nobody's",
+    )
     show_prompt_words: bool = option(
         False,
         "/admin/cache/prefixes and /admin/route/explain show words of prompts without a cache_salt",
@@ -124,6 +130,11 @@ class CoordinatorConfig(TrustOptions):
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
+        for family in self.metric_names:
+            require(
+                family in METRIC_NAMES,
+                f"--metric-names has {family!r}; it takes {' and '.join(METRIC_NAMES)}",
+            )
         for origin in self.cors_origin:
             require(
                 origin == "*" or ORIGIN.fullmatch(origin) is not None,

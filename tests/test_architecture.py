@@ -40,6 +40,7 @@ FLOORS = {
         "ownership grammars admission timelines",
         "routing conversation",
         "answers",
+        "metrics",
         "leaving",
         "core",
         "sessions peers",
@@ -59,6 +60,7 @@ PURE_ROOMS = (
     "coordinator/admission",
     "coordinator/core",
     "coordinator/routing",
+    "coordinator/metrics",
     "coordinator/timelines",
     "protocol/timelines",
 )
@@ -76,6 +78,7 @@ PURE = (
     "protocol/layout.py",
     "protocol/messages.py",
     "protocol/model/directory.py",
+    "protocol/metrics/metric.py",
     "protocol/model/numbers.py",
     "protocol/namespace.py",
     "protocol/prompt_logprobs.py",
