@@ -14,10 +14,9 @@ from protocol.config import (
     require,
     require_redis_url,
 )
+from protocol.metrics.familiar import require_families
 from protocol.trust.options import TrustOptions
 
-METRIC_NAMES = ("sglang", "vllm")
-"""Whose names of metrics can be offered beside our own."""
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 
 
@@ -130,11 +129,7 @@ class CoordinatorConfig(TrustOptions):
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
-        for family in self.metric_names:
-            require(
-                family in METRIC_NAMES,
-                f"--metric-names has {family!r}; it takes {' and '.join(METRIC_NAMES)}",
-            )
+        require_families(self.metric_names)
         for origin in self.cors_origin:
             require(
                 origin == "*" or ORIGIN.fullmatch(origin) is not None,

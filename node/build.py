@@ -64,6 +64,7 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
         config.log_level,
         config.cluster_secret,
         config.cluster_secret_file,
+        config.metric_names,
     )
     try:
         host = advertised_host(config.host, config.advertise_host, config.redis_url)

@@ -35,7 +35,11 @@ class NodeConfig(TrustOptions, EngineOptions):
     advertise_host: str = option("", "address that other nodes use; empty: the host, or this one's")
     control_port: int = option(0, "port for control messages; 0: any free one")
     data_port: int = option(0, "port for KV pages; 0: any free one")
-    health_port: int = option(0, "port of GET /live and GET /ready; 0: any free one")
+    health_port: int = option(0, "port of GET /live, /ready and /metrics; 0: any free one")
+    metric_names: tuple[str, ...] = option(
+        ("sglang",),
+        "whose names /metrics has beside kvrelay's own, as sglang,vllm; empty: nobody's",
+    )
     device: str = option(
         "auto",
         "auto, cpu, cuda or cuda:N, of the first rank; with auto or cuda, `kvrelay up` spreads "

@@ -13,6 +13,7 @@ import msgspec
 from protocol.counters import NodeCounters, RequestCounters
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
+from protocol.metrics.metric import Histogram
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
@@ -380,6 +381,10 @@ class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     failures_total: Count = 0
 
 
+StepKind = Literal["prompt", "decode"]
+"""prompt: the step computes a chunk of a prompt, perhaps beside answers. decode: answers alone."""
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a node at one moment."""
 
@@ -411,6 +416,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     or held up, is alive all the same."""
     rss_bytes: Count = 0
     """The resident memory of the node's process."""
+    step_times: dict[StepKind, Histogram] = {}
+    """How long steps took since the start; the bounds are those of the node's metric."""
     links: tuple[LinkLoad, ...] = ()
     """At most MAX_LINKS of them: open ones first, then those that moved most."""
     counters: NodeCounters = msgspec.field(default_factory=NodeCounters)

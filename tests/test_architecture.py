@@ -35,7 +35,7 @@ FLOORS = {
         "weights steps",
     ),
     "kvtransfer": ("pages backends", "links"),
-    "node": ("load ownership liveness", "core", "shell", "ranks"),
+    "node": ("load ownership metrics", "liveness", "core", "shell", "ranks"),
     "coordinator": (
         "ownership grammars admission timelines",
         "routing conversation",
@@ -54,6 +54,7 @@ together."""
 PURE_ROOMS = (
     "node/core",
     "node/load",
+    "node/metrics",
     "node/ownership",
     "coordinator/conversation",
     "coordinator/conversation/calls",
@@ -78,6 +79,7 @@ PURE = (
     "protocol/layout.py",
     "protocol/messages.py",
     "protocol/model/directory.py",
+    "protocol/metrics/familiar.py",
     "protocol/metrics/metric.py",
     "protocol/model/numbers.py",
     "protocol/namespace.py",

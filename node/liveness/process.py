@@ -44,6 +44,7 @@ class CompanionProcess:
         log_level: str = "info",
         cluster_secret: tuple[str, ...] = (),
         cluster_secret_file: str = "",
+        metric_names: tuple[str, ...] = (),
     ) -> None:
         """Listens on the health port (0: any free one), and starts the process, which answers
         there. Raises HealthPortInUse."""
@@ -62,6 +63,7 @@ class CompanionProcess:
                     lease_s=lease_s,
                     stall_s=stall_s,
                     log_level=log_level,
+                    metric_names=metric_names,
                     cluster_secret=cluster_secret,
                     cluster_secret_file=cluster_secret_file,
                 )

@@ -269,6 +269,7 @@ class NodeShell:
             load,
             prefill_tokens_per_s=self._steps.rates.prefill_tokens_per_s,
             step_s=self._steps.rates.step_s,
+            step_times=self._steps.step_times,
             rss_bytes=self._rss_bytes,
             link_bytes_per_s=self._link_bytes_per_s,
             links=self._links,

@@ -21,16 +21,20 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 def exposition(
-    metrics: Iterable[Metric], samples: Iterable[Sample], common: Mapping[str, str]
+    metrics: Iterable[Metric],
+    samples: Iterable[Sample],
+    common: Mapping[str, str],
+    pid: int | None = None,
 ) -> bytes:
-    """Returns the text of all `metrics` with the values in `samples`, and of this process (memory,
-    CPU time, open files). `common` are labels of every series, with their values.
+    """Returns the text of all `metrics` with the values in `samples`, and of a process (memory, CPU
+    time, open files): that with this `pid`, or this one. `common` are labels of every series, with
+    their values.
 
     A metric without a sample has its HELP and TYPE lines; so has a counter without labels a 0.
     """
     registry = CollectorRegistry()
     registry.register(_Measured(list(metrics), list(samples), common))
-    ProcessCollector(registry=registry)
+    ProcessCollector(pid=lambda: pid or "self", registry=registry)
     PlatformCollector(registry=registry)
     return generate_latest(registry)
 

@@ -11,9 +11,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from protocol.trust.bounds import Count
+
+MAX_BUCKETS = 64
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -35,7 +39,7 @@ class Metric:
 class Histogram(msgspec.Struct):
     """How many observations fell into each bucket, and their sum."""
 
-    counts: list[int]
+    counts: Annotated[list[Count], msgspec.Meta(max_length=MAX_BUCKETS)]
     """One for each bound, and one for what lies above the last; not cumulative."""
     total: float = 0.0
 

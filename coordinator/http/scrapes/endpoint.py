@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request, Response
 
 from coordinator.http.documents.bodies import answers
-from coordinator.http.scrapes.familiar_names import familiar
+from coordinator.http.scrapes.familiar_names import NAMES
 from coordinator.http.scrapes.gauges import measured_now
 from coordinator.http.scrapes.siblings import Siblings
 from coordinator.metrics import table
 from coordinator.service import Service
 from protocol.metrics.exposition import CONTENT_TYPE, exposition
+from protocol.metrics.familiar import familiar
 from protocol.metrics.metric import Measures, Sample
 
 router = APIRouter(tags=["native"])
@@ -35,7 +36,7 @@ class Scrapes:
         for sample in await self.siblings.others():
             measures.add(sample)
         samples = list(measures.samples())
-        metrics, named = familiar(self._service.config.metric_names, samples)
+        metrics, named = familiar(NAMES, self._service.config.metric_names, samples)
         return exposition([*table.METRICS, *metrics], [*samples, *named], self._common)
 
     def _measures(self) -> Measures:

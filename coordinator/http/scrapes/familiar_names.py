@@ -1,48 +1,12 @@
-"""The names that SGLang and vLLM give to what kvrelay measures too, so that dashboards, alerts and
-endpoint pickers made for them work. Pure.
-
-Nothing has a familiar name that does not mean exactly the same.
-"""
+"""The names that SGLang and vLLM give to what a coordinator measures of its cluster. Pure."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-
 from coordinator.metrics import table
-from protocol.metrics.metric import Measures, Metric, Sample
-
-
-@dataclass(frozen=True)
-class FamiliarName:
-    """Another name of a metric. Series that differ only in labels which it lacks are added up."""
-
-    name: str
-    source: Metric
-    labels: dict[str, str] = field(default_factory=dict)
-    """Which label of the source each of its labels is."""
-    only: tuple[str, str] | None = None
-    """A label of the source and the value that it must have."""
-
-    @property
-    def metric(self) -> Metric:
-        """Returns the definition under this name."""
-        return dataclasses.replace(self.source, name=self.name, labels=tuple(self.labels))
-
-    def samples(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Returns those of `samples` that are the source's, under this name."""
-        for sample in samples:
-            if sample.name != self.source.name:
-                continue
-            values = dict(zip(self.source.labels, sample.labels, strict=True))
-            if self.only is None or values[self.only[0]] == self.only[1]:
-                labels = tuple(values[label] for label in self.labels.values())
-                yield Sample(self.name, labels, sample.value)
-
+from protocol.metrics.familiar import FamiliarName, Names
 
 _STAGE = "stage"
-NAMES = {
+NAMES: Names = {
     "sglang": (
         FamiliarName("sglang:time_to_first_token_seconds", table.FIRST_TOKEN),
         FamiliarName("sglang:inter_token_latency_seconds", table.TOKEN_GAP),
@@ -83,13 +47,3 @@ NAMES = {
         ),
     ),
 }
-
-
-def familiar(families: Iterable[str], samples: list[Sample]) -> tuple[list[Metric], list[Sample]]:
-    """Returns the metrics and samples of `samples` under the names of these families."""
-    names = [name for family in families for name in NAMES[family]]
-    measures = Measures()
-    for name in names:
-        for sample in name.samples(samples):
-            measures.add(sample)
-    return [name.metric for name in names], list(measures.samples())
