@@ -59,7 +59,8 @@ def document() -> str:
         "## Familiar names",
         "",
         "`--metric-names sglang,vllm` adds these, with the same values, so that existing "
-        "dashboards and endpoint pickers work. Nothing has a familiar name that does not mean the same. "
+        "dashboards and endpoint pickers work. Nothing has a familiar name that does not mean the "
+        "same. "
         "`sglang` is the default; an empty value adds none.",
         "",
         "| name | metric of kvrelay | told by |",
