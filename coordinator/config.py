@@ -105,6 +105,18 @@ class CoordinatorConfig(TrustOptions):
         "origin whose pages may call from a browser, as https://chat.example.com; *: any; may be "
         "given several times",
     )
+    otlp_endpoint: str = option(
+        "",
+        "OpenTelemetry collector that traces of requests are sent to, as http://collector:4318; "
+        "empty: none",
+        aliases=("otlp-traces-endpoint",),
+    )
+    trace_share: float = option(
+        0.1,
+        "share of requests, 0 to 1, whose traces are sent; those that failed, were tried again or "
+        "were slow always are, and those of a client's trace as it says",
+    )
+    trace_slow_s: float = option(5.0, "a first token that takes longer is slow")
     metric_names: tuple[str, ...] = option(
         ("sglang",),
         "whose names /metrics has beside kvrelay's own, as sglang,vllm; empty: nobody's",
@@ -129,6 +141,12 @@ class CoordinatorConfig(TrustOptions):
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
+        require(
+            not self.otlp_endpoint or self.otlp_endpoint.startswith(("http://", "https://")),
+            f"--otlp-endpoint is {self.otlp_endpoint!r}; it must be like http://collector:4318",
+        )
+        require(0 <= self.trace_share <= 1, "--trace-share must be between 0 and 1")
+        require(self.trace_slow_s >= 0, "--trace-slow-s must be 0 seconds or more")
         require_families(self.metric_names)
         for origin in self.cors_origin:
             require(

@@ -438,8 +438,10 @@ class Tracker:
         if is_first:
             self._statistics.answer_began(tracked, now)
         elif out.tokens:
+            answer.timeline.next_tokens(now)
             self._statistics.requests.tokens_came(len(out.tokens), now - tracked.last_tokens_at)
-        tracked.last_tokens_at = now
+        if out.tokens:
+            tracked.last_tokens_at = now
         if not is_stopped and not out.finish:
             return [AnswerChanged(answer)] if out.tokens else []
         instructions: list[Instruction] = []

@@ -20,8 +20,8 @@ class Stages:
     exposed_s: float | None = None
     """How long it waited for pages when nothing was left to compute; None: no page had to come."""
     first_step_s: float | None = None
-    """From the first token, or the last page if that came later, to the first step of a decode
-    node; None: the node that computed the prompt answers."""
+    """From the first token, or the last page if that came later, to the next tokens; None: the node
+    that computed the prompt answers, or there were none."""
     routed_to_first_token_s: float | None = None
     """What a forecast of the router is measured by; None after more than one attempt."""
 
@@ -33,13 +33,13 @@ def stages_of(timeline: Timeline, now: float) -> Stages:
     answered = next((attempt for attempt in timeline.attempts if attempt.told), None)
     if first_at is None or answered is None or answered.routed_at is None:
         return Stages(queue_s)
-    joined = next((told for told in answered.told[1:] if told.computing is not None), None)
     exposed_s = sum(_transfer_s(told.answering) for told in answered.told[:2])
     has_transfer = any(told.computing is not None for told in answered.told)
     before_first_s = _transfer_s(answered.told[0].answering)
     first_step_s = None
-    if joined is not None:
-        first_step_s = max(0.0, joined.at - first_at - _transfer_s(joined.answering))
+    if has_transfer and timeline.next_tokens_at is not None:
+        after_first_s = exposed_s - before_first_s
+        first_step_s = max(0.0, timeline.next_tokens_at - first_at - after_first_s)
     routed_s = first_at - answered.routed_at
     return Stages(
         queue_s,

@@ -109,8 +109,8 @@ TRANSFER_EXPOSED = Metric(
 FIRST_STEP = Metric(
     "kvrelay_first_decode_step_seconds",
     "histogram",
-    "From the first token, or the last page if that came later, to the first step of the decode "
-    "node.",
+    "From the first token, or the last page if that came later, to the next tokens, which the "
+    "decode node computes.",
     (),
     STAGE_SECONDS,
 )
