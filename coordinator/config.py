@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from coordinator.conversation.choice import CALL_PARSERS, REASONING_PARSERS
 from coordinator.routing.policies import POLICIES
 from protocol.config import (
+    LOG_FORMATS,
     LOG_LEVEL_SYNONYMS,
     LOG_LEVELS,
     option,
     require,
     require_redis_url,
 )
-from protocol.metrics.familiar import require_families
+from protocol.telemetry.familiar import require_families
 from protocol.trust.options import TrustOptions
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
@@ -109,7 +110,6 @@ class CoordinatorConfig(TrustOptions):
         "",
         "OpenTelemetry collector that traces of requests are sent to, as http://collector:4318; "
         "empty: none",
-        aliases=("otlp-traces-endpoint",),
     )
     trace_share: float = option(
         0.1,
@@ -126,6 +126,7 @@ class CoordinatorConfig(TrustOptions):
         "/admin/cache/prefixes and /admin/route/explain show words of prompts without a cache_salt",
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+    log_format: str = option("text", "lines for people, or a JSON object in each", LOG_FORMATS)
 
     @property
     def takes_out_agent_headers(self) -> bool:

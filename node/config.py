@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.options import EngineOptions
 from protocol.config import (
+    LOG_FORMATS,
     LOG_LEVEL_SYNONYMS,
     LOG_LEVELS,
     option,
@@ -81,6 +82,7 @@ class NodeConfig(TrustOptions, EngineOptions):
         KV_BACKENDS,
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+    log_format: str = option("text", "lines for people, or a JSON object in each", LOG_FORMATS)
     trust_remote_code: bool = option(
         False, "changes nothing: no code from a model directory is ever run"
     )

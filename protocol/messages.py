@@ -13,10 +13,10 @@ import msgspec
 from protocol.counters import NodeCounters, RequestCounters
 from protocol.ids import Attempt, Node, Role
 from protocol.layout import KVLayout
-from protocol.metrics.metric import Histogram
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
+from protocol.telemetry.metric import Histogram
 from protocol.timelines.node_spans import NodeTimes
 from protocol.timelines.request_reports import RequestFilter, RequestReport
 from protocol.trust.bounds import (
@@ -59,6 +59,8 @@ class Generate(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: Address = ""
     fetch_pages: Count = 0
+    x_request_id: Key = ""
+    """The X-Request-Id of the HTTP request, for the logs of nodes; "" without one."""
     resume_key: Key = ""
     """The secret by which another coordinator may take the answer over when this one is gone; ""
     if none may."""
@@ -88,6 +90,8 @@ class Prefill(Message, frozen=True):
     for a step of the decode node; "" if the coordinator wants it from the decode node alone."""
     asker_times: NodeTimes | None = None
     """Where the time of the decode node went until now; it goes on with that first token."""
+    x_request_id: Key = ""
+    """The X-Request-Id of the HTTP request, for the log; "" without one."""
 
 
 class Fetch(Message, frozen=True):

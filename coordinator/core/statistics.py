@@ -73,6 +73,7 @@ class Statistics:
             answer.num_attempts,
             route.reason if route else "not routed",
             route.runner_up if route else "none",
+            extra={"x_request_id": answer.request.arrival.http_id},
         )
 
 

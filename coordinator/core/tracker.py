@@ -408,6 +408,7 @@ class Tracker:
             fetch_node=route.fetch_from,
             fetch_address=route.fetch_address,
             fetch_pages=route.fetch_pages,
+            x_request_id=request.arrival.http_id,
             resume_key=request.resume_key,
         )
         return Send(route.decode_address, generate)

@@ -8,7 +8,7 @@ from coordinator.answers.answer import Answer
 from coordinator.metrics import table
 from coordinator.metrics.stages import stages_of
 from coordinator.routing.route import Route
-from protocol.metrics.metric import Measures
+from protocol.telemetry.metric import Measures
 
 Path = Literal["remote", "fetched", "local"]
 """remote: a prefill node computes the prompt. fetched: pages of it come from their owner first.

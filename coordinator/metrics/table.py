@@ -6,7 +6,7 @@ A new one is a line here, and a line that counts.
 
 from __future__ import annotations
 
-from protocol.metrics.metric import Metric
+from protocol.telemetry.metric import Metric
 
 SECONDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.8),

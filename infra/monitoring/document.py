@@ -16,8 +16,8 @@ from coordinator.http.scrapes import familiar_names as of_coordinator
 from coordinator.metrics import table as coordinator_table
 from node.metrics import familiar_names as of_node
 from node.metrics import table as node_table
-from protocol.metrics.familiar import Names
-from protocol.metrics.metric import Metric
+from protocol.telemetry.familiar import Names
+from protocol.telemetry.metric import Metric
 
 FILE = Path("docs/metrics.md")
 ALERTS = Path(__file__).with_name("alerts.yml")

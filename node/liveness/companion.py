@@ -34,10 +34,11 @@ from node.metrics.node_samples import health_samples, node_samples
 from node.metrics.table import METRICS
 from protocol.channel import Outgoing, PeerUnreachable
 from protocol.messages import Condition, Goodbye, Health, Heartbeat
-from protocol.metrics.exposition import exposition
-from protocol.metrics.familiar import familiar
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect
+from protocol.telemetry.exposition import exposition
+from protocol.telemetry.familiar import familiar
+from protocol.telemetry.logs import start_logging
 from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
@@ -208,11 +209,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     news = sys.stdin.fileno()
     plan = msgspec.json.decode(_first_line(news), type=CompanionPlan)
-    logging.basicConfig(
-        level=plan.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stdout,
-    )
+    start_logging(plan.log_level, plan.log_format)
     companion = Companion(plan)
     listening = socket.socket(fileno=plan.health_socket)
     HealthServer(listening, companion.health, companion.secrets, companion.metrics).start()

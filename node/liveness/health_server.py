@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from protocol.messages import Health
-from protocol.metrics.exposition import CONTENT_TYPE
+from protocol.telemetry.exposition import CONTENT_TYPE
 from protocol.trust.live_proofs import MAX_NONCE_CHARACTERS, PROOF_HEADER, live_proofs
 from protocol.trust.secrets import ClusterSecrets
 

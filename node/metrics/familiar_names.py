@@ -6,7 +6,7 @@ They are those that an endpoint picker asks a model server for.
 from __future__ import annotations
 
 from node.metrics import table
-from protocol.metrics.familiar import FamiliarName, Names
+from protocol.telemetry.familiar import FamiliarName, Names
 
 NAMES: Names = {
     "sglang": (

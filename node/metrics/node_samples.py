@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from node.metrics import table
 from protocol.messages import Health, Load, NodeInfo
-from protocol.metrics.metric import Measures, Sample
+from protocol.telemetry.metric import Measures, Sample
 
 
 def health_samples(health: Health) -> Iterator[Sample]:

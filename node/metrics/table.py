@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.metrics.metric import Metric
+from protocol.telemetry.metric import Metric
 
 STEP_SECONDS = (
     *(0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0),

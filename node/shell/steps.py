@@ -20,7 +20,7 @@ from node.load.rates import Rates
 from node.metrics.table import STEP_SECONDS
 from node.shell.runner import Runner
 from protocol.messages import FailureKind, StepKind
-from protocol.metrics.metric import Histogram
+from protocol.telemetry.metric import Histogram
 
 log = logging.getLogger(__name__)
 

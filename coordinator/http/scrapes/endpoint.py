@@ -12,9 +12,9 @@ from coordinator.http.scrapes.gauges import measured_now
 from coordinator.http.scrapes.siblings import Siblings
 from coordinator.metrics import table
 from coordinator.service import Service
-from protocol.metrics.exposition import CONTENT_TYPE, exposition
-from protocol.metrics.familiar import familiar
-from protocol.metrics.metric import Measures, Sample
+from protocol.telemetry.exposition import CONTENT_TYPE, exposition
+from protocol.telemetry.familiar import familiar
+from protocol.telemetry.metric import Measures, Sample
 
 router = APIRouter(tags=["native"])
 

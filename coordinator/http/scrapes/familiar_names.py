@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.metrics import table
-from protocol.metrics.familiar import FamiliarName, Names
+from protocol.telemetry.familiar import FamiliarName, Names
 
 _STAGE = "stage"
 NAMES: Names = {

@@ -7,7 +7,7 @@ from collections import Counter
 from coordinator.metrics import table
 from coordinator.service import Service
 from coordinator.version import VERSION
-from protocol.metrics.metric import Measures
+from protocol.telemetry.metric import Measures
 
 
 def measured_now(service: Service, measures: Measures) -> None:

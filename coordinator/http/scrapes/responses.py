@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.metrics import table
-from protocol.metrics.metric import Measures
+from protocol.telemetry.metric import Measures
 
 COUNTED_APART = (
     "/generate",

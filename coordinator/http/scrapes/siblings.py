@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from protocol.metrics.metric import Sample
+from protocol.telemetry.metric import Sample
 
 log = logging.getLogger(__name__)
 

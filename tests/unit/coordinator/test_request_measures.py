@@ -23,8 +23,8 @@ from coordinator.tracing.kept_traces import KeptTraces
 from coordinator.tracing.trace import trace_of
 from protocol.ids import Attempt, Node
 from protocol.messages import Failed, Generate, TokenOut, TokensOut
-from protocol.metrics.metric import Histogram, Metric
 from protocol.sampling import Sampling
+from protocol.telemetry.metric import Histogram, Metric
 from protocol.timelines.node_spans import NodeSpan, NodeTimes
 from tests.support.coordinator.cores import core_of
 

@@ -16,7 +16,7 @@ from coordinator.metrics import table as coordinator_table
 from infra.monitoring import dashboard, document
 from infra.monitoring.document import alerts
 from node.metrics import table as node_table
-from protocol.metrics.metric import Metric
+from protocol.telemetry.metric import Metric
 
 ROOT = Path(__file__).resolve().parents[4]
 METRICS = {m.name: m for m in (*coordinator_table.METRICS, *node_table.METRICS)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.config import require
-from protocol.metrics.metric import Measures, Metric, Sample
+from protocol.telemetry.metric import Measures, Metric, Sample
 
 FAMILIES = ("sglang", "vllm")
 """Whose names there are."""

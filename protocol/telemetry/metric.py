@@ -2,7 +2,7 @@
 them. Pure.
 
 A process keeps them in plain Python, as an answer's every token comes by here; only who is asked
-for /metrics makes text of them (`protocol/metrics/exposition.py`). Processes that share a port add
+for /metrics makes text of them (`protocol/telemetry/exposition.py`). Processes that share a port add
 theirs up.
 """
 

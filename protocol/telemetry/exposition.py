@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from protocol.metrics.metric import Histogram, Metric, Sample
+from protocol.telemetry.metric import Histogram, Metric, Sample
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 

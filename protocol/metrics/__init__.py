@@ -1,1 +1,0 @@
-"""What a process counts and measures for Prometheus, and how it writes that."""
