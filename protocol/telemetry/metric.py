@@ -2,8 +2,8 @@
 them. Pure.
 
 A process keeps them in plain Python, as an answer's every token comes by here; only who is asked
-for /metrics makes text of them (`protocol/telemetry/exposition.py`). Processes that share a port add
-theirs up.
+for /metrics makes text of them (`protocol/telemetry/exposition.py`). Processes that share a port
+add theirs up.
 """
 
 from __future__ import annotations
