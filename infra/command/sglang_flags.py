@@ -305,8 +305,13 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     ),
     *flags_of(
         "refused",
-        "this version does not write that; each answer's meta_info tells its times",
-        "enable-trace otlp-traces-endpoint= export-metrics-to-file export-metrics-to-file-dir= "
+        "traces go to a collector by OTLP over HTTP; use --otlp-endpoint http://collector:4318",
+        "enable-trace otlp-traces-endpoint=",
+    ),
+    *flags_of(
+        "refused",
+        "this version does not write that; /metrics and each answer's meta_info tell its times",
+        "export-metrics-to-file export-metrics-to-file-dir= "
         "debug-tensor-dump-output-folder= debug-tensor-dump-layers=* "
         "debug-tensor-dump-input-file= debug-tensor-dump-inject=",
     ),
