@@ -1,0 +1,189 @@
+"""The kernels of an `Fp8Weight`: one rounds inputs to FP8, one multiplies.
+
+Both operands of a product are FP8 unless activations are exact; then the weight's values become
+numbers of 16 bits. Sums over 128 inputs are added up in float32, since tensor cores keep fewer bits
+of theirs.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from engine.kernels.packed.tiles import (
+    begin_dependent,
+    multiply,
+    prefetch_rows,
+    rows_of_tile,
+    store_sums,
+    wait_for_inputs,
+)
+
+
+@triton.jit
+def round_rows_kernel(
+    x,
+    rounded,
+    scales,
+    fixed_scales,
+    num_in,
+    num_blocks,
+    fixed_stride,
+    largest,
+    least_scale,
+    IS_STATIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """Rounds `x` [rows, in] block by block of inputs; a block may be a whole row. Writes the scale
+    of each block, or takes those of `fixed_scales`, which are `fixed_stride` apart."""
+    begin_dependent(IS_DEPENDENT)
+    wait_for_inputs(IS_DEPENDENT)
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    inputs = block * BLOCK + tl.arange(0, BLOCK)
+    inside = inputs < num_in
+    numbers = tl.load(x + row * num_in + inputs, mask=inside, other=0.0).to(tl.float32)
+    if IS_STATIC:
+        scale = tl.load(fixed_scales + row * fixed_stride)
+    else:
+        scale = tl.maximum(tl.div_rn(tl.max(tl.abs(numbers), 0), largest), least_scale)
+        tl.store(scales + row * num_blocks + block, scale)
+    scaled = tl.div_rn(numbers, tl.zeros_like(numbers) + scale)
+    scaled = tl.minimum(tl.maximum(scaled, -largest), largest)
+    tl.store(rounded + row * num_in + inputs, scaled.to(rounded.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_groups"])
+def fp8_kernel(
+    x,
+    x_scales,
+    values,
+    scales,
+    bias,
+    output,
+    partial,
+    ends,
+    num_rows,
+    num_out,
+    num_in,
+    x_scales_stride,
+    scales_stride,
+    num_groups,
+    HAS_X_SCALES: tl.constexpr,
+    HAS_X_BLOCKS: tl.constexpr,
+    HAS_BLOCKS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    IS_GROUPED: tl.constexpr,
+    GROUPS_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    SLICES: tl.constexpr,
+    SPLITS: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+    PREFETCHED_BYTES: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
+):
+    """Each program multiplies ROWS rows and OUTPUTS outputs over one of SPLITS parts of the inputs,
+    in SLICES tiles of INPUTS inputs at a time. A block that has a scale is a tile."""
+    begin_dependent(IS_DEPENDENT)
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    safe = tl.minimum(outputs, num_out - 1).to(tl.int64)
+    split = tl.program_id(2)
+    num_tiles = tl.cdiv(num_in, INPUTS)
+    steps = tl.cdiv(num_tiles, SLICES)
+    share = tl.cdiv(steps, SPLITS)
+    begin, stop = split * share, tl.minimum(steps, (split + 1) * share)
+    if IS_DEPENDENT and not IS_GROUPED:
+        prefetch_rows(values + safe * num_in + begin * (SLICES * INPUTS), PREFETCHED_BYTES)
+    wait_for_inputs(IS_DEPENDENT)
+    group, first, end = rows_of_tile(
+        ends, tl.program_id(1), num_rows, num_groups, ROWS, IS_GROUPED, GROUPS_BLOCK
+    )
+    if first >= end:
+        return
+    weight_rows = safe
+    if IS_GROUPED:
+        weight_rows += group.to(tl.int64) * num_out
+    slices = tl.arange(0, SLICES)
+    places = tl.arange(0, INPUTS)
+    rows = first + tl.arange(0, ROWS)
+    is_row = (rows < end)[None, None, :]
+    of_values = (
+        values
+        + (weight_rows * num_in)[None, :, None]
+        + slices[:, None, None] * INPUTS
+        + places[None, None, :]
+    )
+    of_x = (
+        x
+        + (rows.to(tl.int64) * num_in)[None, None, :]
+        + slices[:, None, None] * INPUTS
+        + places[None, :, None]
+    )
+    of_scales = scales + (weight_rows * scales_stride)[None, :, None]
+    of_x_scales = x_scales + (rows.to(tl.int64) * x_scales_stride)[None, None, :]
+    sums = tl.zeros([SLICES, OUTPUTS, ROWS], tl.float32)
+    if SLICES == 1:  # a product of matrices, whose outputs lie with different warps
+        sums = tl.reshape(sums, [OUTPUTS, ROWS])
+    # Scales are read one step ahead: unlike tiles, they are not fetched by the loop's pipeline.
+    tiles = (begin * SLICES + slices)[:, None, None]
+    if HAS_BLOCKS:
+        next_scale = tl.load(of_scales + tiles, mask=tiles < num_tiles, other=0.0)
+    if HAS_X_BLOCKS:
+        next_x_scale = tl.load(of_x_scales + tiles, mask=is_row & (tiles < num_tiles), other=0.0)
+    for step in tl.range(begin, stop, num_stages=STAGES):
+        at = step * SLICES
+        tiles = (at + SLICES + slices)[:, None, None]
+        if HAS_BLOCKS:
+            scale = next_scale
+            next_scale = tl.load(of_scales + tiles, mask=tiles < num_tiles, other=0.0)
+        if HAS_X_BLOCKS:
+            x_scale = next_x_scale
+            next_x_scale = tl.load(
+                of_x_scales + tiles, mask=is_row & (tiles < num_tiles), other=0.0
+            )
+        if IS_EVEN:
+            number = tl.load(of_values + at * INPUTS)
+            x_tile = tl.load(of_x + at * INPUTS, mask=is_row, other=0.0)
+        else:
+            left = num_in - (at + slices)[:, None, None] * INPUTS
+            number = tl.load(of_values + at * INPUTS, mask=places[None, None, :] < left, other=0.0)
+            is_own = is_row & (places[None, :, None] < left)
+            x_tile = tl.load(of_x + at * INPUTS, mask=is_own, other=0.0)
+        if SLICES == 1:
+            number = tl.reshape(number, [OUTPUTS, INPUTS])
+            x_tile = tl.reshape(x_tile, [INPUTS, ROWS])
+        product = multiply(number.to(x.dtype.element_ty), x_tile, IS_INTERPRETED)
+        if HAS_BLOCKS:
+            if SLICES == 1:
+                scale = tl.reshape(scale, [OUTPUTS, 1])
+            product *= scale
+        if HAS_X_BLOCKS:
+            if SLICES == 1:
+                x_scale = tl.reshape(x_scale, [1, ROWS])
+            product *= x_scale
+        sums += product
+    if SLICES > 1:
+        sums = tl.sum(sums, 0)
+    if not HAS_BLOCKS:
+        sums *= tl.load(scales + weight_rows * scales_stride)[:, None]
+    if HAS_X_SCALES and not HAS_X_BLOCKS:
+        at_row = x_scales + rows * x_scales_stride
+        sums *= tl.load(at_row, mask=rows < end, other=0.0)[None, :]
+    store_sums(
+        sums,
+        output,
+        partial,
+        bias,
+        outputs,
+        rows,
+        end,
+        num_out,
+        num_rows,
+        split,
+        SPLITS > 1,
+        HAS_BIAS,
+    )
