@@ -13,6 +13,7 @@ import triton.language as tl
 from engine.kernels.packed.tiles import (
     begin_dependent,
     multiply,
+    of_groups,
     prefetch_rows,
     rows_of_tile,
     store_sums,
@@ -51,6 +52,20 @@ def round_rows_kernel(
     scaled = tl.div_rn(numbers, tl.zeros_like(numbers) + scale)
     scaled = tl.minimum(tl.maximum(scaled, -largest), largest)
     tl.store(rounded + row * num_in + inputs, scaled.to(rounded.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def of_rows(numbers, row_begins, is_row, first_tile, num_tiles, SLICES: tl.constexpr):
+    """Returns the numbers that SLICES tiles, from `first_tile` on, have for each row of `x`:
+    [slices, 1, rows], or [1, rows] of one slice."""
+    if SLICES == 1:
+        mask = is_row & (first_tile < num_tiles)
+        found = tl.load(numbers + row_begins + first_tile, mask=mask, other=0.0)[None, :]
+    else:
+        tiles = (first_tile + tl.arange(0, SLICES))[:, None, None]
+        mask = is_row[None, None, :] & (tiles < num_tiles)
+        found = tl.load(numbers + row_begins[None, None, :] + tiles, mask=mask, other=0.0)
+    return found
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_groups"])
@@ -123,28 +138,26 @@ def fp8_kernel(
         + slices[:, None, None] * INPUTS
         + places[None, :, None]
     )
-    of_scales = scales + (weight_rows * scales_stride)[None, :, None]
-    of_x_scales = x_scales + (rows.to(tl.int64) * x_scales_stride)[None, None, :]
+    blocks = weight_rows * scales_stride
+    x_blocks = rows.to(tl.int64) * x_scales_stride
     sums = tl.zeros([SLICES, OUTPUTS, ROWS], tl.float32)
     if SLICES == 1:  # a product of matrices, whose outputs lie with different warps
         sums = tl.reshape(sums, [OUTPUTS, ROWS])
     # Scales are read one step ahead: unlike tiles, they are not fetched by the loop's pipeline.
-    tiles = (begin * SLICES + slices)[:, None, None]
+    tile = begin * SLICES
     if HAS_BLOCKS:
-        next_scale = tl.load(of_scales + tiles, mask=tiles < num_tiles, other=0.0)
+        next_scale = of_groups(scales, blocks, tile, num_tiles, 1, SLICES)
     if HAS_X_BLOCKS:
-        next_x_scale = tl.load(of_x_scales + tiles, mask=is_row & (tiles < num_tiles), other=0.0)
+        next_x_scale = of_rows(x_scales, x_blocks, rows < end, tile, num_tiles, SLICES)
     for step in tl.range(begin, stop, num_stages=STAGES):
         at = step * SLICES
-        tiles = (at + SLICES + slices)[:, None, None]
+        tile = at + SLICES
         if HAS_BLOCKS:
             scale = next_scale
-            next_scale = tl.load(of_scales + tiles, mask=tiles < num_tiles, other=0.0)
+            next_scale = of_groups(scales, blocks, tile, num_tiles, 1, SLICES)
         if HAS_X_BLOCKS:
             x_scale = next_x_scale
-            next_x_scale = tl.load(
-                of_x_scales + tiles, mask=is_row & (tiles < num_tiles), other=0.0
-            )
+            next_x_scale = of_rows(x_scales, x_blocks, rows < end, tile, num_tiles, SLICES)
         if IS_EVEN:
             number = tl.load(of_values + at * INPUTS)
             x_tile = tl.load(of_x + at * INPUTS, mask=is_row, other=0.0)
@@ -158,12 +171,8 @@ def fp8_kernel(
             x_tile = tl.reshape(x_tile, [INPUTS, ROWS])
         product = multiply(number.to(x.dtype.element_ty), x_tile, IS_INTERPRETED)
         if HAS_BLOCKS:
-            if SLICES == 1:
-                scale = tl.reshape(scale, [OUTPUTS, 1])
             product *= scale
         if HAS_X_BLOCKS:
-            if SLICES == 1:
-                x_scale = tl.reshape(x_scale, [1, ROWS])
             product *= x_scale
         sums += product
     if SLICES > 1:

@@ -13,6 +13,7 @@ import triton.language as tl
 from engine.kernels.packed.tiles import (
     begin_dependent,
     multiply,
+    of_groups,
     prefetch_rows,
     rows_of_tile,
     store_sums,
@@ -97,29 +98,25 @@ def integer_kernel(
         inputs = places // HALF_RUN * (2 * HALF_RUN) + places % HALF_RUN
     x_rows = rows.to(tl.int64) * (num_tiles * INPUTS)
     of_x = x + x_rows[None, None, :] + slices[:, None, None] * INPUTS + inputs[None, :, None]
-    of_groups = (weight_rows * scales_stride)[None, :, None]
+    groups = weight_rows * scales_stride
     sums = tl.zeros([SLICES, OUTPUTS, ROWS], tl.float32)
     if SLICES == 1:  # a product of matrices, whose outputs lie with different warps
         sums = tl.reshape(sums, [OUTPUTS, ROWS])
     # A scale is read one step ahead: unlike tiles, it is not fetched by the loop's pipeline.
-    tiles = begin * SLICES + slices
-    at_group = of_groups + (tiles // GROUP_TILES)[:, None, None]
-    is_tile = (tiles < num_tiles)[:, None, None]
-    next_scale = tl.load(scales + at_group, mask=is_tile, other=0.0)
+    tile = begin * SLICES
+    next_scale = of_groups(scales, groups, tile, num_tiles, GROUP_TILES, SLICES)
     if HAS_ZEROS:
-        next_zero = tl.load(zeros + at_group, mask=is_tile, other=0)
+        next_zero = of_groups(zeros, groups, tile, num_tiles, GROUP_TILES, SLICES)
     for step in tl.range(begin, stop, num_stages=STAGES):
         scale = next_scale.to(tl.float32)
         if HAS_ZEROS:
             zero = next_zero.to(tl.float32)
             if BITS == 4:
                 zero -= 8.0  # values come less 8
-        tiles = (step + 1) * SLICES + slices
-        at_group = of_groups + (tiles // GROUP_TILES)[:, None, None]
-        is_tile = (tiles < num_tiles)[:, None, None]
-        next_scale = tl.load(scales + at_group, mask=is_tile, other=0.0)
+        tile = (step + 1) * SLICES
+        next_scale = of_groups(scales, groups, tile, num_tiles, GROUP_TILES, SLICES)
         if HAS_ZEROS:
-            next_zero = tl.load(zeros + at_group, mask=is_tile, other=0)
+            next_zero = of_groups(zeros, groups, tile, num_tiles, GROUP_TILES, SLICES)
         at = step * SLICES
         if IS_EVEN:
             packed = tl.load(of_values + at * TILE_BYTES)
@@ -131,9 +128,6 @@ def integer_kernel(
         if SLICES == 1:
             packed = tl.reshape(packed, [OUTPUTS, TILE_BYTES])
             x_low = tl.reshape(x_low, [TILE_BYTES, ROWS])
-            scale = tl.reshape(scale, [OUTPUTS, 1])
-            if HAS_ZEROS:
-                zero = tl.reshape(zero, [OUTPUTS, 1])
         if BITS == 4:
             if IS_EVEN:
                 x_high = tl.load(of_x + (at * INPUTS + HALF_RUN), mask=is_row, other=0.0)

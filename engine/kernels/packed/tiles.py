@@ -76,6 +76,23 @@ def prefetch_rows(rows, NUM_BYTES: tl.constexpr):
 
 
 @triton.jit
+def of_groups(
+    numbers, row_begins, first_tile, num_tiles, GROUP_TILES: tl.constexpr, SLICES: tl.constexpr
+):
+    """Returns the numbers that SLICES tiles, from `first_tile` on, have for each output: [slices,
+    outputs, 1], or [outputs, 1] of one slice. Those of an output begin at `row_begins`, one for
+    each GROUP_TILES tiles."""
+    if SLICES == 1:
+        at = numbers + row_begins + first_tile // GROUP_TILES
+        found = tl.load(at, mask=first_tile < num_tiles, other=0)[:, None]
+    else:
+        tiles = first_tile + tl.arange(0, SLICES)
+        at = numbers + row_begins[None, :, None] + (tiles // GROUP_TILES)[:, None, None]
+        found = tl.load(at, mask=(tiles < num_tiles)[:, None, None], other=0)
+    return found
+
+
+@triton.jit
 def multiply(left, right, IS_INTERPRETED: tl.constexpr):
     """Returns the float32 product of two tiles of one dtype."""
     if IS_INTERPRETED:  # the interpreter would multiply the bits of bfloat16 and FP8 as integers
