@@ -24,9 +24,14 @@ class CoordinatorConfig(TrustOptions):
     """The flags of a coordinator."""
 
     model_path: str = option(
-        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+        "",
+        "model: a directory in Hugging Face format, a GGUF file, or the hub id of either; "
+        "empty: the embedded one",
+        aliases=("model",),
     )
-    served_model_name: str = option("", "name told to clients; empty: the directory's name")
+    served_model_name: str = option(
+        "", "name told to clients; empty: that of the directory or file"
+    )
     chat_template: str = option(
         "",
         "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "

@@ -10,6 +10,7 @@ from protocol.layout import DTYPE_BYTES
 DTYPES = ("auto", *DTYPE_BYTES)
 ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors", "gguf")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class EngineOptions:
         "auto: the model's weights; dummy: random ones, for benchmarks",
         LOAD_FORMATS,
         synonyms={"safetensors": "auto"},
+    )
+    quantization: str = option(
+        "none",
+        "fp8, int8, int4: round the weights of a plain checkpoint while they are loaded, without "
+        "calibration; awq, gptq, compressed-tensors, fp8, gguf: refuse checkpoints of other kinds",
+        QUANTIZATIONS,
+        synonyms={
+            "awq_marlin": "awq",
+            "gptq_marlin": "gptq",
+            "compressed_tensors": "compressed-tensors",
+        },
     )
     attention_backend: str = option(
         "auto",

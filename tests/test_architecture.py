@@ -60,6 +60,7 @@ PURE_ROOMS = (
     "coordinator/core",
     "coordinator/routing",
     "coordinator/timelines",
+    "protocol/model/gguf",
     "protocol/timelines",
 )
 """Folders in which every file is pure."""
@@ -76,7 +77,11 @@ PURE = (
     "protocol/layout.py",
     "protocol/messages.py",
     "protocol/model/directory.py",
+    "protocol/model/files.py",
+    "protocol/model/hugging_face.py",
     "protocol/model/numbers.py",
+    "protocol/model/tokenizer_content.py",
+    "protocol/model/tokenizer_files.py",
     "protocol/namespace.py",
     "protocol/prompt_logprobs.py",
     "protocol/sampling.py",
@@ -92,6 +97,7 @@ PURE = (
     "engine/model/config.py",
     "engine/model/families.py",
     "engine/model/foreign_keys.py",
+    "engine/model/quantisation.py",
     "engine/model/rope_config.py",
     "engine/model/split.py",
     "engine/cache/beginnings.py",

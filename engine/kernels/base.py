@@ -163,7 +163,7 @@ class TorchKernels:
 
 def by_groups(kernels: Kernels, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
     """Computes `grouped_packed_linear` group by group, and waits for the device to tell `ends`."""
-    outputs = []
+    outputs = [x.new_empty(0, weight[0].shape[1])]  # there may be no rows at all
     begin = 0
     for group, end in enumerate(ends.tolist()):
         if end > begin:

@@ -10,8 +10,10 @@ from typing import Any
 from engine.kernels.activation import Activation
 from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
 from engine.model.foreign_keys import refuse_foreign_keys
+from engine.model.quantisation import read_quantisation
 from engine.model.rope_config import FULL, MOST_POSITIONS, SLIDING, RopeConfig, read_ropes
-from protocol.model.directory import ModelDirectoryError, read_config
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.files import open_model
 from protocol.model.numbers import MOST_TOKENS, longest_sequence, number, switch, whole, wrong
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -19,6 +21,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+NORMS_FROM_ZERO = "norm_weights_count_from_zero"
+"""The key of a model whose weights of norms have the 1 in them that Gemma adds, as in GGUF."""
 MOST_HEADS = 1 << 14
 MOST_LAYERS = 1 << 12
 
@@ -75,6 +79,8 @@ class ModelConfig:
     embedding_scale: float
     norm_offset: float
     """A number that is added to the weights of norms when they are loaded."""
+    has_precise_norms: bool
+    """True if the weights of norms stay float32, whatever else is computed in."""
     has_output_norms: bool
     """True if the outputs of attention and feed-forward are normed before they are added."""
     has_fused_projections: bool
@@ -89,7 +95,7 @@ class ModelConfig:
     @classmethod
     def from_directory(cls, path: Path, context_length: int = 0) -> ModelConfig:
         """Reads config.json. Raises ModelDirectoryError or UnsupportedModel."""
-        return cls.from_config(read_config(path), path, context_length)
+        return cls.from_config(open_model(path).config(), path, context_length)
 
     @classmethod
     def from_config(
@@ -108,11 +114,7 @@ class ModelConfig:
             raise UnsupportedModel(
                 f"{path} is a {architecture}; this engine supports {', '.join(SUPPORTED)}"
             )
-        if raw.get("quantization_config") or raw.get("compression_config"):
-            raise UnsupportedModel(
-                f"{path} is quantised, which this engine cannot load yet; use the model's "
-                "bfloat16, float16 or float32 weights"
-            )
+        read_quantisation(raw)  # it refuses what cannot be read
         if raw.get("use_bidirectional_attention"):
             raise UnsupportedModel(
                 f"{path} attends to later tokens too; this engine generates, and supports causal "
@@ -189,7 +191,8 @@ def _of_family(
         attention_softcap=softcap("attn_logit_softcapping"),
         logit_softcap=softcap("final_logit_softcapping"),
         embedding_scale=hidden_size**0.5 if family.is_gemma else 1.0,
-        norm_offset=1.0 if family.is_gemma else 0.0,
+        norm_offset=1.0 if family.is_gemma and not switch(raw, NORMS_FROM_ZERO) else 0.0,
+        has_precise_norms=family.is_gemma,
         has_output_norms=family.is_gemma,
         has_fused_projections=family.has_fused_projections,
         experts=_experts(family, raw),

@@ -33,12 +33,12 @@ from engine.model.rope import rotation
 
 
 class Norm(nn.Module):
-    """A root mean square norm. Weights that count from 1 have the 1 added when they are loaded;
+    """A root mean square norm. Weights that count from 1 have the 1 in them once they are loaded;
     they stay float32, because 1 + w in half precision would keep fewer bits of w."""
 
     def __init__(self, size: int, config: ModelConfig, build: Build) -> None:
         super().__init__()
-        dtype = torch.float32 if config.norm_offset else build.dtype
+        dtype = torch.float32 if config.has_precise_norms else build.dtype
         self.weight = build.parameter(size, dtype=dtype)
         self.eps, self.kernels = config.rms_norm_eps, build.kernels
 

@@ -99,10 +99,6 @@ class Weight(nn.Module):
         # nn.Module looks parameters up by name, which is slow for a call of each step and layer.
         self._tensors = tuple(self.get_parameter(tensor.name) for tensor in form.tensors)
 
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Takes [tokens, num_in]; returns [tokens, num_out], the outputs that are held here."""
-        return self.form.apply(x, self._tensors, bias, self.kernels)
-
 
 class Linear(Weight):
     """A weight of `num_out` outputs and `num_in` inputs, and perhaps a bias [out].
@@ -126,7 +122,7 @@ class Linear(Weight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes [tokens, num_in]; returns [tokens, num_out], the outputs that this rank has."""
-        return self.product(x, self.bias)
+        return self.form.apply(x, self._tensors, self.bias, self.kernels)
 
 
 class LinearRuns(nn.Module):
@@ -161,7 +157,7 @@ class RowParallelLinear(Linear):
         """Takes [tokens, num_in], the inputs that this rank has; returns [tokens, num_out], summed
         over all ranks."""
         bias = self.bias if self.parallel.rank == 0 else None
-        return self.parallel.all_reduce(self.product(x, bias))
+        return self.parallel.all_reduce(self.form.apply(x, self._tensors, bias, self.kernels))
 
 
 class GatheringLinear(Linear):
@@ -224,4 +220,5 @@ class VocabularyHead(Weight):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Takes [rows, hidden]; returns [rows, vocab]."""
-        return self.parallel.all_gather(self.product(hidden))[:, : self.vocab_size]
+        logits = self.form.apply(hidden, self._tensors, None, self.kernels)
+        return self.parallel.all_gather(logits)[:, : self.vocab_size]

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 """The ends of the names of the two tensors that may be one."""
 ROWS_AT_ONCE = 4096
+SUPERFLUOUS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", ".q_scale")
+"""The ends of the names of tensors that no layer holds. The scales of K and V are of FP8 pages."""
 
 Progress = Callable[[int, int], None]
 """A function that is told (bytes done, bytes in all)."""
@@ -59,8 +61,7 @@ def dummy_model(
     table = pieces_of(model, ())
     report = _Report(table, progress)
     for name, pieces in table.items():
-        for piece in pieces:
-            dummy_weights.fill(name, piece)
+        dummy_weights.fill(name, table)
         report.filled(pieces)
     return model.eval()
 
@@ -139,7 +140,8 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
     if missing := [name for name in table if name not in source.tensors]:
         raise ModelDirectoryError(f"{source.name} lack {_some(missing)}; fetch the model again")
     names = [name for name in source.tensors if name not in table]
-    if unknown := [name for name in names if not _is_superfluous(name, config)]:
+    names = [name for name in names if not _is_superfluous(name, config)]
+    if unknown := [name for name in names if not _is_empty_bias(name, source)]:
         raise ModelDirectoryError(
             f"{source.name} hold {_some(unknown)}, which a {config.architecture} "
             "with this config.json does not have; config and weights are of different models"
@@ -155,12 +157,17 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
 
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
-    embedding anyway, the parts of a model that see."""
+    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, scales of FP8 pages,
+    a head that is the embedding anyway, the parts of a model that see."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
-    return is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq")
+    return is_tied_head or is_ignored or name.endswith(SUPERFLUOUS)
+
+
+def _is_empty_bias(name: str, source: TensorSource) -> bool:
+    """Says whether a tensor is a bias of zeros, which some producers of GPTQ give every layer."""
+    return name.endswith("_proj.bias") and not source.read(name).any()
 
 
 def _some(names: Iterable[str]) -> str:

@@ -20,12 +20,11 @@ from engine.model.feed_forward import Experts, FeedForward
 from engine.model.grouped_linear import GroupedGathering, GroupedLinear, GroupedRuns
 from engine.model.linear import GatheringLinear, Linear, LinearRuns, Weight, vocabulary_share
 from engine.model.linear_form import Axis, TensorForm
+from engine.weights.module_names import stem_of
 from engine.weights.source import Part
 
 ALL = slice(None)
 BIAS = TensorForm("bias", outputs=Axis(0), inputs=None)
-STEMS = ("model", "language_model.model", "model.language_model")
-"""What names of layers begin with. Models that see have their text part under one of the others."""
 
 
 class Piece(NamedTuple):
@@ -77,12 +76,6 @@ def pieces_of(model: DecoderModel, names: Collection[str]) -> Table:
         else:
             _experts(table, prefix, layer.feed_forward, config, names)
     return table
-
-
-def stem_of(names: Collection[str]) -> str:
-    """Returns what the names of layers begin with in a checkpoint that has these tensors."""
-    present = {name.partition(".embed_tokens.")[0] for name in names if ".embed_tokens." in name}
-    return next((one for one in STEMS if one in present), STEMS[0])
 
 
 def _norms(table: Table, prefix: str, layer: Layer, config: ModelConfig) -> None:
@@ -142,8 +135,10 @@ def _experts(
     if f"{block}.experts.gate_up_proj" in names:
         _stacked_experts(table, f"{block}.experts", experts, config)
         return
-    is_mixtral = config.architecture == "MixtralForCausalLM"
-    w1, w3, w2 = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+    w1, w3, w2 = "gate_proj", "up_proj", "down_proj"
+    tensors = (f"{block}.experts.0.{w2}.{tensor.name}" for tensor in experts.down.form.tensors)
+    if config.architecture == "MixtralForCausalLM" and not any(name in names for name in tensors):
+        w1, w3, w2 = "w1", "w3", "w2"  # some producers of packed weights write the other names
     parts = [Rows(w1, size, inner), Rows(w3, size, inner)]
     for i in range(count):
         expert = f"{block}.experts.{i}"

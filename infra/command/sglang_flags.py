@@ -137,9 +137,9 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     # What kvrelay cannot do.
     *flags_of(
         "refused",
-        "quantised weights and KV are not in this version; use the model's bfloat16, float16 or "
-        "float32 weights, and --dtype",
-        "quantization=none quantization-param-path= kv-cache-dtype=auto modelopt-quant= "
+        "--quantization rounds plain weights at load, and quantised checkpoints are read as they "
+        "are; other ways to quantise weights and KV are not in this version",
+        "quantization-param-path= kv-cache-dtype=auto modelopt-quant= "
         "modelopt-checkpoint-restore-path= modelopt-checkpoint-save-path= modelopt-export-path= "
         "quantize-and-serve torchao-config=",
     ),

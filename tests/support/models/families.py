@@ -148,8 +148,14 @@ def prompt_lengths(family: str, lengths: list[int], num_answer_tokens: int) -> l
 
 def save_random_model(family: str, path: Path) -> PreTrainedModel:
     """Writes the model to `path` in shards; returns it, float32, eager attention."""
+    model = random_model(FAMILIES[family])
+    model.save_pretrained(path, max_shard_size="150KB")
+    return model
+
+
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model with random weights, float32, eager attention."""
     torch.manual_seed(7)
-    config = FAMILIES[family]
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager"
     )
@@ -160,7 +166,7 @@ def save_random_model(family: str, path: Path) -> PreTrainedModel:
         if "embed_tokens" in name and not mean:
             # As long as in training: what Gemma multiplies by sqrt(hidden size) has that inverse.
             torch.nn.init.normal_(parameter, std=config.hidden_size**-0.5)
-    model.eval().save_pretrained(path, max_shard_size="150KB")
+    model.eval()
     return model
 
 
