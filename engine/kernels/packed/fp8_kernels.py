@@ -21,15 +21,14 @@ from engine.kernels.packed.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_stride", "block_stride"])
 def round_rows_kernel(
     x,
     rounded,
     scales,
-    fixed_scales,
     num_in,
-    num_blocks,
-    fixed_stride,
+    row_stride,
+    block_stride,
     largest,
     least_scale,
     IS_STATIC: tl.constexpr,
@@ -37,21 +36,51 @@ def round_rows_kernel(
     IS_DEPENDENT: tl.constexpr,
 ):
     """Rounds `x` [rows, in] block by block of inputs; a block may be a whole row. Writes the scale
-    of each block, or takes those of `fixed_scales`, which are `fixed_stride` apart."""
+    of each block, unless scales are static; the strides are those of scales."""
     begin_dependent(IS_DEPENDENT)
     wait_for_inputs(IS_DEPENDENT)
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     inputs = block * BLOCK + tl.arange(0, BLOCK)
     inside = inputs < num_in
     numbers = tl.load(x + row * num_in + inputs, mask=inside, other=0.0).to(tl.float32)
+    of_scale = scales + row * row_stride + block * block_stride
     if IS_STATIC:
-        scale = tl.load(fixed_scales + row * fixed_stride)
+        scale = tl.load(of_scale)
     else:
         scale = tl.maximum(tl.div_rn(tl.max(tl.abs(numbers), 0), largest), least_scale)
-        tl.store(scales + row * num_blocks + block, scale)
+        tl.store(of_scale, scale)
     scaled = tl.div_rn(numbers, tl.zeros_like(numbers) + scale)
     scaled = tl.minimum(tl.maximum(scaled, -largest), largest)
     tl.store(rounded + row * num_in + inputs, scaled.to(rounded.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def scale_sums_kernel(
+    sums,
+    row_scales,
+    scales,
+    bias,
+    output,
+    num_out,
+    row_stride,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
+):
+    """Multiplies `sums` [rows, out] by the scales of their rows and their outputs, and adds the
+    bias."""
+    begin_dependent(IS_DEPENDENT)
+    wait_for_inputs(IS_DEPENDENT)
+    row = tl.program_id(0).to(tl.int64)
+    outputs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = outputs < num_out
+    scaled = tl.load(sums + row * num_out + outputs, mask=inside, other=0.0)
+    scaled *= tl.load(row_scales + row * row_stride)
+    scaled *= tl.load(scales + outputs, mask=inside, other=0.0)
+    if HAS_BIAS:
+        scaled += tl.load(bias + outputs, mask=inside, other=0.0).to(tl.float32)
+    at = output + row * num_out + outputs
+    tl.store(at, scaled.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,11 @@ import triton
 from torch import Tensor
 
 from engine.kernels.dequantise import LARGEST_FP8, LEAST_SCALE
-from engine.kernels.packed.fp8_kernels import fp8_kernel, round_rows_kernel
+from engine.kernels.packed.fp8_kernels import (
+    fp8_kernel,
+    round_rows_kernel,
+    scale_sums_kernel,
+)
 from engine.kernels.packed.launching import ProductLaunch
 from engine.kernels.packed.plans import (
     MOST_ROWS,
@@ -24,7 +29,14 @@ from engine.kernels.packed_weights import INPUTS_OF_A_BLOCK, Fp8Weight
 
 LIBRARY_UNIT = 16
 """The library takes FP8 operands whose sizes are multiples of this."""
+MOST_OWN_ROWS = 16
+"""With more rows, the library multiplies faster, though scales need a kernel of their own."""
+MOST_OWN_ROWS_OF_BLOCKS = 32
+"""The same where inputs are rounded in blocks: the library wants the scales in another order."""
+MOST_ROWS_SCALED_AFTER = 192
+"""With more rows, the library is fastest if it applies scales of rows and outputs itself."""
 UNPACKED_BLOCK = 2048
+SCALED_BLOCK = 1024
 
 
 class RoundedInputs(NamedTuple):
@@ -40,11 +52,21 @@ def fp8_linear(
     x: Tensor, weight: Fp8Weight, bias: Tensor | None, options: dict[str, Any]
 ) -> Tensor:
     """Multiplies `x` [rows, in], rounded as the weight says."""
+    if weight.activations == "block":
+        if len(x) <= MOST_OWN_ROWS_OF_BLOCKS or not _library_takes_blocks(weight, x):
+            return fp8_product(
+                round_inputs(x, weight, options), weight, bias, None, x.dtype, options
+            )
+        return library_product_of_blocks(x, weight, bias, options)
     inputs = round_inputs(x, weight, options)
-    if len(x) <= MOST_ROWS or not _library_takes(weight, x):
-        return fp8_product(inputs, weight, bias, None, x.dtype, options)
     if inputs.scales is None:
+        if len(x) <= MOST_ROWS:
+            return fp8_product(inputs, weight, bias, None, x.dtype, options)
         return F.linear(x, unpack_fp8(weight, x, options), bias)
+    if len(x) <= MOST_OWN_ROWS or not _library_takes(weight):
+        return fp8_product(inputs, weight, bias, None, x.dtype, options)
+    if len(x) <= MOST_ROWS_SCALED_AFTER or x.dtype != torch.bfloat16:
+        return library_product_scaled_after(inputs, weight, bias, x.dtype, options)
     return library_product(inputs, weight, bias)
 
 
@@ -64,7 +86,7 @@ def fp8_product(
     num_tiles = -(-num_in // INPUTS_OF_A_BLOCK)
     if plan is None:
         mean_rows = len(x) if ends is None else -(-len(x) // len(ends))
-        plan = plan_product(mean_rows, num_out, num_tiles)
+        plan = plan_product("fp8", mean_rows, num_out, num_tiles)
     launch = ProductLaunch(x, num_out, bias, ends, dtype, plan, options)
     has_x_blocks = x_scales is not None and weight.activations == "block"
     fp8_kernel[launch.grid](
@@ -93,28 +115,33 @@ def fp8_product(
     return launch.result()
 
 
-def round_inputs(x: Tensor, weight: Fp8Weight, options: dict[str, Any]) -> RoundedInputs:
-    """Rounds `x` [rows, in] to FP8 as the weight says."""
+def round_inputs(
+    x: Tensor, weight: Fp8Weight, options: dict[str, Any], for_library: bool = False
+) -> RoundedInputs:
+    """Rounds `x` [rows, in] to FP8 as the weight says. For the library's products of blocks, there
+    are rows more, which hold anything, and the scales of a block lie together."""
     x = x.contiguous()
     if weight.activations == "exact":
         return RoundedInputs(x, None)
     num_rows, num_in = x.shape
     has_blocks, is_static = weight.activations == "block", weight.activations == "static"
     num_blocks = triton.cdiv(num_in, INPUTS_OF_A_BLOCK) if has_blocks else 1
-    rounded = x.new_empty(num_rows, num_in, dtype=torch.float8_e4m3fn)
+    all_rows = triton.cdiv(num_rows, LIBRARY_UNIT) * LIBRARY_UNIT if for_library else num_rows
+    rounded = x.new_empty(all_rows, num_in, dtype=torch.float8_e4m3fn)
     if is_static:
         assert weight.input_scale is not None
         scales = weight.input_scale.view(-1, 1)
+    elif for_library:
+        scales = x.new_empty(num_blocks, all_rows, dtype=torch.float32).t()
     else:
         scales = x.new_empty(num_rows, num_blocks, dtype=torch.float32)
     round_rows_kernel[(num_rows, num_blocks)](
         x,
         rounded,
         scales,
-        scales,
         num_in,
-        num_blocks,
-        0 if len(scales) == 1 else 1,
+        0 if len(scales) == 1 else scales.stride(0),
+        scales.stride(1),
         LARGEST_FP8,
         LEAST_SCALE,
         IS_STATIC=is_static,
@@ -140,6 +167,63 @@ def library_product(inputs: RoundedInputs, weight: Fp8Weight, bias: Tensor | Non
     return output if bias is None else output.add_(bias)
 
 
+def library_product_scaled_after(
+    inputs: RoundedInputs,
+    weight: Fp8Weight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> Tensor:
+    """Multiplies the values with the vendor's library, whose kernels for few rows know no scales of
+    rows and outputs, and the sums by the scales with one of ours."""
+    numbers, scales = inputs
+    assert scales is not None
+    one = _one(numbers.device)
+    sums = torch._scaled_mm(
+        numbers,
+        weight.values.t(),
+        scale_a=one,
+        scale_b=one,
+        out_dtype=torch.float32,
+        use_fast_accum=True,
+    )
+    output = torch.empty_like(sums, dtype=dtype)
+    num_rows, num_out = sums.shape
+    scale_sums_kernel[(num_rows, triton.cdiv(num_out, SCALED_BLOCK))](
+        sums,
+        scales,
+        weight.scales,
+        output if bias is None else bias,
+        output,
+        num_out,
+        0 if len(scales) == 1 else 1,
+        HAS_BIAS=bias is not None,
+        BLOCK=SCALED_BLOCK,
+        num_warps=4,
+        **options,
+    )
+    return output
+
+
+def library_product_of_blocks(
+    x: Tensor, weight: Fp8Weight, bias: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """Multiplies `x` [rows, in], rounded in blocks, with the vendor's library, in bfloat16."""
+    numbers, scales = round_inputs(x, weight, options, for_library=True)
+    assert scales is not None
+    blocks = F.ScalingType.BlockWise1x128
+    output: Tensor = F.scaled_mm(
+        numbers,
+        weight.values.t(),
+        scales,
+        blocks,
+        weight.scales.t().contiguous().t(),
+        blocks,
+        output_dtype=torch.bfloat16,
+    )[: len(x)]
+    return output if bias is None else output.add_(bias)
+
+
 def unpack_fp8(weight: Fp8Weight, x: Tensor, options: dict[str, Any]) -> Tensor:
     """Returns the weight [out, in] in the dtype of `x`."""
     num_out, num_in = weight.values.shape
@@ -159,11 +243,20 @@ def unpack_fp8(weight: Fp8Weight, x: Tensor, options: dict[str, Any]) -> Tensor:
     return output
 
 
-def _library_takes(weight: Fp8Weight, x: Tensor) -> bool:
-    """Returns whether the vendor's library multiplies with this weight; exact activations only
-    need it unpacked."""
-    if weight.activations == "exact":
-        return True
-    has_blocks = weight.activations == "block" or weight.scales.shape[1] > 1
+@cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)
+
+
+def _library_takes(weight: Fp8Weight) -> bool:
+    """Returns whether the vendor's library multiplies with this weight as it is."""
     is_odd = any(size % LIBRARY_UNIT for size in weight.values.shape)
-    return x.dtype == torch.bfloat16 and not has_blocks and not is_odd
+    return weight.scales.shape[1] == 1 and not is_odd
+
+
+def _library_takes_blocks(weight: Fp8Weight, x: Tensor) -> bool:
+    """Returns whether the vendor's library multiplies with a weight that has a scale, too, for each
+    block of inputs."""
+    num_out, num_in = weight.values.shape
+    is_odd = num_in % INPUTS_OF_A_BLOCK or num_out % INPUTS_OF_A_BLOCK
+    return x.dtype == torch.bfloat16 and weight.scales.shape[1] > 1 and not is_odd

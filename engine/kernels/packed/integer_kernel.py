@@ -23,6 +23,8 @@ from engine.kernels.packed.unpacking import (
     HALF_RUN,
     nibbles,
     ones_like,
+    raise_of,
+    raised_nibbles,
     signed_bytes,
 )
 
@@ -112,7 +114,7 @@ def integer_kernel(
         if HAS_ZEROS:
             zero = next_zero.to(tl.float32)
             if BITS == 4:
-                zero -= 8.0  # values come less 8
+                zero += raise_of(dtype)
         tile = (step + 1) * SLICES
         next_scale = of_groups(scales, groups, tile, num_tiles, GROUP_TILES, SLICES)
         if HAS_ZEROS:
@@ -136,7 +138,10 @@ def integer_kernel(
                 x_high = tl.load(of_x + (at * INPUTS + HALF_RUN), mask=is_row & is_own, other=0.0)
             if SLICES == 1:
                 x_high = tl.reshape(x_high, [TILE_BYTES, ROWS])
-            low, high = nibbles(packed, dtype, IS_INTERPRETED)
+            if HAS_ZEROS:  # sums of x are needed anyway, and take away more than zeros as well
+                low, high = raised_nibbles(packed, dtype, IS_INTERPRETED)
+            else:
+                low, high = nibbles(packed, dtype, IS_INTERPRETED)
             product = multiply(low, x_low, IS_INTERPRETED)
             product += multiply(high, x_high, IS_INTERPRETED)
             if HAS_ZEROS:

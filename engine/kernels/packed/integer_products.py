@@ -11,7 +11,13 @@ from torch import Tensor
 
 from engine.kernels.packed.integer_kernel import integer_kernel
 from engine.kernels.packed.launching import ProductLaunch
-from engine.kernels.packed.plans import MOST_ROWS, ProductPlan, plan_product, prefetched_bytes
+from engine.kernels.packed.plans import (
+    MOST_ROWS,
+    PlanKind,
+    ProductPlan,
+    plan_product,
+    prefetched_bytes,
+)
 from engine.kernels.packed.unpack_kernels import unpack_integers_kernel
 from engine.kernels.packed_weights import IntegerWeight
 
@@ -45,7 +51,8 @@ def integer_product(
     num_tiles = num_in // inputs
     if plan is None:
         mean_rows = len(x) if ends is None else -(-len(x) // len(ends))
-        plan = plan_product(mean_rows, num_out, num_tiles)
+        kind: PlanKind = "int4" if weight.num_bits == 4 else "int8"
+        plan = plan_product(kind, mean_rows, num_out, num_tiles)
     launch = ProductLaunch(x, num_out, bias, ends, x.dtype, plan, options)
     row_bytes = weight.values.shape[-1]
     integer_kernel[launch.grid](

@@ -15,11 +15,11 @@ HALF_RUN: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
-def nibbles(packed, dtype: tl.constexpr, IS_INTERPRETED: tl.constexpr):
-    """Returns the low and the high halves of bytes, less 8, exactly."""
+def raised_nibbles(packed, dtype: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+    """Returns the low and the high halves of bytes, more by what `raise_of` says, exactly."""
     if IS_INTERPRETED:
-        low = ((packed & 15).to(tl.float32) - 8.0).to(dtype)
-        high = ((packed >> 4).to(tl.float32) - 8.0).to(dtype)
+        low = ((packed & 15).to(tl.float32) + raise_of(dtype)).to(dtype)
+        high = ((packed >> 4).to(tl.float32) + raise_of(dtype)).to(dtype)
     elif dtype == tl.bfloat16:
         low, high = tl.inline_asm_elementwise(
             """
@@ -40,8 +40,6 @@ def nibbles(packed, dtype: tl.constexpr, IS_INTERPRETED: tl.constexpr):
             is_pure=True,
             pack=4,
         )
-        low = low - 136.0
-        high = high - 136.0
     else:
         low, high = tl.inline_asm_elementwise(
             """
@@ -62,9 +60,21 @@ def nibbles(packed, dtype: tl.constexpr, IS_INTERPRETED: tl.constexpr):
             is_pure=True,
             pack=4,
         )
-        low = low - 1032.0
-        high = high - 1032.0
     return low, high
+
+
+@triton.jit
+def raise_of(dtype: tl.constexpr):
+    """Returns how much more the numbers of `raised_nibbles` are than the values."""
+    return 128.0 if dtype == tl.bfloat16 else 1024.0
+
+
+@triton.jit
+def nibbles(packed, dtype: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+    """Returns the low and the high halves of bytes, less 8, exactly."""
+    low, high = raised_nibbles(packed, dtype, IS_INTERPRETED)
+    more: tl.constexpr = 136.0 if dtype == tl.bfloat16 else 1032.0
+    return low - more, high - more
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ from tests.support.engine.packed_weights import (
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(
+        np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+        reason="Triton's interpreter takes arrays of one number for the number: numpy < 2.4",
+    ),
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which tests/gpu uses"),
 ]
 PLAIN = TorchKernels()
