@@ -92,29 +92,42 @@ def measure_forms(
     """Measures `shape` with each `--quantization` of `names`, the first of which the others are
     compared with. Needs a CUDA device with room for all of them."""
     device = torch.device("cuda", torch.cuda.current_device())
+    with tempfile.TemporaryDirectory() as directory:
+        model = Path(directory)
+        save_shape(shape, model)
+        report = measure_forms_on(model, options, device, names, plan, chunk_tokens, console)
+    gpu = {"gpu": torch.cuda.get_device_name(device), "shape": shape, "dtype": options.dtype}
+    notes = {"machine": machine("torch", "triton") | gpu, **report.notes}
+    return replace(report, notes=notes)
+
+
+def measure_forms_on(
+    model: Path,
+    options: EngineOptions,
+    device: torch.device,
+    names: Sequence[str],
+    plan: GpuPlan,
+    chunk_tokens: int,
+    console: Console,
+) -> FormsReport:
+    """Measures the model in the directory `model` in every prompt and every cell of the plan."""
     options = replace(options, max_running_requests=plan.largest_batch, context_length=plan.longest)
     engines: dict[str, Ours] = {}
-    megabytes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as directory:
-        save_shape(shape, Path(directory))
-        for name in names:
-            before = torch.cuda.memory_allocated()
-            runner = load_model_runner(
-                Path(directory),
-                replace(options, quantization=name),
-                lambda layout: num_pages_of_plan(plan, layout),
-                device,
-            )
-            engines[name] = Ours(runner, chunk_tokens)
-            pool_bytes = runner.kv_cache.pool.numel() * runner.kv_cache.pool.element_size()
-            megabytes[name] = (torch.cuda.memory_allocated() - before - pool_bytes) >> 20
-            console.print(f"{name}: {megabytes[name]} MiB")
+    megabytes: dict[str, float] = {}
+    for name in names:
+        runner = load_model_runner(
+            model,
+            replace(options, quantization=name),
+            lambda layout: num_pages_of_plan(plan, layout),
+            device,
+        )
+        engines[name] = Ours(runner, chunk_tokens)
+        weights = runner.model.parameters()
+        megabytes[name] = round(sum(w.numel() * w.element_size() for w in weights) / 2**20, 1)
+        console.print(f"{name}: {megabytes[name]} MiB of weights")
     rows = [_prefill(engines, length, plan.num_prompts) for length in plan.prompts]
     rows += [_decode(engines, cell) for cell in plan.decodes]
-    gpu = {"gpu": torch.cuda.get_device_name(device), "shape": shape, "dtype": options.dtype}
-    return FormsReport(
-        rows, {"machine": machine("torch", "triton") | gpu, "weights_mib": megabytes}
-    )
+    return FormsReport(rows, {"weights_mib": megabytes})
 
 
 def _prefill(engines: Mapping[str, Ours], num_tokens: int, num_prompts: int) -> FormRow:
