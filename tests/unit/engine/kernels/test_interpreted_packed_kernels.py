@@ -96,6 +96,15 @@ def test_fp8(packed: Kernels, rows: int, activations: Activations, has_blocks: b
     assert_same_product(packed, numbers_of_fp8(rows, 264).half(), weight)
 
 
+@pytest.mark.parametrize("activations", ["static", "token"])
+def test_fp8_by_the_library(packed: Kernels, activations: Activations) -> None:
+    """It takes such sizes, and scales are applied to its sums."""
+    weight = fp8_weight(48, 128, activations=activations)
+    x, bias = numbers_of_fp8(20, 128).half(), torch.randn(48).half()
+    expected = PLAIN.packed_linear(x.float(), weight, bias.float())
+    assert_near(packed.packed_linear(x, weight, bias), expected)
+
+
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("kind", get_args(BlockKind))
 def test_blocks(packed: Kernels, rows: int, kind: BlockKind) -> None:
