@@ -34,8 +34,8 @@ class CoordinatorConfig(TrustOptions):
     )
     chat_template: str = option(
         "",
-        "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "
-        "mistral, phi-3, qwen; empty: the model's own",
+        "chat template: a file, a name of the model's, or one of chatml, first-qwen, gemma, "
+        "llama-2, llama-3, mistral, phi-3, qwen; empty: the model's own",
     )
     tool_call_parser: str = option(
         "auto", "how the model writes calls of tools; auto: as its files tell", CALL_PARSERS

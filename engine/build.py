@@ -29,14 +29,18 @@ from engine.pinned_memory import reserve_pinned_memory
 from engine.steps.cuda_graphs import DecodeGraphs
 from engine.steps.runner import ModelRunner
 from engine.weights.checkpoint import open_checkpoint
-from engine.weights.dtype import cpu_has_amx, resolve_dtype
+from engine.weights.dtype import (
+    HALVES,
+    cpu_has_amx,
+    cpu_multiplies_bfloat16,
+    half_dtype,
+    resolve_dtype,
+)
 from engine.weights.fingerprint import model_fingerprint
 from engine.weights.loader import Progress, dummy_model, load_model
+from engine.weights.source import TensorSource
 from protocol.layout import KVLayout
 from protocol.model.tokenizer import load_tokenizer
-
-NATIVE = ("cpu", torch.float32)
-"""What native kernels compute on, and in."""
 
 
 def load_model_runner(
@@ -66,19 +70,21 @@ def load_model_runner(
         head_dim=config.head_dim,
         dtype=str(dtype).removeprefix("torch."),
     )
-    library = _native_library(options, device, dtype)
+    library = _native_library(options, device)
     attention = make_attention(
         options.attention_backend,
         config.attention_softcap is not None,
         layout,
         device,
         options.deterministic,
-        library,
+        library if dtype == torch.float32 else None,
     )
     # Sums over ranks come from a stream of NCCL's own, which dependent launches know nothing of.
     is_dependent = parallel.size == 1 and launches_dependently(device)
     kernels = _kernels(options, device, dtype, library, is_dependent)
-    build = Build(dtype, device, kernels, parallel, checkpoint.form_of)
+    is_native = isinstance(kernels, NativeKernels)
+    weight_dtype = _weight_dtype(config, checkpoint.source) if is_native else None
+    build = Build(dtype, device, kernels, parallel, checkpoint.form_of, weight_dtype)
     if checkpoint.source is None:
         model = dummy_model(config, build, progress)
     else:
@@ -118,11 +124,9 @@ def _decode_graphs(
     return DecodeGraphs(model, kv_cache, attention, device, options.max_running_requests, max_pages)
 
 
-def _native_library(
-    options: EngineOptions, device: torch.device, dtype: torch.dtype
-) -> CDLL | None:
+def _native_library(options: EngineOptions, device: torch.device) -> CDLL | None:
     is_wanted = not options.no_native_kernels and not options.deterministic
-    if not is_wanted or (device.type, dtype) != NATIVE:
+    if not is_wanted or device.type != "cpu":
         return None
     return native_library(cache_directory(options.compile_cache))
 
@@ -136,10 +140,11 @@ def _kernels(
 ) -> Kernels:
     if options.deterministic:
         return DeterministicKernels(TorchKernels())
-    if library is not None:
-        return NativeKernels(library)
+    native = None if library is None else NativeKernels(library)
     if device.type == "cpu" and dtype != torch.float32:
-        return FewSizesKernels()
+        return FewSizesKernels(native, dtype == torch.bfloat16 and cpu_multiplies_bfloat16())
+    if native is not None:
+        return native
     if not has_triton(device):
         return TorchKernels()
     from engine.kernels.triton_kernels import (
@@ -147,6 +152,14 @@ def _kernels(
     )
 
     return TritonKernels(is_dependent)
+
+
+def _weight_dtype(config: ModelConfig, source: TensorSource | None) -> torch.dtype | None:
+    """Returns what weights lie in while native kernels compute in float32; None: in float32 too."""
+    if source is not None:
+        return half_dtype(source.tensors)
+    dtype = getattr(torch, config.checkpoint_dtype.removeprefix("torch."), None)
+    return dtype if dtype in HALVES.values() else None
 
 
 def _groups_are_static(dtype: torch.dtype, device: torch.device) -> bool:

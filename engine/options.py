@@ -29,7 +29,7 @@ class EngineOptions:
         "auto",
         "auto: the model's weights; dummy: random ones, for benchmarks",
         LOAD_FORMATS,
-        synonyms={"safetensors": "auto"},
+        synonyms={"safetensors": "auto", "gguf": "auto"},
     )
     quantization: str = option(
         "none",

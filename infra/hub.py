@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from protocol.model.directory import ModelDirectoryError
-from protocol.model.gguf.parts import part_files
+from protocol.model.gguf.parts import SUFFIX, part_files
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches the id of a model on the hub, organisation/name."""
-HUB_FILE = re.compile(rf"(?P<id>{HUB_ID.pattern})/(?P<file>(?:[\w.-]+/)*[\w.-]+\.gguf)")
+HUB_FILE = re.compile(rf"(?P<id>{HUB_ID.pattern})/(?P<file>(?:\w[\w.-]*/)*\w[\w.-]*\.gguf)")
 """Matches a file of a model on the hub, organisation/name/file.gguf."""
-SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
 NOT_WANTED = ["*/*", "consolidated*"]
 """Files that hold the same weights in other forms."""
@@ -25,8 +25,9 @@ NAMED_TEMPLATES = ["additional_chat_templates/*.jinja"]
 def is_hub_id(model_path: str) -> bool:
     """Returns True if `model_path` has the form org/name or org/name/file.gguf and is no path that
     exists."""
-    is_one = HUB_ID.fullmatch(model_path) or HUB_FILE.fullmatch(model_path)
-    return is_one is not None and not Path(model_path).exists()
+    is_file = model_path.endswith(SUFFIX)
+    match = (HUB_FILE if is_file else HUB_ID).fullmatch(model_path)
+    return match is not None and not Path(model_path).exists()
 
 
 def fetch(hub_id: str, with_weights: bool) -> Path:

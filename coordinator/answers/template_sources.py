@@ -6,8 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from protocol.config import ConfigError
-from protocol.model.files import open_model
+from protocol.model.files import ModelFiles, open_model
+from protocol.model.first_qwen import is_chat_model
 from protocol.model.hugging_face import TEMPLATE_SUFFIX, read_text
+
+FIRST_QWEN = "first-qwen"
 
 
 def template_sources(model_path: Path, wanted: str) -> dict[str, str]:
@@ -16,7 +19,8 @@ def template_sources(model_path: Path, wanted: str) -> dict[str, str]:
     `wanted` is the operator's wish: the name of one of the model's templates, of a file, or of one
     that comes with kvrelay; "" is the model's own. Raises ConfigError and ModelDirectoryError.
     """
-    of_model = open_model(model_path).chat_templates()
+    model = open_model(model_path)
+    of_model = model.chat_templates() or _of_family(model)
     if not wanted:
         return of_model
     if wanted in of_model:
@@ -40,3 +44,11 @@ def built_in_templates() -> dict[str, str]:
         for file in folder.iterdir()
         if file.name.endswith(TEMPLATE_SUFFIX)
     }
+
+
+def _of_family(model: ModelFiles) -> dict[str, str]:
+    """Returns the template that code beside a model stands for, as with the first Qwen."""
+    generation = model.generation_config()
+    if "chat_format" not in generation or not is_chat_model(model.config(), generation):
+        return {}
+    return {"default": built_in_templates()[FIRST_QWEN]}

@@ -1,4 +1,4 @@
-"""`NativeKernels` compute few rows of float32 on a CPU with `engine/kernels/native/kernels.c`.
+"""`NativeKernels` compute in float32 on a CPU with `engine/kernels/native`.
 
 In torch, a product of few rows takes several times as long as reading the weight does, and the rest
 of a small model's step is hundreds of calls that compute next to nothing. Up to MOST_ROWS, the bits
@@ -17,7 +17,15 @@ from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
 
 MOST_ROWS = 32
-"""Products of more rows are as fast in torch, whose libraries arrange the weight for them."""
+"""What is not a product is as fast in torch if it has more rows."""
+ROWS_TOGETHER = 32
+"""Rows that `linear.c` takes at a time."""
+VECTOR = 16
+"""Numbers that `linear.c` pads a row to a multiple of."""
+WEIGHT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""What weights of a product lie in, by the numbers that `linear.c` has for them."""
+FAST = ("AVX2", "AVX512")
+"""What a CPU must have for `linear.c` to be faster than torch with many rows, too."""
 
 
 class NativeKernels(TorchKernels):
@@ -25,19 +33,30 @@ class NativeKernels(TorchKernels):
 
     def __init__(self, library: CDLL) -> None:
         self._library = library
+        is_fast = torch.backends.cpu.get_cpu_capability() in FAST
+        self._most_rows = None if is_fast else MOST_ROWS
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not _takes(x, weight):
+        """Multiplies float32 with a weight of float32 or, exactly as with the same in float32, of
+        16 bits."""
+        dtype = WEIGHT_DTYPES.get(weight.dtype)
+        if dtype is None or x.dtype is not torch.float32 or not weight.is_contiguous():
+            return super().linear(x, weight, bias)
+        num_rows = x.shape[0]
+        if dtype == 0 and self._most_rows is not None and num_rows > self._most_rows:
             return super().linear(x, weight, bias)
         x = x.contiguous()
-        output = x.new_empty(x.shape[0], weight.shape[0])
+        output = x.new_empty(num_rows, weight.shape[0])
+        arranged = x.new_empty(min(num_rows, ROWS_TOGETHER), weight.shape[1] + VECTOR)
         self._library.linear(
             output.data_ptr(),
+            arranged.data_ptr(),
             x.data_ptr(),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
-            x.shape[0],
+            num_rows,
             *weight.shape,
+            dtype,
             torch.get_num_threads(),
         )
         return output

@@ -83,7 +83,8 @@ class ModelConfig:
     """True if the weights of norms stay float32, whatever else is computed in."""
     has_output_norms: bool
     """True if the outputs of attention and feed-forward are normed before they are added."""
-    has_fused_projections: bool
+    has_fused_qkv: bool
+    has_fused_gate_up: bool
     experts: ExpertsConfig | None
     checkpoint_dtype: str
 
@@ -133,8 +134,7 @@ class ModelConfig:
             raise UnsupportedModel(
                 f"--context-length is {context_length}, and the model serves at most "
                 f"{config.context_length} tokens (max_position_embeddings "
-                f"{config.max_position_embeddings}, with its rope scaling); choose a shorter one, "
-                "or set rope_scaling in its config.json"
+                f"{config.max_position_embeddings}, with its rope scaling); {family.if_longer}"
             )
         return config
 
@@ -194,7 +194,8 @@ def _of_family(
         norm_offset=1.0 if family.is_gemma and not switch(raw, NORMS_FROM_ZERO) else 0.0,
         has_precise_norms=family.is_gemma,
         has_output_norms=family.is_gemma,
-        has_fused_projections=family.has_fused_projections,
+        has_fused_qkv=family.has_fused_qkv,
+        has_fused_gate_up=family.has_fused_gate_up,
         experts=_experts(family, raw),
         checkpoint_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
     )

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         name = f"model.layers.{layer}.self_attn"
         num_q, num_kv = (len(heads) * config.head_dim for heads in (self.heads, self.kv_heads))
         parts = [("q_proj", num_q), ("k_proj", num_kv), ("v_proj", num_kv)]
-        if config.has_fused_projections:
+        if config.has_fused_qkv:
             parts = [("qkv_proj", num_q + 2 * num_kv)]
         parts = [(f"{name}.{part}", size) for part, size in parts]
         self.qkv = column_parallel(config.hidden_size, parts, config.qkv_bias, build)
@@ -161,7 +161,7 @@ class DecoderModel(nn.Module):
         of the last layer is computed for the output rows alone.
         """
         rows = batch.output_rows
-        residual = self.embedding(batch.input_ids)  # [tokens, hidden]
+        residual = self.embedding(batch.input_ids).to(self.dtype)  # [tokens, hidden]
         if self.embedding_scale != 1.0:
             residual *= self.embedding_scale
         rotations = [rotation(rope, batch.positions, self.dtype) for rope in self.ropes]

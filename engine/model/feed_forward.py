@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         self.inner = share(config.intermediate_size, build.parallel, "feed-forward dimensions")
         size, name = len(self.inner), f"model.layers.{layer}.mlp"
         parts = [(f"{name}.gate_proj", size), (f"{name}.up_proj", size)]
-        if config.has_fused_projections:
+        if config.has_fused_gate_up:
             parts = [(f"{name}.gate_up_proj", 2 * size)]
         hidden, has_bias = config.hidden_size, config.mlp_bias
         self.gate_up = column_parallel(hidden, parts, has_bias, build)

@@ -35,10 +35,14 @@ class Build:
     parallel: TensorParallel
     form_of: Callable[[str], LinearForm] = always_plain
     """Tells the form of a module by its canonical name."""
+    weight_dtype: torch.dtype | None = None
+    """What plain weights lie in, if not in `dtype`: 16 bits that the kernels widen exactly."""
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """Makes a parameter that is not filled yet."""
-        values = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        is_weight = len(shape) > 1
+        dtype = dtype or (self.weight_dtype if is_weight else None) or self.dtype
+        values = torch.empty(shape, dtype=dtype, device=self.device)
         return nn.Parameter(values, requires_grad=False)
 
 

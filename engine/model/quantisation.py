@@ -8,7 +8,7 @@ are rounded, and, for random weights, everything.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,10 @@ SUPPORTED_METHODS = (
     "AWQ (gemm, 4 bits), GPTQ (4 and 8 bits), compressed-tensors (integers of 4 and 8 bits, FP8), "
     "FP8, and GGUF files"
 )
+KEYS = ("quantization_config", "compression_config", "quantization")
+"""Keys of config.json that have the settings; the last one is that of MLX, which is refused."""
+CT_INTEGERS, CT_FP8 = ("pack-quantized",), ("float-quantized", "naive-quantized")
+"""Formats of compressed-tensors, by what they hold."""
 RUN, BLOCK = 32, 128
 """Inputs that groups of integers are multiples of, and inputs that a block of FP8 has."""
 
@@ -96,7 +100,7 @@ def require_method(settings: Quantisation | None, quantization: str) -> None:
 def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     """Returns what the keys of config.json say of quantisation; None for a plain model. Raises
     UnsupportedModel for what this engine does not read."""
-    raw = config.get("quantization_config") or config.get("compression_config")
+    raw = next((config[key] for key in KEYS if config.get(key)), None)
     if not raw:
         return None
     if not isinstance(raw, Mapping):
@@ -107,7 +111,9 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
     if method not in READERS:
         shown = f"quantised with {method}" if method else "quantised in a way that it does not name"
         raise _unsupported(f"is {shown}")
-    return READERS[method](raw)
+    settings = READERS[method](raw)
+    _require_patterns(settings.rules)
+    return settings
 
 
 def _awq(raw: Mapping[str, Any]) -> Quantisation:
@@ -125,11 +131,14 @@ def _awq(raw: Mapping[str, Any]) -> Quantisation:
 
 
 def _gptq(raw: Mapping[str, Any]) -> Quantisation:
-    version = str(raw.get("checkpoint_format") or raw.get("format") or "gptq").lower()
+    versions = {str(raw[key]).lower() for key in ("checkpoint_format", "format") if raw.get(key)}
+    version = " and ".join(sorted(versions)) or "gptq"
     if raw.get("is_marlin_format"):
         version = "marlin"
     if version not in ("gptq", "gptq_v2"):
         raise _unsupported(f"is quantised with GPTQ in the format {version!r}")
+    if raw.get("pack_dtype") not in (None, "int32"):
+        raise _unsupported(f"is quantised with GPTQ in words of {raw['pack_dtype']!r}")
     num_bits, group_size = _num_bits(raw.get("bits"), "GPTQ"), _group_size(raw.get("group_size"))
     scheme = IntegerScheme(num_bits, group_size, has_zeros=raw.get("sym") is not True)
     rules = [_dynamic(str(pattern), change, scheme) for pattern, change in _dynamic_of(raw)]
@@ -185,26 +194,37 @@ def _compressed_tensors(raw: Mapping[str, Any]) -> Quantisation:
     if not isinstance(groups, Mapping) or not groups:
         raise _unsupported("is quantised with compressed-tensors, and has no config_groups")
     sparsity = raw.get("sparsity_config") or {}
-    if sparsity and sparsity.get("format") not in (None, "dense"):
-        raise _unsupported(f"has sparse weights ({sparsity.get('format')})")
+    if not isinstance(sparsity, Mapping) or sparsity.get("format") not in (None, "dense"):
+        raise _unsupported(f"has sparse weights ({sparsity!r:.80})")
     if raw.get("transform_config"):
         raise _unsupported("transforms activations (transform_config)")
-    rules = [Rule(tuple(map(str, raw.get("ignore") or ())), None)]
+    rules = _exclusions(raw)
     for group in groups.values():
         targets = group.get("targets") if isinstance(group, Mapping) else None
         if not isinstance(targets, list):
             raise _unsupported("is quantised with compressed-tensors, for no targets")
         names = ("*" if target == "Linear" else str(target) for target in targets)
-        rules.append(Rule(tuple(names), _scheme_of_group(group)))
+        rules.append(Rule(tuple(names), _scheme_of_group(group, _format_of(group, raw))))
     return Quantisation("compressed-tensors", tuple(rules))
 
 
-def _scheme_of_group(group: Mapping[str, Any]) -> Scheme:
-    weights, inputs = group.get("weights"), group.get("input_activations")
+def _format_of(group: Mapping[str, Any], raw: Mapping[str, Any]) -> str | None:
+    """Returns how a group is packed; None if neither it nor the whole says so."""
+    name = group.get("format") or raw.get("format")
+    return None if name in (None, "mixed-precision") else str(name)
+
+
+def _scheme_of_group(group: Mapping[str, Any], form: str | None) -> Scheme:
+    weights, inputs = group.get("weights"), group.get("input_activations") or {}
     if not isinstance(weights, Mapping) or group.get("output_activations"):
         raise _unsupported("quantises the outputs of layers")
+    if not isinstance(inputs, Mapping):
+        raise _unsupported(f"has input_activations that are no object ({inputs!r:.80})")
     kind, num_bits = weights.get("type", "int"), weights.get("num_bits")
     strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "tensor")
+    known = CT_INTEGERS if kind == "int" else CT_FP8
+    if form is not None and form not in known:
+        raise _unsupported(f"is quantised with compressed-tensors in the format {form!r}")
     if kind == "float" and num_bits == 8:
         return _fp8_of_group(strategy, weights, inputs)
     if kind != "int":
@@ -220,7 +240,9 @@ def _scheme_of_group(group: Mapping[str, Any]) -> Scheme:
     return IntegerScheme(_num_bits(num_bits, "compressed-tensors"), group_size, not is_symmetric)
 
 
-def _fp8_of_group(strategy: str, weights: Mapping[str, Any], inputs: Any) -> Fp8Scheme:
+def _fp8_of_group(
+    strategy: str, weights: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> Fp8Scheme:
     if strategy not in ("tensor", "channel", "block"):
         raise _unsupported(f"has FP8 weights that are scaled by {strategy}")
     block = weights.get("block_structure")
@@ -231,7 +253,7 @@ def _fp8_of_group(strategy: str, weights: Mapping[str, Any], inputs: Any) -> Fp8
         return Fp8Scheme(has_blocks, "exact")
     if inputs.get("type", "float") != "float" or inputs.get("num_bits") != 8:
         raise _unsupported("rounds activations to something else than FP8")
-    if inputs.get("dynamic") is False:
+    if not inputs.get("dynamic"):  # which is false where it is left out
         if inputs.get("strategy") not in (None, "tensor"):
             raise _unsupported(f"has static scales of activations by {inputs.get('strategy')}")
         return Fp8Scheme(has_blocks, "static")
@@ -270,7 +292,21 @@ def _exclusions(raw: Mapping[str, Any]) -> list[Rule]:
     """Returns the rules of modules that config.json leaves plain, under any name it has for
     them."""
     keys = ("modules_to_not_convert", "ignored_layers", "ignore")
-    return [Rule(tuple(map(str, raw[key])), None) for key in keys if raw.get(key)]
+    found = {key: raw[key] for key in keys if raw.get(key)}
+    if wrong := [key for key, value in found.items() if not isinstance(value, list)]:
+        raise _unsupported(f"has {wrong[0]} that is no list ({found[wrong[0]]!r:.80})")
+    return [Rule(tuple(map(str, value)), None) for value in found.values()]
+
+
+def _require_patterns(rules: Iterable[Rule]) -> None:
+    """Raises UnsupportedModel for a target that is no regular expression, though it says so."""
+    for target in (target for rule in rules for target in rule.targets):
+        try:
+            re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
+        except re.error as error:
+            raise _unsupported(
+                f"names modules by {target!r}, which is no regular expression ({error})"
+            ) from error
 
 
 def _plain(*targets: str) -> Rule:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.model.families import UnsupportedModel
+from engine.model.families import UnsupportedModel, names_of
 from engine.model.forms.fp8 import Fp8Form
 from engine.model.forms.integer import IntegerForm
 from engine.model.linear_form import PLAIN, LinearForm, always_plain
@@ -29,6 +29,7 @@ from engine.weights.gguf.source import GgufSource
 from engine.weights.module_names import is_projection
 from engine.weights.packed_modules import forms_of_model, packed_modules, repacked
 from engine.weights.quantised_at_load import group_size_of, quantised_modules
+from engine.weights.renamed_source import RenamedSource
 from engine.weights.safetensors_source import SafetensorsSource
 from engine.weights.source import TensorSource
 from protocol.model.files import open_model
@@ -67,7 +68,7 @@ def open_checkpoint(path: Path, options: EngineOptions) -> Checkpoint:
         return _of_gguf(path, config, options)
     settings = read_quantisation(config)
     require_method(settings, options.quantization)
-    stored = None if options.load_format == "dummy" else SafetensorsSource(path)
+    stored = None if options.load_format == "dummy" else _stored(path, config)
     at_load = AT_LOAD.get(options.quantization) if settings is None else None
     if settings is None and at_load is None:
         return Checkpoint(config, stored, stored)
@@ -84,6 +85,12 @@ def open_checkpoint(path: Path, options: EngineOptions) -> Checkpoint:
     source, forms = repacked(stored, modules)
     by_name = forms_of_model(stored, forms)
     return Checkpoint(config, source, stored, lambda module: by_name.get(module, PLAIN), arithmetic)
+
+
+def _stored(path: Path, config: Mapping[str, Any]) -> TensorSource:
+    """Returns the tensors of *.safetensors, under Llama's names for the modules."""
+    source, names = SafetensorsSource(path), names_of(config)
+    return RenamedSource(source, names) if names else source
 
 
 def _of_gguf(path: Path, config: Mapping[str, Any], options: EngineOptions) -> Checkpoint:

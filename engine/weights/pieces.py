@@ -106,7 +106,7 @@ def _attention(table: Table, prefix: str, attention: Attention, config: ModelCon
         Rows("k_proj", num_kv, kv_heads),
         Rows("v_proj", num_kv, kv_heads),
     ]
-    fused_name = "qkv_proj" if config.has_fused_projections else None
+    fused_name = "qkv_proj" if config.has_fused_qkv else None
     _columns_parallel(table, prefix, attention.qkv, parts, fused_name)
     _rows_parallel(table, f"{prefix}.o_proj", attention.out, num_q, heads)
     if attention.q_norm is not None and attention.k_norm is not None:
@@ -117,7 +117,7 @@ def _attention(table: Table, prefix: str, attention: Attention, config: ModelCon
 def _feed_forward(table: Table, prefix: str, layer: FeedForward, config: ModelConfig) -> None:
     total = config.intermediate_size
     parts = [Rows("gate_proj", total, layer.inner), Rows("up_proj", total, layer.inner)]
-    fused_name = "gate_up_proj" if config.has_fused_projections else None
+    fused_name = "gate_up_proj" if config.has_fused_gate_up else None
     _columns_parallel(table, prefix, layer.gate_up, parts, fused_name)
     _rows_parallel(table, f"{prefix}.down_proj", layer.down, total, layer.inner)
 

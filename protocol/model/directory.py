@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import UserError
+from protocol.model.first_qwen import canonical_config, is_first_qwen
 
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208}
@@ -27,8 +28,13 @@ OF_THE_WHOLE = (
 """Keys of a model of text and images that go before those of its text part."""
 
 
-QUANTISATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Files beside config.json in which AutoGPTQ and AutoAWQ once wrote how a model is quantised."""
+QUANTISATION_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+"""Files beside config.json in which AutoGPTQ, AutoAWQ and ModelOpt once wrote how a model is
+quantised."""
 
 
 class ModelDirectoryError(UserError):
@@ -39,7 +45,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """Returns the config.json of the model directory `path`. Raises ModelDirectoryError.
 
     For a model of text and images it is that of the text part, with the outer settings that the
-    text part lacks, and those that concern the model as a whole.
+    text part lacks, and those that concern the model as a whole. What the first Qwen calls by names
+    of its own stands under Llama's too.
     """
     if not path.is_dir():
         raise ModelDirectoryError(
@@ -56,7 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
     _add_quantisation(config, path)
     text = config.get("text_config")
     if not isinstance(text, dict):
-        return config
+        return canonical_config(config) if is_first_qwen(config) else config
     outer = {key: value for key, value in config.items() if value is not None}
     inner = {key: value for key, value in text.items() if value is not None}
     of_the_whole = {key: outer[key] for key in OF_THE_WHOLE if key in outer}

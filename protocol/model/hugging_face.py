@@ -8,7 +8,7 @@ from typing import Any
 
 from protocol.model.directory import ModelDirectoryError, read_config, read_json
 from protocol.model.tokenizer_content import TokenizerContent
-from protocol.model.tokenizer_files import TokenizerFiles
+from protocol.model.tokenizer_files import TokenizerFiles, tokenizer_file
 
 TEMPLATE_SUFFIX = ".jinja"
 
@@ -55,14 +55,14 @@ class HuggingFaceDirectory:
 
     @property
     def has_tokenizer(self) -> bool:
-        """False if there is no tokenizer.json."""
-        return (self.path / "tokenizer.json").is_file()
+        """False if there is neither a tokenizer.json nor a file of ranks."""
+        return tokenizer_file(self.path).is_file()
 
     def tokenizer(self, vocab_size: int) -> TokenizerContent:
-        """Returns tokenizer.json with what the other files say of it."""
+        """Returns tokenizer.json, or what stands for it, with what the other files say of it."""
         files = TokenizerFiles(self.path)
         return TokenizerContent(
-            file=self.path / "tokenizer.json",
+            file=tokenizer_file(self.path),
             content=files.merged(vocab_size),
             special_tokens=files.special_tokens,
             splits_special_tokens=bool(files.config.get("split_special_tokens")),

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from protocol.model.directory import ModelDirectoryError
 from protocol.model.files import ModelFiles, open_model
+from protocol.model.first_qwen import chat_end_tokens
 from protocol.model.numbers import MOST_TOKENS, whole
 from protocol.model.tokenizer_content import TokenizerContent
 from protocol.model.tokenizer_files import unreadable
@@ -103,5 +104,6 @@ def _end_token_ids(
                     f"{vocab_size - 1}; correct it or fetch it again"
                 )
             found.add(one)
-    of_tokenizer = tokenizer.token_to_id(read.special_tokens.get("eos_token", ""))
-    return tuple(sorted(found if of_tokenizer is None else found | {of_tokenizer}))
+    named = (read.special_tokens.get("eos_token", ""), *chat_end_tokens(*sources.values()))
+    ids = {tokenizer.token_to_id(text) for text in named}
+    return tuple(sorted(found | {one for one in ids if one is not None}))

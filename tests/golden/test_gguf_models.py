@@ -19,8 +19,10 @@ from engine.build import load_model_runner
 from engine.kernels.gguf_blocks import VALUES
 from engine.kernels.packed_weights import BlockKind
 from engine.options import EngineOptions
+from engine.parallel import TensorParallel
 from engine.steps.runner import ModelRunner
 from tests.support.engine.driving import CPU, PAGE_SIZE, Sequences, prompt_of
+from tests.support.engine.ranks import on_ranks
 from tests.support.gguf.written_files import write_gguf
 from tests.support.models.families import (
     EXPERTS,
@@ -119,3 +121,23 @@ def test_every_kind_of_blocks(kind: BlockKind, tmp_path: Path) -> None:
     found = Sequences(runner).logits(prompt)
     assert (found - logits).abs().max() <= 2e-5 * max(1.0, float(logits.abs().max()))
     assert Sequences(runner).generate(prompt, 8, 17) == reference_tokens(reference, prompt, 8)
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "gemma3", "phi3", "mixtral"])
+def test_ranks_answer_as_one(family: str, tmp_path: Path) -> None:
+    """Half of the inner 96 inputs are no whole blocks of 32: where ranks cannot share them, they
+    share outputs."""
+    torch.set_num_threads(1)
+    reference = random_model(MODELS[family])
+    write_gguf(reference, tmp_path / "model.gguf", mixed)
+    prompt = prompt_of(40, reference.config.vocab_size)
+
+    def answer(parallel: TensorParallel) -> list[int]:
+        options = EngineOptions("float32", PAGE_SIZE)
+        path = tmp_path / "model.gguf"
+        runner = load_model_runner(path, options, lambda _: 200, CPU, parallel)
+        return Sequences(runner).generate(prompt, 8, 17)
+
+    expected = reference_tokens(reference, prompt, 8)
+    for size in (2, 4) if family in ("llama3", "qwen2") else (2,):
+        assert on_ranks(size, answer) == [expected] * size

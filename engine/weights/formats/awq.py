@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from engine.weights.formats.integers import (
@@ -17,7 +18,7 @@ from engine.weights.formats.integers import (
     require_shape,
 )
 from engine.weights.formats.module import as_slice
-from engine.weights.formats.words import per_word, unpacked, words_of
+from engine.weights.formats.words import bytes_of, per_word, words_of
 from engine.weights.source import TensorSource
 
 BITS: Literal[4] = 4
@@ -59,7 +60,9 @@ class AwqModule(IntegerModule):
 
     def _integers(self, tensor: str, outputs: range, rows: range) -> Tensor:
         part = as_slice(rows), words_of(outputs, BITS)
-        words = self.source.read(f"{self.name}.{tensor}", part)
-        values = unpacked(words, BITS).unflatten(1, (-1, per_word(BITS)))[..., PLACES].flatten(1)
+        words = self.source.read(f"{self.name}.{tensor}", part).t()
+        # Eight outputs at a time, each with all of its rows together: [words, 4, rows].
+        halves = bytes_of(words).unflatten(1, (-1, 4)).transpose(1, 2).contiguous()
+        values = torch.stack((halves & 15, halves >> 4), dim=2).flatten(1, 2)[:, PLACES]
         first = outputs.start % per_word(BITS)
-        return values[:, first : first + len(outputs)].t()
+        return values.flatten(0, 1)[first : first + len(outputs)]

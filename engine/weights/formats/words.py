@@ -13,10 +13,17 @@ def per_word(num_bits: int) -> int:
 
 def unpacked(words: Tensor, num_bits: int) -> Tensor:
     """Takes int32 [..., n]; returns uint8 [..., n * per_word]."""
-    values = words.contiguous().view(torch.uint8)  # the lowest byte comes first
+    values = bytes_of(words)
     if num_bits == 8:
         return values
     return torch.stack((values & 15, values >> 4), dim=-1).flatten(-2)
+
+
+def bytes_of(words: Tensor) -> Tensor:
+    """Takes int32 [..., n]; returns uint8 [..., n * 4], the lowest byte of a word first."""
+    if words.stride(-1) != 1:  # where that dimension is 1, `contiguous` would leave it so
+        words = words.clone(memory_format=torch.contiguous_format)
+    return words.contiguous().view(torch.uint8)
 
 
 def unpacked_part(words: Tensor, num_bits: int, part: range) -> Tensor:

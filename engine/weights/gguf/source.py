@@ -20,9 +20,10 @@ from engine.model.linear_form import PLAIN, LinearForm
 from engine.weights.gguf.tensor_names import ModuleName, module_of
 from engine.weights.source import Part, TensorInfo
 from protocol.model.directory import ModelDirectoryError
-from protocol.model.gguf.config import Settings, architecture_of
+from protocol.model.gguf.config import architecture_of
 from protocol.model.gguf.header import TensorPlace
 from protocol.model.gguf.parts import GgufParts, read_parts
+from protocol.model.gguf.settings import Settings
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PLAIN_MODULES = ("mlp.gate", "block_sparse_moe.gate")
@@ -145,11 +146,11 @@ def _first_experts(block: str, projection: str) -> list[str]:
 def _stored_tensors(parts: GgufParts) -> dict[str, StoredTensor]:
     """Returns every tensor by its name in Hugging Face format."""
     architecture = architecture_of(parts)
-    settings = Settings(parts, parts.metadata["general.architecture"])
-    num_heads = settings.require("attention.head_count")
+    settings = Settings(parts)
+    num_heads = settings.whole("attention.head_count")
     heads = {
         "q_proj": num_heads,
-        "k_proj": settings.get("attention.head_count_kv", num_heads),
+        "k_proj": settings.whole("attention.head_count_kv", num_heads),
     }
     found: dict[str, StoredTensor] = {}
     for name, place in parts.tensors.items():

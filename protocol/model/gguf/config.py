@@ -14,6 +14,7 @@ from protocol.model.gguf.end_tokens import end_token_ids
 from protocol.model.gguf.header import ArrayPlace
 from protocol.model.gguf.parts import GgufParts
 from protocol.model.gguf.rope import rope_keys
+from protocol.model.gguf.settings import Settings, missing
 
 
 class Architecture(NamedTuple):
@@ -59,43 +60,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "swin_norm": (False,),
 }
 """Keys of which this engine computes these values alone."""
+SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+"""What a Gemma 2 has if its file does not say."""
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-class Settings:
-    """The metadata under an architecture's own prefix."""
-
-    def __init__(self, parts: GgufParts, prefix: str) -> None:
-        self._parts, self._prefix = parts, prefix
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Returns the value of `key`. An array, which has a value for each layer, is that value if
-        all are the same. Raises ModelDirectoryError if they are not."""
-        full = f"{self._prefix}.{key}"
-        value = self._parts.metadata.get(full)
-        if isinstance(value, ArrayPlace):
-            values = set(self._parts.array(full) or ())
-            if len(values) != 1:
-                raise ModelDirectoryError(
-                    f"{self._parts.file} has {full} {sorted(values)}, which differs from layer to "
-                    "layer; this engine computes models whose layers are alike"
-                )
-            (value,) = values
-        return default if value is None else value
-
-    def require(self, key: str) -> Any:
-        """Returns the value of `key`. Raises ModelDirectoryError if there is none."""
-        value = self.get(key)
-        if value is None:
-            raise missing(self._parts, f"{self._prefix}.{key}")
-        return value
-
-
-def missing(parts: GgufParts, key: str) -> ModelDirectoryError:
-    """Returns the error for metadata without a key that every model needs."""
-    return ModelDirectoryError(
-        f"the metadata of {parts.file} has no {key}; convert the model again, or fetch another file"
-    )
 
 
 def architecture_of(parts: GgufParts) -> Architecture:
@@ -104,8 +71,8 @@ def architecture_of(parts: GgufParts) -> Architecture:
     kind = parts.metadata.get("general.type", "model")
     if kind != "model":
         raise ModelDirectoryError(
-            f"{parts.file} holds a {kind}, which is a part of a model; name the file of the model "
-            "in --model-path"
+            f"{parts.file} is of the type {kind}, a part of a model; name the file of the model in "
+            "--model-path"
         )
     name = parts.metadata.get("general.architecture")
     if name is None:
@@ -131,13 +98,12 @@ def architecture_of(parts: GgufParts) -> Architecture:
 def config_of(parts: GgufParts) -> dict[str, Any]:
     """Returns the settings of a model under the keys of config.json. Raises ModelDirectoryError."""
     architecture = architecture_of(parts)
-    prefix = parts.metadata["general.architecture"]
-    settings = Settings(parts, prefix)
-    _refuse_foreign(parts, prefix, settings)
-    num_heads = settings.require("attention.head_count")
-    hidden_size = settings.require("embedding_length")
-    head_dim = settings.get("attention.key_length") or hidden_size // max(num_heads, 1)
-    if settings.get("attention.value_length", head_dim) != head_dim:
+    settings = Settings(parts)
+    _refuse_foreign(parts, settings)
+    num_heads = settings.whole("attention.head_count")
+    hidden_size = settings.whole("embedding_length")
+    head_dim = settings.whole("attention.key_length", hidden_size // max(num_heads, 1))
+    if settings.whole("attention.value_length", head_dim) != head_dim:
         raise ModelDirectoryError(
             f"{parts.file} has keys of {head_dim} dimensions and values of "
             f"{settings.get('attention.value_length')}; this engine computes them of one size"
@@ -149,44 +115,44 @@ def config_of(parts: GgufParts) -> dict[str, Any]:
         "model_type": architecture.model_type,
         "vocab_size": embedding.shape[0] if embedding else num_tokens,
         "hidden_size": hidden_size,
-        "num_hidden_layers": settings.require("block_count"),
+        "num_hidden_layers": settings.whole("block_count"),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": settings.get("attention.head_count_kv", num_heads),
+        "num_key_value_heads": settings.whole("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": settings.require("context_length"),
-        "rms_norm_eps": settings.require("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": settings.whole("context_length"),
+        "rms_norm_eps": settings.present("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in parts.tensors,
         "torch_dtype": _dtype(parts),
         "eos_token_id": end_token_ids(parts),
         "bos_token_id": parts.metadata.get("tokenizer.ggml.bos_token_id"),
         **_feed_forward_keys(settings, architecture),
         **_bias_keys(parts),
-        **rope_keys(parts, settings, prefix, head_dim),
+        **rope_keys(parts, settings, head_dim),
     }
-    return config | _window_keys(settings, prefix, config)
+    return config | _window_keys(settings, config)
 
 
-def _refuse_foreign(parts: GgufParts, prefix: str, settings: Settings) -> None:
+def _refuse_foreign(parts: GgufParts, settings: Settings) -> None:
     for key, harmless in NEUTRAL.items():
         value = settings.get(key)
         if value is not None and value not in harmless:
             raise ModelDirectoryError(
-                f"{parts.file} has {prefix}.{key} {value!r}, with which this engine cannot compute "
-                f"a {prefix}; use another model"
+                f"{parts.file} has {settings.prefix}.{key} {value!r}, with which this engine "
+                f"cannot compute a {settings.prefix}; use another model"
             )
 
 
 def _feed_forward_keys(settings: Settings, architecture: Architecture) -> dict[str, Any]:
-    size = settings.require("feed_forward_length")
-    count = settings.get("expert_count")
+    size = settings.whole("feed_forward_length")
+    count = settings.whole("expert_count", 0)
     if not count:
         return {"intermediate_size": size}
-    used = settings.require("expert_used_count")
+    used = settings.whole("expert_used_count")
     keys = {"intermediate_size": size, "num_local_experts": count, "num_experts_per_tok": used}
     if architecture.model_type == "mixtral":
         return keys
     return keys | {
-        "moe_intermediate_size": settings.get("expert_feed_forward_length") or size // used,
+        "moe_intermediate_size": settings.whole("expert_feed_forward_length", size // max(used, 1)),
         "norm_topk_prob": True,
     }
 
@@ -198,9 +164,10 @@ def _bias_keys(parts: GgufParts) -> dict[str, Any]:
     }
 
 
-def _window_keys(settings: Settings, prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _window_keys(settings: Settings, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what windows and scores of Gemma and Phi are computed with. Llama, of which Mistral
     is one here, has no windows in this format."""
+    prefix = settings.prefix
     if prefix not in ("gemma2", "gemma3", "phi3"):
         return {}
     window = settings.get("attention.sliding_window", 4096 if prefix == "gemma2" else None)
@@ -214,10 +181,6 @@ def _window_keys(settings: Settings, prefix: str, config: Mapping[str, Any]) -> 
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         keys[key] = settings.get(key) or (SOFTCAPS[key] if prefix == "gemma2" else None)
     return keys
-
-
-SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-"""What a Gemma 2 has if its file does not say."""
 
 
 def _dtype(parts: GgufParts) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from protocol.model.directory import ModelDirectoryError
 from protocol.model.gguf.header import Header, TensorPlace, read_header
+from protocol.model.gguf.metadata_types import require_types
 
 SUFFIX = ".gguf"
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -74,6 +75,7 @@ def read_parts(path: Path, needs_all: bool = True) -> GgufParts:
             "all parts into one directory"
         )
     first = read_header(files[0])
+    require_types(first)
     count = first.metadata.get("split.count", 1)
     if count not in (0, len(files)):
         raise ModelDirectoryError(
@@ -83,6 +85,8 @@ def read_parts(path: Path, needs_all: bool = True) -> GgufParts:
     if missing:
         return GgufParts((first,))
     headers = (first, *map(read_header, files[1:]))
+    for header in headers[1:]:
+        require_types(header)
     _require_order(headers)
     return GgufParts(headers)
 

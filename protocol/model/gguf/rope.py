@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from protocol.model.directory import ModelDirectoryError
 from protocol.model.gguf.parts import GgufParts
+from protocol.model.gguf.settings import Settings
 
 FREQUENCY_DIVISORS = "rope_freqs.weight"
 """The tensor with a divisor for each rotary frequency, which models with Llama 3.1's scaling have:
@@ -15,35 +16,23 @@ LONG_DIVISORS, SHORT_DIVISORS = "rope_factors_long.weight", "rope_factors_short.
 ROPE_TENSORS = (FREQUENCY_DIVISORS, LONG_DIVISORS, SHORT_DIVISORS)
 
 
-class RopeSettings(Protocol):
-    """The metadata under an architecture's prefix."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Returns the value of `key`."""
-
-    def require(self, key: str) -> Any:
-        """Returns the value of `key`. Raises ModelDirectoryError if there is none."""
-
-
-def rope_keys(
-    parts: GgufParts, settings: RopeSettings, prefix: str, head_dim: int
-) -> dict[str, Any]:
+def rope_keys(parts: GgufParts, settings: Settings, head_dim: int) -> dict[str, Any]:
     """Returns rope_theta and what else config.json says of positions. Raises ModelDirectoryError
     for a scaling that is not supported."""
     keys: dict[str, Any] = {"rope_theta": settings.get("rope.freq_base", 10_000.0)}
-    if prefix == "gemma3":
+    if settings.prefix == "gemma3":
         keys["rope_local_base_freq"] = settings.get("rope.freq_base_swa", 10_000.0)
-    rotary_dim = settings.get("rope.dimension_count", head_dim)
-    if rotary_dim != head_dim:
+    rotary_dim = settings.whole("rope.dimension_count", head_dim)
+    if rotary_dim != head_dim and head_dim:
         keys["partial_rotary_factor"] = rotary_dim / head_dim
     original = settings.get("rope.scaling.original_context_length")
-    if prefix == "phi3" and original is not None:
+    if settings.prefix == "phi3" and original is not None:
         keys["original_max_position_embeddings"] = original
     scaling = _scaling(parts, settings)
     return keys if scaling is None else {**keys, "rope_scaling": scaling}
 
 
-def _scaling(parts: GgufParts, settings: RopeSettings) -> dict[str, Any] | None:
+def _scaling(parts: GgufParts, settings: Settings) -> dict[str, Any] | None:
     divisors = parts.numbers(FREQUENCY_DIVISORS)
     if divisors is not None and any(divisor != 1 for divisor in divisors):
         # The same divisors for every length.
@@ -61,7 +50,7 @@ def _scaling(parts: GgufParts, settings: RopeSettings) -> dict[str, Any] | None:
     return _scaling_by_keys(parts, settings)
 
 
-def _scaling_by_keys(parts: GgufParts, settings: RopeSettings) -> dict[str, Any] | None:
+def _scaling_by_keys(parts: GgufParts, settings: Settings) -> dict[str, Any] | None:
     """Returns linear scaling and Yarn's, which are in the metadata. A factor without a kind, or
     under its older name, is linear."""
     kind = settings.get("rope.scaling.type", "linear")
@@ -88,8 +77,6 @@ def _scaling_by_keys(parts: GgufParts, settings: RopeSettings) -> dict[str, Any]
     return {
         "rope_type": "yarn",
         "factor": factor,
-        "original_max_position_embeddings": settings.require(
-            "rope.scaling.original_context_length"
-        ),
+        "original_max_position_embeddings": settings.whole("rope.scaling.original_context_length"),
         **{key: value for key, value in optional.items() if value is not None},
     }

@@ -56,6 +56,11 @@ def replaced(kind: str, make: Callable[[Tensor], Tensor]) -> Callable[[Tensors],
     return change
 
 
+def with_nan(values: Tensor) -> Tensor:
+    values.view(torch.uint8)[-1, -1] = 0xFF
+    return values
+
+
 WRONG: list[tuple[str, Callable[[Tensors], None], str]] = [
     ("awq", without("scales"), rf"lack {UP}\.scales; fetch"),
     ("awq", without("qzeros"), rf"lack {UP}\.qzeros; fetch"),
@@ -76,6 +81,7 @@ WRONG: list[tuple[str, Callable[[Tensors], None], str]] = [
     ("W4A16 with zero points", without("weight_zero_point"), r"lack .*weight_zero_point; fetch"),
     ("W4A16 with zero points", replaced("weight_scale", lambda t: t[:, :1]), r"groups of 128"),
     ("W8A16", replaced("weight_packed", lambda t: t[:, :-2]), r"groups of 30 .* says 32"),
+    ("fp8 in blocks", replaced("weight", with_nan), r"up_proj\.values .*NaN .*in float8_e4m3fn"),
     ("fp8 in blocks", without("weight_scale_inv"), r"lack \S+up_proj\.weight_scale; fetch"),
     ("fp8 in blocks", replaced("weight_scale_inv", lambda t: t[:1]), r"scale for each of 1 blocks"),
     ("fp8 by tensor, static", without("activation_scale"), r"lack \S+input_scale; fetch"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from protocol.model.gguf.header import ArrayPlace, Header, read_header
 from protocol.model.gguf.tensor_types import BLOCK_TYPES
 from tests.support.gguf.random_blocks import random_blocks
 
@@ -32,15 +33,15 @@ TypeOf = Callable[[str], str]
 
 
 def write_gguf(
-    model: PreTrainedModel, file: Path, type_of: TypeOf, extra: dict[str, Any] | None = None
+    model: PreTrainedModel, file: Path, type_of: TypeOf, vocabulary: Path | None = None
 ) -> None:
-    """Writes `model`. Weights that `type_of` wants in blocks or in half precision become other
-    ones, random or rounded, in `model` too. `extra` are texts of the metadata."""
+    """Writes `model`, with the vocabulary of another file if one is named. Weights that `type_of`
+    wants in blocks or in half precision become other ones, random or rounded, in `model` too."""
     arch = ARCHITECTURES[model.config.model_type]
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
     _write_metadata(writer, model.config)
-    for key, value in (extra or {}).items():
-        writer.add_string(key, value)
+    if vocabulary is not None:
+        copy_vocabulary(read_header(vocabulary), writer)
     for name, weight in _named_weights(model, arch):
         if weight.dim() == 1 or name.endswith("ffn_gate_inp.weight"):
             offset = 1.0 if "gemma" in model.config.model_type and "norm" in name else 0.0
@@ -53,6 +54,22 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def copy_vocabulary(header: Header, writer: gguf.GGUFWriter) -> None:
+    """Writes what a file says of its tokenizer."""
+    for key, value in header.metadata.items():
+        if not key.startswith("tokenizer."):
+            continue
+        if isinstance(value, ArrayPlace):
+            writer.add_array(key, header.array(key) or [])
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.kv_data[0].pop(key, None)  # the model's config may have said so already
+            writer.add_uint32(key, value)
 
 
 def _write_matrix(

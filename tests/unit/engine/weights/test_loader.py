@@ -109,7 +109,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
     """A model of these sizes has a petabyte."""
     save(tmp_path, checkpoint(), vocab_size=1 << 22, intermediate_size=1 << 24)
     with pytest.raises(
-        ModelDirectoryError, match=r"is \[\d+, \d+\], config\.json asks for \[4194304"
+        ModelDirectoryError, match=r"is \[\d+, \d+\], the configuration asks for \[4194304"
     ):
         load(tmp_path)
 
