@@ -6,8 +6,9 @@ Physics: a product of few rows reads its weight once, so four bits could be four
 until multiplications outlast the reading: for a packed weight, values must also become numbers
 first. Times are those of a whole linear layer: rounding of inputs and sums of splits are within.
 Calls are recorded in a CUDA graph, over several layers, so that nothing comes from the cache and
-the host does not count. Llama-3-8B's shape in bfloat16. gemlite, where it is installed, multiplies
-four bits beside ours, tuned on the spot. Half a minute, or some minutes with gemlite.
+the host does not count. Llama-3-8B's shape in bfloat16; weights are such as `--quantization` makes.
+gemlite, where it is installed, multiplies four bits beside ours, tuned on the spot. A first run
+compiles for a minute; another takes some seconds, or minutes with gemlite.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from engine.kernels.packed_weights import Fp8Weight, IntegerWeight
 ROWS = (1, 8, 16, 32, 64, 128, 512, 2048)
 MOST_ROWS_OF_GEMLITE = 64
 GROUP_SIZE = 128
-BITS = {"bfloat16": 16.0, "int4": 4.25, "int8": 8.125, "fp8": 8.0, "fp8 blocks": 8.25}
+BITS = {"bfloat16": 16.0, "int4": 4.19, "int8": 8.0, "fp8": 8.0, "fp8 blocks": 8.25}
 """Bits of each weight, with its share of scales and zeros."""
 Product = Callable[[Tensor], Tensor]
 
@@ -107,10 +108,10 @@ def _weight(form: str, num_out: int, num_in: int) -> IntegerWeight | Fp8Weight:
         if form == "fp8":
             return Fp8Weight(values, torch.rand(num_out, 1, device=CUDA), "token")
         return Fp8Weight(values, torch.rand(num_out, num_groups, device=CUDA), "block")
-    scales = torch.rand(num_out, num_groups, device=CUDA).to(DTYPE)
     if form == "int8":
         numbers = torch.randint(-128, 128, (num_out, num_in), dtype=torch.int8, device=CUDA)
-        return IntegerWeight(numbers, scales)
+        return IntegerWeight(numbers, torch.rand(num_out, 1, device=CUDA))
+    scales = torch.rand(num_out, num_groups, device=CUDA).half()
     nibbles = torch.randint(0, 256, (num_out, num_in // 2), dtype=torch.uint8, device=CUDA)
     zeros = torch.randint(0, 16, (num_out, num_groups), dtype=torch.uint8, device=CUDA)
     return IntegerWeight(nibbles, scales, zeros)

@@ -14,7 +14,7 @@ from engine.kernels.packed.launching import ProductLaunch
 from engine.kernels.packed.plans import (
     LEAST_ROWS,
     MOST_SPLITS,
-    PROGRAMS,
+    MULTIPROCESSORS,
     ProductPlan,
     power_of_two,
 )
@@ -112,7 +112,7 @@ def _plan(num_rows: int, num_out: int, num_in: int) -> ProductPlan:
     rows = min(MOST_ROWS_OF_A_PROGRAM, max(LEAST_ROWS, power_of_two(num_rows)))
     programs = -(-num_out // 64) * -(-num_rows // rows)
     steps = -(-num_in // INPUTS_OF_A_STEP)
-    splits = max(1, min(MOST_SPLITS, 4 * PROGRAMS // programs, steps // 4))
+    splits = max(1, min(MOST_SPLITS, 8 * MULTIPROCESSORS // programs, steps // 4))
     return ProductPlan(rows, 64, 1, splits, 4, 3)
 
 

@@ -33,22 +33,27 @@ def round_rows_kernel(
     least_scale,
     IS_STATIC: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
-    """Rounds `x` [rows, in] block by block of inputs; a block may be a whole row. Writes the scale
-    of each block, unless scales are static; the strides are those of scales."""
+    """Each program rounds BLOCKS blocks of BLOCK inputs of one row of `x` [rows, in]; a block may
+    be a whole row. Writes the scale of each block, unless scales are static; the strides are those
+    of scales."""
     begin_dependent(IS_DEPENDENT)
     wait_for_inputs(IS_DEPENDENT)
-    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    inputs = block * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)[:, None]
+    inputs = blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = inputs < num_in
     numbers = tl.load(x + row * num_in + inputs, mask=inside, other=0.0).to(tl.float32)
-    of_scale = scales + row * row_stride + block * block_stride
+    of_scales = scales + row * row_stride + blocks * block_stride
+    is_block = blocks * BLOCK < num_in
     if IS_STATIC:
-        scale = tl.load(of_scale)
+        scale = tl.load(of_scales, mask=is_block, other=1.0)
     else:
-        scale = tl.maximum(tl.div_rn(tl.max(tl.abs(numbers), 0), largest), least_scale)
-        tl.store(of_scale, scale)
+        most = tl.max(tl.abs(numbers), 1)[:, None]
+        scale = tl.maximum(tl.div_rn(most, largest), least_scale)
+        tl.store(of_scales, scale, mask=is_block)
     scaled = tl.div_rn(numbers, tl.zeros_like(numbers) + scale)
     scaled = tl.minimum(tl.maximum(scaled, -largest), largest)
     tl.store(rounded + row * num_in + inputs, scaled.to(rounded.dtype.element_ty), mask=inside)

@@ -29,12 +29,13 @@ from engine.kernels.packed_weights import INPUTS_OF_A_BLOCK, Fp8Weight
 
 LIBRARY_UNIT = 16
 """The library takes FP8 operands whose sizes are multiples of this."""
-MOST_OWN_ROWS = 16
-"""With more rows, the library multiplies faster, though scales need a kernel of their own."""
-MOST_OWN_ROWS_OF_BLOCKS = 32
-"""The same where inputs are rounded in blocks: the library wants the scales in another order."""
-MOST_ROWS_SCALED_AFTER = 192
-"""With more rows, the library is fastest if it applies scales of rows and outputs itself."""
+MOST_OWN_ROWS_OF_BLOCKS = 16
+"""With more rows, the library multiplies blocks faster, though it wants the scales of `x` in
+another order."""
+MOST_SUMS_SCALED_AFTER = 3 << 19
+"""With more sums, the library is fastest if it applies scales of rows and outputs itself; with
+fewer, a kernel that does it afterwards costs less than what its other kernels take longer."""
+BLOCKS_ROUNDED_TOGETHER = 8
 UNPACKED_BLOCK = 2048
 SCALED_BLOCK = 1024
 
@@ -63,9 +64,10 @@ def fp8_linear(
         if len(x) <= MOST_ROWS:
             return fp8_product(inputs, weight, bias, None, x.dtype, options)
         return F.linear(x, unpack_fp8(weight, x, options), bias)
-    if len(x) <= MOST_OWN_ROWS or not _library_takes(weight):
+    if not _library_takes(weight):
         return fp8_product(inputs, weight, bias, None, x.dtype, options)
-    if len(x) <= MOST_ROWS_SCALED_AFTER or x.dtype != torch.bfloat16:
+    num_sums = len(x) * len(weight.values)
+    if num_sums <= MOST_SUMS_SCALED_AFTER or x.dtype != torch.bfloat16:
         return library_product_scaled_after(inputs, weight, bias, x.dtype, options)
     return library_product(inputs, weight, bias)
 
@@ -135,7 +137,8 @@ def round_inputs(
         scales = x.new_empty(num_blocks, all_rows, dtype=torch.float32).t()
     else:
         scales = x.new_empty(num_rows, num_blocks, dtype=torch.float32)
-    round_rows_kernel[(num_rows, num_blocks)](
+    blocks = BLOCKS_ROUNDED_TOGETHER if has_blocks else 1
+    round_rows_kernel[(num_rows, triton.cdiv(num_blocks, blocks))](
         x,
         rounded,
         scales,
@@ -146,7 +149,8 @@ def round_inputs(
         LEAST_SCALE,
         IS_STATIC=is_static,
         BLOCK=INPUTS_OF_A_BLOCK if has_blocks else power_of_two(num_in),
-        num_warps=1 if has_blocks else 8,
+        BLOCKS=blocks,
+        num_warps=4 if has_blocks else 8,
         **options,
     )
     return RoundedInputs(rounded, scales)

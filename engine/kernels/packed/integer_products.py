@@ -67,6 +67,7 @@ def integer_product(
         scales_stride=num_groups,
         num_groups=launch.num_groups or 1,
         GROUP_TILES=num_in // num_groups // inputs,
+        HAS_GROUPS=num_groups > 1,
         BITS=weight.num_bits,
         HAS_ZEROS=weight.zeros is not None,
         INPUTS=inputs,

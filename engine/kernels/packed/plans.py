@@ -13,8 +13,8 @@ LEAST_ROWS = 8
 """Tensor cores take no fewer."""
 MOST_ROWS = 128
 """More rows than these are left to the vendor's library, with the weight unpacked."""
-PROGRAMS = 264
-"""Two for each multiprocessor of a Hopper GPU: fewer leave memory idle."""
+MULTIPROCESSORS = 132
+"""Of a Hopper GPU. Fewer programs leave memory idle."""
 MOST_SPLITS = 8
 LEAST_TILES_OF_A_SPLIT = 4
 LINE_BYTES = 128
@@ -53,55 +53,70 @@ class Tiling(NamedTuple):
     slices: int
     num_warps: int
     num_stages: int
-    programs: int
+    programs: int = 1
     """The splits are so many that there are about this many programs."""
+    least_splits: int = 1
+    most_splits: int = MOST_SPLITS
 
 
-ONE_SPLIT = 1
-ALL_SPLITS = 1 << 30
-TILINGS: dict[PlanKind, dict[int, Tiling]] = {
+class Tilings(NamedTuple):
+    """The tilings for most weights, and for wide ones."""
+
+    narrow: Tiling
+    wide: Tiling | None = None
+    """None: the same."""
+
+
+TILINGS: dict[PlanKind, dict[int, Tilings]] = {
     "int4": {
-        8: Tiling(64, 1, 4, 4, ALL_SPLITS),
-        16: Tiling(64, 1, 2, 4, 2 * PROGRAMS),
-        32: Tiling(64, 1, 2, 4, 2 * PROGRAMS),
-        64: Tiling(128, 1, 8, 4, PROGRAMS),
-        128: Tiling(128, 1, 8, 3, PROGRAMS),
+        8: Tilings(Tiling(64, 1, 4, 4, 16 * MULTIPROCESSORS)),
+        16: Tilings(Tiling(64, 1, 2, 4, 8 * MULTIPROCESSORS, most_splits=4)),
+        32: Tilings(Tiling(128, 1, 8, 4, 2 * MULTIPROCESSORS), Tiling(128, 1, 4, 3, 1, 2)),
+        64: Tilings(Tiling(128, 1, 8, 4, MULTIPROCESSORS), Tiling(128, 1, 4, 3, 1, 2)),
+        128: Tilings(Tiling(128, 1, 8, 3, MULTIPROCESSORS)),
     },
     "int8": {
-        16: Tiling(16, 4, 4, 4, ONE_SPLIT),
-        32: Tiling(16, 4, 4, 3, ONE_SPLIT),
-        64: Tiling(64, 1, 4, 4, PROGRAMS),
-        128: Tiling(64, 1, 4, 3, PROGRAMS),
+        16: Tilings(Tiling(16, 4, 4, 4)),
+        32: Tilings(Tiling(16, 4, 4, 3), Tiling(64, 1, 2, 3)),
+        64: Tilings(Tiling(64, 1, 4, 4, 2 * MULTIPROCESSORS)),
+        128: Tilings(Tiling(128, 1, 8, 3, MULTIPROCESSORS)),
     },
     "fp8": {
-        8: Tiling(16, 4, 4, 6, ONE_SPLIT),
-        16: Tiling(16, 4, 4, 4, ONE_SPLIT),
-        32: Tiling(16, 4, 4, 3, ONE_SPLIT),
-        64: Tiling(64, 1, 4, 4, PROGRAMS),
-        128: Tiling(64, 1, 4, 3, PROGRAMS),
+        8: Tilings(Tiling(16, 4, 4, 6)),
+        16: Tilings(Tiling(16, 4, 4, 4)),
+        32: Tilings(Tiling(16, 4, 4, 3)),
+        64: Tilings(Tiling(64, 1, 4, 4, 2 * MULTIPROCESSORS)),
+        128: Tilings(Tiling(64, 1, 4, 3, 2 * MULTIPROCESSORS)),
     },
 }
 """The fastest on an H200 over the four weights of a layer of Llama 3 8B, by the most rows that each
 is for (decision 0051)."""
+WIDE_OUTPUTS = 128 * MULTIPROCESSORS
+"""A weight with so many outputs is a wide one."""
 LONG_INPUTS = 64
-"""With so many tiles of inputs, eight warps share them where each warp has slices of its own."""
+"""With so many tiles of inputs, eight warps share them where each warp has slices of its own, if
+the rows are no more than `MOST_ROWS_OF_LONG_INPUTS`."""
+MOST_ROWS_OF_LONG_INPUTS = 16
 
 
 def plan_product(kind: PlanKind, num_rows: int, num_out: int, num_tiles: int) -> ProductPlan:
     """Returns the plan for a product with a weight of `num_out` outputs, whose inputs make
     `num_tiles` tiles."""
     rows = min(MOST_ROWS, power_of_two(max(LEAST_ROWS, num_rows)))
-    tilings = TILINGS[kind]
-    tiling = tilings[min(most for most in tilings if most >= rows)]
-    if tiling.slices > 1 and num_tiles >= LONG_INPUTS:
+    tilings = TILINGS[kind][min(most for most in TILINGS[kind] if most >= rows)]
+    tiling = tilings.narrow
+    if tilings.wide is not None and num_out >= WIDE_OUTPUTS:
+        tiling = tilings.wide
+    is_long = num_tiles >= LONG_INPUTS and rows <= MOST_ROWS_OF_LONG_INPUTS
+    if tiling.slices > 1 and is_long:
         return ProductPlan(rows, tiling.outputs, 8, 1, 8, min(4, tiling.num_stages))
     programs = -(-num_out // tiling.outputs) * -(-num_rows // rows)
-    splits = min(MOST_SPLITS, tiling.programs // programs, num_tiles // LEAST_TILES_OF_A_SPLIT)
+    splits = max(tiling.least_splits, min(tiling.most_splits, tiling.programs // programs))
     return ProductPlan(
         rows,
         tiling.outputs,
         tiling.slices,
-        _power_of_two_below(splits),
+        _power_of_two_below(min(splits, num_tiles // LEAST_TILES_OF_A_SPLIT)),
         tiling.num_warps,
         tiling.num_stages,
     )

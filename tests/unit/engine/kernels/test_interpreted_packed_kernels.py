@@ -67,7 +67,7 @@ def assert_near(product: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(product.float(), expected, atol=tolerance * scale, rtol=0)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 20, 130])
+@pytest.mark.parametrize("rows", [1, 5, 20, 40, 130])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [32, 96, 192])
 def test_integers(packed: Kernels, rows: int, bits: int, group_size: int) -> None:

@@ -10,6 +10,7 @@ from engine.kernels.packed.plans import (
     LEAST_TILES_OF_A_SPLIT,
     MOST_ROWS,
     MOST_SPLITS,
+    MULTIPROCESSORS,
     PlanKind,
     plan_product,
     prefetched_bytes,
@@ -33,6 +34,19 @@ def test_few_outputs_share_their_inputs_among_more_programs() -> None:
     narrow, wide = plan_product("int4", 16, 4096, 32), plan_product("int4", 16, 28672, 32)
     assert narrow.splits > wide.splits
     assert plan_product("int4", 1, 4096, 32).splits == MOST_SPLITS
+
+
+def test_a_wide_weight_has_as_many_programs_as_a_gpu_needs() -> None:
+    for num_rows in (1, 16, 32, 64):
+        for kind in get_args(PlanKind):
+            plan = plan_product(kind, num_rows, 28672, 32)
+            assert 28672 // plan.outputs * plan.splits >= MULTIPROCESSORS
+
+
+def test_warps_share_long_inputs_only_where_rows_are_few() -> None:
+    short, long = (plan_product("int8", 8, 4096, num_tiles) for num_tiles in (32, 112))
+    assert short.slices < long.slices
+    assert plan_product("int8", 32, 4096, 112) == plan_product("int8", 32, 4096, 32)
 
 
 def test_a_program_prefetches_no_more_than_it_reads() -> None:
