@@ -20,7 +20,7 @@ APPLICATIONS_READY := $(APPLICATIONS)/.installed
 GGUF       := .gguf-files
 GGUF_READY := $(GGUF)/.fetched
 
-.PHONY: help demo gguf-files test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo gguf-files test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -117,6 +117,9 @@ bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, 
 
 bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS="--peers transformers") and the floor (half an hour, quiet machine)
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-quantised: $(READY) ## packed weights beside float32 and llama.cpp (ARGS="--llama-cpp DIRECTORY"; ten minutes, quiet machine)
+	$(BIN)/python -m benchmarks.quantised $(ARGS)
 
 bench-serve-gpu: $(READY) ## kvrelay's layouts on this host's GPUs, beside a peer (ARGS="--peer sglang-pd"; no GPU: ARGS="--device cpu")
 	$(BIN)/python -m benchmarks.serving $(ARGS)

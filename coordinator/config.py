@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from coordinator.conversation.choice import CALL_PARSERS, REASONING_PARSERS
 from coordinator.routing.policies import POLICIES
 from protocol.config import (
+    LOG_FORMATS,
     LOG_LEVEL_SYNONYMS,
     LOG_LEVELS,
     option,
     require,
     require_redis_url,
 )
+from protocol.telemetry.familiar import require_families
 from protocol.trust.options import TrustOptions
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
@@ -109,11 +111,27 @@ class CoordinatorConfig(TrustOptions):
         "origin whose pages may call from a browser, as https://chat.example.com; *: any; may be "
         "given several times",
     )
+    otlp_endpoint: str = option(
+        "",
+        "OpenTelemetry collector that traces of requests are sent to, as http://collector:4318; "
+        "empty: none",
+    )
+    trace_share: float = option(
+        0.1,
+        "share of requests, 0 to 1, whose traces are sent; those that failed, were tried again or "
+        "were slow always are, and those of a client's trace as it says",
+    )
+    trace_slow_s: float = option(5.0, "a first token that takes longer is slow")
+    metric_names: tuple[str, ...] = option(
+        ("sglang",),
+        "whose names /metrics has beside kvrelay's own, as sglang,vllm; empty: nobody's",
+    )
     show_prompt_words: bool = option(
         False,
         "/admin/cache/prefixes and /admin/route/explain show words of prompts without a cache_salt",
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+    log_format: str = option("text", "lines for people, or a JSON object in each", LOG_FORMATS)
 
     @property
     def takes_out_agent_headers(self) -> bool:
@@ -129,6 +147,13 @@ class CoordinatorConfig(TrustOptions):
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
+        require(
+            not self.otlp_endpoint or self.otlp_endpoint.startswith(("http://", "https://")),
+            f"--otlp-endpoint is {self.otlp_endpoint!r}; it must be like http://collector:4318",
+        )
+        require(0 <= self.trace_share <= 1, "--trace-share must be between 0 and 1")
+        require(self.trace_slow_s >= 0, "--trace-slow-s must be 0 seconds or more")
+        require_families(self.metric_names)
         for origin in self.cors_origin:
             require(
                 origin == "*" or ORIGIN.fullmatch(origin) is not None,

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordinator.answers.answer import Answer
 from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
@@ -44,6 +45,9 @@ from coordinator.pending_replies import PendingReplies, never
 from coordinator.routing.draining import draining_names
 from coordinator.routing.registry import LiveNode
 from coordinator.sessions.store import SessionStore
+from coordinator.tracing.exporter import TraceExporter
+from coordinator.tracing.kept_traces import KeptTraces
+from coordinator.tracing.trace import trace_of
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import (
     COORDINATOR_LEASE_S,
@@ -120,6 +124,10 @@ class Service:
         self._timer_at = 0.0
         self._replies = PendingReplies()
         self.farewell = Farewell(config.drain_timeout_s)
+        self._kept_traces = KeptTraces(config.trace_share, config.trace_slow_s)
+        self._traces: TraceExporter | None = None
+        if config.otlp_endpoint:
+            self._traces = TraceExporter(config.otlp_endpoint, channel.address)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -145,6 +153,8 @@ class Service:
         await self.follower.close()
         await self._redis.aclose()
         self._channel.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     @property
     def num_refusals(self) -> int:
@@ -438,6 +448,7 @@ class Service:
                         self.core.undeliverable(instruction.address, instruction.message, now)
                     )
             elif isinstance(instruction, AnswerEnded):
+                self._trace(instruction.answer, now)
                 if mailbox := self._mailboxes.pop(instruction.answer.request_id, None):
                     mailbox.wake()
             elif isinstance(instruction, TellCoordinators):
@@ -445,3 +456,10 @@ class Service:
                 todo.extend(Send(address, message) for address in self._peers.others)
             elif isinstance(instruction, Forget):
                 self._channel.forget(instruction.address)
+
+    def _trace(self, answer: Answer, now: float) -> None:
+        """Sends the trace of a request that has ended, if traces are sent and it is kept."""
+        if self._traces is None or not self._kept_traces.keeps(answer):
+            return
+        model = self.config.served_model_name
+        self._traces.export(trace_of(answer, model, now, time.time_ns()))

@@ -37,6 +37,7 @@ from node.model_check import check_model
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
 from protocol.ids import Role
+from protocol.telemetry.logs import start_logging
 from protocol.trust.secrets import make_secret_file
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _coordinator(flags: dict[str, Any]) -> None:
     from coordinator.http import server
 
     config = resolve(CoordinatorConfig, flags, os.environ)
-    _start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     config = dataclasses.replace(
         config,
         model_path=models.path(config.model_path, with_weights=False),
@@ -228,7 +229,7 @@ def _serve_as_worker(config: CoordinatorConfig, worker: int) -> None:
     """Serves as one of several coordinator processes behind one HTTP port."""
     from coordinator.http import server
 
-    _start_logging(config.log_level, f"worker {worker} ")
+    start_logging(config.log_level, config.log_format, f"worker {worker}")
     control_port = config.control_port + worker if config.control_port else 0
     server.run(dataclasses.replace(config, control_port=control_port), worker)
 
@@ -253,7 +254,7 @@ def _run_node(role: Role, flags: dict[str, Any]) -> None:
 def _node_config(flags: dict[str, Any]) -> NodeConfig:
     """Returns the settings of a node whose model is there; starts its logging."""
     config = resolve(NodeConfig, flags, os.environ)
-    _start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     small = models.path(config.model_path, with_weights=False)
     if note := check_model(dataclasses.replace(config, model_path=small)):
         log.info(note)
@@ -377,20 +378,6 @@ def first_of(keys: tuple[str, ...]) -> str:
     """Returns the first of several API keys; "" if there is none. A client needs one, and shares
     the variable KVRELAY_API_KEY with coordinators, which take several."""
     return keys[0] if keys else ""
-
-
-def _start_logging(level: str, label: str = "") -> None:
-    """Writes a line to standard output for what is logged. `label` stands before the name of the
-    one who logs it."""
-    # A coordinator writes a line per request, and no line names these.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)s {label}%(name)s: %(message)s",
-        stream=sys.stdout,
-        force=True,
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,10 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
         config.lease_s,
         config.stall_s,
         config.log_level,
+        config.log_format,
         config.cluster_secret,
         config.cluster_secret_file,
+        config.metric_names,
     )
     try:
         host = advertised_host(config.host, config.advertise_host, config.redis_url)

@@ -27,6 +27,7 @@ from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
 from coordinator.leaving.taking_over import AnsweredBefore
+from coordinator.metrics import table
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -143,6 +144,10 @@ class CoordinatorCore:
     def num_running(self) -> int:
         """The number of requests that were sent to nodes and have not ended."""
         return self.num_unfinished - self.num_waiting
+
+    def num_in_stages(self) -> dict[str, int]:
+        """Returns how many unfinished requests are in each stage."""
+        return self._tracker.num_in_stages()
 
     @property
     def is_ready(self) -> bool:
@@ -297,6 +302,8 @@ class CoordinatorCore:
         if isinstance(message, Goodbye):
             # One that was told to stop died of nothing; of all others the last sign is this one.
             alive_at = -math.inf if message.is_planned else now
+            if not message.is_planned:
+                self.statistics.requests.measures.count(table.LEASES_LOST)
             return self._lost(self.registry.remove(message.node), now, alive_at)
         if isinstance(message, RefuseContent):
             self._tracker.refused.add(message.digest, now)
@@ -360,6 +367,7 @@ class CoordinatorCore:
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_EVERY_S
             for info in self.registry.expire(now):
+                self.statistics.requests.measures.count(table.LEASES_LOST)
                 # It may be cut off, or its host may be gone: a node that ends of a request has a
                 # companion that says so.
                 instructions += self._lost(info, now, -math.inf)

@@ -25,7 +25,7 @@ def reportable(tracked: TrackedRequest) -> ReportableRequest:
         rid=answer.rid,
         request_id=answer.request_id,
         http_id=answer.request.arrival.http_id,
-        state=_state(tracked),
+        state=state_of(tracked),
         outcome=_outcome(answer),
         error=answer.error.message if answer.error is not None else "",
         prompt_tokens=len(answer.request.tokens),
@@ -73,7 +73,8 @@ def _is_wanted(one: ReportableRequest, wanted: RequestFilter, now: float) -> boo
     return now - timeline.received_at >= wanted.older_than_s
 
 
-def _state(tracked: TrackedRequest) -> RequestState:
+def state_of(tracked: TrackedRequest) -> RequestState:
+    """Returns what a request is doing."""
     if tracked.answer.is_done:
         return "ended"
     if tracked.route is None:

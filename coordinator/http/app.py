@@ -27,6 +27,9 @@ from coordinator.http.openai.chats.endpoint import ChatCompletions
 from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
 from coordinator.http.responses.endpoint import Responses
+from coordinator.http.scrapes import endpoint as scrapes
+from coordinator.http.scrapes.endpoint import Scrapes
+from coordinator.http.scrapes.responses import CountResponses
 from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.api_keys import ApiKeys
 from coordinator.http.wire.cross_origin import CrossOrigin
@@ -45,6 +48,7 @@ ROUTERS = (
     models,
     admin,
     admin_requests,
+    scrapes,
     openapi,
     missing,
 )
@@ -58,12 +62,13 @@ def create_app(service: Service) -> ASGIApp:
     api = PostEndpoints(
         RequestIds(create_api(service)), create_handlers(service), config.max_body_bytes
     )
+    measures = service.core.statistics.requests.measures
     app: ASGIApp = GenerateEndpoint(api, service)
     if config.api_key:
         app = ApiKeys(app, config.api_key, config.admin_token)
     if config.cors_origin:
         app = CrossOrigin(app, config.cors_origin)
-    return app
+    return CountResponses(app, measures)
 
 
 def create_handlers(service: Service) -> dict[str, PostHandler]:
@@ -86,13 +91,16 @@ def create_api(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await app.state.scrapes.siblings.start()
         yield
+        await app.state.scrapes.siblings.close()
         await service.close()
 
     app = FastAPI(
         title="kvrelay", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
+    app.state.scrapes = Scrapes(service)
     for module in ROUTERS:
         app.include_router(module.router)
     openapi.describe_others(app)

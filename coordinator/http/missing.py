@@ -8,8 +8,6 @@ from coordinator.http.admin.token import require_token
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
 
-NOT_YET = ("/metrics",)
-"""What kvrelay will have."""
 NOT_YET_ADMIN = ("/admin/",)
 OF_SGLANG = (
     "/generate_from_file",
@@ -64,7 +62,7 @@ async def missing(request: Request) -> Response:
     return error_reply(501, message, form=error_form_of(path))
 
 
-for path in (*NOT_YET, *OF_SGLANG):
+for path in OF_SGLANG:
     router.add_api_route(path, missing, methods=METHODS, response_model=None)
 for path in NOT_YET_ADMIN:
     router.add_api_route(

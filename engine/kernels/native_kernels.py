@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
+from engine.cache.native_fp8_cache import NativeFp8Cache
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.dequantise import inputs_of
+from engine.kernels.native_packed import multiply, native_weight
+from engine.kernels.packed_weights import Fp8Weight, PackedWeight
 
 MOST_ROWS = 32
 """What is not a product is as fast in torch if it has more rows."""
@@ -31,10 +35,12 @@ FAST = ("AVX2", "AVX512")
 class NativeKernels(TorchKernels):
     """Leaves to torch whatever the C functions do not take: many rows, other dtypes."""
 
-    def __init__(self, library: CDLL) -> None:
+    def __init__(self, library: CDLL, rounds_inputs: bool = False) -> None:
+        """With `rounds_inputs`, inputs of packed weights of integers are rounded to eight bits."""
         self._library = library
         is_fast = torch.backends.cpu.get_cpu_capability() in FAST
         self._most_rows = None if is_fast else MOST_ROWS
+        self.rounds_inputs = rounds_inputs
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiplies float32 with a weight of float32 or, exactly as with the same in float32, of
@@ -60,6 +66,13 @@ class NativeKernels(TorchKernels):
             torch.get_num_threads(),
         )
         return output
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        native = native_weight(weight) if x.dtype is torch.float32 else None
+        if native is None:
+            return super().packed_linear(x, weight, bias)
+        rounds = self.rounds_inputs and not isinstance(weight, Fp8Weight)
+        return multiply(self._library, inputs_of(x, weight).contiguous(), native, bias, rounds)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not _takes(x, weight):
@@ -110,15 +123,21 @@ class NativeKernels(TorchKernels):
         cache: KVCache,
         write_slots: Tensor,
     ) -> Tensor:
-        if not _takes(qkv, rope.cos, rope.sin, cache.pool):
+        is_rounded = isinstance(cache, NativeFp8Cache)
+        if not _takes(qkv, rope.cos, rope.sin, *([] if is_rounded else [cache.pool])):
             return super().heads(qkv, shape, norms, rope, layer, cache, write_slots)
         qkv = qkv.contiguous()
         query = qkv.new_empty(qkv.shape[0], shape.num_heads, shape.head_dim)
+        pool, slots, page_size = cache.pool[layer], write_slots, cache.layout.page_size
+        if is_rounded:  # into a page of their own; the cache rounds them from there
+            page_size = qkv.shape[0]
+            slots = torch.arange(page_size)
+            pool = qkv.new_empty(2, page_size, shape.num_kv_heads, shape.head_dim)
         self._library.split_heads(
             query.data_ptr(),
-            cache.pool[layer].data_ptr(),
+            pool.data_ptr(),
             qkv.data_ptr(),
-            write_slots.data_ptr(),
+            slots.data_ptr(),
             rope.cos.data_ptr(),
             rope.sin.data_ptr(),
             None if norms is None else norms.query.data_ptr(),
@@ -127,8 +146,10 @@ class NativeKernels(TorchKernels):
             qkv.shape[0],
             *shape,
             rope.cos.shape[-1],
-            cache.layout.page_size,
+            page_size,
         )
+        if is_rounded:
+            cache.write(layer, pool[0], pool[1], write_slots)
         return query
 
 

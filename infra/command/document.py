@@ -30,6 +30,7 @@ SAME = (
     *("max_queued_requests", "max_total_tokens", "chunked_prefill_size", "page_size", "device"),
     *("tensor_parallel_size", "stream_output", "log_level", "api_key", "served_model_name"),
     *("chat_template", "attention_backend", "load_format", "context_length", "trust_remote_code"),
+    "kv_cache_dtype",
 )
 """The settings whose flags have SGLang's names and meaning."""
 HEADINGS: dict[Treatment, tuple[str, str]] = {

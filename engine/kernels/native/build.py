@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,7 +42,13 @@ ARGUMENTS = {
     "activate_and_mul": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
     "split_heads": [_POINTER] * 8 + [_FLOAT] + [_SIZE] * 6,
     "attention": [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_INT],
+    "fp8_write": [_POINTER] * 5 + [_SIZE] * 5,
+    "fp8_read": [_POINTER] * 4 + [_SIZE] * 6,
+    "fp8_attention": [_POINTER] * 6 + [_SIZE] * 8 + [_FLOAT] * 2 + [_INT],
     "forbid": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 2 + [_SIZE] * 2,
+    "packed_linear": [_POINTER] * 4 + [_SIZE, _INT],
+    "packed_linear_int8": [_POINTER] * 4 + [_SIZE, _INT],
+    "round_inputs": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
 }
 
 
@@ -85,9 +91,14 @@ def load_library(directory: Path) -> ctypes.CDLL:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as private:
             compiled = Path(private) / path.name
-            _compile(compiled)
+            compile_library(compiled)
             os.replace(compiled, path)
             _built.append(path)
+    return opened(path)
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """Opens a library that has been compiled."""
     library = ctypes.CDLL(str(path))
     for name, arguments in ARGUMENTS.items():
         function = getattr(library, name)
@@ -95,14 +106,18 @@ def load_library(directory: Path) -> ctypes.CDLL:
     return library
 
 
-def _compile(target: Path) -> None:
+def compile_library(target: Path, variants: Sequence[Sequence[str]] = VARIANTS) -> None:
+    """Compiles the library with those flags of `variants` that a compiler takes first.
+
+    Raises CannotCompile and SubprocessError.
+    """
     compilers = list(_compilers())
     if not compilers:
         raise CannotCompile("no C compiler is installed; install gcc, or name one in CC")
     sources = sorted(FOLDER.glob("*.c"))
     complaint = ""
     for compiler in compilers:
-        for variant in VARIANTS:
+        for variant in variants:
             command = [*compiler, *FLAGS, *variant, *map(str, sources), "-o", str(target), "-lm"]
             result = subprocess.run(
                 command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S

@@ -287,8 +287,8 @@ class TestLibrary:
         program = "import sys, pathlib; from engine.kernels.native.build import load_library; "
         program += "load_library(pathlib.Path(sys.argv[1])).linear"
         command = [sys.executable, "-c", program, str(tmp_path)]
-        processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
-        assert [process.wait(60) for process in processes] == [0, 0, 0]
+        processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+        assert [process.wait(60) for process in processes] == [0, 0]
         assert len(os.listdir(tmp_path)) == 1, "one library, nothing left of its making"
 
     def test_what_is_there_is_not_compiled_again_unless_the_cpu_is_another(
