@@ -28,6 +28,8 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role | None
     state: NodeState
+    is_draining: bool = False
+    """Also of one that is silent or held up."""
     why: str = ""
     """What happened to a node that is gone."""
     device: str = ""
@@ -59,10 +61,12 @@ def node_rows(core: CoordinatorCore, now: float) -> list[NodeRow]:
 def _row(live: LiveNode, core: CoordinatorCore, now: float) -> NodeRow:
     load, counters = live.load, live.load.counters
     found = counters.reused_tokens + counters.fetched_tokens
+    is_draining = live.node.name in core.placement.draining
     return NodeRow(
         name=live.node.name,
         role=load.role,
-        state=_state(live, live.node.name in core.placement.draining, now),
+        state=_state(live, is_draining, now),
+        is_draining=is_draining,
         device=live.info.device,
         heartbeat_s_ago=round(now - live.last_heartbeat, 2),
         queue_s=round(core.placement.queue_s(live.node, now), 4),

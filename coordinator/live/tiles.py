@@ -83,7 +83,7 @@ def _rates(vitals: Vitals) -> list[StatusTile]:
     per_s = round(vitals.counters.requests / vitals.seconds, 2)
     stages = vitals.stages
     num_running = sum(stages.values()) - stages["waiting"]
-    note = f"{stages['waiting']} wait for a node" if stages["waiting"] else ""
+    note = f"{stages['waiting']} waiting" if stages["waiting"] else ""
     return [
         StatusTile("requests", per_s, "per_s"),
         StatusTile("in flight", num_running, "count", note=note),
@@ -122,9 +122,7 @@ def _failures(vitals: Vitals) -> list[StatusTile]:
             _share(refused, REFUSED_BAD),
             f"{refused:.0%} of what was asked" if refused else "",
         ),
-        StatusTile(
-            "resumed streams", vitals.num_resumed, "count", "warn" if vitals.num_resumed else "ok"
-        ),
+        StatusTile("resumed", vitals.num_resumed, "count", "warn" if vitals.num_resumed else "ok"),
     ]
 
 

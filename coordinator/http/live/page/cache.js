@@ -16,7 +16,7 @@ const facts = new Map();
 export function showCache(cache) {
   const saved = cache.saved_s === null ? NONE : seconds(cache.saved_s);
   const asked = cache.reused_tokens + cache.computed_tokens;
-  setFact("tokens saved", count(cache.reused_tokens), `${share(asked ? cache.reused_tokens / asked : null)} of all prompt tokens, as nodes count`);
+  setFact("tokens saved", count(cache.reused_tokens), `${share(asked ? cache.reused_tokens / asked : null)} of all prompt tokens of live nodes`);
   setFact("device time saved", saved, "reused tokens at the measured speed");
   setFact("hits, 5 minutes", share(total(cache)), `here ${share(cache.local_share)} · fetched ${share(cache.fetched_share)}`);
   setFact("unique pages", count(cache.unique_pages), `${count(cache.duplicate_pages)} duplicates`);

@@ -21,12 +21,14 @@ export function setText(node, text) {
 /**
  * A table whose rows stay the same elements from update to update: focus and selections are kept.
  *
- * A column has a `title`, perhaps `numeric`, and either `text(item)` or `show(cell, item)`, which is
- * called at each update. `keyOf(item)` tells rows apart; `rowClass(item)` marks them.
+ * A column has a `title` and either `text(item)` or `show(cell, item)`, which is called at each
+ * update. It may be `numeric`, or `extra`: left out where there is little room. `keyOf(item)` tells rows apart; `rowClass(item)` marks them.
  */
 export function table(place, columns, keyOf, { empty = "none", rowClass = () => "" } = {}) {
+  const classOf = (column) =>
+    [column.numeric && "number", column.extra && "extra", column.className].filter(Boolean).join(" ");
   const heads = columns.map((column) =>
-    element("th", { scope: "col", className: column.numeric ? "number" : "" }, column.title));
+    element("th", { scope: "col", className: classOf(column) }, column.title));
   const body = element("tbody");
   const nothing = element("p", { className: "muted" }, empty);
   const whole = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body);
@@ -34,8 +36,7 @@ export function table(place, columns, keyOf, { empty = "none", rowClass = () => 
   const rows = new Map();
 
   function newRow() {
-    const cells = columns.map((column) =>
-      element("td", { className: column.numeric ? "number" : column.className ?? "" }));
+    const cells = columns.map((column) => element("td", { className: classOf(column) }));
     return { row: element("tr", {}, ...cells), cells };
   }
 
@@ -89,6 +90,7 @@ export const NONE = "–";
 
 export function milliseconds(value) {
   if (value === null || value === undefined) return NONE;
+  if (value === 0) return "0 ms";
   if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
   if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
   return `${value >= 100 ? value.toFixed(0) : value.toFixed(1)} ms`;

@@ -54,11 +54,12 @@ function showLink(cell, link) {
     cell.title = sender === receiver ? "" : `${sender} has never sent to ${receiver}`;
     return;
   }
-  const speed = link.gigabytes_per_s === null ? NONE : link.gigabytes_per_s.toFixed(link.gigabytes_per_s < 10 ? 2 : 0);
+  const speed = link.gigabytes_per_s === null ? NONE : `${link.gigabytes_per_s.toFixed(link.gigabytes_per_s < 10 ? 2 : 0)} GB/s`;
   const failures = link.recent_failures || (link.is_open ? 0 : link.failures_total);
-  const isExposed = link.exposed_share !== null && link.exposed_share > EXPOSED_WARN;
+  const isExposed = link.moves && link.exposed_share > EXPOSED_WARN;
   cell.className = `link-cell number ${failures ? "bad" : isExposed ? "warn" : ""} ${link.moves ? "" : "still"}`;
-  const details = [link.transport || "no transport", share(link.exposed_share)];
+  const details = [link.transport || "no transport"];
+  if (link.exposed_share !== null) details.push(`waited ${share(link.exposed_share)}`);
   if (link.failures_total) details.push(`${link.failures_total} failed`);
   if (!link.is_open) details.push("closed");
   cell.replaceChildren(element("b", {}, speed), element("small", {}, details.join(" · ")));

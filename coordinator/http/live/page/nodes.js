@@ -9,16 +9,16 @@ const ROW_CLASSES = { gone: "bad", silent: "bad", "held up": "warn", draining: "
 
 const show = table(byId("nodes"), [
   { title: "node", text: (node) => node.name },
-  { title: "role", text: (node) => node.role ?? "" },
+  { title: "role", extra: true, text: (node) => node.role ?? "" },
   { title: "state", show: showState },
   { title: "queue", numeric: true, text: unlessGone((node) => seconds(node.queue_s)) },
   { title: "running", numeric: true, text: unlessGone((node) => count(node.running)) },
-  { title: "waiting", numeric: true, text: unlessGone((node) => count(node.waiting)) },
+  { title: "waiting", numeric: true, extra: true, text: unlessGone((node) => count(node.waiting)) },
   { title: "pages", className: "pages", show: showPages },
   { title: "hits", numeric: true, text: unlessGone((node) => share(node.hit_ratio)) },
-  { title: "step", numeric: true, text: unlessGone((node) => (node.step_ms ? milliseconds(node.step_ms) : NONE)) },
-  { title: "prefill tok/s", numeric: true, text: unlessGone((node) => (node.prefill_tokens_per_s ? count(Math.round(node.prefill_tokens_per_s)) : NONE)) },
-  { title: "preempted", numeric: true, text: unlessGone((node) => count(node.preemptions)) },
+  { title: "step", numeric: true, extra: true, text: unlessGone((node) => (node.step_ms ? milliseconds(node.step_ms) : NONE)) },
+  { title: "prefill tok/s", numeric: true, extra: true, text: unlessGone((node) => (node.prefill_tokens_per_s ? count(Math.round(node.prefill_tokens_per_s)) : NONE)) },
+  { title: "preempted", numeric: true, extra: true, text: unlessGone((node) => count(node.preemptions)) },
   { title: "heartbeat", numeric: true, text: (node) => `${ago(node.heartbeat_s_ago)} ago` },
   { title: "", className: "actions", show: showActions },
 ], (node) => node.name, { empty: "no node has joined", rowClass: (node) => ROW_CLASSES[node.state] ?? "" });
@@ -36,8 +36,6 @@ function showState(cell, node) {
   cell.title = node.why || node.device;
 }
 
-const PARTS = [["held", "held"], ["cached", "cached"], ["free", ""]];
-
 function showPages(cell, node) {
   if (isGone(node)) {
     cell.replaceChildren(element("span", { className: "muted" }, node.why));
@@ -45,14 +43,14 @@ function showPages(cell, node) {
   }
   let bar = cell.querySelector(".stacked");
   if (!bar) {
-    bar = element("div", { className: "stacked thin", role: "img" }, ...PARTS.map(([name]) => element("i", { className: name })), element("u"));
-    cell.replaceChildren(bar);
+    const parts = ["held", "cached"].map((name) => element("i", { className: name }));
+    bar = element("div", { className: "stacked thin", role: "img" }, ...parts, element("u"));
+    cell.replaceChildren(element("div", { className: "with-number" }, bar, element("span")));
   }
-  const numbers = { held: node.held_pages, cached: node.cached_pages };
+  const used = [node.held_pages, node.cached_pages];
   const free = node.pages - node.held_pages - node.cached_pages;
-  PARTS.slice(0, 2).forEach(([name], i) => {
-    bar.children[i].style.width = `${(numbers[name] / node.pages) * 100}%`;
-  });
+  used.forEach((number, i) => { bar.children[i].style.width = `${(number / node.pages) * 100}%`; });
+  setText(bar.nextSibling, share(1 - free / node.pages));
   // The mark shows how much of the rest is already promised to answers that will grow.
   bar.lastChild.style.width = `${(Math.min(node.promised_pages, node.pages) / node.pages) * 100}%`;
   const text = `${count(node.held_pages)} held, ${count(node.cached_pages)} cached, ${count(free)} free of ${count(node.pages)}; ${count(node.promised_pages)} promised, ${count(node.evictions)} evicted so far`;
@@ -61,11 +59,10 @@ function showPages(cell, node) {
 }
 
 function showActions(cell, node) {
-  cell.hidden = isGone(node);
-  const isDraining = node.state === "draining";
-  cellButton(cell, "Drain", node, drain).hidden = isDraining;
-  cellButton(cell, "Undrain", node, undrain).hidden = !isDraining;
-  cellButton(cell, "Flush", node, flush);
+  const live = !isGone(node);
+  cellButton(cell, "Drain", node, drain).hidden = !live || node.is_draining;
+  cellButton(cell, "Undrain", node, undrain).hidden = !live || !node.is_draining;
+  cellButton(cell, "Flush", node, flush).hidden = !live;
   for (const button of cell.children) button.setAttribute("aria-label", `${button.dataset.label} ${node.name}`);
 }
 

@@ -32,7 +32,7 @@ function showError(cell, one) {
   const ratio = Math.max(one.actual_ms, 0.1) / Math.max(one.forecast_ms, 0.1);
   const isOff = Math.abs(error) > OFF_MS && (ratio > OFF_BY || ratio < 1 / OFF_BY);
   setText(cell, `${error < 0 ? "−" : "+"}${milliseconds(Math.abs(error))}`);
-  cell.className = `number ${isOff ? "warn" : ""}`;
+  cell.className = `number ${isOff ? "off" : ""}`;
 }
 
 byId("explain").addEventListener("submit", async (event) => {
