@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from coordinator.core.core import CoordinatorCore
+from coordinator.events.changes import WHY_GONE
 from coordinator.events.event_log import NODE_ENDS
 from coordinator.routing.registry import LiveNode
 from protocol.counters import ratio
@@ -106,7 +107,7 @@ def _gone(core: CoordinatorCore, live: set[str], now: float) -> list[NodeRow]:
                 name=event.node,
                 role=event.role,
                 state="gone",
-                why=event.text,
+                why=WHY_GONE[event.kind],
                 heartbeat_s_ago=age_s,
             )
             rows.setdefault(event.node, row)

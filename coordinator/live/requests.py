@@ -19,6 +19,8 @@ MAX_FAILED = 20
 class RequestRow(msgspec.Struct, frozen=True):
     """A request that is unfinished, or has failed."""
 
+    request_id: str
+    """The cluster's name for it, which is never used twice."""
     rid: str
     state: str
     """What it is doing; of one that failed, the kind of its error."""
@@ -35,6 +37,7 @@ class RequestRow(msgspec.Struct, frozen=True):
 class RoutingDecision(msgspec.Struct, frozen=True):
     """Where a request was sent, why, and whether the forecast came true."""
 
+    request_id: str
     rid: str
     s_ago: float
     prefill: str | None
@@ -86,6 +89,7 @@ def _routed(requests: Iterator[ReportableRequest]) -> Iterator[ReportableRequest
 def _row(one: ReportableRequest, state: str, age_s: float) -> RequestRow:
     facts = one.facts
     return RequestRow(
+        facts.request_id,
         facts.rid,
         state,
         round(age_s, 2),
@@ -103,6 +107,7 @@ def _decision(one: ReportableRequest, now: float) -> RoutingDecision:
     routed = [attempt.routed_at for attempt in timeline.attempts if attempt.routed_at is not None]
     actual_s = stages_of(timeline, now).routed_to_first_token_s
     return RoutingDecision(
+        facts.request_id,
         facts.rid,
         round(now - (routed[-1] if routed else timeline.submitted_at), 2),
         facts.prefill_node,

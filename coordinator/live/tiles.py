@@ -128,7 +128,7 @@ def _failures(vitals: Vitals) -> list[StatusTile]:
 
 def _redis(is_connected: bool) -> StatusTile:
     if is_connected:
-        return StatusTile("Redis", "answers", "state")
+        return StatusTile("Redis", "up", "state")
     return StatusTile("Redis", "gone", "state", "bad", "routing goes on from memory")
 
 

@@ -40,10 +40,10 @@ export async function act({ title, text, yes, path, body, told }) {
 }
 
 /** Shows where the time of one request went. */
-export async function showTimeline(rid) {
+export async function showTimeline(request) {
   let report;
   try {
-    report = await ask("GET", `requests/${encodeURIComponent(rid)}`);
+    report = await ask("GET", `requests/${encodeURIComponent(request.request_id)}`);
   } catch (error) {
     notice(error.message, true);
     return;

@@ -78,9 +78,10 @@ export function cellButton(cell, label, item, act) {
   return button;
 }
 
-/** A button that looks like a link, with the id of a request. */
-export function requestLink(cell, rid, open) {
-  const button = cellButton(cell, "", rid, open);
+/** A button that looks like a link, with the client's name of a request. */
+export function requestLink(cell, request, open) {
+  const button = cellButton(cell, "", request, open);
+  const { rid } = request;
   button.className = "link";
   button.title = rid;
   setText(button, rid.length > 14 ? `${rid.slice(0, 13)}…` : rid);

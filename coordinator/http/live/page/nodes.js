@@ -19,7 +19,7 @@ const show = table(byId("nodes"), [
   { title: "step", numeric: true, extra: true, text: unlessGone((node) => (node.step_ms ? milliseconds(node.step_ms) : NONE)) },
   { title: "prefill tok/s", numeric: true, extra: true, text: unlessGone((node) => (node.prefill_tokens_per_s ? count(Math.round(node.prefill_tokens_per_s)) : NONE)) },
   { title: "preempted", numeric: true, extra: true, text: unlessGone((node) => count(node.preemptions)) },
-  { title: "heartbeat", numeric: true, text: (node) => `${ago(node.heartbeat_s_ago)} ago` },
+  { title: "heartbeat", numeric: true, text: (node) => (isGone(node) ? `${ago(node.heartbeat_s_ago)} ago` : ago(node.heartbeat_s_ago)) },
   { title: "", className: "actions", show: showActions },
 ], (node) => node.name, { empty: "no node has joined", rowClass: (node) => ROW_CLASSES[node.state] ?? "" });
 

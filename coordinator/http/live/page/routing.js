@@ -10,7 +10,7 @@ const OFF_MS = 20;
 
 const show = table(byId("decisions"), [
   { title: "ago", numeric: true, text: (one) => ago(one.s_ago) },
-  { title: "request", show: (cell, one) => requestLink(cell, one.rid, showTimeline) },
+  { title: "request", show: (cell, one) => requestLink(cell, one, showTimeline) },
   { title: "to", text: (one) => [one.prefill, one.decode].filter(Boolean).join(" → ") },
   { title: "cached / prompt", numeric: true, text: (one) => `${count(one.cached_tokens)} / ${count(one.prompt_tokens)}` },
   { title: "forecast", numeric: true, text: (one) => milliseconds(one.forecast_ms) },
@@ -18,7 +18,7 @@ const show = table(byId("decisions"), [
   { title: "off by", numeric: true, show: showError },
   { title: "why", className: "clipped", show: (cell, one) => { setText(cell, one.reason); cell.title = `${one.reason}; runner-up ${one.runner_up}`; } },
   { title: "runner-up", className: "clipped", show: (cell, one) => { setText(cell, one.runner_up); cell.title = one.runner_up; } },
-], (one) => one.rid, { empty: "no request was routed yet" });
+], (one) => one.request_id, { empty: "no request was routed yet" });
 
 export const showDecisions = show;
 
