@@ -160,7 +160,9 @@ def test_a_killed_node_turns_and_is_in_the_log_and_comes_back(
     assert page.run("return document.querySelector('tr[data-key=d1]').className") == "bad"
     assert not page.run("return document.querySelector('tr[data-key=d1] button').offsetParent")
     assert "decode node d1 has died" in page.text("#events")
-    page.wait_for(lambda: "d1 gone" in page.text("#strip .tile.warn"), "the strip, that first")
+    assert "d1 gone" in page.text("#strip")
+    first = page.run("return document.querySelector('#strip .tile').className")
+    assert first == "tile warn", "what is not well comes first"
     cluster.restart_killed_nodes()
     page.wait_for(lambda: states(page)["d1"] == "ready", "the new process")
 
