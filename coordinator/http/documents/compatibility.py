@@ -169,9 +169,9 @@ DIFFERENCES = (
         "API keys",
         "--api-key may be given several times, and --api-key-file names a file of keys; shown as "
         "`Authorization: Bearer …` or `x-api-key: …`. They guard every path but /health, /ready, "
-        "/metrics and the files of the live page: /health_generate too, which computes (SGLang leaves "
-        "it open). With an --admin-token, /admin/*, /flush_cache, pauses and `abort_all` ask for that one, which "
-        "opens all other paths too; without one, a key opens them.",
+        "/metrics and the files of the live page: /health_generate too, which computes (SGLang "
+        "leaves it open). With an --admin-token, /admin/*, /flush_cache, pauses and `abort_all` "
+        "ask for that one, which opens all other paths too; without one, a key opens them.",
     ),
     (
         "CORS",
