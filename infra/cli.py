@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator.config import CoordinatorConfig
-from coordinator.version import VERSION
 from infra import models
 from infra.command.foreign_flags import heed
 from infra.command.parser import (
@@ -39,6 +38,7 @@ from protocol.errors import UserError
 from protocol.ids import Role
 from protocol.telemetry.logs import start_logging
 from protocol.trust.secrets import make_secret_file
+from protocol.trust.versions import RELEASE
 
 if TYPE_CHECKING:
     from kvrelay.client import Client
@@ -121,7 +121,7 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
         description="Disaggregated LLM serving: prefill nodes, decode nodes, one coordinator.",
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"kvrelay {VERSION}")
+    top.add_argument("--version", action="version", version=f"kvrelay {RELEASE}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, help: str, run: Command, *configs: type) -> CommandParser:

@@ -79,7 +79,12 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
         f"{cluster['index_bytes'] / 1e6:.1f} MB, {cluster['index_lag_s'] * 1e3:.0f} ms behind; "
         f"Redis {'connected' if cluster['redis_connected'] else 'unreachable'}",
     )
-    return Group(_node_table(stats["nodes"]), *(Text(line) for line in lines))
+    refused = (f"refused: {name}: {why}" for name, why in cluster.get("refused_nodes", {}).items())
+    return Group(
+        _node_table(stats["nodes"]),
+        *(Text(line) for line in lines),
+        *(Text(line, style="red") for line in refused),
+    )
 
 
 def show_explanation(explanation: dict[str, Any], console: Console) -> None:

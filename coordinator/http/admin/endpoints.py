@@ -34,7 +34,7 @@ FLUSH_TIMEOUT_S = 5.0
 NO_NODE = {404: "no live node has that name"}
 NO_REDIS = {503: "Redis is unreachable, nothing was changed"}
 NOT_READY = {503: "no node could serve it"}
-BY_NODE = Variations(by_name=("nodes",))
+BY_NODE = Variations(by_name=("nodes", "refused_nodes"))
 NULL_WORDS = Variations(nullable=("first_words",))
 FLUSHED_PAGES = Variations(by_name=("pages",))
 NULL_CHOICES = Variations(
@@ -55,6 +55,7 @@ async def cache_stats(request: Request) -> Response:
     and of the last five minutes; `unanswered_coordinators` are those that did not tell theirs in
     time. Pages and counts of nodes are those of their newest heartbeats: no node is asked.
     `refusals` is how often this coordinator did not let a peer in, or did not believe a message.
+    `refused_nodes` says why nodes that want to join are kept out, by name.
     """
     service = service_of(request)
     counts = await service.count_everywhere()
@@ -78,6 +79,7 @@ async def cache_stats(request: Request) -> Response:
         "index_lag_s": round(follower.mirror.lag_s, 4),
         "refusals": service.num_refusals,
         "redis_connected": follower.mirror.is_connected,
+        "refused_nodes": {k: one.why for k, one in service.core.registry.refused.items()},
         "policy": service.config.policy,
     }
     return json_reply({"cluster": cluster, "nodes": nodes})
@@ -184,6 +186,8 @@ async def nodes(request: Request) -> Response:
                 "control_address": live.info.control_address,
                 "data_addresses": live.info.data_addresses,
                 "health_address": live.info.health_address,
+                "release": live.info.versions.release,
+                "protocol": live.info.versions.newest,
                 "device": live.info.device,
                 "layout": msgspec.structs.asdict(live.info.layout),
                 "model_fingerprint": live.info.model_fingerprint,
