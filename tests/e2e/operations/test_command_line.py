@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import pytest
 from rich.console import Console
 
 from infra.cluster import LocalCluster
-from infra.demo import StepFailed, show
+from infra.demo.steps import Demo, StepFailed
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.up import plan
-from kvrelay.answers import Generated, GeneratedMeta, GenerationEnd
+from kvrelay.answers import Generated
 from kvrelay.calls import Prompt
 from kvrelay.client import Client
 from protocol.errors import UserError
@@ -187,21 +186,14 @@ def test_the_command_of_users_of_sglang_serves_and_leaves_nothing(
         process.kill()
 
 
-def test_the_demo_holds_every_step() -> None:
-    shown = started_kvrelay("demo", "--once", "--port", str(free_port()), "--admin-token", "secret")
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    for words in ("4271", "Bramo", "pages moved", "every step held"):
-        assert words in shown.stdout
-
-
-def test_a_step_of_the_demo_that_fails_is_told() -> None:
+def test_a_step_of_the_demo_that_fails_is_told(tiny_cluster: Cluster) -> None:
     class Forgetful(Client):
-        def stream(self, prompt: Prompt, **params: Any) -> Iterator[Generated]:
-            meta = GeneratedMeta(finish_reason=GenerationEnd("stop"), decode_node="d0")
-            yield Generated(text="I do not know, and I say it at some length.", meta_info=meta)
+        def generate(self, prompt: Prompt, **params: Any) -> Generated:
+            return Generated(text="I do not know.")
 
-    with Forgetful("http://127.0.0.1:1") as client, pytest.raises(StepFailed, match="4271"):
-        show(client, Console(quiet=True))
+    local = tiny_cluster.local
+    with Forgetful(local.url) as client, pytest.raises(StepFailed, match="4271"):
+        Demo(local, client, Console(quiet=True)).reuse(checks_times=False)
 
 
 def test_generate_and_stats(tiny_cluster: Cluster) -> None:

@@ -38,7 +38,7 @@ class ReleaseStart:
         return subprocess.Popen(
             [str(self._python), *command[1:]],
             cwd=self._directory,
-            env={name: text for name, text in os.environ.items() if name != "PYTHONPATH"},
+            env=clean_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,9 +83,23 @@ def install_wheel(wheels: Path, environment: Path) -> Path:
     # Behind its own packages in the path: the kvrelay that may be installed there is not found.
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (wheel,) = wheels.glob("kvrelay-*.whl")
-    words = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
-    subprocess.run([*words, "--target", str(packages), str(wheel)], check=True)
+    words = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
+    subprocess.run([*words, "--no-compile", "--ignore-installed", str(wheel)], check=True)
     return python
+
+
+def clean_environment() -> dict[str, str]:
+    """Returns the environment of this process without a path to the tree."""
+    return {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+
+
+def own_files() -> list[str]:
+    """Returns the files of the tree that are, or are about to be, in the repository. Skips the test
+    where there is no repository."""
+    names = _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    if not names:
+        pytest.skip("this is no checkout of the repository")
+    return [name for name in names if (REPOSITORY / name).is_file()]
 
 
 def _git(*words: str) -> str:
