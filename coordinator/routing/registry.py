@@ -216,7 +216,7 @@ class Registry:
         """Returns True, after one log line, for a node that must stay out of the cluster."""
         info = message.info
         name, before = info.node.name, self.refused.pop(info.node.name, None)
-        why = refusal(f"node {info.node}", info.versions) or self._difference_of(info)
+        why = refusal("it", info.versions) or self._difference_of(info)
         if not why:
             return False
         if before is None or (before.node, before.why) != (info.node, why):

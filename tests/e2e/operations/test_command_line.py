@@ -22,7 +22,7 @@ from kvrelay.answers import Generated
 from kvrelay.calls import Prompt
 from kvrelay.client import Client
 from protocol.errors import UserError
-from tests.support.processes.clusters import Cluster
+from tests.support.processes.clusters import Cluster, body_of
 from tests.support.processes.commands import (
     TIMEOUT_S,
     assert_refused,
@@ -204,8 +204,27 @@ def test_generate_and_stats(tiny_cluster: Cluster) -> None:
     assert "Zorin" in answer.stdout
     stats = kvrelay("stats", "--url", url)
     assert stats.returncode == 0
+    top = kvrelay("top", "--once", "--url", url)
+    assert top.returncode == 0, top.stderr
     for name in ("p0", "p1", "d0", "d1"):
-        assert name in stats.stdout
+        assert name in stats.stdout and name in top.stdout
+    assert json.loads(kvrelay("stats", "--json", "--url", url).stdout)["cluster"]["requests"] >= 1
+
+
+def test_requests_are_listed_and_ended_by_name(tiny_cluster: Cluster) -> None:
+    url = tiny_cluster.local.url
+    body = body_of("Once upon a time", max_new_tokens=20_000) | {"rid": "endless", "stream": True}
+    with tiny_cluster.http.stream("POST", "/generate", json=body) as response:
+        events = response.iter_lines()
+        next(events)
+        running = kvrelay("requests", "--state", "unfinished", "--json", "--url", url)
+        assert [one["rid"] for one in json.loads(running.stdout)] == ["endless"]
+        assert kvrelay("abort", "endless", "--url", url).returncode == 0
+        *_, last, end = filter(None, events)
+    assert end == "data: [DONE]" and '"type":"abort"' in last
+    listed = kvrelay("requests", "--node", "d0", "--limit", "500", "--url", url).stdout
+    others = kvrelay("requests", "--node", "d1", "--limit", "500", "--url", url).stdout
+    assert ("endless" in listed) != ("endless" in others), "one of the two had it"
 
 
 def test_watched_stats_are_shown_again_until_an_interrupt(tiny_cluster: Cluster) -> None:

@@ -79,7 +79,7 @@ def test_a_node_of_a_version_that_is_not_spoken_is_refused(
     for now in range(3):
         registry.heartbeat(heartbeat("decode", NEW, versions=later), float(now))
     assert not registry.live() and registry.model is None
-    (line,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert registry.refused[NEW.name].why in line and "upgrade this process" in line
     newer = Node(NEW.name, NEW.incarnation + 1)
     registry.heartbeat(heartbeat("decode", newer, versions=OURS), 3.0)
