@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.tables.requests import request_table
-from infra.tables.stats import ROLES
+from infra.tables.stats import ROLES, refused_lines
 
 BAR_WIDTH = 20
 
@@ -33,10 +33,9 @@ class ClusterSample:
 
 def top_view(before: ClusterSample, now: ClusterSample) -> RenderableType:
     """Returns the screen. Rates are those between the two samples."""
-    refused = now.stats["cluster"].get("refused_nodes", {})
     return Group(
         Text(_headline(before, now), style="bold"),
-        *(Text(f"refused: {name}: {why}", style="red") for name, why in refused.items()),
+        *refused_lines(now.stats["cluster"]),
         _node_table(before, now),
         request_table(now.requests) if now.requests else Text("no request runs"),
     )

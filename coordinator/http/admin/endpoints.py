@@ -34,7 +34,7 @@ FLUSH_TIMEOUT_S = 5.0
 NO_NODE = {404: "no live node has that name"}
 NO_REDIS = {503: "Redis is unreachable, nothing was changed"}
 NOT_READY = {503: "no node could serve it"}
-BY_NODE = Variations(by_name=("nodes", "refused_nodes"))
+BY_NODE = Variations(by_name=("nodes",))
 NULL_WORDS = Variations(nullable=("first_words",))
 FLUSHED_PAGES = Variations(by_name=("pages",))
 NULL_CHOICES = Variations(
@@ -55,7 +55,7 @@ async def cache_stats(request: Request) -> Response:
     and of the last five minutes; `unanswered_coordinators` are those that did not tell theirs in
     time. Pages and counts of nodes are those of their newest heartbeats: no node is asked.
     `refusals` is how often this coordinator did not let a peer in, or did not believe a message.
-    `refused_nodes` says why nodes that want to join are kept out, by name.
+    `refused_nodes` are those that want to join and are kept out, and why.
     """
     service = service_of(request)
     counts = await service.count_everywhere()
@@ -79,7 +79,10 @@ async def cache_stats(request: Request) -> Response:
         "index_lag_s": round(follower.mirror.lag_s, 4),
         "refusals": service.num_refusals,
         "redis_connected": follower.mirror.is_connected,
-        "refused_nodes": {k: one.why for k, one in service.core.registry.refused.items()},
+        "refused_nodes": [
+            {"name": name, "why": refused.why}
+            for name, refused in sorted(service.core.registry.refused.items())
+        ],
         "policy": service.config.policy,
     }
     return json_reply({"cluster": cluster, "nodes": nodes})

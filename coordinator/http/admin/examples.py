@@ -60,7 +60,9 @@ STATS = {
         "index_lag_s": 0.002,
         "refusals": 0,
         "redis_connected": True,
-        "refused_nodes": {"p7": "it speaks protocol 2, this process protocol 4: upgrade it"},
+        "refused_nodes": [
+            {"name": "p7", "why": "it speaks protocol 2, this process protocol 4: upgrade it"}
+        ],
         "policy": next(iter(POLICIES)),
     },
     "nodes": {"p0": NODE_STATS},
