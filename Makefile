@@ -20,7 +20,7 @@ APPLICATIONS_READY := $(APPLICATIONS)/.installed
 GGUF       := .gguf-files
 GGUF_READY := $(GGUF)/.fetched
 
-.PHONY: help demo gguf-files test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -71,6 +71,13 @@ test: $(READY) ## every test but those of `verify` and of `gpu`
 
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
+
+dist: $(READY) ## the sdist and the wheel of a release, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+try-wheel: $(READY) ## the wheel of the sdist, installed outside the tree: its demo (under a minute)
+	$(PYTEST) -m verify tests/e2e/releases/test_installed_wheel.py
 
 verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) $(GGUF_READY) ## what is too slow for every run: before a piece of work is called done
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
@@ -141,4 +148,4 @@ tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) $(GGUF) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) $(GGUF) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -138,6 +138,7 @@ class Service:
             asyncio.create_task(self.follower.run(), name="ownership"),
             asyncio.create_task(self._tick_for_ever(), name="tick"),
             asyncio.create_task(self._peers.run(), name="peers"),
+            asyncio.create_task(self.sessions.catch_up_for_ever(), name="sessions"),
         ]
         for task in self._tasks:
             task.add_done_callback(_stop_if_it_failed)

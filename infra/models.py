@@ -12,8 +12,8 @@ EMBEDDED = Path(
     os.environ.get("KVRELAY_EMBEDDED_MODEL")
     or Path(__file__).resolve().parent.parent / "models" / "tiny"
 )
-"""The directory of the embedded model. It is in the repository; where kvrelay is installed without
-that, as in a container, the environment variable names the directory."""
+"""The directory of the embedded model, which is installed with kvrelay; the environment variable
+names it where it lies elsewhere."""
 
 
 def path(model_path: str, with_weights: bool) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.links.counts import LinkCounts
-from kvtransfer.links.handshake import VERSION, Hello, Place
+from kvtransfer.links.handshake import Hello, Place
 from kvtransfer.links.inbox import Inbox
 from kvtransfer.links.incoming import IncomingLink, ReceivingEnd
 from kvtransfer.links.layer_stream import LayerStream, event_after, let_go, push_to_all
@@ -36,6 +36,7 @@ from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 from protocol.trust.refusals import Refusals
 from protocol.trust.secrets import ClusterSecrets
+from protocol.trust.versions import OURS
 
 IDLE_CLOSE_S = 300.0
 """A link that has had nothing to send for this long is closed; over NCCL each holds GPU memory."""
@@ -100,7 +101,7 @@ class PairTransport:
         self._secrets = secrets
         self.refusals = refusals or Refusals()
         self._hello = Hello(
-            version=VERSION,
+            version=OURS.newest,
             node=node,
             layout=layout,
             fingerprint=fingerprint,
@@ -109,6 +110,8 @@ class PairTransport:
             place=place,
             backends=list(self._backends),
             health_address=health_address,
+            oldest_version=OURS.oldest,
+            release=OURS.release,
         )
         self._inbox = Inbox(layout.num_layers, len(heads))
         self._streams: list[LayerStream] = []

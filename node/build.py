@@ -35,6 +35,7 @@ from protocol.messages import NodeInfo
 from protocol.model.tokenizer import check_tokenizer
 from protocol.trust.refusals import Refusals
 from protocol.trust.secrets import ClusterSecrets
+from protocol.trust.versions import OURS
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def _info(
         health_address=health_address,
         max_itl_s=config.max_itl_ms / 1e3,
         chunk_tokens=config.chunk_tokens(engine.device),
+        versions=OURS,
     )
 
 

@@ -32,6 +32,7 @@ from protocol.trust.bounds import (
     Seconds,
     TokenId,
 )
+from protocol.trust.versions import Versions
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -336,6 +337,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """The most prompt tokens of a step. Between two steps a prompt with a shorter rest passes those
     with longer ones, as `chunk_sizes` says. 0: each prompt is computed whole, in the order of
     arrival."""
+    versions: Versions = Versions()
+    """What the node speaks."""
 
 
 Condition = Literal["starting", "alive", "stuck", "stopped"]

@@ -98,6 +98,8 @@ PURE = (
     "protocol/trust/checks.py",
     "protocol/trust/keys.py",
     "protocol/trust/options.py",
+    "protocol/trust/versions.py",
+    "protocol/redis/coordinators.py",
     "protocol/redis/ownership.py",
     "protocol/redis/url.py",
     "engine/attention/token_pieces.py",

@@ -38,7 +38,7 @@ from coordinator.http.wire.api_keys import ApiKeys
 from coordinator.http.wire.cross_origin import CrossOrigin
 from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
-from coordinator.version import VERSION
+from protocol.trust.versions import RELEASE
 
 ROUTERS = (
     health,
@@ -102,7 +102,7 @@ def create_api(service: Service) -> FastAPI:
         await service.close()
 
     app = FastAPI(
-        title="kvrelay", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="kvrelay", version=RELEASE, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
     app.state.scrapes = Scrapes(service)

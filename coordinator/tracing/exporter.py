@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator.tracing.trace import RequestTrace, TraceSpan
-from coordinator.version import VERSION
 from protocol.config import ConfigError
+from protocol.trust.versions import RELEASE
 
 SERVICE = "kvrelay-coordinator"
 MAX_QUEUED_SPANS = 8192
@@ -33,7 +33,7 @@ class TraceExporter:
         self._resource = Resource.create(
             {
                 "service.name": SERVICE,
-                "service.version": VERSION,
+                "service.version": RELEASE,
                 "service.instance.id": coordinator,
             }
         )
@@ -77,7 +77,7 @@ class TraceExporter:
             resource=self._resource,
             attributes=dict(span.attributes),
             kind=SpanKind.SERVER if is_root else SpanKind.INTERNAL,
-            instrumentation_scope=InstrumentationScope("kvrelay", VERSION),
+            instrumentation_scope=InstrumentationScope("kvrelay", RELEASE),
             status=status,
             start_time=span.start_ns,
             end_time=span.end_ns,

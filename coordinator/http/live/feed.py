@@ -10,7 +10,7 @@ from coordinator.core.hot_prefixes import HotPrefix
 from coordinator.http.wire.events import event_of
 from coordinator.live.snapshot import LiveView, Surroundings
 from coordinator.service import Service
-from coordinator.version import VERSION
+from protocol.trust.versions import RELEASE
 
 INTERVAL_S = 1.0
 MAX_LISTENERS = 16
@@ -72,7 +72,7 @@ def _surroundings(service: Service) -> Surroundings:
 
     return Surroundings(
         coordinator=service.address,
-        version=VERSION,
+        version=RELEASE,
         model=config.served_model_name,
         policy=config.policy,
         num_coordinators=service.num_coordinators,

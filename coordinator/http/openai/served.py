@@ -8,13 +8,13 @@ from typing import Any
 from coordinator.config import CoordinatorConfig
 from coordinator.http.errors import BadRequest, NotServed
 from coordinator.http.native.sampling_params import parse_sampling
-from coordinator.version import VERSION
 from protocol.model.directory import ModelDirectoryError
 from protocol.model.files import open_model
+from protocol.trust.versions import RELEASE
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What generation_config.json may recommend."""
-FINGERPRINT = f"kvrelay-{VERSION}"
+FINGERPRINT = f"kvrelay-{RELEASE}"
 """Stands for what the answer to a seed depends on."""
 ANY = ("", "default")
 """Names that stand for the model that is served, whatever its name is."""

@@ -6,8 +6,8 @@ from collections import Counter
 
 from coordinator.metrics import table
 from coordinator.service import Service
-from coordinator.version import VERSION
 from protocol.telemetry.metric import Measures
+from protocol.trust.versions import RELEASE
 
 
 def measured_now(service: Service, measures: Measures) -> None:
@@ -23,7 +23,7 @@ def measured_now(service: Service, measures: Measures) -> None:
     measures.set(table.INDEX_RELOADS, mirror.num_reloads)
     measures.set(table.REDIS_UP, float(mirror.is_connected))
     measures.set(table.REFUSALS, service.num_refusals)
-    measures.set(table.BUILD_INFO, 1, VERSION)
+    measures.set(table.BUILD_INFO, 1, RELEASE)
 
 
 def _requests(service: Service, measures: Measures) -> None:
