@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from coordinator.routing.registry import REPLACED_FOR_S, Registry
+from coordinator.routing.registry import OTHER_WEIGHTS, REPLACED_FOR_S, Registry
 from protocol.ids import Node
 from protocol.layout import FP8
 from protocol.trust.versions import OURS, Versions
@@ -68,7 +68,7 @@ def test_a_node_of_another_model_or_layout_is_ignored() -> None:
     registry.heartbeat(heartbeat("prefill", Node("p0", 1), model_fingerprint="other"), 0.0)
     registry.heartbeat(heartbeat("prefill", Node("p1", 1), layout=other_layout), 0.0)
     assert [live.node for live in registry.live()] == [OLD]
-    assert "other weights" in registry.refused["p0"].why and "layers" in registry.refused["p1"].why
+    assert OTHER_WEIGHTS in registry.refused["p0"].why and "layers" in registry.refused["p1"].why
     registry.remove(Node("p0", 1))
     registry.expire(now=LEASE_S)
     assert not registry.refused, "one said goodbye, and the other is not heard any more"
