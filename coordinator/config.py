@@ -26,13 +26,18 @@ class CoordinatorConfig(TrustOptions):
     """The flags of a coordinator."""
 
     model_path: str = option(
-        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+        "",
+        "model: a directory in Hugging Face format, a GGUF file, or the hub id of either; "
+        "empty: the embedded one",
+        aliases=("model",),
     )
-    served_model_name: str = option("", "name told to clients; empty: the directory's name")
+    served_model_name: str = option(
+        "", "name told to clients; empty: that of the directory or file"
+    )
     chat_template: str = option(
         "",
-        "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "
-        "mistral, phi-3, qwen; empty: the model's own",
+        "chat template: a file, a name of the model's, or one of chatml, first-qwen, gemma, "
+        "llama-2, llama-3, mistral, phi-3, qwen; empty: the model's own",
     )
     tool_call_parser: str = option(
         "auto", "how the model writes calls of tools; auto: as its files tell", CALL_PARSERS

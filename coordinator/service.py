@@ -162,8 +162,8 @@ class Service:
         return self._channel.refusals.total
 
     @property
-    def model_directory(self) -> Path:
-        """The directory of the model, with its config.json."""
+    def model_path(self) -> Path:
+        """The model: a directory, or a file in GGUF."""
         return Path(self.config.model_path)
 
     def is_ready(self, now: float) -> bool:

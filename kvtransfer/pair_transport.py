@@ -73,20 +73,22 @@ class PairTransport:
     ) -> None:
         """Listens on `host` and `port` (0: any free one). Raises DataPortInUse.
 
-        `pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim], `layout` that of
-        the whole model. `backends` are ordered, the best first. The layers of a stream are
-        gathered until they have `min_send_bytes`; 0 lets them have up to a message of the best
-        backend, the last ones what it asks for at least. Peers ask at `health_address`, if there
-        is one, how this node does when a link is silent. With `secrets` both ends of every
-        connection prove that they know one of them; those that do not are counted in `refusals`.
+        `pool` is [layers, pages, …], of which each page in a layer is one run of bytes; it has the
+        KV heads of this rank, and `layout` is that of the whole model. `backends` are ordered, the
+        best first. The layers of a stream are gathered until they have `min_send_bytes`; 0 lets
+        them have up to a message of the best backend, the last ones what it asks for at least.
+        Peers ask at `health_address`, if there is one, how this node does when a link is silent.
+        With `secrets` both ends of every connection prove that they know one of them; those that do
+        not are counted in `refusals`.
         """
         heads = shard.heads(layout.num_kv_heads)
         assert divides(shard.num_ranks, layout.num_kv_heads)
-        assert pool.shape[4] == len(heads), "the pool is not this rank's"
         self._pool = pool
         self._layout = layout
         self._heads = heads
         self._own_layout = msgspec.structs.replace(layout, num_kv_heads=len(heads))
+        own_bytes = pool.shape[0] * pool.shape[1] * self._own_layout.layer_page_bytes
+        assert pool.nbytes == own_bytes, "the pool is not this rank's"
         self._shard = shard
         self._backends: Mapping[str, PairBackend] = {b.name: b for b in backends}
         self._message_bytes = backends[0].message_bytes
@@ -277,7 +279,8 @@ class PairTransport:
         """Returns the rows of the pool, cut to `heads` of this rank. The whole model counts the
         KV heads in `heads`; the pool counts its own from 0."""
         first = self._heads.start
-        return PageRows(self._pool, slice(heads.start - first, heads.stop - first))
+        own = range(heads.start - first, heads.stop - first)
+        return PageRows(self._pool, self._own_layout, own)
 
     def _counts(self, counts: dict[str, LinkCounts], peer: str) -> LinkCounts:
         """Returns the counts of `peer` out of `counts` (sent or received); makes them if it is new,

@@ -28,7 +28,10 @@ class NodeConfig(TrustOptions, EngineOptions):
     """The flags of a node, those of its engine among them."""
 
     model_path: str = option(
-        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+        "",
+        "model: a directory in Hugging Face format, a GGUF file, or the hub id of either; "
+        "empty: the embedded one",
+        aliases=("model",),
     )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     name: str = option("", "name of this node, unique in the cluster; empty: role, host and pid")

@@ -74,7 +74,7 @@ def create_app(service: Service) -> ASGIApp:
 def create_handlers(service: Service) -> dict[str, PostHandler]:
     """Makes what answers POST requests past FastAPI, by path. Raises ConfigError and
     ModelDirectoryError."""
-    form = model_form(service.model_directory, service.tokenizer.model, service.config)
+    form = model_form(service.model_path, service.tokenizer.model, service.config)
     return {
         "/v1/chat/completions": ChatCompletions(service, form),
         "/v1/completions": Completions(service),

@@ -57,6 +57,9 @@ class PresumedRates:
         return self._means[name]
 
 
+OTHER_WEIGHTS = "its weights, or how they are quantised and multiplied, are others"
+
+
 @dataclass
 class LiveNode:
     """A node whose lease has not ended, with the last that it told of itself."""
@@ -206,7 +209,7 @@ class Registry:
             return False
         if self._refused.get(info.node.name) != info.node:
             self._refused[info.node.name] = info.node
-            difference = model.layout.differences(info.layout) or "other weights"
+            difference = model.layout.differences(info.layout) or OTHER_WEIGHTS
             log.error(
                 "node %s is ignored, it serves another model than the cluster: %s",
                 info.node,

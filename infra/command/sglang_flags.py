@@ -137,11 +137,16 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     # What kvrelay cannot do.
     *flags_of(
         "refused",
-        "quantised weights and KV are not in this version; use the model's bfloat16, float16 or "
-        "float32 weights, and --dtype",
-        "quantization=none quantization-param-path= kv-cache-dtype=auto modelopt-quant= "
+        "--quantization rounds plain weights at load, and quantised checkpoints are read as they "
+        "are; other ways to quantise weights are not in this version",
+        "modelopt-quant= "
         "modelopt-checkpoint-restore-path= modelopt-checkpoint-save-path= modelopt-export-path= "
         "quantize-and-serve torchao-config=",
+    ),
+    *flags_of(
+        "refused",
+        "FP8 pages take their scales from the checkpoint, or have a scale per token and head",
+        "quantization-param-path=",
     ),
     *flags_of(
         "refused",

@@ -171,9 +171,7 @@ def pages_with_a_wrong_secret(target: Target) -> None:
     to a decode node, and listens for those of a prefill node."""
     node = target.node("decode")
     layout = KVLayout(**node["layout"])
-    pool = torch.zeros(
-        layout.num_layers, 4, 2, layout.page_size, layout.num_kv_heads, layout.head_dim
-    )
+    pool = torch.zeros(layout.num_layers, 4, layout.layer_page_bytes, dtype=torch.uint8)
     for secrets in (None, ClusterSecrets((WRONG_SECRET,))):
         evil = PairTransport(
             pool,

@@ -18,7 +18,7 @@ from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
 from coordinator.version import VERSION
 from protocol.config import hide_password
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
 
 router = APIRouter(tags=["native"])
 
@@ -145,7 +145,7 @@ def read_config_once(request: Request) -> dict[str, Any]:
     """Returns the config.json of the model, which is read at the first call."""
     state = request.app.state
     if not hasattr(state, "model_config"):
-        state.model_config = read_config(service_of(request).model_directory)
+        state.model_config = open_model(service_of(request).model_path).config()
     config: dict[str, Any] = state.model_config
     return config
 

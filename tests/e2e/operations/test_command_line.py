@@ -113,7 +113,7 @@ def test_port_taken() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--quantization", "fp8"], ["--quantization fp8 is refused", "bfloat16"]),
+        (["--quantization", "hqq"], ["--quantization is 'hqq'; it must be one of none, fp8"]),
         (["--page-size", "17"], ["--page-size", "power of two"]),
         (["--port", "http"], ["--port", "whole number"]),
         (["--dtype", "int8"], ["--dtype", "bfloat16"]),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from coordinator.routing.registry import REPLACED_FOR_S, Registry
 from protocol.ids import Node
+from protocol.layout import FP8
 from tests.support.coordinator.nodes import LAYOUT, LEASE_S, heartbeat
 
 OLD, NEW = Node("d0", 1), Node("d0", 2)
@@ -63,6 +67,17 @@ def test_a_node_of_another_model_or_layout_is_ignored() -> None:
     registry.heartbeat(heartbeat("prefill", Node("p0", 1), model_fingerprint="other"), 0.0)
     registry.heartbeat(heartbeat("prefill", Node("p1", 1), layout=other_layout), 0.0)
     assert [live.node for live in registry.live()] == [OLD]
+
+
+def test_nodes_of_another_kv_cache_dtype_are_ignored_and_told_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = Registry()
+    registry.heartbeat(heartbeat("decode", OLD), 0.0)
+    rounded = msgspec.structs.replace(LAYOUT, dtype=FP8, scales="token")
+    registry.heartbeat(heartbeat("prefill", Node("p0", 1), layout=rounded), 0.0)
+    assert [live.node for live in registry.live()] == [OLD]
+    assert f"dtype {LAYOUT.dtype} here, {FP8} there, scales none here, token" in caplog.text
 
 
 def test_a_cluster_may_change_its_model_when_all_nodes_are_gone() -> None:
