@@ -17,8 +17,8 @@ SHARE_OF_PREFIX = PREFIX_TOKENS / (PREFIX_TOKENS + OWN_TOKENS)
 """The hit ratio of a cluster that computes no prefix twice."""
 FIRST_ID, LAST_ID = 8, 2000
 """Token ids of the embedded model that are ordinary words."""
-PATIENCE = RetryPolicy(max_attempts=40, max_wait_s=0.5)
-"""A client whose coordinator is gone asks again for some 15 seconds."""
+PATIENCE = RetryPolicy(max_attempts=20, max_wait_s=1.0)
+"""A client whose coordinator is gone asks again, every second at last, for some 15 seconds."""
 
 
 @dataclass(frozen=True)

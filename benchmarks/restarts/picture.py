@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from benchmarks.restarts.restarting import Restart
 from benchmarks.restarts.windows import Window
 
-WIDTH, PANEL_HEIGHT, LEFT, RIGHT, TOP, GAP = 760, 170, 56, 16, 50, 46
+WIDTH, PANEL_HEIGHT, LEFT, RIGHT, TOP, GAP = 760, 160, 56, 24, 52, 54
+DECADES = ("1 ms", "10 ms", "0.1 s", "1 s", "10 s")
 HITS, MEDIAN, TAIL, MARK, GRID, TEXT = (
     "#1a7f37",
     "#1f6feb",
@@ -19,19 +21,22 @@ HITS, MEDIAN, TAIL, MARK, GRID, TEXT = (
 
 
 def picture_of(windows: Sequence[Window], restarts: Sequence[Restart], width_s: float) -> str:
-    """Returns an SVG document: above the hit ratio, below p50 and p90 of first tokens. A vertical
-    line says when a process was killed."""
+    """Returns an SVG document: above the hit ratio, below p50 and p90 of first tokens on a
+    logarithmic scale. A vertical line says when a process was killed."""
     end_s = windows[-1].at_s + width_s
-    highest_ms = max(window.p90_ms or 0.0 for window in windows) or 1.0
     second = TOP + PANEL_HEIGHT + GAP
-    height = second + PANEL_HEIGHT + 40
+    height = second + PANEL_HEIGHT + 30
+    hits = [window.hit_ratio for window in windows]
+    medians = [_share(window.p50_ms) for window in windows]
+    tails = [_share(window.p90_ms) for window in windows]
+    starts = [window.at_s for window in windows]
     parts = [
-        _panel(TOP, "hit ratio", 1.0, end_s),
-        _steps(windows, [w.hit_ratio for w in windows], TOP, 1.0, end_s, width_s, HITS),
-        _panel(second, "first token, ms: p50 blue, p90 brown", highest_ms, end_s),
-        _steps(windows, [w.p90_ms for w in windows], second, highest_ms, end_s, width_s, TAIL),
-        _steps(windows, [w.p50_ms for w in windows], second, highest_ms, end_s, width_s, MEDIAN),
-        *(_mark(one, end_s, height) for one in restarts),
+        _panel(TOP, "hit ratio", ("0", "0.25", "0.5", "0.75", "1"), end_s),
+        _steps(starts, hits, TOP, end_s, width_s, HITS),
+        _panel(second, "first token: p50 blue, p90 brown", DECADES, end_s),
+        _steps(starts, tails, second, end_s, width_s, TAIL),
+        _steps(starts, medians, second, end_s, width_s, MEDIAN),
+        *(_mark(one, end_s, second) for one in restarts),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
@@ -40,15 +45,27 @@ def picture_of(windows: Sequence[Window], restarts: Sequence[Restart], width_s: 
     )
 
 
-def _panel(top: float, title: str, highest: float, end_s: float) -> str:
-    """Returns grid and numbers of a diagram of values from 0 to `highest`."""
-    bottom = top + PANEL_HEIGHT
+def _share(milliseconds: float | None) -> float | None:
+    """Returns where a time lies on the logarithmic axis, from 0 at 1 ms to 1 at 10 s."""
+    if milliseconds is None:
+        return None
+    return min(1.0, max(0.0, math.log10(milliseconds) / (len(DECADES) - 1)))
+
+
+def _panel(top: float, title: str, levels: Sequence[str], end_s: float) -> str:
+    """Returns grid and numbers of a diagram whose levels have equal distances."""
+    bottom, distance = top + PANEL_HEIGHT, PANEL_HEIGHT / (len(levels) - 1)
     parts = [f'<text x="{LEFT}" y="{top - 8}">{title}</text>']
-    for quarter in range(5):
-        y, x = bottom - PANEL_HEIGHT * quarter / 4, _x(end_s * quarter / 4, end_s)
+    for number, level in enumerate(levels):
+        y = bottom - distance * number
         parts.append(
-            f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}M{x:.1f} {top}V{bottom}" stroke="{GRID}"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{highest * quarter / 4:.3g}</text>'
+            f'<path d="M{LEFT} {y:g}H{WIDTH - RIGHT}" stroke="{GRID}"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4:g}" text-anchor="end">{level}</text>'
+        )
+    for quarter in range(5):
+        x = _x(end_s * quarter / 4, end_s)
+        parts.append(
+            f'<path d="M{x:.1f} {top}V{bottom}" stroke="{GRID}"/>'
             f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">'
             f"{end_s * quarter / 4:g} s</text>"
         )
@@ -56,29 +73,31 @@ def _panel(top: float, title: str, highest: float, end_s: float) -> str:
 
 
 def _steps(
-    windows: Sequence[Window],
-    values: Sequence[float | None],
+    starts: Sequence[float],
+    shares: Sequence[float | None],
     top: float,
-    highest: float,
     end_s: float,
     width_s: float,
     color: str,
 ) -> str:
-    """Returns a line with a level for each window that has a value."""
-    path = ""
-    for window, value in zip(windows, values, strict=True):
-        if value is not None:
-            y = top + PANEL_HEIGHT * (1 - value / highest)
-            pen = "L" if path else "M"
-            path += f"{pen}{_x(window.at_s, end_s):.1f} {y:.1f}"
-            path += f"H{_x(window.at_s + width_s, end_s):.1f}"
+    """Returns a line with a level for each window; it breaks off where a window has no value."""
+    path, pen = "", "M"
+    for at_s, share in zip(starts, shares, strict=True):
+        if share is None:
+            pen = "M"
+            continue
+        y = top + PANEL_HEIGHT * (1 - share)
+        path += f"{pen}{_x(at_s, end_s):.1f} {y:.1f}H{_x(at_s + width_s, end_s):.1f}"
+        pen = "L"
     return f'<path d="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
 
 
-def _mark(restart: Restart, end_s: float, height: float) -> str:
+def _mark(restart: Restart, end_s: float, second: float) -> str:
+    """Returns the line of a restart through both diagrams, with the name of the process."""
     x = _x(restart.at_s, end_s)
     return (
-        f'<path d="M{x:.1f} 26V{height - 30}" stroke="{MARK}" stroke-dasharray="4 3"/>'
+        f'<path d="M{x:.1f} 26V{TOP + PANEL_HEIGHT}M{x:.1f} {second}v{PANEL_HEIGHT}" '
+        f'stroke="{MARK}" stroke-dasharray="4 3"/>'
         f'<text x="{x:.1f}" y="18" text-anchor="middle" fill="{MARK}">{restart.process}</text>'
     )
 
