@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.site.api_page import api_page
+from infra.site.dialect import with_empty_lines
 from infra.site.openapi import openapi_document
 
 SECTION = "Why"
@@ -37,6 +38,11 @@ def on_files(files: Any, config: Any) -> Any:
     text = json.dumps(document, indent=1)
     files.append(File.generated(config, "openapi.json", content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lets lists and tables follow a paragraph at once, as they do on forges."""
+    return with_empty_lines(markdown)
 
 
 def _title(file: Path) -> str:
