@@ -133,3 +133,14 @@ def expect_of_ranks(name: str, processes: list[Connection]) -> None:
         assert found.refusal == ""
         assert found.tokens == [answer.tokens for answer in expected]
         assert (found.logits - expected[-1].logits).abs().max() <= tolerance(name)
+
+
+def test_pages_take_the_scales_that_a_quantised_checkpoint_brings() -> None:
+    """They pass through what repacks its weights, and rounding by them changes logits a little."""
+    path = checkpoint("ct-fp8-kv-scales-llama")
+    options = EngineOptions("float32", PAGE_SIZE, kv_cache_dtype="fp8_e4m3")
+    runner = load_model_runner(path, options, lambda _: 60, CPU)
+    assert (runner.layout.dtype, runner.layout.scales) == ("float8_e4m3fn", "static")
+    for answer in answers(path.name):
+        difference = (Sequences(runner).logits(answer.prompt) - answer.logits).abs().max()
+        assert 0 < difference < 1.0

@@ -374,8 +374,10 @@ def _sums(counters: Iterable[NodeCounters]) -> dict[str, float]:
 
 
 def _load(load: Load) -> dict[str, Any]:
+    """Returns the load as JSON, without what is told elsewhere: links beside it, times of steps in
+    the node's metrics."""
     values: dict[str, Any] = msgspec.to_builtins(load)
-    del values["links"]
+    del values["links"], values["step_times"]
     return values
 
 

@@ -120,7 +120,7 @@ NODES = [
                     role="prefill", num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0
                 )
             ).items()
-            if name != "links"
+            if name not in ("links", "step_times")
         },
         "links": [
             {

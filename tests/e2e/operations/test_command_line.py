@@ -125,7 +125,7 @@ def test_port_taken() -> None:
         (["--decode-tensor-parallel-size", "-1"], ["--decode-tensor-parallel-size", "0 or more"]),
         (["--context-length", "-1"], ["--context-length", "0 or more"]),
         (["--attention-backend", "fast"], ["--attention-backend", "varlen"]),
-        (["--load-format", "gguf"], ["--load-format", "dummy"]),
+        (["--load-format", "bitsandbytes"], ["--load-format", "dummy"]),
         (["--redis-url", "redis://127.0.0.1:1/0"], ["no Redis answers", "--redis-url"]),
         (["--redis-url", "localhost:6379"], ["--redis-url", "redis://"]),
         (["--kv-backend", "nccl", "--device", "cpu"], ["--kv-backend", "CUDA"]),
