@@ -97,7 +97,8 @@ class CoordinatorConfig(TrustOptions):
     )
     api_key: tuple[str, ...] = option(
         (),
-        "key that every path asks for but /health, /ready and /metrics; may be given several times",
+        "key that every path asks for but /health, /ready, /metrics and the live page; may be "
+        "given several times",
         is_secret=True,
     )
     api_key_file: str = option("", "file with more such keys, one a line; # begins a comment")

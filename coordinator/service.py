@@ -203,6 +203,11 @@ class Service:
         return min(self.max_model_len, self.core.max_total_tokens)
 
     @property
+    def num_coordinators(self) -> int:
+        """How many coordinators there are, this one included, as Redis told last."""
+        return 1 + len(self._peers.others)
+
+    @property
     def address(self) -> str:
         """Where nodes and other coordinators send messages to this one."""
         return self._channel.address
@@ -378,6 +383,10 @@ class Service:
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
         self._obey_drain_marks(now)
+        mirror = self.follower.mirror
+        self.core.changes.record_seen(
+            mirror.is_connected, mirror.num_reloads, mirror.last_reloaded, now
+        )
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 

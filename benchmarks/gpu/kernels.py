@@ -115,7 +115,7 @@ def _linears(copy_bytes_s: float) -> list[dict[str, Any]]:
         floor_s = 2 * num_out * num_in / copy_bytes_s
         for num_rows in ROWS:
             x = torch.randn(num_rows, num_in, device=CUDA, dtype=DTYPE)
-            seconds = _seconds([partial(F.linear, x, weight) for weight in weights])
+            seconds = replayed_seconds([partial(F.linear, x, weight) for weight in weights])
             rows.append(_row(name, f"{num_rows} rows", "cuBLAS", seconds, floor_s))
     return rows
 
@@ -129,7 +129,7 @@ def _small_kernels() -> list[dict[str, Any]]:
         variant = "dependent" if is_dependent else "plain"
         for num_rows in ROWS:
             for name, call in _small_calls(TritonKernels(is_dependent), num_rows).items():
-                seconds = _seconds([call] * LAYERS)
+                seconds = replayed_seconds([call] * LAYERS)
                 rows.append(_row(name, f"{num_rows} rows", variant, seconds, 0.0))
     return rows
 
@@ -247,10 +247,10 @@ def _attention_s(backend: AttentionBackend, cache: KVCache, batch: Batch) -> flo
     def call(layer: int) -> Callable[[], Tensor]:
         return lambda: backend.forward(query, layer, cache, batch, FORM)
 
-    return _seconds([call(layer) for layer in range(LAYERS)])
+    return replayed_seconds([call(layer) for layer in range(LAYERS)])
 
 
-def _seconds(calls: Sequence[Callable[[], object]]) -> float:
+def replayed_seconds(calls: Sequence[Callable[[], object]]) -> float:
     """Returns the median seconds of one of `calls`, which are recorded together and replayed."""
     for call in calls[:2]:
         call()

@@ -37,7 +37,12 @@ def reportable(tracked: TrackedRequest) -> ReportableRequest:
         decode_node=route.decode.name if route is not None else None,
         route_reason=route.reason if route is not None else "",
     )
-    return ReportableRequest(facts, answer.timeline)
+    return ReportableRequest(
+        facts,
+        answer.timeline,
+        forecast_s=route.cost.first_token_s if route is not None else None,
+        runner_up=route.runner_up if route is not None else "",
+    )
 
 
 def reports(

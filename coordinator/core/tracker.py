@@ -119,6 +119,10 @@ class Tracker:
         """Returns what can be told of the unfinished requests, the youngest first."""
         return map(reportable, reversed(self._requests.values()))
 
+    def oldest_first(self) -> Iterator[ReportableRequest]:
+        """Returns what can be told of the unfinished requests, the oldest first."""
+        return map(reportable, self._requests.values())
+
     def num_in_stages(self) -> dict[str, int]:
         """Returns how many requests wait, are being computed, and are being answered."""
         states = Counter(map(state_of, self._requests.values()))

@@ -21,6 +21,9 @@ from coordinator.http.companions import cache, control, health, loads, model, to
 from coordinator.http.documents import openapi
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
+from coordinator.http.live import endpoint as live
+from coordinator.http.live import page
+from coordinator.http.live.feed import LiveFeed
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.openai import models
 from coordinator.http.openai.chats.endpoint import ChatCompletions
@@ -48,6 +51,8 @@ ROUTERS = (
     models,
     admin,
     admin_requests,
+    live,
+    page,
     scrapes,
     openapi,
     missing,
@@ -101,6 +106,7 @@ def create_api(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.scrapes = Scrapes(service)
+    app.state.live_feed = LiveFeed(service)
     for module in ROUTERS:
         app.include_router(module.router)
     openapi.describe_others(app)

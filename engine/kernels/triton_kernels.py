@@ -18,20 +18,34 @@ from engine.cache.triton_pages import kernel_pages, write_heads
 from engine.dependent_launch import OPTION
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.packed.products import PackedProducts
+from engine.kernels.packed_weights import PackedWeight
 
 HEADS_PER_PROGRAM = 8
 MUL_BLOCK = 1024
 
 
 class TritonKernels(TorchKernels):
-    """Fuses norms, activations and the splitting of heads. Products stay those of the vendor's
-    library: a kernel of ours for up to four rows was slower on an H200 (decision 0039)."""
+    """Fuses norms, activations and the splitting of heads, and multiplies packed weights as they
+    are. Products with plain weights stay those of the vendor's library: a kernel of ours for up to
+    four rows was slower on an H200 (decision 0039)."""
 
     def __init__(self, is_dependent: bool) -> None:
         """`is_dependent`: kernels are launched as `engine/dependent_launch.py` says."""
         self._launch: dict[str, Any] = {"IS_DEPENDENT": is_dependent}
         if is_dependent:
             self._launch[OPTION] = True
+        self._packed = PackedProducts(is_dependent)
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        if not self._packed.takes(x):
+            return super().packed_linear(x, weight, bias)
+        return self._packed.linear(x, weight, bias)
+
+    def grouped_packed_linear(self, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+        if not self._packed.takes(x):
+            return super().grouped_packed_linear(x, weight, ends)
+        return self._packed.grouped(x, weight, ends)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = x.shape[-1]
