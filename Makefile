@@ -141,7 +141,7 @@ bench-restarts: $(READY) ## coordinator, Redis and nodes restarted under load: h
 	$(BIN)/python -m benchmarks.restarts $(ARGS)
 
 docs: $(READY) ## the documentation site in build/site; needs no network (to read it: python -m http.server -d build/site)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo build/site/index.html
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
