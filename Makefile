@@ -20,7 +20,7 @@ APPLICATIONS_READY := $(APPLICATIONS)/.installed
 GGUF       := .gguf-files
 GGUF_READY := $(GGUF)/.fetched
 
-.PHONY: help demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -q --upgrade pip
 	# torch first and pinned, so that nothing else chooses one; TORCH_INDEX names an index of CPU builds
 	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -e '.[dev,docs]'
 	touch $@
 
 $(CLIENTS_READY): tests/e2e/clients/requirements.txt
@@ -143,6 +143,13 @@ bench-http: $(READY) ## the coordinator alone: requests (ARGS="--router sglang" 
 
 bench: $(READY) ## index and router, hits to the token, programs, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
 	for bench in index features.beginnings features.language http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
+
+bench-restarts: $(READY) ## coordinator, Redis and nodes restarted under load: hits and first tokens per 5 s (two minutes)
+	$(BIN)/python -m benchmarks.restarts $(ARGS)
+
+docs: $(READY) ## the documentation site in build/site; needs no network (to read it: python -m http.server -d build/site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo build/site/index.html
 
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
