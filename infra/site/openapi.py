@@ -8,12 +8,12 @@ from fastapi import FastAPI
 
 from coordinator.http.app import ROUTERS
 from coordinator.http.documents.openapi import describe_others
-from coordinator.version import VERSION
+from protocol.trust.versions import RELEASE
 
 
 def openapi_document() -> dict[str, Any]:
     """Returns what GET /openapi.json answers."""
-    app = FastAPI(title="kvrelay", version=VERSION, docs_url=None, redoc_url=None)
+    app = FastAPI(title="kvrelay", version=RELEASE, docs_url=None, redoc_url=None)
     for module in ROUTERS:
         app.include_router(module.router)
     describe_others(app)
