@@ -17,7 +17,10 @@ TIMEOUT_S = 2.0
 POINTER, ONE_QUESTION, RECURSE = 12, 1, 0x0100
 """Numbers of the protocol (RFC 1035): the type PTR, a query with one question, the wish that the
 server asks others."""
-ANSWER_HEAD_BYTES = 12
+REFERENCE = 0xC0
+"""A label's length from here on, with the byte after it, refers to a name elsewhere."""
+RECORD_HEAD_BYTES = 10
+"""Type, class, seconds and length, which stand between the name of a record and what it says."""
 
 
 def question(address: str, number: int) -> bytes:
@@ -29,15 +32,22 @@ def question(address: str, number: int) -> bytes:
 
 
 def first_label(reply: bytes, query: bytes) -> str:
-    """Returns the first part of the name in the reply to `query`; "" if there is none. An answer
-    has the question's name (two bytes that point there), type, class, seconds, length, name."""
+    """Returns the first part of the name in the reply to `query`; "" if there is none."""
     is_ours = len(reply) > len(query) and reply[:2] == query[:2] and reply[3] & 0x0F == 0
     num_answers = struct.unpack_from(">H", reply, 6)[0] if is_ours else 0
-    start = len(query) + ANSWER_HEAD_BYTES
-    if not num_answers or len(reply) <= start or reply[start] >= 0xC0:
+    start = _end_of_name(reply, len(query)) + RECORD_HEAD_BYTES
+    if not num_answers or len(reply) <= start or reply[start] >= REFERENCE:
         return ""
     label = reply[start + 1 : start + 1 + reply[start]]
     return label.decode("ascii", errors="replace") if len(label) == reply[start] else ""
+
+
+def _end_of_name(reply: bytes, at: int) -> int:
+    """Returns where the name that begins at `at` ends: behind an empty label or a reference."""
+    while at < len(reply) and 0 < reply[at] < REFERENCE:
+        at += 1 + reply[at]
+    is_reference = at < len(reply) and reply[at] >= REFERENCE
+    return at + (2 if is_reference else 1)
 
 
 def nameserver(resolv_conf: str) -> str:

@@ -12,10 +12,13 @@ QUERY = question("172.18.0.5", 7)
 NAME = b"\x11kvrelay-prefill-1\x0fkvrelay_default\0"
 
 
-def reply(query: bytes, name: bytes, answers: int = 1, code: int = 0) -> bytes:
-    """What Docker's name server answers: the question again, and a record of the name."""
+def reply(
+    query: bytes, name: bytes, answers: int = 1, code: int = 0, whose: bytes = b"\xc0\x0c"
+) -> bytes:
+    """What a name server answers: the question again, and a record of the name. `whose` is the
+    record's own name, by default a reference to that of the question."""
     header = query[:2] + struct.pack(">5H", 0x8180 | code, 1, answers, 0, 0)
-    record = struct.pack(">3HIH", 0xC00C, 12, 1, 600, len(name)) + name
+    record = whose + struct.pack(">2HIH", 12, 1, 600, len(name)) + name
     return header + query[12:] + (record if answers else b"")
 
 
@@ -26,6 +29,11 @@ def test_the_question_names_the_address_backwards() -> None:
 
 def test_the_first_part_of_the_answer_is_the_name() -> None:
     assert first_label(reply(QUERY, NAME), QUERY) == "kvrelay-prefill-1"
+
+
+def test_docker_writes_the_address_in_full_once_more() -> None:
+    written = reply(QUERY, NAME, whose=QUERY[12:-4])
+    assert first_label(written, QUERY) == "kvrelay-prefill-1"
 
 
 @pytest.mark.parametrize(
