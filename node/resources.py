@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from pathlib import Path
 
 GC_THRESHOLDS = (20_000, 20, 100)
 
@@ -27,13 +29,43 @@ def resident_bytes() -> int:
         return 0
 
 
-def host_memory_bytes() -> tuple[int, int]:
-    """Returns how much memory of this host is free, and how much there is in all."""
+CGROUPS = Path("/sys/fs/cgroup")
+"""The control groups of a container: in it, their root is its own group."""
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Versions 2 and 1 of what says how much memory a group may have, how much it has, and of what
+kind that is."""
+FILE_CACHE = ("active_file", "inactive_file")
+"""What files have left in memory; the system takes it back when somebody needs it."""
+
+
+def host_memory_bytes(cgroups: Path = CGROUPS) -> tuple[int, int]:
+    """Returns how much memory is free for this process, and how much there is in all: of this host,
+    or of the container that it is in if that may have less."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * page_bytes
     try:
         with open("/proc/meminfo", encoding="ascii") as meminfo:
             lines = dict(line.split(":", 1) for line in meminfo)
-        return int(lines["MemAvailable"].split()[0]) * 1024, total
+        available = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        return total // 2, total  # this system does not tell
+        available = total // 2  # this system does not tell
+    limit, used = _container_bytes(cgroups)
+    return min(available, max(0, limit - used)), min(total, limit)
+
+
+def _container_bytes(cgroups: Path) -> tuple[int, int]:
+    """Returns how much memory the container may have and how much it has, but for what the system
+    can take back; where nothing is limited, a limit beyond all memory."""
+    for limit_file, usage_file, kinds_file in CGROUP_FILES:
+        try:
+            limit = int((cgroups / limit_file).read_text())
+            usage = int((cgroups / usage_file).read_text())
+            lines = (line.split() for line in (cgroups / kinds_file).read_text().splitlines())
+            kinds = {words[0]: int(words[1]) for words in lines}
+        except (OSError, ValueError, IndexError):  # not this version; "max": no limit
+            continue
+        return limit, usage - sum(kinds.get(kind, 0) for kind in FILE_CACHE)
+    return sys.maxsize, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import subprocess
 import threading
@@ -107,31 +108,28 @@ def tiny_proxy(ports: Sequence[int]) -> Iterator[str]:
         proxy.stop()
 
 
-HAPROXY_CONFIG = """
-defaults
-  mode http
-  timeout connect 2s
-  timeout client 120s
-  timeout server 120s
-frontend clients
-  bind 127.0.0.1:{port}
-  default_backend coordinators
-backend coordinators
-  option httpchk GET /ready
-  default-server check inter 300ms
-{servers}
-"""
+HAPROXY_CONFIG = Path(__file__).resolve().parents[3] / "infra/docker/haproxy.cfg"
+
+
+def haproxy_config(port: int, servers: Sequence[int]) -> str:
+    """The configuration of docker-compose.yml, with servers of this host in place of those that
+    Docker's name server lists."""
+    told = HAPROXY_CONFIG.read_text()
+    resolvers = told.index("resolvers docker")
+    told = told[:resolvers] + told[told.index("defaults", resolvers) :]
+    lines = "\n".join(f"  server c{i} 127.0.0.1:{port}" for i, port in enumerate(servers))
+    told = re.sub(r"^  server-template .*$", lines, told, flags=re.MULTILINE)
+    return told.replace("bind :30000", f"bind 127.0.0.1:{port}")
 
 
 @contextmanager
 def haproxy(ports: Sequence[int], directory: Path) -> Iterator[str]:
-    """Gives the URL of an HAProxy with what it does by default, but that it looks more often."""
+    """Gives the URL of an HAProxy that is configured as in docker-compose.yml."""
     program = haproxy_program()
     assert program is not None
     port = free_port()
-    servers = "\n".join(f"  server c{i} 127.0.0.1:{port}" for i, port in enumerate(ports))
     config = directory / "haproxy.cfg"
-    config.write_text(HAPROXY_CONFIG.format(port=port, servers=servers))
+    config.write_text(haproxy_config(port, ports))
     process = subprocess.Popen([program, "-f", str(config), "-db"])
     url = f"http://127.0.0.1:{port}"
     try:
