@@ -17,7 +17,7 @@ LOAD_READY := $(LOAD)/.installed
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
 
-.PHONY: help demo test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-scale bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -108,6 +108,9 @@ bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS=
 
 bench-serve-gpu: $(READY) ## kvrelay's layouts on this host's GPUs, beside a peer (ARGS="--peer sglang-pd"; no GPU: ARGS="--device cpu")
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-scale: $(READY) ## clusters of up to 1,000 nodes and 16 coordinators on a virtual clock (five minutes; ARGS="--quick")
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
 	$(BIN)/python -m benchmarks.memory $(ARGS)
