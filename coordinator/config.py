@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from coordinator.conversation.choice import CALL_PARSERS, REASONING_PARSERS
 from coordinator.routing.policies import POLICIES
 from protocol.config import (
+    LOG_FORMATS,
     LOG_LEVEL_SYNONYMS,
     LOG_LEVELS,
     option,
     require,
     require_redis_url,
 )
+from protocol.telemetry.familiar import require_families
 from protocol.trust.options import TrustOptions
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
@@ -24,13 +26,18 @@ class CoordinatorConfig(TrustOptions):
     """The flags of a coordinator."""
 
     model_path: str = option(
-        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+        "",
+        "model: a directory in Hugging Face format, a GGUF file, or the hub id of either; "
+        "empty: the embedded one",
+        aliases=("model",),
     )
-    served_model_name: str = option("", "name told to clients; empty: the directory's name")
+    served_model_name: str = option(
+        "", "name told to clients; empty: that of the directory or file"
+    )
     chat_template: str = option(
         "",
-        "chat template: a file, a name of the model's, or one of chatml, gemma, llama-2, llama-3, "
-        "mistral, phi-3, qwen; empty: the model's own",
+        "chat template: a file, a name of the model's, or one of chatml, first-qwen, gemma, "
+        "llama-2, llama-3, mistral, phi-3, qwen; empty: the model's own",
     )
     tool_call_parser: str = option(
         "auto", "how the model writes calls of tools; auto: as its files tell", CALL_PARSERS
@@ -90,7 +97,8 @@ class CoordinatorConfig(TrustOptions):
     )
     api_key: tuple[str, ...] = option(
         (),
-        "key that every path asks for but /health, /ready and /metrics; may be given several times",
+        "key that every path asks for but /health, /ready, /metrics and the live page; may be "
+        "given several times",
         is_secret=True,
     )
     api_key_file: str = option("", "file with more such keys, one a line; # begins a comment")
@@ -104,11 +112,27 @@ class CoordinatorConfig(TrustOptions):
         "origin whose pages may call from a browser, as https://chat.example.com; *: any; may be "
         "given several times",
     )
+    otlp_endpoint: str = option(
+        "",
+        "OpenTelemetry collector that traces of requests are sent to, as http://collector:4318; "
+        "empty: none",
+    )
+    trace_share: float = option(
+        0.1,
+        "share of requests, 0 to 1, whose traces are sent; those that failed, were tried again or "
+        "were slow always are, and those of a client's trace as it says",
+    )
+    trace_slow_s: float = option(5.0, "a first token that takes longer is slow")
+    metric_names: tuple[str, ...] = option(
+        ("sglang",),
+        "whose names /metrics has beside kvrelay's own, as sglang,vllm; empty: nobody's",
+    )
     show_prompt_words: bool = option(
         False,
         "/admin/cache/prefixes and /admin/route/explain show words of prompts without a cache_salt",
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+    log_format: str = option("text", "lines for people, or a JSON object in each", LOG_FORMATS)
 
     @property
     def takes_out_agent_headers(self) -> bool:
@@ -124,6 +148,13 @@ class CoordinatorConfig(TrustOptions):
             not self.control_port or self.control_port + self.workers <= 65536,
             f"--control-port {self.control_port} leaves no ports for {self.workers} workers",
         )
+        require(
+            not self.otlp_endpoint or self.otlp_endpoint.startswith(("http://", "https://")),
+            f"--otlp-endpoint is {self.otlp_endpoint!r}; it must be like http://collector:4318",
+        )
+        require(0 <= self.trace_share <= 1, "--trace-share must be between 0 and 1")
+        require(self.trace_slow_s >= 0, "--trace-slow-s must be 0 seconds or more")
+        require_families(self.metric_names)
         for origin in self.cors_origin:
             require(
                 origin == "*" or ORIGIN.fullmatch(origin) is not None,

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordinator.answers.answer import Answer
 from coordinator.answers.grammars import GrammarCompiler
 from coordinator.answers.request import Request
 from coordinator.answers.tokenizer import Tokenizer
@@ -44,6 +45,9 @@ from coordinator.pending_replies import PendingReplies, never
 from coordinator.routing.draining import draining_names
 from coordinator.routing.registry import LiveNode
 from coordinator.sessions.store import SessionStore
+from coordinator.tracing.exporter import TraceExporter
+from coordinator.tracing.kept_traces import KeptTraces
+from coordinator.tracing.trace import trace_of
 from protocol.channel import Channel, PeerUnreachable
 from protocol.messages import (
     COORDINATOR_LEASE_S,
@@ -120,6 +124,10 @@ class Service:
         self._timer_at = 0.0
         self._replies = PendingReplies()
         self.farewell = Farewell(config.drain_timeout_s)
+        self._kept_traces = KeptTraces(config.trace_share, config.trace_slow_s)
+        self._traces: TraceExporter | None = None
+        if config.otlp_endpoint:
+            self._traces = TraceExporter(config.otlp_endpoint, channel.address)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -130,6 +138,7 @@ class Service:
             asyncio.create_task(self.follower.run(), name="ownership"),
             asyncio.create_task(self._tick_for_ever(), name="tick"),
             asyncio.create_task(self._peers.run(), name="peers"),
+            asyncio.create_task(self.sessions.catch_up_for_ever(), name="sessions"),
         ]
         for task in self._tasks:
             task.add_done_callback(_stop_if_it_failed)
@@ -145,6 +154,8 @@ class Service:
         await self.follower.close()
         await self._redis.aclose()
         self._channel.close()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     @property
     def num_refusals(self) -> int:
@@ -152,8 +163,8 @@ class Service:
         return self._channel.refusals.total
 
     @property
-    def model_directory(self) -> Path:
-        """The directory of the model, with its config.json."""
+    def model_path(self) -> Path:
+        """The model: a directory, or a file in GGUF."""
         return Path(self.config.model_path)
 
     def is_ready(self, now: float) -> bool:
@@ -191,6 +202,11 @@ class Service:
     def max_total_tokens(self) -> int:
         """The most tokens, prompt and answer together, that a request may have now."""
         return min(self.max_model_len, self.core.max_total_tokens)
+
+    @property
+    def num_coordinators(self) -> int:
+        """How many coordinators there are, this one included, as Redis told last."""
+        return 1 + len(self._peers.others)
 
     @property
     def address(self) -> str:
@@ -368,6 +384,10 @@ class Service:
         self._read_channel()  # first, so that a lease does not end whose heartbeat has come
         now = self.now()
         self._obey_drain_marks(now)
+        mirror = self.follower.mirror
+        self.core.changes.record_seen(
+            mirror.is_connected, mirror.num_reloads, mirror.last_reloaded, now
+        )
         self._carry_out(self.core.tick(now), now)
         self._plan_tick(now)
 
@@ -438,6 +458,7 @@ class Service:
                         self.core.undeliverable(instruction.address, instruction.message, now)
                     )
             elif isinstance(instruction, AnswerEnded):
+                self._trace(instruction.answer, now)
                 if mailbox := self._mailboxes.pop(instruction.answer.request_id, None):
                     mailbox.wake()
             elif isinstance(instruction, TellCoordinators):
@@ -445,3 +466,10 @@ class Service:
                 todo.extend(Send(address, message) for address in self._peers.others)
             elif isinstance(instruction, Forget):
                 self._channel.forget(instruction.address)
+
+    def _trace(self, answer: Answer, now: float) -> None:
+        """Sends the trace of a request that has ended, if traces are sent and it is kept."""
+        if self._traces is None or not self._kept_traces.keeps(answer):
+            return
+        model = self.config.served_model_name
+        self._traces.export(trace_of(answer, model, now, time.time_ns()))

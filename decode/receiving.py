@@ -103,6 +103,7 @@ class Receiving:
             fetch_pages=request.fetch_pages,
             answer_address=_answer_address(request),
             asker_times=job.recorder.times() if job.recorder is not None else None,
+            x_request_id=request.x_request_id,
         )
         return [
             # Expect before asking: the first pages may come before the next turn.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from protocol.errors import UserError
+
 
 class DeviceBroken(Exception):
     """The device computes nothing more in this process: a new process is needed."""
@@ -9,3 +11,7 @@ class DeviceBroken(Exception):
 
 class RequestFailed(Exception):
     """A request asks for what no node can compute; the message is for the client to read."""
+
+
+class OptionUnavailable(UserError):
+    """An option asks for what this machine does not have; the message has the remedy."""

@@ -8,8 +8,10 @@ from protocol.config import option, require
 from protocol.layout import DTYPE_BYTES
 
 DTYPES = ("auto", *DTYPE_BYTES)
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
 ATTENTION_BACKENDS = ("auto", "flash", "varlen", "triton", "native", "torch")
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", "fp8", "int8", "int4", "awq", "gptq", "compressed-tensors", "gguf")
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,35 @@ class EngineOptions:
 
     dtype: str = option(
         "auto",
-        "dtype of weights and KV; auto: the checkpoint's on a GPU, bfloat16 on a CPU that has AMX "
-        "if the checkpoint is, else float32",
+        "dtype of weights, and of KV pages but for --kv-cache-dtype; auto: the checkpoint's on a "
+        "GPU, bfloat16 on a CPU that has AMX if the checkpoint is, else float32",
         DTYPES,
         synonyms={"half": "float16", "float": "float32"},
     )
     page_size: int = option(16, "tokens per KV page")
+    kv_cache_dtype: str = option(
+        "auto",
+        "dtype of KV pages; auto: that of the weights; fp8_e4m3: a byte a number, with the "
+        "checkpoint's scales, or scales per token and head where it has none",
+        KV_CACHE_DTYPES,
+        synonyms={"fp8": "fp8_e4m3"},
+    )
     load_format: str = option(
         "auto",
         "auto: the model's weights; dummy: random ones, for benchmarks",
         LOAD_FORMATS,
-        synonyms={"safetensors": "auto"},
+        synonyms={"safetensors": "auto", "gguf": "auto"},
+    )
+    quantization: str = option(
+        "none",
+        "fp8, int8, int4: round the weights of a plain checkpoint while they are loaded, without "
+        "calibration; awq, gptq, compressed-tensors, fp8, gguf: refuse checkpoints of other kinds",
+        QUANTIZATIONS,
+        synonyms={
+            "awq_marlin": "awq",
+            "gptq_marlin": "gptq",
+            "compressed_tensors": "compressed-tensors",
+        },
     )
     attention_backend: str = option(
         "auto",
@@ -38,6 +58,11 @@ class EngineOptions:
     )
     no_native_kernels: bool = option(
         False, "compute on a CPU with torch alone; else kernels are compiled at the first start"
+    )
+    cpu_int8_activations: bool = option(
+        False,
+        "on a CPU, round the inputs of packed weights of integers to eight bits, as llama.cpp "
+        "does: several times as fast with many rows; all nodes or none",
     )
     compile_cache: str = option(
         "",
@@ -57,3 +82,13 @@ class EngineOptions:
         )
         require(self.context_length >= 0, "--context-length must be 0 or more")
         require(self.max_running_requests > 0, "--max-running-requests must be at least 1")
+        rivals = (
+            ("--no-native-kernels", self.no_native_kernels),
+            ("--deterministic", self.deterministic),
+        )
+        for flag, is_set in rivals:
+            require(
+                not (self.cpu_int8_activations and is_set),
+                f"--cpu-int8-activations needs the native kernels, which {flag} leaves out; "
+                "drop one of the two flags",
+            )

@@ -7,19 +7,18 @@ without a traceback.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.version import VERSION
 from infra import models
+from infra.command.client_settings import ClientConfig, first_of, settings
 from infra.command.foreign_flags import heed
+from infra.command.operators import add_operators
 from infra.command.parser import (
     FOREIGN,
     CommandParser,
@@ -37,31 +36,14 @@ from node.model_check import check_model
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
 from protocol.ids import Role
-from protocol.trust.secrets import make_secret_file
+from protocol.telemetry.logs import start_logging
+from protocol.trust.versions import RELEASE
 
 if TYPE_CHECKING:
-    from kvrelay.client import Client
+    pass
 
-T = TypeVar("T")
 Command = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClientConfig:
-    """Settings of the commands that talk to a running cluster."""
-
-    url: str = option("http://127.0.0.1:30000", "where the coordinator listens")
-    api_key: tuple[str, ...] = option(
-        (), "an API key of the cluster, if it asks for one", is_secret=True
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class OperatorConfig(ClientConfig):
-    """Settings of the commands for operators."""
-
-    admin_token: str = option("", "the cluster's admin token, if it has one", is_secret=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +102,7 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
         description="Disaggregated LLM serving: prefill nodes, decode nodes, one coordinator.",
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"kvrelay {VERSION}")
+    top.add_argument("--version", action="version", version=f"kvrelay {RELEASE}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, help: str, run: Command, *configs: type) -> CommandParser:
@@ -154,52 +136,18 @@ def _parser(parsers: dict[str, CommandParser]) -> CommandParser:
         default=0.0,
         help="how much chance there is in the answer; 0: none, the likeliest tokens (default: 0)",
     )
-    _add_operators(add)
+    add_operators(add)
     demo = add("demo", "start a cluster, show what it does, keep serving", _demo, DemoConfig)
     demo.add_argument("--once", action="store_true", help="exit after the show")
+    demo.add_argument(
+        "--counts-only",
+        action="store_true",
+        help="check what is computed, and not how long it takes: for machines that are busy",
+    )
     serve = add_to(commands, _bench)
     serve.set_defaults(parser=serve)
     parsers["bench serve"] = serve
     return top
-
-
-def _add_operators(add: Callable[..., CommandParser]) -> None:
-    """Adds, by the `add` of `_parser`, what operators ask a running cluster, and how they make its
-    secret."""
-    stats = add("stats", "show nodes and caches of a running cluster", _stats, OperatorConfig)
-    stats.add_argument("--watch", action="store_true", help="again each second, until Ctrl-C")
-    explain = add(
-        "explain",
-        "tell where a prompt would go and why, without running it",
-        _explain,
-        OperatorConfig,
-    )
-    explain.add_argument("text", help="the prompt, as the model is to see it")
-    explain.add_argument(
-        "--cache-salt", default="", help="the tenant whose prompt it is (default: none)"
-    )
-    trace = add(
-        "trace",
-        "tell where the time of one request went, while it runs and for a while after",
-        _trace,
-        OperatorConfig,
-    )
-    trace.add_argument("rid", help="`meta_info.id` of /generate, `id` of the other dialects")
-    trace.add_argument("--json", action="store_true", help="what the coordinator answers, as it is")
-    audit = add(
-        "audit",
-        "compare what nodes hold with the records of it; exit code 1 if they differ",
-        _audit,
-        OperatorConfig,
-    )
-    audit.add_argument("--no-repair", action="store_true", help="only tell what differs")
-    secret = add("secret", "make a cluster secret, in a file for --cluster-secret-file", _secret)
-    secret.add_argument("file", help="where to write it; a file that is there stays as it is")
-    drain = add("drain", "keep new requests from a node, until it restarts", _drain, OperatorConfig)
-    drain.add_argument("name", help="the node's name; `kvrelay stats` lists them")
-    drain.add_argument("--keep", action="store_true", help="also when it restarts, until `undrain`")
-    undrain = add("undrain", "let a node get requests again", _undrain, OperatorConfig)
-    undrain.add_argument("name", help="the node's name")
 
 
 def _coordinator(flags: dict[str, Any]) -> None:
@@ -209,7 +157,7 @@ def _coordinator(flags: dict[str, Any]) -> None:
     from coordinator.http import server
 
     config = resolve(CoordinatorConfig, flags, os.environ)
-    _start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     config = dataclasses.replace(
         config,
         model_path=models.path(config.model_path, with_weights=False),
@@ -228,7 +176,7 @@ def _serve_as_worker(config: CoordinatorConfig, worker: int) -> None:
     """Serves as one of several coordinator processes behind one HTTP port."""
     from coordinator.http import server
 
-    _start_logging(config.log_level, f"worker {worker} ")
+    start_logging(config.log_level, config.log_format, f"worker {worker}")
     control_port = config.control_port + worker if config.control_port else 0
     server.run(dataclasses.replace(config, control_port=control_port), worker)
 
@@ -253,7 +201,7 @@ def _run_node(role: Role, flags: dict[str, Any]) -> None:
 def _node_config(flags: dict[str, Any]) -> NodeConfig:
     """Returns the settings of a node whose model is there; starts its logging."""
     config = resolve(NodeConfig, flags, os.environ)
-    _start_logging(config.log_level)
+    start_logging(config.log_level, config.log_format)
     small = models.path(config.model_path, with_weights=False)
     if note := check_model(dataclasses.replace(config, model_path=small)):
         log.info(note)
@@ -265,7 +213,7 @@ def _generate(flags: dict[str, Any]) -> None:
     """Prints the answer to a prompt as it grows."""
     from kvrelay.client import Client
 
-    config = _settings(ClientConfig, flags)
+    config = settings(ClientConfig, flags)
     with Client(config.url, api_key=first_of(config.api_key)) as client:
         shown = 0
         for update in client.stream(
@@ -278,119 +226,17 @@ def _generate(flags: dict[str, Any]) -> None:
         print()
 
 
-def _stats(flags: dict[str, Any]) -> None:
-    from infra.tables.stats import new_console, show_stats, watch_stats
-
-    with _operator(flags) as client:
-        if flags["watch"]:
-            watch_stats(client, new_console())
-        else:
-            show_stats(client.cache_stats(), new_console())
-
-
-def _explain(flags: dict[str, Any]) -> None:
-    from infra.tables.stats import new_console, show_explanation
-
-    with _operator(flags) as client:
-        show_explanation(client.explain(flags["text"], flags["cache_salt"]), new_console())
-
-
-def _trace(flags: dict[str, Any]) -> None:
-    from infra.tables.stats import new_console
-    from infra.tables.waterfall import show_timeline
-
-    with _operator(flags) as client:
-        timeline = client.timeline(flags["rid"])
-    if flags["json"]:
-        print(json.dumps(timeline, indent=2, ensure_ascii=False))
-    else:
-        show_timeline(timeline, new_console())
-
-
-def _audit(flags: dict[str, Any]) -> None:
-    """Prints an audit; exits with code 1 if something differed, even if it was repaired."""
-    from infra.tables.stats import new_console, show_audit
-
-    with _operator(flags) as client:
-        audit = client.audit(repair=not flags["no_repair"])
-    show_audit(audit, new_console())
-    if not audit["clean"]:
-        sys.exit(1)
-
-
-def _secret(flags: dict[str, Any]) -> None:
-    """Makes a cluster secret, unless the file is there."""
-    file = Path(flags["file"])
-    try:
-        make_secret_file(file)
-    except FileExistsError:
-        print(f"{file} is there already and stays as it is")
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written ({error.strerror}); name another file"
-        ) from error
-
-
-def _drain(flags: dict[str, Any]) -> None:
-    with _operator(flags) as client:
-        drained = client.drain(flags["name"], flags["keep"])
-    until = "`kvrelay undrain`" if drained["kept"] else "it restarts, or `kvrelay undrain`"
-    print(
-        f"{drained['name']} gets no new requests until {until}; "
-        f"{drained['unfinished_requests']} of this coordinator's run there"
-    )
-
-
-def _undrain(flags: dict[str, Any]) -> None:
-    with _operator(flags) as client:
-        print(f"{client.undrain(flags['name'])['name']} gets requests again")
-
-
 def _demo(flags: dict[str, Any]) -> None:
-    from infra.demo import demo
+    from infra.demo.demo import demo
 
-    config = _settings(DemoConfig, flags)
-    demo(config.port, config.admin_token, flags["once"])
+    config = settings(DemoConfig, flags)
+    demo(config.port, config.admin_token, flags["once"], not flags["counts_only"])
 
 
 def _bench(config: BenchConfig) -> None:
     from kvrelay.bench.command import run
 
     run(config)
-
-
-def _operator(flags: dict[str, Any]) -> Client:
-    """Returns a client with the operator's token."""
-    from kvrelay.client import Client
-
-    config = _settings(OperatorConfig, flags)
-    return Client(config.url, config.admin_token, api_key=first_of(config.api_key))
-
-
-def _settings(config: type[T], flags: dict[str, Any]) -> T:
-    """Returns the settings `config` of a command; `flags` may have other arguments besides them."""
-    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    return resolve(config, {k: v for k, v in flags.items() if k in names}, os.environ)
-
-
-def first_of(keys: tuple[str, ...]) -> str:
-    """Returns the first of several API keys; "" if there is none. A client needs one, and shares
-    the variable KVRELAY_API_KEY with coordinators, which take several."""
-    return keys[0] if keys else ""
-
-
-def _start_logging(level: str, label: str = "") -> None:
-    """Writes a line to standard output for what is logged. `label` stands before the name of the
-    one who logs it."""
-    # A coordinator writes a line per request, and no line names these.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)s {label}%(name)s: %(message)s",
-        stream=sys.stdout,
-        force=True,
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

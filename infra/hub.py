@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from protocol.model.directory import ModelDirectoryError
+from protocol.model.gguf.parts import SUFFIX, part_files
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """Matches the id of a model on the hub, organisation/name."""
-SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+HUB_FILE = re.compile(rf"(?P<id>{HUB_ID.pattern})/(?P<file>(?:\w[\w.-]*/)*\w[\w.-]*\.gguf)")
+"""Matches a file of a model on the hub, organisation/name/file.gguf."""
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
 WEIGHTS = ["*.safetensors"]
 NOT_WANTED = ["*/*", "consolidated*"]
 """Files that hold the same weights in other forms."""
@@ -20,30 +23,32 @@ NAMED_TEMPLATES = ["additional_chat_templates/*.jinja"]
 
 
 def is_hub_id(model_path: str) -> bool:
-    """Returns True if `model_path` has the form org/name and is no path that exists."""
-    return HUB_ID.fullmatch(model_path) is not None and not Path(model_path).exists()
+    """Returns True if `model_path` has the form org/name or org/name/file.gguf and is no path that
+    exists."""
+    is_file = model_path.endswith(SUFFIX)
+    match = (HUB_FILE if is_file else HUB_ID).fullmatch(model_path)
+    return match is not None and not Path(model_path).exists()
 
 
 def fetch(hub_id: str, with_weights: bool) -> Path:
-    """Returns the directory of a model in the cache; downloads what is not there yet, unless
-    HF_HUB_OFFLINE forbids it. Raises ModelDirectoryError.
+    """Returns the path of a model in the cache, a directory or a file in GGUF; downloads what is
+    not there yet, unless HF_HUB_OFFLINE forbids it. Raises ModelDirectoryError.
 
-    The library sends HF_TOKEN along. Without weights only the small files are fetched.
+    The library sends HF_TOKEN along. Without weights only the small files are fetched; of GGUF,
+    which has everything in one file, that one, or the first part of a split set.
     """
     # Not at the top: the import takes a second that only users of the hub should spend.
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors
 
+    match = HUB_FILE.fullmatch(hub_id)
+    hub_id, file = (match["id"], match["file"]) if match else (hub_id, "")
     # A download that breaks off raises an error of the library's HTTP client, which is httpx in
     # some versions and httpx2 in others. It is found as the base of the library's own errors.
     failures: Any = (OSError, *errors.HfHubHTTPError.__bases__)
-    patterns = SMALL_FILES + (WEIGHTS if with_weights else [])
     try:
-        path = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=NOT_WANTED)
-        # The patterns cannot leave out all folders but one, so that one is asked for on its own. A
-        # snapshot is called like its commit: what was pushed meanwhile does not mix with it.
-        commit = Path(path).name
-        snapshot_download(hub_id, revision=commit, allow_patterns=NAMED_TEMPLATES)
-        return Path(path)
+        if file:
+            return _fetch_file(hub_id, file, with_weights)
+        return _fetch_directory(hub_id, with_weights)
     except errors.GatedRepoError as error:
         raise ModelDirectoryError(
             f"{hub_id} is gated: accept its terms at https://huggingface.co/{hub_id}, then set "
@@ -67,6 +72,32 @@ def fetch(hub_id: str, with_weights: bool) -> Path:
             f"{hub_id} could not be fetched from the Hugging Face hub ({_first_line(error)}); try "
             "again, what is complete is kept"
         ) from error
+
+
+def _fetch_directory(hub_id: str, with_weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = SMALL_FILES + (WEIGHTS if with_weights else [])
+    path = snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=NOT_WANTED)
+    # The patterns cannot leave out all folders but one, so that one is asked for on its own. A
+    # snapshot is called like its commit: what was pushed meanwhile does not mix with it.
+    commit = Path(path).name
+    snapshot_download(hub_id, revision=commit, allow_patterns=NAMED_TEMPLATES)
+    return Path(path)
+
+
+def _fetch_file(hub_id: str, file: str, with_weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    files = [part.as_posix() for part in part_files(Path(file))]
+    wanted = files if with_weights else files[:1]
+    directory = Path(snapshot_download(hub_id, allow_patterns=wanted))
+    if missing := [name for name in wanted if not (directory / name).is_file()]:
+        raise ModelDirectoryError(
+            f"{hub_id} has no {missing[0]} on the Hugging Face hub; see its list of files at "
+            f"https://huggingface.co/{hub_id}/tree/main"
+        )
+    return directory / files[0]
 
 
 def _not_here(hub_id: str, error: Exception) -> str:

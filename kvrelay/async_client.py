@@ -130,9 +130,11 @@ class AsyncClient:
         """Compares the pages that nodes hold with the records of them."""
         return await self.call(calls.audit(repair))
 
-    async def requests(self, limit: int = 50) -> list[dict[str, Any]]:
+    async def requests(
+        self, limit: int = 50, state: str = "all", node: str = "", older_than_s: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Returns the newest requests, those that run first."""
-        return await self.call(calls.requests(limit))
+        return await self.call(calls.requests(limit, state, node, older_than_s))
 
     async def timeline(self, rid: str) -> dict[str, Any]:
         """Returns where the time of a request went."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -159,11 +159,14 @@ def nodes() -> ApiCall[list[dict[str, Any]]]:
     return ApiCall("GET", "/admin/nodes", _reader(list[dict[str, Any]]), is_repeatable=True)
 
 
-def requests(limit: int) -> ApiCall[list[dict[str, Any]]]:
+def requests(
+    limit: int, state: str, node: str, older_than_s: float
+) -> ApiCall[list[dict[str, Any]]]:
     """Returns the call for the requests that run, and those that ended lately."""
+    wanted = {"limit": limit, "state": state, "node": node, "older_than_s": older_than_s}
     return ApiCall(
         "GET",
-        f"/admin/requests?limit={limit}",
+        f"/admin/requests?{urlencode(wanted)}",
         lambda raw: _read(raw, _Requests).requests,
         is_repeatable=True,
     )

@@ -137,10 +137,14 @@ class Client:
         mirror of it. Corrects what differs, if `repair`."""
         return self.call(calls.audit(repair))
 
-    def requests(self, limit: int = 50) -> list[dict[str, Any]]:
-        """Returns the `limit` newest requests, first those that run, then those that ended
-        lately."""
-        return self.call(calls.requests(limit))
+    def requests(
+        self, limit: int = 50, state: str = "all", node: str = "", older_than_s: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Returns the `limit` newest requests, first those that run, then those that ended lately.
+
+        `state` may be waiting, computing, answering, ended, unfinished or all; `node` is one that
+        they were sent to; they arrived at least `older_than_s` ago."""
+        return self.call(calls.requests(limit, state, node, older_than_s))
 
     def timeline(self, rid: str) -> dict[str, Any]:
         """Returns where the time of a request went, by the `rid` of its answer, or the `id`."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kvtransfer.backends.pair import PairBackend
 from kvtransfer.links.counts import LinkCounts
-from kvtransfer.links.handshake import VERSION, Hello, Place
+from kvtransfer.links.handshake import Hello, Place
 from kvtransfer.links.inbox import Inbox
 from kvtransfer.links.incoming import IncomingLink, ReceivingEnd
 from kvtransfer.links.layer_stream import LayerStream, event_after, let_go, push_to_all
@@ -36,6 +36,7 @@ from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
 from protocol.trust.refusals import Refusals
 from protocol.trust.secrets import ClusterSecrets
+from protocol.trust.versions import OURS
 
 IDLE_CLOSE_S = 300.0
 """A link that has had nothing to send for this long is closed; over NCCL each holds GPU memory."""
@@ -73,20 +74,22 @@ class PairTransport:
     ) -> None:
         """Listens on `host` and `port` (0: any free one). Raises DataPortInUse.
 
-        `pool` is [layers, pages, 2, page_size, kv_heads of this rank, head_dim], `layout` that of
-        the whole model. `backends` are ordered, the best first. The layers of a stream are
-        gathered until they have `min_send_bytes`; 0 lets them have up to a message of the best
-        backend, the last ones what it asks for at least. Peers ask at `health_address`, if there
-        is one, how this node does when a link is silent. With `secrets` both ends of every
-        connection prove that they know one of them; those that do not are counted in `refusals`.
+        `pool` is [layers, pages, …], of which each page in a layer is one run of bytes; it has the
+        KV heads of this rank, and `layout` is that of the whole model. `backends` are ordered, the
+        best first. The layers of a stream are gathered until they have `min_send_bytes`; 0 lets
+        them have up to a message of the best backend, the last ones what it asks for at least.
+        Peers ask at `health_address`, if there is one, how this node does when a link is silent.
+        With `secrets` both ends of every connection prove that they know one of them; those that do
+        not are counted in `refusals`.
         """
         heads = shard.heads(layout.num_kv_heads)
         assert divides(shard.num_ranks, layout.num_kv_heads)
-        assert pool.shape[4] == len(heads), "the pool is not this rank's"
         self._pool = pool
         self._layout = layout
         self._heads = heads
         self._own_layout = msgspec.structs.replace(layout, num_kv_heads=len(heads))
+        own_bytes = pool.shape[0] * pool.shape[1] * self._own_layout.layer_page_bytes
+        assert pool.nbytes == own_bytes, "the pool is not this rank's"
         self._shard = shard
         self._backends: Mapping[str, PairBackend] = {b.name: b for b in backends}
         self._message_bytes = backends[0].message_bytes
@@ -98,7 +101,7 @@ class PairTransport:
         self._secrets = secrets
         self.refusals = refusals or Refusals()
         self._hello = Hello(
-            version=VERSION,
+            version=OURS.newest,
             node=node,
             layout=layout,
             fingerprint=fingerprint,
@@ -107,6 +110,8 @@ class PairTransport:
             place=place,
             backends=list(self._backends),
             health_address=health_address,
+            oldest_version=OURS.oldest,
+            release=OURS.release,
         )
         self._inbox = Inbox(layout.num_layers, len(heads))
         self._streams: list[LayerStream] = []
@@ -277,7 +282,8 @@ class PairTransport:
         """Returns the rows of the pool, cut to `heads` of this rank. The whole model counts the
         KV heads in `heads`; the pool counts its own from 0."""
         first = self._heads.start
-        return PageRows(self._pool, slice(heads.start - first, heads.stop - first))
+        own = range(heads.start - first, heads.stop - first)
+        return PageRows(self._pool, self._own_layout, own)
 
     def _counts(self, counts: dict[str, LinkCounts], peer: str) -> LinkCounts:
         """Returns the counts of `peer` out of `counts` (sent or received); makes them if it is new,

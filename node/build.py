@@ -35,6 +35,7 @@ from protocol.messages import NodeInfo
 from protocol.model.tokenizer import check_tokenizer
 from protocol.trust.refusals import Refusals
 from protocol.trust.secrets import ClusterSecrets
+from protocol.trust.versions import OURS
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,10 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
         config.lease_s,
         config.stall_s,
         config.log_level,
+        config.log_format,
         config.cluster_secret,
         config.cluster_secret_file,
+        config.metric_names,
     )
     try:
         host = advertised_host(config.host, config.advertise_host, config.redis_url)
@@ -149,6 +152,7 @@ def _info(
         health_address=health_address,
         max_itl_s=config.max_itl_ms / 1e3,
         chunk_tokens=config.chunk_tokens(engine.device),
+        versions=OURS,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.options import EngineOptions
 from protocol.config import (
+    LOG_FORMATS,
     LOG_LEVEL_SYNONYMS,
     LOG_LEVELS,
     option,
@@ -27,7 +28,10 @@ class NodeConfig(TrustOptions, EngineOptions):
     """The flags of a node, those of its engine among them."""
 
     model_path: str = option(
-        "", "model directory in Hugging Face format; empty: the embedded one", aliases=("model",)
+        "",
+        "model: a directory in Hugging Face format, a GGUF file, or the hub id of either; "
+        "empty: the embedded one",
+        aliases=("model",),
     )
     redis_url: str = option("redis://127.0.0.1:6379/0", "Redis that holds registry and ownership")
     name: str = option("", "name of this node, unique in the cluster; empty: role, host and pid")
@@ -35,7 +39,11 @@ class NodeConfig(TrustOptions, EngineOptions):
     advertise_host: str = option("", "address that other nodes use; empty: the host, or this one's")
     control_port: int = option(0, "port for control messages; 0: any free one")
     data_port: int = option(0, "port for KV pages; 0: any free one")
-    health_port: int = option(0, "port of GET /live and GET /ready; 0: any free one")
+    health_port: int = option(0, "port of GET /live, /ready and /metrics; 0: any free one")
+    metric_names: tuple[str, ...] = option(
+        ("sglang",),
+        "whose names /metrics has beside kvrelay's own, as sglang,vllm; empty: nobody's",
+    )
     device: str = option(
         "auto",
         "auto, cpu, cuda or cuda:N, of the first rank; with auto or cuda, `kvrelay up` spreads "
@@ -77,6 +85,7 @@ class NodeConfig(TrustOptions, EngineOptions):
         KV_BACKENDS,
     )
     log_level: str = option("info", "how much to log", LOG_LEVELS, synonyms=LOG_LEVEL_SYNONYMS)
+    log_format: str = option("text", "lines for people, or a JSON object in each", LOG_FORMATS)
     trust_remote_code: bool = option(
         False, "changes nothing: no code from a model directory is ever run"
     )

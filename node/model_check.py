@@ -11,9 +11,11 @@ from pathlib import Path
 
 from engine.model.config import ModelConfig
 from engine.model.families import FAMILIES, UnsupportedModel
+from engine.model.quantisation import read_quantisation, require_method
 from engine.model.split import require_split
 from node.config import NodeConfig
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
+from protocol.model.gguf.parts import is_gguf
 
 NO_CODE = "no code that comes with a model is ever run"
 
@@ -34,6 +36,8 @@ def check_model(config: NodeConfig, sizes: Iterable[int] = ()) -> str:
                 f"{error}; --trust-remote-code does not help: {NO_CODE}"
             ) from error
         raise
+    if not is_gguf(path):
+        require_method(read_quantisation(open_model(path).config()), config.quantization)
     for size in sizes or (config.tensor_parallel_size,):
         require_split(model, size)
     if not config.trust_remote_code:
@@ -43,6 +47,6 @@ def check_model(config: NodeConfig, sizes: Iterable[int] = ()) -> str:
 
 def _needs_code(path: Path) -> bool:
     """Returns True if the model brings code of its own for an architecture that is unknown here."""
-    config = read_config(path)
+    config = open_model(path).config()
     architectures = config.get("architectures") or []
     return bool(config.get("auto_map")) and not any(name in FAMILIES for name in architectures)

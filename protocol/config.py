@@ -19,6 +19,7 @@ from protocol.redis.url import RedisUrl
 
 T = TypeVar("T")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 LOG_LEVEL_SYNONYMS = {"warn": "warning", "critical": "error", "fatal": "error"}
 PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")
 """Matches an option of a URL whose name ends with `password`; group 1 is all but its value."""

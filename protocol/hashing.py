@@ -35,6 +35,10 @@ def chain_start(model_fingerprint: str, layout: KVLayout, namespace: Namespace =
     return digest.digest()
 
 
+TOKEN_BYTES = 4
+"""The bytes of one token id in hashes and messages."""
+
+
 def token_bytes(tokens: Sequence[int]) -> bytes:
     """Returns token ids as little-endian int32, the form they have in hashes and messages."""
     return struct.pack(f"<{len(tokens)}i", *tokens)

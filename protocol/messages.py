@@ -16,6 +16,7 @@ from protocol.layout import KVLayout
 from protocol.namespace import Namespace
 from protocol.prompt_logprobs import PromptLogprobs
 from protocol.sampling import Sampling, TokenLogprobs
+from protocol.telemetry.metric import Histogram
 from protocol.timelines.node_spans import NodeTimes
 from protocol.timelines.request_reports import RequestFilter, RequestReport
 from protocol.trust.bounds import (
@@ -31,6 +32,7 @@ from protocol.trust.bounds import (
     Seconds,
     TokenId,
 )
+from protocol.trust.versions import Versions
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -58,6 +60,8 @@ class Generate(Message, frozen=True):
     fetch_node: Node | None = None
     fetch_address: Address = ""
     fetch_pages: Count = 0
+    x_request_id: Key = ""
+    """The X-Request-Id of the HTTP request, for the logs of nodes; "" without one."""
     resume_key: Key = ""
     """The secret by which another coordinator may take the answer over when this one is gone; ""
     if none may."""
@@ -87,6 +91,8 @@ class Prefill(Message, frozen=True):
     for a step of the decode node; "" if the coordinator wants it from the decode node alone."""
     asker_times: NodeTimes | None = None
     """Where the time of the decode node went until now; it goes on with that first token."""
+    x_request_id: Key = ""
+    """The X-Request-Id of the HTTP request, for the log; "" without one."""
 
 
 class Fetch(Message, frozen=True):
@@ -331,6 +337,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """The most prompt tokens of a step. Between two steps a prompt with a shorter rest passes those
     with longer ones, as `chunk_sizes` says. 0: each prompt is computed whole, in the order of
     arrival."""
+    versions: Versions = Versions()
+    """What the node speaks."""
 
 
 Condition = Literal["starting", "alive", "stuck", "stopped"]
@@ -380,6 +388,10 @@ class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     failures_total: Count = 0
 
 
+StepKind = Literal["prompt", "decode"]
+"""prompt: the step computes a chunk of a prompt, perhaps beside answers. decode: answers alone."""
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a node at one moment."""
 
@@ -411,6 +423,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     or held up, is alive all the same."""
     rss_bytes: Count = 0
     """The resident memory of the node's process."""
+    step_times: dict[StepKind, Histogram] = {}
+    """How long steps took since the start; the bounds are those of the node's metric."""
     links: tuple[LinkLoad, ...] = ()
     """At most MAX_LINKS of them: open ones first, then those that moved most."""
     counters: NodeCounters = msgspec.field(default_factory=NodeCounters)

@@ -32,11 +32,12 @@ from kvtransfer.links.handshake import nobody_knows
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
 from protocol.ids import Attempt, Node
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout
 
 SHAPES = {
     "llama-3-8b": KVLayout(16, 32, 8, 128, "bfloat16"),
     "llama-3-8b, pages of 64": KVLayout(64, 32, 8, 128, "bfloat16"),
+    "llama-3-8b, FP8 pages": KVLayout(16, 32, 8, 128, FP8, "token"),
     "embedded model": KVLayout(16, 6, 2, 32, "float32"),
 }
 NUM_PAGES = (1, 8, 32, 256, 512, 1024)
@@ -194,16 +195,8 @@ class _Side:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self.num_pages = min(2048, POOL_BYTES // layout.page_bytes)
-        self.pool = torch.zeros(
-            layout.num_layers,
-            self.num_pages,
-            2,
-            layout.page_size,
-            layout.num_kv_heads,
-            layout.head_dim,
-            dtype=getattr(torch, layout.dtype),
-            device=device,
-        )
+        shape = (layout.num_layers, self.num_pages, layout.layer_page_bytes)
+        self.pool = torch.zeros(shape, dtype=torch.uint8, device=device)
         backend = _backend(transport, device)
         place = place_of(device)
         node = Node(f"n{rank}", 1)

@@ -47,6 +47,12 @@ class Cell:
         return self.context + WARM_UP_STEPS + self.num_steps
 
     @property
+    def max_length(self) -> int:
+        """How long a sequence may get in `benchmarks.engines.loop`, where a step computes one
+        prompt at least, and the answers to those before it go on."""
+        return self.length + self.batch
+
+    @property
     def mean_context(self) -> float:
         """How many tokens a timed step attends to, the new one included."""
         return self.context + WARM_UP_STEPS + (self.num_steps + 1) / 2

@@ -83,14 +83,17 @@ class _Loop:
         for i in range(cell.batch):
             prompt = [chance.randrange(3, runner.config.vocab_size) for _ in range(cell.context)]
             self._scheduler.handle(
-                _request(f"r{i}", prompt, sampling, cell.length - cell.context + 1),
+                _request(f"r{i}", prompt, sampling, cell.max_length - cell.context + 1),
                 time.monotonic(),
             )
-        slices, _ = self._scheduler.next_batch(time.monotonic())
-        assert len(slices) == cell.batch, "the pool holds all prompts of a cell"
-        runner.states.feed(slices)
-        self._sequence_ids = [part.sequence_id for part in slices]
-        self._scheduler.finish([Sampled((prompt[0],))] * cell.batch, time.monotonic())
+        self._sequence_ids: list[int] = []
+        # A step takes few prompts at once, so that the first ones are answered sooner.
+        while len(self._sequence_ids) < cell.batch:
+            slices, _ = self._scheduler.next_batch(time.monotonic())
+            assert len(slices) > len(self._sequence_ids), "the pool holds all prompts of a cell"
+            runner.states.feed(slices)
+            self._sequence_ids = [part.sequence_id for part in slices]
+            self._scheduler.finish([Sampled((prompt[0],))] * len(slices), time.monotonic())
 
     def step(self) -> None:
         """Does what `NodeShell.run` does in a step."""

@@ -110,7 +110,7 @@ class Ours:
 
 def num_pages_for(cells: Sequence[Cell], layout: KVLayout) -> int:
     """Returns the pages of a pool that holds the largest of the cells."""
-    return max(cell.batch * layout.num_pages(cell.length) for cell in cells)
+    return max(cell.batch * layout.num_pages(cell.max_length) for cell in cells)
 
 
 def _chunks(

@@ -33,6 +33,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "dtype": "float32",
     },
+    "llama-1b-4-layers": _LLAMA
+    | {
+        # Four layers of Llama 3.2 1B and a small vocabulary: 1.2 GB, which no CPU's cache holds.
+        "vocab_size": 32_000,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    },
     "llama-3-8b": _LLAMA
     | {
         "vocab_size": 128_256,

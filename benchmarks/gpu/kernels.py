@@ -1,7 +1,7 @@
 """Where a step's time goes on one GPU: each kernel of a layer alone, over what it cannot be faster
 than, and attention with other shapes of programs.
 
-    python -m benchmarks.gpu.kernels [--out FILE]
+    python -m benchmarks.gpu.kernels [--only-pages] [--out FILE]
 
 Physics: a matrix product of few rows reads its weight once, attention of single tokens the K and V
 of their contexts; over the copy rate, that is their floor. Kernels of a few rows move next to
@@ -38,8 +38,9 @@ from engine.attention.backend import AttentionBackend, AttentionForm
 from engine.batches.batch import Batch
 from engine.batches.sequence import Slice
 from engine.cache.kv_cache import KVCache
+from engine.cache.make_cache import make_cache
 from engine.kernels.base import HeadShape, Kernels, Rotation
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout, Scales
 
 HEADS = HeadShape(num_heads=32, num_kv_heads=8, head_dim=128)
 HIDDEN, INNER = 4096, 14_336
@@ -71,13 +72,18 @@ def main() -> None:
     """Measures on the first CUDA device; prints a table and, last, a line of JSON."""
     parser = argparse.ArgumentParser(description="Kernels of a layer on one GPU.")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
+    parser.add_argument(
+        "--only-pages", action="store_true", help="attention over pages of each form, nothing else"
+    )
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; run it on a machine that has one")
     rates = measure_rates(DTYPE, CUDA)
     torch.cuda.empty_cache()
     with torch.inference_mode():
-        rows = [*_linears(rates.copy_bytes_s), *_small_kernels(), *_attention(rates)]
+        rows = _forms_of_pages(rates)
+        if not given.only_pages:
+            rows += [*_linears(rates.copy_bytes_s), *_small_kernels(), *_attention(rates)]
     table = Table(title="kernels of one layer", box=box.SIMPLE)
     for heading in ("kernel", "size", "variant", "µs", "÷ floor"):
         table.add_column(heading)
@@ -109,7 +115,7 @@ def _linears(copy_bytes_s: float) -> list[dict[str, Any]]:
         floor_s = 2 * num_out * num_in / copy_bytes_s
         for num_rows in ROWS:
             x = torch.randn(num_rows, num_in, device=CUDA, dtype=DTYPE)
-            seconds = _seconds([partial(F.linear, x, weight) for weight in weights])
+            seconds = replayed_seconds([partial(F.linear, x, weight) for weight in weights])
             rows.append(_row(name, f"{num_rows} rows", "cuBLAS", seconds, floor_s))
     return rows
 
@@ -123,7 +129,7 @@ def _small_kernels() -> list[dict[str, Any]]:
         variant = "dependent" if is_dependent else "plain"
         for num_rows in ROWS:
             for name, call in _small_calls(TritonKernels(is_dependent), num_rows).items():
-                seconds = _seconds([call] * LAYERS)
+                seconds = replayed_seconds([call] * LAYERS)
                 rows.append(_row(name, f"{num_rows} rows", variant, seconds, 0.0))
     return rows
 
@@ -193,6 +199,31 @@ def _attention(rates: MachineRates) -> list[dict[str, Any]]:
     return rows
 
 
+def _forms_of_pages(rates: MachineRates) -> list[dict[str, Any]]:
+    """Measures attention over pages of bfloat16, and over those of FP8 with both kinds of scales;
+    the floor is the time to read the pages of the contexts."""
+    forms: tuple[tuple[str, Scales], ...] = (("bfloat16", ""), (FP8, "static"), (FP8, "token"))
+    rows = []
+    for dtype, scales in forms:
+        layout = KVLayout(PAGE_SIZE, LAYERS, HEADS.num_kv_heads, HEADS.head_dim, dtype, scales)
+        num_pages = max(sum(map(layout.num_pages, contexts)) for contexts in CONTEXTS.values())
+        static = torch.ones(LAYERS, 2, HEADS.num_kv_heads) if scales == "static" else None
+        cache = make_cache(layout, num_pages, CUDA, static)
+        cache.storage.fill_(0x38)  # 1.0 in eight bits
+        backend = make_attention("triton", False, layout, CUDA)
+        variant = f"{dtype} {scales}".strip()
+        for label, contexts in CONTEXTS.items():
+            batch = _batch([(context - 1, 1) for context in contexts], layout)
+            floor_s = sum(contexts) * layout.layer_page_bytes / PAGE_SIZE / rates.copy_bytes_s
+            seconds = _attention_s(backend, cache, batch)
+            rows.append(_row("attention by pages", label, variant, seconds, floor_s))
+        for length in PROMPTS:
+            seconds = _attention_s(backend, cache, _batch([(0, length)], layout))
+            rows.append(_row("prompt by pages", str(length), variant, seconds, 0.0))
+        del cache
+    return rows
+
+
 def _told(tuning: Any) -> str:
     return " ".join(str(value) for value in asdict(tuning).values())
 
@@ -216,10 +247,10 @@ def _attention_s(backend: AttentionBackend, cache: KVCache, batch: Batch) -> flo
     def call(layer: int) -> Callable[[], Tensor]:
         return lambda: backend.forward(query, layer, cache, batch, FORM)
 
-    return _seconds([call(layer) for layer in range(LAYERS)])
+    return replayed_seconds([call(layer) for layer in range(LAYERS)])
 
 
-def _seconds(calls: Sequence[Callable[[], object]]) -> float:
+def replayed_seconds(calls: Sequence[Callable[[], object]]) -> float:
     """Returns the median seconds of one of `calls`, which are recorded together and replayed."""
     for call in calls[:2]:
         call()

@@ -12,6 +12,8 @@ from benchmarks.engines.cells import WARM_UP_STEPS
 PROMPTS = (512, 2048, 4096, 8192, 32_768)
 DECODES = ((1, 2048), (8, 2048), (32, 2048), (128, 2048), (1, 32_768))
 """(batch, context)."""
+PROMPTS_OF_FORMS = (512, 2048, 4096)
+DECODES_OF_FORMS = ((1, 2048), (8, 2048), (16, 1024), (32, 512), (32, 2048), (64, 512), (128, 256))
 UNEQUAL = (*[300] * 32, 12_000)
 """Contexts of short chats beside one long one."""
 NUM_STEPS, QUICK_STEPS = 64, 16
@@ -79,6 +81,14 @@ def standard_plan(is_quick: bool) -> GpuPlan:
         QUICK_PROMPTS if is_quick else NUM_PROMPTS,
         _cells([*equal, UNEQUAL], num_steps),
     )
+
+
+def forms_plan(is_quick: bool) -> GpuPlan:
+    """Returns the plan of the comparison of `--quantization`."""
+    prompts = PROMPTS_OF_FORMS[:1] if is_quick else PROMPTS_OF_FORMS
+    decodes = DECODES_OF_FORMS[:2] if is_quick else DECODES_OF_FORMS
+    batches = [(context,) * batch for batch, context in decodes]
+    return GpuPlan(prompts, QUICK_PROMPTS, _cells(batches, QUICK_STEPS))
 
 
 def _cells(batches: Sequence[tuple[int, ...]], num_steps: int) -> tuple[DecodeCell, ...]:

@@ -30,7 +30,6 @@ from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
 from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, version_of
 from benchmarks.serving.systems.peers import CONTEXT, MAX_RUNNING, MEMORY_SHARE, PEERS, plan_peer
-from coordinator.version import VERSION
 from infra.cluster import StartError
 from infra.models import EMBEDDED
 from infra.ports import free_port
@@ -39,6 +38,7 @@ from kvrelay.errors import ClientError
 from protocol.config import ConfigError
 from protocol.errors import UserError
 from protocol.model.directory import read_config
+from protocol.trust.versions import RELEASE
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "serve-gpu"
 PACKAGES = ("triton", "flash-attn-4", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
@@ -126,7 +126,7 @@ def _measured_layouts(
             print(f"{layout.name} was not measured: {error}", file=sys.stderr)
             continue
         measured.notes |= {
-            "version": VERSION,
+            "version": RELEASE,
             "policy": layout.policy,
             "start_s": round(cluster.start_s, 1),
         }

@@ -1,4 +1,4 @@
-"""Reads from a model's directory how it writes calls and thoughts."""
+"""Reads from a model's files how it writes calls and thoughts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from coordinator.answers.template_sources import template_sources
 from coordinator.config import CoordinatorConfig
 from coordinator.conversation.choice import form_of
 from coordinator.conversation.family import FamilyForm
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
 from protocol.model.tokenizer import ModelTokenizer
 
 
@@ -19,7 +19,7 @@ def model_form(model_path: Path, model: ModelTokenizer, config: CoordinatorConfi
     return form_of(
         list(template_sources(model_path, config.chat_template).values()),
         {token.content: token.special for token in added},
-        read_config(model_path),
+        open_model(model_path).config(),
         config.tool_call_parser,
         config.reasoning_parser,
     )

@@ -1,16 +1,16 @@
-"""Finds the chat templates of a model: those of its directory, a file, or one of a few by name."""
+"""Finds the chat templates of a model: its own, a file, or one of a few by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from protocol.config import ConfigError
-from protocol.model.directory import ModelDirectoryError, read_json
+from protocol.model.files import ModelFiles, open_model
+from protocol.model.first_qwen import is_chat_model
+from protocol.model.hugging_face import TEMPLATE_SUFFIX, read_text
 
-SUFFIX = ".jinja"
+FIRST_QWEN = "first-qwen"
 
 
 def template_sources(model_path: Path, wanted: str) -> dict[str, str]:
@@ -19,13 +19,14 @@ def template_sources(model_path: Path, wanted: str) -> dict[str, str]:
     `wanted` is the operator's wish: the name of one of the model's templates, of a file, or of one
     that comes with kvrelay; "" is the model's own. Raises ConfigError and ModelDirectoryError.
     """
-    of_model = _of_directory(model_path)
+    model = open_model(model_path)
+    of_model = model.chat_templates() or _of_family(model)
     if not wanted:
         return of_model
     if wanted in of_model:
         return {"default": of_model[wanted]}
     if Path(wanted).is_file():
-        return {"default": _read(Path(wanted))}
+        return {"default": read_text(Path(wanted))}
     built_in = built_in_templates()
     if wanted in built_in:
         return {"default": built_in[wanted]}
@@ -39,44 +40,15 @@ def built_in_templates() -> dict[str, str]:
     """Returns the templates that come with kvrelay, by name, for models without one."""
     folder = files("coordinator.answers") / "templates"
     return {
-        file.name.removesuffix(SUFFIX): file.read_text(encoding="utf-8")
+        file.name.removesuffix(TEMPLATE_SUFFIX): file.read_text(encoding="utf-8")
         for file in folder.iterdir()
-        if file.name.endswith(SUFFIX)
+        if file.name.endswith(TEMPLATE_SUFFIX)
     }
 
 
-def _of_directory(path: Path) -> dict[str, str]:
-    """As in transformers, files of templates go before those in tokenizer_config.json."""
-    found: dict[str, str] = {}
-    if (path / "chat_template.jinja").is_file():
-        found["default"] = _read(path / "chat_template.jinja")
-    for file in sorted((path / "additional_chat_templates").glob(f"*{SUFFIX}")):
-        found[file.stem] = _read(file)
-    if found:
-        return found
-    config = read_json(path / "tokenizer_config.json") or {}
-    older = read_json(path / "chat_template.json") or {}  # of models that see
-    given = config.get("chat_template") or older.get("chat_template")
-    return {} if given is None else _named(given, path)
-
-
-def _named(given: Any, path: Path) -> dict[str, str]:
-    """Returns the templates of a tokenizer_config.json: one text, or several with names."""
-    if isinstance(given, str):
-        return {"default": given}
-    if isinstance(given, Mapping):
-        given = [{"name": name, "template": text} for name, text in given.items()]
-    try:
-        return {str(one["name"]): str(one["template"]) for one in given}
-    except (TypeError, KeyError) as error:
-        raise ModelDirectoryError(
-            f"{path}/tokenizer_config.json has a chat_template that is neither a text nor a list "
-            "of objects with name and template; fetch it again"
-        ) from error
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelDirectoryError(f"{file} cannot be read as text ({error})") from error
+def _of_family(model: ModelFiles) -> dict[str, str]:
+    """Returns the template that code beside a model stands for, as with the first Qwen."""
+    generation = model.generation_config()
+    if "chat_format" not in generation or not is_chat_model(model.config(), generation):
+        return {}
+    return {"default": built_in_templates()[FIRST_QWEN]}

@@ -1,4 +1,4 @@
-"""The model's tokenizer and limits, read from its directory; no torch, no transformers."""
+"""The model's tokenizer and limits, read from its files; no torch, no transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from coordinator.answers.chat_template import ChatTemplate, ChatTemplateError
 from coordinator.answers.template_sources import template_sources
 from coordinator.answers.token_pieces import TokenPieces, kind_of
-from protocol.model.directory import ModelDirectoryError, read_config
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.files import open_model
 from protocol.model.numbers import longest_sequence
 from protocol.model.tokenizer import ModelTokenizer, load_tokenizer
 
@@ -37,7 +38,7 @@ class Tokenizer:
     def __init__(self, model_path: Path, chat_template: str = "") -> None:
         """`chat_template` is the operator's wish, as for `template_sources`. Raises
         ModelDirectoryError and ConfigError."""
-        config = read_config(model_path)
+        config = open_model(model_path).config()
         self.model: ModelTokenizer = load_tokenizer(model_path)
         self._tokenizer = self.model.tokenizer
         try:

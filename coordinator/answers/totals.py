@@ -38,6 +38,17 @@ class Totals:
             counters.add(bucket)
         return counters
 
+    def last(self, window_s: float, now: float) -> tuple[RequestCounters, float]:
+        """Returns the sums over at least the last `window_s`, and over how many seconds they are:
+        they begin where a bucket does."""
+        begin = now - window_s
+        begin -= begin % BUCKET_S
+        counters = RequestCounters()
+        for began, bucket in self._buckets:
+            if began >= begin:
+                counters.add(bucket)
+        return counters, now - begin
+
     def _drop_old(self, now: float) -> None:
         while self._buckets and self._buckets[0][0] <= now - WINDOW_S - BUCKET_S:
             self._buckets.popleft()

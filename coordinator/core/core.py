@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 
 from coordinator.admission.limits import Limits, Refusal, too_many, whole_seconds
@@ -26,7 +26,10 @@ from coordinator.core.shared_path import SharedPath
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.core.tracker import Tracker
+from coordinator.events.changes import ClusterChanges
+from coordinator.events.event_log import EventKind
 from coordinator.leaving.taking_over import AnsweredBefore
+from coordinator.metrics import table
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.nodes_room import NodesRoom
@@ -35,6 +38,7 @@ from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
 from coordinator.routing.route import NoRoute, Route
 from coordinator.routing.router import Candidates, Router
+from coordinator.timelines.ended_requests import ReportableRequest
 from protocol.ids import Node
 from protocol.messages import (
     COORDINATOR_LEASE_S,
@@ -92,6 +96,7 @@ class CoordinatorCore:
         self.registry = Registry()
         self.index = PrefixIndex()
         self.statistics = Statistics(self.registry)
+        self.changes = ClusterChanges()
         policy = POLICIES[settings.policy](chance)
         router = Router(policy)
         self.placement = Placement(self.registry, self.index, router)
@@ -145,6 +150,10 @@ class CoordinatorCore:
     def num_running(self) -> int:
         """The number of requests that were sent to nodes and have not ended."""
         return self.num_unfinished - self.num_waiting
+
+    def num_in_stages(self) -> dict[str, int]:
+        """Returns how many unfinished requests are in each stage."""
+        return self._tracker.num_in_stages()
 
     @property
     def is_ready(self) -> bool:
@@ -276,8 +285,10 @@ class CoordinatorCore:
         if pause.mode == "abort":
             instructions += self._tracker.abort("", True, now)
         if pause.is_paused and not was_paused:
+            self.changes.paused(pause.mode or "", now)
             instructions += self._tracker.pause(now)
         elif was_paused and not pause.is_paused:
+            self.changes.continued(now)
             instructions += self._tracker.resume(now)
         return instructions
 
@@ -296,7 +307,10 @@ class CoordinatorCore:
         if isinstance(message, Goodbye):
             # One that was told to stop died of nothing; of all others the last sign is this one.
             alive_at = -math.inf if message.is_planned else now
-            return self._lost(self.registry.remove(message.node), now, alive_at)
+            if not message.is_planned:
+                self.statistics.requests.measures.count(table.LEASES_LOST)
+            how: EventKind = "left" if message.is_planned else "died"
+            return self._lost(self.registry.remove(message.node), how, now, alive_at)
         if isinstance(message, RefuseContent):
             self._tracker.refused.add(message.digest, now)
             return []
@@ -329,9 +343,14 @@ class CoordinatorCore:
     def requests(self, wanted: RequestFilter, now: float) -> list[RequestReport]:
         """Returns what is known of the requests of this coordinator that are wanted: unfinished
         ones first, then those that ended lately; the newest of each first."""
-        unfinished, ended = self._tracker.newest_first(), self.statistics.ended_requests
+        unfinished, ended = self.unfinished(), self.statistics.ended_requests
         both = chain(unfinished, ended.newest_first(now))
         return reports(both, wanted, self._address, now)
+
+    def unfinished(self, oldest_first: bool = False) -> Iterator[ReportableRequest]:
+        """Returns what can be told of the requests that have not ended, the youngest first unless
+        `oldest_first`."""
+        return self._tracker.oldest_first() if oldest_first else self._tracker.newest_first()
 
     def sent(self, message: Message, now: float) -> None:
         """Notes that the message of a `Send` is about to leave."""
@@ -349,6 +368,7 @@ class CoordinatorCore:
         """Stops giving new requests to the nodes with these names; all others get them (again)."""
         if names != self.placement.draining:
             self.placement.draining = frozenset(names)
+            self.changes.drains(names, now)
             self._is_dispatch_due = True
 
     def tick(self, now: float) -> list[Instruction]:
@@ -359,9 +379,10 @@ class CoordinatorCore:
         if now >= self._next_check_at:
             self._next_check_at = now + CHECK_EVERY_S
             for info in self.registry.expire(now):
+                self.statistics.requests.measures.count(table.LEASES_LOST)
                 # It may be cut off, or its host may be gone: a node that ends of a request has a
                 # companion that says so.
-                instructions += self._lost(info, now, -math.inf)
+                instructions += self._lost(info, "lease_lost", now, -math.inf)
             instructions += self._tracker.retry(now)
             instructions += self._tracker.time_out(self._settings.request_timeout_s, now)
             instructions += self._tell_alive(now)
@@ -398,11 +419,12 @@ class CoordinatorCore:
         instructions: list[Instruction] = []
         if self._demands.model_has_changed():
             instructions += self._tracker.hash_again(now)  # before anything is sent
-        instructions += self._lost(replaced, now)
+        instructions += self._lost(replaced, "replaced", now)
         live = self.registry.get(message.info.node)
         if live is not None:
             self.placement.heard(live, now)
             self._heard_at[live.node] = now
+            self.changes.node_heard(live.node, live.load.role, now)
             instructions += self._tracker.node_heard(live.node)
         self._note_nodes(now)
         return instructions
@@ -417,7 +439,11 @@ class CoordinatorCore:
             self._waits_for_nodes = self.serves(now)
 
     def _lost(
-        self, info: NodeInfo | None, now: float, was_alive_at: float | None = None
+        self,
+        info: NodeInfo | None,
+        how: EventKind,
+        now: float,
+        was_alive_at: float | None = None,
     ) -> list[Instruction]:
         """Ends what concerned an incarnation of a node that is over; `was_alive_at`: when it was
         known to live, unless that is its last heartbeat. Messages that are still queued for it are
@@ -425,6 +451,7 @@ class CoordinatorCore:
         if info is None:
             return []
         self._note_nodes(now)
+        self.changes.node_gone(info.node, how, now)
         heard_at = self._heard_at.pop(info.node, -math.inf)
         alive_at = heard_at if was_alive_at is None else was_alive_at
         instructions = self._tracker.node_lost(info.node, now, alive_at)

@@ -25,7 +25,7 @@ def reportable(tracked: TrackedRequest) -> ReportableRequest:
         rid=answer.rid,
         request_id=answer.request_id,
         http_id=answer.request.arrival.http_id,
-        state=_state(tracked),
+        state=state_of(tracked),
         outcome=_outcome(answer),
         error=answer.error.message if answer.error is not None else "",
         prompt_tokens=len(answer.request.tokens),
@@ -37,7 +37,12 @@ def reportable(tracked: TrackedRequest) -> ReportableRequest:
         decode_node=route.decode.name if route is not None else None,
         route_reason=route.reason if route is not None else "",
     )
-    return ReportableRequest(facts, answer.timeline)
+    return ReportableRequest(
+        facts,
+        answer.timeline,
+        forecast_s=route.cost.first_token_s if route is not None else None,
+        runner_up=route.runner_up if route is not None else "",
+    )
 
 
 def reports(
@@ -73,7 +78,8 @@ def _is_wanted(one: ReportableRequest, wanted: RequestFilter, now: float) -> boo
     return now - timeline.received_at >= wanted.older_than_s
 
 
-def _state(tracked: TrackedRequest) -> RequestState:
+def state_of(tracked: TrackedRequest) -> RequestState:
+    """Returns what a request is doing."""
     if tracked.answer.is_done:
         return "ended"
     if tracked.route is None:

@@ -9,6 +9,8 @@ from coordinator.answers.totals import Totals
 from coordinator.core.hot_prefixes import HotPrefixes
 from coordinator.core.request_reports import reportable
 from coordinator.core.tracked_request import TrackedRequest
+from coordinator.metrics import table
+from coordinator.metrics.request_measures import RequestMeasures
 from coordinator.routing.registry import Registry
 from coordinator.timelines.ended_requests import EndedRequests
 from protocol.counters import RequestCounters
@@ -23,6 +25,7 @@ class Statistics:
         self.totals = Totals()
         self.hot_prefixes = HotPrefixes()
         self.ended_requests = EndedRequests()
+        self.requests = RequestMeasures()
         self._registry = registry
 
     def answer_began(self, tracked: TrackedRequest, now: float) -> None:
@@ -41,15 +44,21 @@ class Statistics:
     def request_refused(self, now: float) -> None:
         """Counts a request that is refused because the cluster is busy."""
         self.totals.finished(RequestCounters(refused_requests=1), now)
+        self.requests.measures.count(table.REFUSED)
 
     def client_stalled(self, now: float) -> None:
         """Counts a connection that was given up because its client did not read."""
         self.totals.finished(RequestCounters(stalled_clients=1), now)
+        self.requests.measures.count(table.STALLED_CLIENTS)
 
     def answer_ended(self, tracked: TrackedRequest, now: float) -> None:
         """Counts the request, keeps its timeline for a while, and writes its line into the log."""
         answer = tracked.answer
-        self.ended_requests.add(reportable(tracked), now)
+        report = reportable(tracked)
+        self.ended_requests.add(report, now)
+        self.requests.ended(answer, report.facts.outcome, now)
+        if tracked.diverges_early:
+            self.requests.measures.count(table.EARLY_DIVERGENCES)
         counters = answer.counters()
         counters.early_divergences = int(tracked.diverges_early)
         self.totals.finished(counters, now)
@@ -64,6 +73,7 @@ class Statistics:
             answer.num_attempts,
             route.reason if route else "not routed",
             route.runner_up if route else "none",
+            extra={"x_request_id": answer.request.arrival.http_id},
         )
 
 

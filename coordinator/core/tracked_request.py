@@ -47,6 +47,8 @@ class TrackedRequest:
     """How long it may wait for its turn before a node is given it for the first time."""
     diverges_early: bool = False
     """Its prompt began as something that is cached, and soon went its own way."""
+    last_tokens_at: float = 0.0
+    """When its newest tokens came."""
     is_answering: bool = False
     """True once a token of the current attempt has arrived: its prompt is computed then."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from coordinator.admission.limits import Limits, whole_seconds
@@ -23,10 +24,11 @@ from coordinator.core.instructions import (
     TellCoordinators,
 )
 from coordinator.core.poison import HOLD_S, RefusedContents, Suspects, content_digest
-from coordinator.core.request_reports import goes_by, reportable
+from coordinator.core.request_reports import goes_by, reportable, state_of
 from coordinator.core.statistics import Statistics
 from coordinator.core.tracked_request import TrackedRequest
 from coordinator.leaving.taking_over import AnsweredBefore, begin_with
+from coordinator.metrics.request_measures import Loss
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
@@ -117,6 +119,15 @@ class Tracker:
         """Returns what can be told of the unfinished requests, the youngest first."""
         return map(reportable, reversed(self._requests.values()))
 
+    def oldest_first(self) -> Iterator[ReportableRequest]:
+        """Returns what can be told of the unfinished requests, the oldest first."""
+        return map(reportable, self._requests.values())
+
+    def num_in_stages(self) -> dict[str, int]:
+        """Returns how many requests wait, are being computed, and are being answered."""
+        states = Counter(map(state_of, self._requests.values()))
+        return {state: states[state] for state in ("waiting", "computing", "answering")}
+
     def sent(self, attempt: Attempt, now: float) -> None:
         """Notes that the message to an attempt's node is about to leave."""
         tracked = self._current(attempt)
@@ -205,7 +216,8 @@ class Tracker:
                 continue  # it was found guilty
             is_held = tracked.suspicion.dead_nodes and not tracked.is_answering
             hold_s = HOLD_S if is_held else 0.0
-            instructions += self._failed(tracked, node, f"node {node.name} was lost", now, hold_s)
+            reason = f"node {node.name} was lost"
+            instructions += self._failed(tracked, node, reason, now, hold_s, "node_lost")
         return instructions + self.dispatch(now)
 
     def node_heard(self, node: Node) -> list[Instruction]:
@@ -271,6 +283,7 @@ class Tracker:
             instructions += self._cancel_current(tracked)
             self._take_back(tracked, now)
             tracked.answer.timeline.lost("generation was paused", now)
+            self._statistics.requests.attempt_lost("paused")
             tracked.patience.held()
             instructions += self._wait(tracked, now)
         return instructions
@@ -385,6 +398,7 @@ class Tracker:
         tracked.is_answering = False
         prefill = route.prefill.name if route.prefill is not None else ""
         tracked.answer.timeline.routed(route.decode.name, prefill, now)
+        self._statistics.requests.attempt_sent(route, is_resumed=bool(tracked.answered))
         generate = Generate(
             attempt=tracked.current,
             tokens=token_bytes(tracked.tokens),
@@ -398,6 +412,7 @@ class Tracker:
             fetch_node=route.fetch_from,
             fetch_address=route.fetch_address,
             fetch_pages=route.fetch_pages,
+            x_request_id=request.arrival.http_id,
             resume_key=request.resume_key,
         )
         return Send(route.decode_address, generate)
@@ -427,6 +442,11 @@ class Tracker:
         is_stopped = answer.grow(new, route, tracked.attempt_number, now)
         if is_first:
             self._statistics.answer_began(tracked, now)
+        elif out.tokens:
+            answer.timeline.next_tokens(now)
+            self._statistics.requests.tokens_came(len(out.tokens), now - tracked.last_tokens_at)
+        if out.tokens:
+            tracked.last_tokens_at = now
         if not is_stopped and not out.finish:
             return [AnswerChanged(answer)] if out.tokens else []
         instructions: list[Instruction] = []
@@ -462,9 +482,11 @@ class Tracker:
         reason: str,
         now: float,
         retry_in_s: float = 0.0,
+        loss: Loss = "failed",
     ) -> list[Instruction]:
         """Notes that a node could not do its part: another one is to do it, at once or in
         `retry_in_s`."""
+        self._statistics.requests.attempt_lost(loss)
         number = tracked.attempt_number
         error = tracked.patience.failed(node.name, reason, number, now, retry_in_s)
         return self._ended_or_retried(tracked, error, reason, now)
@@ -474,6 +496,7 @@ class Tracker:
     ) -> list[Instruction]:
         """Notes that a node's queue is full: another one is asked at once or, if all were full, a
         little later."""
+        self._statistics.requests.attempt_lost("busy")
         error = tracked.patience.busy(node.name, reason, now)
         return self._ended_or_retried(tracked, error, reason, now)
 

@@ -21,18 +21,24 @@ from coordinator.http.companions import cache, control, health, loads, model, to
 from coordinator.http.documents import openapi
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.errors import INTERNAL_ERROR, STATUS_CODES, ClientLeft
+from coordinator.http.live import endpoint as live
+from coordinator.http.live import page
+from coordinator.http.live.feed import LiveFeed
 from coordinator.http.native.generate import GenerateEndpoint
 from coordinator.http.openai import models
 from coordinator.http.openai.chats.endpoint import ChatCompletions
 from coordinator.http.openai.completions.endpoint import Completions
 from coordinator.http.replies import error_reply
 from coordinator.http.responses.endpoint import Responses
+from coordinator.http.scrapes import endpoint as scrapes
+from coordinator.http.scrapes.endpoint import Scrapes
+from coordinator.http.scrapes.responses import CountResponses
 from coordinator.http.sessions import endpoints as sessions
 from coordinator.http.wire.api_keys import ApiKeys
 from coordinator.http.wire.cross_origin import CrossOrigin
 from coordinator.http.wire.request_ids import RequestIds
 from coordinator.service import Service
-from coordinator.version import VERSION
+from protocol.trust.versions import RELEASE
 
 ROUTERS = (
     health,
@@ -45,6 +51,9 @@ ROUTERS = (
     models,
     admin,
     admin_requests,
+    live,
+    page,
+    scrapes,
     openapi,
     missing,
 )
@@ -58,18 +67,19 @@ def create_app(service: Service) -> ASGIApp:
     api = PostEndpoints(
         RequestIds(create_api(service)), create_handlers(service), config.max_body_bytes
     )
+    measures = service.core.statistics.requests.measures
     app: ASGIApp = GenerateEndpoint(api, service)
     if config.api_key:
         app = ApiKeys(app, config.api_key, config.admin_token)
     if config.cors_origin:
         app = CrossOrigin(app, config.cors_origin)
-    return app
+    return CountResponses(app, measures)
 
 
 def create_handlers(service: Service) -> dict[str, PostHandler]:
     """Makes what answers POST requests past FastAPI, by path. Raises ConfigError and
     ModelDirectoryError."""
-    form = model_form(service.model_directory, service.tokenizer.model, service.config)
+    form = model_form(service.model_path, service.tokenizer.model, service.config)
     return {
         "/v1/chat/completions": ChatCompletions(service, form),
         "/v1/completions": Completions(service),
@@ -86,13 +96,17 @@ def create_api(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await app.state.scrapes.siblings.start()
         yield
+        await app.state.scrapes.siblings.close()
         await service.close()
 
     app = FastAPI(
-        title="kvrelay", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="kvrelay", version=RELEASE, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.service = service
+    app.state.scrapes = Scrapes(service)
+    app.state.live_feed = LiveFeed(service)
     for module in ROUTERS:
         app.include_router(module.router)
     openapi.describe_others(app)

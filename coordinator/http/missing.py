@@ -1,16 +1,12 @@
-"""Endpoints that SGLang or our own contract has and this version lacks: each says so with a 501."""
+"""Endpoints that SGLang has and this version lacks: each says so with a 501."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
-from coordinator.http.admin.token import require_token
 from coordinator.http.error_forms import error_form_of
 from coordinator.http.replies import error_reply
 
-NOT_YET = ("/metrics",)
-"""What kvrelay will have."""
-NOT_YET_ADMIN = ("/admin/",)
 OF_SGLANG = (
     "/generate_from_file",
     "/encode",
@@ -64,9 +60,5 @@ async def missing(request: Request) -> Response:
     return error_reply(501, message, form=error_form_of(path))
 
 
-for path in (*NOT_YET, *OF_SGLANG):
+for path in OF_SGLANG:
     router.add_api_route(path, missing, methods=METHODS, response_model=None)
-for path in NOT_YET_ADMIN:
-    router.add_api_route(
-        path, missing, methods=METHODS, response_model=None, dependencies=[Depends(require_token)]
-    )

@@ -20,6 +20,7 @@ from coordinator.service import Service
 from protocol.channel import Channel
 from protocol.config import ConfigError, describe
 from protocol.hosts import advertised_host
+from protocol.model.files import open_model
 from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
     model_path = Path(config.model_path)
     tokenizer = Tokenizer(model_path, config.chat_template)
     if not config.served_model_name:
-        config = dataclasses.replace(config, served_model_name=model_path.resolve().name)
+        config = dataclasses.replace(config, served_model_name=open_model(model_path).name)
     config = with_file_keys(config)
     listener = listen(config.host, config.port, is_shared=config.workers > 1)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)

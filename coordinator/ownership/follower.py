@@ -10,7 +10,7 @@ from coordinator.ownership.index import PrefixIndex
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
 from coordinator.ownership.redis_index import RedisIndex
 from protocol.ids import Node
-from protocol.redis import ownership
+from protocol.redis import coordinators, ownership
 from protocol.redis.client import REDIS_ERRORS, connect_async
 from protocol.redis.problems import redis_problem
 
@@ -29,7 +29,7 @@ class OwnershipFollower:
         self._redis_url = redis_url
         self._redis: Any = connect_async(redis_url, REDIS_TIMEOUT_S)
         self.record = RedisIndex(self._redis)
-        self._announce = self._redis.register_script(ownership.ANNOUNCE)
+        self._announce = self._redis.register_script(coordinators.ANNOUNCE)
         self._list_leases = self._redis.register_script(ownership.LIST_LEASES)
         self._address = address
         self._reloads: list[tuple[Node, asyncio.Future[None]]] = []
@@ -72,7 +72,8 @@ class OwnershipFollower:
     async def close(self) -> None:
         """Removes the announcement of this coordinator from Redis."""
         try:
-            await self._redis.zrem(ownership.COORDINATORS_KEY, self._address)
+            withdraw = self._redis.register_script(coordinators.WITHDRAW)
+            await withdraw(keys=coordinators.KEYS, args=[self._address])
         except REDIS_ERRORS:
             pass  # the announcement ends by itself
         await self._redis.aclose()
@@ -100,7 +101,8 @@ class OwnershipFollower:
     async def _carry_out(self, call: MirrorCall) -> Any:
         redis = self._redis
         if call.script == "announce":
-            return await self._announce(keys=[ownership.COORDINATORS_KEY], args=call.args)
+            args = [coordinators.OUR_VERSIONS, *call.args]
+            return await self._announce(keys=coordinators.KEYS, args=args)
         if call.script == "read_draining":
             return await redis.hgetall(ownership.DRAINING_KEY)
         if call.script == "write_draining":

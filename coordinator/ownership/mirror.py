@@ -129,6 +129,8 @@ class OwnershipMirror:
         """Delay from the newest change's entry into Redis to the index."""
         self.num_reloads = 0
         """Sets of known nodes that were read again."""
+        self.last_reloaded = ""
+        """The name of the node whose set was read again last."""
         self.drain_marks: Mapping[str, str] = {}
         """The marks of nodes that get no new requests, by name, as Redis has them: an incarnation,
         or KEEPS_DRAINING."""
@@ -308,6 +310,7 @@ class OwnershipMirror:
             return None
         if load.node in self._positions:
             self.num_reloads += 1
+            self.last_reloaded = load.node.name
         self._positions[load.node] = load.position
         self._load = None
         return None

@@ -14,7 +14,8 @@ from coordinator.core.errors import Unavailable
 from coordinator.core.pause import Pause
 from protocol.messages import PauseMode
 from protocol.redis.client import REDIS_ERRORS
-from protocol.redis.ownership import COORDINATORS_KEY, text_of
+from protocol.redis.coordinators import KEYS, LIST_COORDINATORS, SpokenWith
+from protocol.redis.ownership import text_of
 from protocol.redis.pause import PAUSE_KEY, READ_PAUSE, SET_PAUSE
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Peers:
         self._obey = obey
         self._read = redis.register_script(READ_PAUSE)
         self._set = redis.register_script(SET_PAUSE)
+        self._list = redis.register_script(LIST_COORDINATORS)
+        self._spoken_with = SpokenWith()
         self._is_stopping = False
 
     async def run(self) -> None:
@@ -58,12 +61,11 @@ class Peers:
     async def look(self) -> None:
         """Asks Redis now. Raises one of REDIS_ERRORS."""
         known = self._pause()
-        reply = await asyncio.wait_for(
-            self._read(keys=[PAUSE_KEY, COORDINATORS_KEY], args=[known.number, known.mode or ""]),
-            DEADLINE_S,
+        read = self._read(keys=[PAUSE_KEY], args=[known.number, known.mode or ""])
+        (number, mode), listed = await asyncio.wait_for(
+            asyncio.gather(read, self._list(keys=KEYS)), DEADLINE_S
         )
-        number, mode, addresses = reply
-        self.others = frozenset(map(text_of, addresses)) - {self._address}
+        self.others = frozenset(self._spoken_with.among(listed)) - {self._address}
         try:
             self._obey(Pause(int(number), msgspec.convert(text_of(mode) or None, PauseMode | None)))
         except ValueError as error:

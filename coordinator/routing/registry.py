@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from protocol.ids import Node, Role
 from protocol.layout import KVLayout
 from protocol.messages import Heartbeat, Load, NodeInfo
+from protocol.trust.versions import refusal
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ class PresumedRates:
         return self._means[name]
 
 
+OTHER_WEIGHTS = "its weights, or how they are quantised and multiplied, are others"
+
+
 @dataclass
 class LiveNode:
     """A node whose lease has not ended, with the last that it told of itself."""
@@ -93,6 +97,16 @@ class ClusterModel:
     layout: KVLayout
 
 
+@dataclass(frozen=True)
+class RefusedNode:
+    """A node that is kept out of the cluster."""
+
+    node: Node
+    why: str
+    """A sentence with the remedy, without a full stop."""
+    lease_ends: float
+
+
 REPLACED_FOR_S = 60.0
 """An incarnation is not listened to for so long after a newer one of its name was heard. Not for
 ever: incarnations are times, and the clock of a host on which the node starts again may be behind.
@@ -107,7 +121,8 @@ class Registry:
         self._nodes: dict[str, LiveNode] = {}
         self._by_role: dict[Role | None, list[LiveNode]] = {}  # sorted, until one joins or leaves
         self._presumed = PresumedRates(self._nodes)
-        self._refused: dict[str, Node] = {}  # by name, to say it once
+        self.refused: dict[str, RefusedNode] = {}
+        """The nodes that are kept out, by name, as long as they send heartbeats."""
         self._newest: dict[str, tuple[int, float]] = {}
         """The newest incarnation of each name, and when it was heard last."""
         self.model: ClusterModel | None = None
@@ -131,7 +146,7 @@ class Registry:
         replaced = known.info if known is not None and known.node != info.node else None
         if replaced is not None:
             self._drop(info.node.name)
-        if self._is_foreign(info):
+        if self._refuses(message, now):
             return replaced
         if known is None or replaced is not None:
             log.info("%s node %s joins (%s)", message.load.role, info.node, info.control_address)
@@ -156,6 +171,8 @@ class Registry:
         """Removes a node that said goodbye, and returns its info; None if this incarnation is not
         known."""
         known = self._nodes.get(node.name)
+        if (refused := self.refused.get(node.name)) is not None and refused.node == node:
+            del self.refused[node.name]
         if known is None or known.node != node:
             return None
         self._drop(node.name)
@@ -168,6 +185,7 @@ class Registry:
         for live in gone:
             log.warning("%s node %s is lost: no heartbeat", live.load.role, live.node)
             self._drop(live.node.name)
+        self.refused = {k: one for k, one in self.refused.items() if one.lease_ends > now}
         for name, (_, heard_at) in list(self._newest.items()):
             if heard_at <= now - REPLACED_FOR_S and name not in self._nodes:
                 del self._newest[name]
@@ -197,19 +215,23 @@ class Registry:
         self._by_role.clear()
         self._presumed.forget()
 
-    def _is_foreign(self, info: NodeInfo) -> bool:
-        """Returns True, after one log line, for a node whose model or KV layout is not the
-        cluster's."""
+    def _refuses(self, message: Heartbeat, now: float) -> bool:
+        """Returns True, after one log line, for a node that must stay out of the cluster."""
+        info = message.info
+        name, before = info.node.name, self.refused.pop(info.node.name, None)
+        why = refusal("it", info.versions) or self._difference_of(info)
+        if not why:
+            return False
+        if before is None or (before.node, before.why) != (info.node, why):
+            log.error("node %s is refused: %s", info.node, why)
+        self.refused[name] = RefusedNode(info.node, why, now + message.lease_s)
+        return True
+
+    def _difference_of(self, info: NodeInfo) -> str:
+        """Returns how the node's model or KV layout is another one than the cluster's; "" if it is
+        not."""
         model = self.model
         if model is None or model == ClusterModel(info.model_fingerprint, info.layout):
-            self._refused.pop(info.node.name, None)
-            return False
-        if self._refused.get(info.node.name) != info.node:
-            self._refused[info.node.name] = info.node
-            difference = model.layout.differences(info.layout) or "other weights"
-            log.error(
-                "node %s is ignored, it serves another model than the cluster: %s",
-                info.node,
-                difference,
-            )
-        return True
+            return ""
+        difference = model.layout.differences(info.layout) or OTHER_WEIGHTS
+        return f"it serves another model than the cluster: {difference}"

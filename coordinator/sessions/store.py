@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coordinator.core.errors import RequestRefused, Unavailable
 from coordinator.sessions.turns import TurnRecord, TurnRequest
+from coordinator.sessions.unwritten import UnwrittenTurns
 from protocol.hashing import token_bytes, tokens_from_bytes
 from protocol.redis import sessions
 from protocol.redis.client import REDIS_ERRORS
+
+log = logging.getLogger(__name__)
 
 DEADLINE_S = 2.0
 MAX_TURNS = 1_000
 """The most turns of a session."""
 MAX_BYTES = 16 << 20
 """The most bytes of tokens of all turns of a session."""
+MAX_UNSURE = 1_000
+"""How many sessions are remembered of which nobody knows whether they were opened."""
+CATCH_UP_EVERY_S = 0.5
 
 Result = TypeVar("Result")
 
@@ -51,10 +59,31 @@ class SessionStore:
         self._begin = redis.register_script(sessions.BEGIN)
         self._end = redis.register_script(sessions.END)
         self._discard = redis.register_script(sessions.DISCARD)
+        self._unwritten = UnwrittenTurns()
+        self._unsure: dict[str, str] = {}
+        """Who opened the sessions of which Redis has not said whether they are open."""
 
     async def open(self, session_id: str, capacity: int) -> bool:
-        """Opens a session. Returns False if one of this name is open."""
-        return bool(await self._run(self._open, session_id, capacity))
+        """Opens a session. Returns False if one of this name is open. After Unavailable it may be
+        open all the same, and the next try finds its own session."""
+        opener = self._unsure.pop(session_id, "") or secrets.token_hex(8)
+        try:
+            return bool(await self._run(self._open, session_id, capacity, opener))
+        except Unavailable:
+            self._unsure[session_id] = opener
+            while len(self._unsure) > MAX_UNSURE:
+                del self._unsure[next(iter(self._unsure))]
+            raise
+
+    async def catch_up_for_ever(self) -> None:
+        """Tells Redis, when it is back, of the turns that have ended meanwhile."""
+        while True:
+            await asyncio.sleep(CATCH_UP_EVERY_S)
+            for (session_id, rid), answer in self._unwritten.of(None).items():
+                try:
+                    await self._tell(session_id, rid, answer)
+                except Unavailable as error:
+                    log.debug("turn %s waits for Redis: %s", rid, error)
 
     async def close(self, session_id: str) -> None:
         """Forgets a session. Does nothing if there is none; turns that run go on."""
@@ -63,6 +92,8 @@ class SessionStore:
     async def read(self, asked: TurnRequest) -> SessionHistory:
         """Returns what the next turn needs. Raises SessionRefused if the session or the earlier
         turn is unknown, or if that turn has not ended."""
+        for (session_id, rid), answer in self._unwritten.of(asked.session_id).items():
+            await self._tell(session_id, rid, answer)
         reply = await self._run(self._read, asked.session_id, asked.rid)
         if reply is None:
             raise _no_session(asked)
@@ -111,13 +142,23 @@ class SessionStore:
         )
 
     async def end(self, session_id: str, rid: str, answer: Sequence[int]) -> None:
-        """Notes the answer of a turn. Does nothing if the turn was replaced or its session
-        closed."""
-        await self._run(self._end, session_id, rid, token_bytes(answer))
+        """Notes the answer of a turn. Does nothing if the turn was replaced or its session closed.
+        After Unavailable it is noted when Redis is back."""
+        await self._tell(session_id, rid, token_bytes(answer))
 
     async def discard(self, session_id: str, rid: str) -> None:
-        """Forgets a turn that was begun and is not computed after all."""
-        await self._run(self._discard, session_id, rid)
+        """Forgets a turn that was begun and is not computed after all; after Unavailable when Redis
+        is back."""
+        await self._tell(session_id, rid, None)
+
+    async def _tell(self, session_id: str, rid: str, answer: bytes | None) -> None:
+        """Notes the end of a turn, and keeps it until Redis has heard. Raises Unavailable."""
+        self._unwritten.add(session_id, rid, answer)
+        if answer is None:
+            await self._run(self._discard, session_id, rid)
+        else:
+            await self._run(self._end, session_id, rid, answer)
+        self._unwritten.written(session_id, rid)
 
     async def _run(self, script: Any, session_id: str, *args: object) -> Any:
         return await _in_time(script(keys=[_key(session_id)], args=[self._ttl_ms, *args]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from coordinator.timelines.trace_context import TraceContext
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -17,6 +19,10 @@ class Arrival:
     parsed_at: float | None = None
     """When its body was checked, and its chat, if it has one, was a text."""
 
+    path: str = ""
+    """The path of its endpoint."""
+    trace: TraceContext | None = None
+    """The client's trace that it belongs to; None: it begins one."""
     api_key_number: int | None = None
     """Which of the API keys it has shown; None if none is asked for."""
 

@@ -22,6 +22,10 @@ class ReportableRequest:
 
     facts: RequestFacts
     timeline: Timeline
+    forecast_s: float | None = None
+    """What the router predicted from its decision to the first token; None without a route."""
+    runner_up: str = ""
+    """What the router would have chosen else."""
 
     def report(self, coordinator: str, with_spans: bool, now: float) -> RequestReport:
         """Returns what is known of it now; `coordinator` is the address of the one that tells."""

@@ -57,6 +57,8 @@ class Timeline:
         self.received_at = min(received_at, self.parsed_at)
         self.attempts = [AttemptTimes(1, now)]
         self.first_token_at: float | None = None
+        self.next_tokens_at: float | None = None
+        """When the tokens behind the first ones came."""
         self.formed_at: float | None = None
         """When the first event of the stream was made; None if there is no stream."""
         self.written_at: float | None = None
@@ -88,6 +90,11 @@ class Timeline:
         if len(told) == MAX_PAUSES:
             del told[1]
         told.append(ToldTimes(now, answering, computing))
+
+    def next_tokens(self, now: float) -> None:
+        """Notes that tokens have come behind the first ones."""
+        if self.next_tokens_at is None:
+            self.next_tokens_at = now
 
     def lost(self, why: str, now: float) -> None:
         """Notes that the newest attempt is over without an end of the request, which waits for a

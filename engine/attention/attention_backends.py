@@ -2,6 +2,7 @@
 
 CUDA, half precision   flash (if a flash-attn is installed), else triton
 CUDA, float32          triton
+CUDA, FP8 pages        triton
 CPU, float32           native (if there is a C compiler), else torch
 everything else        torch
 """
@@ -18,7 +19,7 @@ from engine.attention.deterministic_attention import DeterministicAttention
 from engine.attention.native_attention import NativeAttention
 from engine.attention.torch_attention import TorchAttention
 from protocol.errors import UserError
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout
 
 HALF = ("bfloat16", "float16")
 MAX_HEAD_DIM = 128
@@ -115,6 +116,8 @@ def _on_cuda(
 
 def _refusal(name: str, has_softcap: bool, layout: KVLayout) -> str:
     """Returns why the library's kernels cannot serve this model; "" if they can."""
+    if layout.dtype == FP8:
+        return "it does not read FP8 pages; use triton, or leave --kv-cache-dtype out"
     if layout.dtype not in HALF:
         return f"it computes in half precision only; use --dtype {HALF[0]}, or triton"
     if layout.head_dim > MAX_HEAD_DIM or layout.head_dim % 8:

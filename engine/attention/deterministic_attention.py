@@ -97,13 +97,12 @@ def _attend(
 ) -> Tensor:
     """Computes attention over `blocks`, one after another. Takes `query` [TILES * kv_heads, rows,
     head_dim]; returns the same shape."""
-    keys, values = cache.heads(layer)
     shape = (-1, BLOCK, cache.layout.head_dim)
     summed = torch.zeros_like(query)
     total = query.new_zeros(*query.shape[:2], 1)
     highest = torch.full_like(total, LOWEST)
     for block in blocks:
-        key = keys.index_select(0, block.key_rows).view(shape).float()
+        key = cache.keys(layer, block.key_rows, torch.float32).view(shape)
         scores = torch.bmm(query, key.transpose(1, 2))
         if form.softcap is not None:
             scores.div_(form.softcap).tanh_().mul_(form.softcap)
@@ -113,7 +112,7 @@ def _attend(
         before, highest = highest, torch.maximum(highest, scores.amax(-1, keepdim=True))
         weights = scores.sub_(highest).exp_()
         kept = before.sub_(highest).exp_()
-        value = values.index_select(0, block.key_rows).view(shape).float()
+        value = cache.values(layer, block.key_rows, torch.float32).view(shape)
         summed.mul_(kept).add_(torch.bmm(weights, value))
         total.mul_(kept).add_(weights.sum(-1, keepdim=True))
     return summed.div_(total)

@@ -64,7 +64,8 @@ class FlashAttention:
         if singles is None:
             return output
         output = torch.cat((output, torch.empty_like(query[singles.begin :])))
-        self._ours.singles(query[singles.begin :], output[singles.begin :], pool, singles, form)
+        rest = slice(singles.begin, None)
+        self._ours.singles(query[rest], output[rest], layer, cache, singles, form)
         return output
 
 

@@ -1,5 +1,5 @@
 """`NativeAttention` computes single tokens of float32 on a CPU with
-`engine/kernels/native/kernels.c`, and everything else with torch.
+`engine/kernels/native/kernels.c`, or `fp8_pages.c`, and everything else with torch.
 
 The C code reads K and V where they lie, once, block after block, with an online softmax (Milakov
 and Gimelshein 2018). The bits of a sequence's result do not depend on the sequences beside it.
@@ -17,6 +17,7 @@ from engine.attention.backend import AttentionForm
 from engine.attention.torch_attention import TorchAttention
 from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
+from engine.cache.native_fp8_cache import NativeFp8Cache
 
 
 class NativeAttention:
@@ -35,7 +36,7 @@ class NativeAttention:
     def forward(
         self, query: Tensor, layer: int, cache: KVCache, batch: Batch, form: AttentionForm
     ) -> Tensor:
-        if batch.singles is None or not _is_float32(query, cache.pool):
+        if batch.singles is None or not _takes(query, cache):
             return self._torch.forward(query, layer, cache, batch, form)
         query = query.contiguous()
         if batch.prompts is None:
@@ -59,10 +60,15 @@ class NativeAttention:
     ) -> None:
         """Computes the rows of `part` and writes them into `output`."""
         layout = cache.layout
-        self._library.attention(
+        pages: tuple[int | None, ...] = (cache.pool[layer].data_ptr(),)
+        attention, stride = self._library.attention, tuple[int, ...]()
+        if isinstance(cache, NativeFp8Cache):
+            pages, stride = cache.pointers(layer), (layout.layer_page_bytes,)
+            attention = self._library.fp8_attention
+        attention(
             output[part.begin :].data_ptr(),
             query[part.begin :].data_ptr(),
-            cache.pool[layer].data_ptr(),
+            *pages,
             part.page_tables.data_ptr(),
             part.context_lengths.data_ptr(),
             part.num_slices,
@@ -71,6 +77,7 @@ class NativeAttention:
             layout.num_kv_heads,
             query.shape[1] // layout.num_kv_heads,
             layout.head_dim,
+            *stride,
             form.window or 0,
             form.scale,
             form.softcap or 0.0,
@@ -78,5 +85,6 @@ class NativeAttention:
         )
 
 
-def _is_float32(*tensors: Tensor) -> bool:
-    return all(tensor.dtype == torch.float32 for tensor in tensors)
+def _takes(query: Tensor, cache: KVCache) -> bool:
+    is_readable = isinstance(cache, NativeFp8Cache) or cache.pool.dtype == torch.float32
+    return query.dtype == torch.float32 and is_readable

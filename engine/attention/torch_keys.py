@@ -18,8 +18,8 @@ def key_rows(
     counts: np.ndarray,
     padded: int,
 ) -> Tensor:
-    """Returns [n * kv_heads * padded] rows of `cache.heads`: for each of `slices` [n], `counts`
-    keys from position `firsts` on, padded to `padded`.
+    """Returns rows that `cache.keys` takes, [n * kv_heads * padded]: for each of `slices` [n],
+    `counts` keys from position `firsts` on, padded to `padded`.
 
     Padding repeats the last key, not just any row of the pool: another sequence's page may hold a
     NaN, and 0 * NaN is NaN, so a weight of 0 would not hide it.

@@ -105,12 +105,11 @@ class PromptsPlan:
 
     def forward(self, query: Tensor, layer: int, cache: KVCache, form: AttentionForm) -> Tensor:
         """Takes query [rows, heads, head_dim]; returns the same shape."""
-        keys, values = cache.heads(layer)
         shape = (cache.layout.num_kv_heads, -1, cache.layout.head_dim)
         output = torch.empty_like(query)
         for alone in self._alone:
-            key = keys.index_select(0, alone.key_rows).view(1, *shape)
-            value = values.index_select(0, alone.key_rows).view(1, *shape)
+            key = cache.keys(layer, alone.key_rows, query.dtype).view(1, *shape)
+            value = cache.values(layer, alone.key_rows, query.dtype).view(1, *shape)
             its_query = query[alone.begin : alone.end].transpose(0, 1)[None]
             its_output = output[alone.begin : alone.end].transpose(0, 1)[None]
             for tile in alone.tiles:
@@ -123,8 +122,10 @@ class PromptsPlan:
                 )
         for group in self._together:
             size = group.num_slices
-            key = keys.index_select(0, group.key_rows).unflatten(0, (size, shape[0], -1))
-            value = values.index_select(0, group.key_rows).unflatten(0, (size, shape[0], -1))
+            key = cache.keys(layer, group.key_rows, query.dtype)
+            key = key.unflatten(0, (size, shape[0], -1))
+            value = cache.values(layer, group.key_rows, query.dtype)
+            value = value.unflatten(0, (size, shape[0], -1))
             its_query = query.index_select(0, group.query_rows).unflatten(0, (size, -1))
             result = _attend(its_query.transpose(1, 2), key, value, group.mask, form)
             # Padding wrote some rows several times, each time with the same value.

@@ -70,7 +70,6 @@ class SinglesPlan:
         """Takes query [slices, heads, head_dim]; returns the same shape in float32."""
         num_heads, head_dim = query.shape[1:]
         num_kv_heads = cache.layout.num_kv_heads
-        keys, values = cache.heads(layer)
         queries = (query.float() * form.scale).index_select(0, self._owners)
         queries = queries.view(-1, num_heads // num_kv_heads, head_dim)  # the heads of a KV head
         output = torch.empty_like(queries)
@@ -79,7 +78,7 @@ class SinglesPlan:
         for product in self._products:
             its = slice(product.begin * num_kv_heads, product.end * num_kv_heads)
             shape = (-1, product.num_keys, head_dim)
-            key = keys.index_select(0, product.key_rows).view(shape).float()
+            key = cache.keys(layer, product.key_rows, torch.float32).view(shape)
             scores = torch.bmm(queries[its], key.transpose(1, 2))
             if form.softcap is not None:
                 scores.div_(form.softcap).tanh_().mul_(form.softcap)
@@ -88,7 +87,7 @@ class SinglesPlan:
             torch.amax(scores, -1, keepdim=True, out=top[its])
             torch.sum(scores.sub_(top[its]).exp_(), -1, keepdim=True, out=total[its])
             del key  # so that the values are gathered into the same memory, which is in the cache
-            value = values.index_select(0, product.key_rows).view(shape).float()
+            value = cache.values(layer, product.key_rows, torch.float32).view(shape)
             torch.bmm(scores, value, out=output[its])
         return self._joined(*(t.view(-1, num_heads, t.shape[-1]) for t in (output, top, total)))
 

@@ -14,9 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.attention.backend import AttentionForm
-from engine.attention.triton_singles import SinglesTuning, TritonSingles, capped, read_keys
+from engine.attention.triton_singles import SinglesTuning, TritonSingles, capped
 from engine.batches.batch import Batch, SliceGroup
 from engine.cache.kv_cache import KVCache
+from engine.cache.triton_pages import (
+    kernel_pages,
+    read_keys,
+    score_scale,
+    unlifted,
+    weighed,
+)
 from engine.dependent_launch import launches_dependently
 
 
@@ -61,24 +68,32 @@ class TritonAttention:
         output = torch.empty_like(query)
         if (part := batch.prompts) is not None:
             rows = slice(part.begin, part.end)
-            self.prompts(query[rows], output[rows], cache.pool[layer], part, form)
+            self.prompts(query[rows], output[rows], layer, cache, part, form)
         if (part := batch.singles) is not None:
             rows = slice(part.begin, part.end)
-            self.singles(query[rows], output[rows], cache.pool[layer], part, form)
+            self.singles(query[rows], output[rows], layer, cache, part, form)
         return output
 
     def prompts(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
+        self,
+        query: Tensor,
+        output: Tensor,
+        layer: int,
+        cache: KVCache,
+        part: SliceGroup,
+        form: AttentionForm,
     ) -> None:
-        """Computes the prompts of `part` over `pool` [pages, 2, page_size, kv_heads, head_dim] and
-        writes `output`, which has the shape of `query`."""
+        """Computes the prompts of `part` over a layer of `cache` and writes `output`, which has the
+        shape of `query`."""
+        pages = kernel_pages(cache, layer)
         num_heads, head_dim = query.shape[1:]
         tuning = self._prompts if query.dtype != torch.float32 else FOR_FLOAT32
         grid = (triton.cdiv(part.longest_slice, tuning.rows), num_heads, part.num_slices)
         _prompt_kernel[grid](
             query,
             output,
-            pool,
+            pages.values,
+            pages.scales,
             part.row_starts,
             part.page_tables,
             part.context_lengths,
@@ -88,11 +103,8 @@ class TritonAttention:
             form.scale,
             form.softcap or 0.0,
             form.window or 0,
-            GROUP=num_heads // pool.shape[3],
-            KV_HEADS=pool.shape[3],
-            HEAD_DIM=head_dim,
+            GROUP=num_heads // pages.constants["KV_HEADS"],
             DIM_BLOCK=triton.next_power_of_2(head_dim),
-            PAGE_SIZE=pool.shape[2],
             ROWS=tuning.rows,
             KEYS=tuning.keys,
             HAS_SOFTCAP=form.softcap is not None,
@@ -100,13 +112,20 @@ class TritonAttention:
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             num_warps=tuning.num_warps,
             num_stages=tuning.num_stages,
+            **pages.constants,
         )
 
     def singles(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
+        self,
+        query: Tensor,
+        output: Tensor,
+        layer: int,
+        cache: KVCache,
+        part: SliceGroup,
+        form: AttentionForm,
     ) -> None:
         """Computes single tokens, with arguments as those of `prompts`."""
-        self._singles.forward(query, output, pool, part, form)
+        self._singles.forward(query, output, kernel_pages(cache, layer), part, form)
 
 
 @triton.jit(
@@ -116,7 +135,8 @@ class TritonAttention:
 def _prompt_kernel(
     query,
     output,
-    pool,
+    values,
+    scales,
     row_starts,
     page_tables,
     context_lengths,
@@ -131,6 +151,9 @@ def _prompt_kernel(
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    SCALES: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -161,6 +184,7 @@ def _prompt_kernel(
     first_position = context - num_rows + block * ROWS
     end = tl.minimum(context, first_position + ROWS)
     table = page_tables + sequence * table_stride
+    scale = score_scale(scale, scales, head // GROUP, SCALES)
     # Keys [begin, common) are seen by all rows; of [common, end) each row sees its own.
     begin = 0
     common = (first_position + 1) // KEYS * KEYS
@@ -169,17 +193,17 @@ def _prompt_kernel(
         common = begin
     for start in range(begin, common, KEYS):
         greatest, total, weighted = _with_keys(
-            q, greatest, total, weighted, pool, table, start, end, positions, head // GROUP,
-            dims, is_dim, scale, softcap, window, KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS,
-            HAS_SOFTCAP, HAS_WINDOW, False, PRECISION,
+            q, greatest, total, weighted, values, scales, table, start, end, positions,
+            head // GROUP, dims, is_dim, scale, softcap, window, KV_HEADS, HEAD_DIM, PAGE_SIZE,
+            PAGE_STRIDE, SCALES, HAS_FP8, KEYS, HAS_SOFTCAP, HAS_WINDOW, False, PRECISION,
         )  # fmt: skip
     for start in range(common, end, KEYS):
         greatest, total, weighted = _with_keys(
-            q, greatest, total, weighted, pool, table, start, end, positions, head // GROUP,
-            dims, is_dim, scale, softcap, window, KV_HEADS, HEAD_DIM, PAGE_SIZE, KEYS,
-            HAS_SOFTCAP, HAS_WINDOW, True, PRECISION,
+            q, greatest, total, weighted, values, scales, table, start, end, positions,
+            head // GROUP, dims, is_dim, scale, softcap, window, KV_HEADS, HEAD_DIM, PAGE_SIZE,
+            PAGE_STRIDE, SCALES, HAS_FP8, KEYS, HAS_SOFTCAP, HAS_WINDOW, True, PRECISION,
         )  # fmt: skip
-    result = weighted / total[:, None]
+    result = unlifted(weighted / total[:, None], scales, head // GROUP, KV_HEADS, SCALES)
     at = output + offsets * output_stride + head * HEAD_DIM + dims[None, :]
     tl.store(at, result.to(output.dtype.element_ty), mask=wanted)
 
@@ -190,7 +214,8 @@ def _with_keys(
     greatest,
     total,
     weighted,
-    pool,
+    values,
+    scales,
     table,
     start,
     end,
@@ -204,6 +229,9 @@ def _with_keys(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    SCALES: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     KEYS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -213,11 +241,14 @@ def _with_keys(
     """Returns the sums of an online softmax with one more block of keys. Not `IS_MASKED`: every row
     sees all of them."""
     tokens = start + tl.arange(0, KEYS)
-    key, value = read_keys(
-        pool, table, tokens, tokens < end, kv_head, dims, is_dim, KV_HEADS, HEAD_DIM, PAGE_SIZE
-    )
+    key, value, key_scales, value_scales = read_keys(
+        values, scales, table, tokens, tokens < end, kv_head, dims, is_dim, q.dtype,
+        KV_HEADS, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, SCALES, HAS_FP8,
+    )  # fmt: skip
     # Scores are times log2(e), because exp2 follows.
     scores = tl.dot(q, tl.trans(key), input_precision=PRECISION)
+    if SCALES == "token":
+        scores = scores * key_scales[None, :]
     if HAS_SOFTCAP:
         scores = capped(scores * scale, softcap) * 1.4426950408889634
     else:
@@ -233,5 +264,6 @@ def _with_keys(
     shrink = tl.exp2(greatest - base)
     total = total * shrink + tl.sum(weights, 1)
     weighted = weighted * shrink[:, None]
-    weighted = tl.dot(weights.to(value.dtype), value, weighted, input_precision=PRECISION)
+    weights = weighed(weights, value_scales, SCALES).to(value.dtype)
+    weighted = tl.dot(weights, value, weighted, input_precision=PRECISION)
     return now, total, weighted

@@ -21,6 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from engine.attention.backend import AttentionForm
 from engine.attention.token_pieces import SLACK, most_pieces
 from engine.batches.batch import SliceGroup
+from engine.cache.triton_pages import KernelPages, read_keys, score_scale, unlifted, weighed
 from engine.dependent_launch import OPTION
 
 PLAN_TILE = 64
@@ -69,12 +70,17 @@ class TritonSingles:
         self._plans: dict[int | None, DevicePlan] = {}
 
     def forward(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
+        self,
+        query: Tensor,
+        output: Tensor,
+        pages: KernelPages,
+        part: SliceGroup,
+        form: AttentionForm,
     ) -> None:
-        """Computes the single tokens of `part` over `pool` [pages, 2, page_size, kv_heads,
-        head_dim] and writes `output`, which has the shape of `query` [tokens, heads, head_dim]."""
+        """Computes the single tokens of `part` over `pages` and writes `output`, which has the
+        shape of `query` [tokens, heads, head_dim]."""
         num, num_heads, head_dim = query.shape
-        page_size, kv_heads = pool.shape[2:4]
+        kv_heads = pages.constants["KV_HEADS"]
         workers = max(1, self._num_programs // kv_heads)
         keys = keys_of_block(query.dtype)
         if part is not self._part:
@@ -92,7 +98,8 @@ class TritonSingles:
             output,
             partial,
             log_sums,
-            pool,
+            pages.values,
+            pages.scales,
             part.page_tables,
             part.context_lengths,
             plan.sizes,
@@ -107,10 +114,7 @@ class TritonSingles:
             form.window or 0,
             GROUP=group,
             GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
-            KV_HEADS=kv_heads,
-            HEAD_DIM=head_dim,
             DIM_BLOCK=triton.next_power_of_2(head_dim),
-            PAGE_SIZE=page_size,
             KEYS=keys,
             JOIN=JOIN_TILE,
             HAS_SOFTCAP=form.softcap is not None,
@@ -118,6 +122,7 @@ class TritonSingles:
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             num_warps=4,
             num_stages=self._num_stages,
+            **pages.constants,
             **self._launch,
         )
 
@@ -158,30 +163,6 @@ def plan_pieces(
         num_warps=4,
     )
     return plan
-
-
-@triton.jit
-def read_keys(
-    pool,
-    table,
-    tokens,
-    is_key,
-    kv_head,
-    dims,
-    is_dim,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-):
-    """Loads K and V [tokens, dims] of one sequence from its pages; they are 0 where not
-    `is_key`."""
-    pages = tl.load(table + tokens // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
-    rows = pages * (2 * PAGE_SIZE) + tokens % PAGE_SIZE
-    at = pool + (rows * KV_HEADS + kv_head)[:, None] * HEAD_DIM + dims[None, :]
-    wanted = is_key[:, None] & is_dim[None, :]
-    key = tl.load(at, mask=wanted, other=0.0)
-    value = tl.load(at + PAGE_SIZE * KV_HEADS * HEAD_DIM, mask=wanted, other=0.0)
-    return key, value
 
 
 @triton.jit
@@ -266,7 +247,8 @@ def _piece_kernel(
     output,
     partial,
     log_sums,
-    pool,
+    values,
+    scales,
     page_tables,
     context_lengths,
     sizes,
@@ -285,6 +267,9 @@ def _piece_kernel(
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    SCALES: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     KEYS: tl.constexpr,
     JOIN: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -321,13 +306,16 @@ def _piece_kernel(
     total = tl.zeros([GROUP_BLOCK], tl.float32)
     weighted = tl.zeros([GROUP_BLOCK, DIM_BLOCK], tl.float32)
     table = page_tables + sequence.to(tl.int64) * table_stride
+    scale = score_scale(scale, scales, kv_head, SCALES)
     for start in range(begin, end, KEYS):
         tokens = start + tl.arange(0, KEYS)
-        key, value = read_keys(
-            pool, table, tokens, tokens < end, kv_head, dims, is_dim,
-            KV_HEADS, HEAD_DIM, PAGE_SIZE,
+        key, value, key_scales, value_scales = read_keys(
+            values, scales, table, tokens, tokens < end, kv_head, dims, is_dim, q.dtype,
+            KV_HEADS, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, SCALES, HAS_FP8,
         )  # fmt: skip
         scores = tl.dot(q, tl.trans(key), input_precision=PRECISION) * scale
+        if SCALES == "token":
+            scores = scores * key_scales[None, :]
         if HAS_SOFTCAP:
             scores = capped(scores, softcap)
         seen = (tokens < end) & (tokens >= first)
@@ -339,9 +327,10 @@ def _piece_kernel(
         shrink = tl.exp2(greatest - base)
         total = total * shrink + tl.sum(weights, 1)
         weighted = weighted * shrink[:, None]
-        weighted = tl.dot(weights.to(value.dtype), value, weighted, input_precision=PRECISION)
+        weights = weighed(weights, value_scales, SCALES).to(value.dtype)
+        weighted = tl.dot(weights, value, weighted, input_precision=PRECISION)
         greatest = now
-    result = weighted / total[:, None]
+    result = unlifted(weighted / total[:, None], scales, kv_head, KV_HEADS, SCALES)
     if num_pieces == 1:
         at = sequence.to(tl.int64) * output_stride + heads[:, None] * HEAD_DIM + dims[None, :]
         tl.store(output + at, result.to(output.dtype.element_ty), mask=wanted)

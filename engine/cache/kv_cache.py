@@ -10,7 +10,7 @@ A token's slot is the row of its K; its V lies `page_size` rows further.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,23 +30,32 @@ def slots_of(pages: Indices, offsets: Indices, page_size: int) -> Indices:
     return pages * (2 * page_size) + offsets
 
 
+class LayerPages(NamedTuple):
+    """One layer of a pool, as attention kernels read it and the kernel of heads writes it."""
+
+    values: Tensor
+    """[pages, 2, page_size, kv_heads, head_dim]. Pages may be further apart than they are long."""
+    scales: Tensor | None
+    """As `KVLayout.scales` says: None; static: [2, kv_heads] float32; token: float16 [pages, 2,
+    page_size, kv_heads]."""
+
+
 class KVCache:
-    """The KV pool of one rank. `pool` is [layers, pages, 2, page_size, kv_heads, head_dim]: K and V
-    of one page in one layer lie side by side, so that a page can be copied as one run of bytes."""
+    """The KV pool of one rank. `storage` is [layers, pages, bytes]: whatever belongs to one page in
+    one layer lies side by side, so that a page can be copied and sent as one run of bytes. `pool`
+    are its values, [layers, pages, 2, page_size, kv_heads, head_dim]."""
 
     def __init__(self, layout: KVLayout, num_pages: int, device: torch.device) -> None:
         self.layout = layout
         self.num_pages = num_pages
-        self.pool = torch.zeros(
-            layout.num_layers,
-            num_pages,
-            2,
-            layout.page_size,
-            layout.num_kv_heads,
-            layout.head_dim,
-            dtype=getattr(torch, layout.dtype),
+        self.storage = torch.zeros(
+            (layout.num_layers, num_pages, layout.layer_page_bytes),
+            dtype=torch.uint8,
             device=device,
         )
+        shape = (2, layout.page_size, layout.num_kv_heads, layout.head_dim)
+        values = self.storage[:, :, : layout.layer_value_bytes]
+        self.pool = values.view(getattr(torch, layout.dtype)).unflatten(2, shape)
 
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
         """Stores `key` and `value` [tokens, kv_heads, head_dim] at `slots` [tokens]."""
@@ -61,21 +70,31 @@ class KVCache:
         for begin in range(0, len(sources), COPIED_AT_ONCE):
             pages = slice(begin, begin + COPIED_AT_ONCE)
             both = np.array([sources[pages], destinations[pages]], dtype=np.int64)
-            old, new = upload(both, self.pool.device)
-            self.pool.index_copy_(1, new, self.pool.index_select(1, old))
-
-    def heads(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Returns K and V of a layer as views of the pool, both [rows, head_dim]. `head_rows` says
-        which rows to take."""
-        heads = self.pool[layer].flatten(0, 3)
-        return heads, heads[self.layout.page_size * self.layout.num_kv_heads :]
+            old, new = upload(both, self.storage.device)
+            self.storage.index_copy_(1, new, self.storage.index_select(1, old))
 
     def head_rows(self, slots: Tensor) -> Tensor:
-        """Returns the rows of `heads` for `slots` [n, tokens], flat: [n * kv_heads * tokens], token
-        after token of one head, head after head. So what is gathered is a batch of matrices."""
+        """Returns the rows that `keys` and `values` take for `slots` [n, tokens], flat: [n *
+        kv_heads * tokens], token after token of one head, head after head. So what is gathered is a
+        batch of matrices."""
         num_heads = self.layout.num_kv_heads
         heads = torch.arange(num_heads, device=slots.device)[:, None]
         return (slots[:, None] * num_heads + heads).flatten()
+
+    def keys(self, layer: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a copy of K of a layer, [rows, head_dim] in `dtype`; `rows` are of
+        `head_rows`."""
+        return self.pool[layer].flatten(0, 3).index_select(0, rows).to(dtype)
+
+    def values(self, layer: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns a copy of V of a layer, as `keys` does of K."""
+        heads = self.pool[layer].flatten(0, 3)
+        heads = heads[self.layout.page_size * self.layout.num_kv_heads :]
+        return heads.index_select(0, rows).to(dtype)
+
+    def layer_pages(self, layer: int) -> LayerPages:
+        """Returns a layer as kernels take it. Nothing is copied."""
+        return LayerPages(self.pool[layer], None)
 
 
 def num_pages_that_fit(layout: KVLayout, budget_bytes: int) -> int:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
 from engine.kernels.activation import Activation
+from engine.kernels.dequantise import dequantise, inputs_of, inputs_of_groups
+from engine.kernels.packed_weights import PackedWeight, expert_of
 
 
 class HeadShape(NamedTuple):
@@ -55,6 +57,13 @@ class Kernels(Protocol):
         Takes [rows, in] and [groups, out, in]; returns [rows, out]. `ends` [groups] int32 rises to
         the number of rows.
         """
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        """Takes [tokens, in], a weight [out, in] and [out]; returns [tokens, out] in the dtype of
+        `x`. Inputs are reordered and rounded as the weight says."""
+
+    def grouped_packed_linear(self, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+        """Does what `grouped_linear` does, with a packed weight [groups, out, in]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Norms the last dimension, in float32. `weight` may be float32 where `x` is not."""
@@ -102,6 +111,15 @@ class TorchKernels:
             begin = end
         return output
 
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        return self.linear(inputs_of(x, weight), dequantise(weight).to(x.dtype), bias)
+
+    def grouped_packed_linear(self, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+        if x.device.type == "cuda":  # a loop would wait for the device
+            inputs = inputs_of_groups(x, weight, ends)
+            return self.grouped_linear(inputs, dequantise(weight).to(x.dtype), ends)
+        return by_groups(self, x, weight, ends)
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if weight.dtype == x.dtype:
             return F.rms_norm(x, weight.shape, weight, eps)
@@ -141,6 +159,17 @@ class TorchKernels:
         query, key = query_key.split((shape.num_heads, shape.num_kv_heads), dim=1)
         cache.write(layer, key, value, write_slots)
         return query
+
+
+def by_groups(kernels: Kernels, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+    """Computes `grouped_packed_linear` group by group, and waits for the device to tell `ends`."""
+    outputs = [x.new_empty(0, weight[0].shape[1])]  # there may be no rows at all
+    begin = 0
+    for group, end in enumerate(ends.tolist()):
+        if end > begin:
+            outputs.append(kernels.packed_linear(x[begin:end], expert_of(weight, group), None))
+        begin = end
+    return torch.cat(outputs)
 
 
 def _rotate(heads: Tensor, rope: Rotation) -> Tensor:

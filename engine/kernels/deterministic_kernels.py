@@ -23,7 +23,9 @@ from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
 from engine.kernels.activation import Activation
-from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation
+from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, by_groups
+from engine.kernels.dequantise import dequantise, inputs_of
+from engine.kernels.packed_weights import PackedWeight
 from engine.kernels.row_blocks import blocks
 
 CPU_SIZES = (4, 8, 16, 32, 64, 128)
@@ -68,6 +70,12 @@ class DeterministicKernels:
                 output[begin:end] = self.linear(x[begin:end], weight[group], None)
             begin = end
         return output
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        return self.linear(inputs_of(x, weight), dequantise(weight).to(x.dtype), bias)
+
+    def grouped_packed_linear(self, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+        return by_groups(self, x, weight, ends)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._inner.rms_norm(x, weight, eps)

@@ -1,4 +1,4 @@
-"""`NativeKernels` compute few rows of float32 on a CPU with `engine/kernels/native/kernels.c`.
+"""`NativeKernels` compute in float32 on a CPU with `engine/kernels/native`.
 
 In torch, a product of few rows takes several times as long as reading the weight does, and the rest
 of a small model's step is hundreds of calls that compute next to nothing. Up to MOST_ROWS, the bits
@@ -13,34 +13,66 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv_cache import KVCache
+from engine.cache.native_fp8_cache import NativeFp8Cache
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.dequantise import inputs_of
+from engine.kernels.native_packed import multiply, native_weight
+from engine.kernels.packed_weights import Fp8Weight, PackedWeight
 
 MOST_ROWS = 32
-"""Products of more rows are as fast in torch, whose libraries arrange the weight for them."""
+"""What is not a product is as fast in torch if it has more rows."""
+ROWS_TOGETHER = 32
+"""Rows that `linear.c` takes at a time."""
+VECTOR = 16
+"""Numbers that `linear.c` pads a row to a multiple of."""
+WEIGHT_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""What weights of a product lie in, by the numbers that `linear.c` has for them."""
+FAST = ("AVX2", "AVX512")
+"""What a CPU must have for `linear.c` to be faster than torch with many rows, too."""
 
 
 class NativeKernels(TorchKernels):
     """Leaves to torch whatever the C functions do not take: many rows, other dtypes."""
 
-    def __init__(self, library: CDLL) -> None:
+    def __init__(self, library: CDLL, rounds_inputs: bool = False) -> None:
+        """With `rounds_inputs`, inputs of packed weights of integers are rounded to eight bits."""
         self._library = library
+        is_fast = torch.backends.cpu.get_cpu_capability() in FAST
+        self._most_rows = None if is_fast else MOST_ROWS
+        self.rounds_inputs = rounds_inputs
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not _takes(x, weight):
+        """Multiplies float32 with a weight of float32 or, exactly as with the same in float32, of
+        16 bits."""
+        dtype = WEIGHT_DTYPES.get(weight.dtype)
+        if dtype is None or x.dtype is not torch.float32 or not weight.is_contiguous():
+            return super().linear(x, weight, bias)
+        num_rows = x.shape[0]
+        if dtype == 0 and self._most_rows is not None and num_rows > self._most_rows:
             return super().linear(x, weight, bias)
         x = x.contiguous()
-        output = x.new_empty(x.shape[0], weight.shape[0])
+        output = x.new_empty(num_rows, weight.shape[0])
+        arranged = x.new_empty(min(num_rows, ROWS_TOGETHER), weight.shape[1] + VECTOR)
         self._library.linear(
             output.data_ptr(),
+            arranged.data_ptr(),
             x.data_ptr(),
             weight.data_ptr(),
             None if bias is None else bias.data_ptr(),
-            x.shape[0],
+            num_rows,
             *weight.shape,
+            dtype,
             torch.get_num_threads(),
         )
         return output
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        native = native_weight(weight) if x.dtype is torch.float32 else None
+        if native is None:
+            return super().packed_linear(x, weight, bias)
+        rounds = self.rounds_inputs and not isinstance(weight, Fp8Weight)
+        return multiply(self._library, inputs_of(x, weight).contiguous(), native, bias, rounds)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if not _takes(x, weight):
@@ -91,15 +123,21 @@ class NativeKernels(TorchKernels):
         cache: KVCache,
         write_slots: Tensor,
     ) -> Tensor:
-        if not _takes(qkv, rope.cos, rope.sin, cache.pool):
+        is_rounded = isinstance(cache, NativeFp8Cache)
+        if not _takes(qkv, rope.cos, rope.sin, *([] if is_rounded else [cache.pool])):
             return super().heads(qkv, shape, norms, rope, layer, cache, write_slots)
         qkv = qkv.contiguous()
         query = qkv.new_empty(qkv.shape[0], shape.num_heads, shape.head_dim)
+        pool, slots, page_size = cache.pool[layer], write_slots, cache.layout.page_size
+        if is_rounded:  # into a page of their own; the cache rounds them from there
+            page_size = qkv.shape[0]
+            slots = torch.arange(page_size)
+            pool = qkv.new_empty(2, page_size, shape.num_kv_heads, shape.head_dim)
         self._library.split_heads(
             query.data_ptr(),
-            cache.pool[layer].data_ptr(),
+            pool.data_ptr(),
             qkv.data_ptr(),
-            write_slots.data_ptr(),
+            slots.data_ptr(),
             rope.cos.data_ptr(),
             rope.sin.data_ptr(),
             None if norms is None else norms.query.data_ptr(),
@@ -108,8 +146,10 @@ class NativeKernels(TorchKernels):
             qkv.shape[0],
             *shape,
             rope.cos.shape[-1],
-            cache.layout.page_size,
+            page_size,
         )
+        if is_rounded:
+            cache.write(layer, pool[0], pool[1], write_slots)
         return query
 
 

@@ -56,7 +56,7 @@ class Fp8Weight(NamedTuple):
     """float32 [out, 1], or [out, ceil(in / 128)] with a scale for each block of inputs."""
     activations: Activations
     input_scale: Tensor | None = None
-    """float32 [1], if activations are "static"."""
+    """float32, if activations are "static": [1] for all tokens, or [tokens, 1]."""
 
 
 class BlockWeight(NamedTuple):
@@ -68,3 +68,9 @@ class BlockWeight(NamedTuple):
 
 
 PackedWeight = IntegerWeight | Fp8Weight | BlockWeight
+
+
+def expert_of(weight: PackedWeight, index: int) -> PackedWeight:
+    """Returns the weight of one expert, out of a weight of several."""
+    fields = (field[index] if isinstance(field, Tensor) else field for field in weight)
+    return type(weight)(*fields)  # type: ignore[arg-type]

@@ -14,23 +14,38 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.cache.kv_cache import KVCache
+from engine.cache.triton_pages import kernel_pages, write_heads
 from engine.dependent_launch import OPTION
 from engine.kernels.activation import Activation
 from engine.kernels.base import HeadNorms, HeadShape, Rotation, TorchKernels
+from engine.kernels.packed.products import PackedProducts
+from engine.kernels.packed_weights import PackedWeight
 
 HEADS_PER_PROGRAM = 8
 MUL_BLOCK = 1024
 
 
 class TritonKernels(TorchKernels):
-    """Fuses norms, activations and the splitting of heads. Products stay those of the vendor's
-    library: a kernel of ours for up to four rows was slower on an H200 (decision 0039)."""
+    """Fuses norms, activations and the splitting of heads, and multiplies packed weights as they
+    are. Products with plain weights stay those of the vendor's library: a kernel of ours for up to
+    four rows was slower on an H200 (decision 0039)."""
 
     def __init__(self, is_dependent: bool) -> None:
         """`is_dependent`: kernels are launched as `engine/dependent_launch.py` says."""
         self._launch: dict[str, Any] = {"IS_DEPENDENT": is_dependent}
         if is_dependent:
             self._launch[OPTION] = True
+        self._packed = PackedProducts(is_dependent)
+
+    def packed_linear(self, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        if not self._packed.takes(x):
+            return super().packed_linear(x, weight, bias)
+        return self._packed.linear(x, weight, bias)
+
+    def grouped_packed_linear(self, x: Tensor, weight: PackedWeight, ends: Tensor) -> Tensor:
+        if not self._packed.takes(x):
+            return super().grouped_packed_linear(x, weight, ends)
+        return self._packed.grouped(x, weight, ends)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = x.shape[-1]
@@ -97,11 +112,13 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         num_tokens = qkv.shape[0]
         query = qkv.new_empty(num_tokens, shape.num_heads, shape.head_dim)
+        pages = kernel_pages(cache, layer)
         num_heads_all = shape.num_heads + 2 * shape.num_kv_heads
         _heads_kernel[(num_tokens, triton.cdiv(num_heads_all, HEADS_PER_PROGRAM))](
             qkv,
             query,
-            cache.pool[layer],
+            pages.values,
+            pages.scales,
             rope.cos,
             rope.sin,
             norms.query if norms is not None else qkv,
@@ -109,14 +126,12 @@ class TritonKernels(TorchKernels):
             write_slots,
             norms.eps if norms is not None else 0.0,
             HEADS=shape.num_heads,
-            KV_HEADS=shape.num_kv_heads,
-            HEAD_DIM=shape.head_dim,
             DIM_BLOCK=triton.next_power_of_2(shape.head_dim),
             ROTARY_DIM=rope.cos.shape[-1],
-            PAGE_SIZE=cache.layout.page_size,
             HAS_NORMS=norms is not None,
             BLOCK=HEADS_PER_PROGRAM,
             num_warps=4,
+            **pages.constants,
             **self._launch,
         )
         return query
@@ -186,7 +201,8 @@ def _activate_kernel(
 def _heads_kernel(
     qkv,
     query,
-    pool,
+    values,
+    scales,
     cos,
     sin,
     query_norm,
@@ -199,6 +215,9 @@ def _heads_kernel(
     DIM_BLOCK: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    SCALES: tl.constexpr,
+    HAS_FP8: tl.constexpr,
     HAS_NORMS: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
@@ -242,6 +261,7 @@ def _heads_kernel(
     tl.store(at, result, mask=to_query)
     slot = tl.load(write_slots + token).to(tl.int64)
     kv_head = tl.where(is_value, heads - HEADS - KV_HEADS, heads - HEADS)
-    rows = (slot + tl.where(is_value, PAGE_SIZE, 0)) * KV_HEADS + kv_head
-    to_pool = (heads >= HEADS)[:, None] & inside
-    tl.store(pool + rows[:, None] * HEAD_DIM + dims[None, :], result, mask=to_pool)
+    write_heads(
+        values, scales, result, slot, is_value, kv_head, is_head & (heads >= HEADS), dims,
+        KV_HEADS, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE, SCALES, HAS_FP8,
+    )  # fmt: skip

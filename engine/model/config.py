@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from engine.kernels.activation import Activation
 from engine.model.families import FAMILIES, SUPPORTED, Bias, Family, UnsupportedModel
 from engine.model.foreign_keys import refuse_foreign_keys
+from engine.model.quantisation import read_quantisation
 from engine.model.rope_config import FULL, MOST_POSITIONS, SLIDING, RopeConfig, read_ropes
-from protocol.model.directory import ModelDirectoryError, read_config
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.files import open_model
 from protocol.model.numbers import MOST_TOKENS, longest_sequence, number, switch, whole, wrong
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -18,6 +21,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+NORMS_FROM_ZERO = "norm_weights_count_from_zero"
+"""The key of a model whose weights of norms have the 1 in them that Gemma adds, as in GGUF."""
 MOST_HEADS = 1 << 14
 MOST_LAYERS = 1 << 12
 
@@ -74,9 +79,12 @@ class ModelConfig:
     embedding_scale: float
     norm_offset: float
     """A number that is added to the weights of norms when they are loaded."""
+    has_precise_norms: bool
+    """True if the weights of norms stay float32, whatever else is computed in."""
     has_output_norms: bool
     """True if the outputs of attention and feed-forward are normed before they are added."""
-    has_fused_projections: bool
+    has_fused_qkv: bool
+    has_fused_gate_up: bool
     experts: ExpertsConfig | None
     checkpoint_dtype: str
 
@@ -87,23 +95,27 @@ class ModelConfig:
 
     @classmethod
     def from_directory(cls, path: Path, context_length: int = 0) -> ModelConfig:
-        """Reads config.json. Raises ModelDirectoryError or UnsupportedModel.
+        """Reads config.json. Raises ModelDirectoryError or UnsupportedModel."""
+        return cls.from_config(open_model(path).config(), path, context_length)
+
+    @classmethod
+    def from_config(
+        cls, raw: Mapping[str, Any], path: Path, context_length: int = 0
+    ) -> ModelConfig:
+        """Makes it of the keys of the config.json in `path`. Raises ModelDirectoryError or
+        UnsupportedModel.
 
         `context_length` is the longest sequence that is served; 0 stands for the model's own limit.
         It matters to longrope, which has other rotations if sequences may exceed the trained range:
         one choice must serve all prompts, since they share KV.
         """
-        raw = read_config(path)
+        raw = dict(raw)
         architecture = _architecture(raw)
         if architecture not in FAMILIES:
             raise UnsupportedModel(
                 f"{path} is a {architecture}; this engine supports {', '.join(SUPPORTED)}"
             )
-        if raw.get("quantization_config") or raw.get("compression_config"):
-            raise UnsupportedModel(
-                f"{path} is quantised, which this engine cannot load yet; use the model's "
-                "bfloat16, float16 or float32 weights"
-            )
+        read_quantisation(raw)  # it refuses what cannot be read
         if raw.get("use_bidirectional_attention"):
             raise UnsupportedModel(
                 f"{path} attends to later tokens too; this engine generates, and supports causal "
@@ -122,8 +134,7 @@ class ModelConfig:
             raise UnsupportedModel(
                 f"--context-length is {context_length}, and the model serves at most "
                 f"{config.context_length} tokens (max_position_embeddings "
-                f"{config.max_position_embeddings}, with its rope scaling); choose a shorter one, "
-                "or set rope_scaling in its config.json"
+                f"{config.max_position_embeddings}, with its rope scaling); {family.if_longer}"
             )
         return config
 
@@ -180,9 +191,11 @@ def _of_family(
         attention_softcap=softcap("attn_logit_softcapping"),
         logit_softcap=softcap("final_logit_softcapping"),
         embedding_scale=hidden_size**0.5 if family.is_gemma else 1.0,
-        norm_offset=1.0 if family.is_gemma else 0.0,
+        norm_offset=1.0 if family.is_gemma and not switch(raw, NORMS_FROM_ZERO) else 0.0,
+        has_precise_norms=family.is_gemma,
         has_output_norms=family.is_gemma,
-        has_fused_projections=family.has_fused_projections,
+        has_fused_qkv=family.has_fused_qkv,
+        has_fused_gate_up=family.has_fused_gate_up,
         experts=_experts(family, raw),
         checkpoint_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
     )

@@ -22,23 +22,23 @@ from engine.model.config import ModelConfig
 from engine.model.feed_forward import Experts, FeedForward
 from engine.model.linear import (
     Build,
-    Linear,
-    RowParallelLinear,
     VocabularyEmbedding,
     VocabularyHead,
+    column_parallel,
     kv_head_share,
+    row_parallel,
     share,
 )
 from engine.model.rope import rotation
 
 
 class Norm(nn.Module):
-    """A root mean square norm. Weights that count from 1 have the 1 added when they are loaded;
+    """A root mean square norm. Weights that count from 1 have the 1 in them once they are loaded;
     they stay float32, because 1 + w in half precision would keep fewer bits of w."""
 
     def __init__(self, size: int, config: ModelConfig, build: Build) -> None:
         super().__init__()
-        dtype = torch.float32 if config.norm_offset else build.dtype
+        dtype = torch.float32 if config.has_precise_norms else build.dtype
         self.weight = build.parameter(size, dtype=dtype)
         self.eps, self.kernels = config.rms_norm_eps, build.kernels
 
@@ -64,10 +64,14 @@ class Attention(nn.Module):
         self.form = AttentionForm(
             config.attention_scale, config.layers[layer].window, config.attention_softcap
         )
-        num_fused = (len(self.heads) + 2 * len(self.kv_heads)) * config.head_dim
-        num_out = len(self.heads) * config.head_dim
-        self.qkv = Linear(config.hidden_size, num_fused, config.qkv_bias, build)
-        self.out = RowParallelLinear(num_out, config.hidden_size, config.o_bias, build)
+        name = f"model.layers.{layer}.self_attn"
+        num_q, num_kv = (len(heads) * config.head_dim for heads in (self.heads, self.kv_heads))
+        parts = [("q_proj", num_q), ("k_proj", num_kv), ("v_proj", num_kv)]
+        if config.has_fused_qkv:
+            parts = [("qkv_proj", num_q + 2 * num_kv)]
+        parts = [(f"{name}.{part}", size) for part, size in parts]
+        self.qkv = column_parallel(config.hidden_size, parts, config.qkv_bias, build)
+        self.out = row_parallel(f"{name}.o_proj", num_q, config.hidden_size, config.o_bias, build)
         self.q_norm = Norm(config.head_dim, config, build) if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config, build) if config.qk_norm else None
         self.kernels = build.kernels
@@ -107,9 +111,9 @@ class Layer(nn.Module):
         self.feed_forward_norm = norm()
         self.feed_forward: FeedForward | Experts
         if config.experts is not None and config.layers[layer].has_experts:
-            self.feed_forward = Experts(config, config.experts, build)
+            self.feed_forward = Experts(config, config.experts, layer, build)
         else:
-            self.feed_forward = FeedForward(config, build)
+            self.feed_forward = FeedForward(config, layer, build)
         self.feed_forward_out_norm = norm() if has_output_norms else nn.Identity()
 
 
@@ -129,9 +133,8 @@ class DecoderModel(nn.Module):
             for i, layer in enumerate(config.layers)
         )
         self.norm = Norm(config.hidden_size, config, build)
-        self.head = VocabularyHead(config.vocab_size, config.hidden_size, build)
-        if config.tie_word_embeddings:
-            self.head.weight = self.embedding.weight
+        tied = self.embedding if config.tie_word_embeddings else None
+        self.head = VocabularyHead(config.vocab_size, config.hidden_size, tied, build)
 
     def forward(
         self,
@@ -158,7 +161,7 @@ class DecoderModel(nn.Module):
         of the last layer is computed for the output rows alone.
         """
         rows = batch.output_rows
-        residual = self.embedding(batch.input_ids)  # [tokens, hidden]
+        residual = self.embedding(batch.input_ids).to(self.dtype)  # [tokens, hidden]
         if self.embedding_scale != 1.0:
             residual *= self.embedding_scale
         rotations = [rotation(rope, batch.positions, self.dtype) for rope in self.ropes]

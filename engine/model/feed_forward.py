@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.model.config import ExpertsConfig, ModelConfig
-from engine.model.linear import Build, Linear, RowParallelLinear, share
+from engine.model.grouped_linear import grouped_column_parallel, grouped_row_parallel
+from engine.model.linear import Build, Linear, column_parallel, row_parallel, share
 from engine.model.linear_form import PLAIN
 
 
@@ -15,12 +16,16 @@ class FeedForward(nn.Module):
     """A gated feed-forward. Each rank has some of the inner dimensions: outputs of gate and up,
     inputs of down."""
 
-    def __init__(self, config: ModelConfig, build: Build) -> None:
+    def __init__(self, config: ModelConfig, layer: int, build: Build) -> None:
         super().__init__()
         self.inner = share(config.intermediate_size, build.parallel, "feed-forward dimensions")
-        size = len(self.inner)
-        self.gate_up = Linear(config.hidden_size, 2 * size, config.mlp_bias, build)
-        self.down = RowParallelLinear(size, config.hidden_size, config.mlp_bias, build)
+        size, name = len(self.inner), f"model.layers.{layer}.mlp"
+        parts = [(f"{name}.gate_proj", size), (f"{name}.up_proj", size)]
+        if config.has_fused_gate_up:
+            parts = [(f"{name}.gate_up_proj", 2 * size)]
+        hidden, has_bias = config.hidden_size, config.mlp_bias
+        self.gate_up = column_parallel(hidden, parts, has_bias, build)
+        self.down = row_parallel(f"{name}.down_proj", size, hidden, has_bias, build)
         self.activation, self.kernels = config.activation, build.kernels
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -38,16 +43,19 @@ class Experts(nn.Module):
     all at once.
     """
 
-    def __init__(self, config: ModelConfig, experts: ExpertsConfig, build: Build) -> None:
+    def __init__(
+        self, config: ModelConfig, experts: ExpertsConfig, layer: int, build: Build
+    ) -> None:
         super().__init__()
         self.config = experts
         self.inner = share(experts.intermediate_size, build.parallel, "dimensions of an expert")
-        size, count = len(self.inner), experts.num_experts
-        self.router = Linear(config.hidden_size, count, False, build, form=PLAIN)
-        self.gate_up = build.parameter(count, 2 * size, config.hidden_size)
-        self.down = build.parameter(count, config.hidden_size, size)
+        size, hidden, count = len(self.inner), config.hidden_size, experts.num_experts
+        name = f"model.layers.{layer}.mlp.experts"
+        self.router = Linear(hidden, count, False, PLAIN, build)
+        parts = [(f"{name}.gate_proj", size), (f"{name}.up_proj", size)]
+        self.gate_up = grouped_column_parallel(count, hidden, parts, build)
+        self.down = grouped_row_parallel(f"{name}.down_proj", count, size, hidden, build)
         self.activation, self.kernels = config.activation, build.kernels
-        self.parallel = build.parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Takes [tokens, hidden]; returns the same shape, summed over all ranks."""
@@ -60,9 +68,9 @@ class Experts(nn.Module):
         all_experts = torch.arange(self.config.num_experts, device=hidden.device)
         ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
         rows = hidden[order // num_per_token]  # [tokens * num_per_token, hidden], by expert
-        gate_up = self.kernels.grouped_linear(rows, self.gate_up, ends)
+        gate_up = self.gate_up(rows, ends)
         inner = self.kernels.activate_and_mul(gate_up, self.activation)
-        output = self.kernels.grouped_linear(inner, self.down, ends)
+        output = self.down(inner, ends)
         by_token = torch.empty_like(output).index_copy_(0, order, output)
         by_token = by_token.unflatten(0, (-1, num_per_token)).mul_(weights[..., None])
-        return self.parallel.all_reduce(by_token.sum(dim=1))
+        return self.down.of_all_ranks(by_token.sum(dim=1))

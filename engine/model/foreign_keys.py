@@ -38,7 +38,7 @@ GEMMA2_PATTERN = 2
 
 def refuse_foreign_keys(family: Family, raw: dict[str, Any]) -> None:
     """Raises UnsupportedModel for a key with a value that would be ignored."""
-    neutral = dict(NEUTRAL)
+    neutral = {**NEUTRAL, **family.foreign}
     if not family.is_gemma:
         neutral |= dict.fromkeys(OF_GEMMA, ())
     if family.experts == "none":
@@ -49,6 +49,6 @@ def refuse_foreign_keys(family: Family, raw: dict[str, Any]) -> None:
         value = raw.get(key)
         if value is not None and value not in harmless:
             raise UnsupportedModel(
-                f"config.json has {key} {value!r}, which this architecture does not have; is "
+                f"config.json has {key} {value!r:.80}, which this architecture does not have; is "
                 "`architectures` right? If the model was trained without it, remove it"
             )

@@ -4,17 +4,23 @@
     row-parallel      a rank has some inputs; the results of all ranks are summed
 
 Which outputs and inputs those are is decided here, how a weight is stored in `linear_form.py`.
+
+Modules are asked for their form by a canonical name, whatever the checkpoint calls them:
+`model.embed_tokens`, `model.layers.3.self_attn.q_proj`, `model.layers.3.mlp.experts.down_proj` (all
+experts have one form), `lm_head`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels.base import Kernels
-from engine.model.linear_form import PLAIN, LinearForm
+from engine.model.linear_form import LinearForm, always_plain
 from engine.model.split import part, shares_kv_heads
 from engine.parallel import TensorParallel
 
@@ -27,12 +33,16 @@ class Build:
     device: torch.device
     kernels: Kernels
     parallel: TensorParallel
-    form: LinearForm = PLAIN
-    """The form of the projections in layers. Embedding, head, router and experts are plain."""
+    form_of: Callable[[str], LinearForm] = always_plain
+    """Tells the form of a module by its canonical name."""
+    weight_dtype: torch.dtype | None = None
+    """What plain weights lie in, if not in `dtype`: 16 bits that the kernels widen exactly."""
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """Makes a parameter that is not filled yet."""
-        values = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        is_weight = len(shape) > 1
+        dtype = dtype or (self.weight_dtype if is_weight else None) or self.dtype
+        values = torch.empty(shape, dtype=dtype, device=self.device)
         return nn.Parameter(values, requires_grad=False)
 
 
@@ -64,10 +74,41 @@ def vocabulary_rows(vocab_size: int, parallel: TensorParallel) -> int:
     return -(-vocab_size // parallel.size)
 
 
-class Linear(nn.Module):
-    """A weight of `num_out` outputs and `num_in` inputs in some form, and perhaps a bias [out].
+class Weight(nn.Module):
+    """The parameters of a weight [out, in] in some form, or of several in dimensions in front.
 
-    A rank that has a part of the outputs makes it with their number; the others have the rest.
+    `tied` is another weight whose parameters these are.
+    """
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        form: LinearForm,
+        build: Build,
+        *leading: int,
+        tied: Weight | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_in, self.num_out, self.form = num_in, num_out, form
+        self.stored_form = form  # differs where a rank's part needs shorter groups
+        self.kernels, self.parallel = build.kernels, build.parallel
+        for tensor in form.tensors:
+            shape = (*leading, *tensor.shape(num_out, num_in))
+            if tied is None:
+                parameter = build.parameter(*shape, dtype=tensor.dtype)
+            else:
+                parameter = tied.get_parameter(tensor.name)
+            self.register_parameter(tensor.name, parameter)
+        # nn.Module looks parameters up by name, which is slow for a call of each step and layer.
+        self._tensors = tuple(self.get_parameter(tensor.name) for tensor in form.tensors)
+
+
+class Linear(Weight):
+    """A weight of `num_out` outputs and `num_in` inputs, and perhaps a bias [out].
+
+    A rank that has a part of the outputs makes it with their number; the others have the rest. It
+    may hold the outputs of `num_parts` projections, one after the other.
     """
 
     def __init__(
@@ -75,23 +116,41 @@ class Linear(nn.Module):
         num_in: int,
         num_out: int,
         has_bias: bool,
+        form: LinearForm,
         build: Build,
-        form: LinearForm | None = None,
+        num_parts: int = 1,
     ) -> None:
-        super().__init__()
-        self.num_in, self.num_out = num_in, num_out
-        self.form = form or build.form
-        self.kernels, self.parallel = build.kernels, build.parallel
-        for tensor in self.form.tensors:
-            shape = tensor.shape(num_out, num_in)
-            self.register_parameter(tensor.name, build.parameter(*shape, dtype=tensor.dtype))
+        super().__init__(num_in, num_out, form, build)
+        self.num_parts = num_parts
         self.bias = build.parameter(num_out) if has_bias else None
-        # nn.Module looks parameters up by name, which is slow for a call of each step and layer.
-        self._tensors = tuple(self.get_parameter(tensor.name) for tensor in self.form.tensors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Takes [tokens, num_in]; returns [tokens, num_out], the outputs that this rank has."""
         return self.form.apply(x, self._tensors, self.bias, self.kernels)
+
+
+class LinearRuns(nn.Module):
+    """Projections of the same inputs, of which only neighbours of equal form are one layer."""
+
+    def __init__(self, runs: Sequence[Linear]) -> None:
+        super().__init__()
+        self.runs: Sequence[Linear] = nn.ModuleList(runs)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes [tokens, num_in]; returns the outputs of all projections, [tokens, num_out]."""
+        return torch.cat([run(x) for run in self.runs], dim=-1)
+
+
+def column_parallel(
+    num_in: int, parts: Sequence[tuple[str, int]], has_bias: bool, build: Build
+) -> Linear | LinearRuns:
+    """Makes the layer that computes several projections of the same inputs: one product, if all
+    have the same form. `parts` are the canonical names and this rank's outputs of each."""
+    runs = []
+    for form, group in groupby(parts, key=lambda part: build.form_of(part[0])):
+        sizes = [size for _, size in group]
+        runs.append(Linear(num_in, sum(sizes), has_bias, form, build, len(sizes)))
+    return runs[0] if len(runs) == 1 else LinearRuns(runs)
 
 
 class RowParallelLinear(Linear):
@@ -105,37 +164,65 @@ class RowParallelLinear(Linear):
         return self.parallel.all_reduce(self.form.apply(x, self._tensors, bias, self.kernels))
 
 
-class VocabularyEmbedding(nn.Module):
+class GatheringLinear(Linear):
+    """A linear layer in place of a row-parallel one whose form cannot be cut between a rank's
+    inputs and the next one's. Each rank has some outputs, and all inputs are gathered for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes the inputs that this rank has, [tokens, num_in / ranks]; returns [tokens, out], the
+        outputs of all ranks."""
+        return self.parallel.all_gather(super().forward(self.parallel.all_gather(x)))
+
+
+def row_parallel(
+    name: str, num_in: int, num_out: int, has_bias: bool, build: Build
+) -> RowParallelLinear | GatheringLinear:
+    """Makes the layer called `name`, which takes this rank's `num_in` inputs."""
+    form, size = build.form_of(name), build.parallel.size
+    if size == 1:
+        return RowParallelLinear(num_in, num_out, has_bias, form, build)
+    part_form = form.of_part(num_in)
+    if part_form is None:
+        outputs = part(num_out, size, f"outputs of {name}")
+        return GatheringLinear(num_in * size, outputs, has_bias, form, build)
+    linear = RowParallelLinear(num_in, num_out, has_bias, part_form, build)
+    linear.stored_form = form
+    return linear
+
+
+class VocabularyEmbedding(Weight):
     """The embedding, of which each rank has the rows of some tokens. A token's vector comes from
     the rank that has it."""
 
     def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
-        super().__init__()
-        self.weight = build.parameter(vocabulary_rows(vocab_size, build.parallel), hidden_size)
-        self.parallel = build.parallel
+        num_rows = vocabulary_rows(vocab_size, build.parallel)
+        super().__init__(hidden_size, num_rows, build.form_of("model.embed_tokens"), build)
+        self.dtype = build.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """Takes ids [tokens]; returns [tokens, hidden]."""
         if self.parallel.size == 1:
-            return nn.functional.embedding(ids, self.weight)
-        num_rows = self.weight.shape[0]
-        rows = ids - self.parallel.rank * num_rows
-        is_elsewhere = (rows < 0) | (rows >= num_rows)
-        vectors = nn.functional.embedding(rows.clamp_(0, num_rows - 1), self.weight)
+            return self.form.rows(ids, self._tensors, self.dtype)
+        rows = ids - self.parallel.rank * self.num_out
+        is_elsewhere = (rows < 0) | (rows >= self.num_out)
+        vectors = self.form.rows(rows.clamp_(0, self.num_out - 1), self._tensors, self.dtype)
         return self.parallel.all_reduce(vectors.masked_fill_(is_elsewhere[:, None], 0.0))
 
 
-class VocabularyHead(nn.Module):
+class VocabularyHead(Weight):
     """The output layer. Each rank computes the logits of some tokens, and all ranks end with
     all."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, build: Build) -> None:
-        super().__init__()
+    def __init__(
+        self, vocab_size: int, hidden_size: int, tied: VocabularyEmbedding | None, build: Build
+    ) -> None:
+        """`tied` is the embedding, if its weight is that of the head too."""
+        form = build.form_of("lm_head") if tied is None else tied.form
+        num_rows = vocabulary_rows(vocab_size, build.parallel)
+        super().__init__(hidden_size, num_rows, form, build, tied=tied)
         self.vocab_size = vocab_size
-        self.weight = build.parameter(vocabulary_rows(vocab_size, build.parallel), hidden_size)
-        self.kernels, self.parallel = build.kernels, build.parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Takes [rows, hidden]; returns [rows, vocab]."""
-        logits = self.parallel.all_gather(self.kernels.linear(hidden, self.weight, None))
-        return logits[:, : self.vocab_size]
+        logits = self.form.apply(hidden, self._tensors, None, self.kernels)
+        return self.parallel.all_gather(logits)[:, : self.vocab_size]

@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 """The ends of the names of the two tensors that may be one."""
 ROWS_AT_ONCE = 4096
+SUPERFLUOUS = ("rotary_emb.inv_freq", ".k_scale", ".v_scale", ".kv_scale", ".q_scale")
+"""The ends of the names of tensors that no layer holds. The scales of K and V are of FP8 pages."""
+FP8_NAN = 0x7F
+"""The bits of NaN in float8_e4m3fn, but for its sign."""
 
 Progress = Callable[[int, int], None]
 """A function that is told (bytes done, bytes in all)."""
@@ -59,8 +63,7 @@ def dummy_model(
     table = pieces_of(model, ())
     report = _Report(table, progress)
     for name, pieces in table.items():
-        for piece in pieces:
-            dummy_weights.fill(name, piece)
+        dummy_weights.fill(name, table)
         report.filled(pieces)
     return model.eval()
 
@@ -80,17 +83,19 @@ class _Report:
 
 
 def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None:
+    if piece.picks:
+        values = values[..., list(piece.picks)]
     is_rounding = _is_plain(values) and _is_plain(piece.target)
     if not is_rounding and values.dtype != piece.target.dtype:
         # copy_ would convert them all the same, to weights that mean something else.
         raise ModelDirectoryError(
-            f"{name} in {source.name} is {_name(values)}, config.json asks for "
+            f"{name} in {source.name} is {_name(values)}, the configuration asks for "
             f"{_name(piece.target)}; config and weights are of different models"
         )
     piece.target.copy_(values)
     if piece.offset:
         piece.target.add_(piece.offset)
-    if _is_plain(piece.target) and not _has_numbers(piece.target):
+    if not _has_numbers(piece.target):
         raise ModelDirectoryError(
             f"{name} in {source.name} holds NaN or infinity in {_name(piece.target)}; the file is "
             "damaged, or its values need a --dtype of a larger range"
@@ -100,8 +105,10 @@ def _fill(piece: Piece, values: Tensor, name: str, source: TensorSource) -> None
 def _has_numbers(values: Tensor) -> bool:
     """Says whether all of `values` are finite. The least and the largest tell: either is NaN if any
     is. That reads memory ten times as fast as isfinite, and as fast as nothing else."""
-    if values.numel() == 0:
+    if values.numel() == 0 or not values.is_floating_point():
         return True
+    if values.dtype == torch.float8_e4m3fn:  # which has no infinity, and two NaNs
+        return bool(values.view(torch.uint8).bitwise_and(FP8_NAN).max() < FP8_NAN)
     least, largest = values.aminmax()
     return bool(torch.isfinite(least) & torch.isfinite(largest))
 
@@ -137,28 +144,34 @@ def _check(table: Table, source: TensorSource, config: ModelConfig) -> None:
     if missing := [name for name in table if name not in source.tensors]:
         raise ModelDirectoryError(f"{source.name} lack {_some(missing)}; fetch the model again")
     names = [name for name in source.tensors if name not in table]
-    if unknown := [name for name in names if not _is_superfluous(name, config)]:
+    names = [name for name in names if not _is_superfluous(name, config)]
+    if unknown := [name for name in names if not _is_empty_bias(name, source)]:
         raise ModelDirectoryError(
             f"{source.name} hold {_some(unknown)}, which a {config.architecture} "
-            "with this config.json does not have; config and weights are of different models"
+            "with this configuration does not have; config and weights are of different models"
         )
     for name, pieces in table.items():
         shape = source.tensors[name].shape
         for piece in pieces:
             if shape != piece.shape:
                 raise ModelDirectoryError(
-                    f"{name} in {source.name} is {list(shape)}, config.json asks for "
+                    f"{name} in {source.name} is {list(shape)}, the configuration asks for "
                     f"{list(piece.shape)}; config and weights are of different models"
                 )
 
 
 def _is_superfluous(name: str, config: ModelConfig) -> bool:
-    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, a head that is the
-    embedding anyway, the parts of a model that see."""
+    """Says whether a tensor may be ignored: rotary buffers of old checkpoints, scales of FP8 pages,
+    a head that is the embedding anyway, the parts of a model that see."""
     is_tied_head = name.endswith("lm_head.weight") and config.tie_word_embeddings
     ignored = FAMILIES[config.architecture].ignored_weights
     is_ignored = name.removeprefix("model.").startswith(ignored)
-    return is_tied_head or is_ignored or name.endswith("rotary_emb.inv_freq")
+    return is_tied_head or is_ignored or name.endswith(SUPERFLUOUS)
+
+
+def _is_empty_bias(name: str, source: TensorSource) -> bool:
+    """Says whether a tensor is a bias of zeros, which some producers of GPTQ give every layer."""
+    return name.endswith("_proj.bias") and not source.read(name).any()
 
 
 def _some(names: Iterable[str]) -> str:

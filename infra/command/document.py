@@ -18,10 +18,19 @@ from node.config import NodeConfig
 
 FILE = Path("docs/sglang-flags.md")
 SAME = (
-    *("model_path", "host", "port", "dtype", "mem_fraction_static", "max_running_requests"),
+    *(
+        "model_path",
+        "host",
+        "port",
+        "dtype",
+        "quantization",
+        "mem_fraction_static",
+        "max_running_requests",
+    ),
     *("max_queued_requests", "max_total_tokens", "chunked_prefill_size", "page_size", "device"),
     *("tensor_parallel_size", "stream_output", "log_level", "api_key", "served_model_name"),
     *("chat_template", "attention_backend", "load_format", "context_length", "trust_remote_code"),
+    "kv_cache_dtype",
 )
 """The settings whose flags have SGLang's names and meaning."""
 HEADINGS: dict[Treatment, tuple[str, str]] = {

@@ -137,11 +137,16 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     # What kvrelay cannot do.
     *flags_of(
         "refused",
-        "quantised weights and KV are not in this version; use the model's bfloat16, float16 or "
-        "float32 weights, and --dtype",
-        "quantization=none quantization-param-path= kv-cache-dtype=auto modelopt-quant= "
+        "--quantization rounds plain weights at load, and quantised checkpoints are read as they "
+        "are; other ways to quantise weights are not in this version",
+        "modelopt-quant= "
         "modelopt-checkpoint-restore-path= modelopt-checkpoint-save-path= modelopt-export-path= "
         "quantize-and-serve torchao-config=",
+    ),
+    *flags_of(
+        "refused",
+        "FP8 pages take their scales from the checkpoint, or have a scale per token and head",
+        "quantization-param-path=",
     ),
     *flags_of(
         "refused",
@@ -300,8 +305,13 @@ SGLANG_FLAGS: tuple[ForeignFlag, ...] = (
     ),
     *flags_of(
         "refused",
-        "this version does not write that; each answer's meta_info tells its times",
-        "enable-trace otlp-traces-endpoint= export-metrics-to-file export-metrics-to-file-dir= "
+        "traces go to a collector by OTLP over HTTP; use --otlp-endpoint http://collector:4318",
+        "enable-trace otlp-traces-endpoint=",
+    ),
+    *flags_of(
+        "refused",
+        "this version does not write that; /metrics and each answer's meta_info tell its times",
+        "export-metrics-to-file export-metrics-to-file-dir= "
         "debug-tensor-dump-output-folder= debug-tensor-dump-layers=* "
         "debug-tensor-dump-input-file= debug-tensor-dump-inject=",
     ),

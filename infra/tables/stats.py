@@ -79,7 +79,20 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
         f"{cluster['index_bytes'] / 1e6:.1f} MB, {cluster['index_lag_s'] * 1e3:.0f} ms behind; "
         f"Redis {'connected' if cluster['redis_connected'] else 'unreachable'}",
     )
-    return Group(_node_table(stats["nodes"]), *(Text(line) for line in lines))
+    return Group(
+        _node_table(stats["nodes"]),
+        *(Text(line) for line in lines),
+        *refused_lines(cluster),
+    )
+
+
+def refused_lines(cluster: dict[str, Any]) -> list[Text]:
+    """Returns a line for each node that is kept out of the cluster, with the reason. Releases up to
+    0.1.0 tell of none."""
+    return [
+        Text(f"refused: {one['name']}: {one['why']}", style="red")
+        for one in cluster.get("refused_nodes", ())
+    ]
 
 
 def show_explanation(explanation: dict[str, Any], console: Console) -> None:

@@ -20,9 +20,9 @@ from kvtransfer.pages.layout import FrameShape, Shard
 from kvtransfer.transport import PeerLost
 from protocol.ids import Attempt, Node
 from protocol.layout import KVLayout
+from protocol.trust import versions
+from protocol.trust.versions import Versions
 
-VERSION = 4
-"""The version of these messages; nodes of different versions refuse each other."""
 MAX_MESSAGE_BYTES = 64 << 10
 """The longest message on the socket; a longer one is taken for garbage."""
 MAX_PAIR_MESSAGE_BYTES = 1 << 30
@@ -50,6 +50,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     """Sender → receiver: the first message, says who wants to send what."""
 
     version: int
+    """The newest version of the protocol that the sender speaks."""
     node: Node
     layout: KVLayout
     """The layout of the whole model, not of the rank's shard."""
@@ -66,6 +67,13 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     """Where the sender receives pages itself."""
     health_address: str = ""
     """Where the sender tells how it does, even while none of its threads runs."""
+    oldest_version: int = Versions().oldest
+    release: str = ""
+
+    @property
+    def versions(self) -> Versions:
+        """What the sender speaks."""
+        return Versions(self.version, self.oldest_version, self.release)
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
@@ -174,8 +182,8 @@ def is_closed(connection: socket.socket | None) -> bool:
 def refusal(mine: Hello, theirs: Hello) -> str:
     """Returns why the sender of `theirs` must not send pages here, as half a sentence; "" if it
     may. `mine` is the greeting of the receiver's own rank."""
-    if mine.version != theirs.version:
-        return f"kvtransfer version {mine.version} here, {theirs.version} there"
+    if unspeakable := versions.refusal(f"node {theirs.node.name}", theirs.versions, mine.versions):
+        return unspeakable
     if mine.layout != theirs.layout:
         return f"KV layouts differ: {mine.layout.differences(theirs.layout)}"
     if mine.fingerprint != theirs.fingerprint:

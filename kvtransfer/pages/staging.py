@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from protocol.layout import KVLayout
 
 HIGH_PRIORITY = -1
 """A CUDA stream with it has its blocks computed before the waiting ones of other streams."""
@@ -17,25 +20,27 @@ RowIndex = np.ndarray | Tensor
 class PageRows:
     """A KV pool seen as rows: one per layer and page, cut to some of the pool's KV heads.
 
-    A staging buffer is [bytes] uint8 on any device and has row after row. On CUDA copies run on a
-    stream of their own, with high priority, so that none waits for what is being computed.
+    A row is the values of these heads, then their scales, if pages have scales. A staging buffer is
+    [bytes] uint8 on any device and has row after row. On CUDA copies run on a stream of their own,
+    with high priority, so that none waits for what is being computed.
     """
 
-    def __init__(self, pool: Tensor, heads: slice) -> None:
-        """`pool` is [layers, pages, 2, page_size, kv_heads, head_dim]; `heads` are numbered as in
-        the pool. Nothing is copied: writes go into the pool itself."""
+    def __init__(self, pool: Tensor, layout: KVLayout, heads: range) -> None:
+        """`pool` is [layers, pages, …], contiguous, as `layout` describes it; `heads` are numbered
+        as in the pool. Nothing is copied: writes go into the pool itself."""
         self.num_layers, self.num_pages = pool.shape[:2]
-        rows = pool.flatten(0, 1)[:, :, :, heads]  # [layers * pages, 2, page_size, heads, head_dim]
-        head_bytes = rows.shape[-1] * rows.element_size()
-        # Longer elements are copied faster, and no dtype needs a kernel of its own.
-        self._rows = rows.view(torch.int64) if head_bytes % 8 == 0 else rows
-        self.num_heads = rows.shape[3]
-        self.row_bytes = rows[0].numel() * rows.element_size()
+        rows = pool.flatten(0, 1).flatten(1).view(torch.uint8)  # [layers * pages, bytes]
+        assert rows.shape[1] == layout.layer_page_bytes
+        self.num_heads = len(heads)
+        self.row_bytes = layout.layer_page_bytes * len(heads) // layout.num_kv_heads
+        self._device = pool.device
+        self._parts = _parts(rows, layout, heads)
+        """The places of a row, [rows, …] each, one behind the other in a staging buffer."""
         self._stream = torch.cuda.Stream(pool.device, HIGH_PRIORITY) if pool.is_cuda else None
         self._plain: np.ndarray | None = None
-        if rows.is_contiguous() and not rows.is_cuda:
+        if len(heads) == layout.num_kv_heads and not rows.is_cuda:
             # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU.
-            self._plain = rows.flatten(1).view(torch.uint8).numpy()
+            self._plain = rows.numpy()
 
     def on_stream(self) -> AbstractContextManager[None]:
         """Returns a context in which the copies' CUDA stream is the current one. All other methods
@@ -50,8 +55,8 @@ class PageRows:
         if self._plain is not None:
             return numbers
         index = torch.from_numpy(numbers)
-        if self._rows.is_cuda:  # from pinned memory, so that this thread does not wait for the copy
-            return index.pin_memory().to(self._rows.device, non_blocking=True)
+        if self._stream is not None:  # from pinned memory, so that this thread need not wait
+            return index.pin_memory().to(self._device, non_blocking=True)
         return index
 
     def gather(self, rows: RowIndex, staging: Tensor) -> None:
@@ -62,11 +67,11 @@ class PageRows:
             # With numpy's default mode, "raise", `out` is buffered: everything is copied twice.
             np.take(self._plain, rows, axis=0, out=out, mode="clip")
             return
-        target = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
-        if target.device == self._rows.device:
-            torch.index_select(self._rows, 0, rows, out=target)
-        else:
-            target.copy_(self._rows.index_select(0, rows))
+        for part, target in self._staged(len(rows), staging):
+            if target.device == part.device and target.is_contiguous():
+                torch.index_select(part, 0, rows, out=target)
+            else:
+                target.copy_(part.index_select(0, rows))
 
     def scatter(self, rows: RowIndex, staging: Tensor) -> None:
         """Copies `staging` into rows of the pool. On CUDA they are complete after `finish_copies`.
@@ -77,8 +82,9 @@ class PageRows:
             assert self._plain is not None
             self._plain[rows] = staging.numpy().reshape(len(rows), self.row_bytes)
             return
-        source = staging.view(self._rows.dtype).view(len(rows), *self._rows.shape[1:])
-        self._rows.index_copy_(0, rows, source.to(self._rows.device))
+        staging = staging.to(self._device)
+        for part, source in self._staged(len(rows), staging):
+            part.index_copy_(0, rows, source)
 
     def finish_copies(self) -> None:
         """Waits until all copies that were begun are complete. Any thread may call it.
@@ -87,3 +93,33 @@ class PageRows:
         """
         if self._stream is not None:
             self._stream.synchronize()
+
+    def _staged(self, num_rows: int, staging: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields each part of the pool with its place in the staged rows, of equal shapes but for
+        the number of rows."""
+        buffer, begin = staging.view(num_rows, self.row_bytes), 0
+        for part in self._parts:
+            end = begin + part[0].numel() * part.element_size()
+            yield part, buffer[:, begin:end].view(part.dtype).unflatten(1, part.shape[1:])
+            begin = end
+
+
+def _parts(rows: Tensor, layout: KVLayout, heads: range) -> list[Tensor]:
+    """Returns views of `rows` [rows, bytes] that together have all that belongs to `heads`."""
+    if len(heads) == layout.num_kv_heads:
+        return [_wide(rows, layout.layer_page_bytes)]
+    shape, its = (2, layout.page_size, layout.num_kv_heads), slice(heads.start, heads.stop)
+    values, scales = rows.tensor_split([layout.layer_value_bytes], dim=1)
+    values = values.unflatten(1, (*shape, layout.head_bytes))[:, :, :, its]
+    row_bytes = layout.layer_page_bytes * len(heads) // layout.num_kv_heads
+    parts = [_wide(values, layout.head_bytes, layout.layer_page_bytes, row_bytes)]
+    if layout.scale_bytes:
+        scales = scales.unflatten(1, (*shape, layout.scale_bytes))[:, :, :, its]
+        parts.append(scales.view(torch.int16))
+    return parts
+
+
+def _wide(part: Tensor, *distances: int) -> Tensor:
+    """Returns `part` as elements of 8 bytes, if all distances between them allow that: longer
+    elements are copied faster, and no dtype needs a kernel of its own."""
+    return part.view(torch.int64) if all(d % 8 == 0 for d in distances) else part

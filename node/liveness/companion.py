@@ -29,10 +29,16 @@ from node.liveness.condition import CompanionPlan, Told, health_of
 from node.liveness.health_server import HealthServer
 from node.liveness.heartbeats import HEARTBEATS_PER_LEASE, NEWS_INTERVAL_S
 from node.liveness.process import GOODBYE
+from node.metrics.familiar_names import NAMES
+from node.metrics.node_samples import health_samples, node_samples
+from node.metrics.table import METRICS
 from protocol.channel import Outgoing, PeerUnreachable
 from protocol.messages import Condition, Goodbye, Health, Heartbeat
 from protocol.redis import ownership
 from protocol.redis.client import REDIS_ERRORS, connect
+from protocol.telemetry.exposition import exposition
+from protocol.telemetry.familiar import familiar
+from protocol.telemetry.logs import start_logging
 from protocol.trust.secrets import ClusterSecrets
 
 log = logging.getLogger(__name__)
@@ -69,6 +75,18 @@ class Companion:
             self._plan.stall_s,
             time.monotonic(),
         )
+
+    def metrics(self) -> bytes:
+        """Returns what Prometheus scrapes of the node. May be called from any thread."""
+        node, told = self._plan.node, self._read()
+        samples = list(health_samples(self.health()))
+        role = ""
+        if told is not None:
+            role = told.load.role
+            samples += node_samples(told.info, told.load)
+        metrics, named = familiar(NAMES, self._plan.metric_names, samples)
+        labels = {"node": node.name, "role": role}
+        return exposition([*METRICS, *metrics], [*samples, *named], labels, self._plan.pid)
 
     def run(self, news: int) -> None:
         """Sends heartbeats until the file `news` ends or says GOODBYE, and then a goodbye."""
@@ -191,15 +209,10 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     news = sys.stdin.fileno()
     plan = msgspec.json.decode(_first_line(news), type=CompanionPlan)
-    logging.basicConfig(
-        level=plan.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stdout,
-    )
+    start_logging(plan.log_level, plan.log_format)
     companion = Companion(plan)
-    HealthServer(
-        socket.socket(fileno=plan.health_socket), companion.health, companion.secrets
-    ).start()
+    listening = socket.socket(fileno=plan.health_socket)
+    HealthServer(listening, companion.health, companion.secrets, companion.metrics).start()
     LeaseKeeper(plan, companion.health).start()
     companion.run(news)
     logging.shutdown()

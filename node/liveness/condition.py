@@ -21,6 +21,9 @@ class CompanionPlan(msgspec.Struct, frozen=True):
     lease_s: float
     stall_s: float
     log_level: str
+    log_format: str
+    metric_names: tuple[str, ...] = ()
+    """Whose names /metrics has beside kvrelay's own."""
     cluster_secret: tuple[str, ...] = ()
     cluster_secret_file: str = ""
 

@@ -1,4 +1,5 @@
-"""The health port of a node: GET /live and GET /ready, for probes and for the node's peers."""
+"""The health port of a node: GET /live and GET /ready, for probes and for the node's peers, and
+GET /metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from protocol.messages import Health
+from protocol.telemetry.exposition import CONTENT_TYPE
 from protocol.trust.live_proofs import MAX_NONCE_CHARACTERS, PROOF_HEADER, live_proofs
 from protocol.trust.secrets import ClusterSecrets
 
@@ -30,14 +32,17 @@ class HealthServer(ThreadingHTTPServer):
         listening: socket.socket,
         health: Callable[[], Health],
         secrets: ClusterSecrets | None = None,
+        metrics: Callable[[], bytes] = bytes,
     ) -> None:
-        """With `secrets` an answer to `/live?nonce=HEX` has a proof of each, so that peers can tell
-        it from that of somebody else."""
+        """`metrics` returns the answer to GET /metrics. With `secrets` an answer to
+        `/live?nonce=HEX` has a proof of each, so that peers can tell it from that of somebody
+        else."""
         super().__init__(listening.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
         self.health = health
         self.secrets = secrets
+        self.metrics = metrics
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def start(self) -> None:
@@ -73,12 +78,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200 if health.is_live else 503, msgspec.json.encode(health))
         elif path == "/ready":
             self._answer(200 if health.is_ready else 503, msgspec.json.encode(health))
+        elif path == "/metrics":
+            self._answer(200, self.server.metrics(), CONTENT_TYPE)
         else:
-            self._answer(404, b'{"error":"a node answers /live and /ready here"}')
+            self._answer(404, b'{"error":"a node answers /live, /ready and /metrics here"}')
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, content_type: str = "application/json") -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         if self._nonce and self.server.secrets is not None:
             proofs = live_proofs(self.server.secrets, self._nonce, body)

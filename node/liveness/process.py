@@ -42,8 +42,10 @@ class CompanionProcess:
         lease_s: float,
         stall_s: float,
         log_level: str = "info",
+        log_format: str = "text",
         cluster_secret: tuple[str, ...] = (),
         cluster_secret_file: str = "",
+        metric_names: tuple[str, ...] = (),
     ) -> None:
         """Listens on the health port (0: any free one), and starts the process, which answers
         there. Raises HealthPortInUse."""
@@ -62,6 +64,8 @@ class CompanionProcess:
                     lease_s=lease_s,
                     stall_s=stall_s,
                     log_level=log_level,
+                    log_format=log_format,
+                    metric_names=metric_names,
                     cluster_secret=cluster_secret,
                     cluster_secret_file=cluster_secret_file,
                 )

@@ -74,7 +74,7 @@ def build_rank(
     layout = msgspec.structs.replace(runner.layout, num_kv_heads=runner.config.num_kv_heads)
     host = advertised_host(config.host, config.advertise_host, config.redis_url)
     transport = PairTransport(
-        pool=runner.kv_cache.pool,
+        pool=runner.kv_cache.storage,
         layout=layout,
         node=node,
         fingerprint=runner.fingerprint,

@@ -29,6 +29,7 @@ from node.ranks.wire.slices import SliceDecoder
 from node.resources import leave_garbage_be
 from protocol.errors import UserError
 from protocol.ids import Node
+from protocol.telemetry.logs import start_logging
 from protocol.trust.refusals import Refusals
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def run_worker(plan: WorkerPlan, connection: socket.socket) -> None:
     """Runs a worker process until rank 0 closes the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # meant for the node: rank 0 ends this process
-    _start_logging(plan)
+    config = plan.config
+    start_logging(config.log_level, config.log_format, f"rank {plan.rank}")
     threading.Thread(target=_end_with_rank_0, name="parent", daemon=True).start()
     torch.set_num_threads(plan.config.cpu_threads)
     pipe: Pipe[commands.AnyCommand] = Pipe(connection, commands.AnyCommand)
@@ -180,11 +182,3 @@ def _end_with_rank_0() -> None:
     assert parent is not None
     parent.join()
     exit_at_last()
-
-
-def _start_logging(plan: WorkerPlan) -> None:
-    logging.basicConfig(
-        level=plan.config.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s %(name)s: rank {plan.rank}: %(message)s",
-        stream=sys.stdout,
-    )

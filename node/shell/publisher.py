@@ -14,7 +14,7 @@ from typing import Any
 from engine.cache.prefix_cache import CacheChange
 from node.ownership.ownership_writer import RETRY_S, OwnershipCall, OwnershipWriter
 from protocol.messages import NodeInfo
-from protocol.redis import ownership
+from protocol.redis import coordinators, ownership
 from protocol.redis.client import REDIS_ERRORS, connect
 from protocol.redis.problems import redis_problem
 
@@ -50,6 +50,7 @@ class OwnershipPublisher:
         self._on_replaced = on_replaced
         self._writer = OwnershipWriter(info, lease_s)
         """Belongs to the thread."""
+        self._spoken_with = coordinators.SpokenWith()
         self._lock = threading.Lock()
         self._inbox: list[CacheChange] = []
         self._wants_republish = False
@@ -127,8 +128,8 @@ class OwnershipPublisher:
         if call.script == "forget_name":
             return self._redis.srem(ownership.NODES_KEY, *call.args)
         if call.script == "list_coordinators":
-            look = self._redis.register_script(ownership.LIST_COORDINATORS)
-            return [ownership.text_of(address) for address in look([ownership.COORDINATORS_KEY])]
+            look = self._redis.register_script(coordinators.LIST_COORDINATORS)
+            return self._spoken_with.among(look(coordinators.KEYS))
         run = self._redis.register_script(NODE_SCRIPTS[call.script])
         node = self._info.node
         keys = ownership.NodeKeys.of(node).all()

@@ -44,8 +44,9 @@ from node.shell.ports import ChannelPort, HeartbeatsPort, PublisherPort, Transpo
 from node.shell.runner import Runner
 from node.shell.steps import Steps
 from protocol.channel import PeerUnreachable
+from protocol.hashing import TOKEN_BYTES
 from protocol.ids import Attempt
-from protocol.messages import LinkLoad, Load, Message
+from protocol.messages import Generate, LinkLoad, Load, Message, Prefill
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +188,8 @@ class NodeShell:
     def _handled(self, event: Event) -> list[Instruction]:
         """Returns what the core answers to an event. A message that it cannot take costs whoever
         sent it an answer, and not this process."""
+        if isinstance(event, Generate | Prefill):
+            _log_request(event)
         try:
             return self._core.handle(event, self._clock())
         except Exception:
@@ -269,6 +272,7 @@ class NodeShell:
             load,
             prefill_tokens_per_s=self._steps.rates.prefill_tokens_per_s,
             step_s=self._steps.rates.step_s,
+            step_times=self._steps.step_times,
             rss_bytes=self._rss_bytes,
             link_bytes_per_s=self._link_bytes_per_s,
             links=self._links,
@@ -291,3 +295,15 @@ class NodeShell:
         self._link_bytes_per_s = sum(rates) / len(rates) if rates else 0.0
         self._links = link_loads(links, load.links)
         self._rss_bytes = resident_bytes()
+
+
+def _log_request(message: Generate | Prefill) -> None:
+    """Writes a line for a prompt that was asked for, by the name that its HTTP request has in the
+    logs of all processes."""
+    log.info(
+        "%s: a prompt of %d tokens, request %s",
+        message.attempt,
+        len(message.tokens) // TOKEN_BYTES,
+        message.x_request_id or "without a name",
+        extra={"x_request_id": message.x_request_id},
+    )

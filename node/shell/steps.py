@@ -17,8 +17,10 @@ from engine.batches.sequence import Sampled, Slice
 from engine.batches.step import OnLayer, Step
 from engine.errors import DeviceBroken, RequestFailed
 from node.load.rates import Rates
+from node.metrics.table import STEP_SECONDS
 from node.shell.runner import Runner
-from protocol.messages import FailureKind
+from protocol.messages import FailureKind, StepKind
+from protocol.telemetry.metric import Histogram
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,9 @@ class Steps:
     def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
         """`clock` gives monotonic seconds."""
         self.rates = Rates()
+        self.step_times: dict[StepKind, Histogram] = {
+            kind: Histogram.empty(STEP_SECONDS) for kind in ("prompt", "decode")
+        }
         self.busy_s = 0.0
         """Time spent in steps, failed ones included."""
         self._runner = runner
@@ -142,6 +147,9 @@ class Steps:
         # A step that was started ahead has waited for the one before it; that time is not its own.
         began, self._ended = max(oldest.began, self._ended), self._clock()
         self.busy_s += self._ended - began
+        has_prompt = any(len(part.token_ids) > 1 for part in oldest.slices)
+        times = self.step_times["prompt" if has_prompt else "decode"]
+        times.observe(STEP_SECONDS, self._ended - began)
         if sampled is not None and oldest.step is not None and not oldest.step.has_compiled:
             self.rates.observe(oldest.slices, self._ended - began)
         self._forget_ended()

@@ -1,4 +1,4 @@
-"""`ModelTokenizer`: the tokenizer of a model directory, the same in coordinators and nodes."""
+"""`ModelTokenizer`: the tokenizer of a model, the same in coordinators and nodes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from protocol.model.directory import ModelDirectoryError, read_config, read_json
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.files import ModelFiles, open_model
+from protocol.model.first_qwen import chat_end_tokens
 from protocol.model.numbers import MOST_TOKENS, whole
-from protocol.model.tokenizer_files import TokenizerFiles, unreadable
+from protocol.model.tokenizer_content import TokenizerContent
+from protocol.model.tokenizer_files import unreadable
 
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """A tokenizer with everything merged that the model directory says of it."""
+    """A tokenizer with everything merged that the files of its model say of it."""
 
     tokenizer: Tokenizer
     json_text: str
@@ -33,18 +36,18 @@ class ModelTokenizer:
 
 
 def load_tokenizer(path: Path) -> ModelTokenizer:
-    """Reads the tokenizer of the model directory `path`. Raises ModelDirectoryError."""
-    config = read_config(path)
+    """Reads the tokenizer of the model at `path`. Raises ModelDirectoryError."""
+    files = open_model(path)
+    config = files.config()
     vocab_size = vocabulary_size(config, path)
-    files = TokenizerFiles(path)
-    content = files.merged(vocab_size)
-    text = json.dumps(content, ensure_ascii=False)
+    read = files.tokenizer(vocab_size)
+    text = json.dumps(read.content, ensure_ascii=False)
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises no class of its own
-        raise unreadable(path / "tokenizer.json", error) from error
-    tokenizer.encode_special_tokens = bool(files.config.get("split_special_tokens"))
-    for token in content["added_tokens"]:
+        raise unreadable(read.file, error) from error
+    tokenizer.encode_special_tokens = read.splits_special_tokens
+    for token in read.content["added_tokens"]:
         found = tokenizer.token_to_id(token["content"])
         if found != token["id"]:
             raise ModelDirectoryError(
@@ -54,18 +57,19 @@ def load_tokenizer(path: Path) -> ModelTokenizer:
     return ModelTokenizer(
         tokenizer=tokenizer,
         json_text=text,
-        content=content,
+        content=read.content,
         vocab_size=vocab_size,
-        special_tokens=files.special_tokens,
-        end_token_ids=_end_token_ids(path, config, files, tokenizer, vocab_size),
+        special_tokens=read.special_tokens,
+        end_token_ids=_end_token_ids(path, files, read, tokenizer, vocab_size),
     )
 
 
 def check_tokenizer(path: Path) -> None:
-    """Checks, without building it, that the tokenizer of a model directory belongs to the model. A
-    directory without one, as benchmarks have, passes. Raises ModelDirectoryError."""
-    if (path / "tokenizer.json").is_file():
-        TokenizerFiles(path).merged(vocabulary_size(read_config(path), path))
+    """Checks, without building it, that the tokenizer of a model belongs to the model. A model
+    without one, as benchmarks have, passes. Raises ModelDirectoryError."""
+    files = open_model(path)
+    if files.has_tokenizer:
+        files.tokenizer(vocabulary_size(files.config(), path))
 
 
 def vocabulary_size(config: Mapping[str, Any], path: Path) -> int:
@@ -80,16 +84,16 @@ def vocabulary_size(config: Mapping[str, Any], path: Path) -> int:
 
 def _end_token_ids(
     path: Path,
-    config: Mapping[str, Any],
-    files: TokenizerFiles,
+    files: ModelFiles,
+    read: TokenizerContent,
     tokenizer: Tokenizer,
     vocab_size: int,
 ) -> tuple[int, ...]:
     """Returns the union of what config.json, generation_config.json and the tokenizer name: a null
     in one of them means that it does not know."""
-    generation = read_json(path / "generation_config.json") or {}
     found: set[int] = set()
-    for name, source in (("config.json", config), ("generation_config.json", generation)):
+    sources = {"config.json": files.config(), "generation_config.json": files.generation_config()}
+    for name, source in sources.items():
         value = source.get("eos_token_id")
         for one in value if isinstance(value, list) else [value]:
             if one is None:
@@ -100,5 +104,6 @@ def _end_token_ids(
                     f"{vocab_size - 1}; correct it or fetch it again"
                 )
             found.add(one)
-    of_tokenizer = tokenizer.token_to_id(files.special_tokens.get("eos_token", ""))
-    return tuple(sorted(found if of_tokenizer is None else found | {of_tokenizer}))
+    named = (read.special_tokens.get("eos_token", ""), *chat_end_tokens(*sources.values()))
+    ids = {tokenizer.token_to_id(text) for text in named}
+    return tuple(sorted(found | {one for one in ids if one is not None}))

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from protocol.model import first_qwen
 from protocol.model.directory import ModelDirectoryError, read_json
+from protocol.model.tiktoken_ranks import read_ranks, tokenizer_of_ranks
 
 NAMED_TOKENS = (
     "bos_token",
@@ -38,7 +40,8 @@ class TokenizerFiles:
         self.path = path
         self.config = read_json(path / "tokenizer_config.json") or {}
         special_tokens_map = read_json(path / "special_tokens_map.json") or {}
-        self.special_tokens = _special_tokens([special_tokens_map, self.config])
+        defaults = first_qwen.NAMED_TOKENS if _has_ranks_alone(path) else {}
+        self.special_tokens = _special_tokens([defaults, special_tokens_map, self.config])
         """The text of each token that has a name: "bos_token", "eos_token" and so on."""
         self._listed = _listed_tokens([special_tokens_map, self.config])
 
@@ -49,7 +52,7 @@ class TokenizerFiles:
         Raises ModelDirectoryError if two files give one id to two tokens or one token two ids, and
         if an id is not below `vocab_size`, the number of rows of the model's embedding.
         """
-        content = _read_tokenizer_json(self.path / "tokenizer.json")
+        content = _tokenizer_of(self.path)
         # transformers leaves both to the caller of each text; obeyed, they would cut prompts.
         content["truncation"] = content["padding"] = None
         vocabulary = _vocabulary_of(content, self.path)
@@ -169,6 +172,26 @@ def _declared(text: str, number: int, flags: Mapping[str, Any]) -> dict[str, Any
     defaults = {**FLAGS, "normalized": not is_special, "special": is_special}
     known = {key: flags[key] for key in defaults if key in flags}
     return {**defaults, **known, "id": number, "content": text}
+
+
+def tokenizer_file(path: Path) -> Path:
+    """Returns the file of the model directory `path` that its tokenizer is read from; it need not
+    be there."""
+    return path / (first_qwen.RANKS_FILE if _has_ranks_alone(path) else "tokenizer.json")
+
+
+def _has_ranks_alone(path: Path) -> bool:
+    """Returns True for a directory of the first Qwen as it was published, whose tokenizer is code
+    beside a file of ranks."""
+    is_ranked = (path / first_qwen.RANKS_FILE).is_file()
+    return is_ranked and not (path / "tokenizer.json").is_file()
+
+
+def _tokenizer_of(path: Path) -> dict[str, Any]:
+    if not _has_ranks_alone(path):
+        return _read_tokenizer_json(path / "tokenizer.json")
+    ranks = read_ranks(path / first_qwen.RANKS_FILE)
+    return tokenizer_of_ranks(ranks, first_qwen.PATTERN, first_qwen.SPECIAL_TOKENS)
 
 
 def _read_tokenizer_json(file: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
     {kvrelay}:nodes                     set of node names
     {kvrelay}:draining                  hash: node name → the incarnation that gets no new requests,
                                         "keep" if none of that name does, "0" if all do
-    {kvrelay}:coordinators              sorted set: control address by the time its lease ends
     {kvrelay}:node:NAME:lease           the incarnation that owns pages now; expires by itself
     {kvrelay}:node:NAME:info            NodeInfo as JSON
     {kvrelay}:node:NAME:sequence        number of the last change; absent while the set is rewritten
@@ -38,7 +37,6 @@ DRAINING_KEY = f"{TAG}:draining"
 KEEPS_DRAINING = "keep"
 """The mark of a node that drains whatever its incarnation."""
 DOES_NOT_DRAIN = "0"
-COORDINATORS_KEY = f"{TAG}:coordinators"
 NODE_PREFIX = f"{TAG}:node:"
 HASHES_PER_CHANGE = 1_000
 """The most hashes in one change. A writer joins changes that wait up to this, and cuts longer ones,
@@ -216,22 +214,6 @@ for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   end
 end
 return found
-"""
-
-# Renews the lease of a coordinator and drops those that have ended. KEYS coordinators;
-# ARGV address lease_ms. Returns Redis's time in µs: the clocks of other hosts are not used.
-ANNOUNCE = """
-local now = redis.call('TIME')
-local ms = now[1] * 1000 + math.floor(now[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ms)
-redis.call('ZADD', KEYS[1], ms + ARGV[2], ARGV[1])
-return now[1] * 1000000 + now[2]
-"""
-
-# Lists the addresses of coordinators whose leases have not ended. KEYS coordinators
-LIST_COORDINATORS = """
-local now = redis.call('TIME')
-return redis.call('ZRANGEBYSCORE', KEYS[1], now[1] * 1000 + math.floor(now[2] / 1000), '+inf')
 """
 
 

@@ -21,15 +21,12 @@ redis.call('HSET', KEYS[1], 'number', number, 'mode', ARGV[1])
 return number
 """
 
-# Reads the state and the addresses of the coordinators that live. KEYS pause coordinators;
-# ARGV the newest number and mode that the caller knows: Redis learns them if it knows less.
+# Reads the state. KEYS pause; ARGV the newest number and mode that the caller knows: Redis learns
+# them if it knows less. Returns number and mode.
 READ_PAUSE = """
 if tonumber(redis.call('HGET', KEYS[1], 'number') or 0) < tonumber(ARGV[1]) then
   redis.call('HSET', KEYS[1], 'number', ARGV[1], 'mode', ARGV[2])
 end
-local now = redis.call('TIME')
-local since_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 return {tonumber(redis.call('HGET', KEYS[1], 'number') or 0),
-        redis.call('HGET', KEYS[1], 'mode') or '',
-        redis.call('ZRANGEBYSCORE', KEYS[2], since_ms, '+inf')}
+        redis.call('HGET', KEYS[1], 'mode') or ''}
 """

@@ -2,6 +2,7 @@
 
     {kvrelay}:session:ID    hash; expires when the session was not used for its time to live
         capacity            the most characters that a prompt may have
+        opener              a name that whoever opened it has made up
         turns, bytes        how many turns there are, and bytes of their tokens
         turn:RID            "KEPT PARENT": the turn's prompt begins with the first KEPT tokens of
                             prompt and answer of the turn PARENT; "0 " if it follows none
@@ -22,11 +23,13 @@ SESSION_PREFIX = f"{TAG}:session:"
 # All scripts have KEYS session and ARGV 1 ttl_ms.
 _KEEP = "redis.call('PEXPIRE', KEYS[1], ARGV[1])\n"
 
-# Opens a session. ARGV 2 capacity. Returns 0 if it is open already.
+# Opens a session. ARGV 2 capacity 3 opener. Returns 0 if somebody else has opened it already.
 OPEN = (
     """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'capacity', ARGV[2], 'turns', 0, 'bytes', 0)
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return redis.call('HGET', KEYS[1], 'opener') == ARGV[3] and 1 or 0
+end
+redis.call('HSET', KEYS[1], 'capacity', ARGV[2], 'opener', ARGV[3], 'turns', 0, 'bytes', 0)
 """
     + _KEEP
     + "return 1"
@@ -111,11 +114,12 @@ redis.call('HSET', session, 'turns', num_turns + 1, 'bytes', num_bytes,
     + "return reply"
 )
 
-# Ends a turn. ARGV 2 rid 3 answer. Returns 0 if the turn was removed, or the session is closed.
+# Ends a turn, unless it has ended. ARGV 2 rid 3 answer. Returns 0 if the turn was removed, or the
+# session is closed.
 END = (
     """
 if redis.call('HEXISTS', KEYS[1], 'turn:' .. ARGV[2]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'answer:' .. ARGV[2], ARGV[3])
+if redis.call('HSETNX', KEYS[1], 'answer:' .. ARGV[2], ARGV[3]) == 0 then return 1 end
 redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[3])
 """
     + _KEEP

@@ -23,6 +23,7 @@ from protocol.messages import (
     decode,
 )
 from protocol.prompt_logprobs import PromptLogprobs
+from protocol.trust.versions import why_unreadable
 
 TOKEN_BYTES = 4
 MAX_AHEAD_NS = 3600 * 10**9
@@ -33,7 +34,10 @@ differ. A later one would keep its name from every honest process for as long.""
 def read_message(raw: bytes, now_ns: int) -> AnyMessage:
     """Returns the message that another process has encoded as `raw`. `now_ns` is the wall clock.
     Raises ValueError, with a sentence, if it is none or cannot be honest."""
-    message = decode(raw)
+    try:
+        message = decode(raw)
+    except ValueError as error:
+        raise ValueError(why_unreadable(raw) or str(error)) from error
     if problem := problem_with(message, now_ns):
         raise ValueError(f"{type(message).__name__}: {problem}")
     return message

@@ -16,7 +16,6 @@ import zmq
 from kvtransfer.backends.choice import make_backends
 from kvtransfer.links.challenge import _OPENING, MAGIC, prove_as_connecting
 from kvtransfer.links.handshake import (
-    VERSION,
     FrameHeader,
     Hello,
     Place,
@@ -54,6 +53,7 @@ from protocol.messages import (
 from protocol.namespace import SHARED
 from protocol.sampling import Sampling
 from protocol.trust.secrets import ClusterSecrets
+from protocol.trust.versions import PROTOCOL_VERSION
 from tests.attack.strangers import HOST, OUTSIDERS, WRONG_SECRET, member, say_raw
 from tests.attack.target import SALT, Target
 
@@ -171,9 +171,7 @@ def pages_with_a_wrong_secret(target: Target) -> None:
     to a decode node, and listens for those of a prefill node."""
     node = target.node("decode")
     layout = KVLayout(**node["layout"])
-    pool = torch.zeros(
-        layout.num_layers, 4, 2, layout.page_size, layout.num_kv_heads, layout.head_dim
-    )
+    pool = torch.zeros(layout.num_layers, 4, layout.layer_page_bytes, dtype=torch.uint8)
     for secrets in (None, ClusterSecrets((WRONG_SECRET,))):
         evil = PairTransport(
             pool,
@@ -332,7 +330,9 @@ def _greeting(node: dict[str, Any], backend: str) -> Hello:
     """The greeting of a node that is like the one it greets."""
     layout, weights = KVLayout(**node["layout"]), node["model_fingerprint"]
     evil = Node("evil", 1)
-    return Hello(VERSION, evil, layout, weights, WHOLE, WHOLE, Place("elsewhere"), [backend])
+    return Hello(
+        PROTOCOL_VERSION, evil, layout, weights, WHOLE, WHOLE, Place("elsewhere"), [backend]
+    )
 
 
 def _connected(address: str, secrets: ClusterSecrets) -> socket.socket:

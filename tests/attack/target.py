@@ -12,7 +12,7 @@ from protocol.hashing import PageHash, PageHasher
 from protocol.layout import KVLayout
 from protocol.namespace import Namespace
 from protocol.redis.client import connect
-from protocol.redis.ownership import COORDINATORS_KEY
+from protocol.redis.coordinators import COORDINATORS_KEY
 from tests.support.processes.clusters import Cluster, wait_until
 
 SALT = "a tenant's secret word"

@@ -43,7 +43,7 @@ def test_no_step_and_no_transfer_pins_memory(tmp_path: Path) -> None:
         for size in (1, 5, NUM_STREAMS):
             singles = [Slice([5], 19, pages, GREEDY)] * (size - 1)
             runner.run([Slice([5], context - 1, pages, GREEDY), *singles])
-    rows = PageRows(runner.kv_cache.pool, slice(None))
+    rows = PageRows(runner.kv_cache.storage, runner.layout, range(runner.layout.num_kv_heads))
     with rows.on_stream():
         assert torch.cuda.current_stream().priority == HIGH_PRIORITY
         for _ in range(10):

@@ -34,12 +34,23 @@ LIMITS = WarmUpLimits(
 )
 
 
-@pytest.fixture(params=["bfloat16", "float32"])
+@pytest.fixture(
+    params=[
+        ("bfloat16", "none"),
+        ("float32", "none"),
+        ("bfloat16", "int4"),
+        ("bfloat16", "int8"),
+        ("bfloat16", "fp8"),
+    ],
+    ids="-".join,
+)
 def runner(request: pytest.FixtureRequest, tmp_path: Path) -> ModelRunner:
     save_random_model("llama3", tmp_path / "model")
+    dtype, quantization = request.param
     options = EngineOptions(
-        request.param,
+        dtype,
         PAGE_SIZE,
+        quantization=quantization,
         max_running_requests=LIMITS.max_running,
         compile_cache=str(tmp_path / "cache"),
     )

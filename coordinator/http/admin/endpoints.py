@@ -55,6 +55,7 @@ async def cache_stats(request: Request) -> Response:
     and of the last five minutes; `unanswered_coordinators` are those that did not tell theirs in
     time. Pages and counts of nodes are those of their newest heartbeats: no node is asked.
     `refusals` is how often this coordinator did not let a peer in, or did not believe a message.
+    `refused_nodes` are those that want to join and are kept out, and why.
     """
     service = service_of(request)
     counts = await service.count_everywhere()
@@ -78,6 +79,10 @@ async def cache_stats(request: Request) -> Response:
         "index_lag_s": round(follower.mirror.lag_s, 4),
         "refusals": service.num_refusals,
         "redis_connected": follower.mirror.is_connected,
+        "refused_nodes": [
+            {"name": name, "why": refused.why}
+            for name, refused in sorted(service.core.registry.refused.items())
+        ],
         "policy": service.config.policy,
     }
     return json_reply({"cluster": cluster, "nodes": nodes})
@@ -184,6 +189,8 @@ async def nodes(request: Request) -> Response:
                 "control_address": live.info.control_address,
                 "data_addresses": live.info.data_addresses,
                 "health_address": live.info.health_address,
+                "release": live.info.versions.release,
+                "protocol": live.info.versions.newest,
                 "device": live.info.device,
                 "layout": msgspec.structs.asdict(live.info.layout),
                 "model_fingerprint": live.info.model_fingerprint,
@@ -374,8 +381,10 @@ def _sums(counters: Iterable[NodeCounters]) -> dict[str, float]:
 
 
 def _load(load: Load) -> dict[str, Any]:
+    """Returns the load as JSON, without what is told elsewhere: links beside it, times of steps in
+    the node's metrics."""
     values: dict[str, Any] = msgspec.to_builtins(load)
-    del values["links"]
+    del values["links"], values["step_times"]
     return values
 
 

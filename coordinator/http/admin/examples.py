@@ -60,6 +60,9 @@ STATS = {
         "index_lag_s": 0.002,
         "refusals": 0,
         "redis_connected": True,
+        "refused_nodes": [
+            {"name": "p7", "why": "it speaks protocol 2, this process protocol 4: upgrade it"}
+        ],
         "policy": next(iter(POLICIES)),
     },
     "nodes": {"p0": NODE_STATS},
@@ -105,6 +108,8 @@ NODES = [
         "control_address": "tcp://10.0.0.7:41233",
         "data_addresses": ["10.0.0.7:36021"],
         "health_address": "10.0.0.7:40117",
+        "release": "0.2.0",
+        "protocol": 4,
         "device": "cuda:0",
         "layout": msgspec.structs.asdict(LAYOUT),
         "model_fingerprint": "8a4f0c5be3d1",
@@ -120,7 +125,7 @@ NODES = [
                     role="prefill", num_running=2, queued_tokens=1320, prefill_tokens_per_s=38800.0
                 )
             ).items()
-            if name != "links"
+            if name not in ("links", "step_times")
         },
         "links": [
             {

@@ -27,7 +27,7 @@ async def asked_prompt(service: Service, body: dict[str, Any]) -> tuple[Generate
     tokenizer = service.tokenizer
     chat = _chat_of(body)
     if chat is not None:
-        form = model_form(service.model_directory, tokenizer.model, service.config)
+        form = model_form(service.model_path, tokenizer.model, service.config)
         takes_out_headers = service.config.takes_out_agent_headers
         rendered = await prompt_of(chat, tokenizer.chat_template, form, takes_out_headers)
         text = rendered.prompt.text or ""

@@ -12,13 +12,13 @@ from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
 from coordinator.service import Service
-from coordinator.version import VERSION
+from protocol.trust.versions import RELEASE
 
 router = APIRouter(tags=["native"])
 
 LOADS = {
     "timestamp": "2026-01-01T00:00:00Z",
-    "version": VERSION,
+    "version": RELEASE,
     "dp_rank_count": 1,
     "loads": [
         {
@@ -64,7 +64,7 @@ async def loads(request: Request) -> Response:
     return json_reply(
         {
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "version": VERSION,
+            "version": RELEASE,
             "dp_rank_count": len(each),
             "loads": each,
             "aggregate": {

@@ -16,15 +16,15 @@ from coordinator.http.native.sglang import WEIGHT_VERSION
 from coordinator.http.replies import json_reply
 from coordinator.http.requests import service_of
 from coordinator.routing.registry import LiveNode
-from coordinator.version import VERSION
 from protocol.config import hide_password
-from protocol.model.directory import read_config
+from protocol.model.files import open_model
+from protocol.trust.versions import RELEASE
 
 router = APIRouter(tags=["native"])
 
 ROOT = {
     "name": "kvrelay",
-    "version": VERSION,
+    "version": RELEASE,
     "model": "tiny",
     "docs": "/docs",
     "openapi": "/openapi.json",
@@ -54,7 +54,7 @@ SERVER = answers(
         "served_model_name": "tiny",
         "policy": "cost",
         "admin_token": "***",
-        "version": VERSION,
+        "version": RELEASE,
         "worker": 0,
         "process_id": 4711,
         "weight_version": WEIGHT_VERSION,
@@ -126,7 +126,7 @@ async def server_info(request: Request) -> Response:
     return json_reply(
         _public_settings(service.config)
         | {
-            "version": VERSION,
+            "version": RELEASE,
             "worker": service.worker,
             "process_id": os.getpid(),
             "weight_version": WEIGHT_VERSION,
@@ -145,7 +145,7 @@ def read_config_once(request: Request) -> dict[str, Any]:
     """Returns the config.json of the model, which is read at the first call."""
     state = request.app.state
     if not hasattr(state, "model_config"):
-        state.model_config = read_config(service_of(request).model_directory)
+        state.model_config = open_model(service_of(request).model_path).config()
     config: dict[str, Any] = state.model_config
     return config
 

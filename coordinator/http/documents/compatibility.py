@@ -19,7 +19,8 @@ from coordinator.http.documents.agents_keys import agents_sections
 from coordinator.http.documents.openai_keys import openai_sections
 from coordinator.http.documents.tables import table
 from coordinator.http.errors import BadRequest
-from coordinator.http.missing import NOT_YET, NOT_YET_ADMIN, OF_SGLANG
+from coordinator.http.live.page import FILE_PATHS
+from coordinator.http.missing import OF_SGLANG
 from coordinator.http.native.keys import SAMPLING, TOP_LEVEL, Key
 from coordinator.http.native.schema import parse_generate
 
@@ -167,10 +168,10 @@ DIFFERENCES = (
     (
         "API keys",
         "--api-key may be given several times, and --api-key-file names a file of keys; shown as "
-        "`Authorization: Bearer …` or `x-api-key: …`. They guard every path but /health, /ready "
-        "and /metrics: /health_generate too, which computes (SGLang leaves it open). With an "
-        "--admin-token, /admin/*, /flush_cache, pauses and `abort_all` ask for that one, which "
-        "opens all other paths too; without one, a key opens them.",
+        "`Authorization: Bearer …` or `x-api-key: …`. They guard every path but /health, /ready, "
+        "/metrics and the files of the live page: /health_generate too, which computes (SGLang "
+        "leaves it open). With an --admin-token, /admin/*, /flush_cache, pauses and `abort_all` "
+        "ask for that one, which opens all other paths too; without one, a key opens them.",
     ),
     (
         "CORS",
@@ -228,10 +229,7 @@ def document() -> str:
             "",
             *table(("endpoint", "what it does"), _endpoints()),
             "",
-            "Not in this version, answered with 501:",
-            "",
-            f"* of the contract: {_paths((*NOT_YET, *NOT_YET_ADMIN))}",
-            f"* of SGLang: {_paths(OF_SGLANG)}",
+            f"SGLang has these, and this version answers them with 501: {_paths(OF_SGLANG)}",
             "",
             "Everything else is a 404; a wrong method is a 405 with `Allow`.",
             "",
@@ -272,9 +270,7 @@ def _endpoints() -> list[list[str]]:
     }
     for module in ROUTERS:
         for route in module.router.routes:
-            if isinstance(route, APIRoute) and route.path not in (*NOT_YET_ADMIN, *NOT_YET):
-                if route.path in OF_SGLANG:
-                    continue
+            if isinstance(route, APIRoute) and route.path not in (*OF_SGLANG, *FILE_PATHS):
                 methods, _ = rows.setdefault(route.path_format, ([], _first_sentence(route)))
                 methods += sorted((route.methods or set()) - set(methods))
     return [[f"{' '.join(sorted(methods))} {path}", text] for path, (methods, text) in rows.items()]

@@ -11,6 +11,7 @@ from coordinator.http.openai.errors import OPENAI_ERRORS
 from coordinator.http.openai.served import require_served
 from coordinator.http.replies import FAULTS, fault_reply, json_reply
 from coordinator.http.requests import service_of
+from protocol.model.files import open_model
 
 router = APIRouter(tags=["openai"])
 
@@ -48,11 +49,10 @@ async def model(request: Request, model: str) -> Response:
 
 def _model(request: Request) -> dict[str, Any]:
     service = service_of(request)
-    config_file = service.model_directory / "config.json"
     return {
         "id": service.config.served_model_name,
         "object": "model",
-        "created": int(config_file.stat().st_mtime),
+        "created": int(open_model(service.model_path).modified_s),
         "owned_by": "kvrelay",
         "root": service.config.served_model_name,
         "parent": None,

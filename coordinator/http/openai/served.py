@@ -8,12 +8,13 @@ from typing import Any
 from coordinator.config import CoordinatorConfig
 from coordinator.http.errors import BadRequest, NotServed
 from coordinator.http.native.sampling_params import parse_sampling
-from coordinator.version import VERSION
-from protocol.model.directory import ModelDirectoryError, read_json
+from protocol.model.directory import ModelDirectoryError
+from protocol.model.files import open_model
+from protocol.trust.versions import RELEASE
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What generation_config.json may recommend."""
-FINGERPRINT = f"kvrelay-{VERSION}"
+FINGERPRINT = f"kvrelay-{RELEASE}"
 """Stands for what the answer to a seed depends on."""
 ANY = ("", "default")
 """Names that stand for the model that is served, whatever its name is."""
@@ -32,7 +33,7 @@ def require_served(name: str, config: CoordinatorConfig) -> None:
 def model_defaults(model_path: Path) -> dict[str, Any]:
     """Returns the sampling parameters that a model's generation_config.json recommends. Raises
     ModelDirectoryError if they are none."""
-    config = read_json(model_path / "generation_config.json") or {}
+    config = open_model(model_path).generation_config()
     defaults = {key: config[key] for key in DEFAULTS if config.get(key) is not None}
     if defaults.get("top_k") == 0:
         defaults["top_k"] = -1

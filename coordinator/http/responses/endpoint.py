@@ -32,7 +32,7 @@ class Responses:
         """`form` is how the model writes thoughts and calls. Raises ModelDirectoryError."""
         self._service = service
         self._form = form
-        self._defaults = model_defaults(service.model_directory)
+        self._defaults = model_defaults(service.model_path)
 
     async def answer(self, call: Call) -> None:
         """Sends the whole response."""

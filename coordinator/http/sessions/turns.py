@@ -36,7 +36,7 @@ class Turn:
         """Notes the answer, so that any coordinator can go on from it. Does nothing the second
         time. A turn whose client is told an error is forgotten, so that it can be tried again.
 
-        If Redis is gone the answer is lost for the session, and for nobody else.
+        If Redis is gone the session gets the answer when it is back.
         """
         if self._has_ended:
             return
@@ -46,14 +46,14 @@ class Turn:
         try:
             await self._store.end(self._session_id, self.rid, answer.output_ids)
         except Unavailable as error:
-            log.warning("the end of turn %s was not noted: %s", self.rid, error)
+            log.warning("the end of turn %s is noted when Redis is back: %s", self.rid, error)
 
     async def discard(self) -> None:
         """Forgets the turn."""
         try:
             await self._store.discard(self._session_id, self.rid)
         except Unavailable as error:
-            log.warning("turn %s was not forgotten: %s", self.rid, error)
+            log.warning("turn %s is forgotten when Redis is back: %s", self.rid, error)
 
 
 async def begin_turn(

@@ -1,6 +1,7 @@
 """API keys: who may call at all. An ASGI middleware, before every endpoint.
 
 GET /health, /ready, /metrics          open: probes and scrapers have no keys
+GET /admin/ and its files              open: they ask for the token, and hold no data
 /admin/*, with an admin token set      the admin token alone (`admin/token.py` asks for it)
 everything else                        an API key, or the admin token
 """
@@ -14,13 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.http.error_forms import error_form_of
+from coordinator.http.live.page import PAGE_PATHS
 from coordinator.http.replies import error_reply
 from coordinator.http.wire.arrivals import API_KEY_NUMBER
 from coordinator.http.wire.exchange import Exchange
 from coordinator.http.wire.request_ids import request_id
 from coordinator.timelines.arrival import Arrival
 
-OPEN_PATHS = ("/health", "/ready", "/metrics")
+OPEN_PATHS = ("/health", "/ready", "/metrics", *PAGE_PATHS)
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 REFUSAL = "send an API key as `Authorization: Bearer …` or `x-api-key: …`"
 

@@ -7,6 +7,6 @@ from typing import Any
 import msgspec
 
 
-def event_of(data: dict[str, Any]) -> bytes:
+def event_of(data: dict[str, Any] | msgspec.Struct) -> bytes:
     """Returns a server-sent event with `data` as JSON."""
     return b"data: %b\n\n" % msgspec.json.encode(data)

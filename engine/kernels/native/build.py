@@ -1,4 +1,5 @@
-"""Compiles `kernels.c` for this CPU, once per cache directory, and loads it.
+"""Compiles the C files of this folder for this CPU into one library, once per cache directory, and
+loads it.
 
 The library lies there under a name that says what it was made of: source,
 flags, CPU. It gets there by renaming, so that processes which compile at once do not meet.
@@ -14,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from engine.compile_cache import cache_directory
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     *("-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=hidden"),
@@ -35,13 +36,19 @@ COMPILE_TIMEOUT_S = 120.0
 
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 ARGUMENTS = {
-    "linear": [_POINTER] * 4 + [_SIZE] * 3 + [_INT],
+    "linear": [_POINTER] * 5 + [_SIZE] * 3 + [_INT] * 2,
     "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_FLOAT],
     "add_rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT],
     "activate_and_mul": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
     "split_heads": [_POINTER] * 8 + [_FLOAT] + [_SIZE] * 6,
     "attention": [_POINTER] * 5 + [_SIZE] * 7 + [_FLOAT] * 2 + [_INT],
+    "fp8_write": [_POINTER] * 5 + [_SIZE] * 5,
+    "fp8_read": [_POINTER] * 4 + [_SIZE] * 6,
+    "fp8_attention": [_POINTER] * 6 + [_SIZE] * 8 + [_FLOAT] * 2 + [_INT],
     "forbid": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 2 + [_SIZE] * 2,
+    "packed_linear": [_POINTER] * 4 + [_SIZE, _INT],
+    "packed_linear_int8": [_POINTER] * 4 + [_SIZE, _INT],
+    "round_inputs": [_POINTER] * 2 + [_SIZE] * 2 + [_INT],
 }
 
 
@@ -60,7 +67,7 @@ def num_native_builds() -> int:
 
 @lru_cache(maxsize=1)
 def native_library(directory: Path | None = None) -> ctypes.CDLL | None:
-    """Returns the functions of `kernels.c`, which run without the GIL, and keeps the compiled ones
+    """Returns the functions of the library, which run without the GIL, and keeps the compiled ones
     in `directory` (None: this user's). Where they cannot be had it writes a line to the log and
     returns None."""
     directory = directory or cache_directory("")
@@ -84,9 +91,14 @@ def load_library(directory: Path) -> ctypes.CDLL:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as private:
             compiled = Path(private) / path.name
-            _compile(compiled)
+            compile_library(compiled)
             os.replace(compiled, path)
             _built.append(path)
+    return opened(path)
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """Opens a library that has been compiled."""
     library = ctypes.CDLL(str(path))
     for name, arguments in ARGUMENTS.items():
         function = getattr(library, name)
@@ -94,14 +106,19 @@ def load_library(directory: Path) -> ctypes.CDLL:
     return library
 
 
-def _compile(target: Path) -> None:
+def compile_library(target: Path, variants: Sequence[Sequence[str]] = VARIANTS) -> None:
+    """Compiles the library with those flags of `variants` that a compiler takes first.
+
+    Raises CannotCompile and SubprocessError.
+    """
     compilers = list(_compilers())
     if not compilers:
         raise CannotCompile("no C compiler is installed; install gcc, or name one in CC")
+    sources = sorted(FOLDER.glob("*.c"))
     complaint = ""
     for compiler in compilers:
-        for variant in VARIANTS:
-            command = [*compiler, *FLAGS, *variant, str(SOURCE), "-o", str(target), "-lm"]
+        for variant in variants:
+            command = [*compiler, *FLAGS, *variant, *map(str, sources), "-o", str(target), "-lm"]
             result = subprocess.run(
                 command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
             )
@@ -119,7 +136,9 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def _fingerprint() -> str:
-    made_of = (SOURCE.read_text(encoding="utf-8"), FLAGS, VARIANTS, _cpu())
+    files = sorted((*FOLDER.glob("*.c"), *FOLDER.glob("*.h")))
+    texts = [(file.name, file.read_text(encoding="utf-8")) for file in files]
+    made_of = (texts, FLAGS, VARIANTS, _cpu())
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
 
 

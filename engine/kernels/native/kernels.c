@@ -1,4 +1,4 @@
-/* Kernels for few rows of float32 on a CPU, as a decode step has them. They are called, with
+/* What a decode step of float32 does on a CPU beside its products. The functions are called, with
  * contiguous memory, by engine/kernels/native_kernels.py, engine/attention/native_attention.py and
  * engine/sampling/grammar_masks.py.
  *
@@ -128,15 +128,15 @@ INLINE void add_products(const int rows, f8 (*total)[COLUMNS], const float *x,
     }
 }
 
-/* result[r] = x[r] · w[0..3] for `rows` rows of x. Meanwhile asks memory for the `num_next` rows of
- * `next`, `size` each. */
-INLINE void dots(const int rows, const int num_next, f4 *result, const float *x,
+/* result[r] = x[r] · w[0..3] for `rows` rows of x. Meanwhile asks memory for the rows of `next`,
+ * `size` each. */
+INLINE void dots(const int rows, f4 *result, const float *x,
                  ptrdiff_t x_stride, const float *const *w, ptrdiff_t size,
                  const float *const *next) {
     f8 total[ROWS][COLUMNS] = {0};
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= size; i += 2 * LANES) {
-        UNROLL for (int c = 0; c < num_next; c++) __builtin_prefetch(next[c] + i);
+        UNROLL for (int c = 0; c < COLUMNS; c++) __builtin_prefetch(next[c] + i);
         add_products(rows, total, x, x_stride, w, i);
         add_products(rows, total, x, x_stride, w, i + LANES);
     }
@@ -150,60 +150,6 @@ INLINE void dots(const int rows, const int num_next, f4 *result, const float *x,
                 total[r][c] += load_some(x + r * x_stride + i, size - i) *
                                load_some(w[c] + i, size - i);
     UNROLL for (int r = 0; r < rows; r++) result[r] = sums(total[r]);
-}
-
-#define ANY_NEXT(rows, num_next, ...)                      \
-    switch (num_next) {                                    \
-    case 0: dots(rows, 0, __VA_ARGS__); break;             \
-    case 1: dots(rows, 1, __VA_ARGS__); break;             \
-    case 2: dots(rows, 2, __VA_ARGS__); break;             \
-    default: dots(rows, COLUMNS, __VA_ARGS__);             \
-    }
-
-/* Columns [begin, begin + COLUMNS) of `linear`. */
-static void linear_columns(float *y, const float *x, const float *w, const float *bias,
-                           ptrdiff_t num_rows, ptrdiff_t num_out, ptrdiff_t num_in,
-                           ptrdiff_t begin) {
-    const float *weights[COLUMNS], *all_next[COLUMNS], **next = all_next;
-    ptrdiff_t count = num_out - begin < COLUMNS ? num_out - begin : COLUMNS;
-    int wanted = begin + 2 * COLUMNS <= num_out ? COLUMNS : 0; /* rows of w to ask for */
-    f4 added = {0};
-    if (bias)
-        memcpy(&added, bias + begin, count * sizeof(float));
-    for (int c = 0; c < COLUMNS; c++)
-        weights[c] = w + (begin + (c < count ? c : count - 1)) * num_in,
-        next[c] = w + (begin + COLUMNS + c) * num_in;
-    for (ptrdiff_t r = 0; r < num_rows; r += ROWS) {
-        f4 result[ROWS];
-        ptrdiff_t n = num_rows - r < ROWS ? num_rows - r : ROWS, blocks = (num_rows - r + 2) / ROWS;
-        const float *inputs = x + r * num_in;
-        int ask = (wanted + blocks - 1) / blocks; /* evenly, so that memory never rests */
-        if (n == 1)
-            ANY_NEXT(1, ask, result, inputs, num_in, weights, num_in, (const float *const *)next)
-        else if (n == 2)
-            ANY_NEXT(2, ask, result, inputs, num_in, weights, num_in, (const float *const *)next)
-        else
-            ANY_NEXT(3, ask, result, inputs, num_in, weights, num_in, (const float *const *)next)
-        wanted -= ask;
-        next += ask;
-        for (int i = 0; i < n; i++) {
-            f4 sum = result[i] + added;
-            memcpy(y + (r + i) * num_out + begin, &sum, count * sizeof(float));
-        }
-    }
-}
-
-/* y [rows, out] = x [rows, in] * w [out, in] transposed, + bias [out] if it is not null. */
-EXPORT void linear(float *y, const float *x, const float *w, const float *bias,
-                   ptrdiff_t num_rows, ptrdiff_t num_out, ptrdiff_t num_in, int threads) {
-    if (threads == 1) {
-        for (ptrdiff_t c = 0; c < num_out; c += COLUMNS)
-            linear_columns(y, x, w, bias, num_rows, num_out, num_in, c);
-        return;
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (ptrdiff_t c = 0; c < num_out; c += COLUMNS)
-        linear_columns(y, x, w, bias, num_rows, num_out, num_in, c);
 }
 
 static void norm_row(float *y, const float *x, const float *weight, ptrdiff_t size, float eps) {
@@ -374,7 +320,7 @@ INLINE void attend_block(const int rows, float *out, const float *query, ptrdiff
             keys[c] = block->keys[t + c] + head;
             values[c] = block->values[t + c] + head;
         }
-        dots(rows, COLUMNS, result, query, head_dim, keys, head_dim, values);
+        dots(rows, result, query, head_dim, keys, head_dim, values);
         for (int r = 0; r < rows; r++)
             memcpy(scores[r] + t, &result[r], sizeof(f4));
     }

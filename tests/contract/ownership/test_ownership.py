@@ -20,7 +20,7 @@ from engine.cache.prefix_cache import CacheChange
 from infra.ports import free_port
 from protocol.hashing import PageHash
 from protocol.ids import Node
-from protocol.redis import ownership
+from protocol.redis import coordinators, ownership
 from protocol.redis.client import REDIS_ERRORS
 from tests.support.coordinator.owners import (
     COORDINATOR,
@@ -165,10 +165,10 @@ def test_every_key_of_a_node_ends_by_itself(server: Server, publish: Start) -> N
 
 def test_a_coordinator_that_lost_redis_keeps_its_heartbeats(server: Server, publish: Start) -> None:
     redis = server.client()
-    redis.zadd(ownership.COORDINATORS_KEY, {COORDINATOR: 2e15})
+    redis.zadd(coordinators.COORDINATORS_KEY, {COORDINATOR: 2e15})
     publisher = publish(Node("p0", 1)).publisher
     wait_until(lambda: publisher.coordinators == (COORDINATOR,))
-    redis.zrem(ownership.COORDINATORS_KEY, COORDINATOR)
+    redis.zrem(coordinators.COORDINATORS_KEY, COORDINATOR)
     lease = ownership.NodeKeys.of(Node("p0", 1)).lease
     for _ in range(2):  # the second renewal shows that the first has looked for coordinators
         redis.delete(lease)

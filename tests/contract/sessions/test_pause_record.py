@@ -12,7 +12,7 @@ from coordinator.core.errors import Unavailable
 from coordinator.core.pause import Pause
 from coordinator.peers.peers import Peers
 from infra.ports import free_port
-from protocol.redis import ownership
+from protocol.redis import coordinators
 from protocol.redis.client import REDIS_ERRORS, connect_async
 from tests.support.coordinator.owners import Server
 
@@ -87,10 +87,11 @@ def test_a_redis_that_forgot_is_told_by_who_knows(server: Server) -> None:
 
 def test_the_others_are_those_who_announce_themselves(server: Server) -> None:
     async def test(a: Side, b: Side) -> None:
-        announce = a.redis.register_script(ownership.ANNOUNCE)
+        announce = a.redis.register_script(coordinators.ANNOUNCE)
         for address in ("a:1", "b:2", "c:3"):
             lease_ms = -1 if address == "c:3" else 60_000
-            await announce(keys=[ownership.COORDINATORS_KEY], args=[address, lease_ms])
+            args = [coordinators.OUR_VERSIONS, address, lease_ms]
+            await announce(keys=coordinators.KEYS, args=args)
         await a.peers.look()
         await b.peers.look()
         assert (a.peers.others, b.peers.others) == ({"b:2"}, {"a:1"})

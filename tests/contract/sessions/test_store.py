@@ -247,6 +247,68 @@ def test_a_redis_that_hangs_or_is_gone_is_said_in_time(run: Run, server: Server)
         server.child.process.send_signal(signal.SIGCONT)
 
 
+def test_what_redis_has_missed_it_is_told_when_it_is_back(
+    run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(store: SessionStore) -> None:
+        redis = server.child.process
+        monkeypatch.setattr(store_module, "DEADLINE_S", 0.05)
+        redis.send_signal(signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await store.open(NAME, 7)
+        redis.send_signal(signal.SIGCONT)
+        monkeypatch.setattr(store_module, "DEADLINE_S", DEADLINE_S)
+        assert await store.open(NAME, 7), "it is its own, whether or not Redis had heard"
+        assert not await store.open(NAME, 7)
+        await store.begin(after(""), "a", 0, [1, 2])
+        await store.begin(after(""), "b", 0, [1, 2])
+        monkeypatch.setattr(store_module, "DEADLINE_S", 0.05)
+        redis.send_signal(signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await store.end(NAME, "a", [3])
+        with pytest.raises(Unavailable):
+            await store.discard(NAME, "b")
+        redis.send_signal(signal.SIGCONT)
+        monkeypatch.setattr(store_module, "DEADLINE_S", DEADLINE_S)
+        assert (await store.read(after("a"))).chain == [TurnRecord(0, [1, 2], [3])]
+        with pytest.raises(SessionRefused, match="has no turn"):
+            await store.read(after("b"))
+        session = server.client().hgetall(SESSION_PREFIX + NAME)
+        assert (session[b"turns"], session[b"bytes"]) == (b"1", b"12"), "each counts once"
+
+    try:
+        run(test)
+    finally:
+        server.child.process.send_signal(signal.SIGCONT)
+
+
+def test_another_coordinator_finds_what_one_has_caught_up_with(
+    run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(store: SessionStore) -> None:
+        other = SessionStore(connect_async(server.url, 1.0), 60.0)
+        assert await store.open(NAME, 7)
+        await store.begin(after(""), "a", 0, [1, 2])
+        monkeypatch.setattr(store_module, "DEADLINE_S", 0.05)
+        monkeypatch.setattr(store_module, "CATCH_UP_EVERY_S", 0.01)
+        server.child.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await store.end(NAME, "a", [3])
+        catching_up = asyncio.create_task(store.catch_up_for_ever())
+        server.child.process.send_signal(signal.SIGCONT)
+        monkeypatch.setattr(store_module, "DEADLINE_S", DEADLINE_S)
+        deadline = asyncio.get_running_loop().time() + DEADLINE_S
+        while len(store._unwritten) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        assert (await other.read(after("a"))).chain == [TurnRecord(0, [1, 2], [3])]
+        catching_up.cancel()
+
+    try:
+        run(test)
+    finally:
+        server.child.process.send_signal(signal.SIGCONT)
+
+
 def test_sessions_work_in_a_cluster(tmp_path: Path, run: Run) -> None:
     # The bus of a Cluster lies 10,000 above, below what connections are given.
     port = next(port for port in iter(free_port, 0) if port < 22_768)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kvtransfer.backends.faulty import FaultPlan, Faults
-from kvtransfer.links.handshake import VERSION, Hello, Place, choose_backend
+from kvtransfer.links.handshake import Hello, Place, choose_backend
 from kvtransfer.pages.layout import WHOLE
 from protocol.ids import Node
 from protocol.layout import KVLayout
+from protocol.trust.versions import PROTOCOL_VERSION
 from tests.support.transfer.endpoints import Endpoint, Make, attempt, new_backend, until
 
 LAYOUT = KVLayout(4, 3, 2, 8, "float32")
@@ -14,7 +15,9 @@ ALL = ["nccl", "shm", "tcp"]
 
 
 def hello(backends: list[str], host: str = "h", gpu: str = "") -> Hello:
-    return Hello(VERSION, Node("n", 1), LAYOUT, "m", WHOLE, WHOLE, Place(host, gpu), backends)
+    return Hello(
+        PROTOCOL_VERSION, Node("n", 1), LAYOUT, "m", WHOLE, WHOLE, Place(host, gpu), backends
+    )
 
 
 def test_the_best_common_way_is_chosen() -> None:

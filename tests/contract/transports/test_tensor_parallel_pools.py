@@ -11,12 +11,15 @@ from torch import Tensor
 
 from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.pages.layout import Shard
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout
 from tests.support.transfer.endpoints import NUM_PAGES, Endpoint, Make, attempt, same
 
 SIZES = [1, 2, 4]
 HEADS = {4: KVLayout(4, 3, 4, 8, "bfloat16"), 2: KVLayout(4, 3, 2, 8, "float32")}
 """By number of KV heads; with two of them, four ranks hold each twice."""
+SCALED = [KVLayout(4, 3, 4, 8, FP8, "token"), KVLayout(2, 3, 4, 10, FP8, "token")]
+"""Rows of these can, and cannot, be copied in elements of 8 bytes."""
+UNCHANGED = KVLayout(4, 3, 4, 8, FP8, "static")
 
 
 def node(make: Make, name: str, num_ranks: int, layout: KVLayout) -> list[Endpoint]:
@@ -26,11 +29,21 @@ def node(make: Make, name: str, num_ranks: int, layout: KVLayout) -> list[Endpoi
     ]
 
 
-def fill(ranks: Sequence[Endpoint], whole: Tensor, num_heads: int) -> None:
-    """Writes to each rank's pool its heads of `whole`."""
-    for rank, end in enumerate(ranks):
-        heads = Shard(rank, len(ranks)).heads(num_heads)
-        end.pool.copy_(whole[..., heads.start : heads.stop, :])
+def random_heads(layout: KVLayout) -> list[Tensor]:
+    """What a pool has of all heads, as bytes: their values, and their scales."""
+    shape = (layout.num_layers, NUM_PAGES, 2, layout.page_size, layout.num_kv_heads)
+    sizes = (layout.head_bytes, layout.scale_bytes)
+    return [torch.randint(256, (*shape, size), dtype=torch.uint8) for size in sizes]
+
+
+def pool_of(whole: Sequence[Tensor], rank: int, num_ranks: int) -> Tensor:
+    """What a rank's pool has of `whole`, [layers, pages, bytes]: its values, then its scales."""
+    heads = Shard(rank, num_ranks).heads(whole[0].shape[4])
+    return torch.cat([part[..., heads.start : heads.stop, :].flatten(2) for part in whole], -1)
+
+
+def as_bytes(pool: Tensor) -> Tensor:
+    return pool.flatten(2).view(torch.uint8)
 
 
 @pytest.mark.parametrize("num_heads", HEADS)
@@ -38,16 +51,28 @@ def fill(ranks: Sequence[Endpoint], whole: Tensor, num_heads: int) -> None:
 def test_every_rank_gets_its_heads_byte_for_byte(
     make: Make, senders: int, receivers: int, num_heads: int
 ) -> None:
-    layout = HEADS[num_heads]
+    check_overlap(make, senders, receivers, HEADS[num_heads])
+
+
+@pytest.mark.parametrize(
+    ("layout", "senders", "receivers"),
+    [(SCALED[0], 2, 1), (SCALED[0], 4, 2), (SCALED[1], 1, 2), (UNCHANGED, 1, 4)],
+)
+def test_scales_go_with_their_heads(
+    make: Make, layout: KVLayout, senders: int, receivers: int
+) -> None:
+    check_overlap(make, senders, receivers, layout)
+
+
+def check_overlap(make: Make, senders: int, receivers: int, layout: KVLayout) -> None:
     prefill, decode = node(make, "p", senders, layout), node(make, "d", receivers, layout)
-    dtype = getattr(torch, layout.dtype)
-    whole = torch.randn(3, NUM_PAGES, 2, 4, num_heads, 8).to(dtype)
-    fill(prefill, whole, num_heads)
-    wanted = [end.pool.clone() for end in decode]
+    whole, num_heads = random_heads(layout), layout.num_kv_heads
+    for rank, end in enumerate(prefill):
+        as_bytes(end.pool).copy_(pool_of(whole, rank, senders))
+    wanted = [as_bytes(end.pool).clone() for end in decode]
     source, target = [7, 3, 60, 11], [5, 63, 0, 9]
     for rank, content in enumerate(wanted):
-        heads = Shard(rank, receivers).heads(num_heads)
-        content[:, target] = whole[:, source][..., heads.start : heads.stop, :].to(content.device)
+        content[:, target] = pool_of(whole, rank, receivers)[:, source].to(content.device)
         decode[rank].expect(attempt(), target)
     addresses = [end.address for end in decode]
     for end in prefill:
@@ -59,7 +84,7 @@ def test_every_rank_gets_its_heads_byte_for_byte(
         assert [end.await_sent() for _ in range(2)] == [(attempt(), "")] * 2
     for end, content in zip(decode, wanted, strict=True):
         assert end.await_received() == (attempt(), "")
-        assert same(end.pool, content)
+        assert same(as_bytes(end.pool), content)
     row_bytes = layout.page_bytes // num_heads
     moved = sum(link.bytes_moved for end in prefill for link in end.transport.links())
     wanted_heads = sum(len(Shard(rank, receivers).heads(num_heads)) for rank in range(receivers))

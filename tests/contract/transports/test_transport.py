@@ -14,7 +14,7 @@ import pytest
 from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.links.counts import LinkCounts
 from kvtransfer.pages.staging import PageRows
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout
 from tests.support.transfer.endpoints import (
     DEADLINE_S,
     LAYOUT,
@@ -121,10 +121,12 @@ def test_after_an_abort_nothing_is_written(make: Make) -> None:
 def test_another_layout_is_refused_by_name(make: Make) -> None:
     a = make("a")
     b = make("b", layout=KVLayout(8, 3, 2, 8, "float32"))
-    b.expect(attempt(), [0])
-    a.send(b.address, attempt(), [0])
-    _, error = a.await_sent()
-    assert "page_size 8 here, 4 there" in error
+    rounded = make("c", layout=KVLayout(4, 3, 2, 8, FP8, "token"), gpu=1)
+    for other, says in ((b, "page_size 8 here, 4 there"), (rounded, f"dtype {FP8} here, float32")):
+        other.expect(attempt(), [0])
+        a.send(other.address, attempt(), [0])
+        _, error = a.await_sent()
+        assert says in error
 
 
 def test_another_model_is_refused(make: Make) -> None:

@@ -4,7 +4,8 @@ weights that the checkpoint encodes. Weights are small whole numbers, so all res
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from engine.model.config import ModelConfig
 from engine.model.decoder import DecoderModel
 from engine.model.families import UnsupportedModel
 from engine.model.feed_forward import FeedForward
-from engine.model.linear import Build, Linear
-from engine.model.linear_form import Axis, TensorForm
+from engine.model.linear import Build, Linear, LinearRuns
+from engine.model.linear_form import PLAIN, Axis, LinearForm, TensorForm
 from engine.parallel import TensorParallel
 from engine.weights.loader import load_model
 from protocol.model.directory import ModelDirectoryError
 from tests.support.models.linear_forms import CASES, GROUP, PER_WORD, Case, Int8Form
 from tests.support.models.sources import MemorySource
 
+VOCABULARY = ("model.embed_tokens", "lm_head")
 CPU = torch.device("cpu")
 HIDDEN, INNER, VOCAB, HEAD_DIM, HEADS, KV_HEADS = 16, 32, 11, 4, 4, 2
 CONFIG: dict[str, Any] = {
@@ -97,19 +99,35 @@ def checkpoint(case: Case, is_fused: bool) -> dict[str, Tensor]:
 
 
 def load(
-    path: Path, case: Case, tensors: dict[str, Tensor], rank: int = 0, size: int = 1, **changes: Any
+    path: Path,
+    case: Case | None,
+    tensors: dict[str, Tensor],
+    rank: int = 0,
+    size: int = 1,
+    forms: Mapping[str, LinearForm] | None = None,
+    **changes: Any,
 ) -> DecoderModel:
+    """Loads `tensors`, which have the form of `case`, or those of `forms` by projection."""
+
+    def form_of(module: str) -> LinearForm:
+        if module in VOCABULARY:
+            return PLAIN
+        if forms is not None:
+            return forms[module.removeprefix("model.layers.0.")]
+        assert case is not None
+        return case.form
+
     is_fused = "model.layers.0.mlp.gate_up_proj" in {name.rpartition(".")[0] for name in tensors}
     family = "Phi3ForCausalLM" if is_fused else "LlamaForCausalLM"
     biases = {"attention_bias": True, "mlp_bias": True}
     raw = CONFIG | {"architectures": [family]} | ({} if is_fused else biases) | changes
     (path / "config.json").write_text(json.dumps(raw))
     parallel = TensorParallel(rank, size, Unsummed())
-    build = Build(torch.float32, CPU, TorchKernels(), parallel, case.form)
+    build = Build(torch.float32, CPU, TorchKernels(), parallel, form_of)
     return load_model(MemorySource(tensors), ModelConfig.from_directory(path), build)
 
 
-def linears(model: DecoderModel) -> tuple[Linear, Linear, Linear, Linear]:
+def linears(model: DecoderModel) -> tuple[Any, Any, Any, Any]:
     """Returns the linear layers (qkv, out, gate_up, down) of the only layer."""
     layer = model.layers[0]
     assert isinstance(layer.feed_forward, FeedForward)
@@ -202,19 +220,37 @@ def test_a_cut_through_a_group_is_refused(tmp_path: Path) -> None:
         load(tmp_path, case, tensors, 0, 2, intermediate_size=inner)
 
 
+@dataclass(frozen=True)
 class PerTensorForm(Int8Form):
-    """A form with one scale for the whole weight, which fused projections cannot share."""
+    """A form with one scale for the whole weight, which projections share only if it is equal."""
 
+    scale: float
     tensors = (Int8Form.tensors[0], TensorForm("scale", outputs=None, inputs=None))
 
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        return {
+            "weight_int8": (weight / self.scale).to(torch.int8),
+            "scale": torch.tensor([self.scale]),
+        }
 
-def test_projections_with_a_scale_each_are_not_fused_under_one(tmp_path: Path) -> None:
-    def encode(weight: Tensor) -> dict[str, Tensor]:
-        return {"weight_int8": weight.to(torch.int8), "scale": torch.ones(1)}
 
-    case = Case(PerTensorForm(), encode)
-    with pytest.raises(UnsupportedModel, match=r"each projection of .*self_attn has a scale for"):
-        load(tmp_path, case, checkpoint(case, is_fused=False))
+@pytest.mark.parametrize("size", SIZES)
+def test_only_neighbours_of_equal_form_are_one_product(tmp_path: Path, size: int) -> None:
+    forms = {name: PerTensorForm(1.0) for name in SHAPES}
+    forms["self_attn.q_proj"] = PerTensorForm(0.5)
+    tensors = checkpoint(CASES["plain"], is_fused=False)
+    for name, form in forms.items():
+        del tensors[f"model.layers.0.{name}.weight"]
+        encoded = form.encode(WEIGHTS[name])
+        tensors |= {f"model.layers.0.{name}.{kind}": value for kind, value in encoded.items()}
+    hidden, size_of_q = whole_numbers(3, HIDDEN, seed=50), HEADS * HEAD_DIM // size
+    for rank in range(size):
+        qkv, _, gate_up, _ = linears(load(tmp_path, None, tensors, rank, size, forms=forms))
+        assert isinstance(qkv, LinearRuns) and isinstance(gate_up, Linear)
+        assert [run.num_parts for run in qkv.runs] == [1, 2]
+        query = expected("self_attn.q_proj", hidden, True)
+        heads = slice(rank * size_of_q, (rank + 1) * size_of_q)
+        assert torch.equal(qkv(hidden)[:, :size_of_q], query[:, heads])
 
 
 class TestAxis:

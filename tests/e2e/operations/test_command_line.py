@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ import pytest
 from rich.console import Console
 
 from infra.cluster import LocalCluster
-from infra.demo import StepFailed, show
+from infra.demo.steps import Demo, StepFailed
 from infra.models import EMBEDDED
 from infra.ports import free_port
 from infra.up import plan
-from kvrelay.answers import Generated, GeneratedMeta, GenerationEnd
+from kvrelay.answers import Generated
 from kvrelay.calls import Prompt
 from kvrelay.client import Client
 from protocol.errors import UserError
-from tests.support.processes.clusters import Cluster
+from tests.support.processes.clusters import Cluster, body_of
 from tests.support.processes.commands import (
     TIMEOUT_S,
     assert_refused,
@@ -113,7 +112,7 @@ def test_port_taken() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--quantization", "fp8"], ["--quantization fp8 is refused", "bfloat16"]),
+        (["--quantization", "hqq"], ["--quantization is 'hqq'; it must be one of none, fp8"]),
         (["--page-size", "17"], ["--page-size", "power of two"]),
         (["--port", "http"], ["--port", "whole number"]),
         (["--dtype", "int8"], ["--dtype", "bfloat16"]),
@@ -125,7 +124,7 @@ def test_port_taken() -> None:
         (["--decode-tensor-parallel-size", "-1"], ["--decode-tensor-parallel-size", "0 or more"]),
         (["--context-length", "-1"], ["--context-length", "0 or more"]),
         (["--attention-backend", "fast"], ["--attention-backend", "varlen"]),
-        (["--load-format", "gguf"], ["--load-format", "dummy"]),
+        (["--load-format", "bitsandbytes"], ["--load-format", "dummy"]),
         (["--redis-url", "redis://127.0.0.1:1/0"], ["no Redis answers", "--redis-url"]),
         (["--redis-url", "localhost:6379"], ["--redis-url", "redis://"]),
         (["--kv-backend", "nccl", "--device", "cpu"], ["--kv-backend", "CUDA"]),
@@ -187,21 +186,14 @@ def test_the_command_of_users_of_sglang_serves_and_leaves_nothing(
         process.kill()
 
 
-def test_the_demo_holds_every_step() -> None:
-    shown = started_kvrelay("demo", "--once", "--port", str(free_port()), "--admin-token", "secret")
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    for words in ("4271", "Bramo", "pages moved", "every step held"):
-        assert words in shown.stdout
-
-
-def test_a_step_of_the_demo_that_fails_is_told() -> None:
+def test_a_step_of_the_demo_that_fails_is_told(tiny_cluster: Cluster) -> None:
     class Forgetful(Client):
-        def stream(self, prompt: Prompt, **params: Any) -> Iterator[Generated]:
-            meta = GeneratedMeta(finish_reason=GenerationEnd("stop"), decode_node="d0")
-            yield Generated(text="I do not know, and I say it at some length.", meta_info=meta)
+        def generate(self, prompt: Prompt, **params: Any) -> Generated:
+            return Generated(text="I do not know.")
 
-    with Forgetful("http://127.0.0.1:1") as client, pytest.raises(StepFailed, match="4271"):
-        show(client, Console(quiet=True))
+    local = tiny_cluster.local
+    with Forgetful(local.url) as client, pytest.raises(StepFailed, match="4271"):
+        Demo(local, client, Console(quiet=True)).reuse(checks_times=False)
 
 
 def test_generate_and_stats(tiny_cluster: Cluster) -> None:
@@ -212,8 +204,27 @@ def test_generate_and_stats(tiny_cluster: Cluster) -> None:
     assert "Zorin" in answer.stdout
     stats = kvrelay("stats", "--url", url)
     assert stats.returncode == 0
+    top = kvrelay("top", "--once", "--url", url)
+    assert top.returncode == 0, top.stderr
     for name in ("p0", "p1", "d0", "d1"):
-        assert name in stats.stdout
+        assert name in stats.stdout and name in top.stdout
+    assert json.loads(kvrelay("stats", "--json", "--url", url).stdout)["cluster"]["requests"] >= 1
+
+
+def test_requests_are_listed_and_ended_by_name(tiny_cluster: Cluster) -> None:
+    url = tiny_cluster.local.url
+    body = body_of("Once upon a time", max_new_tokens=20_000) | {"rid": "endless", "stream": True}
+    with tiny_cluster.http.stream("POST", "/generate", json=body) as response:
+        events = response.iter_lines()
+        next(events)
+        running = kvrelay("requests", "--state", "unfinished", "--json", "--url", url)
+        assert [one["rid"] for one in json.loads(running.stdout)] == ["endless"]
+        assert kvrelay("abort", "endless", "--url", url).returncode == 0
+        *_, last, end = filter(None, events)
+    assert end == "data: [DONE]" and '"type":"abort"' in last
+    listed = kvrelay("requests", "--node", "d0", "--limit", "500", "--url", url).stdout
+    others = kvrelay("requests", "--node", "d1", "--limit", "500", "--url", url).stdout
+    assert ("endless" in listed) != ("endless" in others), "one of the two had it"
 
 
 def test_watched_stats_are_shown_again_until_an_interrupt(tiny_cluster: Cluster) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -17,12 +17,15 @@ from transformers import PreTrainedModel
 from kvrelay.client import Client
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
-from tests.support.processes.clusters import body_of, http_client, start_cluster, wait_until
-from tests.support.processes.coordinators import Coordinator, Pair, events
+from tests.support.processes.clusters import body_of, start_cluster, wait_until
+from tests.support.processes.coordinators import (
+    NUM_STREAMS,
+    Coordinator,
+    Pair,
+    restart_under_streams,
+)
 from tests.support.processes.ready_proxies import haproxy, haproxy_program, tiny_proxy
 
-NUM_STREAMS = 20
-NUM_TOKENS = 24
 ANSWER_LENGTHS = (100, 300, 1500, 2500)
 """Some have ended when the lease of their coordinator ends, some have not."""
 NOBODYS, NOBODYS_LENGTH = 6, 4000
@@ -87,34 +90,6 @@ def test_one_is_killed_and_a_new_one_comes_up_warm(pair: Pair) -> None:
     stats = pair.second.admin.cache_stats()["cluster"]
     assert stats["requests"] == num_requests, "warm without a request"
     assert pair.generate(1, prompt)["meta_info"]["cached_tokens"] == 119
-
-
-def restart_under_streams(pair: Pair, url: str, restart: Callable[[], None]) -> int:
-    """Restarts processes while 20 clients stream through the proxy at `url`; none may see anything
-    of it. Returns how many streams ended meanwhile."""
-    prompts = [prompt_of(40, 199, seed=400 + i) for i in range(NUM_STREAMS)]
-    expected = [reference_tokens(pair.reference, prompt, NUM_TOKENS) for prompt in prompts]
-    is_over = threading.Event()
-
-    def stream_again_and_again(who: int) -> int:
-        num_ended = 0
-        body = body_of(prompts[who], max_new_tokens=NUM_TOKENS) | {"stream": True}
-        with http_client(url) as http:
-            while not is_over.is_set():
-                with http.stream("POST", "/generate", json=body) as response:
-                    assert response.status_code == 200, response.read()
-                    *_, last = events(response)
-                assert last["output_ids"] == expected[who], last
-                num_ended += 1
-        return num_ended
-
-    with ThreadPoolExecutor(NUM_STREAMS) as pool:
-        streams = [pool.submit(stream_again_and_again, who) for who in range(NUM_STREAMS)]
-        try:
-            restart()
-        finally:
-            is_over.set()
-        return sum(stream.result() for stream in streams)
 
 
 @pytest.mark.verify

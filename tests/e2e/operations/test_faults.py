@@ -137,7 +137,7 @@ def test_too_many_requests_are_429_and_while_no_node_is_there_requests_wait(
             too_many = cluster.http.post("/generate", json=batch)
             assert too_many.status_code == 400
             assert "at most 2 at once" in too_many.json()["error"]["message"]
-        cluster.wait_until_idle()
+        cluster.settle()
         cluster.kill("d0")
         wait_until(lambda: not cluster.nodes(), "the loss of the node")
         assert cluster.http.get("/ready").status_code == 200, "a restart is no outage"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from coordinator.sessions.turns import TurnRequest
 from node.shell.meetings import _infos
 from protocol.ids import Node
 from protocol.redis.client import REDIS_ERRORS
+from protocol.redis.coordinators import LIST_COORDINATORS, OUR_VERSIONS
 from protocol.sampling import Sampling
 from tests.support.coordinator.nodes import info_of
 from tests.support.transfer.garbled import spliced
@@ -87,24 +88,33 @@ def test_nodes_meet_those_whose_infos_make_sense(records: list[tuple[Any, ...]])
 
 
 class Replying:
-    """A client of Redis whose scripts all answer the same."""
+    """A client of Redis whose scripts all answer the same, but for those that are named."""
 
-    def __init__(self, reply: Any) -> None:
+    def __init__(self, reply: Any, replies: Mapping[str, Any] | None = None) -> None:
         self._reply = reply
+        self._replies = replies or {}
 
     def register_script(self, script: str) -> Callable[..., Awaitable[Any]]:
         async def run(**given: Any) -> Any:
-            return self._reply
+            return self._replies.get(script, self._reply)
 
         return run
 
 
-@given(BYTES | st.integers(-1, 9), BYTES | st.sampled_from([b"", b"abort"]), st.lists(BYTES))
+VERSIONS = BYTES | st.sampled_from([b"", OUR_VERSIONS])
+
+
+@given(
+    BYTES | st.integers(-1, 9),
+    BYTES | st.sampled_from([b"", b"abort"]),
+    st.lists(st.tuples(BYTES, VERSIONS)),
+)
 def test_any_record_of_pauses_is_obeyed_or_an_error_of_redis(
-    number: Any, mode: bytes, addresses: list[bytes]
+    number: Any, mode: bytes, coordinators: list[tuple[bytes, bytes]]
 ) -> None:
     obeyed: list[Pause] = []
-    peers = Peers(Replying([number, mode, addresses]), "tcp://me:1", Pause, obeyed.append)
+    listed = {LIST_COORDINATORS: [part for each in coordinators for part in each]}
+    peers = Peers(Replying([number, mode], listed), "tcp://me:1", Pause, obeyed.append)
     try:
         asyncio.run(peers.look())
     except REDIS_ERRORS:

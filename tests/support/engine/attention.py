@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Sequence
+from ctypes import CDLL
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from torch import Tensor
 from engine.attention.backend import AttentionBackend, AttentionForm
 from engine.batches.batch import Batch
 from engine.batches.sequence import Slice
-from engine.cache.kv_cache import KVCache
-from protocol.layout import KVLayout
+from engine.cache.fp8 import from_fp8, scales_of, to_fp8
+from engine.cache.kv_cache import slots_of
+from engine.cache.make_cache import make_cache
+from protocol.layout import FP8, KVLayout, Scales
 from tests.support.engine.driving import CPU
 
 HEAD_DIM = 16
@@ -27,6 +29,12 @@ SINGLES = [(0, 1), (3, 1), (4, 1), (21, 1), (60, 1)]
 
 def form_of(window: int | None, softcap: float | None = None) -> AttentionForm:
     return AttentionForm(HEAD_DIM**-0.5, window, softcap)
+
+
+def rounded(heads: Tensor, static_scales: Tensor | None = None) -> Tensor:
+    """What is left of `heads` [tokens, kv_heads, head_dim] in FP8 pages, in float32."""
+    scales = scales_of(heads) if static_scales is None else static_scales.expand(heads.shape[:2])
+    return from_fp8(to_fp8(heads, scales).view(torch.uint8), scales)
 
 
 class Case:
@@ -42,15 +50,19 @@ class Case:
         head_dim: int = HEAD_DIM,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
+        scales: Scales = "",
+        library: CDLL | None = None,
     ) -> None:
-        """`parts`: (tokens before, tokens of the slice) per sequence."""
+        """`parts`: (tokens before, tokens of the slice) per sequence. With `scales` the pages are
+        of FP8; `library` is as `make_cache` takes it."""
         chance = torch.Generator().manual_seed(seed)
-        name = str(dtype).removeprefix("torch.")
-        layout = KVLayout(page_size, 2, kv_heads, head_dim, name)
+        name = FP8 if scales else str(dtype).removeprefix("torch.")
+        layout = KVLayout(page_size, 2, kv_heads, head_dim, name, scales)
         contexts = [start + new for start, new in parts]
         free = list(range(sum(layout.num_pages(n) for n in contexts) + 3))
-        self.cache = KVCache(layout, len(free), device)
-        self.cache.pool.fill_(math.nan)  # whoever looks where nobody wrote is found out
+        static = torch.rand(2, 2, kv_heads) * 0.1 + 0.01 if scales == "static" else None
+        self.cache = make_cache(layout, len(free), device, static, library)
+        self.cache.storage.fill_(255)  # NaN: whoever looks where nobody wrote is found out
 
         def random_tensor(*shape: int) -> Tensor:
             """On the host, of numbers that `dtype` has."""
@@ -63,10 +75,17 @@ class Case:
         for (start, new), key, value in zip(parts, self.keys, self.values, strict=True):
             pages = [free.pop() for _ in range(layout.num_pages(start + new))]
             tokens = torch.arange(start + new)
-            places = torch.tensor(pages)[tokens // page_size], tokens % page_size
-            self.cache.pool[1][places[0], 0, places[1]] = key.to(device)
-            self.cache.pool[1][places[0], 1, places[1]] = value.to(device)
+            its = torch.tensor(pages)[tokens // page_size]
+            slots = slots_of(its, tokens % page_size, page_size)
+            self.cache.write(1, *(heads.to(device) for heads in (key, value, slots)))
             self.slices.append(Slice([0] * new, start, pages, None))
+        if scales:
+            self.keys = [
+                rounded(key, None if static is None else static[1, 0]) for key in self.keys
+            ]
+            self.values = [
+                rounded(value, None if static is None else static[1, 1]) for value in self.values
+            ]
         self.batch = Batch.build(self.slices, page_size, device)
         num_tokens = sum(new for _, new in parts)
         self.rows = self._rows([new for _, new in parts])

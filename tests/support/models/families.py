@@ -23,6 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from tests.support.checkpoints.first_qwen import write_as_first_qwen
+
 SHAPE: dict[str, Any] = {
     "vocab_size": 199,
     "hidden_size": 64,
@@ -73,6 +75,7 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "llama-linear": LlamaConfig(**SHAPE, rope_parameters=LINEAR_ROPE),
     "llama-bias": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, head_dim=32),
     "mistral": MistralConfig(**SHAPE, sliding_window=WINDOW),
+    "first-qwen": Qwen2Config(**SHAPE | {"num_key_value_heads": 4}, rms_norm_eps=1e-5),
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "qwen2-window": Qwen2Config(
         **SHAPE, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
@@ -148,8 +151,16 @@ def prompt_lengths(family: str, lengths: list[int], num_answer_tokens: int) -> l
 
 def save_random_model(family: str, path: Path) -> PreTrainedModel:
     """Writes the model to `path` in shards; returns it, float32, eager attention."""
+    model = random_model(FAMILIES[family])
+    model.save_pretrained(path, max_shard_size="150KB")
+    if family == "first-qwen":
+        write_as_first_qwen(path)
+    return model
+
+
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model with random weights, float32, eager attention."""
     torch.manual_seed(7)
-    config = FAMILIES[family]
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager"
     )
@@ -160,7 +171,7 @@ def save_random_model(family: str, path: Path) -> PreTrainedModel:
         if "embed_tokens" in name and not mean:
             # As long as in training: what Gemma multiplies by sqrt(hidden size) has that inverse.
             torch.nn.init.normal_(parameter, std=config.hidden_size**-0.5)
-    model.eval().save_pretrained(path, max_shard_size="150KB")
+    model.eval()
     return model
 
 

@@ -15,7 +15,33 @@ GROUP = 4
 PER_WORD = 4
 
 
-class Int8Form:
+class UnpackingForm:
+    """A form that unpacks the whole weight for each product."""
+
+    tensors: tuple[TensorForm, ...]
+
+    def unpacked(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError
+
+    def apply(
+        self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
+    ) -> Tensor:
+        return kernels.linear(x, self.unpacked(tensors, x.dtype), bias)
+
+    def apply_grouped(
+        self, x: Tensor, tensors: Sequence[Tensor], ends: Tensor, kernels: Kernels
+    ) -> Tensor:
+        experts = [self.unpacked(of_expert, x.dtype) for of_expert in zip(*tensors, strict=True)]
+        return kernels.grouped_linear(x, torch.stack(experts), ends)
+
+    def rows(self, ids: Tensor, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        return self.unpacked(tensors, dtype)[ids]
+
+    def of_part(self, num_in: int) -> LinearForm | None:
+        return self
+
+
+class Int8Form(UnpackingForm):
     """Eight bits per weight, and a scale per output."""
 
     tensors = (
@@ -23,14 +49,12 @@ class Int8Form:
         TensorForm("scale", outputs=Axis(0), inputs=None),
     )
 
-    def apply(
-        self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
-    ) -> Tensor:
+    def unpacked(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         weight, scale = tensors
-        return kernels.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+        return weight.to(dtype) * scale[:, None]
 
 
-class PackedForm:
+class PackedForm(UnpackingForm):
     """Four weights in a word along the outputs, inputs first, and a scale per group of inputs: the
     layout that AWQ checkpoints have."""
 
@@ -39,13 +63,11 @@ class PackedForm:
         TensorForm("scales", outputs=Axis(1), inputs=Axis(0, GROUP), dtype=torch.float32),
     )
 
-    def apply(
-        self, x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kernels: Kernels
-    ) -> Tensor:
+    def unpacked(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         words, scales = tensors
-        values = words.contiguous().view(torch.int8).to(x.dtype)  # [in, out]
+        values = words.contiguous().view(torch.int8).to(dtype)  # [in, out]
         weight = values * scales.repeat_interleave(GROUP, 0)[: len(values)]
-        return kernels.linear(x, weight.t().contiguous(), bias)
+        return weight.t().contiguous()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,17 @@ from torch import Tensor
 from engine.weights.safetensors_source import SafetensorsSource
 from engine.weights.source import Part, TensorInfo
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "int32": "I32"}
+DTYPES = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "uint8": "U8",
+    "int8": "I8",
+    "int32": "I32",
+    "int64": "I64",
+}
 
 
 class MemorySource:

@@ -159,17 +159,22 @@ class Cluster:
 def save_servable_model(family: str, path: Path) -> PreTrainedModel:
     """A small model with random weights, and the byte-level tokenizer that a cluster needs."""
     reference = save_random_model(family, path)
+    save_tokenizer(path, vocab_size=199)
+    return reference
+
+
+def save_tokenizer(path: Path, vocab_size: int) -> None:
+    """Writes a byte-level tokenizer of a few letters to a model directory."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=199,
+        vocab_size=vocab_size,
         special_tokens=["<pad>", "<bos>", "<eos>"],
         initial_alphabet=list("abcdefgh"),
     )
     tokenizer.train_from_iterator(["abc def gh"], trainer)
     tokenizer.save(str(path / "tokenizer.json"))
-    return reference
 
 
 def start_cluster(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from transformers import PreTrainedModel
 from infra.ports import free_port
 from kvrelay.client import Client
 from kvrelay.errors import ClientError
+from tests.support.engine.driving import prompt_of
+from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import (
     ALWAYS_DISAGGREGATE,
     Cluster,
@@ -22,6 +26,9 @@ from tests.support.processes.clusters import (
     http_client,
     wait_until,
 )
+
+NUM_STREAMS = 20
+NUM_TOKENS = 24
 
 
 class Coordinator:
@@ -34,7 +41,8 @@ class Coordinator:
         self.url = f"http://127.0.0.1:{port}"
         self.http = http_client(self.url)
         self.admin = Client(self.url)
-        wait_until(lambda: self.num_nodes() == 2, "two nodes at the new coordinator")
+        expected = len(cluster.local.plan.node_names)
+        wait_until(lambda: self.num_nodes() == expected, "all nodes at the new coordinator")
 
     def num_nodes(self) -> int:
         try:
@@ -82,9 +90,9 @@ class Pair:
         self.second.stop()
         self.second = Coordinator(self.cluster, self.model_path, "coordinator-2", self.second.port)
 
-    def roll_nodes(self) -> None:
-        """Stops each node and starts it again, one after the other."""
-        for name in self.cluster.local.plan.node_names:
+    def roll_nodes(self, *names: str) -> None:
+        """Stops each of these nodes and starts it again, one after the other; all without names."""
+        for name in names or self.cluster.local.plan.node_names:
             child = self.cluster.local.children[name]
             child.terminate()
             child.wait()
@@ -134,3 +142,31 @@ def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
     raise AssertionError("the stream broke off")
+
+
+def restart_under_streams(pair: Pair, url: str, restart: Callable[[], None]) -> int:
+    """Restarts processes while 20 clients stream through the proxy at `url`; none may see anything
+    of it. Returns how many streams ended meanwhile."""
+    prompts = [prompt_of(40, 199, seed=400 + i) for i in range(NUM_STREAMS)]
+    expected = [reference_tokens(pair.reference, prompt, NUM_TOKENS) for prompt in prompts]
+    is_over = threading.Event()
+
+    def stream_again_and_again(who: int) -> int:
+        num_ended = 0
+        body = body_of(prompts[who], max_new_tokens=NUM_TOKENS) | {"stream": True}
+        with http_client(url) as http:
+            while not is_over.is_set():
+                with http.stream("POST", "/generate", json=body) as response:
+                    assert response.status_code == 200, response.read()
+                    *_, last = events(response)
+                assert last["output_ids"] == expected[who], last
+                num_ended += 1
+        return num_ended
+
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        streams = [pool.submit(stream_again_and_again, who) for who in range(NUM_STREAMS)]
+        try:
+            restart()
+        finally:
+            is_over.set()
+        return sum(stream.result() for stream in streams)

@@ -59,6 +59,17 @@ def new_backend(name: str, host: str = "127.0.0.1") -> PairBackend:
     return GlooBackend(host, TIMEOUT_S)
 
 
+def random_pool(layout: KVLayout, num_heads: int, num_pages: int, device: torch.device) -> Tensor:
+    """A pool with `num_heads` KV heads of `layout`; where pages have scales, [layers, pages,
+    bytes]."""
+    if layout.scales:
+        page_bytes = layout.layer_page_bytes * num_heads // layout.num_kv_heads
+        shape: tuple[int, ...] = (layout.num_layers, num_pages, page_bytes)
+        return torch.randint(256, shape, dtype=torch.uint8, device=device)
+    shape = (layout.num_layers, num_pages, 2, layout.page_size, num_heads, layout.head_dim)
+    return torch.randn(shape, device=device).to(getattr(torch, layout.dtype))
+
+
 class Endpoint:
     """A transport with its pool (on the backend's device), and what its callbacks said."""
 
@@ -81,9 +92,7 @@ class Endpoint:
     ) -> None:
         """`others`: backends that it can use as well, less well."""
         device = backend.staging_device
-        heads = shard.heads(layout.num_kv_heads)
-        shape = (layout.num_layers, num_pages, 2, layout.page_size, len(heads), layout.head_dim)
-        self.pool = torch.randn(shape, device=device).to(getattr(torch, layout.dtype))
+        self.pool = random_pool(layout, len(shard.heads(layout.num_kv_heads)), num_pages, device)
         self.transport = PairTransport(
             self.pool,
             layout,

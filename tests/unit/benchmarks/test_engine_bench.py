@@ -45,6 +45,8 @@ TINY = SHAPES["smollm2-135m"] | {
     "max_position_embeddings": 256,
 }
 CELLS = [Cell(2, 20, 3), Cell(1, 40, 3)]
+MANY_PROMPTS = Cell(6, 120, 2)
+"""More tokens of prompts than a step ends: SHORT_STEP_TOKENS."""
 CPU = torch.device("cpu")
 
 
@@ -58,7 +60,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runner(model: Path) -> ModelRunner:
     return load_model_runner(
-        model, EngineOptions(dtype="float32"), lambda layout: num_pages_for(CELLS, layout), CPU
+        model,
+        EngineOptions(dtype="float32"),
+        lambda layout: num_pages_for([*CELLS, MANY_PROMPTS], layout),
+        CPU,
     )
 
 
@@ -172,8 +177,9 @@ def test_transformers_choose_the_same(model: Path, runner: ModelRunner) -> None:
     assert theirs.generate_step_s(CELLS[0]) > 0 and theirs.prefill_s(CELLS[0]) > 0
 
 
-def test_overhead_is_a_share(runner: ModelRunner) -> None:
-    overhead = measure_overhead(runner, CELLS[0])
+@pytest.mark.parametrize("cell", [CELLS[0], MANY_PROMPTS])
+def test_overhead_is_a_share(runner: ModelRunner, cell: Cell) -> None:
+    overhead = measure_overhead(runner, cell)
     for share in (overhead.share, overhead.sampled_share, overhead.penalised_share):
         assert 0 < share < 1
     assert len(runner.states) == 0, "the next cell begins with empty states"

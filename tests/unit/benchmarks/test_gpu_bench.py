@@ -17,6 +17,7 @@ from benchmarks.engines.floor import MachineRates
 from benchmarks.engines.random_model import save_random_model
 from benchmarks.engines.shapes import SHAPES
 from benchmarks.gpu import measuring
+from benchmarks.gpu.forms import measure_forms_on
 from benchmarks.gpu.measuring import measure_device, num_pages_of_plan
 from benchmarks.gpu.peer_process import MissingPeer, PeerTask, PeerTimes, peer_times
 from benchmarks.gpu.peers import run_peer, run_peers
@@ -66,6 +67,26 @@ def test_a_device_is_measured_in_every_cell(
     assert [row.cell for row in report.decodes] == list(PLAN.decodes)
     assert [row.num_tokens for row in report.prefills] == [16, 40]
     assert report.peers == {"vllm": TIMES}
+
+
+def test_every_quantisation_is_measured_in_every_cell(tmp_path: Path) -> None:
+    save_random_model(tmp_path / "tiny", TINY)
+    report = measure_forms_on(
+        tmp_path / "tiny",
+        EngineOptions(dtype="float32"),
+        torch.device("cpu"),
+        ["none", "fp8"],
+        PLAN,
+        16,
+        Console(quiet=True),
+    )
+    told = json.loads(json.dumps(report.as_json()))
+    cells = [(row["what"], row["batch"], row["context"]) for row in told["rows"]]
+    assert cells == [("prefill", 1, 16), ("prefill", 1, 40), ("decode", 2, 20), ("decode", 3, 90)]
+    for row in told["rows"]:
+        assert row["vs_first"]["none"] == 1.0 and row["ms"]["fp8"] > 0
+    assert told["weights_mib"]["fp8"] < told["weights_mib"]["none"]
+    assert report.tables()[0].row_count == len(cells)
 
 
 class FakeGenerator:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from coordinator.routing.registry import REPLACED_FOR_S, Registry
+import msgspec
+import pytest
+
+from coordinator.routing.registry import OTHER_WEIGHTS, REPLACED_FOR_S, Registry
 from protocol.ids import Node
+from protocol.layout import FP8
+from protocol.trust.versions import OURS, Versions
 from tests.support.coordinator.nodes import LAYOUT, LEASE_S, heartbeat
 
 OLD, NEW = Node("d0", 1), Node("d0", 2)
@@ -63,6 +68,35 @@ def test_a_node_of_another_model_or_layout_is_ignored() -> None:
     registry.heartbeat(heartbeat("prefill", Node("p0", 1), model_fingerprint="other"), 0.0)
     registry.heartbeat(heartbeat("prefill", Node("p1", 1), layout=other_layout), 0.0)
     assert [live.node for live in registry.live()] == [OLD]
+    assert OTHER_WEIGHTS in registry.refused["p0"].why and "layers" in registry.refused["p1"].why
+    registry.remove(Node("p0", 1))
+    registry.expire(now=LEASE_S)
+    assert not registry.refused, "one said goodbye, and the other is not heard any more"
+
+
+def test_a_node_of_a_version_that_is_not_spoken_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry, later = Registry(), Versions(OURS.newest + 2, OURS.newest + 1)
+    for now in range(3):
+        registry.heartbeat(heartbeat("decode", NEW, versions=later), float(now))
+    assert not registry.live() and registry.model is None
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert registry.refused[NEW.name].why in line and "upgrade this process" in line
+    newer = Node(NEW.name, NEW.incarnation + 1)
+    registry.heartbeat(heartbeat("decode", newer, versions=OURS), 3.0)
+    assert [live.node for live in registry.live()] == [newer] and not registry.refused
+
+
+def test_nodes_of_another_kv_cache_dtype_are_ignored_and_told_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = Registry()
+    registry.heartbeat(heartbeat("decode", OLD), 0.0)
+    rounded = msgspec.structs.replace(LAYOUT, dtype=FP8, scales="token")
+    registry.heartbeat(heartbeat("prefill", Node("p0", 1), layout=rounded), 0.0)
+    assert [live.node for live in registry.live()] == [OLD]
+    assert f"dtype {LAYOUT.dtype} here, {FP8} there, scales none here, token" in caplog.text
 
 
 def test_a_cluster_may_change_its_model_when_all_nodes_are_gone() -> None:

@@ -31,7 +31,11 @@ FILES = {
     "onnx/config.json": "{}",
     "original/model.safetensors": "",
     "chat_template.jinja": "the default",
+    "qwen.tiktoken": "",
     "additional_chat_templates/tool_use.jinja": "with tools",
+    "small.gguf": "",
+    "large/large-00001-of-00002.gguf": "",
+    "large/large-00002-of-00002.gguf": "",
 }
 """What the repository org/name has on the hub."""
 
@@ -84,6 +88,11 @@ def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHT
         ("/models/tiny", False),
         ("./models/tiny", False),
         ("a/b/c", False),
+        ("org/name/model-Q4_K_M.gguf", True),
+        ("org/name/folder/model-00001-of-00002.gguf", True),
+        ("org/model.gguf", False),
+        ("/org/name/model.gguf", False),
+        ("org/name/../model.gguf", False),
         ("", False),
     ],
 )
@@ -107,6 +116,7 @@ def test_only_the_files_that_are_needed_are_fetched(fake: FakeHub) -> None:
     small = {
         "config.json",
         "chat_template.jinja",
+        "qwen.tiktoken",
         "additional_chat_templates/tool_use.jinja",
     }
     assert models.path("org/name", with_weights=False) == str(fake.directory)
@@ -114,6 +124,26 @@ def test_only_the_files_that_are_needed_are_fetched(fake: FakeHub) -> None:
     assert models.path("org/name", with_weights=True) == str(fake.directory)
     assert fake.files() == {*small, "model.safetensors"}
     assert models.served_name("org/name") == "org/name"
+
+
+def test_a_file_in_gguf_is_fetched_alone(fake: FakeHub) -> None:
+    assert hub.fetch("org/name/small.gguf", with_weights=False) == fake.directory / "small.gguf"
+    assert fake.files() == {"small.gguf"}
+    assert models.served_name("org/name/small.gguf") == "org/name/small.gguf"
+    assert [one["repo_id"] for one in fake.asked] == ["org/name"]
+
+
+def test_of_a_split_set_nodes_have_all_parts_and_others_the_first(fake: FakeHub) -> None:
+    first, second = (f"large/large-0000{i}-of-00002.gguf" for i in (1, 2))
+    assert hub.fetch(f"org/name/{second}", with_weights=False) == fake.directory / first
+    assert fake.files() == {first}
+    assert hub.fetch(f"org/name/{second}", with_weights=True) == fake.directory / first
+    assert fake.files() == {first, second}
+
+
+def test_a_file_that_the_hub_does_not_have(fake: FakeHub) -> None:
+    with pytest.raises(ModelDirectoryError, match=r"org/name has no other\.gguf .*/tree/main"):
+        hub.fetch("org/name/other.gguf", with_weights=True)
 
 
 def test_named_chat_templates_are_fetched_of_the_same_commit(fake: FakeHub) -> None:

@@ -39,6 +39,7 @@ def test_stats_fit_a_terminal() -> None:
         "66.8% of prompt tokens, 84.0% of requests; in the last 5 minutes 66.8% and 84.0%" in text
     )
     assert "15688 unique, 402 duplicates; index 1.7 MB, 2 ms behind; Redis connected" in text
+    assert "refused: p7: it speaks protocol 2" in text
     narrow = shown(show_stats, answer, width=80)
     assert all(number in narrow for number in ("15488", "568k", "41984", "8112"))
 

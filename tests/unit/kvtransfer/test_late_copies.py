@@ -11,6 +11,7 @@ from torch import Tensor
 from kvtransfer.pages.arrivals import Arrivals
 from kvtransfer.pages.layout import FrameShape
 from kvtransfer.pages.staging import PageRows, RowIndex
+from protocol.layout import KVLayout
 
 NUM_LAYERS, NUM_PAGES = 3, 4
 LINK = object()
@@ -20,7 +21,7 @@ class LateRows(PageRows):
     """Copies when it is waited for, and reads its buffers only then."""
 
     def __init__(self, pool: Tensor) -> None:
-        super().__init__(pool, slice(None))
+        super().__init__(pool, KVLayout(4, NUM_LAYERS, 1, 8, "float32"), range(1))
         self.num_waits = 0
         self._begun: list[tuple[RowIndex, Tensor]] = []
 

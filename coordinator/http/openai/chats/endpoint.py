@@ -34,7 +34,7 @@ class ChatCompletions:
         """`form` is how the model writes thoughts and calls. Raises ModelDirectoryError."""
         self._service = service
         self._form = form
-        self._defaults = model_defaults(service.model_directory)
+        self._defaults = model_defaults(service.model_path)
         self._pieces = service.tokenizer.pieces(skip_special_tokens=False)
 
     async def answer(self, call: Call) -> None:

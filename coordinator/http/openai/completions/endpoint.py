@@ -39,7 +39,7 @@ class Completions:
     def __init__(self, service: Service) -> None:
         """Raises ModelDirectoryError."""
         self._service = service
-        self._defaults = model_defaults(service.model_directory)
+        self._defaults = model_defaults(service.model_path)
 
     async def answer(self, call: Call) -> None:
         """Sends the whole response."""

@@ -7,7 +7,7 @@ import torch
 
 from engine.attention import attention_backends
 from engine.attention.attention_backends import AttentionUnavailable, captures, make_attention
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout
 from tests.support.engine.native import compiled
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -45,6 +45,13 @@ def test_without_triton_torch_is_what_there_is(monkeypatch: pytest.MonkeyPatch) 
     assert make_attention("auto", False, LAYOUT, CUDA).name == "torch"
     with pytest.raises(AttentionUnavailable, match="the package triton, which is not installed"):
         make_attention("flash", False, LAYOUT, CUDA)
+
+
+@pytest.mark.parametrize("name", ["flash", "varlen"])
+def test_no_library_reads_fp8_pages(name: str) -> None:
+    refusal = attention_backends._refusal(name, False, KVLayout(16, 2, 4, 64, FP8, "token"))
+    assert "use triton, or leave --kv-cache-dtype out" in refusal
+    assert attention_backends._refusal(name, False, LAYOUT) == ""
 
 
 def test_deterministic_attention_is_one_of_its_own() -> None:

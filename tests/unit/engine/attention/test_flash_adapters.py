@@ -166,8 +166,15 @@ class Ours:
         raise AssertionError("the prompts are long")
 
     def singles(
-        self, query: Tensor, output: Tensor, pool: Tensor, part: SliceGroup, form: AttentionForm
+        self,
+        query: Tensor,
+        output: Tensor,
+        layer: int,
+        cache: KVCache,
+        part: SliceGroup,
+        form: AttentionForm,
     ) -> None:
+        pool = cache.pool[layer]
         left = None if form.window is None else form.window - 1
         output[:] = attend(
             query,

@@ -16,6 +16,7 @@ import torch
 from engine.attention.backend import AttentionForm
 from engine.attention.token_pieces import token_pieces
 from engine.batches.batch import Batch
+from protocol.layout import Scales
 from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case
 
 if TYPE_CHECKING:
@@ -72,6 +73,30 @@ def test_shapes(kv_heads: int, group: int, head_dim: int, page_size: int) -> Non
     parts = [(0, 9), (170, 1), (50, 33), (2, 1)]
     case = Case(parts, page_size, kv_heads, group, head_dim=head_dim)
     case.check(triton(MANY), AttentionForm(head_dim**-0.5))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch", ["one", "mixed"])
+@pytest.mark.parametrize("scales", ["token", "static"])
+def test_pages_of_fp8(scales: Scales, batch: str, form: str) -> None:
+    torch.manual_seed(5)
+    case = Case(BATCHES[batch], 16, head_dim=32, scales=scales)
+    case.check(triton(MANY), FORMS[form])
+
+
+@pytest.mark.parametrize("scales", ["token", "static"])
+@pytest.mark.parametrize(("page_size", "kv_heads", "head_dim"), [(1, 3, 80), (128, 1, 16)])
+def test_shapes_of_fp8(scales: Scales, page_size: int, kv_heads: int, head_dim: int) -> None:
+    torch.manual_seed(5)
+    parts = [(0, 9), (170, 1), (50, 33), (2, 1)]
+    case = Case(parts, page_size, kv_heads, 3, head_dim=head_dim, scales=scales)
+    case.check(triton(MANY), AttentionForm(head_dim**-0.5))
+
+
+def test_fp8_in_half_precision() -> None:
+    """The interpreter multiplies no bfloat16."""
+    case = Case(BATCHES["mixed"], 16, head_dim=32, scales="token", dtype=torch.float16)
+    case.check(triton(MANY), FORMS["plain"])
 
 
 @pytest.mark.parametrize("window", [None, 100])

@@ -17,9 +17,11 @@ from engine.attention.torch_prompts import KEY_STEP
 from engine.batches.sequence import Slice
 from engine.build import EngineOptions, load_model_runner
 from engine.kernels.deterministic_kernels import CPU_SIZES
-from engine.kernels.few_sizes_kernels import SIZES, FewSizesKernels
+from engine.kernels.few_sizes_kernels import MOST_NATIVE_ROWS, SIZES, FewSizesKernels
+from engine.kernels.native_kernels import NativeKernels
 from infra.models import EMBEDDED
 from tests.support.engine.driving import CPU, GREEDY, PAGE_SIZE, Sequences, prompt_of
+from tests.support.engine.native import compiled
 
 HALF = (torch.bfloat16, torch.float16)
 ROWS = {"mm": 0, "linear": 0, "addmm": 1}
@@ -82,7 +84,9 @@ def test_steps_of_a_model_have_few_shapes(is_deterministic: bool) -> None:
     tokens."""
     torch.set_num_threads(1)
     chance = random.Random(1)
-    options = EngineOptions("bfloat16", PAGE_SIZE, deterministic=is_deterministic)
+    options = EngineOptions(
+        "bfloat16", PAGE_SIZE, deterministic=is_deterministic, no_native_kernels=True
+    )
     runner = load_model_runner(EMBEDDED, options, lambda _: 400, CPU)
 
     def steps(num_steps: int, num_slices: Callable[[], int], most: int) -> None:
@@ -106,6 +110,28 @@ def test_steps_of_a_model_have_few_shapes(is_deterministic: bool) -> None:
         assert len(products.num_rows) > 10 and products.num_rows <= set(SIZES)
         assert len(products.num_keys) > 5
         assert all(num_keys % KEY_STEP == 0 for num_keys in products.num_keys)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("num_rows", [1, MOST_NATIVE_ROWS, 50])
+def test_native_kernels_round_their_result_alone(dtype: torch.dtype, num_rows: int) -> None:
+    kernels = FewSizesKernels(NativeKernels(compiled()), has_instructions=False)
+    x, weight, bias = (
+        random_tensor(*shape).to(dtype) for shape in ((num_rows, 40), (24, 40), (24,))
+    )
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    result = kernels.linear(x, weight, bias)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), exact, atol=1e-5, rtol=torch.finfo(dtype).eps)
+
+
+def test_many_rows_are_left_to_the_instructions_for_them() -> None:
+    kernels, weight = FewSizesKernels(NativeKernels(compiled())), random_tensor(24, 32)
+    with torch.inference_mode(), HalfPrecisionProducts() as products:
+        kernels.linear(random_tensor(MOST_NATIVE_ROWS, 32), weight, None)
+        assert not products.num_rows
+        kernels.linear(random_tensor(20, 32), weight, None)
+    assert products.num_rows == {24}
 
 
 def test_float32_is_left_alone() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.cache.fp8_cache import Fp8Cache
 from engine.cache.kv_cache import KVCache
 from engine.kernels.base import HeadNorms, HeadShape, Kernels, Rotation, TorchKernels
-from protocol.layout import KVLayout
+from protocol.layout import FP8, KVLayout, Scales
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
@@ -64,10 +65,28 @@ def test_activations(fused: Kernels) -> None:
 @pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(16, 16), (24, 16)])
 def test_heads(fused: Kernels, has_norms: bool, head_dim: int, rotary_dim: int) -> None:
-    shape = HeadShape(6, 2, head_dim)
     caches = [KVCache(KVLayout(4, 2, 2, head_dim, "float32"), 10, CPU) for _ in range(2)]
-    for cache in caches:
-        cache.pool.zero_()
+    write_both(fused, caches, has_norms, head_dim, rotary_dim)
+    assert_near(caches[0].pool, caches[1].pool)
+
+
+@pytest.mark.parametrize("scales", ["token", "static"])
+def test_heads_into_pages_of_fp8(fused: Kernels, scales: Scales) -> None:
+    """Sums of float32 differ in their last bits, by which few numbers are rounded another way."""
+    static = torch.rand(2, 2, 2) if scales == "static" else None
+    layout = KVLayout(4, 2, 2, 24, FP8, scales)
+    caches = [Fp8Cache(layout, 10, CPU, static) for _ in range(2)]
+    write_both(fused, caches, True, 24, 16)
+    assert (caches[0].storage == caches[1].storage).float().mean() > 0.99
+    assert caches[0].storage.count_nonzero() > 5 * 2 * 2 * 20
+
+
+def write_both(
+    fused: Kernels, caches: Sequence[KVCache], has_norms: bool, head_dim: int, rotary_dim: int
+) -> None:
+    """Writes the same heads into both caches: into the first with `fused`, into the other with
+    plain torch; both must give the same queries."""
+    shape = HeadShape(6, 2, head_dim)
     norms = HeadNorms(torch.randn(head_dim), torch.randn(head_dim), 1e-6) if has_norms else None
     angles = torch.randn(5, 1, rotary_dim // 2)
     cos, sin = angles.cos(), angles.sin()
@@ -80,4 +99,9 @@ def test_heads(fused: Kernels, has_norms: bool, head_dim: int, rotary_dim: int) 
         for kernels, cache in zip((fused, PLAIN), caches, strict=True)
     )
     assert_near(query, expected)
-    assert_near(caches[0].pool, caches[1].pool)
+
+
+def test_every_number_is_narrowed_and_widened_as_torch_does_it(interpreter: None) -> None:
+    from tests.support.engine.fp8_kernel import check_conversions
+
+    check_conversions(CPU, has_fp8=False)

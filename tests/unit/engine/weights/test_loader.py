@@ -109,7 +109,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
     """A model of these sizes has a petabyte."""
     save(tmp_path, checkpoint(), vocab_size=1 << 22, intermediate_size=1 << 24)
     with pytest.raises(
-        ModelDirectoryError, match=r"is \[\d+, \d+\], config\.json asks for \[4194304"
+        ModelDirectoryError, match=r"is \[\d+, \d+\], the configuration asks for \[4194304"
     ):
         load(tmp_path)
 
@@ -208,8 +208,8 @@ def test_ranks_have_the_parts_of_the_same_dummy_weights(
     assert torch.equal(torch.cat(columns, dim=1), whole.layers[1].attention.out.weight)
     assert torch.equal(torch.cat([rank.head.weight for rank in ranks]), whole.head.weight)
     if family:
-        down = [rank.layers[0].feed_forward.get_parameter("down") for rank in ranks]
-        expected = whole.layers[0].feed_forward.get_parameter("down")
+        down = [rank.layers[0].feed_forward.down.weight for rank in ranks]
+        expected = whole.layers[0].feed_forward.down.weight
         assert torch.equal(torch.cat(down, dim=2), expected)
 
 

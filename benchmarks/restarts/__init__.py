@@ -1,0 +1,1 @@
+"""What restarts of a cluster's processes cost its clients, window by window."""

@@ -1,0 +1,1 @@
+"""What a coordinator measures of its requests for Prometheus. Pure."""

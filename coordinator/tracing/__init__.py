@@ -1,0 +1,1 @@
+"""Traces of requests for OpenTelemetry, made by the coordinator of what nodes have told."""

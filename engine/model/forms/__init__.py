@@ -1,0 +1,1 @@
+"""The forms of linear layers whose weights are packed: one file for each packed layout."""

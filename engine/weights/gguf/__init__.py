@@ -1,0 +1,1 @@
+"""The weights of models in GGUF."""

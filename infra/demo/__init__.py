@@ -1,0 +1,1 @@
+"""`kvrelay demo`: what the cluster does, shown and checked."""

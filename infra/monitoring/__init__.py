@@ -1,0 +1,1 @@
+"""What Prometheus and Grafana are given: targets, alerts, the dashboard, and the page of docs."""
