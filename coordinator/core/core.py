@@ -32,6 +32,7 @@ from coordinator.leaving.taking_over import AnsweredBefore
 from coordinator.metrics import table
 from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.dispatch import DispatchQueue
+from coordinator.routing.nodes_room import NodesRoom
 from coordinator.routing.placement import Placement
 from coordinator.routing.policies import POLICIES
 from coordinator.routing.registry import Registry
@@ -99,6 +100,7 @@ class CoordinatorCore:
         policy = POLICIES[settings.policy](chance)
         router = Router(policy)
         self.placement = Placement(self.registry, self.index, router)
+        self._room = NodesRoom(self.placement)
         self._settings = settings
         self._address = address
         self._new_id = new_id
@@ -165,9 +167,9 @@ class CoordinatorCore:
     @property
     def max_total_tokens(self) -> int:
         """The most tokens, prompt and answer together, that one of the nodes has room for."""
-        nodes = self.placement.open()
-        known = self._known_tokens if self._waits_for_nodes else 0
-        return max((n.info.num_pages * n.info.layout.page_size for n in nodes), default=known)
+        if self._waits_for_nodes and not self.is_ready:
+            return self._known_tokens
+        return self._room.max_tokens
 
     @property
     def max_unfinished(self) -> int:
@@ -175,11 +177,8 @@ class CoordinatorCore:
         here needs nodes that take them all."""
         if self._binds_late:
             return self._settings.max_queued_requests
-        nodes = self.placement.open("decode") or self.placement.open()
-        infos = [live.info for live in nodes]
-        room = sum(info.max_running_requests + info.max_queued_requests for info in infos)
-        if not infos and self._waits_for_nodes:
-            room = self._known_room
+        is_waiting = self._waits_for_nodes and not self.is_ready
+        room = self._known_room if is_waiting else self._room.num_requests
         return min(room, self._settings.max_queued_requests)
 
     def submit(

@@ -30,7 +30,7 @@ class OwnershipFollower:
         self._redis: Any = connect_async(redis_url, REDIS_TIMEOUT_S)
         self.record = RedisIndex(self._redis)
         self._announce = self._redis.register_script(coordinators.ANNOUNCE)
-        self._list_nodes = self._redis.register_script(ownership.LIST_NODES)
+        self._list_leases = self._redis.register_script(ownership.LIST_LEASES)
         self._address = address
         self._reloads: list[tuple[Node, asyncio.Future[None]]] = []
         """Who waits for the set of a node to be read again."""
@@ -107,9 +107,9 @@ class OwnershipFollower:
             return await redis.hgetall(ownership.DRAINING_KEY)
         if call.script == "write_draining":
             return await redis.hset(ownership.DRAINING_KEY, mapping=call.args[0])
-        if call.script == "list_nodes":
+        if call.script == "list_leases":
             keys, args = [ownership.NODES_KEY], [ownership.NODE_PREFIX]
-            return await self._list_nodes(keys=keys, args=args)
+            return await self._list_leases(keys=keys, args=args)
         if call.script == "last_change":
             return await redis.xrevrange(*call.args, count=1)
         if call.script == "scan_pages":

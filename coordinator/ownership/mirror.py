@@ -22,7 +22,6 @@ import msgspec
 from coordinator.ownership.index import PrefixIndex
 from protocol.hashing import PageHash, split_hashes
 from protocol.ids import Node
-from protocol.messages import NodeInfo
 from protocol.redis import ownership
 from protocol.redis.ownership import text_of
 
@@ -34,6 +33,12 @@ ENTRIES_PER_READ = 200
 HASHES_PER_SCAN = 4_000
 BYTES_AT_ONCE = 64 * 1024
 """The most bytes of page hashes that are applied before the caller's other work has its turn."""
+STREAM_S = 50e-6
+"""A read of changes begins so long after the one before for each stream that is read: Redis and
+client look at every stream in each read, however few of them have changed."""
+MAX_READ_PAUSE_S = 0.1
+"""It waits no longer, however many nodes there are: several reads come between two looks for nodes,
+the second of which takes a stream for lost that is still where it was."""
 LOOK_FOR_NODES_S = 0.5
 RETRY_S = 0.5
 ANNOUNCE_LEASE_S = 10.0
@@ -51,7 +56,7 @@ class MirrorCall:
     | announce        | address, lease_ms                      | Redis's time in µs             |
     | read_draining   |                                        | the hash: name → its mark      |
     | write_draining  | {name: mark}                           | ignored                        |
-    | list_nodes      |                                        | of the script LIST_NODES       |
+    | list_leases     |                                        | of the script LIST_LEASES      |
     | last_change     | key of a stream                        | XREVRANGE … COUNT 1            |
     | scan_pages      | key of a set, cursor, count            | of the script SCAN             |
     | read_changes    | {key: id read last}, count, block ms   | XREAD; block None: no waiting  |
@@ -61,7 +66,7 @@ class MirrorCall:
         "announce",
         "read_draining",
         "write_draining",
-        "list_nodes",
+        "list_leases",
         "last_change",
         "scan_pages",
         "read_changes",
@@ -73,6 +78,8 @@ class MirrorCall:
 class _ReadPosition:
     """How far a node's stream of changes was read."""
 
+    key: str
+    """The key of the stream."""
     stream_id: bytes
     sequence: int
     seen_behind: bytes = b""
@@ -135,6 +142,7 @@ class OwnershipMirror:
         self._look: deque[MirrorCall] = deque()
         """Calls of the look for nodes that are still to be made."""
         self._next_look_at = 0.0
+        self._next_read_at = 0.0
         self._retry_at = 0.0
         self._unapplied: deque[tuple[Node, Entry]] = deque()
         """Changes that were read and are not in the index yet."""
@@ -179,7 +187,7 @@ class OwnershipMirror:
             self._redis_ahead_s = result / 1e6 - (self._asked_at + now) / 2
         elif call.script == "read_draining":
             self._take_draining(result)
-        elif call.script == "list_nodes":
+        elif call.script == "list_leases":
             self._take_nodes(self.parse_nodes(result))
         elif call.script in ("last_change", "scan_pages"):
             self._take_part_of_load(call, result)
@@ -218,7 +226,7 @@ class OwnershipMirror:
     def _begin_look(self, now: float) -> None:
         self._next_look_at = now + LOOK_FOR_NODES_S
         announce = MirrorCall("announce", (self._address, int(ANNOUNCE_LEASE_S * 1000)))
-        self._look.extend((announce, MirrorCall("read_draining"), MirrorCall("list_nodes")))
+        self._look.extend((announce, MirrorCall("read_draining"), MirrorCall("list_leases")))
 
     def _take_draining(self, record: dict[bytes, bytes]) -> None:
         # What was taken back stays in the record as 0, so none at all means that Redis lost it:
@@ -249,15 +257,16 @@ class OwnershipMirror:
 
     def parse_nodes(self, listed: Sequence[Any]) -> dict[Node, int | None]:
         """Returns the nodes that have a lease, each with the number of its last change, from the
-        reply of LIST_NODES."""
+        reply of LIST_LEASES."""
         found: dict[Node, int | None] = {}
-        for name, lease, info, sequence in zip(*(listed[i::4] for i in range(4)), strict=True):
+        for name, lease, sequence in zip(*(listed[i::3] for i in range(3)), strict=True):
             if lease is None:
                 continue
             try:
-                node = msgspec.json.decode(info, type=NodeInfo).node
+                said = {"name": name.decode(), "incarnation": int(lease)}
+                node = msgspec.convert(said, Node)  # it checks both
                 found[node] = None if sequence is None else int(sequence)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 self._tell_unreadable(text_of(name), error)
         return found
 
@@ -313,7 +322,8 @@ class OwnershipMirror:
             return
         stream_id, fields = last[0]
         sequence = ownership.Change.from_entry(fields).sequence
-        self._load.position = _ReadPosition(stream_id, sequence)
+        key = ownership.NodeKeys.of(self._load.node).changes
+        self._load.position = _ReadPosition(key, stream_id, sequence)
 
     def _take_pages(self, cursor: bytes | int, blob: bytes) -> None:
         # The parts come in no order: until the load has ended, the depth of this node, and of no
@@ -331,21 +341,25 @@ class OwnershipMirror:
             load.rest = iter([owned[start : start + HASHES_PER_SCAN] for start in starts])
 
     def _read_changes(self, now: float) -> MirrorCall | None:
-        positions = {
-            ownership.NodeKeys.of(node).changes: position.stream_id
-            for node, position in self._positions.items()
-        }
-        if not positions:
+        if not self._positions:
             self.is_connected = True  # it was looked for nodes, and there are none
             self.wake_at = now + READ_BLOCK_MS / 1000
             return None
+        if now < self._next_read_at:
+            self.wake_at = self._next_read_at
+            return None
+        self._next_read_at = now + min(MAX_READ_PAUSE_S, STREAM_S * len(self._positions))
+        positions = {position.key: position.stream_id for position in self._positions.values()}
         return MirrorCall("read_changes", (positions, ENTRIES_PER_READ, READ_BLOCK_MS))
 
     def _take_changes(self, reply: Sequence[tuple[bytes, Sequence[Entry]]]) -> None:
         self.is_connected = True
-        nodes = {ownership.NodeKeys.of(node).changes.encode(): node for node in self._positions}
+        if not reply:
+            return
+        nodes = {position.key: node for node, position in self._positions.items()}
         for key, entries in reply:
-            self._unapplied.extend((nodes[key], entry) for entry in entries)
+            node = nodes[key.decode()]
+            self._unapplied.extend((node, entry) for entry in entries)
 
     def _apply_some(self, now: float) -> None:
         """Applies what was read, but no more than BYTES_AT_ONCE."""

@@ -66,6 +66,12 @@ class NodeQueueEstimate:
         """What would be left of it if the heartbeat had counted all of ours."""
         self._heard_at = 0.0
 
+    @property
+    def has_prompts(self) -> bool:
+        """True while a prompt of this coordinator is not computed. If there is none, a prompt
+        passes nobody, and waits for no step with a longer one."""
+        return bool(self._ours)
+
     def sent(self, booking: Booking) -> None:
         """Adds a prompt to what the node has to compute."""
         if not self._ours:
@@ -131,6 +137,8 @@ class NodeQueueEstimate:
         """Returns how much later than alone a prompt would end that takes `work_s` and is sent now,
         if those that take longer let it pass. What other coordinators have sent counts as if it
         were shorter."""
+        if not self._ours:
+            return self.seconds(now)
         before_s, done_s, num_longer = 0.0, 0.0, 0
         for one in self._ours:
             if is_longer(one.work_s, work_s):

@@ -52,6 +52,8 @@ class PlannedWork(msgspec.Struct, frozen=True):
 
     def seconds_before(self, name: str, work_s: float) -> float:
         """Returns how long the planned prompts take that a node computes before one of `work_s`."""
+        if not self.works and not self.works_before_all:
+            return 0.0  # the usual case, and asked of every node
         works = self.works.get(name, ())
         shorter_s = sum(one for one in works if not is_longer(one, work_s))
         return self.works_before_all.get(name, 0.0) + shorter_s
@@ -277,7 +279,7 @@ class _Costing:
     ) -> float:
         """Returns how long the prompt waits for the end of a step with longer ones. That is no part
         of the queue: where requests wait for their turn, it is the same."""
-        if queue is None or not live.info.chunk_tokens:
+        if queue is None or not queue.has_prompts or not live.info.chunk_tokens:
             return 0.0
         now = self._cluster.now
         return costs.step_under_way_s(live, queue.seconds(now) - queue.seconds_before(work_s, now))
@@ -287,7 +289,7 @@ class _Costing:
     ) -> float:
         """Returns how much later the longer prompts at the node end together because they let this
         one pass."""
-        if queue is None or not live.info.chunk_tokens:
+        if queue is None or not queue.has_prompts or not live.info.chunk_tokens:
             return 0.0
         return compute_s * queue.num_longer(compute_s)
 

@@ -22,9 +22,19 @@ log = logging.getLogger(__name__)
 
 REDIS_TIMEOUT_S = 2.0
 LOOK_INTERVAL_S = 1.0
+LOOK_NODE_S = 0.05
+"""How much longer the interval is for each node that was found: all nodes look, and at each, so
+without it what they ask of Redis would grow with the square of their number."""
 MEETING_TIMEOUT_S = 5.0
 """How long a node that starts waits for its links: longer than a pair may take."""
 POLL_S = 0.01
+
+
+def look_interval_s(num_nodes: int) -> float:
+    """Returns when to look again after a look that has found so many nodes."""
+    return max(LOOK_INTERVAL_S, LOOK_NODE_S * num_nodes)
+
+
 MEETING = Attempt("meeting", 1)
 """Names the transfers without pages by which links are made."""
 
@@ -38,6 +48,8 @@ class Meetings:
         self._redis: Any = None
         self._transport = transport
         self._acquaintances = Acquaintances(info)
+        self._num_listed = 0
+        """How many nodes the last look has found."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meetings", daemon=True)
 
@@ -57,11 +69,13 @@ class Meetings:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_INTERVAL_S):
+        while not self._stop.wait(look_interval_s(self._num_listed)):
             self._meet()
 
     def _meet(self) -> list[NodeInfo]:
-        strangers = self._acquaintances.strangers(self._listed())
+        listed = self._listed()
+        self._num_listed = len(listed)
+        strangers = self._acquaintances.strangers(listed)
         for info in strangers:
             self._transport.send(info.data_addresses, MEETING, [], 0, lambda _: None)
         return strangers

@@ -53,7 +53,7 @@ class RecordIndex(Writer):
         return split_hashes(self._loop.run_until_complete(self._index.pages(node)))
 
     def nodes(self) -> list[Node]:
-        scripts = self.redis.register_script(ownership.LIST_NODES)
+        scripts = self.redis.register_script(ownership.LIST_LEASES)
         listed = scripts([ownership.NODES_KEY], [ownership.NODE_PREFIX])
         return [*OwnershipMirror("tcp://me:1", PrefixIndex()).parse_nodes(listed)]
 

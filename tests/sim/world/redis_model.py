@@ -105,8 +105,8 @@ class RedisModel:
             return dict(self._draining)
         if script == "write_draining":
             return self._draining.update((k.encode(), v.encode()) for k, v in args[0].items())
-        if script == "list_nodes":
-            return self._list_nodes()
+        if script == "list_leases":
+            return self._list_leases()
         if script == "last_change":
             return self._streams.get(args[0], [])[-1:]
         if script == "scan_pages":
@@ -172,14 +172,14 @@ class RedisModel:
         record.lease_ends = self.clock.now + lease_s
         return APPLIED
 
-    def _list_nodes(self) -> list[bytes | None]:
+    def _list_leases(self) -> list[bytes | None]:
         listed: list[bytes | None] = []
         for name in sorted(self._names):
             record = self._records.get(name, _Record())
             has_lease = record.incarnation is not None and record.lease_ends > self.clock.now
             lease = str(record.incarnation).encode() if has_lease else None
             sequence = None if record.sequence is None else str(record.sequence).encode()
-            listed += [name.encode(), lease, record.info, sequence]
+            listed += [name.encode(), lease, sequence]
         return listed
 
     def _entries_after(self, positions: dict[str, bytes]) -> list[tuple[bytes, list[Entry]]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from coordinator.ownership.index import PrefixIndex
 from coordinator.ownership.mirror import (
@@ -13,13 +12,13 @@ from coordinator.ownership.mirror import (
     LOOK_FOR_NODES_S,
     READ_BLOCK_MS,
     RETRY_S,
+    STREAM_S,
     MirrorCall,
     OwnershipMirror,
 )
 from protocol.hashing import PageHash, join_hashes
 from protocol.ids import Node
 from protocol.redis import ownership
-from tests.support.coordinator.nodes import info_of
 
 P0, P1 = Node("p0", 1), Node("p1", 1)
 PAGES = [bytes([i]) * 16 for i in range(32)]
@@ -35,7 +34,7 @@ class ModelRedis:
         self.sequences: dict[Node, int | None] = {}
         self.streams: dict[str, list[tuple[bytes, dict[bytes, bytes]]]] = {}
         self.draining: dict[bytes, bytes] = {}
-        self.infos: dict[Node, bytes] = {}
+        self.leases: dict[Node, bytes] = {}
         self.now = START_S
 
     def change(
@@ -49,7 +48,7 @@ class ModelRedis:
         """`is_lost`: the entry in the stream is."""
         owned = self.pages.setdefault(node, [])
         self.pages[node] = [page for page in owned if page not in removed] + list(stored)
-        self.infos.setdefault(node, msgspec.json.encode(info_of(node)))
+        self.leases.setdefault(node, b"%d" % node.incarnation)
         number = (self.sequences.get(node) or 0) + 1
         self.sequences[node] = number
         entries = self.streams.setdefault(ownership.NodeKeys.of(node).changes, [])
@@ -69,11 +68,11 @@ class ModelRedis:
         if call.script == "write_draining":
             self.draining |= {k.encode(): v.encode() for k, v in call.args[0].items()}
             return None
-        if call.script == "list_nodes":
+        if call.script == "list_leases":
             listed: list[Any] = []
             for node, number in self.sequences.items():
                 sequence = None if number is None else b"%d" % number
-                listed += [node.name.encode(), b"1", self.infos[node], sequence]
+                listed += [node.name.encode(), self.leases[node], sequence]
             return listed
         if call.script == "last_change":
             return self.streams.get(call.args[0], [])[-1:]
@@ -144,6 +143,27 @@ def test_changes_of_all_nodes_are_followed() -> None:
     assert m.owned(P0) == {*PAGES[:6], *PAGES[8:10]} and m.owned(P1) == set(PAGES[:2])
     assert m.mirror.is_connected and m.mirror.num_reloads == 0
     assert m.num_calls("announce") >= 3
+
+
+def test_reads_of_many_streams_are_spaced_and_lose_nothing() -> None:
+    """Each read looks at all streams, so with many nodes it waits for more changes to come."""
+    m = Mirroring()
+    nodes = [Node(f"n{number}", 1) for number in range(200)]
+    for node in nodes:
+        m.redis.change(node, PAGES[:1])
+    m.run(1.0)
+    read_at: list[float] = []
+    for number in range(400):
+        m.redis.change(nodes[number % 200], [b"%016d" % number])
+        num_reads = m.num_calls("read_changes")
+        m.step()
+        if m.num_calls("read_changes") > num_reads:
+            read_at.append(m.redis.now)
+    gaps = [after - before for before, after in itertools.pairwise(read_at)]
+    assert len(gaps) > 20 and min(gaps) >= 200 * STREAM_S - 1e-9
+    m.run()
+    assert all(m.index.num_pages(node) == 3 for node in nodes)
+    assert m.mirror.num_reloads == 0
 
 
 def test_a_gap_is_noticed_and_the_set_is_read_again() -> None:
@@ -273,7 +293,7 @@ def test_a_record_of_another_version_is_left_out() -> None:
     m = Mirroring()
     m.redis.change(P0, PAGES[:4])
     m.redis.change(P1, PAGES[:4])
-    m.redis.infos[P1] = b'{"from": "the future"}'
+    m.redis.leases[P1] = b"from the future"
     m.run()
     assert m.owned(P0) == set(PAGES[:4]) and m.owned(P1) == set()
 
