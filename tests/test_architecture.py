@@ -364,3 +364,9 @@ def test_no_folder_has_more_files_than_one_looks_through(top_folder: str) -> Non
     for folder in sorted(folders):
         count = len({path.name for path in folder.glob("*.py")} - {"__init__.py"})
         assert count <= MAX_FILES, f"{folder.relative_to(ROOT)} has {count} files: split it"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest takes files of one name in two folders for the same module."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
