@@ -12,6 +12,7 @@ import pytest
 from engine.compile_cache import DIRECTORIES, cache_directory, name_cache
 from engine.compile_counts import CompileCounter, flash4_compiles, hooked
 from engine.kernels.native.build import load_library, num_native_builds
+from tests.support.engine.native import compiled, little_source
 
 
 def test_the_sum_of_all_kinds() -> None:
@@ -51,7 +52,11 @@ def test_variants_of_flash_attn_4(kept: object, monkeypatch: pytest.MonkeyPatch)
     assert flash4_compiles() == 2
 
 
-def test_native_kernels_are_compiled_once_for_a_directory(tmp_path: Path) -> None:
+def test_native_kernels_are_compiled_once_for_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled()
+    little_source(tmp_path / "source", monkeypatch)
     before = num_native_builds()
     load_library(tmp_path)
     assert num_native_builds() == before + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pytest
 
@@ -22,16 +21,10 @@ LIMITS = WarmUpLimits(
 )
 
 
-@pytest.fixture
-def native_options(tmp_path: Path) -> EngineOptions:
-    return EngineOptions(page_size=PAGE_SIZE, compile_cache=str(tmp_path))
-
-
-def test_all_forms_are_computed_and_leave_no_trace(
-    native_options: EngineOptions, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_forms_are_computed_and_leave_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    runners = [load_model_runner(EMBEDDED, native_options, lambda _: 60, CPU) for _ in range(2)]
+    options = EngineOptions(page_size=PAGE_SIZE)
+    runners = [load_model_runner(EMBEDDED, options, lambda _: 60, CPU) for _ in range(2)]
     warm_up(runners[0], LIMITS)
     lines = [record.getMessage() for record in caplog.records]
     for topic in {step.topic for step in warm_up_steps(LIMITS)}:

@@ -31,7 +31,7 @@ from engine.options import EngineOptions
 from protocol.layout import KVLayout
 from tests.support.engine.attention import SINGLES, Case, form_of
 from tests.support.engine.driving import GREEDY
-from tests.support.engine.native import compiled
+from tests.support.engine.native import compiled, little_source
 from tests.support.models.checkpoints import checkpoint, save
 
 CPU = torch.device("cpu")
@@ -282,19 +282,26 @@ def test_weights_of_several_dtypes_are_widened(tmp_path: Path) -> None:
 
 
 class TestLibrary:
-    def test_processes_that_compile_at_once_all_have_it(self, tmp_path: Path) -> None:
+    def test_processes_that_compile_at_once_all_have_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         compiled()
-        program = "import sys, pathlib; from engine.kernels.native.build import load_library; "
-        program += "load_library(pathlib.Path(sys.argv[1])).linear"
-        command = [sys.executable, "-c", program, str(tmp_path)]
-        processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
-        assert [process.wait(60) for process in processes] == [0, 0]
-        assert len(os.listdir(tmp_path)) == 1, "one library, nothing left of its making"
+        little_source(tmp_path / "source", monkeypatch)
+        program = "import sys, pathlib; from engine.kernels.native import build; "
+        program += "build.FOLDER = pathlib.Path(sys.argv[1]); build.ARGUMENTS = {'linear': []}; "
+        program += "build.load_library(pathlib.Path(sys.argv[2])).linear"
+        places = [str(tmp_path / "source"), str(tmp_path / "cache")]
+        command = [sys.executable, "-c", program, *places]
+        processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+        assert [process.wait(60) for process in processes] == [0, 0, 0]
+        left = os.listdir(tmp_path / "cache")
+        assert len(left) == 1, "one library, nothing left of its making"
 
     def test_what_is_there_is_not_compiled_again_unless_the_cpu_is_another(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         compiled()
+        little_source(tmp_path / "source", monkeypatch)
         load_library(tmp_path)
         without_compilers(monkeypatch)
         load_library(tmp_path)
