@@ -53,11 +53,13 @@ class Work:
 
     @property
     def prompt_hashes(self) -> list[PageHash]:
+        """The hashes of the prompt's pages."""
         return self.conversation.hashes[: self.num_tokens // LAYOUT.page_size]
 
     @property
     def all_hashes(self) -> list[PageHash]:
-        """Those of the prompt and its answer; the last token of an answer is never computed."""
+        """The hashes of the prompt's and the answer's pages. The last token of an answer is never
+        computed."""
         num_tokens = self.num_tokens + ANSWER_TOKENS - 1
         return self.conversation.hashes[: num_tokens // LAYOUT.page_size]
 

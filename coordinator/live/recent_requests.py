@@ -72,7 +72,7 @@ class RecentRequests:
 
     @property
     def by_first_token(self) -> list[MeasuredRequest]:
-        """Those that have a first token, the fastest first."""
+        """The requests that have a first token, the fastest first."""
         found = [one for one in self._measured.values() if one.first_token_s is not None]
         return sorted(found, key=lambda one: one.first_token_s or 0.0)
 

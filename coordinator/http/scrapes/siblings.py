@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -35,7 +36,9 @@ class Siblings:
     async def start(self) -> None:
         """Begins to answer the others, if there are any."""
         if self._num_workers > 1:
-            self._server = await asyncio.start_unix_server(self._tell, _address(self._worker))
+            listening = _socket()
+            listening.bind(_address(self._worker))
+            self._server = await asyncio.start_unix_server(self._tell, sock=listening)
 
     async def close(self) -> None:
         """Answers no more."""
@@ -68,7 +71,13 @@ async def _ask(worker: int) -> list[Sample]:
 
 
 async def _read(worker: int) -> list[Sample]:
-    reader, writer = await asyncio.open_unix_connection(_address(worker), limit=MAX_REPLY_BYTES)
+    connecting = _socket()
+    try:
+        connecting.connect(_address(worker))  # at once, or not at all
+    except OSError:
+        connecting.close()
+        raise
+    reader, writer = await asyncio.open_unix_connection(sock=connecting, limit=MAX_REPLY_BYTES)
     try:
         reply = await reader.read(MAX_REPLY_BYTES)
         while part := await reader.read(MAX_REPLY_BYTES):
@@ -78,6 +87,13 @@ async def _read(worker: int) -> list[Sample]:
         return msgspec.msgpack.decode(reply, type=list[Sample])
     finally:
         writer.close()
+
+
+def _socket() -> socket.socket:
+    # Made here, as uvloop does not know names in the abstract namespace.
+    made = socket.socket(socket.AF_UNIX)
+    made.setblocking(False)
+    return made
 
 
 def _address(worker: int) -> str:

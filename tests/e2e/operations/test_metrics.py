@@ -5,37 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.http.scrapes.familiar_names import NAMES
 from coordinator.metrics import table
 from node.metrics import table as node_table
 from tests.support.processes.clusters import Cluster, wait_until
-
-Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+from tests.support.processes.scrapes import Samples, samples_in, total
 
 
 def scrape(cluster: Cluster) -> Samples:
-    """Returns every sample of the coordinator, by its name and labels."""
-    return parsed(cluster.http.get("/metrics").raise_for_status().text)
-
-
-def parsed(text: str) -> Samples:
-    """Returns every sample in the text of a scrape."""
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def total(samples: Samples, name: str, **labels: str) -> float:
-    """Returns the sum of the samples with this name and these labels among theirs."""
-    return sum(
-        value
-        for (found, has), value in samples.items()
-        if found == name and labels.items() <= dict(has).items()
-    )
+    """Returns every sample of the coordinator."""
+    return samples_in(cluster.http.get("/metrics").raise_for_status().text)
 
 
 def test_a_request_is_in_every_series_that_it_concerns(pair_cluster: Cluster) -> None:
@@ -95,7 +75,7 @@ def test_a_node_tells_its_own_metrics(pair_cluster: Cluster) -> None:
         url = f"http://{node['health_address']}/metrics"
         wait_until(partial(_has_steps, url), "the steps are told")
         text = httpx.get(url).text
-        samples = parsed(text)
+        samples = samples_in(text)
         for metric in node_table.METRICS:
             assert f"# HELP {metric.name} {metric.help}" in text, metric.name
         assert total(samples, "kvrelay_node_ready", node=name, role=node["role"]) == 1
@@ -106,4 +86,4 @@ def test_a_node_tells_its_own_metrics(pair_cluster: Cluster) -> None:
 
 
 def _has_steps(url: str) -> bool:
-    return total(parsed(httpx.get(url).text), "kvrelay_step_seconds_count") > 0
+    return total(samples_in(httpx.get(url).text), "kvrelay_step_seconds_count") > 0

@@ -19,6 +19,7 @@ from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, body_of, start_cluster, wait_until
 from tests.support.processes.commands import assert_refused, kvrelay
+from tests.support.processes.scrapes import Samples, samples_in, total
 
 NUM_CONNECTIONS = 64
 """The system chooses a worker by a hash of the connection: that all go to one has a chance of
@@ -68,6 +69,11 @@ def counts_at(client: httpx.Client) -> dict[str, Any]:
     return dict(client.get("/admin/cache/stats").json()["cluster"])
 
 
+def scraped(client: httpx.Client) -> Samples:
+    """What Prometheus would read of the worker at the other end."""
+    return samples_in(client.get("/metrics").raise_for_status().text)
+
+
 def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.startswith("data: {"):
@@ -86,6 +92,21 @@ def test_counts_are_sums_over_all_workers(cluster: Cluster) -> None:
             after = counts_at(client)
             assert after["requests"] == before["requests"] + 2
             assert after["unanswered_coordinators"] == []
+
+
+def test_a_scrape_of_any_worker_has_the_sums_of_all(cluster: Cluster) -> None:
+    """What each counts is added up; what all know alike, as the nodes, is told once."""
+    with connection_to(cluster, 0) as first, connection_to(cluster, 1) as second:
+        before = [scraped(client) for client in (first, second)]
+        for client, times in ((first, 1), (second, 2)):
+            for _ in range(times):
+                body = body_of(prompt_of(20, 199, seed=2))
+                assert client.post("/generate", json=body).status_code == 200
+        for client, old in zip((first, second), before, strict=True):
+            new = scraped(client)
+            name = "kvrelay_requests_total"
+            assert total(new, name) == total(old, name) + 3
+            assert total(new, "kvrelay_nodes", role="decode", state="ready") == 1
 
 
 def test_each_worker_knows_the_requests_of_the_others(cluster: Cluster) -> None:
