@@ -28,11 +28,15 @@ POLL_S = 0.2
 
 @asynccontextmanager
 async def running_service(
-    decode: Channel, request_timeout_s: float = 600.0
+    decode: Channel, request_timeout_s: float = 600.0, otlp_endpoint: str = ""
 ) -> AsyncIterator[Service]:
     """With one live decode node, and no Redis anywhere."""
     config = CoordinatorConfig(
-        redis_url=f"redis://127.0.0.1:{free_port()}", request_timeout_s=request_timeout_s
+        redis_url=f"redis://127.0.0.1:{free_port()}",
+        request_timeout_s=request_timeout_s,
+        otlp_endpoint=otlp_endpoint,
+        trace_share=1.0,
+        served_model_name="tiny",
     )
     service = Service(config, Tokenizer(Path(EMBEDDED)), Channel("127.0.0.1"))
     await service.start()

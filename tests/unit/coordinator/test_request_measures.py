@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -27,6 +23,7 @@ from protocol.sampling import Sampling
 from protocol.telemetry.metric import Histogram, Metric
 from protocol.timelines.node_spans import NodeSpan, NodeTimes
 from tests.support.coordinator.cores import core_of
+from tests.support.processes.collectors import collector
 
 D0, P0 = Node("d0", 1), Node("p0", 1)
 CLIENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "a=1")
@@ -185,23 +182,3 @@ def test_traces_reach_a_collector() -> None:
     (root,) = [span for span in spans if span.parent_span_id.hex() == CLIENT.parent_id]
     assert root.name == "chat tiny" and root.kind == root.SPAN_KIND_SERVER
     assert any(one.key == "service.name" for one in resource.resource.attributes)
-
-
-@contextmanager
-def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """Gives the address of a collector of traces, and the bodies that it has got."""
-    bodies: list[bytes] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", bodies
-        server.shutdown()

@@ -30,6 +30,7 @@ from protocol.messages import (
 from protocol.sampling import Sampling
 from tests.support.coordinator.nodes import LAYOUT, heartbeat, load_of
 from tests.support.coordinator.services import D0, DEADLINE_S, received, run, running_service
+from tests.support.processes.collectors import collector
 
 
 @pytest.fixture
@@ -196,5 +197,21 @@ def test_an_answer_of_one_token_counts_among_the_hottest(decode: Channel) -> Non
             service.handle(TokensOut([out], D0))
             (hottest,) = service.core.statistics.hot_prefixes.hottest(5)
             assert hottest.num_tokens == 32
+
+    run(test)
+
+
+def test_traces_of_ended_requests_are_sent_to_the_collector(decode: Channel) -> None:
+    async def test() -> None:
+        with collector() as (url, bodies):
+            async with running_service(decode, otlp_endpoint=url) as service:
+                submit(service)
+                generate = await next_message(decode)
+                assert isinstance(generate, Generate)
+                out = TokenOut(generate.attempt, 0, [5], "length")
+                service.handle(TokensOut([out], D0))
+            # The service has closed, and has sent what was queued.
+            (body,) = bodies
+            assert b"generate_content tiny" in body and b"kvrelay.attempt" in body
 
     run(test)
