@@ -78,7 +78,7 @@ demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
 test: $(READY) ## every test but those of `verify` and of `gpu`
-	$(PYTEST) -n 4 --dist loadfile -m 'not verify'
+	$(PYTEST) -n 3 --dist loadfile -m 'not verify'
 
 check: lint  ## format, lint, types, the tests that wait for nothing: under a minute
 	$(PYTEST) -n 2 -m 'not verify' tests/unit tests/property tests/sim tests/test_architecture.py

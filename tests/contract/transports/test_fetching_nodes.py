@@ -35,7 +35,10 @@ from tests.support.transfer.endpoints import LAYOUT, NUM_PAGES, new_backend, unt
 HASHER = PageHasher("model", LAYOUT)
 PAGE = LAYOUT.page_size
 DEADLINE_S = 20.0
-FETCH_TIMEOUT_S = 1.0
+FETCH_TIMEOUT_S = DEADLINE_S / 2
+"""More than a fetch takes on a busy machine: one that is late would be computed."""
+SHORT_FETCH_TIMEOUT_S = 1.0
+"""For a fetch that ends by it."""
 PROMPT = [token % 40 + 1 for token in range(64 * PAGE // 2)]
 NUM_PROMPT_PAGES = len(PROMPT) // PAGE
 
@@ -131,7 +134,7 @@ class NoRedis:
 
 
 class LiveNode:
-    def __init__(self, role: Role, name: str, backend: PairBackend) -> None:
+    def __init__(self, role: Role, name: str, backend: PairBackend, fetch_timeout_s: float) -> None:
         self.node = Node(name, 1)
         self.pool = torch.zeros(
             LAYOUT.num_layers, NUM_PAGES, 2, PAGE, LAYOUT.num_kv_heads, LAYOUT.head_dim
@@ -155,7 +158,7 @@ class LiveNode:
             max_running=4,
             max_waiting=8,
             receive_timeout_s=DEADLINE_S,
-            fetch_timeout_s=FETCH_TIMEOUT_S,
+            fetch_timeout_s=fetch_timeout_s,
         )
         kinds: list[WorkFactory] = [Handovers if role == "prefill" else Answers]
         self.scheduler = Scheduler(role, self.node, addresses, self.cache, HASHER, limits, kinds)
@@ -239,10 +242,14 @@ class LiveCluster:
 
 
 @contextmanager
-def cluster(backend_name: str, **roles: Role) -> Iterator[LiveCluster]:
+def cluster(
+    backend_name: str, fetch_timeout_s: float = FETCH_TIMEOUT_S, **roles: Role
+) -> Iterator[LiveCluster]:
     backend = new_backend(backend_name)
     with ExitStack() as stack:
-        nodes = {name: LiveNode(role, name, backend) for name, role in roles.items()}
+        nodes = {
+            name: LiveNode(role, name, backend, fetch_timeout_s) for name, role in roles.items()
+        }
         live = LiveCluster(**nodes)
         stack.callback(live.close)
         yield live
@@ -285,7 +292,8 @@ def test_decode_fetches_for_itself_from_another_decode_node(backend_name: str) -
 @every_backend
 @pytest.mark.parametrize("owner_is", ["without the pages", "gone"])
 def test_a_fetch_that_fails_is_computed(backend_name: str, owner_is: str) -> None:
-    with cluster(backend_name, p0="prefill", p1="prefill", d0="decode") as live:
+    timeout_s = SHORT_FETCH_TIMEOUT_S if owner_is == "gone" else FETCH_TIMEOUT_S
+    with cluster(backend_name, timeout_s, p0="prefill", p1="prefill", d0="decode") as live:
         prefill, owner, decode = (live.nodes[name] for name in ("p0", "p1", "d0"))
         if owner_is == "gone":
             owner.close()
