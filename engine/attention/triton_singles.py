@@ -4,7 +4,8 @@ The keys of all sequences are cut into pieces of like length (`engine/attention/
 one kernel makes that plan for a step from the lengths on the device, and each layer computes the
 pieces. The program that ends the last piece of a sequence joins all of them, in the order of their
 keys, so that the result does not depend on which one that is. The query heads that share a KV head
-are computed by one program, which reads each key once for all of them.
+are computed by one program, which reads each key once for all of them, and joined at once: with one
+short sequence, a piece is mostly a chain of reads that wait for each other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from engine.dependent_launch import OPTION
 
 PLAN_TILE = 64
 JOIN_TILE = 16
+"""The most pieces that are joined at once."""
+MOST_JOINED = 8192
+"""The most numbers that a program joins at once; a thread holds 64 of them."""
+FIELDS = tl.constexpr(8)
+"""The numbers of a piece in a plan: its sequence, the first of its keys and the first after them,
+the first key that the sequence's token sees, the number of the sequence's first piece, and how many
+pieces the sequence has. Two are free, so that a piece fills a sector of the memory."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,10 @@ class SinglesTuning:
 class DevicePlan:
     """The pieces of one step for one window, on the device; all int32."""
 
-    sizes: Tensor
-    """[2]: the most blocks of a piece, and the number of pieces."""
-    first_pieces: Tensor
-    """[sequences]: the number of each sequence's first piece."""
-    owners: Tensor
-    """[most pieces]: the sequence of each piece. Beyond the number of pieces it is not filled."""
+    num_pieces: Tensor
+    """[1]: the number of pieces."""
+    pieces: Tensor
+    """[most pieces, FIELDS]. Beyond the number of pieces it is not filled."""
     arrivals: Tensor
     """[sequences * KV heads]: how many pieces of a sequence have ended; 0 between layers."""
 
@@ -85,13 +91,16 @@ class TritonSingles:
         keys = keys_of_block(query.dtype)
         if part is not self._part:
             self._part, self._plans = part, {}
-        if form.window not in self._plans:
+        is_planned = form.window in self._plans
+        if not is_planned:
             self._plans[form.window] = plan_pieces(part, kv_heads, form.window, keys, workers)
         plan = self._plans[form.window]
         num_pieces = most_pieces(num, workers)
         partial = query.new_empty(num_pieces, num_heads, head_dim, dtype=torch.float32)
         log_sums = query.new_empty(num_pieces, num_heads, dtype=torch.float32)
         group = num_heads // kv_heads
+        dim_block = triton.next_power_of_2(head_dim)
+        members = min(triton.next_power_of_2(group), max(1, MOST_JOINED // dim_block))
         # KV heads first: those of one token are neighbours in memory.
         _piece_kernel[(kv_heads, num_pieces)](
             query,
@@ -101,24 +110,22 @@ class TritonSingles:
             pages.values,
             pages.scales,
             part.page_tables,
-            part.context_lengths,
-            plan.sizes,
-            plan.first_pieces,
-            plan.owners,
+            plan.num_pieces,
+            plan.pieces,
             plan.arrivals,
             query.stride(0),
             output.stride(0),
             part.page_tables.stride(0),
             form.scale,
             form.softcap or 0.0,
-            form.window or 0,
+            int(is_planned),
             GROUP=group,
             GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
-            DIM_BLOCK=triton.next_power_of_2(head_dim),
+            DIM_BLOCK=dim_block,
             KEYS=keys,
-            JOIN=JOIN_TILE,
+            MEMBERS=members,
+            JOIN=min(JOIN_TILE, MOST_JOINED // (members * dim_block)),
             HAS_SOFTCAP=form.softcap is not None,
-            HAS_WINDOW=form.window is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             num_warps=4,
             num_stages=self._num_stages,
@@ -139,16 +146,14 @@ def plan_pieces(
     it does not wait for the device."""
     num, contexts = part.num_slices, part.context_lengths
     plan = DevicePlan(
-        sizes=contexts.new_empty(2),
-        first_pieces=contexts.new_empty(num),
-        owners=contexts.new_empty(most_pieces(num, workers)),
+        num_pieces=contexts.new_empty(1),
+        pieces=contexts.new_empty(most_pieces(num, workers), FIELDS.value),
         arrivals=contexts.new_empty(num * kv_heads),
     )
     _plan_kernel[(triton.cdiv(num, PLAN_TILE),)](
         contexts,
-        plan.sizes,
-        plan.first_pieces,
-        plan.owners,
+        plan.num_pieces,
+        plan.pieces,
         plan.arrivals,
         num,
         window or 0,
@@ -187,9 +192,8 @@ def _num_blocks(context, window, KEYS: tl.constexpr, HAS_WINDOW: tl.constexpr):
 )
 def _plan_kernel(
     contexts,
-    sizes,
-    first_pieces,
-    owners,
+    piece_count,
+    pieces,
     arrivals,
     num,
     window,
@@ -212,7 +216,8 @@ def _plan_kernel(
     share = tl.cdiv(total * SLACK_OVER, workers * SLACK_UNDER)
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_row = rows < num
-    own = _num_blocks(tl.load(contexts + rows, mask=is_row, other=0), window, KEYS, HAS_WINDOW)
+    lengths = tl.load(contexts + rows, mask=is_row, other=0)
+    own = _num_blocks(lengths, window, KEYS, HAS_WINDOW)
     counts = (own + share - 1) // share
     starts = tl.zeros([TILE], tl.int32)
     num_pieces = 0
@@ -226,21 +231,31 @@ def _plan_kernel(
             (blocks[None, :] == own[:, None]) & (others[None, :] < rows[:, None])
         )
         starts += tl.sum(tl.where(comes_before, their_counts[None, :], 0), 1)
-    tl.store(first_pieces + rows, starts, mask=is_row)
+    firsts = tl.zeros([TILE], tl.int32)
+    if HAS_WINDOW:
+        firsts = tl.maximum(0, lengths - window)
     for index in range(0, tl.max(counts, 0)):
-        tl.store(owners + starts + index, rows, mask=is_row & (index < counts))
+        at = pieces + (starts + index) * FIELDS
+        has_piece = is_row & (index < counts)
+        begins = (firsts // KEYS + index * own // counts) * KEYS
+        ends = (firsts // KEYS + (index + 1) * own // counts) * KEYS
+        tl.store(at, rows, mask=has_piece)
+        tl.store(at + 1, begins, mask=has_piece)
+        tl.store(at + 2, tl.minimum(lengths, ends), mask=has_piece)
+        tl.store(at + 3, firsts, mask=has_piece)
+        tl.store(at + 4, starts, mask=has_piece)
+        tl.store(at + 5, counts, mask=has_piece)
     heads = tl.arange(0, HEADS_BLOCK)
     at = arrivals + rows[:, None] * KV_HEADS + heads[None, :]
     none = tl.zeros([TILE, HEADS_BLOCK], tl.int32)
     tl.store(at, none, mask=is_row[:, None] & (heads < KV_HEADS)[None, :])
     if tl.program_id(0) == 0:
-        tl.store(sizes, share)
-        tl.store(sizes + 1, num_pieces)
+        tl.store(piece_count, num_pieces)
 
 
 @triton.jit(
-    do_not_specialize=["window", "table_stride"],
-    do_not_specialize_on_alignment=["page_tables", "context_lengths"],
+    do_not_specialize=["table_stride", "is_planned"],
+    do_not_specialize_on_alignment=["page_tables"],
 )
 def _piece_kernel(
     query,
@@ -250,17 +265,15 @@ def _piece_kernel(
     values,
     scales,
     page_tables,
-    context_lengths,
-    sizes,
-    first_pieces,
-    owners,
+    piece_count,
+    pieces,
     arrivals,
     query_stride,
     output_stride,
     table_stride,
     scale,
     softcap,
-    window,
+    is_planned,
     GROUP: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -271,30 +284,31 @@ def _piece_kernel(
     SCALES: tl.constexpr,
     HAS_FP8: tl.constexpr,
     KEYS: tl.constexpr,
+    MEMBERS: tl.constexpr,
     JOIN: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_DEPENDENT: tl.constexpr,
 ):
     if IS_DEPENDENT:
         gdc_launch_dependents()
-        gdc_wait()
+        # The kernel that plans lets nobody in before it has ended, so all but the first that uses
+        # its plan can read it while the kernel before them runs.
+        if is_planned == 0:
+            gdc_wait()
     kv_head, piece = tl.program_id(0), tl.program_id(1)
-    if piece >= tl.load(sizes + 1):
+    num_all = tl.load(piece_count)
+    record = pieces + piece * FIELDS
+    sequence = tl.load(record)
+    begin = tl.load(record + 1)
+    end = tl.load(record + 2)
+    first = tl.load(record + 3)
+    first_piece = tl.load(record + 4)
+    num_pieces = tl.load(record + 5)
+    if IS_DEPENDENT:
+        gdc_wait()
+    if piece >= num_all:
         return
-    sequence = tl.load(owners + piece)
-    first_piece = tl.load(first_pieces + sequence)
-    context = tl.load(context_lengths + sequence)
-    num_blocks = _num_blocks(context, window, KEYS, HAS_WINDOW)
-    num_pieces = tl.cdiv(num_blocks, tl.load(sizes))
-    first = 0
-    if HAS_WINDOW:
-        first = tl.maximum(0, context - window)
-    index = piece - first_piece
-    begin = (first // KEYS + index * num_blocks // num_pieces) * KEYS
-    end = (first // KEYS + (index + 1) * num_blocks // num_pieces) * KEYS
-    end = tl.minimum(context, end)
     group = tl.arange(0, GROUP_BLOCK)
     dims = tl.arange(0, DIM_BLOCK)
     is_dim = dims < HEAD_DIM
@@ -342,14 +356,16 @@ def _piece_kernel(
         tl.debug_barrier()
         arrival = arrivals + sequence * KV_HEADS + kv_head
         if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == num_pieces - 1:
-            for member in range(GROUP):
-                head = kv_head * GROUP + member
+            for start in range(0, GROUP, MEMBERS):
+                members = start + tl.arange(0, MEMBERS)
+                is_member = (members < GROUP)[:, None] & is_dim[None, :]
                 joined = _joined(
-                    partial, log_sums, first_piece, num_pieces, head, dims, is_dim,
-                    KV_HEADS * GROUP, HEAD_DIM, DIM_BLOCK, JOIN,
+                    partial, log_sums, first_piece, num_pieces, kv_head * GROUP + members, dims,
+                    is_member, KV_HEADS * GROUP, HEAD_DIM, DIM_BLOCK, MEMBERS, JOIN,
                 )  # fmt: skip
-                row = sequence.to(tl.int64) * output_stride + head * HEAD_DIM
-                tl.store(output + row + dims, joined.to(output.dtype.element_ty), mask=is_dim)
+                row = sequence.to(tl.int64) * output_stride
+                to = output + row + (kv_head * GROUP + members)[:, None] * HEAD_DIM + dims[None, :]
+                tl.store(to, joined.to(output.dtype.element_ty), mask=is_member)
             tl.store(arrival, 0)
 
 
@@ -359,36 +375,43 @@ def _joined(
     log_sums,
     first_piece,
     num_pieces,
-    head,
+    heads,
     dims,
-    is_dim,
+    wanted,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_BLOCK: tl.constexpr,
+    MEMBERS: tl.constexpr,
     JOIN: tl.constexpr,
 ):
-    """Returns what the pieces of one sequence and head amount to, [dims]; other programs have
-    written some of them, so nothing may come from this multiprocessor's own cache (`.cg`)."""
-    greatest = float("-inf")
-    total = 0.0
-    weighted = tl.zeros([DIM_BLOCK], tl.float32)
+    """Returns what the pieces of one sequence amount to for `heads`, [heads, dims], where `wanted`.
+    Other programs have written some of them, so nothing may come from this multiprocessor's own
+    cache (`.cg`)."""
+    greatest = tl.full([MEMBERS], float("-inf"), tl.float32)
+    total = tl.zeros([MEMBERS], tl.float32)
+    weighted = tl.zeros([MEMBERS, DIM_BLOCK], tl.float32)
+    is_head = heads < HEADS
     for begin in range(0, num_pieces, JOIN):
         pieces = begin + tl.arange(0, JOIN)
         is_piece = pieces < num_pieces
-        place = (first_piece + pieces) * HEADS + head
+        place = (first_piece + pieces)[:, None] * HEADS + heads[None, :]
         log_sum = tl.load(
-            log_sums + place, mask=is_piece, other=float("-inf"), cache_modifier=".cg"
+            log_sums + place,
+            mask=is_piece[:, None] & is_head[None, :],
+            other=float("-inf"),
+            cache_modifier=".cg",
         )
         values = tl.load(
-            partial + place[:, None] * HEAD_DIM + dims[None, :],
-            mask=is_piece[:, None] & is_dim[None, :],
+            partial + place[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=is_piece[:, None, None] & wanted[None, :, :],
             other=0.0,
             cache_modifier=".cg",
         )
         now = tl.maximum(greatest, tl.max(log_sum, 0))
-        weights = tl.exp2(log_sum - now)
-        shrink = tl.exp2(greatest - now)
+        base = tl.where(is_head, now, 0.0)
+        weights = tl.exp2(log_sum - base[None, :])
+        shrink = tl.exp2(greatest - base)
         total = total * shrink + tl.sum(weights, 0)
-        weighted = weighted * shrink + tl.sum(values * weights[:, None], 0)
+        weighted = weighted * shrink[:, None] + tl.sum(values * weights[:, :, None], 0)
         greatest = now
-    return weighted / total
+    return weighted / total[:, None]

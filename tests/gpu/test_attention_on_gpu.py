@@ -17,7 +17,7 @@ from engine.attention.token_pieces import token_pieces
 from engine.attention.torch_attention import TorchAttention
 from engine.batches.batch import Batch
 from protocol.layout import KVLayout
-from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case
+from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case, planned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -151,10 +151,9 @@ def test_the_device_plans_the_pieces_that_the_pure_function_says() -> None:
     part = Batch.build(case.slices, 64, CUDA).singles
     for window, workers in itertools.product((None, 100), (1, 33, 264)):
         plan = plan_pieces(part, kv_heads=8, window=window, keys=64, workers=workers)
-        owners = [piece.sequence for piece in token_pieces(contexts, window, 64, workers)]
-        assert plan.sizes[1] == len(owners)
-        assert plan.owners[: len(owners)].tolist() == owners
-        assert plan.first_pieces.tolist() == [owners.index(i) for i in range(len(contexts))]
+        expected = token_pieces(contexts, window, 64, workers)
+        assert plan.num_pieces[0] == len(expected)
+        assert plan.pieces[: len(expected), :6].tolist() == planned(expected, contexts, window, 64)
         assert not plan.arrivals.any()
 
 

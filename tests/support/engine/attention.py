@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend, AttentionForm
+from engine.attention.token_pieces import TokenPiece
 from engine.batches.batch import Batch
 from engine.batches.sequence import Slice
 from engine.cache.fp8 import from_fp8, scales_of, to_fp8
@@ -129,3 +130,22 @@ class Case:
         atol, rtol = bits.get(self.query.dtype, (0.02, 0.02))
         output, expected = self.output(backend, form).double(), self.reference(form)
         torch.testing.assert_close(output, expected, atol=atol, rtol=rtol)
+
+
+def planned(
+    pieces: Sequence[TokenPiece], contexts: Sequence[int], window: int | None, block: int
+) -> list[list[int]]:
+    """Returns what a plan on the device has to say of each of `pieces`: its sequence, its keys in
+    whole blocks, the first key that is seen, and which pieces its sequence has."""
+    owners = [piece.sequence for piece in pieces]
+    return [
+        [
+            piece.sequence,
+            piece.begin // block * block,
+            piece.end,
+            max(0, contexts[piece.sequence] - window) if window else 0,
+            owners.index(piece.sequence),
+            owners.count(piece.sequence),
+        ]
+        for piece in pieces
+    ]

@@ -17,7 +17,7 @@ from engine.attention.backend import AttentionForm
 from engine.attention.token_pieces import token_pieces
 from engine.batches.batch import Batch
 from protocol.layout import Scales
-from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case
+from tests.support.engine.attention import CHUNKS, PROMPTS, SINGLES, Case, planned
 
 if TYPE_CHECKING:
     from engine.attention.triton_attention import TritonAttention
@@ -114,10 +114,8 @@ def test_the_device_plans_the_pieces_that_the_pure_function_says(
     for workers in (1, 33, 200):
         plan = plan_pieces(part, kv_heads=2, window=window, keys=32, workers=workers)
         expected = token_pieces(contexts, window, 32, workers)
-        owners = [piece.sequence for piece in expected]
-        assert plan.sizes[1] == len(owners) <= len(plan.owners)
-        assert plan.owners[: len(owners)].tolist() == owners
-        assert plan.first_pieces.tolist() == [owners.index(i) for i in range(num)]
+        assert plan.num_pieces[0] == len(expected) <= len(plan.pieces)
+        assert plan.pieces[: len(expected), :6].tolist() == planned(expected, contexts, window, 32)
         assert plan.arrivals.tolist() == [0] * (2 * num)
 
 
