@@ -20,6 +20,8 @@ from dataclasses import dataclass
 SLACK = (9, 8)
 """A piece may be longer than an equal share by this ratio. Cutting a context in two because it is a
 block longer than the others would cost more than waiting for that block."""
+LEAST_BLOCKS = 3
+"""Pieces of fewer blocks are not made: joining one more takes as long as reading a block."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def token_pieces(
         _ceiling(context, block) - first // block
         for context, first in zip(contexts, firsts, strict=True)
     ]
-    share = _ceiling(sum(blocks) * SLACK[0], workers * SLACK[1])
+    share = max(_ceiling(sum(blocks) * SLACK[0], workers * SLACK[1]), LEAST_BLOCKS)
     pieces = []
     for sequence in sorted(range(len(contexts)), key=lambda i: (-blocks[i], i)):
         count = _ceiling(blocks[sequence], share)

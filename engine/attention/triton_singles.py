@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.attention.backend import AttentionForm
-from engine.attention.token_pieces import SLACK, most_pieces
+from engine.attention.token_pieces import LEAST_BLOCKS, SLACK, most_pieces
 from engine.batches.batch import SliceGroup
 from engine.cache.triton_pages import KernelPages, read_keys, score_scale, unlifted, weighed
 from engine.dependent_launch import OPTION
@@ -165,6 +165,7 @@ def plan_pieces(
         HAS_WINDOW=window is not None,
         SLACK_OVER=SLACK[0],
         SLACK_UNDER=SLACK[1],
+        LEAST=LEAST_BLOCKS,
         num_warps=4,
     )
     return plan
@@ -205,6 +206,7 @@ def _plan_kernel(
     HAS_WINDOW: tl.constexpr,
     SLACK_OVER: tl.constexpr,
     SLACK_UNDER: tl.constexpr,
+    LEAST: tl.constexpr,
 ):
     """Each program plans some of the sequences. For that it looks at the lengths of all, so that no
     program waits for another."""
@@ -213,7 +215,7 @@ def _plan_kernel(
         others = begin + tl.arange(0, TILE)
         context = tl.load(contexts + others, mask=others < num, other=0)
         total += tl.sum(_num_blocks(context, window, KEYS, HAS_WINDOW), 0)
-    share = tl.cdiv(total * SLACK_OVER, workers * SLACK_UNDER)
+    share = tl.maximum(tl.cdiv(total * SLACK_OVER, workers * SLACK_UNDER), LEAST)
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_row = rows < num
     lengths = tl.load(contexts + rows, mask=is_row, other=0)
