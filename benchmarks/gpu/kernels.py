@@ -159,9 +159,10 @@ def _attention(rates: MachineRates) -> list[dict[str, Any]]:
 
     processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
     singles = [
-        SinglesTuning(programs, stages, is_dependent=True)
-        for programs in (2, 3, 4)
-        for stages in (3, 5)
+        SinglesTuning(programs, stages, registers, is_dependent=True)
+        for registers in (128, 255)
+        for programs in (3, 4)
+        for stages in (2, 3, 5)
     ]
     prompts = [
         PromptTuning(rows, keys, warps, stages)

@@ -21,7 +21,9 @@ SLACK = (9, 8)
 """A piece may be longer than an equal share by this ratio. Cutting a context in two because it is a
 block longer than the others would cost more than waiting for that block."""
 LEAST_BLOCKS = 3
-"""Pieces of fewer blocks are not made: joining one more takes as long as reading a block."""
+FEW_PIECES = 12
+"""Pieces of fewer blocks are not made, unless there are fewer pieces than these: joining many takes
+longer than reading another block."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,21 @@ def token_pieces(
     """Cuts contexts, of at least one token each, into pieces that begin at multiples of `block`
     keys.
 
-    A piece has at most an equal share of all blocks, but for the slack, and the pieces of a
-    sequence differ by one block at most. `workers` is how many pieces are computed at once. Those
-    of the longest contexts come first, so that none of them is begun last; those of one sequence
-    stay together, in the order of their keys. How a sequence is cut depends on its own length and
-    on the common share alone: sequences of one length are cut alike, and give the same bits.
+    A piece has at most an equal share of all blocks, but for the slack and the least size, and the
+    pieces of a sequence differ by one block at most. `workers` is how many pieces are computed at
+    once. Those of the longest contexts come first, so that none of them is begun last; those of one
+    sequence stay together, in the order of their keys. How a sequence is cut depends on its own
+    length and on the common share alone: sequences of one length are cut alike, and give the same
+    bits.
     """
     firsts = [0 if window is None else max(0, context - window) for context in contexts]
     blocks = [
         _ceiling(context, block) - first // block
         for context, first in zip(contexts, firsts, strict=True)
     ]
-    share = max(_ceiling(sum(blocks) * SLACK[0], workers * SLACK[1]), LEAST_BLOCKS)
+    total = sum(blocks)
+    share = _ceiling(total * SLACK[0], workers * SLACK[1])
+    share = max(share, min(LEAST_BLOCKS, _ceiling(total, FEW_PIECES)))
     pieces = []
     for sequence in sorted(range(len(contexts)), key=lambda i: (-blocks[i], i)):
         count = _ceiling(blocks[sequence], share)

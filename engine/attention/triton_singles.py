@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from engine.attention.backend import AttentionForm
-from engine.attention.token_pieces import LEAST_BLOCKS, SLACK, most_pieces
+from engine.attention.token_pieces import FEW_PIECES, LEAST_BLOCKS, SLACK, most_pieces
 from engine.batches.batch import SliceGroup
 from engine.cache.triton_pages import KernelPages, read_keys, score_scale, unlifted, weighed
 from engine.dependent_launch import OPTION
@@ -30,6 +30,8 @@ JOIN_TILE = 16
 """The most pieces that are joined at once."""
 MOST_JOINED = 8192
 """The most numbers that a program joins at once; a thread holds 64 of them."""
+MOST_LIMITED = 16 * 128
+"""The most numbers of queries in a program whose registers are limited."""
 FIELDS = tl.constexpr(8)
 """The numbers of a piece in a plan: its sequence, the first of its keys and the first after them,
 the first key that the sequence's token sees, the number of the sequence's first piece, and how many
@@ -40,10 +42,14 @@ pieces the sequence has. Two are free, so that a piece fills a sector of the mem
 class SinglesTuning:
     """What makes the kernels fast, and changes no result but its rounding."""
 
-    programs_per_processor: int = 3
+    programs_per_processor: int = 4
     """How many pieces a multiprocessor is meant to have at once."""
-    num_stages: int = 5
+    num_stages: int = 3
     """How far ahead a program reads. The look into the page table takes two stages of it."""
+    most_registers: int = 128
+    """Of a thread, so that a multiprocessor has room for as many programs. Joining would take more,
+    and by that slow down the reading, as the compiler counts for both what the greedier one needs.
+    Programs with larger tiles than MOST_LIMITED have no such limit, as they would have to spill."""
     is_dependent: bool = False
     """Kernels are launched as `engine/dependent_launch.py` says."""
 
@@ -71,7 +77,7 @@ class TritonSingles:
         self._launch: dict[str, Any] = {"IS_DEPENDENT": tuning.is_dependent}
         if tuning.is_dependent:
             self._launch[OPTION] = True
-        self._num_stages = tuning.num_stages
+        self._tuning = tuning
         self._part: SliceGroup | None = None
         self._plans: dict[int | None, DevicePlan] = {}
 
@@ -99,7 +105,9 @@ class TritonSingles:
         partial = query.new_empty(num_pieces, num_heads, head_dim, dtype=torch.float32)
         log_sums = query.new_empty(num_pieces, num_heads, dtype=torch.float32)
         group = num_heads // kv_heads
+        group_block = max(16, triton.next_power_of_2(group))
         dim_block = triton.next_power_of_2(head_dim)
+        is_limited = group_block * dim_block <= MOST_LIMITED
         members = min(triton.next_power_of_2(group), max(1, MOST_JOINED // dim_block))
         # KV heads first: those of one token are neighbours in memory.
         _piece_kernel[(kv_heads, num_pieces)](
@@ -120,7 +128,7 @@ class TritonSingles:
             form.softcap or 0.0,
             int(is_planned),
             GROUP=group,
-            GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
+            GROUP_BLOCK=group_block,
             DIM_BLOCK=dim_block,
             KEYS=keys,
             MEMBERS=members,
@@ -128,7 +136,8 @@ class TritonSingles:
             HAS_SOFTCAP=form.softcap is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
             num_warps=4,
-            num_stages=self._num_stages,
+            num_stages=self._tuning.num_stages,
+            maxnreg=self._tuning.most_registers if is_limited else None,
             **pages.constants,
             **self._launch,
         )
@@ -166,6 +175,7 @@ def plan_pieces(
         SLACK_OVER=SLACK[0],
         SLACK_UNDER=SLACK[1],
         LEAST=LEAST_BLOCKS,
+        FEW=FEW_PIECES,
         num_warps=4,
     )
     return plan
@@ -207,6 +217,7 @@ def _plan_kernel(
     SLACK_OVER: tl.constexpr,
     SLACK_UNDER: tl.constexpr,
     LEAST: tl.constexpr,
+    FEW: tl.constexpr,
 ):
     """Each program plans some of the sequences. For that it looks at the lengths of all, so that no
     program waits for another."""
@@ -215,7 +226,8 @@ def _plan_kernel(
         others = begin + tl.arange(0, TILE)
         context = tl.load(contexts + others, mask=others < num, other=0)
         total += tl.sum(_num_blocks(context, window, KEYS, HAS_WINDOW), 0)
-    share = tl.maximum(tl.cdiv(total * SLACK_OVER, workers * SLACK_UNDER), LEAST)
+    share = tl.cdiv(total * SLACK_OVER, workers * SLACK_UNDER)
+    share = tl.maximum(share, tl.minimum(LEAST, tl.cdiv(total, FEW)))
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_row = rows < num
     lengths = tl.load(contexts + rows, mask=is_row, other=0)

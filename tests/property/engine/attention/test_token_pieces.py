@@ -7,7 +7,14 @@ from itertools import groupby, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.attention.token_pieces import SLACK, TokenPiece, most_pieces, token_pieces
+from engine.attention.token_pieces import (
+    FEW_PIECES,
+    LEAST_BLOCKS,
+    SLACK,
+    TokenPiece,
+    most_pieces,
+    token_pieces,
+)
 
 CONTEXTS = st.lists(st.integers(1, 20_000) | st.integers(1, 300), min_size=1, max_size=60)
 WINDOWS = st.none() | st.integers(1, 5000)
@@ -44,7 +51,8 @@ def test_no_piece_is_much_longer_than_an_equal_share(
 ) -> None:
     pieces = token_pieces(contexts, window, block, workers)
     lengths = [num_blocks(piece.begin, piece.end, block) for piece in pieces]
-    assert max(lengths) < sum(lengths) * SLACK[0] / (workers * SLACK[1]) + 1
+    least = min(LEAST_BLOCKS, sum(lengths) / FEW_PIECES + 1)
+    assert max(lengths) < max(sum(lengths) * SLACK[0] / (workers * SLACK[1]) + 1, least + 1)
     for its in sequences(pieces):
         own = [num_blocks(piece.begin, piece.end, block) for piece in its]
         assert max(own) - min(own) <= 1
@@ -80,3 +88,9 @@ def test_one_long_context_spreads_over_all_workers() -> None:
 def test_equal_contexts_that_fill_the_device_stay_whole() -> None:
     assert len(token_pieces([2080] * 32, None, 64, 33)) == 32
     assert len(token_pieces([2080] * 128, None, 64, 33)) == 128
+
+
+def test_a_few_blocks_are_not_cut_into_single_ones() -> None:
+    """Whatever the device has room for; but a short context alone has nothing to wait for."""
+    assert [len(token_pieces([n], None, 64, 66)) for n in (64, 300, 1000, 2048)] == [1, 5, 8, 11]
+    assert len(token_pieces([300] * 32, None, 64, 264)) == 64
