@@ -104,6 +104,37 @@ def test_nodes_go_round_the_gpus_and_ranks_get_neighbours() -> None:
             assert max(shares) == max(used.count(gpu) for gpu in used)
 
 
+@pytest.mark.parametrize(
+    ("num_gpus", "prefill", "decode"),
+    [(n, p, d) for n in (2, 4, 8) for p in (1, 2, 4, 8) for d in (1, 2, 4, 8) if max(p, d) <= n],
+)
+def test_ranks_that_exchange_pages_are_on_two_gpus(
+    num_gpus: int, prefill: int, decode: int
+) -> None:
+    """Unless the only rank of one node has heads in common with all, on every GPU, of the other."""
+    places = assign_gpus(num_gpus, {"p0": prefill, "d0": decode})
+    meetings = [
+        (sender, receiver)
+        for sender, gpu in enumerate(places["p0"].gpus)
+        for receiver, other in enumerate(places["d0"].gpus)
+        if gpu == other
+        and not {*range(sender * 8 // prefill, (sender + 1) * 8 // prefill)}.isdisjoint(
+            range(receiver * 8 // decode, (receiver + 1) * 8 // decode)
+        )
+    ]
+    is_hopeless = 1 in (prefill, decode) and num_gpus in (prefill, decode)
+    assert len(meetings) == is_hopeless
+    if prefill + decode > num_gpus:
+        assert places["d0"].flags["memory_share"] == "0.5000"
+
+
+def test_behind_the_last_gpu_comes_the_first() -> None:
+    places = assign_gpus(4, {"p0": 4, "d0": 4})
+    assert (places["p0"].gpus, places["d0"].gpus) == ((0, 1, 2, 3), (1, 2, 3, 0))
+    assert assign_gpus(4, {"p0": 4, "d0": 2})["d0"].gpus == (3, 0)
+    assert "p0 on cuda:0 to cuda:3, d0 on cuda:1 round to cuda:0" in told(places)
+
+
 def test_a_node_with_more_ranks_than_gpus_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"node d0 .* 4, .* 2 are visible; choose a smaller size"):
         assign_gpus(2, {"p0": 1, "d0": 4})
