@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cluster import LocalCluster
+from infra.cluster import ClusterPlan, LocalCluster
 from infra.gpus import visible
 from infra.gpus.assignment import assign_gpus, told
 from infra.gpus.visible import installed_gpus, listed_gpus, num_visible_gpus, visible_of
@@ -36,6 +36,26 @@ def flags_by_node(flags: Mapping[str, str], num_gpus: int) -> dict[str, tuple[st
     for name in planned.node_names:
         cluster.start_node("prefill" if name.startswith("p") else "decode", name)
     return started
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "size", "events"),
+    [
+        (4, 4, ["p0", "wait", "d0", "wait", "wait"]),
+        (8, 4, ["p0", "d0", "wait"]),
+        (1, 1, ["p0", "d0", "wait"]),
+    ],
+)
+def test_nodes_whose_ranks_share_gpus_start_in_turn(
+    num_gpus: int, size: int, events: list[str]
+) -> None:
+    places = assign_gpus(num_gpus, {"p0": size, "d0": size})
+    cluster = LocalCluster(ClusterPlan(1, 1, "127.0.0.1", 30000, assignments=places))
+    seen: list[str] = []
+    cluster.start_process = lambda role, name, flags: seen.append(name)  # type: ignore[assignment, method-assign]
+    cluster.wait_for_nodes = lambda: seen.append("wait")  # type: ignore[method-assign]
+    cluster.start_planned_nodes()
+    assert seen == events
 
 
 def test_what_nvidia_smi_lists_are_cards_and_their_parts_are_none() -> None:

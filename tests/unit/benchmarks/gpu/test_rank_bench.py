@@ -109,5 +109,5 @@ def test_ranks_are_processes_and_one_that_fails_says_why(task: RankTask) -> None
     broken = dataclasses.replace(task, model=task.model / "nowhere")
     with pytest.raises(RanksFailed, match=r"rank \d failed: .*config.json"):
         measure_ranks(broken, [CPU, CPU], num_threads=1)
-    with pytest.raises(RanksFailed, match="did not measure everything within 0.01 s"):
+    with pytest.raises(RanksFailed, match=r"did not measure everything within 0\.01 s"):
         measure_ranks(task, [CPU, CPU], num_threads=1, timeout_s=0.01)
