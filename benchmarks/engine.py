@@ -229,12 +229,13 @@ def _measure_forms(given: argparse.Namespace, console: Console) -> FormsReport:
 def _measure_ranks(given: argparse.Namespace) -> RanksReport:
     """Measures our engine as several ranks with each `--quantization` that is asked for. Ends the
     program if none can be measured."""
+    on_gpu = given.device == "cuda"
     options = EngineOptions(
-        dtype=given.dtype if given.device == "cuda" else "float32",
+        dtype=given.dtype if on_gpu else "float32",
         load_format="dummy",
         attention_backend=given.attention_backend,
     )
-    names, plan = given.quantization or ["none"], ranks_plan(given.quick)
+    names, plan = given.quantization or ["none"], ranks_plan(given.quick, on_gpu)
     size, device, num_threads = given.tensor_parallel_size, given.device, given.threads
     try:
         devices = devices_of(device, size)

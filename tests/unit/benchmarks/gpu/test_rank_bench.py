@@ -16,7 +16,7 @@ from benchmarks.engines.floor import MachineRates, decode_work
 from benchmarks.engines.random_model import save_random_model
 from benchmarks.engines.shapes import SHAPES
 from benchmarks.gpu import rank_steps
-from benchmarks.gpu.plan import DecodeCell, GpuPlan
+from benchmarks.gpu.plan import DecodeCell, GpuPlan, ranks_plan
 from benchmarks.gpu.rank_report import RanksReport, rest_s
 from benchmarks.gpu.rank_steps import RankFigures, RankRow, RankTask, measure_rank, rank_work
 from benchmarks.gpu.ranks import RanksFailed, measure_ranks
@@ -71,6 +71,12 @@ def test_ranks_measure_every_cell_side_by_side(
         assert cells == [*expected, ("decode", 2, "20"), ("decode", 1, "90")]
         assert all(row.collectives_s > 0 and row.floor_s > 0 for row in figures.rows)
         assert [row.strict_s is None for row in figures.rows] == [True, True, False, False]
+
+
+def test_a_quick_plan_has_part_of_the_cells_and_one_for_cpus_small_ones() -> None:
+    whole, quick, small = ranks_plan(False, True), ranks_plan(True, True), ranks_plan(False, False)
+    assert {*quick.decodes} < {*whole.decodes} and {*quick.prompts} < {*whole.prompts}
+    assert small.longest < quick.longest < whole.longest
 
 
 def test_the_floor_of_a_rank_is_that_of_its_part(task: RankTask) -> None:
