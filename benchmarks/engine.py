@@ -4,6 +4,8 @@
     .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b [--peers vllm,sglang]
     .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-8b \
         --quantization none,int4,int8,fp8
+    .venv/bin/python -m benchmarks.engine --device cuda --shape llama-3-70b \
+        --tensor-parallel-size 4 --quantization none,fp8
 
 Physics: `benchmarks.engines.floor` says what a step cannot be faster than. Decoding reads all
 weights for each step, so a batch is nearly free until either the K and V of its contexts outweigh
@@ -16,13 +18,15 @@ other, and the time between two steps (`benchmarks.engines.loop`).
 What is compared is greedy decoding in float32 of sequences of equal length (which spares
 `transformers` the padding that it would need otherwise), after all engines have chosen the same
 tokens on the same text (`benchmarks.engines.check`). On CUDA (`benchmarks.gpu`) the peers are vLLM
-and SGLang, in bfloat16 and with random weights, each on the same card in the same run.
+and SGLang, in bfloat16 and with random weights, each on the same card in the same run. With
+--tensor-parallel-size, as many ranks compute one model (`benchmarks.gpu.rank_steps`), on CPUs too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -52,13 +56,17 @@ from benchmarks.engines.shapes import SHAPES, save_model
 from benchmarks.gpu.forms import FormsReport, measure_forms
 from benchmarks.gpu.measuring import measure_shape
 from benchmarks.gpu.peer_process import PEERS as GPU_PEERS
-from benchmarks.gpu.plan import forms_plan, standard_plan
+from benchmarks.gpu.plan import forms_plan, ranks_plan, standard_plan
+from benchmarks.gpu.rank_report import RanksReport
+from benchmarks.gpu.ranks import RanksFailed, measure_each_form
 from benchmarks.gpu.report import GpuReport
 from benchmarks.machine import machine
 from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
 from node.config import CPU_CHUNK, GPU_CHUNK
+from node.devices import devices_of
+from protocol.config import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "models" / "tiny"
@@ -71,36 +79,53 @@ def main() -> None:
     """Measures on the device that is asked for; prints tables and, last, a line of JSON."""
     parser = _parser()
     given = parser.parse_args()
-    known = tuple(GPU_PEERS) if given.device == "cuda" else PEERS
     peers = list(PEERS) if given.device == "cpu" else []
     if given.peers is not None:
         peers = [name for name in given.peers.split(",") if name]
-    if unknown := set(peers) - set(known):
-        parser.error(f"no engine {', '.join(sorted(unknown))}; choose from {','.join(known)}")
-    if given.device == "cuda" and given.model is not None:
-        parser.error("with --device cuda name a --shape, whose weights are random")
-    if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device; run it on a machine that has one")
-    if given.device == "cpu" and given.quantization is not None:
-        parser.error("--quantization is compared on CUDA alone; name --device cuda")
-    if given.model not in (None, "embedded") and not Path(given.model).is_dir():
-        parser.error(f"{given.model} is no directory; name a model's, or embedded")
+    _refuse_contradictions(parser, given, peers)
     torch.set_num_threads(given.threads)
     console = Console(width=110)
-    with tempfile.TemporaryDirectory() as directory:
-        report: EngineReport | GpuReport | FormsReport
-        if given.device == "cuda" and given.quantization is not None:
-            report = _measure_forms(given, console)
-        elif given.device == "cuda":
-            report = _measure_cuda(given, peers, console)
-        else:
-            report = _measure_cpu(given, peers, Path(directory), console)
+    report = _report(given, peers, console)
     for table in report.tables():
         console.print(table)
     line = json.dumps(report.as_json())
     if given.out is not None:
         given.out.write_text(line + "\n", encoding="utf-8")
     print(line)
+
+
+def _refuse_contradictions(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, peers: Sequence[str]
+) -> None:
+    """Ends the program with a sentence if flags contradict one another or this machine."""
+    known = tuple(GPU_PEERS) if given.device == "cuda" else PEERS
+    if unknown := set(peers) - set(known):
+        parser.error(f"no engine {', '.join(sorted(unknown))}; choose from {','.join(known)}")
+    if given.device == "cuda" and given.model is not None:
+        parser.error("with --device cuda name a --shape, whose weights are random")
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; run it on a machine that has one")
+    is_split = given.tensor_parallel_size > 1
+    if is_split and (given.model is not None or given.peers):
+        parser.error("--tensor-parallel-size takes a --shape with random weights, and no --peers")
+    if given.device == "cpu" and given.quantization is not None and not is_split:
+        parser.error("--quantization is compared on CUDA alone; name --device cuda")
+    if given.model not in (None, "embedded") and not Path(given.model).is_dir():
+        parser.error(f"{given.model} is no directory; name a model's, or embedded")
+
+
+def _report(
+    given: argparse.Namespace, peers: Sequence[str], console: Console
+) -> EngineReport | GpuReport | FormsReport | RanksReport:
+    """Measures what the flags ask for."""
+    if given.tensor_parallel_size > 1:
+        return _measure_ranks(given)
+    if given.device == "cuda" and given.quantization is not None:
+        return _measure_forms(given, console)
+    if given.device == "cuda":
+        return _measure_cuda(given, peers, console)
+    with tempfile.TemporaryDirectory() as directory:
+        return _measure_cpu(given, peers, Path(directory), console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +168,12 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: text.split(","),
         metavar="NAMES",
         help="no peers, but the engine with each of these, like none,int4,int8,fp8",
+    )
+    on_cuda.add_argument(
+        "--tensor-parallel-size",
+        type=_positive,
+        default=1,
+        help="no peers, but the engine as so many ranks, with each --quantization; on a CPU, too",
     )
     on_cuda.add_argument("--quick", action="store_true", help="fewer lengths and steps")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
@@ -193,6 +224,26 @@ def _measure_forms(given: argparse.Namespace, console: Console) -> FormsReport:
     plan = forms_plan(given.quick)
     names = given.quantization
     return measure_forms(given.shape, options, names, plan, given.chunk_tokens, console)
+
+
+def _measure_ranks(given: argparse.Namespace) -> RanksReport:
+    """Measures our engine as several ranks with each `--quantization` that is asked for. Ends the
+    program if none can be measured."""
+    on_gpu = given.device == "cuda"
+    options = EngineOptions(
+        dtype=given.dtype if on_gpu else "float32",
+        load_format="dummy",
+        attention_backend=given.attention_backend,
+    )
+    names, plan = given.quantization or ["none"], ranks_plan(given.quick, on_gpu)
+    size, device, num_threads = given.tensor_parallel_size, given.device, given.threads
+    try:
+        devices = devices_of(device, size)
+        return measure_each_form(
+            given.shape, options, names, plan, given.chunk_tokens, devices, num_threads
+        )
+    except (RanksFailed, ConfigError) as error:
+        sys.exit(f"bench-engine: {error}")
 
 
 def _measure_cpu(

@@ -61,6 +61,13 @@ class ClusterPlan:
         """The names of the nodes, prefill nodes first."""
         return names_of_nodes(self.num_prefill, self.num_decode)
 
+    @property
+    def starts_in_turn(self) -> bool:
+        """True where ranks of several nodes share GPUs. Each sum over the ranks of a node waits
+        until all its GPUs compute for that node, so two that warm up at once take far longer."""
+        places = self.assignments.values()
+        return any(place.num_sharing > 1 and len(place.gpus) > 1 for place in places)
+
 
 def names_of_nodes(num_prefill: int, num_decode: int) -> tuple[str, ...]:
     """Returns the names of a cluster's nodes, prefill nodes first."""
@@ -152,12 +159,19 @@ class LocalCluster:
                 "coordinator",
                 {**plan.coordinator_flags, "host": plan.host, "port": str(plan.port)},
             )
-            for name in plan.node_names:
-                self.start_planned_node(name)
-            self.wait_for_nodes()
+            self.start_planned_nodes()
         except BaseException:
             self.stop()
             raise
+
+    def start_planned_nodes(self) -> None:
+        """Starts the nodes of the plan, and waits until all are registered: after each one where
+        they start in turn. Raises StartError."""
+        for name in self.plan.node_names:
+            self.start_planned_node(name)
+            if self.plan.starts_in_turn:
+                self.wait_for_nodes()
+        self.wait_for_nodes()
 
     def start_planned_node(self, name: str) -> Child:
         """Starts a node of the plan, or starts it again after its end."""

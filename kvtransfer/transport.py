@@ -34,7 +34,8 @@ class LinkStats:
     """The peer's node name; its address as long as no link to it was ever made."""
     direction: Literal["out", "in"]
     transport: str
-    """The backend of the last link: gloo, nccl, shm, …; "" before the first one."""
+    """The backend of the last link: gloo, nccl, shm, …; "" before the first one. Ranks of one node
+    may use several, as nccl+shm."""
     is_open: bool
     """True while there is a link."""
     bytes_moved: int

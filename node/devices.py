@@ -8,8 +8,8 @@ from protocol.config import ConfigError
 
 
 def devices_of(name: str, num_ranks: int) -> list[torch.device]:
-    """Returns the device of each rank. `name` is what --device says; rank i gets the device i
-    places behind that of rank 0.
+    """Returns the device of each rank. `name` is what --device says, the device of rank 0; the
+    other ranks have those that follow, and behind the last one the first.
 
     On a CPU all ranks share it. Raises ConfigError.
     """
@@ -19,13 +19,13 @@ def devices_of(name: str, num_ranks: int) -> list[torch.device]:
     if num_ranks == 1 and first.index is None:
         return [first]
     begin, count = first.index or 0, torch.cuda.device_count()
-    if begin + num_ranks > count:
+    if begin >= count or num_ranks > count:
         raise ConfigError(
-            f"--tensor-parallel-size {num_ranks} with --device {name} needs the devices "
-            f"cuda:{begin} to cuda:{begin + num_ranks - 1}, but torch sees {count}; choose an "
-            "earlier first device or a smaller size"
+            f"--tensor-parallel-size {num_ranks} with --device {name} needs {num_ranks} devices, "
+            f"cuda:{begin} among them, but torch sees {count}; choose an earlier first device or a "
+            "smaller size"
         )
-    return [torch.device("cuda", begin + rank) for rank in range(num_ranks)]
+    return [torch.device("cuda", (begin + rank) % count) for rank in range(num_ranks)]
 
 
 def _first_device(name: str) -> torch.device:

@@ -14,6 +14,9 @@ DECODES = ((1, 2048), (8, 2048), (32, 2048), (128, 2048), (1, 32_768))
 """(batch, context)."""
 PROMPTS_OF_FORMS = (512, 2048, 4096)
 DECODES_OF_FORMS = ((1, 2048), (8, 2048), (16, 1024), (32, 512), (32, 2048), (64, 512), (128, 256))
+PROMPTS_OF_RANKS = (2048, 512, 8192)
+DECODES_OF_RANKS = ((1, 2048), (8, 2048), (32, 2048), (128, 2048), (1, 32_768))
+CPU_PROMPTS_OF_RANKS, CPU_DECODES_OF_RANKS = (128,), ((1, 128), (8, 128))
 UNEQUAL = (*[300] * 32, 12_000)
 """Contexts of short chats beside one long one."""
 NUM_STEPS, QUICK_STEPS = 64, 16
@@ -89,6 +92,19 @@ def forms_plan(is_quick: bool) -> GpuPlan:
     decodes = DECODES_OF_FORMS[:2] if is_quick else DECODES_OF_FORMS
     batches = [(context,) * batch for batch, context in decodes]
     return GpuPlan(prompts, QUICK_PROMPTS, _cells(batches, QUICK_STEPS))
+
+
+def ranks_plan(is_quick: bool, on_gpu: bool) -> GpuPlan:
+    """Returns the plan of the ranks of a tensor-parallel model. On a CPU it is a small one, which
+    shows that all works."""
+    prompts: Sequence[int] = PROMPTS_OF_RANKS
+    decodes: Sequence[tuple[int, int]] = DECODES_OF_RANKS
+    if is_quick:
+        prompts, decodes = prompts[:1], decodes[:3]
+    if not on_gpu:
+        prompts, decodes = CPU_PROMPTS_OF_RANKS, CPU_DECODES_OF_RANKS
+    batches = [(context,) * batch for batch, context in decodes]
+    return GpuPlan(tuple(prompts), QUICK_PROMPTS, _cells(batches, QUICK_STEPS))
 
 
 def _cells(batches: Sequence[tuple[int, ...]], num_steps: int) -> tuple[DecodeCell, ...]:

@@ -24,7 +24,7 @@ from benchmarks.engines.shapes import SHAPES, save_shape
 from benchmarks.machine import cards, machine, versions_of
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale
 from benchmarks.serving.measuring import Measured, Plan, measure
-from benchmarks.serving.pairs import pair_of, save_pair, summary_of
+from benchmarks.serving.pairs import file_name, pair_of, save_pair, summary_of
 from benchmarks.serving.systems.asking import Kvrelay
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
@@ -96,6 +96,7 @@ def run(options: argparse.Namespace) -> None:
             "device": options.device,
             "seconds": options.seconds,
             "scale": vars(plan.scale),
+            "node_flags": _settings_of(options.node_flags),
         }
         ours: dict[str, Measured] = {}
         for layout, measured in _measured_layouts(layouts, settings, plan):
@@ -117,7 +118,7 @@ def _measured_layouts(
     """Measures one layout after the other. If one does not start, or its coordinator ends, it says
     so, and the others go on."""
     for layout in layouts:
-        log_dir = settings.log_dir / f"kvrelay-{layout.name}"
+        log_dir = settings.log_dir / f"kvrelay-{file_name(layout.name)}"
         try:
             with our_cluster(layout, dataclasses.replace(settings, log_dir=log_dir)) as cluster:
                 system = Kvrelay(cluster.local.url)
@@ -200,7 +201,7 @@ def _plan(options: argparse.Namespace, on_cpu: bool, devices: int, model: Path) 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-serve-gpu", description=__doc__)
     add = parser.add_argument
-    add("--layouts", default="", help="as 1p1d,2d,mixed,tp2+2; default: what fits the GPUs")
+    add("--layouts", default="", help="as 1p1d,2d,mixed,tp2+2,tp4; default: what fits the GPUs")
     add("--peer", default="", choices=("", *PEERS), help="what is measured beside kvrelay")
     add("--peer-python", default=sys.executable, help="the interpreter that has the peer")
     add("--peer-flags", default="", help="more flags for each server of the peer, as one text")

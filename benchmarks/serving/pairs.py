@@ -31,10 +31,15 @@ def pair_of(
 def save_pair(pair: Pair, directory: Path) -> Path:
     """Writes a pair to the file that is named after it, and returns that."""
     directory.mkdir(parents=True, exist_ok=True)
-    name = f"{pair['layout']}-{pair['peer']}" if pair["peer"] else pair["layout"]
-    path = directory / f"{name}.json"
+    peer = f"-{pair['peer']}" if pair["peer"] else ""
+    path = directory / f"{file_name(pair['layout'])}{peer}.json"
     path.write_text(json.dumps(pair, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def file_name(layout: str) -> str:
+    """Returns the name of a layout without a sign that is awkward in the name of a file."""
+    return layout.replace("+", "-")
 
 
 def read_pairs(directory: Path) -> list[Pair]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.config import ConfigError
@@ -10,34 +10,29 @@ from protocol.config import ConfigError
 
 @dataclass(frozen=True)
 class GpuAssignment:
-    """The GPUs of one node: `num_ranks` neighbours, from `first` on."""
+    """The GPUs of one node: neighbours, and behind the last GPU of the host comes its first."""
 
-    first: int
-    num_ranks: int
+    gpus: tuple[int, ...]
+    """The GPU of each rank, by its number among those that are visible."""
     num_sharing: int
     """The most nodes that any of these GPUs has, this one among them."""
 
     @property
     def flags(self) -> dict[str, str]:
         """The settings of the node, as `kvrelay prefill` and `kvrelay decode` take them."""
-        return {"device": f"cuda:{self.first}", "memory_share": f"{1 / self.num_sharing:.4f}"}
-
-    @property
-    def gpus(self) -> range:
-        """The numbers of the GPUs, among those that are visible."""
-        return range(self.first, self.first + self.num_ranks)
+        return {"device": f"cuda:{self.gpus[0]}", "memory_share": f"{1 / self.num_sharing:.4f}"}
 
 
 def assign_gpus(num_gpus: int, sizes: Mapping[str, int]) -> dict[str, GpuAssignment]:
     """Returns the GPUs of every node. `sizes` are their tensor-parallel sizes by name, in the
     order in which they choose.
 
-    Each takes the first neighbours that have the fewest nodes so far: nodes go round the GPUs, and
-    share them only when none is free. Raises ConfigError if a node has more ranks than there are
-    GPUs.
+    Each takes the neighbours that have the fewest nodes so far: nodes go round the GPUs, and share
+    them only when none is free. A node that must share begins where the fewest of its ranks meet
+    one that has heads in common with them: those exchange pages, and NCCL joins two GPUs, not one
+    with itself. Raises ConfigError if a node has more ranks than there are GPUs.
     """
-    nodes_on = [0] * num_gpus
-    first_of: dict[str, int] = {}
+    chosen: dict[str, tuple[int, ...]] = {}
     for name, size in sizes.items():
         if size > num_gpus:
             raise ConfigError(
@@ -45,17 +40,37 @@ def assign_gpus(num_gpus: int, sizes: Mapping[str, int]) -> dict[str, GpuAssignm
                 f"{num_gpus} {'is' if num_gpus == 1 else 'are'} visible; choose a smaller size, "
                 "or let CUDA_VISIBLE_DEVICES show more"
             )
-        first = min(
-            range(num_gpus - size + 1),
-            key=lambda first: (max(nodes_on[first : first + size]), sum(nodes_on[first:][:size])),
-        )
-        for gpu in range(first, first + size):
-            nodes_on[gpu] += 1
-        first_of[name] = first
+        begins = range(num_gpus)
+        places = [tuple((begin + rank) % num_gpus for rank in range(size)) for begin in begins]
+        chosen[name] = min(places, key=lambda gpus: _crowding(gpus, chosen.values()))
     return {
-        name: GpuAssignment(first, sizes[name], max(nodes_on[first : first + sizes[name]]))
-        for name, first in first_of.items()
+        name: GpuAssignment(gpus, max(_loads(gpus, chosen.values())))
+        for name, gpus in chosen.items()
     }
+
+
+def _crowding(gpus: Sequence[int], others: Iterable[Sequence[int]]) -> tuple[int, int, int]:
+    """Returns how bad it is for a node to compute on `gpus`, where the `others` are: the most nodes
+    on one of them, the nodes on all, and the pairs of ranks that share a GPU and heads."""
+    loads = _loads(gpus, others)
+    return max(loads), sum(loads), sum(_num_meetings(gpus, other) for other in others)
+
+
+def _loads(gpus: Sequence[int], nodes: Iterable[Sequence[int]]) -> list[int]:
+    """Returns how many of the nodes are on each of `gpus`."""
+    return [sum(gpu in node for node in nodes) for gpu in gpus]
+
+
+def _num_meetings(one: Sequence[int], other: Sequence[int]) -> int:
+    """Counts the pairs of ranks of two nodes that are on the same GPU and have heads in common:
+    rank i of n has the i-th of n equal parts of all heads."""
+    return sum(
+        gpu == other_gpu
+        and i * len(other) < (j + 1) * len(one)
+        and j * len(one) < (i + 1) * len(other)
+        for i, gpu in enumerate(one)
+        for j, other_gpu in enumerate(other)
+    )
 
 
 def told(assignments: Mapping[str, GpuAssignment]) -> str:
@@ -72,5 +87,7 @@ def told(assignments: Mapping[str, GpuAssignment]) -> str:
 
 
 def _names(gpus: Sequence[int]) -> str:
-    last = f" to cuda:{gpus[-1]}" if len(gpus) > 1 else ""
-    return f"cuda:{gpus[0]}{last}"
+    if len(gpus) == 1:
+        return f"cuda:{gpus[0]}"
+    between = "to" if gpus[0] < gpus[-1] else "round to"
+    return f"cuda:{gpus[0]} {between} cuda:{gpus[-1]}"

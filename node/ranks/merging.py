@@ -78,7 +78,7 @@ def merge_links(
     of_ranks: Sequence[Sequence[LinkStats]], page_bytes: int, received_page_bytes: int
 ) -> list[LinkStats]:
     """Returns one link per peer and direction, out of those of all ranks, which move their parts
-    side by side.
+    side by side. Where they use several transports, it names all, as nccl+shm.
 
     `page_bytes` is the size of a page of the whole model; `received_page_bytes` is the size of all
     that the ranks keep of it, which is more if several have the same heads.
@@ -98,7 +98,7 @@ def _merge(links: Sequence[LinkStats], page_bytes: int) -> LinkStats:
     return LinkStats(
         peer=links[0].peer,
         direction=links[0].direction,
-        transport=next((link.transport for link in links if link.transport), ""),
+        transport="+".join(sorted({link.transport for link in links if link.transport})),
         is_open=any(link.is_open for link in links),
         bytes_moved=bytes_moved,
         pages_moved=bytes_moved // page_bytes,

@@ -4,6 +4,7 @@
 2d       two decode nodes, which do everything
 mixed    half of the GPUs prefill nodes, half decode nodes, any of which does any work
 tp2+2    one prefill and one decode node, of two ranks each
+tp4      one decode node of four ranks, which does everything
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Layout:
         if name == "mixed":
             half = max(1, num_gpus // 2)
             return cls(name, half, max(1, num_gpus - half), "cost")
+        if found := re.fullmatch(r"tp([1-9]\d?)", name):
+            return cls(name, 0, 1, "cost", decode_ranks=int(found[1]))
         if found := re.fullmatch(r"tp([1-9]\d?)\+([1-9]\d?)", name):
             return cls(name, 1, 1, "disaggregate", int(found[1]), int(found[2]))
         if found := re.fullmatch(r"(?:([1-9]\d?)p)?([1-9]\d?)d", name):
@@ -38,7 +41,8 @@ class Layout:
             return cls(name, prefill, int(found[2]), "disaggregate" if prefill else "cost")
         raise ConfigError(
             f"--layouts has {name!r}; write 1p1d (prefill and decode nodes), 2d (decode nodes that "
-            "do everything), mixed, or tp2+2 (ranks of a prefill and of a decode node)"
+            "do everything), mixed, tp2+2 (ranks of a prefill and of a decode node), or tp4 (ranks "
+            "of one node)"
         )
 
     @property

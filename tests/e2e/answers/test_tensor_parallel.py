@@ -4,14 +4,11 @@ rank costs its node and nobody's answer.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -19,6 +16,7 @@ from transformers import PreTrainedModel
 from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, body_of, start_cluster, wait_until
+from tests.support.processes.rank_nodes import exit_code, rank_pid, stream, use
 from tests.support.processes.scored_prompts import ASKED, check_meta, expected_logprobs
 
 SIZES = (1, 2, 4)
@@ -43,40 +41,6 @@ def cluster(
         yield cluster
     finally:
         cluster.local.stop()
-
-
-def use(cluster: Cluster, *names: str) -> None:
-    """Lets only these nodes get requests."""
-    for name in cluster.nodes():
-        if name in names:
-            cluster.admin.undrain(name)
-        else:
-            cluster.admin.drain(name)
-
-
-def stream(cluster: Cluster, body: dict[str, Any], at: int = 0, do: Any = None) -> dict[str, Any]:
-    """Returns the last update of a streamed answer. `do` is called once, when the answer has `at`
-    tokens."""
-    last: dict[str, Any] = {}
-    with cluster.http.stream("POST", "/generate", json=body | {"stream": True}) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                last = json.loads(line.removeprefix("data: "))
-                if do is not None and len(last["output_ids"]) >= at:
-                    do()
-                    do = None
-    return last
-
-
-def rank_pid(cluster: Cluster, name: str, rank: int) -> int:
-    log = (cluster.local.log_dir / f"{name}.log").read_text(encoding="utf-8")
-    found = re.search(rf"rank {rank} of {name}@\d+ is process (\d+)", log)
-    assert found is not None, log
-    return int(found[1])
-
-
-def exit_code(cluster: Cluster, name: str) -> int | None:
-    return cluster.local.children[name].process.poll()
 
 
 @pytest.mark.parametrize(("senders", "receivers"), PAIRS)

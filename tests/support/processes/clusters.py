@@ -25,14 +25,14 @@ DEADLINE_S = 30.0
 ALWAYS_DISAGGREGATE = {"policy": "disaggregate"}
 
 
-def wait_until(condition: Callable[[], object], what: str) -> Any:
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> Any:
     """Polls until `condition()` is true; its value."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE_S:g} s"
+        assert time.monotonic() < deadline, f"{what} did not happen within {deadline_s:g} s"
         time.sleep(0.02)
 
 

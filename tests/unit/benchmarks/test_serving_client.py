@@ -16,7 +16,7 @@ from benchmarks.serving.client import TIMEOUT_S, LoadClient, RowRecord, Seen
 from benchmarks.serving.figures import figures_by_row, ratios
 from benchmarks.serving.loads import Ask, User
 from benchmarks.serving.measuring import Measured, shown
-from benchmarks.serving.pairs import pair_of, read_pairs, save_pair, summary_of
+from benchmarks.serving.pairs import file_name, pair_of, read_pairs, save_pair, summary_of
 from benchmarks.serving.pauses import Pauses, pauses_of
 from benchmarks.serving.picture import lead_of, picture_of
 from benchmarks.serving.systems.asking import Kvrelay, System
@@ -267,6 +267,7 @@ def test_files_of_pairs_are_read_back_as_table_picture_and_line(tmp_path: Path) 
     alone = pair_of("2d", ours, None, CIRCUMSTANCES)
     written = [save_pair(pair, tmp_path).name for pair in (beside, alone)]
     assert written == ["1p1d-vllm-dp.json", "2d.json"]
+    assert file_name("tp4+4") == "tp4-4"
     assert read_pairs(tmp_path) == json.loads(json.dumps([beside, alone]))
     table = table_of(beside)
     assert "kvrelay 1p1d ÷ vllm-dp" in table and "m on a CPU" in table and "vllm-dp 9.9" in table

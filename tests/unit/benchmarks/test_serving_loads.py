@@ -126,6 +126,18 @@ def test_the_layouts_use_every_gpu_that_there_is(num_gpus: int, tmp_path: Path) 
     assert ("2p6d" in names) == (num_gpus == 8) and ("tp2+2" in names) == (num_gpus == 4)
 
 
+def test_nodes_of_four_ranks_share_four_gpus(tmp_path: Path) -> None:
+    settings = ClusterSettings(tmp_path, 4, {}, tmp_path)
+    both = plan_of(Layout.parse("tp4+4", 4), settings, 30000)
+    places = {name: assigned.flags for name, assigned in both.assignments.items()}
+    assert places["p0"] == {"device": "cuda:0", "memory_share": "0.5000"}
+    assert places["d0"] == {"device": "cuda:1", "memory_share": "0.5000"}
+    one = plan_of(Layout.parse("tp4", 4), settings, 30000)
+    assert one.node_names == ("d0",) and one.coordinator_flags["policy"] == "cost"
+    assert one.decode_flags == {"tensor_parallel_size": "4"}
+    assert one.assignments["d0"].flags["memory_share"] == "1.0000"
+
+
 def test_without_gpus_all_nodes_compute_on_the_cpu(tmp_path: Path) -> None:
     plan = plan_of(Layout.parse("1p1d", 2), ClusterSettings(tmp_path, 0, {}, tmp_path), 30000)
     assert plan.assignments == {} and plan.node_flags["device"] == "cpu"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cluster import LocalCluster
+from infra.cluster import ClusterPlan, LocalCluster
 from infra.gpus import visible
 from infra.gpus.assignment import assign_gpus, told
 from infra.gpus.visible import installed_gpus, listed_gpus, num_visible_gpus, visible_of
@@ -36,6 +36,26 @@ def flags_by_node(flags: Mapping[str, str], num_gpus: int) -> dict[str, tuple[st
     for name in planned.node_names:
         cluster.start_node("prefill" if name.startswith("p") else "decode", name)
     return started
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "size", "events"),
+    [
+        (4, 4, ["p0", "wait", "d0", "wait", "wait"]),
+        (8, 4, ["p0", "d0", "wait"]),
+        (1, 1, ["p0", "d0", "wait"]),
+    ],
+)
+def test_nodes_whose_ranks_share_gpus_start_in_turn(
+    num_gpus: int, size: int, events: list[str]
+) -> None:
+    places = assign_gpus(num_gpus, {"p0": size, "d0": size})
+    cluster = LocalCluster(ClusterPlan(1, 1, "127.0.0.1", 30000, assignments=places))
+    seen: list[str] = []
+    cluster.start_process = lambda role, name, flags: seen.append(name)  # type: ignore[assignment, method-assign]
+    cluster.wait_for_nodes = lambda: seen.append("wait")  # type: ignore[method-assign]
+    cluster.start_planned_nodes()
+    assert seen == events
 
 
 def test_what_nvidia_smi_lists_are_cards_and_their_parts_are_none() -> None:
@@ -102,6 +122,37 @@ def test_nodes_go_round_the_gpus_and_ranks_get_neighbours() -> None:
                 assert len(set(used)) == len(used) and used[0] == 0
             shares = [place.num_sharing for place in places.values()]
             assert max(shares) == max(used.count(gpu) for gpu in used)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "prefill", "decode"),
+    [(n, p, d) for n in (2, 4, 8) for p in (1, 2, 4, 8) for d in (1, 2, 4, 8) if max(p, d) <= n],
+)
+def test_ranks_that_exchange_pages_are_on_two_gpus(
+    num_gpus: int, prefill: int, decode: int
+) -> None:
+    """Unless the only rank of one node has heads in common with all, on every GPU, of the other."""
+    places = assign_gpus(num_gpus, {"p0": prefill, "d0": decode})
+    meetings = [
+        (sender, receiver)
+        for sender, gpu in enumerate(places["p0"].gpus)
+        for receiver, other in enumerate(places["d0"].gpus)
+        if gpu == other
+        and not {*range(sender * 8 // prefill, (sender + 1) * 8 // prefill)}.isdisjoint(
+            range(receiver * 8 // decode, (receiver + 1) * 8 // decode)
+        )
+    ]
+    is_hopeless = 1 in (prefill, decode) and num_gpus in (prefill, decode)
+    assert len(meetings) == is_hopeless
+    if prefill + decode > num_gpus:
+        assert places["d0"].flags["memory_share"] == "0.5000"
+
+
+def test_behind_the_last_gpu_comes_the_first() -> None:
+    places = assign_gpus(4, {"p0": 4, "d0": 4})
+    assert (places["p0"].gpus, places["d0"].gpus) == ((0, 1, 2, 3), (1, 2, 3, 0))
+    assert assign_gpus(4, {"p0": 4, "d0": 2})["d0"].gpus == (3, 0)
+    assert "p0 on cuda:0 to cuda:3, d0 on cuda:1 round to cuda:0" in told(places)
 
 
 def test_a_node_with_more_ranks_than_gpus_is_refused_with_the_remedy() -> None:

@@ -82,8 +82,10 @@ def test_ranks_get_devices_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None
     assert devices_of("auto", 1) == [torch.device("cuda")]
     assert devices_of("auto", 4) == [torch.device("cuda", i) for i in range(4)]
     assert devices_of("cuda:1", 3) == [torch.device("cuda", i) for i in (1, 2, 3)]
-    with pytest.raises(ConfigError, match="needs the devices cuda:3 to cuda:4, but torch sees 4"):
-        devices_of("cuda:3", 2)
+    assert devices_of("cuda:3", 2) == [torch.device("cuda", i) for i in (3, 0)]
+    for name, size in (("cuda:0", 5), ("cuda:4", 2)):
+        with pytest.raises(ConfigError, match=f"needs {size} devices, {name} among.* torch sees 4"):
+            devices_of(name, size)
 
 
 def test_a_device_that_is_none_stops_the_start() -> None:

@@ -52,3 +52,9 @@ def test_links_of_all_ranks_to_a_peer_are_one() -> None:
     out = merged["p0", "out"]
     assert (out.bytes_moved, out.pages_moved, out.is_open, out.busy_s) == (100, 2, False, 3.0)
     assert merged["p1", "in"].failures == 2
+
+
+def test_ranks_that_reach_a_peer_in_several_ways_name_all_of_them() -> None:
+    ranks = [[link("in", 9, transport=name)] for name in ("shm", "nccl", "", "nccl")]
+    (merged,) = merge_links(ranks, page_bytes=50, received_page_bytes=100)
+    assert merged.transport == "nccl+shm"
