@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "elastic.json"
 WORDS = range(8, 2000)
 """Token ids of both models that are ordinary words."""
 CPU_LOAD = LoadShape(1.0, num_turns=3, first_tokens=192, answer_tokens=48, vocabulary=WORDS)
-GPU_LOAD = LoadShape(6.0, num_turns=3, first_tokens=2048, answer_tokens=200, vocabulary=WORDS)
+GPU_LOAD = LoadShape(1.5, num_turns=3, first_tokens=1024, answer_tokens=96, vocabulary=WORDS)
 POOL_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 """Of each node. It is fixed, so that as many nodes as join find room on a GPU: 2 GiB each."""
 PROMISES = ("failed", "wrong", "hung")
@@ -100,6 +101,7 @@ def _drill_of(options: argparse.Namespace, model: Path, num_gpus: int) -> Drill:
     of_each = 4 if num_gpus else 2
     num_prefill, num_decode = options.prefill or of_each, options.decode or of_each
     names = names_of_nodes(num_prefill, num_decode)
+    load = GPU_LOAD if num_gpus else CPU_LOAD
     plan = ClusterPlan(
         num_prefill,
         num_decode,
@@ -119,7 +121,7 @@ def _drill_of(options: argparse.Namespace, model: Path, num_gpus: int) -> Drill:
     return Drill(
         plan,
         num_gpus,
-        GPU_LOAD if num_gpus else CPU_LOAD,
+        replace(load, rate=options.rate or load.rate),
         options.idle_close,
         options.quiet,
         options.seconds,
@@ -136,6 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--prefill", type=int, help="prefill nodes to begin with; 2, on GPUs 4")
     parser.add_argument("--decode", type=int, help="decode nodes to begin with; 2, on GPUs 4")
+    parser.add_argument("--rate", type=float, help="conversations a second; 1, on GPUs 1.5")
     parser.add_argument("--quiet", type=float, default=15.0, help="seconds of load before changes")
     parser.add_argument("--seconds", type=float, default=120.0, help="of load with changes")
     parser.add_argument("--period", type=float, default=5.0, help="seconds between changes")

@@ -138,28 +138,38 @@ class Clients:
             history += turn + answer
         return tuple(answers)
 
-    async def keep_up(self, seconds: float, seed: int) -> list[Seen]:
-        """Begins conversations at the steady rate until `seconds` are over. Returns what was seen
-        when all have ended."""
+    async def keep_up(self, seconds: float, seed: int, patience_s: float) -> list[Seen]:
+        """Begins conversations at the steady rate, and turns of them, until `seconds` are over.
+        Returns what was seen when all answers have ended, or have not for `patience_s` since."""
         chance = random.Random(seed)
         began = time.monotonic()
         seen: list[Seen] = []
         talks = []
-        for number in range(int(seconds * self._shape.rate)):
+        for number in range(max(1, int(seconds * self._shape.rate))):
             await asyncio.sleep(max(0.0, began + number / self._shape.rate - time.monotonic()))
             which = chance.randrange(len(self._conversations))
-            talks.append(
-                asyncio.create_task(self._talk(which, f"talk-{seed}-{number}", began, seen))
-            )
-        await asyncio.gather(*talks)
+            talking = self._talk(which, f"talk-{seed}-{number}", began, began + seconds, seen)
+            talks.append(asyncio.create_task(talking))
+        ended, late = await asyncio.wait(talks, timeout=patience_s)
+        for talk in late:
+            talk.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        for talk in ended:
+            talk.result()  # raises what ended it, which would be a fault of this program
         return seen
 
-    async def _talk(self, which: int, salt: str, began: float, seen: list[Seen]) -> None:
+    async def _talk(
+        self, which: int, salt: str, began: float, until: float, seen: list[Seen]
+    ) -> None:
         """Has one conversation. It goes on with the right answers whatever the cluster said."""
         history = Tokens()
         turns = self._conversations[which].turns
         for turn, right in zip(turns, self._answers[which], strict=True):
+            if history and time.monotonic() > until:
+                return
             seen.append((await self._ask(history + turn, salt, right, began))[0])
+            if seen[-1].is_hung:
+                return
             history += turn + right
             await asyncio.sleep(PAUSE_S)
 
@@ -184,8 +194,8 @@ class Clients:
             failure = (
                 "" if status == 200 else f"status {status}: {refusal.decode(errors='replace')}"
             )
-        except asyncio.TimeoutError:
-            failure, is_hung = f"no end within {HANGS_AFTER_S:g} s", True
+        except (asyncio.TimeoutError, asyncio.CancelledError):
+            failure, is_hung = f"no end within {time.monotonic() - sent_at:.0f} s", True
         except OSError as error:
             failure = f"{type(error).__name__}: {error}"
         failure = failure or stream.failure

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-import psutil
+import torch
+
+from benchmarks.memory import resident_bytes_of
 
 MEBIBYTE = 1 << 20
 TIMEOUT_S = 10.0
@@ -19,8 +21,8 @@ def host_memory(pids: Mapping[str, int]) -> dict[str, float]:
     found = {}
     for name, pid in pids.items():
         try:
-            found[name] = round(psutil.Process(pid).memory_info().rss / MEBIBYTE, 1)
-        except psutil.NoSuchProcess:
+            found[name] = round(resident_bytes_of(pid) / MEBIBYTE, 1)
+        except (OSError, RuntimeError):
             continue  # it was killed just now
     return found
 
@@ -29,11 +31,20 @@ def gpu_memory(pids: Mapping[str, int]) -> dict[str, float]:
     """Returns the GPU memory of each node and of each GPU as a whole. Nodes are missing where the
     driver knows processes by other ids, as in some containers."""
     used = _rows("--query-gpu=index,memory.used")
-    found = {f"gpu{index}": float(mebibytes) for index, mebibytes in used}
+    found = {f"gpu{index}": float(mebibytes) for index, mebibytes in used} or _asked_of_torch()
     names = {pid: name for name, pid in pids.items()}
     for pid, mebibytes in _rows("--query-compute-apps=pid,used_memory"):
         if pid.isdecimal() and (name := names.get(int(pid))) and mebibytes.isdecimal():
             found[name] = found.get(name, 0.0) + float(mebibytes)
+    return found
+
+
+def _asked_of_torch() -> dict[str, float]:
+    """Returns the memory in use of each GPU. What this process takes by asking is among it."""
+    found = {}
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        found[f"gpu{number}"] = round((total - free) / MEBIBYTE, 1)
     return found
 
 

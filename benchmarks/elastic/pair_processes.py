@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import psutil
 import torch
 
+from benchmarks.elastic.memory import MEBIBYTE
+from benchmarks.memory import resident_bytes_of
 from kvtransfer.backends.choice import make_backends
 from kvtransfer.pair_transport import PairTransport
 from kvtransfer.place import place_of
@@ -23,7 +24,6 @@ from protocol.layout import KVLayout
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0
 POLL_S = 0.005
-MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,14 @@ class _Side:
         assert not error, f"a transfer failed: {error}"
 
     def holding(self) -> Holding:
-        process = psutil.Process()
-        used, reserved = process.memory_info().rss, 0
+        used, reserved = resident_bytes_of(os.getpid()), 0
         if self._device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             used, reserved = total - free, torch.cuda.memory_reserved(self._device)
         links = tuple((o.peer, o.direction) for o in self._transport.links() if o.is_open)
-        return Holding(used / MEBIBYTE, reserved / MEBIBYTE, process.num_fds(), links)
+        return Holding(
+            used / MEBIBYTE, reserved / MEBIBYTE, len(os.listdir("/proc/self/fd")), links
+        )
 
     def _is_open(self, peer: str) -> bool:
         links = self._transport.links()

@@ -6,7 +6,7 @@ peer is killed in the middle of transfers; the other pairs are left idle until b
 made once more, and left idle again, which shows whether memory grows with every pair that was made.
 Over nccl the hub is alone on the first GPU and its peers share the others, so that all memory that
 is used there beyond the start is the hub's: communicators of NCCL, and staging buffers, which torch
-keeps for the next pair when one ends. The same is measured again for each setting of NCCL's
+keeps for the next pair when one ends. Pairs to send are measured again with each setting of NCCL's
 channels, in new processes, since NCCL reads it once.
 
     python -m benchmarks.elastic.pairs [--backend nccl] [--peers 8] [--within 60] [--out FILE]
@@ -17,6 +17,7 @@ On a CPU the backends are shm and tcp, and the memory is the hub's resident memo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -46,7 +47,8 @@ NUM_PAGES = 64
 """Of a transfer: 128 MiB of Llama-3-8B's pages, so that staging buffers grow to their full size."""
 NUM_UNDER_WAY = 20
 """Transfers that are under way when a peer is killed."""
-SETTLES_WITHIN_S = 6.0
+SETTLES_WITHIN_S = 10.0
+"""How long memory may take to come back; also until a dead peer is missed."""
 POLL_S = 0.05
 
 
@@ -64,6 +66,9 @@ class Step:
     num_files: int
     num_open: int
     """Open links, of both directions."""
+
+
+NOTHING = Step("", "", "", 0.0, 0.0, 0.0, 0, 0)
 
 
 class Hub:
@@ -93,24 +98,25 @@ class Hub:
 
     def measure(self) -> None:
         """Does all steps. Raises AssertionError if a pair cannot be made."""
-        for member in (self._hub, *self._peers):
-            member.await_ready()
-        self._before = self._hub.holding()
-        for peer in self._peers:
-            self._note("open to send", peer, self._hub.open(peer))
-        for peer in self._peers:
-            self._note("first transfer out", peer, self._hub.send(peer))
+        self.measure_sending()
         for peer in self._peers:
             self._note("open to receive", peer, peer.open(self._hub))
-        for peer in self._peers:
             self._note("first transfer in", peer, peer.send(self._hub))
         self._kill(self._peers[-1])
         self._await_idle_closes("idle and closed")
         for peer in self._peers[:-1]:
             self._note("open again", peer, self._hub.open(peer))
-        for peer in self._peers[:-1]:
             self._note("transfer again", peer, self._hub.send(peer))
         self._await_idle_closes("closed again")
+
+    def measure_sending(self) -> None:
+        """Does the first steps only: pairs to send, with a transfer over each."""
+        for member in (self._hub, *self._peers):
+            member.await_ready()
+        self._before = self._hub.holding()
+        for peer in self._peers:
+            self._note("open to send", peer, self._hub.open(peer))
+            self._note("first transfer out", peer, self._hub.send(peer))
 
     def kill(self) -> None:
         """Ends all processes."""
@@ -144,13 +150,13 @@ class Hub:
 
     def _settle(self) -> None:
         """Waits until memory stays as it is: NCCL gives it back on a thread."""
-        deadline, last = time.perf_counter() + SETTLES_WITHIN_S, -1.0
-        while time.perf_counter() < deadline:
-            now = self._hub.holding().memory_mib
-            if now == last:
-                return
-            last = now
+        readings, deadline = (
+            [self._hub.holding().memory_mib],
+            time.perf_counter() + SETTLES_WITHIN_S,
+        )
+        while time.perf_counter() < deadline and readings[-1:] * 3 != readings[-3:]:
             time.sleep(10 * POLL_S)
+            readings.append(self._hub.holding().memory_mib)
 
     def _note(self, what: str, peer: Member, seconds: float) -> None:
         now, before = self._hub.holding(), self._before
@@ -189,7 +195,7 @@ def measure(backend: str, num_peers: int, idle_close_s: float, within_s: float) 
             continue
         with running(setting, backend, num_peers, idle_close_s) as hub:
             try:
-                hub.measure()
+                hub.measure() if setting == "default" else hub.measure_sending()
             except (AssertionError, EOFError, OSError) as error:
                 print(f"{setting}: given up: {error}")
         steps += hub.steps
@@ -207,27 +213,28 @@ def summary(steps: list[Step]) -> dict[str, Any]:
 
 def _summary_of(steps: list[Step]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    before = Step("", "", "", 0.0, 0.0, 0.0, 0, 0)
+    grown = [
+        (now, now.memory_mib - before.memory_mib, now.buffers_mib - before.buffers_mib)
+        for before, now in itertools.pairwise([NOTHING, *steps])
+    ]
     for what in dict.fromkeys(step.what for step in steps):
-        rows = [step for step in steps if step.what == what]
-        name = what.replace(" ", "_")
-        grown_mib = rows[-1].memory_mib - before.memory_mib
-        buffers_mib = rows[-1].buffers_mib - before.buffers_mib
-        found[name] = {
+        rows = [row for row in grown if row[0].what == what]
+        found[what.replace(" ", "_")] = {
             "times": len(rows),
-            "median_s": round(statistics.median(step.seconds for step in rows), 4),
-            "max_s": max(step.seconds for step in rows),
-            "first_mib": round(rows[0].memory_mib - before.memory_mib, 1),
-            "mean_mib": round(grown_mib / len(rows), 1),
-            "mean_buffers_mib": round(buffers_mib / len(rows), 1),
+            "median_s": round(statistics.median(step.seconds for step, _, _ in rows), 4),
+            "max_s": max(step.seconds for step, _, _ in rows),
+            "first_mib": round(rows[0][1], 1),
+            "mean_mib": round(statistics.fmean(mib for _, mib, _ in rows), 1),
+            "mean_buffers_mib": round(statistics.fmean(mib for _, _, mib in rows), 1),
         }
-        before = rows[-1]
-    found["peak_mib"] = max(step.memory_mib for step in steps)
-    found["left_mib"] = before.memory_mib
-    found["left_buffers_mib"] = before.buffers_mib
-    found["left_files"] = before.num_files
-    found["left_open"] = before.num_open
-    return found
+    last = steps[-1]
+    return found | {
+        "peak_mib": max(step.memory_mib for step in steps),
+        "left_mib": last.memory_mib,
+        "left_buffers_mib": last.buffers_mib,
+        "left_files": last.num_files,
+        "left_open": last.num_open,
+    }
 
 
 def table(steps: list[Step]) -> Table:
@@ -246,7 +253,7 @@ def main() -> None:
     )
     parser.add_argument("--backend", choices=("nccl", "shm", "tcp"), default="shm")
     parser.add_argument("--peers", type=int, default=8)
-    parser.add_argument("--idle-close", type=float, default=8.0, help="seconds; of unused pairs")
+    parser.add_argument("--idle-close", type=float, default=7.0, help="seconds; of unused pairs")
     parser.add_argument("--within", type=float, default=60.0, help="seconds for all settings")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
     given = parser.parse_args()

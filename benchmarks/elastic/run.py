@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.elastic.changes import ChangePlanner
-from benchmarks.elastic.load import Clients, LoadShape, Seen, conversations_of
+from benchmarks.elastic.load import HANGS_AFTER_S, Clients, LoadShape, Seen, conversations_of
 from benchmarks.elastic.memory import ReadMemory
 from benchmarks.elastic.population import Happened, Population
 from benchmarks.elastic.watching import NodeLife, NodeWatch, StartedNode
 from infra.cluster import ClusterPlan
 from infra.process import Start, start_program
+from protocol.ids import Role
 
 POLL_S = 0.1
 LEAST_CHANGES_S = 5.0
 HEARTBEATS_S = 2.0
 """After so long every living node has told of itself again."""
+LAST_ANSWERS_S, STOPS_S = 12.0, 5.0
+"""How long the last answers and the stopping of all processes are given at least."""
+STARTS_WITHIN_S = 60.0
+"""How long the nodes that joined last are waited for."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,21 @@ def run(
             clients = Clients(url, drill.load, conversations_of(drill.load, drill.seed))
             asyncio.run(clients.learn())
             print(f"answers learnt after {time.monotonic() - began:.0f} s", flush=True)
-            quiet = asyncio.run(clients.keep_up(drill.quiet_s, drill.seed))
+            quiet = asyncio.run(clients.keep_up(drill.quiet_s, drill.seed, HANGS_AFTER_S))
             left_s = drill.within_s - (time.monotonic() - began)
-            seconds = max(LEAST_CHANGES_S, min(drill.seconds, left_s - _closing_s(drill)))
+            seconds, patience_s = time_for_changes(drill, left_s)
+            talking = clients.keep_up(seconds, drill.seed + 1, patience_s)
             changed_at = time.monotonic()
             # The load has the other thread: a process ends with the thread that has started it.
-            load = pool.submit(lambda: asyncio.run(clients.keep_up(seconds, drill.seed + 1)))
+            load = pool.submit(asyncio.run, talking)
             _change(population, watch, drill, load, changed_at + seconds)
             changed = load.result()
             loaded_until = time.monotonic()
             time.sleep(HEARTBEATS_S)
             open_pairs = {key: num_open(life) for key, life in watch.lives.items()}
-            time.sleep(drill.idle_close_s + HEARTBEATS_S)
+            idle_s = drill.idle_close_s + HEARTBEATS_S
+            _await_all(population, watch, began + drill.within_s - idle_s - STOPS_S)
+            time.sleep(idle_s)
             return Course(
                 ready_after_s,
                 quiet,
@@ -113,9 +121,12 @@ def num_open(life: NodeLife) -> int:
     return sum(link["open"] for link in life.links if link["direction"] == "out")
 
 
-def _closing_s(drill: Drill) -> float:
-    """Returns how long a run takes after its last change."""
-    return drill.idle_close_s + 2 * HEARTBEATS_S + 2 * drill.period_s
+def time_for_changes(drill: Drill, left_s: float) -> tuple[float, float]:
+    """Returns how long the load with changes may run, and how long its last answers are waited
+    for, if the whole run has `left_s` left."""
+    left_s -= drill.idle_close_s + 2 * HEARTBEATS_S + STOPS_S
+    seconds = max(LEAST_CHANGES_S, min(drill.seconds, left_s - LAST_ANSWERS_S))
+    return seconds, max(LAST_ANSWERS_S, min(HANGS_AFTER_S, left_s - seconds))
 
 
 def _change(
@@ -134,11 +145,25 @@ def _change(
         now = time.monotonic()
         if now >= due and due < until:
             due += drill.period_s
-            living = population.started()
-            serving = {
-                name: life.role
-                for name, life in watch.serving().items()
-                if name in living and life.seen_at > living[name].at
-            }
-            population.make(planner.next(serving))
+            population.make(planner.next(_serving(population, watch)))
         time.sleep(POLL_S)
+
+
+def _await_all(population: Population, watch: NodeWatch, until: float) -> None:
+    """Waits until every node that was started serves: those that joined last make pairs then."""
+    until = min(until, time.monotonic() + STARTS_WITHIN_S)
+    while time.monotonic() < until:
+        population.go_on()
+        if _serving(population, watch).keys() == population.started().keys():
+            return
+        time.sleep(POLL_S)
+
+
+def _serving(population: Population, watch: NodeWatch) -> dict[str, Role]:
+    """Returns the roles of the nodes that live and are listed by the coordinator."""
+    living = population.started()
+    return {
+        name: life.role
+        for name, life in watch.serving().items()
+        if name in living and life.seen_at > living[name].at
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,11 +20,18 @@ from benchmarks.elastic.figures import (
     summary,
     window_figures,
 )
-from benchmarks.elastic.load import LoadShape, Seen, conversations_of
-from benchmarks.elastic.memory import rows_of
+from benchmarks.elastic.load import HANGS_AFTER_S, LoadShape, Seen, conversations_of
+from benchmarks.elastic.memory import host_memory, rows_of
 from benchmarks.elastic.population import Happened
-from benchmarks.elastic.run import Course
+from benchmarks.elastic.run import (
+    LAST_ANSWERS_S,
+    LEAST_CHANGES_S,
+    Course,
+    Drill,
+    time_for_changes,
+)
 from benchmarks.elastic.watching import NodeLife, StartedNode
+from infra.cluster import ClusterPlan
 from protocol.ids import Role
 
 FOUNDERS: dict[str, Role] = {"p0": "prefill", "p1": "prefill", "d0": "decode", "d1": "decode"}
@@ -150,3 +158,17 @@ def test_the_line_has_what_changes_cost() -> None:
 
 def test_lines_of_nvidia_smi_are_read_and_others_left_out() -> None:
     assert rows_of(["0, 512", "no devices", "1, 7"]) == [("0", "512"), ("1", "7")]
+
+
+def test_memory_is_that_of_living_processes() -> None:
+    assert host_memory({"p0": os.getpid(), "d0": 1 << 30}).keys() == {"p0"}
+
+
+def test_changes_end_early_where_the_whole_run_has_little_time() -> None:
+    plan = ClusterPlan(1, 1, "127.0.0.1", 1)
+    shape = LoadShape(1.0, 3, 64, 8, range(8, 100))
+    drill = Drill(plan, 0, shape, 6.0, 8.0, seconds=120.0, period_s=5.0, seed=0, within_s=200.0)
+    assert time_for_changes(drill, 1000.0) == (120.0, HANGS_AFTER_S)
+    seconds, patience_s = time_for_changes(drill, 100.0)
+    assert seconds + patience_s + drill.idle_close_s < 100.0
+    assert time_for_changes(drill, 0.0) == (LEAST_CHANGES_S, LAST_ANSWERS_S)
