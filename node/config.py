@@ -78,6 +78,11 @@ class NodeConfig(TrustOptions, EngineOptions):
     kv_min_send_bytes: int = option(
         0, "layers of a chunk are sent together until they have so many bytes; 0: as pages travel"
     )
+    kv_idle_close_s: float = option(
+        300.0,
+        "a link for pages that nobody has used for so many seconds is closed, and made again when "
+        "it is needed; over nccl each holds memory of both GPUs",
+    )
     kv_backend: str = option(
         "auto",
         "how pages travel; auto, between two nodes: nccl if each has a GPU of its own, shm (shared "
@@ -117,7 +122,7 @@ class NodeConfig(TrustOptions, EngineOptions):
         ):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be at least 1")
-        for name in ("lease_s", "stall_s", "receive_timeout_s"):
+        for name in ("lease_s", "stall_s", "receive_timeout_s", "kv_idle_close_s"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
         require(self.lease_s <= MAX_LEASE_S, f"--lease-s must be at most {MAX_LEASE_S:g} seconds")

@@ -386,6 +386,8 @@ class LinkLoad(msgspec.Struct, frozen=True, array_like=True):
     exposed_s_total: Seconds = 0.0
     """For "in": seconds that requests waited for pages while nothing was computed for them."""
     failures_total: Count = 0
+    opened_total: Count = 0
+    """How many links there were; over NCCL each has memory of a GPU until it is closed."""
 
 
 StepKind = Literal["prompt", "decode"]

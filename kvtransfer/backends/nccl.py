@@ -69,7 +69,8 @@ class NcclBackend:
         return NcclPair(group, ring, self._timeout_s, is_peer_alive)
 
     def _connect(self, group: Any, rank: int, is_peer_alive: IsAlive) -> None:
-        """Connects the two ranks of `group`. Raises RuntimeError or PeerLost.
+        """Connects the two ranks of `group`. Raises RuntimeError or PeerLost; a thread then gives
+        back what the group has taken of the GPU.
 
         NCCL waits for the other rank without a deadline, when it makes a communicator and again
         in its first send or receive: so both are done in a thread that can be left behind.
@@ -83,7 +84,7 @@ class NcclBackend:
 
         try:
             made_aside(connect, CONNECT_TIMEOUT_S, is_peer_alive)
-        except PeerLost:
+        except (PeerLost, RuntimeError):
             is_left.set()
             threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
             raise

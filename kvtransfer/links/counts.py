@@ -18,6 +18,7 @@ class LinkCounts:
         self._lock = threading.Lock()
         self._transport = ""
         self._num_open = 0
+        self._num_opened = 0
         self._bytes_moved = 0
         self._busy_s = 0.0
         self._rated_bytes = 0
@@ -34,6 +35,7 @@ class LinkCounts:
         with self._lock:
             self._transport = transport
             self._num_open += 1
+            self._num_opened += 1
         return LinkMeter(self)
 
     def closed(self) -> None:
@@ -72,6 +74,7 @@ class LinkCounts:
                 busy_s=self._busy_s,
                 bytes_per_s=self._rated_bytes / self._rated_s if self._rated_s else 0.0,
                 failures=self._failures,
+                num_opened=self._num_opened,
             )
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kvtransfer.pages.copy_streams import CopyStreams
 from protocol.layout import KVLayout
 
-HIGH_PRIORITY = -1
-"""A CUDA stream with it has its blocks computed before the waiting ones of other streams."""
 RowIndex = np.ndarray | Tensor
 """[rows] int64: numbers of rows, on the device where the copy needs them. It can be sliced."""
 
@@ -21,13 +20,15 @@ class PageRows:
     """A KV pool seen as rows: one per layer and page, cut to some of the pool's KV heads.
 
     A row is the values of these heads, then their scales, if pages have scales. A staging buffer is
-    [bytes] uint8 on any device and has row after row. On CUDA copies run on a stream of their own,
-    with high priority, so that none waits for what is being computed.
+    [bytes] uint8 on any device and has row after row. On CUDA copies run on a stream of their own.
     """
 
-    def __init__(self, pool: Tensor, layout: KVLayout, heads: range) -> None:
+    def __init__(
+        self, pool: Tensor, layout: KVLayout, heads: range, streams: CopyStreams | None = None
+    ) -> None:
         """`pool` is [layers, pages, …], contiguous, as `layout` describes it; `heads` are numbered
-        as in the pool. Nothing is copied: writes go into the pool itself."""
+        as in the pool. Nothing is copied: writes go into the pool itself. `streams` are those of
+        all links of the pool's device."""
         self.num_layers, self.num_pages = pool.shape[:2]
         rows = pool.flatten(0, 1).flatten(1).view(torch.uint8)  # [layers * pages, bytes]
         assert rows.shape[1] == layout.layer_page_bytes
@@ -36,16 +37,27 @@ class PageRows:
         self._device = pool.device
         self._parts = _parts(rows, layout, heads)
         """The places of a row, [rows, …] each, one behind the other in a staging buffer."""
-        self._stream = torch.cuda.Stream(pool.device, HIGH_PRIORITY) if pool.is_cuda else None
+        self._streams = streams or CopyStreams.of(pool.device)
+        self._stream: torch.cuda.Stream | None = None
+        """The one that was taken last; None before that, and on a CPU."""
         self._plain: np.ndarray | None = None
         if len(heads) == layout.num_kv_heads and not rows.is_cuda:
             # numpy copies whole rows, twice as fast as torch's index_copy_ on a CPU.
             self._plain = rows.numpy()
 
-    def on_stream(self) -> AbstractContextManager[None]:
-        """Returns a context in which the copies' CUDA stream is the current one. All other methods
-        and the pair's must be called within it."""
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Makes a CUDA stream for the copies the current one. All other methods and the pair's must
+        be called within this context."""
+        if self._device.type != "cuda":
+            yield
+            return
+        self._stream = self._streams.take()
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            self._streams.give_back(self._stream)
 
     def index(self, numbers: np.ndarray) -> RowIndex:
         """Returns row numbers ([rows] int64) in the form that `gather` and `scatter` take.
@@ -55,7 +67,7 @@ class PageRows:
         if self._plain is not None:
             return numbers
         index = torch.from_numpy(numbers)
-        if self._stream is not None:  # from pinned memory, so that this thread need not wait
+        if self._device.type == "cuda":  # from pinned memory, so that this thread need not wait
             return index.pin_memory().to(self._device, non_blocking=True)
         return index
 

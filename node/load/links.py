@@ -26,6 +26,7 @@ def link_loads(stats: Sequence[LinkStats], waits: Sequence[LinkLoad]) -> tuple[L
             busy_s_total=link.busy_s,
             exposed_s_total=exposed_s.pop((link.peer, link.direction), 0.0),
             failures_total=link.failures,
+            opened_total=link.num_opened,
         )
         for link in stats
     ]

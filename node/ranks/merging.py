@@ -105,4 +105,5 @@ def _merge(links: Sequence[LinkStats], page_bytes: int) -> LinkStats:
         busy_s=max(link.busy_s for link in links),
         bytes_per_s=sum(link.bytes_per_s for link in links),
         failures=sum(link.failures for link in links),
+        num_opened=sum(link.num_opened for link in links),
     )

@@ -86,6 +86,7 @@ def build_rank(
         advertise_host=host,
         with_checksums=config.kv_checksum,
         min_send_bytes=config.kv_min_send_bytes,
+        idle_close_s=config.kv_idle_close_s,
         health_address=health_address,
         secrets=ClusterSecrets.of(config.cluster_secret, config.cluster_secret_file),
         refusals=refusals,

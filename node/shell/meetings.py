@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from kvtransfer.transport import Transport
+from kvtransfer.transport import LinkStats, Transport
 from node.core.acquaintances import Acquaintances
 from protocol.ids import Attempt
 from protocol.messages import NodeInfo
@@ -56,10 +56,11 @@ class Meetings:
     def start(self) -> None:
         """Meets the nodes that are there, and waits for that, at most MEETING_TIMEOUT_S. A thread
         meets those that come later."""
-        names = [info.node.name for info in self._meet()]
-        if names:
-            log.info("making links to %s", ", ".join(names))
-            self._await_links(names)
+        strangers = self._meet()
+        if strangers:
+            names = ", ".join(info.node.name for info in strangers)
+            log.info("making links to %s", names)
+            self._await_links(strangers)
         self._thread.start()
 
     def close(self) -> None:
@@ -93,17 +94,29 @@ class Meetings:
             self._redis = None
             return []
 
-    def _await_links(self, names: Sequence[str]) -> None:
+    def _await_links(self, strangers: Sequence[NodeInfo]) -> None:
         deadline = time.monotonic() + MEETING_TIMEOUT_S
         while not self._stop.is_set():
-            links = [link for link in self._transport.links() if link.direction == "out"]
-            missing = set(names) - {link.peer for link in links if link.is_open or link.failures}
+            missing = unmet(strangers, self._transport.links())
             if not missing:
                 return
             if time.monotonic() > deadline:
                 log.warning("no link to %s so far; the node serves without", ", ".join(missing))
                 return
             self._stop.wait(POLL_S)
+
+
+def unmet(strangers: Sequence[NodeInfo], links: Sequence[LinkStats]) -> list[str]:
+    """Returns the names of the nodes to which no link was opened and none has failed so far. One
+    that was never reached, as it has just died, is known by its address to the links."""
+    tried = {
+        link.peer for link in links if link.direction == "out" and (link.is_open or link.failures)
+    }
+    return [
+        info.node.name
+        for info in strangers
+        if tried.isdisjoint((info.node.name, *info.data_addresses))
+    ]
 
 
 def _infos(reply: Sequence[Any]) -> list[NodeInfo]:

@@ -15,7 +15,8 @@ import torch
 from engine.batches.sequence import Slice
 from engine.build import load_model_runner
 from engine.options import EngineOptions
-from kvtransfer.pages.staging import HIGH_PRIORITY, PageRows
+from kvtransfer.pages.copy_streams import HIGH_PRIORITY
+from kvtransfer.pages.staging import PageRows
 from tests.support.engine.driving import GREEDY, PAGE_SIZE, prompt_of
 from tests.support.models.families import save_random_model
 

@@ -399,6 +399,7 @@ def _link(link: LinkLoad) -> dict[str, Any]:
         "busy_s": round(link.busy_s_total, 4),
         "exposed_s": round(link.exposed_s_total, 4),
         "failures": link.failures_total,
+        "opened": link.opened_total,
     }
 
 

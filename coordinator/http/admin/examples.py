@@ -138,6 +138,7 @@ NODES = [
                 "busy_s": 0.4312,
                 "exposed_s": 0.0,
                 "failures": 0,
+                "opened": 1,
             }
         ],
     }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
-from kvtransfer.backends.nccl import NcclPair
+from kvtransfer.backends.nccl import NcclBackend, NcclPair
+from kvtransfer.backends.pair import SENDER_RANK
 from kvtransfer.backends.ring import Ring
 from kvtransfer.transport import PeerLost
 
@@ -46,6 +51,33 @@ def test_a_peer_that_is_held_up_is_waited_for() -> None:
 def test_a_peer_that_nobody_vouches_for_is_lost() -> None:
     with pytest.raises(PeerLost, match="moved nothing"):
         receive(lambda: False, lambda: False)
+
+
+class UnconnectedGroup:
+    """A group whose peer dies while the two connect."""
+
+    Options = SimpleNamespace
+    aborted = threading.Event()
+
+    def __init__(self, *_: object) -> None:
+        """Takes what a group takes, and connects nothing."""
+
+    def eager_connect_single_device(self, device: torch.device) -> None:
+        raise RuntimeError("ncclCommInitRank: remote process exited")
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+def test_a_pair_that_could_not_be_made_gives_back_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", UnconnectedGroup, raising=False)
+    monkeypatch.setattr(os, "environ", {})  # the backend sets variables for its whole process
+    backend = NcclBackend(torch.device("cpu"), TIMEOUT_S)
+    with pytest.raises(PeerLost, match="remote process exited"):
+        backend.make_pair(HashStore(), SENDER_RANK, 1, 8, lambda: False)
+    assert UnconnectedGroup.aborted.wait(10.0)
 
 
 def test_nobody_is_asked_in_time() -> None:
