@@ -152,6 +152,7 @@ def _measured_peers(
             versions = versions_for(peer, python)
             planned = plan_peer(peer, str(model), num_gpus, _ports(), more_flags)
             with peer_servers(planned, python, log_dir / peer.name) as start_s:
+                print(f"{peer.name:>16} | ready after {start_s:.0f} s", flush=True)
                 measured = measure(peer.name, planned.system(), plan)
         except (PeerFailed, ConfigError) as error:
             print(
