@@ -1,4 +1,4 @@
-"""`make bench-serve-gpu`: the loads against kvrelay's layouts and one peer, on this host's GPUs.
+"""`make bench-serve-gpu`: the loads against kvrelay's layouts and its peers, on this host's GPUs.
 
 Everything that is compared is measured in one run, one system after the other, by the same client
 with the same prompts and arrivals. A peer that cannot be measured is told with a sentence, and
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,12 +25,14 @@ from benchmarks.engines.shapes import SHAPES, save_shape
 from benchmarks.machine import cards, machine, versions_of
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale
 from benchmarks.serving.measuring import Measured, Plan, measure
-from benchmarks.serving.pairs import file_name, pair_of, save_pair, summary_of
+from benchmarks.serving.pairs import PairFiles, summary_of
 from benchmarks.serving.systems.asking import Kvrelay
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
-from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, version_of
-from benchmarks.serving.systems.peers import CONTEXT, MAX_RUNNING, MEMORY_SHARE, PEERS, plan_peer
+from benchmarks.serving.systems.peer_commands import CONTEXT, MAX_RUNNING, MEMORY_SHARE
+from benchmarks.serving.systems.peer_names import Peer
+from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, versions_for
+from benchmarks.serving.systems.peers import plan_peer
 from infra.cluster import StartError
 from infra.models import EMBEDDED
 from infra.ports import free_port
@@ -79,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
     devices = num_gpus or CPU_GPUS
     names = options.layouts.split(",") if options.layouts else default_layouts(devices)
     layouts = [Layout.parse(name, devices) for name in names]
+    peers = [Peer.parse(name, devices) for name in options.peer.split(",") if name]
     with tempfile.TemporaryDirectory() as scratch:
         model = _model(options.model_shape or (TINY if on_cpu else "llama-3-8b"), Path(scratch))
         plan = _plan(options, on_cpu, devices, model)
@@ -90,26 +94,26 @@ def run(options: argparse.Namespace) -> None:
             | _settings_of(options.node_flags),
             Path(options.log_dir or scratch),
         )
-        circumstances = {
-            "machine": machine("torch") | versions_of(*PACKAGES) | {"gpus": cards()},
-            "model": model.name,
-            "device": options.device,
-            "seconds": options.seconds,
-            "scale": vars(plan.scale),
-            "node_flags": _settings_of(options.node_flags),
-        }
-        ours: dict[str, Measured] = {}
+        files = PairFiles(_circumstances(options, model, plan), Path(options.results))
         for layout, measured in _measured_layouts(layouts, settings, plan):
-            ours[layout] = measured
-            if not options.peer:  # already here, so that it outlives an interruption
-                save_pair(pair_of(layout, measured, None, circumstances), Path(options.results))
-        if not ours:
+            files.add_layout(layout, measured)
+        if not files.pairs:
             raise StartError("no layout of kvrelay was measured; what each said stands above")
-        theirs = _measure_peer(options, model, num_gpus, plan, settings.log_dir)
-    pairs = [pair_of(layout, one, theirs, circumstances) for layout, one in ours.items()]
-    for pair in pairs:
-        print(f"wrote {save_pair(pair, Path(options.results))}")
-    print(json.dumps(summary_of(pairs)))
+        for theirs in _measured_peers(peers, options, model, num_gpus, plan, settings.log_dir):
+            files.add_peer(theirs)
+    print(json.dumps(summary_of(files.pairs)))
+
+
+def _circumstances(options: argparse.Namespace, model: Path, plan: Plan) -> dict[str, Any]:
+    """Returns what is true of everything that is measured in this run."""
+    return {
+        "machine": machine("torch") | versions_of(*PACKAGES) | {"gpus": cards()},
+        "model": model.name,
+        "device": options.device,
+        "seconds": options.seconds,
+        "scale": vars(plan.scale),
+        "node_flags": _settings_of(options.node_flags),
+    }
 
 
 def _measured_layouts(
@@ -134,24 +138,36 @@ def _measured_layouts(
         yield layout.name, measured
 
 
-def _measure_peer(
-    options: argparse.Namespace, model: Path, num_gpus: int, plan: Plan, log_dir: Path
-) -> Measured | None:
-    """Measures the peer, if one is asked for and can be had. Says on standard error if not."""
-    if not options.peer:
-        return None
-    try:
-        version = version_of(options.peer, options.peer_python)
-        more_flags = shlex.split(options.peer_flags)
-        planned = plan_peer(options.peer, str(model), num_gpus, _ports(), more_flags)
-        with peer_servers(planned, options.peer_python, log_dir / options.peer) as start_s:
-            measured = measure(options.peer, planned.system(), plan)
-    except (PeerFailed, ConfigError) as error:
-        print(f"bench-serve-gpu: {error}; kvrelay's part stands alone", file=sys.stderr)
-        return None
-    commands = [" ".join(server.words) for server in planned.servers]
-    measured.notes |= {"version": version, "start_s": round(start_s, 1), "commands": commands}
-    return measured
+def _measured_peers(
+    peers: list[Peer],
+    options: argparse.Namespace,
+    model: Path,
+    num_gpus: int,
+    plan: Plan,
+    log_dir: Path,
+) -> Iterator[Measured]:
+    """Measures one peer after the other. If one cannot be had, it says so, and the others go on."""
+    python, more_flags = options.peer_python, shlex.split(options.peer_flags)
+    for peer in peers:
+        try:
+            versions = versions_for(peer, python)
+            planned = plan_peer(peer, str(model), num_gpus, _ports(), more_flags)
+            with peer_servers(planned, python, log_dir / peer.name) as start_s:
+                print(f"{peer.name:>16} | ready after {start_s:.0f} s", flush=True)
+                measured = measure(peer.name, planned.system(), plan)
+        except (PeerFailed, ConfigError) as error:
+            print(
+                f"bench-serve-gpu: {error}; what else is measured has no such peer beside it",
+                file=sys.stderr,
+            )
+            continue
+        measured.notes |= {
+            "version": versions[peer.package],
+            "versions": versions,
+            "start_s": round(start_s, 1),
+            "commands": [" ".join(process.words) for process in planned.processes],
+        }
+        yield measured
 
 
 def _settings_of(text: str) -> dict[str, str]:
@@ -202,9 +218,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-serve-gpu", description=__doc__)
     add = parser.add_argument
     add("--layouts", default="", help="as 1p1d,2d,mixed,tp2+2,tp4; default: what fits the GPUs")
-    add("--peer", default="", choices=("", *PEERS), help="what is measured beside kvrelay")
-    add("--peer-python", default=sys.executable, help="the interpreter that has the peer")
-    add("--peer-flags", default="", help="more flags for each server of the peer, as one text")
+    add("--peer", default="", help="what is measured beside it, as sglang-pd,sglang-dp-router")
+    add("--peer-python", default=sys.executable, help="the interpreter that has the peers")
+    add("--peer-flags", default="", help="more flags for each server of the peers, as one text")
     add("--loads", default=",".join(DEFAULT_LOADS), help="default: %(default)s")
     add("--seconds", type=float, default=20.0, help="of each load (default: %(default)g)")
     add("--repeat", type=int, default=1, help="how often, with other prompts (default: 1)")

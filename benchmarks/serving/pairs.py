@@ -28,6 +28,42 @@ def pair_of(
     }
 
 
+class PairFiles:
+    """Writes every pair as soon as both halves are measured, so that it outlives an
+    interruption."""
+
+    def __init__(self, circumstances: Mapping[str, Any], directory: Path) -> None:
+        self._circumstances = circumstances
+        self._directory = directory
+        self._layouts: dict[str, Measured] = {}
+        self._peers: list[Measured] = []
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Each layout with each peer; without peers, each layout alone."""
+        peers: Sequence[Measured | None] = self._peers or [None]
+        return [
+            pair_of(layout, ours, theirs, self._circumstances)
+            for layout, ours in self._layouts.items()
+            for theirs in peers
+        ]
+
+    def add_layout(self, layout: str, ours: Measured) -> None:
+        """Writes a layout alone."""
+        self._layouts[layout] = ours
+        self._save(pair_of(layout, ours, None, self._circumstances))
+
+    def add_peer(self, theirs: Measured) -> None:
+        """Writes every layout with this peer, in place of the layout alone."""
+        self._peers.append(theirs)
+        for layout, ours in self._layouts.items():
+            self._save(pair_of(layout, ours, theirs, self._circumstances))
+            (self._directory / f"{layout}.json").unlink(missing_ok=True)
+
+    def _save(self, pair: Pair) -> None:
+        print(f"wrote {save_pair(pair, self._directory)}", flush=True)
+
+
 def save_pair(pair: Pair, directory: Path) -> Path:
     """Writes a pair to the file that is named after it, and returns that."""
     directory.mkdir(parents=True, exist_ok=True)

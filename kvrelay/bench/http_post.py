@@ -27,6 +27,8 @@ class Target:
     base_path: str
     is_secure: bool
     api_key: str
+    headers: tuple[str, ...] = ()
+    """More lines of the head, as `X-Key: 1`."""
 
     @classmethod
     def parse(cls, url: str, api_key: str) -> Target:
@@ -51,6 +53,7 @@ class Target:
             "Accept: text/event-stream",
             f"Content-Length: {len(body)}",
             "Connection: close",
+            *self.headers,
         ]
         if self.api_key:
             head.append(f"Authorization: Bearer {self.api_key}")

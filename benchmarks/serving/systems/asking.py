@@ -1,13 +1,14 @@
 """How a request is put to each of the systems that are compared.
 
-A system may have several servers. Whatever a router could know of them is given to it here: users
-with the same key always meet the same server, and the two halves of a disaggregated pair are asked
-by the client itself, so that no proxy stands between.
+A system may have several servers. Unless its own router stands before them, whatever a router could
+know is known here: users with the same key always meet the same server, and the two halves of a
+disaggregated pair are asked by the client itself, so that no proxy stands between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ Json = dict[str, Any]
 OnEvent = Callable[[bytes], None]
 SERVED_NAME = "m"
 """The model's name at peers."""
+ROUTING_KEY = "X-SMG-Routing-Key"
+"""The header by which sglang-router's policy `manual` keeps a user at one prefill server."""
 REMOTE_PREFILL: Json = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -77,7 +80,7 @@ class Kvrelay:
 
 
 class SglangReplicas:
-    """Servers that each do everything, for users by their key."""
+    """Servers that each do everything, for users by their key; or SGLang's router, alone."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._targets = [Target.parse(url, "") for url in urls]
@@ -87,6 +90,21 @@ class SglangReplicas:
 
     async def ask(self, question: Question, on_event: OnEvent) -> None:
         target = self._targets[question.key % len(self._targets)]
+        await _stream(target, "/generate", native_body(question), on_event)
+
+
+class RoutedSglangPairs:
+    """Prefill and decode servers behind SGLang's router, which reads no prompts of token ids there:
+    it is told the key of the user, as a service can that knows its conversations."""
+
+    def __init__(self, url: str) -> None:
+        self._target = Target.parse(url, "")
+
+    def reader(self) -> EventReader:
+        return SglangReader()
+
+    async def ask(self, question: Question, on_event: OnEvent) -> None:
+        target = dataclasses.replace(self._target, headers=(f"{ROUTING_KEY}: {question.key}",))
         await _stream(target, "/generate", native_body(question), on_event)
 
 
@@ -119,7 +137,7 @@ class SglangPairs:
 
 
 class VllmReplicas:
-    """Servers that each do everything, for users by their key."""
+    """Servers that each do everything, for users by their key; or vLLM's router, alone."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._targets = [Target.parse(url, "") for url in urls]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from benchmarks.serving.systems.peers import INSTALL, PeerPlan, PeerServer, package_of
+from benchmarks.serving.systems.peer_commands import PeerServer
+from benchmarks.serving.systems.peer_names import Peer
+from benchmarks.serving.systems.peers import PeerPlan
 from protocol.errors import UserError
 
+INSTALL = {
+    "sglang": "pip install sglang==0.5.17 nixl==1.5.1",
+    "sglang-router": "pip install sglang-router==0.3.2",
+    "vllm": "pip install vllm==0.23.0 nixl==1.5.1",
+    "vllm-router": "pip install vllm-router==0.1.17",
+}
+"""How the versions are installed for which the commands were written, each peer in an environment
+of its own."""
 START_S = 420.0
 """How long the servers may take: they compile kernels and capture graphs."""
 STOP_S, POLL_S, ASK_S = 15.0, 0.5, 5.0
@@ -26,15 +37,19 @@ class PeerFailed(UserError):
     """A peer cannot be measured; the message says why, and what helps."""
 
 
-def version_of(peer: str, python: str) -> str:
-    """Returns the version of a peer's package for the interpreter `python`. Raises PeerFailed if it
-    is not installed there."""
-    package = package_of(peer)
+def versions_for(peer: Peer, python: str) -> dict[str, str]:
+    """Returns the versions of the packages that a peer needs, as the interpreter `python` has them.
+    Raises PeerFailed if one is not installed there."""
+    packages = [peer.package, *([f"{peer.package}-router"] if peer.has_router else [])]
+    return {package: _version_of(package, peer, python) for package in packages}
+
+
+def _version_of(package: str, peer: Peer, python: str) -> str:
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     if asked.returncode:
         raise PeerFailed(
-            f"--peer {peer}: {package} is not installed for {python}; install it with "
+            f"--peer {peer.name}: {package} is not installed for {python}; install it with "
             f"`{INSTALL[package]}`, best in an environment of its own, and name the interpreter of "
             "that with --peer-python"
         )
@@ -52,6 +67,9 @@ def peer_servers(plan: PeerPlan, python: str, log_dir: Path) -> Iterator[float]:
         for server in plan.servers:
             running.append(_start(server, python, log_dir))
         _wait_until_ready(plan.servers, running, log_dir, began_s + START_S)
+        if plan.router:
+            running.append(_start(plan.router, python, log_dir))
+            _wait_until_ready([plan.router], running[-1:], log_dir, began_s + START_S)
         yield time.monotonic() - began_s
     finally:
         _stop(running)
@@ -91,17 +109,25 @@ def _wait_until_ready(
                     f"{server.name} did not answer within {START_S:.0f} s; its last lines:\n"
                     f"{_last_lines(log_dir / f'{server.name}.log')}"
                 )
-        waiting = [(server, process) for server, process in waiting if not answers(server.url)]
+        waiting = [(server, process) for server, process in waiting if not is_ready(server)]
         time.sleep(POLL_S)
 
 
-def answers(url: str) -> bool:
-    """Returns whether a server says that it can be asked."""
+def is_ready(server: PeerServer) -> bool:
+    """Returns whether a server says that it can be asked; a router, that it has all its servers."""
+    path = "readiness" if server.num_workers else "health"
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=ASK_S) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+        with urllib.request.urlopen(f"{server.url}/{path}", timeout=ASK_S) as answer:
+            told = answer.read()
+    except OSError:
         return False
+    return not server.num_workers or _workers_of(json.loads(told)) == server.num_workers
+
+
+def _workers_of(readiness: Mapping[str, Any]) -> int:
+    """Returns how many servers a router has found, as it tells: all in one number, or by role."""
+    by_role = (readiness.get(role, {}).get("healthy", 0) for role in ("prefill", "decode"))
+    return int(readiness.get("healthy_workers") or sum(by_role))
 
 
 def _last_lines(log: Path) -> str:

@@ -60,6 +60,8 @@ def test_what_cannot_be_measured_is_told_before_anything_starts(tmp_path: Path) 
         (("--loads", "random"), "need a rate, as random@8"),
         (("--layouts", "p1"), "write 1p1d"),
         (("--node-flags", "dtype"), "write name=value"),
+        (("--peer", "sglang-pd,vllm"), "--peer has 'vllm'; write sglang-dp"),
+        (("--peer", "vllm-2p2d"), "needs 4 GPUs; 2 can be used here"),
     ):
         ended = run("benchmarks.serving", "--device", "cpu", "--results", str(tmp_path), *words)
         assert ended.returncode == 1 and sentence in ended.stderr

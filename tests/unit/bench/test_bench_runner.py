@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -141,5 +142,7 @@ def test_a_url_with_or_without_v1() -> None:
         .request("/generate", b"")
         .startswith(b"POST /a/generate HTTP/1.1\r\nHost: h:443\r\n")
     )
+    keyed = dataclasses.replace(Target.parse("http://h:1", ""), headers=("X-Key: 7",))
+    assert keyed.request("/", b"").endswith(b"\r\nX-Key: 7\r\n\r\n")
     with pytest.raises(ConfigError, match="http://"):
         Target.parse("h:1", "")

@@ -16,20 +16,36 @@ from benchmarks.serving.client import TIMEOUT_S, LoadClient, RowRecord, Seen
 from benchmarks.serving.figures import figures_by_row, ratios
 from benchmarks.serving.loads import Ask, User
 from benchmarks.serving.measuring import Measured, shown
-from benchmarks.serving.pairs import file_name, pair_of, read_pairs, save_pair, summary_of
+from benchmarks.serving.pairs import (
+    PairFiles,
+    file_name,
+    pair_of,
+    read_pairs,
+    save_pair,
+    summary_of,
+)
 from benchmarks.serving.pauses import Pauses, pauses_of
 from benchmarks.serving.picture import lead_of, picture_of
 from benchmarks.serving.systems.asking import Kvrelay, System
-from benchmarks.serving.systems.peers import PeerPlan, PeerServer
+from benchmarks.serving.systems.peer_commands import PeerServer
+from benchmarks.serving.systems.peer_names import Peer
+from benchmarks.serving.systems.peers import PeerPlan
 from benchmarks.serving.table import table_of
 from kvrelay.bench.workloads.dialogue import Passage
-from tests.support.bench.played_peers import Json, PlayedServer, Reply
+from tests.support.bench.played_peers import (
+    ADDRESS,
+    NUM_TOKENS,
+    Json,
+    PlayedServer,
+    Reply,
+    sglang_reply,
+    vllm_reply,
+)
 from tests.support.bench.records import answered, failed
 
 VOCABULARY = range(10, 1000)
-ANSWER = 3
+ANSWER = NUM_TOKENS
 ROOM = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
-ADDRESS = {"remote_engine_id": "e", "remote_block_ids": [1]}
 
 
 def kvrelay_reply(path: str, body: Json) -> Reply:
@@ -50,35 +66,20 @@ def kvrelay_reply(path: str, body: Json) -> Reply:
     ]
 
 
-def sglang_reply(path: str, body: Json) -> Reply:
-    """Each event has only what is new; one of them brings two tokens."""
-    assert path == "/generate"
-    meta = {"prompt_tokens": len(body["input_ids"]), "cached_tokens": 2}
-    events: list[Json] = [{"output_ids": [100], "meta_info": meta}]
-    return [*events, {"output_ids": [101, 102], "meta_info": meta}]
-
-
-def vllm_reply(path: str, body: Json) -> Reply:
-    assert path == "/v1/completions"
-    if not body["stream"]:
-        assert body["max_tokens"] == 1 and "stream_options" not in body
-        return {"choices": [{"text": "w"}], "kv_transfer_params": ADDRESS}
-    usage = {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": {"cached_tokens": 2}}
-    chunks = [{"choices": [{"text": "w", "token_ids": [id]}]} for id in (100, 101, 102)]
-    return [*chunks, {"choices": [], "usage": usage}]
-
-
 def kvrelay(urls: Sequence[str]) -> System:
     return Kvrelay(urls[0])
 
 
 def peer(name: str) -> Callable[[Sequence[str]], System]:
-    """The system of a peer whose servers are those at the URLs."""
+    """The system of a peer whose servers, or whose router, are at the URLs."""
 
     def system(urls: Sequence[str]) -> System:
+        parsed = Peer.parse(name, max(2, len(urls)))
         ports = [int(url.rpartition(":")[2]) for url in urls]
-        servers = tuple(PeerServer(f"s{p}", p, (), {}, bootstrap_port=p + 1) for p in ports)
-        return PeerPlan(name, servers, len(urls) // 2 if name.endswith("-pd") else 0).system()
+        listening = tuple(PeerServer(f"s{p}", p, (), {}, bootstrap_port=p + 1) for p in ports)
+        if parsed.has_router:
+            return PeerPlan(parsed, (), listening[0]).system()
+        return PeerPlan(parsed, listening).system()
 
     return system
 
@@ -142,6 +143,24 @@ def test_both_servers_of_a_pair_are_told_of_each_other() -> None:
     _, (prefill, decode) = seen_of(*SYSTEMS["vllm-pd"], [User(0, asks(1))])
     assert prefill[0]["kv_transfer_params"]["do_remote_decode"] is True
     assert decode[0]["kv_transfer_params"] == ADDRESS and decode[0]["max_tokens"] == ANSWER
+
+
+@pytest.mark.parametrize("name", ["sglang-dp", "sglang-pd", "vllm-tp2", "vllm-1p1d"])
+def test_a_router_is_asked_as_one_server_and_told_no_more_than_it_needs(name: str) -> None:
+    """Where SGLang's disaggregates, it reads no token ids, and is told whose prompts they are."""
+
+    async def run() -> PlayedServer:
+        reply = sglang_reply if name.startswith("sglang") else vllm_reply
+        async with PlayedServer(reply) as router:
+            client = LoadClient(peer(f"{name}-router")([router.url]), VOCABULARY)
+            seen = await client.run([User(7, asks(2))])
+            assert [record.answer.failure for record in seen.records] == ["", ""]
+            return router
+
+    router = asyncio.run(run())
+    assert not any(part in body for body in router.bodies for part in (*ROOM, "kv_transfer_params"))
+    keys = [head for head in router.heads if "X-SMG-Routing-Key: 7\r\n" in head]
+    assert len(keys) == (2 if name == "sglang-pd" else 0) and len(router.heads) == 2
 
 
 def test_a_key_always_meets_the_same_server() -> None:
@@ -281,3 +300,18 @@ def test_files_of_pairs_are_read_back_as_table_picture_and_line(tmp_path: Path) 
     assert (line["errors"], line["peer_errors"], line["lost_leases"]) == (6, 0, 2)
     assert line["retried"] == 0
     assert line["compiles_while_serving"] == 1 and line["ratios"]["row"]["itl_p99_ms"] == 1.0
+
+
+def test_what_is_measured_is_written_at_once_and_a_layout_alone_only_without_peers(
+    tmp_path: Path,
+) -> None:
+    files = PairFiles(CIRCUMSTANCES, tmp_path)
+    for layout in ("1p1d", "2d"):
+        files.add_layout(layout, measured(layout, figures(100, 60)))
+        assert read_pairs(tmp_path) == json.loads(json.dumps(files.pairs))
+    for peer_name in ("vllm-dp", "vllm-pd-router"):
+        files.add_peer(measured(peer_name, figures(200, 30)))
+        assert read_pairs(tmp_path) == json.loads(json.dumps(files.pairs))
+    assert [(pair["layout"], pair["peer"]) for pair in files.pairs] == [
+        (layout, name) for layout in ("1p1d", "2d") for name in ("vllm-dp", "vllm-pd-router")
+    ]

@@ -10,7 +10,6 @@ import pytest
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale, User
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import FAILED, LOST, ClusterSettings, plan_of
-from benchmarks.serving.systems.peers import PEERS, PeerPlan, plan_peer
 from coordinator.routing.registry import Registry
 from engine.batches.sequence import Slice
 from engine.errors import RequestFailed
@@ -170,42 +169,3 @@ def test_a_failed_step_is_what_a_node_logs(
     monkeypatch.setattr("tests.support.node.poisoned_runner.POISON", 1)
     warm_up(runner, WarmUpLimits(4, 1, 16, 10, 100))
     assert sum(FAILED.search(message) is not None for message in caplog.messages) > 1
-
-
-def planned(peer: str, num_gpus: int) -> PeerPlan:
-    return plan_peer(peer, "/m", num_gpus, itertools.count(9000), ("--more", "1"))
-
-
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("num_gpus", [2, 4])
-def test_a_peer_has_one_server_for_each_gpu(peer: str, num_gpus: int) -> None:
-    plan = planned(peer, num_gpus)
-    assert len(plan.servers) == num_gpus
-    assert plan.num_prefill == (num_gpus // 2 if peer.endswith("-pd") else 0)
-    ports = [server.port for server in plan.servers]
-    assert len(set(ports)) == num_gpus
-    for gpu, server in enumerate(plan.servers):
-        assert server.words[-2:] == ("--more", "1") and "/m" in server.words
-        seen = server.environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        if not peer.endswith("-pd"):
-            assert seen == [str(gpu)]
-            continue
-        assert "cuda_ipc" in server.environment["UCX_TLS"]
-        is_prefill = gpu < plan.num_prefill
-        if peer == "vllm-pd":
-            assert seen[0] == str(gpu) and len(set(seen)) == num_gpus
-        else:
-            mode = server.words[server.words.index("--disaggregation-mode") + 1]
-            assert mode == ("prefill" if is_prefill else "decode")
-            assert server.words[server.words.index("--base-gpu-id") + 1] == str(gpu)
-            assert seen == [""], "all stay visible"
-
-
-def test_a_peer_that_cannot_run_here_is_refused() -> None:
-    with pytest.raises(ConfigError, match="needs two GPUs"):
-        planned("vllm-pd", 1)
-    with pytest.raises(ConfigError, match="none is visible"):
-        planned("sglang-dp", 0)
-    with pytest.raises(ConfigError, match="there are sglang-pd"):
-        planned("other", 2)
-    assert len(planned("sglang-dp", 1).servers) == 1

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving.systems import peer_servers as module
-from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, version_of
-from benchmarks.serving.systems.peers import PeerPlan, PeerServer
+from benchmarks.serving.systems.peer_commands import PeerServer
+from benchmarks.serving.systems.peer_names import Peer
+from benchmarks.serving.systems.peer_servers import PeerFailed, peer_servers, versions_for
+from benchmarks.serving.systems.peers import PeerPlan
 from infra.ports import free_port
 from tests.support.processes.clusters import wait_until
 
@@ -28,6 +30,24 @@ if os.fork() == 0:
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
 """
 
+TWO = Peer.parse("vllm-dp", 2)
+ROUTER = """
+import http.server, json, sys, urllib.request
+found = []
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if len(found) < 2:
+            url = sys.argv[2 + len(found)]
+            found.append(urllib.request.urlopen(url + "/health").status)
+        self.send_response(200)
+        self.end_headers()
+        told = {"prefill": {"healthy": 1}, "decode": {"healthy": len(found) - 1}}
+        self.wfile.write(json.dumps(told).encode())
+        print(self.path, len(found), flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+"""
+"""It finds one server whenever it is asked, and ends if that does not answer."""
+
 
 @pytest.fixture(autouse=True)
 def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +60,7 @@ def plan() -> PeerPlan:
     for name in ("s0", "s1"):
         port = free_port()
         servers.append(PeerServer(name, port, ("-c", SERVER, str(port)), {"TOLD": name}))
-    return PeerPlan("vllm-dp", tuple(servers))
+    return PeerPlan(TWO, tuple(servers))
 
 
 def groups_of(parent: int) -> Iterator[int]:
@@ -68,9 +88,22 @@ def test_servers_answer_within_and_are_gone_after(plan: PeerPlan, tmp_path: Path
     with peer_servers(plan, sys.executable, tmp_path):
         started = set(groups_of(os.getpid())) - before
         assert [len(members_of(group)) for group in started] == [2, 2]
-        assert all(module.answers(server.url) for server in plan.servers)
+        assert all(module.is_ready(server) for server in plan.servers)
     wait_until(lambda: not any(map(members_of, started)), "the end of servers and workers")
     assert (tmp_path / "s1.log").read_text().startswith("told s1")
+
+
+def test_a_router_starts_last_and_is_ready_when_it_has_found_every_server(
+    plan: PeerPlan, tmp_path: Path
+) -> None:
+    port, urls = free_port(), [server.url for server in plan.servers]
+    router = PeerServer("router", port, ("-c", ROUTER, str(port), *urls), num_workers=2)
+    with peer_servers(PeerPlan(TWO, plan.servers, router), sys.executable, tmp_path):
+        told = (tmp_path / "router.log").read_text().splitlines()
+    assert [line for line in told if line.startswith("/readiness")] == [
+        "/readiness 1",
+        "/readiness 2",
+    ]
 
 
 def test_one_that_ends_is_told_with_its_last_lines_and_the_others_stop(
@@ -82,7 +115,7 @@ def test_one_that_ends_is_told_with_its_last_lines_and_the_others_stop(
     before = set(groups_of(os.getpid()))
     with (
         pytest.raises(PeerFailed, match=r"s1 ended with exit code 3; .*\n  no memory is left"),
-        peer_servers(PeerPlan("vllm-dp", (plan.servers[0], broken)), sys.executable, tmp_path),
+        peer_servers(PeerPlan(TWO, (plan.servers[0], broken)), sys.executable, tmp_path),
     ):
         pytest.fail("a server is missing")
     assert set(groups_of(os.getpid())) == before
@@ -95,7 +128,7 @@ def test_one_that_does_not_answer_is_given_up(
     silent = PeerServer("s0", free_port(), ("-c", "import time; time.sleep(600)"))
     with (
         pytest.raises(PeerFailed, match="s0 did not answer within 0 s"),
-        peer_servers(PeerPlan("vllm-dp", (silent,)), sys.executable, tmp_path),
+        peer_servers(PeerPlan(TWO, (silent,)), sys.executable, tmp_path),
     ):
         pytest.fail("it has not answered")
 
@@ -105,6 +138,8 @@ def test_a_peer_that_is_not_installed_is_told_with_how_to_install_it(tmp_path: P
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
     with pytest.raises(PeerFailed, match=r"vllm is not installed .* `pip install vllm==.*--peer-p"):
-        version_of("vllm-pd", str(python))
-    python.write_text("#!/bin/sh\necho 0.5.17\n")
-    assert version_of("sglang-dp", str(python)) == "0.5.17"
+        versions_for(Peer.parse("vllm-pd", 2), str(python))
+    python.write_text("#!/bin/sh\ncase $2 in *router*) exit 1;; esac; echo 0.5.17\n")
+    assert versions_for(Peer.parse("sglang-dp", 2), str(python)) == {"sglang": "0.5.17"}
+    with pytest.raises(PeerFailed, match="--peer sglang-dp-router: sglang-router is not installed"):
+        versions_for(Peer.parse("sglang-dp-router", 2), str(python))
