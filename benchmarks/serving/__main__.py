@@ -25,7 +25,7 @@ from benchmarks.engines.shapes import SHAPES, save_shape
 from benchmarks.machine import cards, machine, versions_of
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale
 from benchmarks.serving.measuring import Measured, Plan, measure
-from benchmarks.serving.pairs import PairFiles, summary_of
+from benchmarks.serving.pairs import PairFiles, file_name, summary_of
 from benchmarks.serving.systems.asking import Kvrelay
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
