@@ -32,6 +32,7 @@ help:        ## this list
 $(READY): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
+	@echo "torch and the rest are being installed into $(VENV): some minutes"
 	# torch first and pinned, so that nothing else chooses one; TORCH_INDEX names an index of CPU builds
 	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
 	$(BIN)/python -m pip install -q -e '.[dev,docs]'

@@ -115,13 +115,11 @@ class Connection:
     def _no_entry(self, call: ApiCall[Any]) -> str:
         """Returns the message for a token or key that is missing or wrong."""
         if call.is_admin:
-            what, given, remedy = (
-                "admin token",
-                self.admin_token,
-                "--admin-token or KVRELAY_ADMIN_TOKEN",
-            )
+            what, given = "admin token", self.admin_token
+            remedy = "--admin-token, a Client's admin_token or KVRELAY_ADMIN_TOKEN"
         else:
-            what, given, remedy = "API key", self.api_key, "the client's api_key or KVRELAY_API_KEY"
+            what, given = "API key", self.api_key
+            remedy = "--api-key, a Client's api_key or KVRELAY_API_KEY"
         problem = f"refused the {what}" if given else f"asks for an {what}"
         return f"the cluster at {self.url} {problem}; {remedy} gives it"
 

@@ -112,9 +112,10 @@ class ModelConfig:
         raw = dict(raw)
         architecture = _architecture(raw)
         if architecture not in FAMILIES:
-            raise UnsupportedModel(
-                f"{path} is a {architecture}; this engine supports {', '.join(SUPPORTED)}"
+            found = (
+                f" is a {architecture}" if architecture else "/config.json names no architecture"
             )
+            raise UnsupportedModel(f"{path}{found}; this engine supports {', '.join(SUPPORTED)}")
         read_quantisation(raw)  # it refuses what cannot be read
         if raw.get("use_bidirectional_attention"):
             raise UnsupportedModel(
@@ -140,7 +141,8 @@ class ModelConfig:
 
 
 def _architecture(raw: dict[str, Any]) -> str:
-    names = raw.get("architectures") or ["unknown"]
+    """Returns the first of `architectures`, or "" if there is none. Raises ModelDirectoryError."""
+    names = raw.get("architectures") or [""]
     if not isinstance(names, list) or not isinstance(names[0], str):
         raise wrong("architectures", names, "a list with the name of the architecture")
     return names[0]

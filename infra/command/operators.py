@@ -186,7 +186,7 @@ def _drain(flags: dict[str, Any]) -> None:
     until = "`kvrelay undrain`" if drained["kept"] else "it restarts, or `kvrelay undrain`"
     print(
         f"{drained['name']} gets no new requests until {until}; "
-        f"{drained['unfinished_requests']} of this coordinator's run there"
+        f"requests of this coordinator that still run there: {drained['unfinished_requests']}"
     )
 
 

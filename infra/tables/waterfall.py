@@ -54,7 +54,7 @@ def _waterfall(timeline: dict[str, Any]) -> Table:
     table.add_column("where", no_wrap=True)
     table.add_column("from ms", justify="right")
     table.add_column("ms", justify="right")
-    table.add_column("")
+    table.add_column(_scales(middle_ms, total_ms), min_width=BAR_WIDTH, no_wrap=True)
     table.add_column("")
     attempt = 1
     for span in timeline["spans"]:
@@ -70,6 +70,13 @@ def _waterfall(timeline: dict[str, Any]) -> Table:
             Text(_details(span, attempt)),
         )
     return table
+
+
+def _scales(middle_ms: float, total_ms: float) -> str:
+    """Returns the heading of the bars: the time that a whole line stands for, before the first
+    token and behind it."""
+    first = f"0 to {middle_ms:.1f} ms"
+    return first if middle_ms >= total_ms else f"{first}, then anew to {total_ms:.1f} ms"
 
 
 def _bar(span: dict[str, Any], middle_ms: float, total_ms: float) -> str:

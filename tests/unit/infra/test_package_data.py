@@ -21,6 +21,11 @@ def setuptools_settings() -> Any:
     return tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]
 
 
+def test_an_editable_install_is_the_checkout_itself(setuptools_settings: Any) -> None:
+    """Else `import kvrelay` beside a clone of that name finds the clone's folder."""
+    assert setuptools_settings["package-dir"] == {"": "."}
+
+
 def test_every_file_beside_the_programs_is_package_data(setuptools_settings: Any) -> None:
     found = setuptools_settings["packages"]["find"]
     patterns = [

@@ -95,6 +95,7 @@ def test_a_timeline_is_a_waterfall_with_a_verdict() -> None:
     text = shown(waterfall.show_timeline, examples.TIMELINE)
     assert "request chat-17: stop, 512 prompt tokens (0 cached), 96 answered, attempts 1" in text
     assert "computing is 12.8 of 18.5 ms to the first token; 912.4 ms in all" in text
+    assert "0 to 18.5 ms, then anew to 912.4 ms" in text, "what the bars stand for"
     rows = [line for line in text.splitlines() if "█" in line]
     assert len(rows) == len(examples.TIMELINE["spans"])
     before = [row.index("█") for row in rows[:11]]

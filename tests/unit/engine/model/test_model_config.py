@@ -222,7 +222,7 @@ def test_experts(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*LlamaForCausalLM.*Qwen3"),
-        ({"architectures": None}, "unknown.*LlamaForCausalLM"),
+        ({"architectures": None}, "/config.json names no architecture;.*LlamaForCausalLM"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised.*bfloat16"),
         ({"hidden_act": "gelu"}, "gelu.*silu"),
         ({"rope_scaling": {"rope_type": "axial", "factor": 4.0}}, "axial.*llama3"),

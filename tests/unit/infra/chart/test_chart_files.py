@@ -42,6 +42,11 @@ def variables_of_settings() -> set[str]:
     return {f"KVRELAY_{name.upper()}" for name in fields}
 
 
+def test_the_page_builds_the_image_that_the_chart_names() -> None:
+    tags = re.findall(r"registry\.example/kvrelay:(\S+)", (ROOT / "docs/kubernetes.md").read_text())
+    assert set(tags) == {yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]}
+
+
 def test_the_schema_takes_the_defaults() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     assert problems({}) == []
