@@ -29,7 +29,7 @@ from benchmarks.elastic.figures import failures, longest_waits, summary, tables
 from benchmarks.elastic.load import LoadShape
 from benchmarks.elastic.memory import gpu_memory, host_memory
 from benchmarks.elastic.run import Drill, run
-from benchmarks.engines.random_model import save_random_model
+from benchmarks.engines.random_model import CONFIG, save_random_model
 from benchmarks.machine import cards, machine
 from infra.cluster import ClusterPlan, names_of_nodes
 from infra.gpus.assignment import assign_gpus
@@ -43,9 +43,18 @@ RESULTS = Path(__file__).parents[1] / "results" / "elastic.json"
 WORDS = range(8, 2000)
 """Token ids of both models that are ordinary words."""
 CPU_LOAD = LoadShape(1.0, num_turns=3, first_tokens=192, answer_tokens=48, vocabulary=WORDS)
-GPU_LOAD = LoadShape(1.5, num_turns=3, first_tokens=1024, answer_tokens=96, vocabulary=WORDS)
-POOL_TOKENS = {"cpu": 16_384, "cuda": 131_072}
-"""Of each node. It is fixed, so that as many nodes as join find room on a GPU: 2 GiB each."""
+GPU_LOAD = LoadShape(2.0, num_turns=3, first_tokens=1024, answer_tokens=128, vocabulary=WORDS)
+CPU_FLAGS = {"device": "cpu", "max_total_tokens": "16384"}
+GPU_FLAGS = {
+    # The pool has a fixed size, 2 GiB, so that as many nodes as join find room on a GPU.
+    "max_total_tokens": "131072",
+    # A deterministic step has many small kernels: no node warms up longer ones than it will see.
+    "context_length": "2048",
+    "chunked_prefill_size": "1024",
+    "max_running_requests": "32",
+}
+GPU_MODEL = CONFIG | {"num_hidden_layers": 4, "num_key_value_heads": 8}
+"""Random weights. Few layers make short steps, and many KV heads 16 KiB of pages per token."""
 PROMISES = ("failed", "wrong", "hung")
 
 
@@ -70,7 +79,7 @@ def drill(options: argparse.Namespace) -> int:
         model = EMBEDDED
         if is_on_gpus:
             model = Path(scratch) / "model"
-            save_random_model(model)
+            save_random_model(model, GPU_MODEL)
         plan = _drill_of(options, model, num_gpus)
         course = run(
             plan,
@@ -112,10 +121,9 @@ def _drill_of(options: argparse.Namespace, model: Path, num_gpus: int) -> Drill:
             "model_path": str(model),
             "dtype": "float32",
             "deterministic": "true",
-            "max_total_tokens": str(POOL_TOKENS["cuda" if num_gpus else "cpu"]),
             "kv_idle_close_s": f"{options.idle_close:g}",
         }
-        | ({} if num_gpus else {"device": "cpu"}),
+        | (GPU_FLAGS if num_gpus else CPU_FLAGS),
         assignments=assign_gpus(num_gpus, dict.fromkeys(names, 1)) if num_gpus else {},
     )
     return Drill(
@@ -138,7 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--prefill", type=int, help="prefill nodes to begin with; 2, on GPUs 4")
     parser.add_argument("--decode", type=int, help="decode nodes to begin with; 2, on GPUs 4")
-    parser.add_argument("--rate", type=float, help="conversations a second; 1, on GPUs 1.5")
+    parser.add_argument("--rate", type=float, help="conversations a second; 1, on GPUs 2")
     parser.add_argument("--quiet", type=float, default=15.0, help="seconds of load before changes")
     parser.add_argument("--seconds", type=float, default=120.0, help="of load with changes")
     parser.add_argument("--period", type=float, default=5.0, help="seconds between changes")

@@ -47,6 +47,8 @@ NUM_PAGES = 64
 """Of a transfer: 128 MiB of Llama-3-8B's pages, so that staging buffers grow to their full size."""
 NUM_UNDER_WAY = 20
 """Transfers that are under way when a peer is killed."""
+SENDING_S = 12.0
+"""How long the pairs to send of one setting may take, with the start of all processes."""
 SETTLES_WITHIN_S = 10.0
 """How long memory may take to come back; also until a dead peer is missed."""
 POLL_S = 0.05
@@ -185,12 +187,11 @@ def running(setting: str, backend: str, num_peers: int, idle_close_s: float) -> 
 
 
 def measure(backend: str, num_peers: int, idle_close_s: float, within_s: float) -> list[Step]:
-    """Measures one setting after the other; over other backends than nccl there is only one. A
-    setting for which the time would not do is left out, with a sentence."""
-    began, longest_s, steps = time.perf_counter(), 0.0, list[Step]()
+    """Measures one setting after the other; over other backends than nccl there is only one. After
+    the first, those are left out, with a sentence, for which the time would not do."""
+    began, steps = time.perf_counter(), list[Step]()
     for setting in SETTINGS if backend == "nccl" else ("default",):
-        started = time.perf_counter()
-        if started - began + longest_s > within_s:
+        if steps and time.perf_counter() - began + SENDING_S > within_s:
             print(f"{setting}: left out, as --within {within_s:g} leaves too little time")
             continue
         with running(setting, backend, num_peers, idle_close_s) as hub:
@@ -199,7 +200,6 @@ def measure(backend: str, num_peers: int, idle_close_s: float, within_s: float) 
             except (AssertionError, EOFError, OSError) as error:
                 print(f"{setting}: given up: {error}")
         steps += hub.steps
-        longest_s = max(longest_s, time.perf_counter() - started)
     return steps
 
 
@@ -253,7 +253,7 @@ def main() -> None:
     )
     parser.add_argument("--backend", choices=("nccl", "shm", "tcp"), default="shm")
     parser.add_argument("--peers", type=int, default=8)
-    parser.add_argument("--idle-close", type=float, default=7.0, help="seconds; of unused pairs")
+    parser.add_argument("--idle-close", type=float, default=9.0, help="seconds; of unused pairs")
     parser.add_argument("--within", type=float, default=60.0, help="seconds for all settings")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
     given = parser.parse_args()
