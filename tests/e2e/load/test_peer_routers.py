@@ -29,7 +29,8 @@ from tests.support.bench.played_peers import (
     vllm_reply,
 )
 
-PYTHON = Path(os.environ.get("KVRELAY_LOAD", ".venv-load")) / "bin" / "python"
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = Path(os.environ.get("KVRELAY_LOAD", ROOT / ".venv-load")) / "bin" / "python"
 VOCABULARY = range(16_000, 90_000)
 HEAD_TOKENS, OWN_TOKENS, NUM_USERS, NUM_ASKS = 400, 20, 4, 4
 REPLIES = {"sglang": sglang_reply, "vllm": vllm_reply}
