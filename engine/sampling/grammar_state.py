@@ -13,6 +13,8 @@ from llguidance import LLMatcher
 
 from engine.errors import RequestFailed
 from engine.sampling.grammar_endings import EndingSearch
+from engine.sampling.grammar_words import last_words
+from protocol.model.grammars import reason_of
 from protocol.sampling import Sampling
 
 MIN_WATCHED = 49
@@ -163,7 +165,7 @@ class GrammarState:
             return
         if not self.matcher.consume_token(token):
             raise RequestFailed(
-                f"the grammar cannot be followed any further: {self.matcher.get_error()[:200]}"
+                f"the grammar cannot be followed any further: {reason_of(self.matcher)}"
             )
         if self.may_replace:
             self._look()
@@ -205,7 +207,8 @@ class GrammarState:
             yield text[i:]
         if len(self.tokens) < self._search_from:
             return
-        found = self._endings.find(self.matcher, len(text))
+        words = last_words(self._sampling.grammar)
+        found = self._endings.find(self.matcher, len(text), words)
         if found is not None:
             yield found
         else:
