@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
+import numpy as np
 from llguidance import LLMatcher
 
 from engine.errors import RequestFailed
@@ -27,6 +28,8 @@ MAX_GROWTH = 7
 """While many tokens are left, the next look comes before an ending that grows by so many tokens,
 with each token of the answer, would be too long. Near the end `MIN_WATCHED` covers a growth of 3.
 """
+FREE_SHARE = 7 / 8
+"""Where more of the vocabulary than this is allowed, a text is free."""
 NEVER = 1 << 31
 MAX_SKIPPED = 16
 """Bytes of an ending that may have been said already, in other tokens."""
@@ -111,6 +114,8 @@ class GrammarState:
         self._add(token)
         is_lost = spare >= 0 and self._num_spare < min(spare, 1)
         if is_lost and before is not None and ending is not None:
+            if not ending and self.may_end and self._is_free(before):
+                return (token,)  # text that is cut is told as such, and not by an end token
             self.tokens.pop()
             self.matcher, self._ending = before, ending
             self._search_from = search_from
@@ -123,6 +128,11 @@ class GrammarState:
             pairs = zip(forced, self._ending, strict=False)
             forced = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
         return (token, *forced)
+
+    def _is_free(self, matcher: LLMatcher) -> bool:
+        """Nearly any token may come next: text of which the grammar cannot tell the end."""
+        allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8))
+        return int(allowed.sum()) > self._endings.tokenizer.vocab_size * FREE_SHARE
 
     @property
     def _num_spare(self) -> int:

@@ -136,6 +136,18 @@ def test_an_ending_that_could_be_more_of_what_is_before_it_is_found(pattern: str
         assert answer.has_ended and re.fullmatch(pattern, answer.text), answer.text
 
 
+@pytest.mark.parametrize("is_free", [True, False])
+def test_free_text_is_cut_and_what_a_grammar_bounds_is_ended(is_free: bool) -> None:
+    """The end token would say that free text is whole, which nobody knows."""
+    tag = {"type": "tag", "begin": "<a>", "content": {"type": "any_text"}, "end": "</a>"}
+    form = {"type": "triggered_tags", "tags": [tag], "triggers": ["<a>"]}
+    source = json.dumps({"format": form}) if is_free else "[a-z ]*"
+    grammar = compiler().compile_now("structural_tag" if is_free else "regex", source)
+    (favourite,) = tokenizer().tokenize_str("a")
+    answer = draw(grammar, 9, seed=1, favourite=favourite)
+    assert answer.text == "a" * (9 if is_free else 8) and answer.has_ended != is_free
+
+
 def test_the_words_of_a_grammar_are_those_of_its_regular_expressions() -> None:
     regex = compiler().compile_now("regex", r"(a[b-d]{2}|x{3,}éy)\.com|\d+ \{end")
     assert last_words(regex)[:4] == (b" {end", b".com", "éy".encode(), b"x")
