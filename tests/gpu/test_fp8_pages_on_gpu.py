@@ -85,7 +85,8 @@ def test_every_number_is_narrowed_and_widened_as_torch_does_it(has_fp8: bool) ->
 def test_heads_are_rounded_into_pages(
     heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, scales: Scales
 ) -> None:
-    """Sums of float32 differ in their last bits, by which few numbers are rounded another way."""
+    """Sums of float32 differ in their last bits, by which few numbers are rounded another way. In
+    bfloat16 the largest number of a head may be rounded otherwise, and with it the scale of all."""
     from engine.kernels.triton_kernels import TritonKernels
 
     shape = HeadShape(heads, kv_heads, head_dim)
@@ -109,7 +110,8 @@ def test_heads_are_rounded_into_pages(
         strict=True,
     ):
         assert other.count_nonzero() > 0.9 * other.numel()
-        assert (one == other).float().mean() > (0.99 if dtype == torch.float32 else 0.8)
+        if dtype == torch.float32 or scales == "static":
+            assert (one == other).float().mean() > (0.99 if dtype == torch.float32 else 0.8)
         # Another rounding before is at most another neighbour among the eight-bit numbers.
         torch.testing.assert_close(one, other, atol=0.02, rtol=0.13)
 
@@ -120,7 +122,8 @@ def test_graphs_give_the_tokens_of_single_steps(dtype: str, tmp_path: Path) -> N
     options = EngineOptions(dtype, PAGE_SIZE, kv_cache_dtype="fp8_e4m3", max_running_requests=4)
     runner = load_model_runner(tmp_path, options, lambda _: 200, CUDA)
     assert runner.layout.dtype == FP8
-    prompt, sampling = prompt_of(100, 500), Sampling(temperature=0.0)
+    prompt = prompt_of(100, runner.config.vocab_size)
+    sampling = Sampling(temperature=0.0)
     tokens = Sequences(runner).generate(prompt, 12)
     sequences = Sequences(runner)
     pages = sequences.pages(len(prompt) + 12)
