@@ -108,12 +108,15 @@ class _Writer:
         if names is None or "properties" in schema or "patternProperties" in schema:
             return
         values = schema.get("additionalProperties", True)
-        if keys := names.get("enum") or [names[one] for one in ("const",) if one in names]:
-            schema["properties"] = {key: values for key in keys if isinstance(key, str)}
+        keys = [names["const"]] if "const" in names else names.get("enum")
+        if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
+            schema["properties"] = dict.fromkeys(keys, values)
             schema["additionalProperties"] = False
         elif isinstance(names.get("pattern"), str):
             schema["patternProperties"] = {names["pattern"]: values}
             schema["additionalProperties"] = False
+        elif names.keys() & {"const", "enum", "pattern"}:
+            return
         del schema["propertyNames"]
 
     def _named(self, names: Any) -> Schema | None:
@@ -138,8 +141,8 @@ class _Writer:
         self._multiple = math.lcm(self._multiple, number)
         if self._multiple > MAX_MULTIPLE:
             raise GrammarError(
-                f"multipleOf {multiple:g} takes too long to follow: the least common multiple of "
-                f"all in a schema, without the zeros at its end, may be {MAX_MULTIPLE}"
+                f"multipleOf {str(multiple)[:40]} takes too long to follow: the least common "
+                f"multiple of all in a schema, without the zeros at its end, may be {MAX_MULTIPLE}"
             )
 
 
@@ -160,14 +163,17 @@ def _unique_items(schema: Schema) -> None:
 
 def _bounds(schema: Schema) -> None:
     """Brings the bounds of integers into the range in which they are followed."""
-    if "integer" not in (kinds := schema.get("type", "")) or "number" in kinds:
+    kinds = schema.get("type")
+    if not isinstance(kinds, str | list) or "integer" not in kinds or "number" in kinds:
         return
     for key in BOUNDS:
         if not _is_number(bound := schema.get(key, 0)) or abs(bound) <= MAX_INTEGER:
             continue
         is_least = key in BOUNDS[:2]
         if is_least == (bound > 0):
-            raise GrammarError(f"{key} {bound:g} is beyond {MAX_INTEGER}, as far as one goes")
+            raise GrammarError(
+                f"{key} {str(bound)[:40]} is beyond {MAX_INTEGER}, as far as one goes"
+            )
         schema[key] = -MAX_INTEGER if is_least else MAX_INTEGER
 
 

@@ -33,7 +33,7 @@ readers, which binds nothing: `int32`, `password`, `path`."""
 def write_format(schema: dict[str, Any]) -> None:
     """Writes the format of `schema` as its pattern if that can be, and leaves out a note."""
     kind = schema.get("format")
-    if kind is None or kind in FOLLOWED or kind in NOT_FOLLOWED:
+    if not isinstance(kind, str) or kind in FOLLOWED or kind in NOT_FOLLOWED:
         return
     if kind in PATTERNS:
         if "pattern" in schema:

@@ -285,6 +285,7 @@ SCHEMAS: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ['{"k1": [], "k2": 0}'],
         ['{"k": 1}', '{"kk1": 1}'],
     ),
+    ({"type": "object", "propertyNames": {"enum": []}}, ["{}"], ['{"a": 1}']),
     ({"properties": {"format": {"const": "path"}}}, ['{"format": "path"}'], ['{"format": 1}']),
     ({"const": {"format": "path"}}, ['{"format": "path"}'], ["{}"]),
 ]
@@ -300,6 +301,25 @@ def test_schemas_mean_what_they_say_alone_and_in_tags(
     grammar = compiler().compile_now(kind, json.dumps(tag if is_in_tag else schema))
     assert [accepts(grammar, text) for text in accepted] == [True] * len(accepted)
     assert [accepts(grammar, text) for text in rejected] == [False] * len(rejected)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *({key: [5]} for key in ("format", "pattern", "properties", "allOf", "multipleOf")),
+        {"type": 5, "minimum": 1},
+        {"type": ["integer"], "maximum": -(10**400)},
+        {"multipleOf": 10**400 + 1},
+        {"propertyNames": {"enum": 5}},
+        {"propertyNames": {"enum": ["a", 5]}},
+        {"propertyNames": {"pattern": {}}},
+        {"propertyNames": {"$ref": ["a"]}},
+        {"x-guidance": 5},
+    ],
+)
+def test_a_schema_that_is_none_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError):
+        compiler().compile_now("json_schema", json.dumps(schema))
 
 
 def test_white_space_is_bounded_also_in_tags() -> None:

@@ -125,6 +125,26 @@ def test_pipelined_requests_before_a_half_close_are_all_answered(decode: Channel
     run_served(test)
 
 
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+def test_a_client_of_http_1_0_gets_no_chunks(decode: Channel, body: object) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            raw = json.dumps(body).encode()
+            client.writer.write(b"POST /generate HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(raw))
+            client.writer.write(raw)
+            generate = await here.generate()
+            here.tokens(generate, 0, [100])
+            here.tokens(generate, 1, [100, 101], "length")
+            reply = await asyncio.wait_for(client.reader.read(), DEADLINE_S)
+            head, _, rest = reply.partition(b"\r\n\r\n")
+            assert b"transfer-encoding" not in head and b"connection: close" in head
+            assert rest.endswith(b"data: [DONE]\n\n" if body is STREAM else b"}")
+            assert (b"content-length: %d" % len(rest) in head) == (body is BODY)
+
+    run_served(test)
+
+
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_a_request_that_offers_another_protocol_is_answered_in_this_one(
     decode: Channel, is_chunked: bool
