@@ -62,6 +62,8 @@ REFUSED: list[tuple[GrammarKind, str, str]] = [
     ("ebnf", "root ::= [z-a]", "range"),
     ("ebnf", 'root ::= "a"{3,2}', "ends before it begins"),
     ("ebnf", "start: x", "unknown name"),
+    ("ebnf", 'start: "a" %json {"multipleOf": 999983}', "common multiple"),
+    ("ebnf", 'start: "a" %json {"multipleOf": ', "%json"),
     ("structural_tag", "[]", "object"),
     (
         "structural_tag",
@@ -389,6 +391,11 @@ ws ::= | [ \n\t]{0,20}
             ["(1", ","],
         ),
         ('%llguidance {}\nstart: "a" /b+/', ["abb"], ["a"]),
+        (
+            'start: %json {"const": "<|bos|>"} "," %json {"format": "date"}',
+            ['"<|bos|>","2024-02-29"'],
+            ['"<|bos|>","2023-02-29"', '"x","2024-02-29"'],
+        ),
         (
             JSON_EBNF.replace("ws ::= |", 'ws ::= "" |'),
             ['{"a": [1, -2.5e3, "x\\n", null], "b": {}}', "[]", '"é"'],
