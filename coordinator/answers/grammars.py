@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from coordinator.grammars.chains import require_short_chains
 from coordinator.grammars.error import GrammarError, TooManyGrammars
+from coordinator.grammars.json_schemas import followable_schema, place_of
 from coordinator.grammars.kinds import ANY_JSON, GrammarKind
 from coordinator.grammars.lark import lark_of
 from coordinator.grammars.regex import rust_regex
@@ -36,8 +37,18 @@ MAX_PENDING = 64
 """Grammars that may wait to be compiled; more are refused, since each may take a second."""
 MAX_REASON = 300
 """Characters of the library's reason that the client is shown."""
-WHITESPACE = r"[ \n\r\t]{0,40}"
-"""Between the parts of a document; without a bound a small model may go on with it for ever."""
+IN_LARK = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
+"""Matches the place of a schema in a grammar that was written for the client."""
+UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
+SENTENCES = {
+    "NoExtension": "there is no text that it describes",
+    "oneOf constraints are not supported": (
+        "oneOf has alternatives that overlap, as far as can be told, which no grammar follows; "
+        "use anyOf, or give each a property with a const of its own"
+    ),
+    "lookarounds not supported": "word boundaries, \\b and \\B, are not supported",
+}
+"""What to say where the library's reason begins so."""
 
 
 class GrammarCompiler:
@@ -105,7 +116,7 @@ class GrammarCompiler:
         mask = matcher.compute_bitmask()  # what is too much for a node shows here
         if matcher.is_stopped() and not matcher.is_accepting():
             reason = matcher.get_error() or "there is no text that it describes"
-            raise GrammarError(_reason(reason))
+            raise GrammarError(_reason(reason, source))
         if not any(mask):
             raise GrammarError("no token of the model begins a text that it describes")
         return grammar
@@ -154,17 +165,24 @@ def _json_schema_grammar(source: str) -> str:
     if not isinstance(schema, dict):
         raise GrammarError("it must be a JSON object")
     try:
-        return LLMatcher.grammar_from_json_schema(
-            json.dumps(schema), defaults={"whitespace_pattern": WHITESPACE}
-        )
+        return LLMatcher.grammar_from_json_schema(json.dumps(followable_schema(schema)))
     except ValueError as error:
-        raise GrammarError(_reason(str(error))) from None
+        raise GrammarError(_reason(str(error), source)) from None
 
 
-def _reason(error: str) -> str:
-    """Returns the sentence that says what is wrong, without the grammar around it."""
+def _reason(error: str, source: str) -> str:
+    """Returns the sentence that says what is wrong with `source`, without the grammar around it."""
     told = re.search(r"^error: (.*)", error, re.MULTILINE)
-    first = told[1] if told else error.strip().partition("\n")[0]
-    if first.startswith("NoExtension"):
-        return "there is no text that it describes"
+    first = IN_LARK.sub("", told[1] if told else error.strip().partition("\n")[0])
+    if keywords := UNKNOWN_KEYWORDS.fullmatch(first):
+        return _not_followed(json.loads(keywords[1]), source)
+    for begin, sentence in SENTENCES.items():
+        if first.startswith(begin):
+            return sentence
     return first[:MAX_REASON] or "it cannot be compiled"
+
+
+def _not_followed(keywords: list[str], source: str) -> str:
+    """Says where in the schema, or the schemas, of `source` there is what no grammar follows."""
+    place = place_of(keywords, json.loads(source)) if source.startswith("{") else ""
+    return f"{place or 'it'} has {', '.join(keywords)}, which no grammar follows; leave it out"

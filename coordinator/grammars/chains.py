@@ -13,6 +13,8 @@ MAX_RULES = 1000
 """So many rules, or references of schemas, may follow each other: a third of what was seen to pass
 on a thread's usual stack of 8 MiB."""
 RULE = re.compile(r"^[ \t]*[?!]?\w[\w.]*(?:\{[^}]*\}|\[[^\]]*\])?[ \t]*:", re.MULTILINE)
+REFERENCE = re.compile(r'"(?:\$|\\u0024)(?:r|\\u0072)(?:e|\\u0065)(?:f|\\u0066)"', re.IGNORECASE)
+"""Matches the key `$ref` of a schema that is within a text of Lark, behind `%json`."""
 
 
 def require_short_chains(grammar: str) -> None:
@@ -35,5 +37,5 @@ def _num_rules(part: Any) -> int:
             todo += one.values()
             num_rules += isinstance(one.get("$ref"), str)
             if isinstance(lark := one.get("lark_grammar"), str):
-                num_rules += len(RULE.findall(lark))
+                num_rules += len(RULE.findall(lark)) + len(REFERENCE.findall(lark))
     return num_rules

@@ -8,6 +8,7 @@ https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 
@@ -22,6 +23,7 @@ from coordinator.grammars.ebnf import (
     parse_ebnf,
 )
 from coordinator.grammars.error import GrammarError
+from coordinator.grammars.json_schemas import followable_schema
 from coordinator.grammars.regex import character
 
 LARK = re.compile(r"^\s*(?:%llguidance\b|\??start\s*(?:\[[^\]]*\])?\s*:(?!:=))", re.MULTILINE)
@@ -30,6 +32,8 @@ NAMED_TOKEN = re.compile(
     re.VERBOSE,
 )
 """Matches what Lark can have around a `<`: comments, texts, regular expressions, special tokens."""
+JSON_BEGIN = re.compile(r"%json\s*(?=\{)")
+JSON = json.JSONDecoder()
 
 
 def lark_of(source: str, special_tokens: Mapping[str, int]) -> str:
@@ -38,7 +42,21 @@ def lark_of(source: str, special_tokens: Mapping[str, int]) -> str:
     GrammarError."""
     if not LARK.search(source):
         return _LarkWriter(parse_ebnf(source)).lark()
-    return NAMED_TOKEN.sub(lambda found: _by_id(found, special_tokens), source)
+    return NAMED_TOKEN.sub(lambda found: _by_id(found, special_tokens), _with_schemas(source))
+
+
+def _with_schemas(source: str) -> str:
+    """Returns Lark whose schemas, behind `%json`, are written so that llguidance follows them."""
+    parts: list[str] = []
+    end = 0
+    while found := JSON_BEGIN.search(source, end):
+        try:
+            schema, after = JSON.raw_decode(source, found.end())
+        except (ValueError, RecursionError):
+            break  # llguidance says what is wrong with it
+        parts += [source[end : found.end()], json.dumps(followable_schema(schema))]
+        end = after
+    return "".join([*parts, source[end:]])
 
 
 def _by_id(found: re.Match[str], special_tokens: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from coordinator.grammars.error import GrammarError
+from coordinator.grammars.json_schemas import followable_schema
 from coordinator.grammars.lark import lark_of
 from coordinator.grammars.regex import character, rust_regex
 
@@ -111,6 +112,8 @@ class _TagWriter:
             raise GrammarError("json_schema must be a JSON object")
         if form.get("style", "json") != "json":
             raise GrammarError(f"json_schema in the style {form['style']} is not supported")
+        if isinstance(schema, dict):
+            schema = followable_schema(schema)
         return self._rule(f"%json {json.dumps(schema)}")
 
     def _ebnf(self, form: Object) -> str:

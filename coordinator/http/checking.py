@@ -13,6 +13,9 @@ Checked = TypeVar("Checked")
 UNKNOWN_KEY = re.compile("unknown field `(.*)`")
 MISSING_KEY = re.compile("Object missing required field `(.*)`")
 FIRST_KEY = re.compile(r"\w+")
+OUT_OF_RANGE = re.compile(r": expected (int|float) [<>]=? \S+$")
+STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+"""Matches one step of the path at the end of a sentence of msgspec's."""
 
 
 def checked(raw: Any, kind: type[Checked], where: str = "") -> Checked:
@@ -22,6 +25,8 @@ def checked(raw: Any, kind: type[Checked], where: str = "") -> Checked:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         sentence, key = _sentence(str(error))
+        if OUT_OF_RANGE.search(sentence):
+            sentence += _got(raw, str(error))
         param = f"{where}{key}".replace(": ", ".") if key else None
         raise BadRequest(where + sentence, param) from None
 
@@ -40,6 +45,14 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
 def without_nulls(body: dict[str, Any]) -> dict[str, Any]:
     """Returns `body` without the keys whose value is null, which stands for the default."""
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _got(raw: Any, error: str) -> str:
+    """Returns the end of a sentence about a number out of range: the number."""
+    value = raw
+    for key, index in STEP.findall(error.rpartition(" - at `$")[2]):
+        value = value.get(key) if key else value[int(index)]
+    return f", got {value:g}" if isinstance(value, float) else f", got {value}"
 
 
 def _sentence(error: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from coordinator.http.errors import (
     ErrorForm,
     NotServed,
 )
+from coordinator.sessions.store import SessionRefused
 
 FAULTS = (BadRequest, BodyTooLarge, RequestRefused)
 """What refusing a request raises."""
@@ -40,6 +41,8 @@ def fault_reply(error: Exception, form: ErrorForm = NATIVE_ERRORS) -> Response:
         param, code = error.param, error.code
     if isinstance(error, DuplicateRequest):
         param = "rid"
+    if isinstance(error, SessionRefused):
+        param = "session_params"
     retry_after_s = error.retry_after_s if isinstance(error, TooBusy) else 1
     return error_reply(fault_status(error), str(error), param, code, form, retry_after_s)
 

@@ -9,7 +9,7 @@ all. But what they find is an end, and they find the same whenever and wherever 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -31,6 +31,7 @@ KINDS = (DIGITS, bytes(range(97, 123)), bytes(range(65, 91)), bytes(range(128, 2
 """Of each of these, the first byte that is allowed stands for all."""
 OTHERS = bytes(byte for byte in range(33, 127) if not chr(byte).isalnum() and byte not in CLOSING)
 SPACES = bytes([*range(33), 127])
+FILLERS = (b"", b"a", b"0", b"A", b" ")
 LETTERS = bytes(byte for byte in range(128) if chr(byte).isalpha())
 CLOSING_WORDS = [bytes(word) for length in (1, 2, 3) for word in product(b'"}]) >;', repeat=length)]
 """These are tried everywhere: all that `.*` allows before `] }`, say, looks the same."""
@@ -49,13 +50,38 @@ class EndingSearch:
                 if len(text) == 1:
                     self._token_of_byte.setdefault(text[0], token)
 
-    def find(self, matcher: LLMatcher, num_known: int = 0) -> bytes | None:
+    def find(
+        self, matcher: LLMatcher, num_known: int = 0, words: Sequence[bytes] = ()
+    ) -> bytes | None:
         """Returns a text after which the grammar may end, a short one; None if none was found. An
-        ending of `num_known` bytes was known a while ago: one that is longer still may be found."""
+        ending of `num_known` bytes was known a while ago: one that is longer still may be found.
+        `words`: texts that may have to come before the end, the last one first."""
         text = self._straight(matcher, MAX_STRAIGHT + num_known)
         if text is None:
             text = self._searched(matcher, b"")
+        if text is None:
+            text = self._spelled(matcher, words)
         return self._searched(matcher, LETTERS) if text is None else text
+
+    def _spelled(self, matcher: LLMatcher, words: Sequence[bytes]) -> bytes | None:
+        """Goes through the last word, then the last two, and so on, and from there straight on. A
+        word that may not come next is left out. Whether a character has to stand before a word does
+        not show where the characters of words may, too: so both are tried."""
+        for num_words in range(1, len(words) + 1):
+            for fillers in (FILLERS, FILLERS[::-1]):
+                state = matcher.deep_copy()
+                text = self._consume_and_go_on(state, b"", b"")
+                for word in words[num_words - 1 :: -1]:
+                    steps = (filler + word for filler in fillers)
+                    step = next((step for step in steps if self._may_come(state, step)), b"")
+                    text = self._consume_and_go_on(state, text + step, step)
+                rest = self._straight(state, MAX_STRAIGHT_AFTER)
+                if rest is not None:
+                    return text + rest
+        return None
+
+    def _may_come(self, state: LLMatcher, text: bytes) -> bool:
+        return self._consume(state.deep_copy(), text)
 
     def _straight(self, matcher: LLMatcher, max_choices: int) -> bytes | None:
         text, state = b"", matcher.deep_copy()

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
+import numpy as np
 from llguidance import LLMatcher
 
 from engine.errors import RequestFailed
 from engine.sampling.grammar_endings import EndingSearch
+from engine.sampling.grammar_words import last_words
+from protocol.model.grammars import reason_of
 from protocol.sampling import Sampling
 
 MIN_WATCHED = 49
@@ -25,6 +28,8 @@ MAX_GROWTH = 7
 """While many tokens are left, the next look comes before an ending that grows by so many tokens,
 with each token of the answer, would be too long. Near the end `MIN_WATCHED` covers a growth of 3.
 """
+FREE_SHARE = 7 / 8
+"""Where more of the vocabulary than this is allowed, a text is free."""
 NEVER = 1 << 31
 MAX_SKIPPED = 16
 """Bytes of an ending that may have been said already, in other tokens."""
@@ -109,6 +114,8 @@ class GrammarState:
         self._add(token)
         is_lost = spare >= 0 and self._num_spare < min(spare, 1)
         if is_lost and before is not None and ending is not None:
+            if not ending and self.may_end and self._is_free(before):
+                return (token,)  # text that is cut is told as such, and not by an end token
             self.tokens.pop()
             self.matcher, self._ending = before, ending
             self._search_from = search_from
@@ -121,6 +128,11 @@ class GrammarState:
             pairs = zip(forced, self._ending, strict=False)
             forced = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
         return (token, *forced)
+
+    def _is_free(self, matcher: LLMatcher) -> bool:
+        """Nearly any token may come next: text of which the grammar cannot tell the end."""
+        allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8))
+        return int(allowed.sum()) > self._endings.tokenizer.vocab_size * FREE_SHARE
 
     @property
     def _num_spare(self) -> int:
@@ -163,7 +175,7 @@ class GrammarState:
             return
         if not self.matcher.consume_token(token):
             raise RequestFailed(
-                f"the grammar cannot be followed any further: {self.matcher.get_error()[:200]}"
+                f"the grammar cannot be followed any further: {reason_of(self.matcher)}"
             )
         if self.may_replace:
             self._look()
@@ -205,7 +217,8 @@ class GrammarState:
             yield text[i:]
         if len(self.tokens) < self._search_from:
             return
-        found = self._endings.find(self.matcher, len(text))
+        words = last_words(self._sampling.grammar)
+        found = self._endings.find(self.matcher, len(text), words)
         if found is not None:
             yield found
         else:

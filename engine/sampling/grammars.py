@@ -22,8 +22,9 @@ from engine.errors import RequestFailed
 from engine.sampling.grammar_endings import EndingSearch
 from engine.sampling.grammar_masks import TokenMasks
 from engine.sampling.grammar_state import GrammarState
+from engine.sampling.grammar_words import last_words
 from engine.sampling.logprobs import LEAST
-from protocol.model.grammars import grammar_tokenizer, open_matcher
+from protocol.model.grammars import grammar_tokenizer, open_matcher, reason_of
 from protocol.sampling import Sampling, TokenLogprobs
 
 MAX_COMPILED = 64
@@ -108,7 +109,7 @@ class Grammars:
         for row, (state, (part, _)) in enumerate(zip(states, fed, strict=True)):
             if state.matcher.is_error():
                 raise RequestFailed(
-                    f"the grammar takes too much to follow: {state.matcher.get_error()[:200]}"
+                    f"the grammar takes too much to follow: {reason_of(state.matcher)}"
                 )
             assert part.sampling is not None
             mask = memoryview(masks[row])  # its words are quicker to change than numpy's
@@ -130,8 +131,8 @@ class Grammars:
         if sampling.grammar not in self._compiled:
             matcher = open_matcher(tokenizer, sampling.grammar)
             if matcher.is_error():
-                raise RequestFailed(f"the grammar is no good: {matcher.get_error()[:200]}")
-            ending = endings.find(matcher)
+                raise RequestFailed(f"the grammar is no good: {reason_of(matcher)}")
+            ending = endings.find(matcher, words=last_words(sampling.grammar))
             tokens = None if ending is None else endings.tokens_after(matcher, ending)
             self._compiled[sampling.grammar] = matcher, None if tokens is None else len(tokens)
             if len(self._compiled) > MAX_COMPILED:

@@ -94,3 +94,8 @@ def open_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
         verbose_errors=False,
     )
     return LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+
+
+def reason_of(matcher: LLMatcher) -> str:
+    """Returns why a matcher cannot go on: the first line of what the library says."""
+    return str(matcher.get_error()).partition("\n")[0][:200]

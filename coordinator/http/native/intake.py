@@ -107,7 +107,7 @@ def make_request(
             "sampling_params.min_new_tokens",
         )
     stop_token_ids = params.stop_token_ids or []
-    check_ids(stop_token_ids, "stop_token_ids", tokenizer)
+    check_ids(stop_token_ids, "stop_token_ids", tokenizer, "sampling_params.")
     end_token_ids = [] if params.ignore_eos else [*stop_token_ids, *tokenizer.eos_token_ids]
     if grammar and params.ignore_eos:
         end_token_ids = list(tokenizer.eos_token_ids)
@@ -142,7 +142,8 @@ def _sampling(
 ) -> Sampling:
     """Returns the checked sampling of one answer. Raises BadRequest."""
     params, seed, logprobs = prompt.sampling, prompt.sampling.sampling_seed, prompt.logprobs
-    check_ids([token for token, _ in params.biases], "logit_bias", tokenizer)
+    biased = [token for token, _ in params.biases]
+    check_ids(biased, "logit_bias", tokenizer, "sampling_params.")
     if logprobs is not None:
         check_ids(logprobs.token_ids, "token_ids_logprob", tokenizer)
         _check_prompt_logprobs(logprobs, prompt_length)
@@ -189,12 +190,13 @@ def _wrapped(seed: int) -> int:
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-def check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer) -> None:
-    """Raises BadRequest, with `name` as the key, unless all of `ids` are in the vocabulary."""
+def check_ids(ids: Sequence[int], name: str, tokenizer: Tokenizer, where: str = "") -> None:
+    """Raises BadRequest, with `name` as the key, which is within `where`, unless all of `ids` are
+    in the vocabulary."""
     if not ids or (min(ids) >= 0 and max(ids) < tokenizer.vocab_size):
         return
     wrong = next(t for t in ids if not 0 <= t < tokenizer.vocab_size)
     raise BadRequest(
         f"{name} has the id {wrong}; the vocabulary has ids 0 to {tokenizer.vocab_size - 1}",
-        name,
+        where + name,
     )

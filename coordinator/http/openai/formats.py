@@ -88,6 +88,11 @@ def _structured(given: dict[str, Any]) -> GrammarSource | None:
         found.append(_one_of(choices, "structured_outputs.choice"))
     if len(found) > 1:
         raise BadRequest("structured_outputs: give one grammar", "structured_outputs")
+    if not found and any(given.values()):
+        raise BadRequest(
+            f"structured_outputs has none of {', '.join([*STRUCTURED, 'json_object', 'choice'])}",
+            "structured_outputs",
+        )
     return found[0] if found else None
 
 

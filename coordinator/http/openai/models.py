@@ -40,6 +40,8 @@ async def models(request: Request) -> Response:
 )
 async def model(request: Request, model: str) -> Response:
     """Answers what is known of a model; 404 if it is not served."""
+    if not model:
+        return await models(request)
     try:
         require_served(model, service_of(request).config)
     except FAULTS as error:

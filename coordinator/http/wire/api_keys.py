@@ -24,7 +24,8 @@ from coordinator.timelines.arrival import Arrival
 
 OPEN_PATHS = ("/health", "/ready", "/metrics", *PAGE_PATHS)
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
-REFUSAL = "send an API key as `Authorization: Bearer …` or `x-api-key: …`"
+NO_KEY = "send an API key as `Authorization: Bearer …` or `x-api-key: …`"
+WRONG_KEY = "the API key that was sent is none of those that are accepted here"
 
 
 class ApiKeys:
@@ -41,7 +42,7 @@ class ApiKeys:
             number = self._key_number(scope)
             if number is None:
                 return await Exchange(Arrival(request_id(scope)), send).reply(
-                    _unauthorized(scope["path"])
+                    _unauthorized(scope["path"], WRONG_KEY if any(_shown_keys(scope)) else NO_KEY)
                 )
             scope[API_KEY_NUMBER] = number
         await self._app(scope, receive, send)
@@ -66,8 +67,8 @@ def _shown_keys(scope: Scope) -> list[bytes]:
     return shown
 
 
-def _unauthorized(path: str) -> Response:
+def _unauthorized(path: str, sentence: str) -> Response:
     """Returns a 401 in the form of errors that clients of this path read."""
-    reply = error_reply(401, REFUSAL, code="invalid_api_key", form=error_form_of(path))
+    reply = error_reply(401, sentence, code="invalid_api_key", form=error_form_of(path))
     reply.headers.update(CHALLENGE)
     return reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from coordinator.http.wire.until_close import UntilCloseProtocol
 
 MAX_HEAD_BYTES = 1 << 16
 """The most bytes of a request's head, which is kept until all of it is there."""
@@ -14,7 +14,7 @@ MAX_HEAD_BYTES = 1 << 16
 log = logging.getLogger(__name__)
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(UntilCloseProtocol):
     """uvicorn's protocol, which by itself would keep any head and wait for any reader."""
 
     _num_unread_bytes = 0

@@ -41,7 +41,13 @@ REFUSED: list[tuple[GrammarKind, str, str]] = [
     ("json_schema", "{", "no JSON"),
     ("json_schema", "[]", "object"),
     ("json_schema", '{"type": "strin"}', "strin"),
-    ("json_schema", '{"not": {}}', "not"),
+    ("json_schema", '{"not": {}}', "it has not, which"),
+    ("json_schema", '{"items": [{}, {"not": {}}]}', "items.1 has not, which"),
+    ("json_schema", '{"oneOf": [{"type": "number"}, {"type": "integer"}]}', "use anyOf"),
+    ("json_schema", '{"pattern": "\\\\bword"}', "word boundaries"),
+    ("json_schema", '{"multipleOf": 999983}', "common multiple"),
+    ("json_schema", '{"allOf": [{"multipleOf": 1.63}, {"multipleOf": 173}]}', "common multiple"),
+    ("json_schema", '{"type": "integer", "minimum": 1e20}', "beyond"),
     ("json_schema", '{"enum": []}', "Unsatisfiable"),
     ("json_schema", '{"$ref": "http://elsewhere/schema"}', "elsewhere"),
     ("json_schema", '{"a":' * 100_000, "characters"),
@@ -56,7 +62,14 @@ REFUSED: list[tuple[GrammarKind, str, str]] = [
     ("ebnf", "root ::= [z-a]", "range"),
     ("ebnf", 'root ::= "a"{3,2}', "ends before it begins"),
     ("ebnf", "start: x", "unknown name"),
+    ("ebnf", 'start: "a" %json {"multipleOf": 999983}', "common multiple"),
+    ("ebnf", 'start: "a" %json {"multipleOf": ', "%json"),
     ("structural_tag", "[]", "object"),
+    (
+        "structural_tag",
+        '{"format": {"type": "json_schema", "json_schema": {"properties": {"a": {"if": {}}}}}}',
+        "properties.a has if",
+    ),
     ("structural_tag", "{}", "format"),
     ("structural_tag", '{"structures": [], "triggers": []}', "structures"),
     ("structural_tag", '{"structures": [{"begin": "a"}], "triggers": ["b"]}', "triggers"),
@@ -123,19 +136,23 @@ def chain(first: str, rule: str, last: str) -> str:
     return "\n".join([first, *rules, last.format(this=f"r{LONG}")])
 
 
+CHAINED_SCHEMA = json.dumps(
+    {
+        "$ref": "#/$defs/a0",
+        "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(LONG)}
+        | {f"a{LONG}": {"type": "null"}},
+    }
+)
 CHAINS: list[tuple[GrammarKind, str]] = [
     ("ebnf", chain("root ::= r0", "{this} ::= {next}", '{this} ::= "a"')),
     ("ebnf", chain("root ::= r0", "{this} ::= {next} | root", '{this} ::= "a"')),
     ("ebnf", chain("start: r0", "{this}: {next}", '{this}: "a"')),
+    ("json_schema", CHAINED_SCHEMA),
+    ("ebnf", f"start: %json {CHAINED_SCHEMA}"),
+    ("ebnf", f"start: %json {CHAINED_SCHEMA}".replace("$ref", r"\u0024Re\u0066".lower())),
     (
-        "json_schema",
-        json.dumps(
-            {
-                "$ref": "#/$defs/a0",
-                "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(LONG)}
-                | {f"a{LONG}": {"type": "null"}},
-            }
-        ),
+        "structural_tag",
+        f'{{"format": {{"type": "json_schema", "json_schema": {CHAINED_SCHEMA}}}}}',
     ),
 ]
 
@@ -230,6 +247,119 @@ def test_regexes_in_particular(source: str, accepted: str, rejected: str) -> Non
     assert not accepts(grammar, rejected)
 
 
+# JSON schemas
+
+KEYS = {"enum": ["a", "b"]}
+SCHEMAS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"type": "string", "format": "path"}, ['"x y"'], ["1"]),
+    ({"format": "date"}, ['"2024-02-29"'], ['"2023-02-29"', '"2100-02-29"', '"2024-04-31"']),
+    (
+        {"format": "date-time"},
+        ['"2024-12-31T23:59:59.25+01:00"', '"2024-12-31T00:00:00Z"'],
+        ['"2024-12-31T23:59:60Z"', '"2024-12-31"', '"2024-12-31T24:00:00Z"'],
+    ),
+    ({"format": "time"}, ['"12:34:56Z"'], ['"12:34"', '"12:60:00Z"']),
+    ({"format": "date", "pattern": "^2"}, ['"2024-01-01"'], ['"1024-01-01"']),
+    ({"exclusiveMinimum": 0, "maximum": 0.5}, ["0.5", "0.0001", '"x"'], ["0", "0.0", "0.51"]),
+    ({"minimum": -0.5, "exclusiveMaximum": 0}, ["-0.5", "-0.01"], ["-0", "0", "-0.51"]),
+    ({"exclusiveMinimum": 0, "maximum": 2}, ["0.5", "2"], ["0", "2.1"]),
+    (
+        {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1},
+        ["-9223372036854774784", "9223372036854774784"],
+        ["9223372036854775808"],
+    ),
+    ({"multipleOf": 0.25}, ["0.25", "1.50"], ["0.3"]),
+    ({"type": "array", "uniqueItems": False}, ["[1, 1]"], ["1"]),
+    ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[1]"], ["[1, 1]"]),
+    ({"type": "object", "propertyNames": {"type": "string"}}, ['{"c": 1}'], ["1"]),
+    (
+        {"type": "object", "propertyNames": KEYS, "additionalProperties": {"type": "null"}},
+        ['{"a": null, "b": null}', "{}"],
+        ['{"c": null}', '{"a": 1}'],
+    ),
+    (
+        {"type": "object", "propertyNames": {"$ref": "#/$defs/k"}, "$defs": {"k": KEYS}},
+        ['{"a": 1}'],
+        ['{"c": 1}'],
+    ),
+    (
+        {"type": "object", "propertyNames": {"pattern": r"^k\d$"}},
+        ['{"k1": [], "k2": 0}'],
+        ['{"k": 1}', '{"kk1": 1}'],
+    ),
+    ({"type": "object", "propertyNames": {"enum": []}}, ["{}"], ['{"a": 1}']),
+    ({"properties": {"format": {"const": "path"}}}, ['{"format": "path"}'], ['{"format": 1}']),
+    ({"const": {"format": "path"}}, ['{"format": "path"}'], ["{}"]),
+]
+
+
+@pytest.mark.parametrize(("schema", "accepted", "rejected"), SCHEMAS)
+@pytest.mark.parametrize("is_in_tag", [False, True])
+def test_schemas_mean_what_they_say_alone_and_in_tags(
+    schema: dict[str, Any], accepted: list[str], rejected: list[str], is_in_tag: bool
+) -> None:
+    tag = {"format": {"type": "json_schema", "json_schema": schema}}
+    kind: GrammarKind = "structural_tag" if is_in_tag else "json_schema"
+    grammar = compiler().compile_now(kind, json.dumps(tag if is_in_tag else schema))
+    assert [accepts(grammar, text) for text in accepted] == [True] * len(accepted)
+    assert [accepts(grammar, text) for text in rejected] == [False] * len(rejected)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *({key: [5]} for key in ("format", "pattern", "properties", "allOf", "multipleOf")),
+        {"type": 5, "minimum": 1},
+        {"type": ["integer"], "maximum": -(10**400)},
+        {"multipleOf": 10**400 + 1},
+        {"propertyNames": {"enum": 5}},
+        {"propertyNames": {"enum": ["a", 5]}},
+        {"propertyNames": {"pattern": {}}},
+        {"propertyNames": {"$ref": ["a"]}},
+        {"x-guidance": 5},
+    ],
+)
+def test_a_schema_that_is_none_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError):
+        compiler().compile_now("json_schema", json.dumps(schema))
+
+
+def test_white_space_is_bounded_also_in_tags() -> None:
+    schema: dict[str, Any] = {"type": "array"}
+    tag = {"format": {"type": "json_schema", "json_schema": schema}}
+    for grammar in (
+        compiler().compile_now("json_schema", json.dumps(schema)),
+        compiler().compile_now("structural_tag", json.dumps(tag)),
+    ):
+        assert accepts(grammar, f"[{' ' * 40}]") and not accepts(grammar, f"[{' ' * 41}]")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "accepted", "rejected"),
+    [
+        ("^a{$", "a{", "a"),
+        ("^{a}{2}$", "{a}}", "{a}"),
+        ("^[a&&b]$", "&", "ab"),
+        ("^[[]$", "[", ""),
+        ("^[]a]$", "]", "b"),
+        ("^[^]]$", "a", "]"),
+        (r"^[\w-\.]+$", "a-._", "a b"),
+        (r"^\d$", "3", "٣"),
+        (r"^[\d,]\D$", ",٣", "٣,"),
+        (r"^\w\W$", "aé", "éa"),
+        (r"^\ud83d\ude00$", "😀", "a"),
+        (r"^\p{Lu}\u{e9}$", "Éé", "éé"),
+        (r"^\<a\>\/$", "<a>/", "a"),
+        ("a|b$", "xab", "c"),
+    ],
+)
+def test_a_pattern_is_one_of_ecmascript(pattern: str, accepted: str, rejected: str) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    grammar = compiler().compile_now("json_schema", json.dumps(schema))
+    assert accepts(grammar, json.dumps(accepted, ensure_ascii=False))
+    assert not accepts(grammar, json.dumps(rejected, ensure_ascii=False))
+
+
 # EBNF
 
 JSON_EBNF = r"""
@@ -261,6 +391,11 @@ ws ::= | [ \n\t]{0,20}
             ["(1", ","],
         ),
         ('%llguidance {}\nstart: "a" /b+/', ["abb"], ["a"]),
+        (
+            'start: %json {"const": "<|bos|>"} "," %json {"format": "date"}',
+            ['"<|bos|>","2024-02-29"'],
+            ['"<|bos|>","2023-02-29"', '"x","2024-02-29"'],
+        ),
         (
             JSON_EBNF.replace("ws ::= |", 'ws ::= "" |'),
             ['{"a": [1, -2.5e3, "x\\n", null], "b": {}}', "[]", '"é"'],

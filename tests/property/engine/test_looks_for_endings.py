@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from functools import partial
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +21,7 @@ from engine.sampling.grammar_state import (
     GrammarState,
     tokens_until_look,
 )
+from engine.sampling.grammar_words import MAX_WORDS, last_words
 from protocol.sampling import Sampling
 from tests.support.models.grammars import END, compiler, draw, matcher_of, tokenizer
 
@@ -110,3 +114,44 @@ def test_a_token_that_is_settled_is_looked_behind_when_the_next_is_fed(length: i
     assert settled.tokens == fed.tokens
     assert (settled._ending, settled._look_from) == (fed._ending, fed._look_from)
     assert fed._look_from > length
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[\w.-]+@[\w.-]+\.com",
+        r"\S+@\S+\.org",
+        r"(?s).*</answer>",
+        r".*(END|STOP)!",
+        r"[a-z]+(foo|bar)[a-z]*baz",
+        "[^z]*éé",
+    ],
+)
+def test_an_ending_that_could_be_more_of_what_is_before_it_is_found(pattern: str) -> None:
+    """Each token of `.com` may be one more of `[a-z.]*`, too: only the words of the grammar lead
+    to its end."""
+    grammar = compiler().compile_now("regex", pattern)
+    for seed in range(3):
+        answer = draw(grammar, 40, seed)
+        assert answer.has_ended and re.fullmatch(pattern, answer.text), answer.text
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_free_text_is_cut_and_what_a_grammar_bounds_is_ended(is_free: bool) -> None:
+    """The end token would say that free text is whole, which nobody knows."""
+    tag = {"type": "tag", "begin": "<a>", "content": {"type": "any_text"}, "end": "</a>"}
+    form = {"type": "triggered_tags", "tags": [tag], "triggers": ["<a>"]}
+    source = json.dumps({"format": form}) if is_free else "[a-z ]*"
+    grammar = compiler().compile_now("structural_tag" if is_free else "regex", source)
+    (favourite,) = tokenizer().tokenize_str("a")
+    answer = draw(grammar, 9, seed=1, favourite=favourite)
+    assert answer.text == "a" * (9 if is_free else 8) and answer.has_ended != is_free
+
+
+def test_the_words_of_a_grammar_are_those_of_its_regular_expressions() -> None:
+    regex = compiler().compile_now("regex", r"(a[b-d]{2}|x{3,}éy)\.com|\d+ \{end")
+    assert last_words(regex)[:4] == (b" {end", b".com", "éy".encode(), b"x")
+    schema = {"properties": {"word": {"pattern": r"^go\.to$"}}, "required": ["word"]}
+    written = compiler().compile_now("json_schema", json.dumps(schema))
+    assert last_words(written) == (b"go.to",)
+    assert len(last_words(compiler().compile_now("regex", "1.2.3.4.5.6.7.8.9." * 9))) <= MAX_WORDS

@@ -85,6 +85,10 @@ def test_a_key_is_shown_as_a_bearer_or_as_x_api_key(
             assert reply.status == status
             refused = await here.ask("POST", "/generate", b"{", **headers)
             assert refused.status == (400 if status == 200 else 401)
+            if status == 401:
+                is_shown = "x_api_key" in headers or "Bearer k" in headers.get("Authorization", "")
+                begin = "the API key that was sent" if is_shown else "send an API key"
+                assert refused.error["message"].startswith(begin)
 
     run_served(test)
 

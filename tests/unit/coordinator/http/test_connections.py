@@ -125,6 +125,55 @@ def test_pipelined_requests_before_a_half_close_are_all_answered(decode: Channel
     run_served(test)
 
 
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+def test_a_client_of_http_1_0_gets_no_chunks(decode: Channel, body: object) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            raw = json.dumps(body).encode()
+            client.writer.write(b"POST /generate HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(raw))
+            client.writer.write(raw)
+            generate = await here.generate()
+            here.tokens(generate, 0, [100])
+            here.tokens(generate, 1, [100, 101], "length")
+            reply = await asyncio.wait_for(client.reader.read(), DEADLINE_S)
+            head, _, rest = reply.partition(b"\r\n\r\n")
+            assert b"transfer-encoding" not in head and b"connection: close" in head
+            assert rest.endswith(b"data: [DONE]\n\n" if body is STREAM else b"}")
+            assert (b"content-length: %d" % len(rest) in head) == (body is BODY)
+
+    run_served(test)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_that_offers_another_protocol_is_answered_in_this_one(
+    decode: Channel, is_chunked: bool
+) -> None:
+    async def test() -> None:
+        async with served(decode) as here:
+            client = await here.connect()
+            head = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAA"
+            for body in (b'{"prompt": "a dog"}', b'{"prompt": "a cat"}'):  # as Java's client does
+                size = b"Content-Length: %d\r\n\r\n" % len(body)
+                if is_chunked:
+                    size = b"Transfer-Encoding: chunked\r\n\r\n"
+                    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+                raw = b"POST /tokenize HTTP/1.1\r\n%b\r\n%b%b" % (head, size, body)
+                for part in (raw[:40], raw[40:-5], raw[-5:]):
+                    client.writer.write(part)
+                    await client.writer.drain()
+            answers = [await client.reply("POST") for _ in range(2)]
+            assert [answer.status for answer in answers] == [200, 200]
+            assert answers[0].json["tokens"] != answers[1].json["tokens"]
+            assert (
+                await client.ask("GET", "/health", connection="upgrade", upgrade="h2c")
+            ).status == 200
+            client.writer.write(b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await client.reply()).status == 400 and await client.at_end()
+
+    run_served(test)
+
+
 @pytest.mark.parametrize("path", ["/generate", "/tokenize", "/admin/cache/flush"])
 def test_a_half_close_within_the_body_starts_nothing(
     decode: Channel, path: str, caplog: pytest.LogCaptureFixture

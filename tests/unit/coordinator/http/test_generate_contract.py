@@ -192,7 +192,10 @@ def test_text_beside_ids_decides_only_whether_it_is_a_batch(decode: Channel) -> 
     [
         ({"input_ids": [1 << 40]}, "input_ids", "the vocabulary has ids 0 to"),
         ({"input_ids": []}, "input_ids", "empty"),
-        ({"sampling_params": {"stop_token_ids": [1 << 40]}}, "stop_token_ids", "stop_token_ids"),
+        *(
+            ({"sampling_params": {key: value}}, f"sampling_params.{key}", f"{key} has the id 4096")
+            for key, value in (("stop_token_ids", [4096]), ("logit_bias", {"4096": 1}))
+        ),
         (
             {"sampling_params": {"min_new_tokens": 9, "max_new_tokens": 2}},
             "sampling_params.min_new_tokens",

@@ -87,7 +87,7 @@ def test_refused_bodies(body: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature: expected float >= 0.0, got -0.1"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
@@ -99,7 +99,7 @@ def test_refused_bodies(body: dict[str, Any], words: str) -> None:
         ({"min_p": "0"}, "min_p"),
         ({"stop": "x" * 1025}, "1024 characters"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
-        ({"n": 0}, "n"),
+        ({"n": 0}, "n: expected int >= 1, got 0"),
         ({"temprature": 1}, "unknown key temprature"),
         ({"regex": "a+", "json_schema": "{}"}, "regex and json_schema are given"),
         ({"frequency_penalty": 2.1}, "frequency_penalty"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from coordinator.http.errors import BadRequest
 from coordinator.http.native.schema import parse_generate
+from coordinator.http.replies import fault_reply
+from coordinator.sessions.store import SessionRefused
 from coordinator.sessions.turns import TurnRequest
 from protocol.channel import Channel
 from tests.support.coordinator.http_servers import run_served, served
@@ -94,3 +97,9 @@ def test_what_stops_everybody_asks_for_the_admin_token() -> None:
         decode.close()
 
     run_served(test)
+
+
+def test_a_turn_that_its_session_does_not_take_names_the_key() -> None:
+    reply = fault_reply(SessionRefused("there is no session 's'"))
+    assert reply.status_code == 400
+    assert json.loads(bytes(reply.body))["error"]["param"] == "session_params"

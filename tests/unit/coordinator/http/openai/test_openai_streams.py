@@ -263,6 +263,9 @@ BAD_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"$ref":
         ({"structured_outputs": {"regex": {"a": 1}}}, "structured_outputs.regex"),
         ({"structured_outputs": {"grammar": True}}, "structured_outputs.grammar"),
         ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs"),
+        ({"stop_token_ids": [1 << 20]}, "stop_token_ids"),
+        ({"logit_bias": {"1048576": 1}}, "logit_bias"),
         ({"tools": [BAD_TOOL], "tool_choice": "required"}, "tools"),
         ({"include_stop_str_in_output": 5}, "include_stop_str_in_output"),
         ({"min_tokens": -1}, "min_tokens"),
@@ -307,6 +310,8 @@ def test_a_model_goes_by_few_names(decode: Channel, name: str | None) -> None:
             reply = asyncio.create_task(here.ask("POST", CHAT, HELLO | {"model": name}))
             here.tokens(await here.generate(), 0, [100], "length")
             assert (await reply).json["model"] == "tiny"
+            lists = [(await here.ask("GET", path)).json for path in ("/v1/models", "/v1/models/")]
+            assert [model["id"] for model in lists[0]["data"]] == ["tiny"] and lists[0] == lists[1]
 
     run_served(test)
 
