@@ -43,14 +43,15 @@ CPU_WARM_UP_TOKENS = 32
 """The longest prompt and context of a warm-up on a CPU."""
 
 
-def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
-    """Runs one node, which does these kinds of work, until SIGTERM or SIGINT. At SIGTERM it
-    finishes what it does, for `drain_timeout_s` at most. `role` is what it tells others that it
-    prefers to do.
+def run_node(
+    role: Role, config: NodeConfig, kinds: Sequence[WorkFactory], signals: StopSignals
+) -> None:
+    """Runs one node, which does these kinds of work, until SIGTERM or SIGINT, which `signals`
+    obeys. At SIGTERM it finishes what it does, for `drain_timeout_s` at most. `role` is what it
+    tells others that it prefers to do.
 
     Raises ConfigError, the engine's model errors, and RankLost if a rank ends before that.
     """
-    signals = StopSignals()
     torch.set_num_threads(config.cpu_threads)
     check_tokenizer(Path(config.model_path))
     node = _identity(role, config)
