@@ -16,8 +16,6 @@ def devices_of(name: str, num_ranks: int) -> list[torch.device]:
     first = _first_device(name)
     if first.type != "cuda":
         return [first] * num_ranks
-    if num_ranks == 1 and first.index is None:
-        return [first]
     begin, count = first.index or 0, torch.cuda.device_count()
     if begin >= count or num_ranks > count:
         raise ConfigError(

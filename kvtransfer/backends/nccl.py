@@ -6,6 +6,10 @@ the process, is off, and `abort` takes half a second, so it runs in a thread; CU
 then go on. Gather and scatter run on the link's CUDA stream and NCCL on its own, so one message is
 copied while others travel.
 
+A new thread begins on the first GPU, and whatever makes that one current again, as the end of a
+stream's context or of an abort does, takes half a gigabyte of it. So each thread here first makes
+the pair's GPU its own.
+
 `tests/gpu` and the contract suite have run on two H100s (torch 2.11, NCCL 2.28.9).
 """
 
@@ -66,7 +70,7 @@ class NcclBackend:
         except RuntimeError as error:
             raise PeerLost(f"no NCCL pair could be made ({error})") from error
         ring = Ring(window, buffer_bytes, self.staging_device)
-        return NcclPair(group, ring, self._timeout_s, is_peer_alive)
+        return NcclPair(group, ring, self._timeout_s, is_peer_alive, self.staging_device)
 
     def _connect(self, group: Any, rank: int, is_peer_alive: IsAlive) -> None:
         """Connects the two ranks of `group`. Raises RuntimeError or PeerLost; a thread then gives
@@ -78,6 +82,7 @@ class NcclBackend:
         is_left = threading.Event()
 
         def connect() -> bool:
+            torch.cuda.set_device(self.staging_device)
             group.eager_connect_single_device(self.staging_device)
             self._exchange_a_byte(group, rank, is_left)
             return True
@@ -86,7 +91,7 @@ class NcclBackend:
             made_aside(connect, CONNECT_TIMEOUT_S, is_peer_alive)
         except (PeerLost, RuntimeError):
             is_left.set()
-            threading.Thread(target=group.abort, name="nccl-abort", daemon=True).start()
+            _abort_aside(group, self.staging_device)
             raise
 
     def _exchange_a_byte(self, group: Any, rank: int, is_left: threading.Event) -> None:
@@ -107,18 +112,23 @@ class NcclPair(GroupPair):
     """A pair over NCCL. An operation runs on NCCL's own stream and begins when the work is done
     that the current stream has been given so far, such as the gather of its message."""
 
-    def __init__(self, group: Any, ring: Ring, timeout_s: float, is_peer_alive: IsAlive) -> None:
+    def __init__(
+        self,
+        group: Any,
+        ring: Ring,
+        timeout_s: float,
+        is_peer_alive: IsAlive,
+        device: torch.device,
+    ) -> None:
         super().__init__(group, ring)
         self._timeout_s = timeout_s
         self._is_peer_alive = is_peer_alive
+        self._device = device
 
     def close(self) -> None:
-        threading.Thread(target=self._abort, name="nccl-abort", daemon=True).start()
-
-    def _abort(self) -> None:
-        # A method, so that the thread keeps this pair, and with it the ring of buffers, until NCCL
-        # can no longer write into them.
-        self._group.abort()
+        # With the pair itself, so that the thread keeps the ring of buffers until NCCL can no
+        # longer write into them.
+        _abort_aside(self._group, self._device, self)
 
     def _wait(self, work: Any) -> None:
         # Not by `work.wait()`: it only makes our stream wait, and has no deadline.
@@ -132,3 +142,13 @@ class NcclPair(GroupPair):
                 deadline = time.monotonic() + self._timeout_s
             # A sleep of 0 s only lets other threads have Python's lock.
             time.sleep(POLL_S if num_looks > NUM_SPINS else 0)
+
+
+def _abort_aside(group: Any, device: torch.device, *kept: object) -> None:
+    """Aborts a group on a thread of its own, which keeps what is `kept` until that is done."""
+
+    def abort(*_: object) -> None:
+        torch.cuda.set_device(device)
+        group.abort()
+
+    threading.Thread(target=abort, args=kept, name="nccl-abort", daemon=True).start()

@@ -54,7 +54,9 @@ class PageRows:
             return
         self._stream = self._streams.take()
         try:
-            with torch.cuda.stream(self._stream):
+            # The thread's GPU too: at its end, the context of a stream makes the GPU current again
+            # that was so before, in a new thread the first one, of which that takes memory.
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
                 yield
         finally:
             self._streams.give_back(self._stream)

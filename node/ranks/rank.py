@@ -59,7 +59,7 @@ def build_rank(
     """
     if config.kv_backend == "nccl" and device.type != "cuda":
         raise ConfigError("--kv-backend nccl needs a CUDA device; use --kv-backend auto on CPUs")
-    if device.type == "cuda" and device.index is not None:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     with weights_progress() if parallel.rank == 0 else nullcontext() as progress:
         runner = load_model_runner(

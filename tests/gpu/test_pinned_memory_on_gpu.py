@@ -1,11 +1,13 @@
 """While a node serves on CUDA, nothing asks the driver for pinned memory, which might wait for a
-message that is not here yet.
+message that is not here yet; and it takes no memory of other GPUs than its own.
 
-No GPU has run this file yet.
+No GPU has run the latter yet.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +53,28 @@ def test_no_step_and_no_transfer_pins_memory(tmp_path: Path) -> None:
             rows.index(np.arange(NUM_PAGES, dtype=np.int64))
     rows.finish_copies()
     assert num_pinned() == before
+
+
+COPYING_ON_THE_SECOND = """
+import threading, torch
+from kvtransfer.pages.staging import PageRows
+from protocol.layout import KVLayout
+layout = KVLayout(16, 2, 2, 64, "bfloat16")
+pool = torch.zeros(2, 4, layout.layer_page_bytes, dtype=torch.uint8, device="cuda:1")
+rows = PageRows(pool, layout, range(2))
+def copy():
+    with rows.on_stream():
+        pool.add_(1)
+thread = threading.Thread(target=copy)
+thread.start()
+thread.join()
+print(int(pool.sum()) == pool.numel(), torch._C._cuda_hasPrimaryContext(0))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices")
+def test_links_of_the_second_gpu_take_nothing_of_the_first() -> None:
+    """A context, made by whatever makes a GPU current, takes half a gigabyte."""
+    command = [sys.executable, "-c", COPYING_ON_THE_SECOND]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == ["True", "False"], ended.stderr

@@ -18,6 +18,7 @@ from kvtransfer.backends.ring import Ring
 from kvtransfer.transport import PeerLost
 
 TIMEOUT_S = 0.002
+SECOND_GPU = torch.device("cuda", 1)
 
 
 class PlayedGroup:
@@ -32,7 +33,7 @@ class PlayedGroup:
 
 def receive(is_done: Callable[[], bool], is_peer_alive: Callable[[], bool]) -> None:
     ring = Ring(1, 8, torch.device("cpu"))
-    pair = NcclPair(PlayedGroup(is_done), ring, TIMEOUT_S, is_peer_alive)
+    pair = NcclPair(PlayedGroup(is_done), ring, TIMEOUT_S, is_peer_alive, SECOND_GPU)
     pair.post(8)
     pair.received()
 
@@ -74,10 +75,19 @@ def test_a_pair_that_could_not_be_made_gives_back_its_memory(
 ) -> None:
     monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", UnconnectedGroup, raising=False)
     monkeypatch.setattr(os, "environ", {})  # the backend sets variables for its whole process
-    backend = NcclBackend(torch.device("cpu"), TIMEOUT_S)
+    used = []
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_device",
+        lambda device: used.append((threading.current_thread().name, device)),
+    )
+    backend = NcclBackend(SECOND_GPU, TIMEOUT_S)
     with pytest.raises(PeerLost, match="remote process exited"):
         backend.make_pair(HashStore(), SENDER_RANK, 1, 8, lambda: False)
     assert UnconnectedGroup.aborted.wait(10.0)
+    assert used == [("pair-making", SECOND_GPU), ("nccl-abort", SECOND_GPU)], (
+        "no other GPU's memory"
+    )
 
 
 def test_nobody_is_asked_in_time() -> None:
@@ -85,3 +95,15 @@ def test_nobody_is_asked_in_time() -> None:
         raise AssertionError("asked too early")
 
     receive(lambda: True, never)
+
+
+def test_a_pair_is_closed_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = threading.Event()
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: device == SECOND_GPU and used.set()
+    )
+    aborted = threading.Event()
+    group = SimpleNamespace(abort=lambda: used.is_set() and aborted.set())
+    ring = Ring(1, 8, torch.device("cpu"))
+    NcclPair(group, ring, TIMEOUT_S, lambda: True, SECOND_GPU).close()
+    assert aborted.wait(10.0)

@@ -79,7 +79,7 @@ def test_ranks_get_devices_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None
     assert devices_of("cpu", 4) == [torch.device("cpu")] * 4
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert devices_of("auto", 1) == [torch.device("cuda")]
+    assert devices_of("auto", 1) == [torch.device("cuda", 0)]
     assert devices_of("auto", 4) == [torch.device("cuda", i) for i in range(4)]
     assert devices_of("cuda:1", 3) == [torch.device("cuda", i) for i in (1, 2, 3)]
     assert devices_of("cuda:3", 2) == [torch.device("cuda", i) for i in (3, 0)]
