@@ -228,15 +228,15 @@ def check_lost_ranks(nodes: RankNodes, sized: Sized) -> None:
     }
 
     def kill() -> None:
+        for name in ("d0", "p0"):  # at once: a GPU has the whole answer in a fraction of a second
+            os.kill(pids[name][-1], signal.SIGKILL)
         for name in ("p1", "d1"):
             cluster.admin.undrain(name)
-        for name in ("d0", "p0"):
-            os.kill(pids[name][-1], signal.SIGKILL)
 
     streamed = stream(cluster, body, KILLED_AT, kill)
     assert streamed["output_ids"] == undisturbed["output_ids"]
     assert streamed["meta_info"]["attempts"] >= 2
-    assert streamed["meta_info"]["decode_node"] == "d1"
+    assert streamed["meta_info"]["decode_node"] in ("p1", "d1"), "whichever is there first"
     for name in sized.sizes:
         wait_until(partial(_is_gone, cluster, name, pids[name]), f"the end of {name}")
         assert exit_code(cluster, name) != 0
