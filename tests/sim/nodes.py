@@ -165,6 +165,7 @@ class SimNode(Process):
 
     def _end_turn(self, has_computed: bool) -> None:
         self.shell.end_turn()
+        self.transport.step_over()
         self._is_turning = False
         self._turn_number += 1
         is_busy = has_computed or self.channel.inbox
