@@ -33,6 +33,7 @@ from infra.workers import run_workers
 from kvrelay.bench.config import BenchConfig, add_to
 from node.config import NodeConfig
 from node.model_check import check_model
+from node.stop_signals import StopSignals
 from protocol.config import add_flags, option, resolve
 from protocol.errors import UserError
 from protocol.ids import Role
@@ -191,11 +192,12 @@ def _decode(flags: dict[str, Any]) -> None:
 
 def _run_node(role: Role, flags: dict[str, Any]) -> None:
     """Runs a node until it is told to stop. Any node does any work; `role` is what it prefers."""
+    signals = StopSignals()  # first: imports take seconds, and weights may be fetched for minutes
     from decode.answers import Answers
     from node.build import run_node
     from prefill.handovers import Handovers
 
-    run_node(role, _node_config(flags), [Answers, Handovers])
+    run_node(role, _node_config(flags), [Answers, Handovers], signals)
 
 
 def _node_config(flags: dict[str, Any]) -> NodeConfig:

@@ -227,12 +227,13 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Stops every process and waits for its end: coordinators first, whose requests go on as
-        long as they drain; then nodes; then Redis, so that nodes can remove their records."""
+        long as they drain; then nodes, which need not wait for what nobody asks for any more; then
+        Redis, so that nodes can remove their records."""
         coordinators = [name for name in self.children if name.startswith("coordinator")]
         nodes = [name for name in self.children if name not in (*coordinators, "redis")]
-        self._stop_all(coordinators, self.plan.drain_timeout_s + STOP_TIMEOUT_S)
-        self._stop_all(nodes, STOP_TIMEOUT_S)
-        self._stop_all(list(self.children), STOP_TIMEOUT_S)
+        self._stop_all(coordinators, Child.terminate, self.plan.drain_timeout_s + STOP_TIMEOUT_S)
+        self._stop_all(nodes, Child.interrupt, STOP_TIMEOUT_S)
+        self._stop_all(list(self.children), Child.terminate, STOP_TIMEOUT_S)
         if self.secret_file is not None:
             self.secret_file.unlink(missing_ok=True)
             self.secret_file = None
@@ -246,10 +247,12 @@ class LocalCluster:
             if name.startswith("coordinator"):
                 child.terminate()
 
-    def _stop_all(self, names: Sequence[str], timeout_s: float) -> None:
+    def _stop_all(
+        self, names: Sequence[str], ask: Callable[[Child], None], timeout_s: float
+    ) -> None:
         # All are asked to stop before any is waited for, so that they stop at the same time.
         for name in names:
-            self.children[name].terminate()
+            ask(self.children[name])
         for name in names:
             self.children[name].wait(timeout_s)
             del self.children[name]

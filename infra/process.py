@@ -145,6 +145,11 @@ class Child:
         if self.alive:
             self.process.terminate()
 
+    def interrupt(self) -> None:
+        """Asks the process to stop as Ctrl-C does (SIGINT): a node then finishes nothing first."""
+        if self.alive:
+            self.process.send_signal(signal.SIGINT)
+
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Waits for the end of the process and of its output; kills it after `timeout_s`."""
         try:

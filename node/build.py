@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from node.resources import leave_garbage_be
 from node.shell.meetings import Meetings
 from node.shell.publisher import OwnershipPublisher
 from node.shell.shell import NodeShell
+from node.stop_signals import StopSignals
 from node.warm_up import warm_up
 from protocol.channel import Channel
 from protocol.config import describe
@@ -43,8 +43,11 @@ CPU_WARM_UP_TOKENS = 32
 """The longest prompt and context of a warm-up on a CPU."""
 
 
-def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> None:
-    """Runs one node, which does these kinds of work, until SIGTERM or SIGINT. `role` is what it
+def run_node(
+    role: Role, config: NodeConfig, kinds: Sequence[WorkFactory], signals: StopSignals
+) -> None:
+    """Runs one node, which does these kinds of work, until SIGTERM or SIGINT, which `signals`
+    obeys. At SIGTERM it finishes what it does, for `drain_timeout_s` at most. `role` is what it
     tells others that it prefers to do.
 
     Raises ConfigError, the engine's model errors, and RankLost if a rank ends before that.
@@ -73,7 +76,7 @@ def run_node(role: Role, config: NodeConfig, kinds: Sequence[WorkFactory]) -> No
         health_address = f"{host}:{companion.health_port}"
         with start_engine(config, node, health_address, refusals) as engine:
             channel = Channel(config.host, config.control_port, host, secrets, refusals)
-            _serve(role, config, node, engine, companion, channel, health_address, kinds)
+            _serve(role, config, node, engine, companion, channel, health_address, kinds, signals)
             engine.raise_if_lost()
     finally:
         companion.close()
@@ -88,6 +91,7 @@ def _serve(
     channel: Channel,
     health_address: str,
     kinds: Sequence[WorkFactory],
+    signals: StopSignals,
 ) -> None:
     info = _info(config, node, engine, channel.address, health_address)
     log.info("%s node settings: %s", role, describe(config))
@@ -118,10 +122,9 @@ def _serve(
 
     engine.when_lost(lambda _: shell.stop())
     companion.when_lost(shell.stop)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: shell.stop())
     meetings = Meetings(config.redis_url, info, engine.transport)
     meetings.start()
+    signals.obey(shell.leave, shell.stop)
     publisher.start()
     leave_garbage_be()
     log.info("%s node %s is ready: %d pages", role, node, info.num_pages)
@@ -187,7 +190,7 @@ def _core(
     addresses = Addresses(info.control_address, info.data_addresses)
     hasher = PageHasher(info.model_fingerprint, info.layout)
     scheduler = Scheduler(role, info.node, addresses, cache, hasher, limits, kinds)
-    return NodeCore(info.node, cache, scheduler)
+    return NodeCore(info.node, cache, scheduler, config.drain_timeout_s)
 
 
 def _identity(role: Role, config: NodeConfig) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.options import EngineOptions
+from node.core.leaving import DRAIN_TIMEOUT_S
 from protocol.config import (
     LOG_FORMATS,
     LOG_LEVEL_SYNONYMS,
@@ -74,6 +75,11 @@ class NodeConfig(TrustOptions, EngineOptions):
         60.0, "a node whose main loop does not come round for so long gives up its lease"
     )
     receive_timeout_s: float = option(60.0, "how long a decode node waits for a prefill")
+    drain_timeout_s: float = option(
+        DRAIN_TIMEOUT_S,
+        "after SIGTERM, running requests go on for so long at most",
+        aliases=("drain-timeout",),
+    )
     kv_checksum: bool = option(False, "verify a checksum of every received page set")
     kv_min_send_bytes: int = option(
         0, "layers of a chunk are sent together until they have so many bytes; 0: as pages travel"
@@ -120,6 +126,7 @@ class NodeConfig(TrustOptions, EngineOptions):
         for name in ("lease_s", "stall_s", "receive_timeout_s"):
             flag = "--" + name.replace("_", "-")
             require(getattr(self, name) > 0, f"{flag} must be more than 0 seconds")
+        require(self.drain_timeout_s >= 0, "--drain-timeout-s must be 0 seconds or more")
         require(self.lease_s <= MAX_LEASE_S, f"--lease-s must be at most {MAX_LEASE_S:g} seconds")
         require(
             len(self.name) <= MAX_NAME_CHARACTERS,

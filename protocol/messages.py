@@ -354,6 +354,8 @@ class Health(msgspec.Struct, frozen=True):
     condition: Condition
     turn_s: Seconds
     """For how long the main loop has not come round."""
+    is_draining: bool = False
+    """The node was told to stop: it finishes what it does, and others still count on it."""
 
     @property
     def is_live(self) -> bool:
@@ -362,7 +364,12 @@ class Health(msgspec.Struct, frozen=True):
 
     @property
     def is_ready(self) -> bool:
-        """True once the node serves."""
+        """True once the node serves, and until it is told to stop."""
+        return self.keeps_lease and not self.is_draining
+
+    @property
+    def keeps_lease(self) -> bool:
+        """True while the node sends heartbeats, and its pages count as owned."""
         return self.condition == "alive"
 
 

@@ -128,6 +128,7 @@ PURE = (
     "node/ranks/history.py",
     "node/ranks/merging.py",
     "node/ranks/wire/slices.py",
+    "node/shell/acquaintances.py",
     "node/shell/runner.py",
     "node/shell/steps.py",
     "prefill/handovers.py",

@@ -109,6 +109,9 @@ class KnownRates:
     info: NodeInfo
     paces: Paces
 
+    def tell_draining(self) -> None:
+        self.heartbeats.tell_draining()
+
     def update(self, load: Load) -> None:
         layout, paces = self.info.layout, self.paces
         known = msgspec.structs.replace(

@@ -1,1 +1,1 @@
-"""What containers of kvrelay run beside the command: health checks, their own name, leaving."""
+"""What containers of kvrelay run beside the command: health checks, and their own name."""

@@ -4,7 +4,7 @@
               ├─► NodeCore ──────────┤
     transfers ┘     Scheduler        └─► slices ───────► runner ─► finish, abandon
                     ExpectedTransfers
-                    CoordinatorLeases, KeptAnswers
+                    CoordinatorLeases, KeptAnswers, Leaving
 
 It knows no socket, no tensor and no clock; `node/shell/shell.py` has these.
 """
@@ -21,12 +21,16 @@ from engine.cache.prefix_cache import CacheChange, PrefixCache
 from node.core.coordinator_leases import CoordinatorLeases
 from node.core.expected_transfers import ExpectedTransfers
 from node.core.instructions import (
+    DrainMarked,
     Event,
     Instruction,
+    MarkDraining,
     RewriteRecord,
     SendMessage,
+    ToldToLeave,
     TransferNews,
 )
+from node.core.leaving import DRAIN_TIMEOUT_S, Leaving
 from node.core.scheduler import Scheduler
 from node.load.rates import UNMEASURED, StepRates
 from protocol.hashing import join_hashes
@@ -55,19 +59,34 @@ class NodeCore:
     """Decides what one node does; its shell carries that out. `now` is monotonic seconds
     everywhere."""
 
-    def __init__(self, node: Node, cache: PrefixCache, scheduler: Scheduler) -> None:
-        """`cache` must be the one that `scheduler` uses."""
+    def __init__(
+        self,
+        node: Node,
+        cache: PrefixCache,
+        scheduler: Scheduler,
+        drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    ) -> None:
+        """`cache` must be the one that `scheduler` uses. A node that is told to leave takes
+        `drain_timeout_s` at most."""
         self._node = node
         self._cache = cache
         self._scheduler = scheduler
         self._expected = ExpectedTransfers()
         self._coordinators = CoordinatorLeases()
         self._kept = scheduler.kept_answers
+        self._leaving = Leaving(drain_timeout_s)
         self._questions: list[TakeOver] = []
         """Those to be answered in the next turn, when it is known who is silent."""
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
-        """Takes a message, or the news of a transfer."""
+        """Takes a message, the news of a transfer, or what has become of the wish to leave."""
+        if isinstance(event, ToldToLeave):
+            return self._leave(now)
+        if isinstance(event, DrainMarked):
+            self._leaving.marked(event.is_written)
+            if not event.is_written:
+                log.warning("Redis takes no mark, so requests would still come: it stops at once")
+            return []
         if isinstance(event, FlushCache | AuditPages | Republish):
             return [self._operate(event)]
         if isinstance(event, CoordinatorAlive):
@@ -124,6 +143,11 @@ class NodeCore:
             reason = f"a step failed on {self._node.name}: {reason}"
         return self._expected.noted(self._scheduler.abandon(failed, reason, kind, now))
 
+    def may_end(self, now: float) -> bool:
+        """Returns True once this node was told to leave and may end. It is asked after every
+        turn."""
+        return self._leaving.has_begun and self._leaving.is_over(self._scheduler.is_idle, now)
+
     def load(self) -> Load:
         """Returns queues, pages and counters as a heartbeat tells them. The shell adds what it
         measures."""
@@ -136,6 +160,13 @@ class NodeCore:
     def take_changes(self) -> list[CacheChange]:
         """Returns which pages became findable or ceased to be since the last call, in order."""
         return self._cache.take_changes()
+
+    def _leave(self, now: float) -> list[Instruction]:
+        if self._leaving.has_begun:
+            return []
+        self._leaving.begin(now)
+        log.info("told to stop: it gets no new requests, and finishes those that it has")
+        return [MarkDraining()]
 
     def _taken_over(self, question: TakeOver, now: float) -> TakenOver:
         """Returns what is kept of an answer, for the coordinator that takes it over.

@@ -91,6 +91,12 @@ class RewriteRecord:
     """Asks to write the whole record of this node in Redis again."""
 
 
+@dataclass(frozen=True)
+class MarkDraining:
+    """Asks to mark this node in Redis as draining, so that it gets no new requests, and to tell
+    probes that it is not ready any more. `DrainMarked` follows."""
+
+
 Instruction = (
     SendMessage
     | SendPages
@@ -101,6 +107,7 @@ Instruction = (
     | AbortTransfer
     | EndSequence
     | RewriteRecord
+    | MarkDraining
 )
 
 
@@ -148,4 +155,16 @@ class PagesSent:
     fetch."""
 
 
-Event = AnyMessage | TransferNews | PagesSent
+@dataclass(frozen=True)
+class ToldToLeave:
+    """Says that this node is to end what it does, and then itself."""
+
+
+@dataclass(frozen=True)
+class DrainMarked:
+    """Says whether Redis has taken the mark of a draining node."""
+
+    is_written: bool
+
+
+Event = AnyMessage | TransferNews | PagesSent | ToldToLeave | DrainMarked

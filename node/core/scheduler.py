@@ -210,6 +210,13 @@ class Scheduler:
         step[:] = [planned for i, planned in enumerate(step) if i not in failed]
         return instructions
 
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing runs or waits, and no page is held: neither by a request nor because it
+        is on its way to another node."""
+        num_jobs = self._prompts.num_running + self._prompts.num_waiting
+        return not self._steps and num_jobs == 0 and self._cache.num_held_pages == 0
+
     def load(self) -> Load:
         """Returns queues, pages and counters as a heartbeat tells them. The shell adds measured
         rates."""

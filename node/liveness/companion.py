@@ -67,13 +67,14 @@ class Companion:
 
     def health(self) -> Health:
         """Returns how the node does now. May be called from any thread."""
-        stamped_ns = self._board.stamped_ns
+        stamped_ns, told = self._board.stamped_ns, self._read()
         return health_of(
             self._plan.node,
             stamped_ns / 1e9 if stamped_ns else None,
             is_stopped(self._plan.pid),
             self._plan.stall_s,
             time.monotonic(),
+            told is not None and told.is_draining,
         )
 
     def metrics(self) -> bytes:
@@ -114,7 +115,7 @@ class Companion:
     def _beat(self, health: Health) -> None:
         """Sends heartbeats with the newest load, unless nobody should count on the node."""
         told = self._read()
-        if told is None or not health.is_ready:
+        if told is None or not health.keeps_lease:
             return
         self._outgoing.keep_only(told.coordinators)
         self._unreachable.intersection_update(told.coordinators)
@@ -175,7 +176,7 @@ class LeaseKeeper:
         pause = threading.Event()
         while True:
             pause.wait(self._plan.lease_s / RENEWALS_PER_LEASE)
-            if self._health().is_ready:
+            if self._health().keeps_lease:
                 self._renew()
 
     def _renew(self) -> None:

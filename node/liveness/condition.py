@@ -35,10 +35,17 @@ class Told(msgspec.Struct, frozen=True):
     load: Load
     coordinators: tuple[str, ...]
     """Where heartbeats go."""
+    is_draining: bool = False
+    """The node was told to stop, and finishes what it does."""
 
 
 def health_of(
-    node: Node, came_round_at: float | None, is_stopped: bool, stall_s: float, now: float
+    node: Node,
+    came_round_at: float | None,
+    is_stopped: bool,
+    stall_s: float,
+    now: float,
+    is_draining: bool = False,
 ) -> Health:
     """Returns how a node does. `came_round_at` is when its main loop ended its last turn; None
     before the first one, as loading weights may take any time."""
@@ -50,4 +57,4 @@ def health_of(
         condition = "starting"
     elif turn_s > stall_s:
         condition = "stuck"
-    return Health(node.name, node.incarnation, condition, round(turn_s, 3))
+    return Health(node.name, node.incarnation, condition, round(turn_s, 3), is_draining)

@@ -36,6 +36,11 @@ class Heartbeats:
         self._tell_news = tell_news
         self._load: Load | None = None
         self._noted_at = 0.0
+        self._is_draining = False
+
+    def tell_draining(self) -> None:
+        """Has the companion hear, from the next `update` on, that the node drains."""
+        self._is_draining = True
 
     def update(self, load: Load) -> None:
         """Takes the load after a turn of the main loop. Before the first call there is no
@@ -46,7 +51,7 @@ class Heartbeats:
         self._load = load
         if is_news or is_idle or now >= self._noted_at + NOTE_INTERVAL_S:
             self._noted_at = now
-            told = Told(self._info, load, tuple(self._coordinators()))
+            told = Told(self._info, load, tuple(self._coordinators()), self._is_draining)
             self._board.write(msgspec.msgpack.encode(told))
         self._board.stamp(int(now * 1e9))
         if is_news:

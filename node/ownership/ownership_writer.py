@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ Script = Literal[
     "apply",
     "renew",
     "release",
+    "mark_draining",
+    "forget_mark",
     "announce_name",
     "forget_name",
     "list_coordinators",
@@ -90,15 +92,16 @@ class OwnershipWriter:
         self._is_listed = False
         """The node's name stands in the set of names."""
         self._wants_rewrite = False
+        self._on_marked: Callable[[bool], None] | None = None
+        """Whom to tell what becomes of the mark that is wished for; None without such a wish."""
+        self._has_mark = False
         self._is_reachable = True
         self._is_closing = False
 
     @property
     def is_over(self) -> bool:
         """True once no call will come any more."""
-        return self.is_replaced or (
-            self._is_closing and not self._has_lease and not self._is_listed
-        )
+        return self.is_replaced or (self._is_closing and self._closing_call() is None)
 
     @property
     def owned(self) -> list[PageHash]:
@@ -114,6 +117,11 @@ class OwnershipWriter:
         """Has the whole set written again, once the calls under way are done."""
         self._wants_rewrite = True
 
+    def mark_draining(self, on_done: Callable[[bool], None]) -> None:
+        """Makes the next call mark the node as draining. `on_done` is told whether Redis has taken
+        the mark: there is one try, since who asks is about to stop."""
+        self._on_marked = on_done
+
     def close(self) -> None:
         """Makes the next call end the lease, so that nobody counts on this node any more."""
         self._is_closing = True
@@ -125,6 +133,8 @@ class OwnershipWriter:
             return None
         if self._is_closing:
             return self._closing_call()
+        if self._on_marked is not None:
+            return OwnershipCall("mark_draining")
         # A renewal goes before changes: a node with many changes must not lose its lease.
         if not self._round and (self._wants_rewrite or now >= self.wake_at):
             self._begin_round(now)
@@ -146,6 +156,11 @@ class OwnershipWriter:
         self._is_reachable = True
         if call.script in ("announce_name", "forget_name"):
             self._is_listed = call.script == "announce_name"
+        elif call.script == "mark_draining":
+            self._has_mark = True
+            self._tell_marked(True)
+        elif call.script == "forget_mark":
+            self._has_mark = False
         elif call.script == "list_coordinators":
             self._see_coordinators(result, now)
         elif result == ownership.APPLIED:
@@ -162,7 +177,10 @@ class OwnershipWriter:
         was_reachable, self._is_reachable = self._is_reachable, False
         self._forget_record()
         self._is_listed = False
+        # A mark that is there may be removed later, but nobody waits for Redis to stop.
+        self._has_mark = self._has_mark and not self._is_closing
         self.wake_at = now + RETRY_S
+        self._tell_marked(False)
         return was_reachable
 
     def _begin_round(self, now: float) -> None:
@@ -201,7 +219,14 @@ class OwnershipWriter:
             return OwnershipCall("release")
         if self._is_listed:
             return OwnershipCall("forget_name", (self._info.node.name,))
+        if self._has_mark:
+            return OwnershipCall("forget_mark")
         return None
+
+    def _tell_marked(self, is_written: bool) -> None:
+        on_done, self._on_marked = self._on_marked, None
+        if on_done is not None:
+            on_done(is_written)
 
     def _absorb(self) -> None:
         """Brings the owned set up to date, and notes what Redis lacks of that."""

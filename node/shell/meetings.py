@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from kvtransfer.transport import Transport
-from node.core.acquaintances import Acquaintances
+from node.shell.acquaintances import Acquaintances
 from protocol.ids import Attempt
 from protocol.messages import NodeInfo
 from protocol.redis import ownership

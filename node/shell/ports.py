@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from engine.cache.prefix_cache import CacheChange
@@ -74,6 +74,10 @@ class PublisherPort(Protocol):
     def republish(self) -> None:
         """Has the whole set written again, soon."""
 
+    def mark_draining(self, on_done: Callable[[bool], None]) -> None:
+        """Marks the node in Redis as one that gets no new requests. Calls `on_done`, on any thread,
+        with whether that is written."""
+
 
 class HeartbeatsPort(Protocol):
     """Notes how this node does, for coordinators to hear; `node.liveness.heartbeats.Heartbeats` is
@@ -81,3 +85,6 @@ class HeartbeatsPort(Protocol):
 
     def update(self, load: Load) -> None:
         """Takes the load after a turn of the shell."""
+
+    def tell_draining(self) -> None:
+        """Has probes hear, from the next `update` on, that the node is not ready any more."""

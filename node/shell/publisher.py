@@ -30,6 +30,10 @@ NODE_SCRIPTS = {
     "renew": ownership.RENEW,
     "release": ownership.RELEASE,
 }
+MARK_SCRIPTS = {
+    "mark_draining": ownership.MARK_DRAINING,
+    "forget_mark": ownership.FORGET_MARK,
+}
 
 
 class OwnershipPublisher:
@@ -54,6 +58,8 @@ class OwnershipPublisher:
         self._lock = threading.Lock()
         self._inbox: list[CacheChange] = []
         self._wants_republish = False
+        self._when_marked: Callable[[bool], None] | None = None
+        """Whom the writer is to tell what became of the mark that is wished for."""
         self._is_closing = False
         self._work = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ownership", daemon=True)
@@ -77,6 +83,12 @@ class OwnershipPublisher:
     def republish(self) -> None:
         """Has the whole set written again, soon; any thread may call."""
         self._wants_republish = True
+        self._work.set()
+
+    def mark_draining(self, on_done: Callable[[bool], None]) -> None:
+        """Marks the node in Redis as one that gets no new requests, until it ends. Calls `on_done`,
+        on the publisher's thread, with whether that is written."""
+        self._when_marked = on_done
         self._work.set()
 
     def close(self) -> None:
@@ -106,6 +118,9 @@ class OwnershipPublisher:
         if self._wants_republish:
             self._wants_republish = False
             self._writer.republish()
+        if self._when_marked is not None:
+            self._writer.mark_draining(self._when_marked)
+            self._when_marked = None
         if self._is_closing:
             self._writer.close()
 
@@ -130,8 +145,11 @@ class OwnershipPublisher:
         if call.script == "list_coordinators":
             look = self._redis.register_script(coordinators.LIST_COORDINATORS)
             return self._spoken_with.among(look(coordinators.KEYS))
-        run = self._redis.register_script(NODE_SCRIPTS[call.script])
         node = self._info.node
+        if call.script in MARK_SCRIPTS:
+            mark = self._redis.register_script(MARK_SCRIPTS[call.script])
+            return mark([ownership.DRAINING_KEY], [node.name, node.incarnation])
+        run = self._redis.register_script(NODE_SCRIPTS[call.script])
         keys = ownership.NodeKeys.of(node).all()
         return int(run(keys, [node.incarnation, self._lease_ms, *call.args]))
 

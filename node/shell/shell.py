@@ -25,10 +25,12 @@ from node.core.instructions import (
     AbortTransfer,
     CancelSends,
     CopyPages,
+    DrainMarked,
     EndSequence,
     Event,
     ExpectPages,
     Instruction,
+    MarkDraining,
     PagesArrived,
     PagesReceived,
     PagesSent,
@@ -37,6 +39,7 @@ from node.core.instructions import (
     SendMessage,
     SendPages,
     StreamPages,
+    ToldToLeave,
 )
 from node.load.links import link_loads
 from node.resources import resident_bytes
@@ -59,7 +62,8 @@ MIN_SPARE_S = 0.003
 
 
 class NodeShell:
-    """Runs one core until `stop`. It owns nothing of what it is given; `node.build` does."""
+    """Runs one core until `stop`, or until it has left. It owns nothing of what it is given;
+    `node.build` does."""
 
     def __init__(
         self,
@@ -83,7 +87,8 @@ class NodeShell:
         self._runner = runner
         self._compiles_before = runner.num_compiles
         self._steps = Steps(runner, clock)
-        self._transfer_events: deque[Event] = deque()
+        self._news: deque[Event] = deque()
+        """What other threads and signal handlers have told; messages come from the channel."""
         self._streams: dict[Attempt, PageStream] = {}
         """Sends of pages that the newest step computes."""
         self._planned: Sequence[Slice] = ()
@@ -95,7 +100,17 @@ class NodeShell:
         self._bytes_sent = 0
         self._rss_bytes = 0
         self._next_look = 0.0
+        self._is_leaving = False
         self._stop = threading.Event()
+
+    def leave(self) -> None:
+        """Lets the node finish what it does, and then ends `run`; the second call ends it as `stop`
+        does. May be called from any thread or signal handler."""
+        if self._is_leaving:
+            self.stop()
+            return
+        self._is_leaving = True
+        self._note(ToldToLeave())
 
     def stop(self) -> None:
         """Ends `run` after the current turn; may be called from any thread or signal handler."""
@@ -103,12 +118,17 @@ class NodeShell:
         self._channel.wake()
 
     def run(self) -> None:
-        """Runs turn after turn until `stop`. Raises DeviceBroken when a new process is needed."""
-        while not self._stop.is_set():
+        """Runs turn after turn until `stop`, or until the core may end after `leave`. Raises
+        DeviceBroken when a new process is needed."""
+        while not self._stop.is_set() and not self._core.may_end(self._clock()):
             self.begin_turn()
             self.end_turn()
         while self._steps:
             self._settle()
+        if self._is_leaving:
+            load = self._core.load()
+            num_left = load.num_running + load.num_waiting
+            log.info("it has left, with %d requests unfinished", num_left)
 
     @property
     def is_computing(self) -> bool:
@@ -180,9 +200,9 @@ class NodeShell:
     def _events(self, timeout_s: float) -> list[Event]:
         """Returns what has come, messages first: what a transfer has brought may be unwanted
         because of them. Waits up to `timeout_s` for the first."""
-        events: list[Event] = list(self._channel.drain(0.0 if self._transfer_events else timeout_s))
-        while self._transfer_events:
-            events.append(self._transfer_events.popleft())
+        events: list[Event] = list(self._channel.drain(0.0 if self._news else timeout_s))
+        while self._news:
+            events.append(self._news.popleft())
         return without_outdated(events)
 
     def _handled(self, event: Event) -> list[Instruction]:
@@ -220,6 +240,9 @@ class NodeShell:
                 self._steps.end_sequence(instruction.sequence_id)
             elif isinstance(instruction, RewriteRecord):
                 self._publisher.republish()
+            elif isinstance(instruction, MarkDraining):
+                self._heartbeats.tell_draining()
+                self._publisher.mark_draining(lambda done: self._note(DrainMarked(done)))
 
     def _send(self, work: SendMessage) -> None:
         try:
@@ -231,13 +254,13 @@ class NodeShell:
 
     def _send_pages(self, work: SendPages) -> None:
         def on_done(error: str) -> None:
-            self._transfer_event(PagesSent(work.transfer, error, work.is_fetch))
+            self._note(PagesSent(work.transfer, error, work.is_fetch))
 
         self._transport.send(work.data_addresses, work.transfer, work.pages, work.offset, on_done)
 
     def _stream_pages(self, work: StreamPages) -> None:
         def on_done(error: str) -> None:
-            self._transfer_event(PagesSent(work.transfer, error))
+            self._note(PagesSent(work.transfer, error))
 
         self._streams[work.transfer] = self._transport.stream(
             work.data_addresses, work.transfer, work.pages, work.offset, on_done
@@ -247,20 +270,20 @@ class NodeShell:
         transfer, serial = work.transfer, work.serial
 
         def on_progress(num_pages: int) -> None:
-            self._transfer_event(PagesArrived(transfer, num_pages, serial))
+            self._note(PagesArrived(transfer, num_pages, serial))
 
         def on_done(error: str) -> None:
             if error:
-                self._transfer_event(ReceiveFailed(transfer, error, serial))
+                self._note(ReceiveFailed(transfer, error, serial))
             else:
-                self._transfer_event(PagesReceived(transfer, serial))
+                self._note(PagesReceived(transfer, serial))
 
         self._transport.expect(transfer, work.pages, on_progress, on_done)
 
-    def _transfer_event(self, event: Event) -> None:
-        """Queues news of a transfer. It is called on transport threads; a deque's append is
-        atomic."""
-        self._transfer_events.append(event)
+    def _note(self, event: Event) -> None:
+        """Queues an event for the core. It is called on other threads and by signal handlers; a
+        deque's append is atomic."""
+        self._news.append(event)
         self._channel.wake()
 
     def _load(self) -> Load:

@@ -2,7 +2,9 @@
 
     {kvrelay}:nodes                     set of node names
     {kvrelay}:draining                  hash: node name → the incarnation that gets no new requests,
-                                        "keep" if none of that name does, "0" if all do
+                                        "keep" if none of that name does, "0" if all do; its field
+                                        "" is "0" once a mark was removed, so that a Redis that
+                                        has lost all of them can be told from one without any
     {kvrelay}:node:NAME:lease           the incarnation that owns pages now; expires by itself
     {kvrelay}:node:NAME:info            NodeInfo as JSON
     {kvrelay}:node:NAME:sequence        number of the last change; absent while the set is rewritten
@@ -128,6 +130,26 @@ RELEASE = """
 redis.call('UNLINK', KEYS[4], KEYS[5])
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+return 1
+"""
+
+# Marks a node as draining, by its own wish. A mark that holds for all processes of its name says
+# more, and that of a newer one is not this node's. KEYS draining; ARGV name incarnation
+MARK_DRAINING = """
+local mark = redis.call('HGET', KEYS[1], ARGV[1])
+if mark ~= 'keep' and tonumber(mark or 0) < tonumber(ARGV[2]) then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+return 1
+"""
+
+# Removes the mark of an incarnation that has ended, or the marks of all that ever were would be
+# read with each look for nodes. KEYS draining; ARGV name incarnation
+FORGET_MARK = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  redis.call('HSET', KEYS[1], '', '0')
+end
 return 1
 """
 

@@ -21,6 +21,7 @@ from tests.sim.faults import (
     Fault,
     Flush,
     Freeze,
+    Leave,
     RedisGone,
     RedisSlow,
     Replace,
@@ -51,6 +52,7 @@ class SimSettings:
     max_itl_s: float = 0.0
     max_ttft: float = 0.0
     max_wait_s: float = 120.0
+    drain_timeout_s: float = 25.0
 
     @property
     def layout(self) -> KVLayout:
@@ -93,6 +95,10 @@ class SimCluster:
         self.pause = Pause()
         """What Redis says of it, however long it takes until coordinators hear."""
         self.num_pauses = 0
+        self.is_orderly = False
+        """Nothing goes wrong but that nodes are told to stop, and have time to finish."""
+        self.num_left = 0
+        """Nodes that ended because they were told to stop."""
         self.num_unfinished = 0
         """Requests of clients that have not ended, those to come included."""
         self.coordinators: dict[str, SimCoordinator] = {}
@@ -216,6 +222,8 @@ class SimCluster:
         self.say(f"fault: {fault}")
         if isinstance(fault, Crash):
             self._crash(fault)
+        elif isinstance(fault, Leave):
+            self._let_leave(fault)
         elif isinstance(fault, Replace):
             self._replace(fault)
         elif isinstance(fault, Freeze):
@@ -255,6 +263,29 @@ class SimCluster:
         if isinstance(process, SimCoordinator):
             self.clock.after(ORPHANS_END_S, self._check_orphans, process.address)
         self.clock.after(fault.back_after_s, self._start, fault.process)
+
+    def _let_leave(self, fault: Leave) -> None:
+        node = self.nodes.get(fault.process)
+        if node is not None and not node.is_dead and node.back_after_s is None:
+            node.back_after_s, node.told_to_leave_at = fault.back_after_s, self.clock.now
+            node.shell.leave()
+
+    def leaves(self, node: SimNode) -> None:
+        """Raises Wrong if a node that had the time to finish ends with something unfinished."""
+        if not self.is_orderly:
+            return
+        if node.scheduler.load().num_running or node.cache.num_held_pages:
+            raise Wrong(f"{node.node} leaves in the middle of something")
+        for coordinator in self.coordinators.values():
+            if unanswered := coordinator.answers_of(node.node):
+                raise Wrong(f"{node.node} leaves {', '.join(unanswered)} unanswered")
+
+    def left(self, node: SimNode) -> None:
+        """Starts a node again that has ended by its own decision, unless a newer one runs."""
+        self.say(f"{node.node} has left")
+        self.num_left += 1
+        if self.nodes[node.name] is node and node.back_after_s is not None:
+            self.clock.after(node.back_after_s, self._start, node.name)
 
     def _replace(self, fault: Replace) -> None:
         old = self.nodes.get(fault.process)

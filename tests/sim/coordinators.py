@@ -25,7 +25,7 @@ from coordinator.leaving.taking_over import AnsweredBefore, answered_before
 from coordinator.ownership.mirror import MirrorCall, OwnershipMirror
 from coordinator.routing.draining import draining_names
 from protocol.hashing import tokens_from_bytes
-from protocol.ids import coordinator_tag
+from protocol.ids import Node, coordinator_tag
 from protocol.messages import AbortRequest, AnyMessage, Generate, Heartbeat, TakenOver, TakeOver
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 TICK_S = 0.1
 IDLE_TICK_S = 0.5
 BLOCK_S = 0.5
+MARK_KNOWN_S = 1.5
+"""By then every coordinator knows that a node was told to leave, if nothing is slow."""
 TAKE_OVER_S = 2.0
 """How long nodes are waited for that do not say what they keep of an answer."""
 
@@ -186,16 +188,25 @@ class SimCoordinator(Process):
         for asked in [*self.asked.values(), *(asked for asked, _, _ in self._questions.values())]:
             self.cluster.broke_off(asked)
 
+    def answers_of(self, node: Node) -> list[str]:
+        """Returns the requests that a node was sent to answer and that have not ended."""
+        tracked = self.core._tracker._requests.values()
+        return [one.answer.rid for one in tracked if one.route and one.route.decode == node]
+
     def _hear(self, message: AnyMessage) -> None:
         self.after(0.0, self._handle, message)
 
     def _check_work(self, send: Send) -> None:
         """Checks that no work is given to an incarnation when a newer one has been heard, nor
-        during a pause."""
+        during a pause, nor to a node that has been leaving for long."""
         if isinstance(send.message, Generate):
             name, _, incarnation = send.address.partition(".")
             if int(incarnation) < self._newest.get(name, 0):
                 raise Wrong(f"{self.name} gives work to {send.address}, which was replaced")
+            node = self.cluster.nodes[name]
+            has_told_s = self.clock.now - node.told_to_leave_at
+            if self.cluster.is_orderly and has_told_s > MARK_KNOWN_S:
+                raise Wrong(f"{self.name} gives work to {node.node}, which leaves")
             if self.core.pause.is_paused:
                 raise Wrong(f"{self.name} gives work to {send.address} during a pause")
             generate = send.message

@@ -16,6 +16,16 @@ class Crash:
 
 
 @dataclass(frozen=True)
+class Leave:
+    """A node is told to stop, and finishes what it does first; a new incarnation starts
+    `back_after_s` after its end."""
+
+    process: str
+    at: float
+    back_after_s: float
+
+
+@dataclass(frozen=True)
 class Replace:
     """A new incarnation of a node starts while the old one goes on, or is frozen for a while."""
 
@@ -81,7 +91,16 @@ class Flush:
     at: float
 
 
-Fault = Crash | Replace | Freeze | Cut | Slow | RedisGone | RedisSlow | Flush
+Fault = Crash | Leave | Replace | Freeze | Cut | Slow | RedisGone | RedisSlow | Flush
+
+
+def some_leaves(chance: random.Random, nodes: list[str], until: float) -> list[Fault]:
+    """Returns 1 to 4 nodes that are told to stop, in order; some of them twice."""
+    leaves = [
+        Leave(chance.choice(nodes), round(chance.uniform(0.05, until), 3), chance.choice((0.1, 1)))
+        for _ in range(chance.randint(1, 4))
+    ]
+    return sorted(leaves, key=lambda leave: leave.at)
 
 
 def some_faults(

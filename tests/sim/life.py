@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.sim.acts import some_acts
 from tests.sim.checks import Wrong
 from tests.sim.clients import Asked, some_requests, some_rush
 from tests.sim.cluster import SimCluster, SimSettings, Tell
-from tests.sim.faults import Cut, Fault, some_faults
+from tests.sim.faults import Cut, Fault, Leave, some_faults, some_leaves
+from tests.sim.nodes import CLOSE_S
 
 BUSY_S = 3.0
 """Requests and faults begin within this time."""
@@ -31,6 +32,11 @@ class LifePlan:
     settings: SimSettings
     faults: tuple[Fault, ...]
 
+    @property
+    def is_orderly(self) -> bool:
+        """True if nothing goes wrong but that nodes are told to stop, and have time for it."""
+        return all(isinstance(fault, Leave) for fault in self.faults) and bool(self.faults)
+
 
 @dataclass
 class Outcome:
@@ -44,6 +50,8 @@ class Outcome:
     num_preemptions: int = 0
     num_copied_pages: int = 0
     num_pauses: int = 0
+    num_left: int = 0
+    """Nodes that ended because they were told to stop."""
     num_cut_steps: int = 0
     """Steps with a chunk beside answers that a bound may have cut."""
     num_tokens_of_prefill_nodes: int = 0
@@ -74,6 +82,12 @@ def plan_of(seed: int) -> LifePlan:
     )
     nodes = [name for name, _ in settings.nodes]
     faults = some_faults(chance, nodes, settings.coordinators, BUSY_S)
+    leaving = random.Random(f"leaving {seed}")
+    if leaving.random() < 0.15:
+        return LifePlan(seed, settings, tuple(some_leaves(leaving, nodes, BUSY_S)))
+    if leaving.random() < 0.3:
+        settings = replace(settings, drain_timeout_s=leaving.choice((0.0, 0.5, 4.0)))
+        faults = sorted(faults + some_leaves(leaving, nodes, BUSY_S), key=lambda fault: fault.at)
     return LifePlan(seed, settings, tuple(faults))
 
 
@@ -94,6 +108,7 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
     for act in acts:
         cluster.clock.at(0.3 + act.at, cluster.act, act, everything)
     cluster.num_unfinished = len(everything)
+    cluster.is_orderly = plan.is_orderly
     cluster.clock.run(LIMIT_S, lambda: cluster.num_unfinished == 0)
     if unfinished := [asked.name for asked in everything if not asked.end]:
         raise Wrong(f"{', '.join(unfinished)} never ended")
@@ -102,7 +117,10 @@ def live(plan: LifePlan, make: MakeCluster = SimCluster, tell: Tell | None = Non
         if "timed_out" in asked.end and not loses:
             raise Wrong(f"{asked.name} hung until its deadline, although no message was lost")
     last_fault = max((fault.at + getattr(fault, "for_s", 0.0) for fault in plan.faults), default=0)
-    quiet = max(cluster.clock.now, 0.3 + last_fault + _longest_absence(plan.faults)) + QUIET_S
+    absence_s = _longest_absence(plan.faults)
+    if any(isinstance(fault, Leave) for fault in plan.faults):
+        absence_s += plan.settings.drain_timeout_s + CLOSE_S
+    quiet = max(cluster.clock.now, 0.3 + last_fault + absence_s) + QUIET_S
     cluster.clock.run(quiet, lambda: False)
     check_at_rest(cluster)
     return _outcome(plan, cluster, everything)
@@ -167,6 +185,7 @@ def _outcome(plan: LifePlan, cluster: SimCluster, everything: Sequence[Asked]) -
         ),
         num_copied_pages=sum(node.device.num_copied_pages for node in cluster.nodes.values()),
         num_pauses=cluster.num_pauses,
+        num_left=cluster.num_left,
         num_cut_steps=sum(node.num_cut_steps for node in cluster.nodes.values()),
         num_tokens_of_prefill_nodes=sum(
             node.core.load().counters.generated_tokens

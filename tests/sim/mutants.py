@@ -38,6 +38,7 @@ from node.core.expected_transfers import ExpectedTransfers
 from node.core.fetching import Fetching
 from node.core.instructions import AbortTransfer
 from node.core.job import Job
+from node.core.leaving import Leaving
 from node.core.prompts import Prompts
 from node.core.scheduler import Scheduler
 from node.load.rates import Rates
@@ -442,7 +443,34 @@ def _waits_for_ever(right: Any) -> Any:
     return has_waited_too_long
 
 
+def _leaves_at_once(right: Any) -> Any:
+    def is_over(self: Leaving, is_idle: bool, now: float) -> bool:
+        """A node that was told to leave does not finish what it has."""
+        return right(self, True, now)
+
+    return is_over
+
+
+def _leaves_unmarked(right: Any) -> Any:
+    def mark_draining(self: OwnershipWriter, on_done: Callable[[bool], None]) -> None:
+        """Nobody but the node knows that it drains."""
+        on_done(True)
+
+    return mark_draining
+
+
+def _pages_on_their_way_forgotten(right: Any) -> Any:
+    def is_idle(self: Scheduler) -> bool:
+        """A node leaves while pages are on their way from it."""
+        return self._prompts.num_running + self._prompts.num_waiting == 0
+
+    return is_idle
+
+
 MUTANTS = (
+    Mutant("leaves before it has finished", Leaving, "is_over", _leaves_at_once),
+    Mutant("leaves without a mark", OwnershipWriter, "mark_draining", _leaves_unmarked),
+    Mutant("leaves while it sends", Scheduler, "is_idle", _pages_on_their_way_forgotten),
     Mutant("429 that leaks a slot", CoordinatorCore, "submit", _leaks_a_place),
     Mutant("tenant's debt forgotten", FairShares, "served", _forgives_debts),
     Mutant("waiting without a deadline", Tracker, "_has_waited_too_long", _waits_for_ever),

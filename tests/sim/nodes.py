@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from decode.answers import Answers
@@ -19,7 +20,7 @@ from node.shell.shell import NodeShell
 from prefill.handovers import Handovers
 from protocol.admission import MIN_CHUNK_TOKENS, OLDEST_SHARE
 from protocol.ids import Addresses, Attempt, Node, Role
-from protocol.messages import AnyMessage, Heartbeat, Load, Message, NodeInfo
+from protocol.messages import AnyMessage, Goodbye, Heartbeat, Load, Message, NodeInfo
 from tests.sim.checks import Wrong
 from tests.sim.world.data_plane import SimTransport
 from tests.sim.world.device import SimDevice
@@ -38,6 +39,8 @@ HEARTBEAT_S = 0.7
 NEWS_S = 0.05
 IDLE_TURN_S = 1.0
 STEP_S = 0.015
+CLOSE_S = 4.5
+"""How long a node that has left waits for Redis to take its record."""
 TOKEN_S = 0.0005
 """What a token of a prompt adds to a step, where steps are bounded."""
 
@@ -75,6 +78,11 @@ class SimNode(Process):
         )
         self.num_cut_steps = 0
         """Steps with a chunk beside answers that a bound may have cut."""
+        self.back_after_s: float | None = None
+        """How long after its end it starts again; None if it was not told to leave."""
+        self.told_to_leave_at = math.inf
+        self.has_left = False
+        """It takes no more turns, and only its record is still to be taken back."""
         self._is_turning = False
         self._turn_number = 0
         cluster.network.listen(name, self.info.control_address, self.channel.hear)
@@ -115,11 +123,11 @@ class SimNode(Process):
             limits,
             [Answers, Handovers],
         )
-        return NodeCore(self.node, self.cache, self.scheduler)
+        return NodeCore(self.node, self.cache, self.scheduler, settings.drain_timeout_s)
 
     def wake(self) -> None:
         """Takes the next turn now, if none is going on: something came."""
-        if not self._is_turning:
+        if not self._is_turning and not self.has_left:
             self._turn_number += 1
             self.after(0.0, self._turn, self._turn_number)
 
@@ -132,6 +140,23 @@ class SimNode(Process):
         self.transport.is_closed = True
         self.cluster.network.close(self.info.control_address)
         self.cluster.plane.lost(self.name, self.transport.address)
+
+    def say_goodbye(self) -> None:
+        """Ends this node as the real one does that has left: it says so, and takes back what Redis
+        has of it."""
+        self.cluster.leaves(self)
+        self.has_left = True
+        goodbye = Goodbye(self.node, is_planned=True)
+        for address in self.record.writer.coordinators:
+            self.channel.send(address, goodbye)
+        self.record.close()
+        self.after(CLOSE_S, self.closed)
+
+    def closed(self) -> None:
+        """Ends the process: nothing is left to do."""
+        if not self.is_dead:
+            self.kill()
+            self.cluster.left(self)
 
     def _turn(self, number: int) -> None:
         if self._is_turning or number != self._turn_number:
@@ -167,6 +192,9 @@ class SimNode(Process):
         self.shell.end_turn()
         self.transport.step_over()
         self._is_turning = False
+        if self.core.may_end(self.clock.now):
+            self.say_goodbye()
+            return
         self._turn_number += 1
         is_busy = has_computed or self.channel.inbox
         self.after(0.0 if is_busy else IDLE_TURN_S, self._turn, self._turn_number)
@@ -241,6 +269,9 @@ class SimHeartbeats:
         self._is_due = False
         process.after(HEARTBEAT_S, self._beat)
 
+    def tell_draining(self) -> None:
+        pass  # nobody looks at /ready here
+
     def update(self, load: Load) -> None:
         old, self._load = self._load, load
         has_changed = old is None or work_changed(old, load)
@@ -256,7 +287,7 @@ class SimHeartbeats:
 
     def _send(self) -> None:
         self._is_due = False
-        if self._load is None:
+        if self._load is None or self._process.has_left:
             return
         self._last_sent = self._process.clock.now
         message = Heartbeat(self._process.info, self._load, LEASE_S)
@@ -283,11 +314,22 @@ class SimRecord:
         self.writer.republish()
         self.pump()
 
+    def mark_draining(self, on_done: Callable[[bool], None]) -> None:
+        self.writer.mark_draining(on_done)
+        self.pump()
+
+    def close(self) -> None:
+        self.writer.close()
+        self.pump()
+
     def pump(self, number: int | None = None) -> None:
         if self._is_calling or number not in (None, self._pump_number):
             return
         self._pump_number += 1
         clock = self._process.clock
+        if self.writer.is_over:
+            self._process.closed()
+            return
         call = self.writer.next_call(clock.now)
         if call is None:
             wait_s = max(0.001, self.writer.wake_at - clock.now)

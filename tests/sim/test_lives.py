@@ -85,5 +85,15 @@ def test_in_some_lives_prefill_nodes_answer_and_chunks_are_cut() -> None:
     assert sum(outcome.num_cut_steps > 0 for outcome in outcomes) > 3
 
 
+def test_nodes_that_are_told_to_stop_finish_first_and_cost_no_request_anything() -> None:
+    """`SimCluster.leaves` looks at what a node leaves behind, and in these lives it may be
+    nothing."""
+    plans = [plan for plan in map(plan_of, range(60)) if plan.is_orderly]
+    outcomes = [live(plan) for plan in plans]
+    assert len(plans) > 5 and all(outcome.num_left for outcome in outcomes)
+    ends = {end for outcome in outcomes for end in outcome.ends}
+    assert not ends & {"error timed_out", "error unavailable", "error ends_nodes"}
+
+
 def test_in_some_lives_answers_give_way() -> None:
     assert any(live(plan_of(seed)).num_preemptions for seed in range(LIVES))

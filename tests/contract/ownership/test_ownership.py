@@ -185,6 +185,42 @@ def test_a_node_that_leaves_is_forgotten(publish: Start, following: Following) -
     wait_until(lambda: following.knows(node, []))
 
 
+def test_a_node_that_drains_is_marked_until_it_has_left(
+    server: Server, publish: Start, following: Following
+) -> None:
+    node, others, redis = publish(P0), publish(Node("p1", 3)), server.client()
+    marked: list[bool] = []
+    for each in (node, others):
+        each.publisher.mark_draining(marked.append)
+    mirror = following.follower.mirror
+    wait_until(lambda: mirror.drain_marks == {"p0": "1", "p1": "3"})
+    assert marked == [True, True]
+    for each in (node, others):
+        each.publisher.close()
+    wait_until(lambda: mirror.drain_marks == {})
+    assert redis.hgetall(ownership.DRAINING_KEY) == {b"": b"0"}, "nobody writes the marks again"
+
+
+@pytest.mark.parametrize("mark", [b"keep", b"7"])
+def test_a_mark_that_says_more_stays(mark: bytes, server: Server, publish: Start) -> None:
+    redis, node = server.client(), publish(P0)
+    redis.hset(ownership.DRAINING_KEY, "p0", mark)
+    marked = threading.Event()
+    node.publisher.mark_draining(lambda is_written: marked.set())
+    assert marked.wait(DEADLINE_S)
+    assert redis.hget(ownership.DRAINING_KEY, "p0") == mark
+    node.publisher.close()
+    assert redis.hget(ownership.DRAINING_KEY, "p0") == mark
+
+
+def test_a_mark_that_redis_cannot_take_is_told_at_once(server: Server, publish: Start) -> None:
+    node = publish(P0)
+    server.stop()
+    told: list[bool] = []
+    node.publisher.mark_draining(told.append)
+    wait_until(lambda: told == [False])
+
+
 def test_a_redis_that_never_answers_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     url = f"redis://127.0.0.1:{free_port()}"
     caplog.set_level(logging.WARNING)

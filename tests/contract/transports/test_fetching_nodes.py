@@ -129,6 +129,12 @@ class NoRedis:
     def republish(self) -> None:
         pass
 
+    def mark_draining(self, on_done: object) -> None:
+        pass
+
+    def tell_draining(self) -> None:
+        pass
+
     def update(self, load: object) -> None:
         pass
 

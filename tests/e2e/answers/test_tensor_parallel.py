@@ -171,3 +171,12 @@ def test_ranks_end_with_the_one_that_schedules(cluster: Cluster) -> None:
     wait_until(
         lambda: not [pid for pid in ranks if Path(f"/proc/{pid}").exists()], "the end of all ranks"
     )
+
+
+@pytest.mark.verify
+def test_all_ranks_end_with_a_node_that_is_told_to_stop(cluster: Cluster) -> None:
+    """Every process of it is told, as systemd does."""
+    child, rank = cluster.local.children["p2"], rank_pid(cluster, "p2", 1)
+    os.killpg(child.process.pid, signal.SIGTERM)
+    assert wait_until(lambda: exit_code(cluster, "p2") == 0, "the end of the node")
+    wait_until(lambda: not Path(f"/proc/{rank}").exists(), "the end of its ranks")

@@ -149,6 +149,7 @@ def test_every_process_restarts_behind_haproxy_and_no_stream_fails(
 
 
 def test_a_redis_that_hangs_holds_nobody_up(pair: Pair) -> None:
+    pair.cluster.settle()
     redis = pair.cluster.local.children["redis"].process
     prompt = prompt_of(100, 199, seed=330)
     before = pair.owned(pair.cluster.admin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from tests.support.engine.driving import prompt_of
 from tests.support.models.reference import reference_tokens
 from tests.support.processes.clusters import Cluster, start_cluster, wait_until
 
+DEADLINE_S = 60.0
 LENGTH = 500
 """Tokens of answers that must still come when a node is killed, however late the test reads."""
 
@@ -184,3 +186,60 @@ def test_serving_goes_on_without_redis_and_all_is_published_again(cluster: Clust
     cluster.restart_redis()
     wait_until(lambda: stats()["redis_connected"], "the return of Redis")
     wait_until(lambda: stats()["unique_owned_pages"] == 12, "everything being published again")
+
+
+@pytest.mark.verify
+def test_nodes_that_are_told_to_stop_end_their_streams_first(cluster: Cluster) -> None:
+    prompts = [prompt_of(60, 199, seed=70 + i) for i in range(4)]
+    params = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
+    running = threading.Barrier(len(prompts) + 1)
+    answering: set[str] = set()
+
+    def stream(prompt: list[int]) -> dict[str, Any]:
+        body = {"input_ids": prompt, "sampling_params": params, "stream": True}
+        with cluster.http.stream("POST", "/generate", json=body) as response:
+            events = (line for line in response.iter_lines() if line.startswith("data: {"))
+            answering.add(meta_of(next(events))["decode_node"])
+            running.wait(DEADLINE_S)
+            *_, last = events
+        return meta_of(last)
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        streams = [pool.submit(stream, prompt) for prompt in prompts]
+        running.wait(DEADLINE_S)
+        leaving = [cluster.local.children[name] for name in ("p0", min(answering))]
+        for child in leaving:
+            child.terminate()
+        ended = [one.result() for one in streams]
+    for child in leaving:
+        child.wait(DEADLINE_S)
+        assert child.process.returncode == 0, child.last_lines
+        assert child.name not in cluster.nodes(), "it has said goodbye"
+    assert [(meta["attempts"], meta["completion_tokens"]) for meta in ended] == [(1, LENGTH)] * 4
+
+
+def meta_of(event: str) -> dict[str, Any]:
+    return dict(json.loads(event.removeprefix("data: "))["meta_info"])
+
+
+@pytest.mark.verify
+def test_a_node_that_is_told_to_stop_twice_or_while_it_starts_ends_at_once(
+    cluster: Cluster,
+) -> None:
+    params = {"temperature": 0.0, "max_new_tokens": LENGTH, "ignore_eos": True}
+    body = {"input_ids": prompt_of(60, 199, seed=80), "sampling_params": params, "stream": True}
+    with cluster.http.stream("POST", "/generate", json=body) as response:
+        events = (line for line in response.iter_lines() if line.startswith("data: {"))
+        child = cluster.local.children[meta_of(next(events))["decode_node"]]
+        child.terminate()
+        wait_until(lambda: "told to stop" in " ".join(child.last_lines), "the first signal")
+        child.terminate()
+        *_, last = events
+    assert meta_of(last)["attempts"] == 2, "the stream has gone on elsewhere"
+    child.wait(DEADLINE_S)
+    assert child.process.returncode == 0, child.last_lines
+    starting = cluster.local.start_planned_node(child.name)
+    wait_until(lambda: "node settings" in " ".join(starting.last_lines), "the start")
+    starting.terminate()
+    starting.wait(DEADLINE_S)
+    assert starting.process.returncode == 0, starting.last_lines

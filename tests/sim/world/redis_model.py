@@ -14,7 +14,7 @@ from coordinator.ownership.mirror import Entry, MirrorCall
 from node.ownership.ownership_writer import OwnershipCall
 from protocol.hashing import PageHash, join_hashes, split_hashes
 from protocol.ids import Node
-from protocol.redis.ownership import APPLIED, FENCED, LOST, NodeKeys
+from protocol.redis.ownership import APPLIED, FENCED, KEEPS_DRAINING, LOST, NodeKeys
 from tests.sim.world.clock import VirtualClock
 
 STREAM_MAX_LENGTH = 5
@@ -79,6 +79,10 @@ class RedisModel:
             return self._names.add(str(args[0]))
         if script == "forget_name":
             return self._names.discard(str(args[0]))
+        if script == "mark_draining":
+            return self._mark_draining(node)
+        if script == "forget_mark":
+            return self._forget_mark(node)
         if script == "list_coordinators":
             now = self.clock.now
             return [address for address, ends in self._coordinators.items() if ends > now]
@@ -128,6 +132,18 @@ class RedisModel:
         record.incarnation, record.lease_ends = node.incarnation, self.clock.now + lease_s
         record.sequence, record.info = None, bytes(call.args[0])  # type: ignore[arg-type]
         self._pages[NodeKeys.of(node).pages] = set()
+        return APPLIED
+
+    def _mark_draining(self, node: Node) -> int:
+        mark = self._draining.get(node.name.encode(), b"0")
+        if mark != KEEPS_DRAINING.encode() and int(mark) < node.incarnation:
+            self._draining[node.name.encode()] = b"%d" % node.incarnation
+        return APPLIED
+
+    def _forget_mark(self, node: Node) -> int:
+        if self._draining.get(node.name.encode()) == b"%d" % node.incarnation:
+            del self._draining[node.name.encode()]
+            self._draining[b""] = b"0"
         return APPLIED
 
     def _release(self, record: _Record, current: int | None, node: Node) -> int:

@@ -28,6 +28,9 @@ class Peers:
         """What the node hears in its next turn."""
         self.changes: list[CacheChange] = []
         self.num_republished = 0
+        self.on_marked: list[Callable[[bool], None]] = []
+        """Whom to tell what becomes of the mark of draining."""
+        self.num_told_draining = 0
         self.loads: list[Load] = []
 
     # A channel
@@ -91,6 +94,12 @@ class Peers:
 
     def republish(self) -> None:
         self.num_republished += 1
+
+    def mark_draining(self, on_done: Callable[[bool], None]) -> None:
+        self.on_marked.append(on_done)
+
+    def tell_draining(self) -> None:
+        self.num_told_draining += 1
 
     def update(self, load: Load) -> None:
         self.loads.append(load)

@@ -46,6 +46,8 @@ class PlayedRedis:
     sequence: int | None = None
     owned: set[PageHash] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    is_marked: bool = False
+    """The node is marked as draining."""
     coordinators: list[str] = field(default_factory=list)
     calls: list[OwnershipCall] = field(default_factory=list)
 
@@ -55,6 +57,9 @@ class PlayedRedis:
             return self.names.update(map(str, call.args))
         if call.script == "forget_name":
             return self.names.difference_update(map(str, call.args))
+        if call.script in ("mark_draining", "forget_mark"):
+            self.is_marked = call.script == "mark_draining"
+            return APPLIED
         if call.script == "list_coordinators":
             return list(self.coordinators)
         result = self._script(call.script, call.args)

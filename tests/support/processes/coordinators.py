@@ -95,7 +95,7 @@ class Pair:
         for name in names or self.cluster.local.plan.node_names:
             child = self.cluster.local.children[name]
             child.terminate()
-            child.wait()
+            child.wait(60.0)
             self.cluster.restart_killed_nodes()
 
     def post(self, who: int, path: str, body: dict[str, Any]) -> httpx.Response:

@@ -289,6 +289,16 @@ def test_a_draining_record_that_redis_lost_is_written_again() -> None:
     assert m.mirror.drain_marks == {}
 
 
+def test_the_mark_of_a_node_that_has_left_is_not_written_again() -> None:
+    m = Mirroring()
+    m.redis.draining = {b"p0": b"7"}
+    m.run()
+    assert m.mirror.drain_marks == {"p0": "7"}
+    m.redis.draining = {b"": b"0"}
+    m.run()
+    assert m.mirror.drain_marks == {} and m.redis.draining == {b"": b"0"}
+
+
 def test_a_record_of_another_version_is_left_out() -> None:
     m = Mirroring()
     m.redis.change(P0, PAGES[:4])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from coordinator.config import CoordinatorConfig
+from node.config import NodeConfig
 from tests.support.processes.ready_proxies import haproxy_config, haproxy_program
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -61,11 +62,12 @@ def test_the_proxy_gives_up_after_the_coordinators_and_repeats_no_request() -> N
     assert re.findall(r"retry-on (.*)", PROXY) == ["conn-failure"]
 
 
-def test_a_coordinator_has_the_time_to_drain() -> None:
-    service = SERVICES["coordinator"]
+@pytest.mark.parametrize("name", ["coordinator", "prefill", "decode"])
+def test_a_process_has_the_time_to_drain(name: str) -> None:
+    service = SERVICES[name]
     default = service["environment"]["KVRELAY_DRAIN_TIMEOUT_S"].partition(":-")[2].rstrip("}")
     assert seconds(service["stop_grace_period"]) >= int(default) + 10
-    assert int(default) == CoordinatorConfig().drain_timeout_s
+    assert int(default) == CoordinatorConfig().drain_timeout_s == NodeConfig().drain_timeout_s
 
 
 @pytest.mark.skipif(haproxy_program() is None, reason="needs Debian's package haproxy")

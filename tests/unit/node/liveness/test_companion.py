@@ -112,6 +112,20 @@ def test_a_stuck_loop_says_goodbye_and_comes_back(coordinator: Channel, lease_s:
         await_message(coordinator, lambda m: isinstance(m, Heartbeat), "a heartbeat afterwards")
 
 
+def test_a_node_that_drains_is_not_ready_and_has_heartbeats(coordinator: Channel) -> None:
+    with companion() as process:
+        heartbeats = heartbeats_of(process, coordinator)
+        heartbeats.update(load_of())
+        assert get(process, "/ready").status_code == 200
+        heartbeats.tell_draining()
+        heartbeats.update(load_of(num_running=1))
+        live, ready = get(process, "/live"), get(process, "/ready")
+        assert (live.status_code, ready.status_code) == (200, 503)
+        assert ready.json()["is_draining"] is True
+        coordinator.drain()
+        await_message(coordinator, lambda m: isinstance(m, Heartbeat), "a heartbeat")
+
+
 def test_the_end_is_told_once(coordinator: Channel) -> None:
     with companion() as process:
         heartbeats_of(process, coordinator).update(load_of())

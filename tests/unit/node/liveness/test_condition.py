@@ -32,5 +32,12 @@ def test_conditions(came_round_at: float | None, is_stopped: bool, condition: Co
     assert health.turn_s == (0.0 if came_round_at is None else round(100.0 - came_round_at, 3))
 
 
+def test_a_node_that_drains_is_not_ready_and_is_counted_on() -> None:
+    health = health_of(NODE, 90.0, False, 60.0, 100.0, is_draining=True)
+    assert health.is_live and health.keeps_lease and not health.is_ready
+    stuck = health_of(NODE, 39.0, False, 60.0, 100.0, is_draining=True)
+    assert not (stuck.is_live or stuck.keeps_lease or stuck.is_ready)
+
+
 def test_a_loading_node_is_never_stuck() -> None:
     assert health_of(NODE, None, False, 0.001, 1e9).condition == "starting"

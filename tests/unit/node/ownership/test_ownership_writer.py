@@ -215,3 +215,44 @@ def test_a_coordinator_that_is_not_announced_any_more_is_kept_for_a_while() -> N
     writing.now = COORDINATOR_KEPT_S + 1
     writing.all()
     assert writing.writer.coordinators == ("c1",)
+
+
+def test_a_node_is_marked_at_once_and_the_mark_goes_with_it() -> None:
+    writing, told = Writing(), list[bool]()
+    writing.all()
+    writing.stored(0)
+    writing.writer.mark_draining(told.append)
+    assert writing.all() == ["mark_draining", "apply"]
+    assert writing.redis.is_marked and told == [True]
+    writing.writer.close()
+    assert writing.all() == ["release", "forget_name", "forget_mark"]
+    assert writing.writer.is_over and not writing.redis.is_marked and told == [True]
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_mark_that_redis_does_not_take_is_told_at_once_and_not_tried_again(
+    is_known: bool,
+) -> None:
+    writing, told = Writing(), list[bool]()
+    writing.all()
+    if is_known:  # it may wait for RETRY_S
+        writing.now = writing.writer.wake_at
+        writing.fail()
+    writing.writer.mark_draining(told.append)
+    writing.fail()
+    assert told == [False]
+    writing.now += RETRY_S
+    assert "mark_draining" not in writing.all()
+
+
+def test_a_mark_outlives_an_absence_of_redis_and_nobody_waits_for_its_removal() -> None:
+    writing = Writing()
+    writing.all()
+    writing.writer.mark_draining(lambda _: None)
+    writing.all()
+    writing.now = writing.writer.wake_at
+    writing.fail()
+    writing.writer.close()
+    assert not writing.writer.is_over and writing.writer.next_call(writing.now) is not None
+    writing.fail()
+    assert writing.writer.is_over and writing.writer.next_call(writing.now) is None

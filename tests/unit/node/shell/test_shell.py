@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
 from engine.errors import DeviceBroken
+from node.core.leaving import SETTLE_S
 from protocol.hashing import token_bytes
 from protocol.ids import Attempt
-from protocol.messages import Failed, PrefillDone, Republish
+from protocol.messages import AnyMessage, Failed, PrefillDone, Republish
 from tests.support.node.poisoned_runner import POISON, Runner
 from tests.support.node.recorded_shell import Peers, shell_of, turn
 from tests.support.node.schedulers import (
@@ -118,3 +121,44 @@ def test_news_of_transfers_reach_the_core_in_the_next_turn() -> None:
     assert isinstance(peers.said[-1], Failed) and peers.said[-1].reason == "peer lost"
     assert peers.told == [("abort", "r")]
     assert scheduler.load().held_pages == 0
+
+
+def test_a_shell_that_is_told_to_leave_ends_when_its_core_may() -> None:
+    now = [0.0]
+    scheduler, peers = prefill_scheduler(chunk=64), Leaves(now)
+    shell = shell_of(scheduler, Runner(ValueError("never")), peers, lambda: now[0])
+    peers.inbox.append(asked_prefill("a", 20))
+    shell.leave()
+    shell.run()
+    assert [type(said) for said in peers.said] == [PrefillDone], "it was on its way"
+    assert peers.num_told_draining == 1 and len(peers.on_marked) == 1
+    assert scheduler.is_idle and now[0] >= SETTLE_S
+
+
+def test_the_second_wish_ends_a_shell_at_once() -> None:
+    scheduler, peers = decode_scheduler(), Peers()
+    shell = shell_of(scheduler, Runner(ValueError("never")), peers)
+    scheduler.handle(generate("a", [1] * 20), 0.0)
+    shell.leave()
+    shell.leave()
+    shell.run()
+    assert not scheduler.is_idle
+
+
+class Leaves(Peers):
+    """Peers of a node that leaves: Redis takes its mark, pages leave, and a turn takes a while."""
+
+    def __init__(self, now: list[float]) -> None:
+        super().__init__()
+        self._now = now
+
+    def mark_draining(self, on_done: Callable[[bool], None]) -> None:
+        super().mark_draining(on_done)
+        on_done(True)
+
+    def drain(self, timeout_s: float) -> list[AnyMessage]:
+        self._now[0] += 0.1
+        for on_done in self.on_done.values():
+            on_done("")
+        self.on_done.clear()
+        return super().drain(timeout_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from node.core.acquaintances import MAX_MET, Acquaintances
+from node.shell.acquaintances import MAX_MET, Acquaintances
 from protocol.ids import Node
 from protocol.messages import NodeInfo
 from tests.support.coordinator.nodes import info_of
