@@ -81,9 +81,7 @@ class Mutant:
 def _stale_incarnation(right: Any) -> Any:
     def heartbeat(self: Registry, message: Any, now: float) -> Any:
         """An older incarnation that is still talking takes the place of the newer one."""
-        known = self._nodes.get(message.info.node.name)
-        if known is not None and message.info.node.incarnation < known.node.incarnation:
-            self._drop(message.info.node.name)
+        self._newest.pop(message.info.node.name, None)
         return right(self, message, now)
 
     return heartbeat
