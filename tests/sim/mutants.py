@@ -111,8 +111,8 @@ def _leak_on_cancel(right: Any) -> Any:
 
 def _repeats_when_taken_over(right: Any) -> Any:
     def take_over(self: Tracker, answer: Any, before: AnsweredBefore, now: float) -> Any:
-        """The last token that the first coordinator may have shown comes once more."""
-        tokens = before.tokens + before.tokens[-1:]
+        """The first token of an answer that nodes have kept comes twice."""
+        tokens = before.tokens[:1] + before.tokens
         return right(self, answer, AnsweredBefore(tokens, before.finish), now)
 
     return take_over
