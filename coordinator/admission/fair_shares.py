@@ -11,6 +11,11 @@ for costs nothing. One that was served more keeps its debt, also while nothing o
 has asked for less than its share keeps a little of what it left to others, its credit: requests of
 a modest tenant come in bursts, too, and a burst goes before the backlog of a greedy one (as in
 borrowed virtual time: Duda and Cheriton, SOSP 1999). Nobody saves up more than that.
+
+If turns are kept, no tenant is served more than another one, while that one waits, by more than two
+of the largest requests and the credit. Beside this comes what turns cannot decide: a request for
+which there is room goes, although another tenant's larger one is next and has none, and a wrong
+guess of a length counts only when the answer has ended.
 """
 
 from __future__ import annotations

@@ -143,10 +143,17 @@ class SimCoordinator(Process):
         self.asked[started.answer.request_id] = asked
         asked.coordinator = self.name
         longest_s = self.cluster.settings.max_ttft or self.cluster.settings.max_wait_s
-        waiting = Waiting(request.tenant, longest_s, self.clock.now, self.core.pause.number)
-        self.turn_watch.came(started.answer.request_id, waiting)
+        is_of_rush = bool(asked.tenant) and before is None
+        waiting = Waiting(
+            request.tenant, is_of_rush, longest_s, self.clock.now, self.core.pause.number
+        )
+        self.turn_watch.came(started.answer.request_id, waiting, self._credit_tokens)
         self._carry_out(instructions)
         self._plan_tick()
+
+    @property
+    def _credit_tokens(self) -> int:
+        return self.core.turns.shares.credit_tokens
 
     def _counts(self, tenant: str) -> tuple[int, int, int]:
         """Returns how many requests there are, here and of a tenant, and how many wait."""
@@ -158,7 +165,7 @@ class SimCoordinator(Process):
         for request_id, other in list(self.asked.items()):
             if other is asked:
                 del self.asked[request_id]
-                self._ended(request_id)
+                self._ended(request_id, is_whole=False)
                 self._carry_out(self.core.cancel(request_id, self.clock.now))
                 self.cluster.ended(asked, "left", [])
 
@@ -207,13 +214,15 @@ class SimCoordinator(Process):
             self.turn_watch.began(
                 generate.attempt.request_id,
                 num_tokens,
+                self._credit_tokens,
                 self.clock.now,
                 self.frozen_until,
                 self.core.pause.number,
             )
 
-    def _ended(self, request_id: str) -> None:
-        self.turn_watch.ended(request_id, self.clock.now, self.frozen_until, self.core.pause.number)
+    def _ended(self, request_id: str, is_whole: bool) -> None:
+        pauses = self.core.pause.number
+        self.turn_watch.ended(request_id, is_whole, self.clock.now, self.frozen_until, pauses)
 
     def _handle(self, message: AnyMessage) -> None:
         if isinstance(message, Heartbeat):
@@ -268,9 +277,9 @@ class SimCoordinator(Process):
             raise Wrong(f"{asked.name} got the logprobs of other tokens: {answer.logprobs}")
         if isinstance(instruction, AnswerEnded):
             del self.asked[answer.request_id]
-            self._ended(answer.request_id)
             assert answer.finish_reason is not None
             end = answer.finish_reason.kind
+            self._ended(answer.request_id, is_whole=end == "length")
             if answer.error is not None:
                 end = f"error {answer.error.kind} {answer.error.message}"
             self.cluster.ended(asked, end, answer.output_ids)

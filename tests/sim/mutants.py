@@ -81,9 +81,7 @@ class Mutant:
 def _stale_incarnation(right: Any) -> Any:
     def heartbeat(self: Registry, message: Any, now: float) -> Any:
         """An older incarnation that is still talking takes the place of the newer one."""
-        known = self._nodes.get(message.info.node.name)
-        if known is not None and message.info.node.incarnation < known.node.incarnation:
-            self._drop(message.info.node.name)
+        self._newest.pop(message.info.node.name, None)
         return right(self, message, now)
 
     return heartbeat
@@ -113,8 +111,8 @@ def _leak_on_cancel(right: Any) -> Any:
 
 def _repeats_when_taken_over(right: Any) -> Any:
     def take_over(self: Tracker, answer: Any, before: AnsweredBefore, now: float) -> Any:
-        """The last token that the first coordinator may have shown comes once more."""
-        tokens = before.tokens + before.tokens[-1:]
+        """The first token of an answer that nodes have kept comes twice."""
+        tokens = before.tokens[:1] + before.tokens
         return right(self, answer, AnsweredBefore(tokens, before.finish), now)
 
     return take_over

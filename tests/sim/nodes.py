@@ -190,6 +190,7 @@ class SimNode(Process):
 
     def _end_turn(self, has_computed: bool) -> None:
         self.shell.end_turn()
+        self.transport.step_over()
         self._is_turning = False
         if self.core.may_end(self.clock.now):
             self.say_goodbye()

@@ -47,6 +47,36 @@ def test_the_work_before_a_request_is_what_is_served_before_it(
     assert abs(before - told) <= MOST_WORK * len(all_of)
 
 
+@given(
+    st.lists(st.none() | st.tuples(names, st.integers(1, MOST_WORK)), min_size=20, max_size=120),
+    st.sampled_from((0, MOST_WORK)),
+)
+def test_who_waits_is_served_as_much_as_others_but_for_two_requests_and_a_credit(
+    events: list[tuple[str, int] | None], credit: int
+) -> None:
+    """An event is a tenant's request of so much work, or the turn of whoever is next."""
+    shares = FairShares()
+    shares.credit_tokens = credit
+    queues: dict[str, list[int]] = {}
+    served = dict.fromkeys("abc", 0)
+    before: dict[str, dict[str, int]] = {}
+    for event in events:
+        if event is not None:
+            name, work = event
+            shares.joined(name, 0, work)
+            queues.setdefault(name, []).append(work)
+            before.setdefault(name, dict(served))
+        elif queues:
+            (turn,) = shares.in_turn({name: [name] for name in queues}, lambda _: 0, 1)
+            served[turn] += queues[turn][0]
+            shares.served(turn, 0, queues[turn].pop(0))
+            if not queues[turn]:
+                del queues[turn], before[turn]
+        for waiting, then in before.items():
+            more = max(served[other] - then[other] for other in served)
+            assert more - (served[waiting] - then[waiting]) <= 2 * MOST_WORK + credit
+
+
 class Tenants(RuleBasedStateMachine):
     """Whatever becomes of requests, nothing is left of them in the end."""
 

@@ -1,8 +1,9 @@
 """KV pages between simulated nodes: a `Transport` whose links can be cut and whose peers can die.
 
-A page is read from the sender's pool when it is delivered, and compared with what it was when the
-send began; so a page that changes while it is sent is found. It is written only where the receiver
-still expects it, as a real transport promises.
+A page is read from the sender's pool when it is delivered, and compared with what it was when it
+could first travel; so a page that changes while it is sent is found. Pages that a step fills travel
+when that step is over. A page is written only where the receiver still expects it, as a real
+transport promises.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class SimSend:
 
     def finish(self) -> None:
         self.is_ready = True
-        self.sender.pump(self)
+        self.sender.streamed.append(self)
 
 
 class DataPlane:
@@ -86,6 +87,8 @@ class SimTransport:
         self._device = device
         self._expected: dict[Attempt, _ExpectedPages] = {}
         self._sends: list[SimSend] = []
+        self.streamed: list[SimSend] = []
+        """Those whose pages the step that is going on has filled when it is over."""
         self.is_closed = False
         plane.transports[address] = self
 
@@ -124,7 +127,7 @@ class SimTransport:
         offset: int,
         on_done: OnDone,
     ) -> None:
-        snapshot = [self._device.read(page) for page in pages]
+        snapshot = self._contents(pages)
         send = SimSend(self, peer[0], transfer, list(pages), offset, on_done, True, snapshot)
         self._sends.append(send)
         self.pump(send)
@@ -154,6 +157,13 @@ class SimTransport:
 
     # What happens to it
 
+    def step_over(self) -> None:
+        """Lets the pages travel that a step has filled."""
+        for send in self.streamed:
+            send.snapshot = self._contents(send.pages)
+            self.pump(send)
+        self.streamed.clear()
+
     def pump(self, send: SimSend) -> None:
         """Lets the next pages of a send travel."""
         plane = self._plane
@@ -172,6 +182,9 @@ class SimTransport:
             if address in expected.senders:
                 del self._expected[transfer]
                 expected.on_done(f"{name} was lost")
+
+    def _contents(self, pages: Sequence[int]) -> list[list[KV]]:
+        return [self._device.read(page) for page in pages]
 
     def _deliver(self, send: SimSend) -> None:
         if self.is_closed or send.is_over:
@@ -205,7 +218,7 @@ class SimTransport:
     def _move(self, send: SimSend, peer: SimTransport, count: int) -> None:
         first = send.num_delivered
         pages = send.pages[first : first + count]
-        contents = [self._device.read(page) for page in pages]
+        contents = self._contents(pages)
         if send.snapshot is not None and contents != send.snapshot[first : first + count]:
             raise Wrong(f"a page of {send.transfer} changed while {self.name} sent it")
         send.num_delivered += count
