@@ -14,6 +14,8 @@ import math
 
 MEMORY_S = 2.0
 """After so much measured time, what was measured before counts 1/e of what it did."""
+LEAST_S = 0.1
+"""Less measured time than this counts as so much: two departures of one moment are no speed."""
 
 
 class QueueSpeed:
@@ -51,4 +53,4 @@ class QueueSpeed:
         overdue_s = 0.0
         if self._since is not None:
             overdue_s = max(0.0, now - self._since - self._seconds / self._departures)
-        return self._tokens / (self._seconds + overdue_s)
+        return self._tokens / max(LEAST_S, self._seconds + overdue_s)
