@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import (
+    AllreduceOptions,
+    PrefixStore,
+    ProcessGroupGloo,
+    ReduceOp,
+    TCPStore,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,15 @@ class TensorParallel:
         """Writes the sum over all ranks into `tensor`. Raises RuntimeError if a rank is lost."""
         if self.size > 1:
             self.group.allreduce([tensor]).wait()
+        return tensor
+
+    def all_max(self, tensor: Tensor) -> Tensor:
+        """Writes the largest of all ranks into `tensor`, place by place. Raises RuntimeError if a
+        rank is lost."""
+        if self.size > 1:
+            options = AllreduceOptions()
+            options.reduceOp = ReduceOp(ReduceOp.MAX)
+            self.group.allreduce([tensor], options).wait()
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:

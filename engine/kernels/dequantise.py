@@ -89,9 +89,14 @@ def round_to_fp8(x: Tensor, weight: Fp8Weight) -> Tensor:
     return _rounded(blocks, _scales_of(blocks)).flatten(1)[:, :num_in].to(x.dtype)
 
 
+def scales_of_largest(largest: Tensor) -> Tensor:
+    """Returns the scales of inputs that are rounded together, in float32, from the largest of
+    each."""
+    return (largest.float() / LARGEST_FP8).clamp_(min=LEAST_SCALE)
+
+
 def _scales_of(values: Tensor) -> Tensor:
-    largest = values.abs().amax(dim=-1, keepdim=True)
-    return (largest / LARGEST_FP8).clamp_(min=LEAST_SCALE)
+    return scales_of_largest(values.abs().amax(dim=-1, keepdim=True))
 
 
 def _rounded(values: Tensor, scale: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.base import Kernels
+from engine.kernels.dequantise import scales_of_largest
+from engine.model.forms.fp8 import Fp8Form
 from engine.model.linear_form import LinearForm, always_plain
 from engine.model.split import part, shares_kv_heads
 from engine.parallel import TensorParallel
@@ -164,6 +166,24 @@ class RowParallelLinear(Linear):
         return self.parallel.all_reduce(self.form.apply(x, self._tensors, bias, self.kernels))
 
 
+class JointlyRoundedLinear(RowParallelLinear):
+    """A row-parallel layer in FP8 for which all inputs of a token are rounded with one scale,
+    though each rank has some of them: the ranks first tell each other the largest. No GPU has run
+    it yet."""
+
+    form: Fp8Form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Takes [tokens, num_in], the inputs that this rank has; returns [tokens, num_out], summed
+        over all ranks."""
+        largest = self.parallel.all_max(x.abs().amax(dim=-1, keepdim=True))
+        weight = self.form.weight(self._tensors)._replace(
+            activations="static", input_scale=scales_of_largest(largest)
+        )
+        bias = self.bias if self.parallel.rank == 0 else None
+        return self.parallel.all_reduce(self.kernels.packed_linear(x, weight, bias))
+
+
 class GatheringLinear(Linear):
     """A linear layer in place of a row-parallel one whose form cannot be cut between a rank's
     inputs and the next one's. Each rank has some outputs, and all inputs are gathered for it."""
@@ -181,6 +201,8 @@ def row_parallel(
     form, size = build.form_of(name), build.parallel.size
     if size == 1:
         return RowParallelLinear(num_in, num_out, has_bias, form, build)
+    if isinstance(form, Fp8Form) and form.activations == "token" and not form.has_blocks:
+        return JointlyRoundedLinear(num_in, num_out, has_bias, form, build)
     part_form = form.of_part(num_in)
     if part_form is None:
         outputs = part(num_out, size, f"outputs of {name}")

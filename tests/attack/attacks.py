@@ -247,7 +247,7 @@ def the_health_port(target: Target) -> None:
     for node in target.nodes.values():
         url = f"http://{node['health_address']}"
         said = httpx.get(f"{url}/live").json()
-        assert said.keys() == {"node", "incarnation", "condition", "turn_s"}
+        assert said.keys() == {"node", "incarnation", "condition", "turn_s", "is_draining"}
         assert httpx.get(f"{url}/admin/nodes").status_code == 404
         assert httpx.post(f"{url}/live", content=b"x" * 100_000).status_code >= 400
 

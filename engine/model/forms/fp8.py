@@ -42,8 +42,8 @@ class Fp8Form(PackedForm):
         return Fp8Weight(values, scales, self.activations, others[0] if others else None)
 
     def of_part(self, num_in: int) -> Fp8Form | None:
-        """Returns this form, or None if a part would see too few inputs to round them alike: those
-        of a token are rounded together, and those of a block."""
+        """Returns this form, or None if a part by itself would see too few inputs to round them
+        alike: those of a token are rounded together, and those of a block."""
         if self.activations == "token" or (self.has_blocks and num_in % INPUTS_OF_A_BLOCK):
             return None
         return self

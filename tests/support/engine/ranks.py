@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed import AllreduceOptions, ReduceOp
 
 from engine.parallel import TensorParallel
 
@@ -40,8 +41,13 @@ class ThreadGroup:
     def __init__(self, rank: int, meeting: _Meeting) -> None:
         self._rank, self._meeting = rank, meeting
 
-    def allreduce(self, tensors: Sequence[Tensor]) -> ThreadGroup:
-        tensors[0].copy_(torch.stack(self._meeting.exchange(self._rank, tensors[0])).sum(0))
+    def allreduce(
+        self, tensors: Sequence[Tensor], options: AllreduceOptions | None = None
+    ) -> ThreadGroup:
+        """Sums, or takes the largest if the options say so."""
+        brought = torch.stack(self._meeting.exchange(self._rank, tensors[0]))
+        is_sum = options is None or options.reduceOp == ReduceOp.SUM
+        tensors[0].copy_(brought.sum(0) if is_sum else brought.amax(0))
         return self
 
     def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor]) -> Any:
