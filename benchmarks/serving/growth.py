@@ -48,10 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     files = parser.parse_args().files
-    pairs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     try:
+        pairs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         print(table_of([found for pair in pairs for found in measurements_of(pair)]))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         raise SystemExit(f"growth: {error}") from None
 
 
