@@ -5,8 +5,6 @@ got from the driver, but has none for a size that is new, or when all of that si
 To pin another block the driver may wait for whatever runs on the device: a message of another node
 that is not here yet would hold up the steps of all answers. All transfers of this process use
 the same blocks.
-
-No GPU has run it yet.
 """
 
 from __future__ import annotations

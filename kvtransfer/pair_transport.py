@@ -131,6 +131,7 @@ class PairTransport:
         """Where the peers that were met tell how they do, by the addresses of their ranks."""
         self._sent: dict[str, LinkCounts] = {}
         self._received: dict[str, LinkCounts] = {}
+        self._is_closing = threading.Event()
         end = ReceivingEnd(
             hello=self._hello,
             backends=self._backends,
@@ -141,6 +142,7 @@ class PairTransport:
             on_met=self._met,
             refusals=self.refusals,
             streams=ExpectedStreams(),
+            is_closing=self._is_closing,
             secrets=secrets,
         )
         self._listener = Listener(host, port, lambda c: IncomingLink(c, end).run())
@@ -220,6 +222,7 @@ class PairTransport:
         ]
 
     def close(self) -> None:
+        self._is_closing.set()
         for stream in self._streams:
             stream.give_up("the transport was closed")
         with self._lock:

@@ -44,5 +44,5 @@ class StopSignals:
         with os.fdopen(told, "rb", buffering=0) as numbers:
             while number := numbers.read(1):
                 if number[0] in NUMBERS:
-                    log.info("told to stop before it served: it ends at once")
+                    log.info("told to stop before this node served: it ends at once")
                     self._end(0)

@@ -28,6 +28,7 @@ from rich.console import Console
 from benchmarks.elastic.figures import failures, longest_waits, summary, tables
 from benchmarks.elastic.load import LoadShape
 from benchmarks.elastic.memory import gpu_memory, host_memory
+from benchmarks.elastic.population import DRAINS_WITHIN_S
 from benchmarks.elastic.run import Drill, run
 from benchmarks.engines.random_model import CONFIG, save_random_model
 from benchmarks.machine import cards, machine
@@ -122,6 +123,7 @@ def _drill_of(options: argparse.Namespace, model: Path, num_gpus: int) -> Drill:
             "dtype": "float32",
             "deterministic": "true",
             "kv_idle_close_s": f"{options.idle_close:g}",
+            "drain_timeout_s": f"{DRAINS_WITHIN_S:g}",
         }
         | (GPU_FLAGS if num_gpus else CPU_FLAGS),
         assignments=assign_gpus(num_gpus, dict.fromkeys(names, 1)) if num_gpus else {},

@@ -252,11 +252,13 @@ def main() -> None:
         prog="python -m benchmarks.elastic.pairs", description="What pairs of nodes cost."
     )
     parser.add_argument("--backend", choices=("nccl", "shm", "tcp"), default="shm")
-    parser.add_argument("--peers", type=int, default=8)
+    parser.add_argument("--peers", type=int, default=8, help="2 or more; one of them is killed")
     parser.add_argument("--idle-close", type=float, default=9.0, help="seconds; of unused pairs")
     parser.add_argument("--within", type=float, default=60.0, help="seconds for all settings")
     parser.add_argument("--out", type=Path, help="write the JSON line here, too")
     given = parser.parse_args()
+    if given.peers < 2:
+        parser.error(f"--peers is {given.peers}; one is killed, so give 2 or more")
     if given.backend == "nccl" and torch.cuda.device_count() < 2:
         sys.exit("bench-elastic: nccl needs two GPUs; --backend shm runs the same on a CPU")
     steps = measure(given.backend, given.peers, given.idle_close, given.within)

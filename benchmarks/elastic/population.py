@@ -18,8 +18,10 @@ from protocol.ids import Role
 LOST = re.compile(r"node (\S+)@\d+ is lost: no heartbeat|Redis lost the record of (\S+)@\d+")
 """What a coordinator logs when a lease has ended, and a node that finds its own one gone."""
 
-STOPS_WITHIN_S = 15.0
-"""How long a node that was asked to stop may take."""
+DRAINS_WITHIN_S = 10.0
+"""--drain-timeout-s of the nodes: how long one that was asked to stop may finish what it has."""
+STOPS_WITHIN_S = DRAINS_WITHIN_S + 5.0
+"""How long it may take until it has ended."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from benchmarks.engines.shapes import SHAPES, save_shape
 from benchmarks.machine import cards, machine, versions_of
 from benchmarks.serving.loads import DEFAULT_LOADS, Load, Scale
 from benchmarks.serving.measuring import Measured, Plan, measure
-from benchmarks.serving.pairs import PairFiles, file_name, summary_of
+from benchmarks.serving.pairs import PairFiles, path_word, summary_of
 from benchmarks.serving.systems.asking import Kvrelay
 from benchmarks.serving.systems.layouts import Layout, default_layouts
 from benchmarks.serving.systems.ours import ClusterSettings, our_cluster
@@ -122,7 +122,7 @@ def _measured_layouts(
     """Measures one layout after the other. If one does not start, or its coordinator ends, it says
     so, and the others go on."""
     for layout in layouts:
-        log_dir = settings.log_dir / f"kvrelay-{file_name(layout.name)}"
+        log_dir = settings.log_dir / f"kvrelay-{path_word(layout.name)}"
         try:
             with our_cluster(layout, dataclasses.replace(settings, log_dir=log_dir)) as cluster:
                 system = Kvrelay(cluster.local.url)
@@ -152,7 +152,7 @@ def _measured_peers(
         try:
             versions = versions_for(peer, python)
             planned = plan_peer(peer, str(model), num_gpus, _ports(), more_flags)
-            with peer_servers(planned, python, log_dir / peer.name) as start_s:
+            with peer_servers(planned, python, log_dir / path_word(peer.name)) as start_s:
                 print(f"{peer.name:>16} | ready after {start_s:.0f} s", flush=True)
                 measured = measure(peer.name, planned.system(), plan)
         except (PeerFailed, ConfigError) as error:

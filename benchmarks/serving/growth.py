@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.figures import Figures, median_of
+from benchmarks.serving.markdown import number_cell, table_line
 from benchmarks.serving.pairs import Pair
 from benchmarks.serving.systems.layouts import Layout
 from benchmarks.serving.systems.peer_names import Peer
@@ -47,10 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     files = parser.parse_args().files
-    pairs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     try:
+        pairs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         print(table_of([found for pair in pairs for found in measurements_of(pair)]))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         raise SystemExit(f"growth: {error}") from None
 
 
@@ -88,7 +89,7 @@ def table_of(measurements: Iterable[Measurement]) -> str:
         _check_alike(found)
         for row in (row for row in found[0].rows if all(row in one.rows for one in found)):
             lines.setdefault(row, []).extend(_lines(row, found))
-    heading = [_line(HEADINGS), _line(["---"] * len(HEADINGS))]
+    heading = [table_line(HEADINGS), table_line(["---"] * len(HEADINGS))]
     return "\n".join([*heading, *(line for of_row in lines.values() for line in of_row)])
 
 
@@ -141,20 +142,10 @@ def _lines(row: str, found: Sequence[Measurement]) -> list[str]:
     for one in found:
         share = share_of_linear(found[0], one, row)
         names = ("tokens_per_s", *LATENCIES)
-        rate, *latencies = (_number(median_of(one.rows.get(row, ()), name)) for name in names)
+        rate, *latencies = (number_cell(median_of(one.rows.get(row, ()), name)) for name in names)
         shown = "–" if share is None else f"{share:.2f}"
-        lines.append(_line([row, one.system, str(one.num_gpus), rate, shown, *latencies]))
+        lines.append(table_line([row, one.system, str(one.num_gpus), rate, shown, *latencies]))
     return lines
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

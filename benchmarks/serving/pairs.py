@@ -58,7 +58,7 @@ class PairFiles:
         self._peers.append(theirs)
         for layout, ours in self._layouts.items():
             self._save(pair_of(layout, ours, theirs, self._circumstances))
-            (self._directory / f"{layout}.json").unlink(missing_ok=True)
+            (self._directory / file_name(layout)).unlink(missing_ok=True)
 
     def _save(self, pair: Pair) -> None:
         print(f"wrote {save_pair(pair, self._directory)}", flush=True)
@@ -67,15 +67,19 @@ class PairFiles:
 def save_pair(pair: Pair, directory: Path) -> Path:
     """Writes a pair to the file that is named after it, and returns that."""
     directory.mkdir(parents=True, exist_ok=True)
-    peer = f"-{pair['peer']}" if pair["peer"] else ""
-    path = directory / f"{file_name(pair['layout'])}{peer}.json"
+    path = directory / file_name(pair["layout"], pair["peer"])
     path.write_text(json.dumps(pair, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def file_name(layout: str) -> str:
-    """Returns the name of a layout without a sign that is awkward in the name of a file."""
-    return layout.replace("+", "-")
+def file_name(layout: str, peer: str | None = None) -> str:
+    """Returns the name of the file of a pair, or of a layout alone."""
+    return f"{path_word('-'.join(filter(None, (layout, peer))))}.json"
+
+
+def path_word(name: str) -> str:
+    """Returns the name of a layout or a peer without a sign that is awkward in a path."""
+    return name.replace("+", "-")
 
 
 def read_pairs(directory: Path) -> list[Pair]:

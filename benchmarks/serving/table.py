@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.figures import median_of
+from benchmarks.serving.markdown import number_cell, table_line
 from benchmarks.serving.pairs import Pair, read_pairs
 from benchmarks.serving.picture import picture_of
 
@@ -36,12 +37,12 @@ def main() -> None:
 
 def table_of(pair: Pair) -> str:
     """Returns one pair as Markdown: kvrelay's figure, the peer's, and the ratio in each cell."""
-    lines = [_heading(pair), "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
+    lines = [_heading(pair), "", table_line(HEADINGS), table_line(["---"] * len(HEADINGS))]
     theirs = (pair["peer_measured"] or {"rows": {}})["rows"]
     for row, ours in pair["kvrelay"]["rows"].items():
         beside, ratios = theirs.get(row, []), pair["ratios"].get(row, {})
         cells = [_cell(ours, beside, ratios, name) for name in SHOWN]
-        lines.append(_line([row, *cells, _errors(ours, beside)]))
+        lines.append(table_line([row, *cells, _errors(ours, beside)]))
     return "\n".join(lines)
 
 
@@ -66,25 +67,15 @@ def _heading(pair: Pair) -> str:
 
 
 def _cell(ours: Sequence[Any], theirs: Sequence[Any], ratios: dict[str, float], name: str) -> str:
-    numbers = [_number(median_of(ours, name))]
+    numbers = [number_cell(median_of(ours, name))]
     if theirs:
-        numbers.append(_number(median_of(theirs, name)))
+        numbers.append(number_cell(median_of(theirs, name)))
     ratio = f" (**{ratios[name]:.2f}**)" if name in ratios else ""
     return " / ".join(numbers) + ratio
 
 
 def _errors(ours: Sequence[Any], theirs: Sequence[Any]) -> str:
     return " / ".join(str(sum(one["errors"] for one in side)) for side in (ours, theirs) if side)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ UNKNOWN_KEY = re.compile("unknown field `(.*)`")
 MISSING_KEY = re.compile("Object missing required field `(.*)`")
 FIRST_KEY = re.compile(r"\w+")
 OUT_OF_RANGE = re.compile(r": expected (int|float) [<>]=? \S+$")
+MAX_SHOWN = 40
+"""Characters of a value that a sentence shows."""
 STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 """Matches one step of the path at the end of a sentence of msgspec's."""
 
@@ -48,11 +50,11 @@ def without_nulls(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _got(raw: Any, error: str) -> str:
-    """Returns the end of a sentence about a number out of range: the number."""
+    """Returns the end of a sentence about a number out of range: the number, cut if it is long."""
     value = raw
     for key, index in STEP.findall(error.rpartition(" - at `$")[2]):
         value = value.get(key) if key else value[int(index)]
-    return f", got {value:g}" if isinstance(value, float) else f", got {value}"
+    return f", got {value:g}" if isinstance(value, float) else f", got {str(value)[:MAX_SHOWN]}"
 
 
 def _sentence(error: str) -> tuple[str, str]:

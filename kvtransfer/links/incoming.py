@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ class ReceivingEnd:
     """Is called with the address where a peer receives pages, and where it tells how it does."""
     refusals: Refusals
     streams: ExpectedStreams
+    is_closing: threading.Event
+    """Is set when this rank ends all links itself."""
     secrets: ClusterSecrets | None = None
     """What every peer must prove to know; None: nothing is asked."""
 
@@ -182,7 +185,8 @@ class IncomingLink:
         except Exception as error:
             meter.failed()
             reason = str(error) or type(error).__name__
-            log.warning("the link from %s is lost: %s", hello.node, reason)
+            level = logging.DEBUG if end.is_closing.is_set() else logging.WARNING
+            log.log(level, "the link from %s is lost: %s", hello.node, reason)
             end.inbox.link_lost(self, f"{hello.node.name}: {reason}")
             raise
         finally:

@@ -85,7 +85,9 @@ class NodeCore:
         if isinstance(event, DrainMarked):
             self._leaving.marked(event.is_written)
             if not event.is_written:
-                log.warning("Redis takes no mark, so requests would still come: it stops at once")
+                log.warning(
+                    "requests would still come, as Redis took no mark: this node ends at once"
+                )
             return []
         if isinstance(event, FlushCache | AuditPages | Republish):
             return [self._operate(event)]
@@ -165,7 +167,7 @@ class NodeCore:
         if self._leaving.has_begun:
             return []
         self._leaving.begin(now)
-        log.info("told to stop: it gets no new requests, and finishes those that it has")
+        log.info("told to stop: this node gets no new requests and finishes those that it has")
         return [MarkDraining()]
 
     def _taken_over(self, question: TakeOver, now: float) -> TakenOver:

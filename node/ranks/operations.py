@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from torch import Tensor
+from torch.distributed import AllreduceOptions
 
 from engine.parallel import TensorParallel
 
@@ -40,8 +41,8 @@ class _CountedGroup:
         self._group = group
         self._operations = operations
 
-    def allreduce(self, tensors: list[Tensor]) -> Any:
-        return self._begin(self._group.allreduce, tensors)
+    def allreduce(self, tensors: list[Tensor], *options: AllreduceOptions) -> Any:
+        return self._begin(self._group.allreduce, tensors, *options)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor]) -> Any:
         return self._begin(self._group.allgather, outputs, inputs)

@@ -128,7 +128,7 @@ class NodeShell:
         if self._is_leaving:
             load = self._core.load()
             num_left = load.num_running + load.num_waiting
-            log.info("it has left, with %d requests unfinished", num_left)
+            log.info("this node leaves, with %d requests unfinished", num_left)
 
     @property
     def is_computing(self) -> bool:

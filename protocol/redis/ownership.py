@@ -134,10 +134,11 @@ return 1
 """
 
 # Marks a node as draining, by its own wish. A mark that holds for all processes of its name says
-# more, and that of a newer one is not this node's. KEYS draining; ARGV name incarnation
+# more, and that of a newer one is not this node's; one that makes no sense is replaced. KEYS
+# draining; ARGV name incarnation
 MARK_DRAINING = """
 local mark = redis.call('HGET', KEYS[1], ARGV[1])
-if mark ~= 'keep' and tonumber(mark or 0) < tonumber(ARGV[2]) then
+if mark ~= 'keep' and (tonumber(mark or 0) or 0) < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 end
 return 1

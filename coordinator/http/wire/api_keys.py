@@ -25,7 +25,7 @@ from coordinator.timelines.arrival import Arrival
 OPEN_PATHS = ("/health", "/ready", "/metrics", *PAGE_PATHS)
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 NO_KEY = "send an API key as `Authorization: Bearer …` or `x-api-key: …`"
-WRONG_KEY = "the API key that was sent is none of those that are accepted here"
+WRONG_KEY = "the API key that was sent is not accepted here; ask who runs this cluster for one"
 
 
 class ApiKeys:

@@ -213,6 +213,15 @@ def test_a_mark_that_says_more_stays(mark: bytes, server: Server, publish: Start
     assert redis.hget(ownership.DRAINING_KEY, "p0") == mark
 
 
+def test_a_mark_that_makes_no_sense_is_replaced(server: Server, publish: Start) -> None:
+    redis, node = server.client(), publish(P0)
+    redis.hset(ownership.DRAINING_KEY, "p0", b"nonsense")
+    told: list[bool] = []
+    node.publisher.mark_draining(told.append)
+    wait_until(lambda: told)
+    assert told == [True] and redis.hget(ownership.DRAINING_KEY, "p0") == b"1"
+
+
 def test_a_mark_that_redis_cannot_take_is_told_at_once(server: Server, publish: Start) -> None:
     node = publish(P0)
     server.stop()

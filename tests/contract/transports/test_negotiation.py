@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvtransfer.backends.faulty import FaultPlan, Faults
 from kvtransfer.links.handshake import Hello, Place, choose_backend
 from kvtransfer.pages.layout import WHOLE
@@ -70,3 +72,12 @@ def test_a_link_without_work_is_closed_and_made_anew(make: Make) -> None:
             "closing of the link",
         )
     assert sum(link.failures for end in (a, b) for link in end.transport.links()) == 0
+
+
+def test_who_ends_its_links_does_not_say_that_they_are_lost(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = make("a"), make("b")
+    assert move(a, b) == ""
+    b.transport.close()
+    assert "the link from" not in caplog.text

@@ -22,9 +22,11 @@ def test_ranks_meet_and_add_up() -> None:
         ranks[rank] = connect(rank, 2, CPU, meeting_point.address, DEADLINE_S)
 
     sums: dict[int, list[float]] = {}
+    largest: dict[int, list[float]] = {}
 
     def add(rank: int) -> None:
         sums[rank] = ranks[rank].all_reduce(torch.tensor([rank + 1.0, 10.0])).tolist()
+        largest[rank] = ranks[rank].all_max(torch.tensor([rank + 1.0, -rank])).tolist()
 
     for work in (join, add):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
@@ -33,6 +35,7 @@ def test_ranks_meet_and_add_up() -> None:
         for thread in threads:
             thread.join(DEADLINE_S)
     assert sums == {0: [3.0, 20.0], 1: [3.0, 20.0]}
+    assert largest == {0: [2.0, 0.0], 1: [2.0, 0.0]}
 
 
 def test_many_meeting_points_are_open_at_once_each_at_an_address_of_its_own() -> None:

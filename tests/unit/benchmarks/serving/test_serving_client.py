@@ -286,7 +286,7 @@ def test_files_of_pairs_are_read_back_as_table_picture_and_line(tmp_path: Path) 
     alone = pair_of("2d", ours, None, CIRCUMSTANCES)
     written = [save_pair(pair, tmp_path).name for pair in (beside, alone)]
     assert written == ["1p1d-vllm-dp.json", "2d.json"]
-    assert file_name("tp4+4") == "tp4-4"
+    assert file_name("tp4+4", "vllm-tp2+4") == "tp4-4-vllm-tp2-4.json"
     assert read_pairs(tmp_path) == json.loads(json.dumps([beside, alone]))
     table = table_of(beside)
     assert "kvrelay 1p1d ÷ vllm-dp" in table and "m on a CPU" in table and "vllm-dp 9.9" in table
@@ -306,12 +306,12 @@ def test_what_is_measured_is_written_at_once_and_a_layout_alone_only_without_pee
     tmp_path: Path,
 ) -> None:
     files = PairFiles(CIRCUMSTANCES, tmp_path)
-    for layout in ("1p1d", "2d"):
+    for layout in ("1p1d", "tp2+2"):
         files.add_layout(layout, measured(layout, figures(100, 60)))
         assert read_pairs(tmp_path) == json.loads(json.dumps(files.pairs))
     for peer_name in ("vllm-dp", "vllm-pd-router"):
         files.add_peer(measured(peer_name, figures(200, 30)))
         assert read_pairs(tmp_path) == json.loads(json.dumps(files.pairs))
     assert [(pair["layout"], pair["peer"]) for pair in files.pairs] == [
-        (layout, name) for layout in ("1p1d", "2d") for name in ("vllm-dp", "vllm-pd-router")
+        (layout, name) for layout in ("1p1d", "tp2+2") for name in ("vllm-dp", "vllm-pd-router")
     ]

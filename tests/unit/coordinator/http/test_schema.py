@@ -100,6 +100,7 @@ def test_refused_bodies(body: dict[str, Any], words: str) -> None:
         ({"stop": "x" * 1025}, "1024 characters"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"n": 0}, "n: expected int >= 1, got 0"),
+        ({"n": 10**4000}, "n: expected int <= [0-9]+, got 10{39}$"),
         ({"temprature": 1}, "unknown key temprature"),
         ({"regex": "a+", "json_schema": "{}"}, "regex and json_schema are given"),
         ({"frequency_penalty": 2.1}, "frequency_penalty"),
