@@ -63,6 +63,7 @@ PURE_ROOMS = (
     "coordinator/events",
     "coordinator/live",
     "coordinator/routing",
+    "coordinator/routing/prices",
     "coordinator/metrics",
     "coordinator/timelines",
     "protocol/model/gguf",

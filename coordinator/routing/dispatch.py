@@ -33,9 +33,9 @@ from collections.abc import Iterable
 
 from coordinator.admission.turns import Turns
 from coordinator.routing.placement import Placement
+from coordinator.routing.prices.planned import PlannedWork
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import PlannedWork
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""

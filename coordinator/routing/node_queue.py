@@ -43,7 +43,9 @@ class NodeQueueEstimate:
     them.
     """
 
-    def __init__(self, total_s: float = 0.0) -> None:
+    def __init__(self, total_s: float = 0.0, name: str = "") -> None:
+        self.name = name
+        """The name of the node."""
         self.num_requests = 0
         """Unfinished requests sent to this node, whatever they wait for."""
         self.num_unheard = 0
@@ -71,6 +73,11 @@ class NodeQueueEstimate:
         """True while a prompt of this coordinator is not computed. If there is none, a prompt
         passes nobody, and waits for no step with a longer one."""
         return bool(self._ours)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if the node has no prompt to compute, of this coordinator or of another."""
+        return not self._ours and not self._others_s
 
     def sent(self, booking: Booking) -> None:
         """Adds a prompt to what the node has to compute."""

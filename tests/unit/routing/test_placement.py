@@ -7,8 +7,8 @@ import pytest
 
 from coordinator.routing.expected_pages import KEPT_S
 from coordinator.routing.policies import POLICIES
+from coordinator.routing.prices.planned import PlannedWork
 from coordinator.routing.route import NoRoute, Route
-from coordinator.routing.router import PlannedWork
 from protocol.ids import Node
 from tests.support.coordinator.nodes import Nodes, booked, demand_of, load_of
 
