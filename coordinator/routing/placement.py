@@ -127,7 +127,7 @@ class Placement:
         if not nodes:
             return 0.0, False
         num_tokens = self.tokens_to_compute(demand, now)
-        work_s = min(float(compute_s(one.all, num_tokens).min()) for one in nodes)
+        work_s = min(float(compute_s(one.all, max(num_tokens, 1)).min()) for one in nodes)
         prefills = self.open("prefill")
         may_take_it = (
             live.info.layout.num_pages(demand.num_tokens) <= live.info.num_pages

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from coordinator.routing.cost import Floats
 from coordinator.routing.prices.candidates import CandidateList, Places
 from protocol.ids import Role
 
@@ -57,13 +58,9 @@ class CheapestRoute:
             return 0
         scores = candidates.scores
         best = _owner_instead(candidates, int(scores.argmin()))
-        equals = np.flatnonzero(scores <= scores[best] + TIE_S)
-        if len(equals) == 1:
-            return best
-        owned = candidates.owned_pages[equals]
-        equals = equals[owned == owned.max()]
-        works_s = candidates.works_s[equals]
-        return _any(equals[works_s == works_s.min()], self._chance)
+        (equals,) = (scores <= scores[best] + TIE_S).nonzero()
+        equals = _with_most(equals, candidates.owned_pages)
+        return _any(_with_least(equals, candidates.works_s), self._chance)
 
 
 class Disaggregate(CheapestRoute):
@@ -81,7 +78,7 @@ def _owner_instead(candidates: CandidateList, best: int) -> int:
         return best
     limit = fetching.score * (1 + NEAR_TIE_SHARE) + TIE_S
     is_owner = candidates.owned_pages >= fetching.fetch_pages
-    owners = np.flatnonzero(is_owner & (candidates.scores <= limit))
+    (owners,) = (is_owner & (candidates.scores <= limit)).nonzero()
     return int(owners[candidates.scores[owners].argmin()]) if len(owners) else best
 
 
@@ -117,10 +114,8 @@ class LeastLoaded:
 
     def choose_of(self, positions: Places, candidates: CandidateList) -> int:
         """Returns the least loaded of the candidates at `positions`."""
-        queues_s = candidates.queues_s[positions]
-        positions = positions[queues_s == queues_s.min()]
-        num_requests = candidates.num_requests[positions]
-        return _any(positions[num_requests == num_requests.min()], self._chance)
+        positions = _with_least(positions, candidates.queues_s)
+        return _any(_with_least(positions, candidates.num_requests), self._chance)
 
 
 class LongestPrefix:
@@ -135,8 +130,8 @@ class LongestPrefix:
         self._least_loaded = LeastLoaded(chance)
 
     def choose(self, candidates: CandidateList, task: Role) -> int:
-        owned = candidates.owned_pages
-        return self._least_loaded.choose_of(np.flatnonzero(owned == owned.max()), candidates)
+        longest = _with_most(np.arange(len(candidates)), candidates.owned_pages)
+        return self._least_loaded.choose_of(longest, candidates)
 
 
 POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
@@ -146,6 +141,20 @@ POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
     "least-loaded": LeastLoaded,
     "longest-prefix": LongestPrefix,
 }
+
+
+def _with_least(positions: Places, values: Floats) -> Places:
+    if len(positions) == 1:
+        return positions
+    found = values[positions]
+    return positions[found == found[found.argmin()]]
+
+
+def _with_most(positions: Places, values: Floats) -> Places:
+    if len(positions) == 1:
+        return positions
+    found = values[positions]
+    return positions[found == found[found.argmax()]]
 
 
 def _any(positions: Places, chance: Callable[[], float]) -> int:

@@ -129,4 +129,4 @@ def _places(nodes: NodeFigures, num_pages: int, avoid: Collection[str]) -> Place
         place = nodes.place(name)
         if place is not None:
             is_able[place] = False
-    return np.flatnonzero(is_able)
+    return is_able.nonzero()[0]

@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 
 from coordinator.routing import cost as costs
-from coordinator.routing.cost import Costs, Floats, Terms
+from coordinator.routing.cost import Costs, Floats, Terms, weigh
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.prices import terms
 from coordinator.routing.prices.candidates import Fetches, PricedNodes
-from coordinator.routing.prices.figures import NodeFigures
+from coordinator.routing.prices.figures import Figures, NodeFigures
 from coordinator.routing.prices.planned import PlannedWork
 from coordinator.routing.prices.terms import Bools
 from coordinator.routing.registry import LiveNode
@@ -69,10 +69,10 @@ class Pricing:
         after fetching the longest prefix that another node could send, whichever costs less."""
         figures = nodes.all
         owned = np.minimum(self.owned_pages(nodes), self._num_reusable)
-        works_s = terms.compute_s(figures, self._least_tokens(owned))
-        queue_s, step_s = self._queues(nodes, works_s)
-        fetches, fetch_s, num_tokens = self._fetches(nodes, owned, queue_s)
-        compute_s = terms.compute_s(figures, num_tokens)
+        alone_s, rest_s = self._chunks(figures, owned)
+        queue_s, step_s = self._queues(nodes, figures.step_s + np.minimum(alone_s, rest_s))
+        fetches, fetch_s, chunk_s = self._fetches(owned, queue_s, alone_s, rest_s)
+        compute_s = figures.step_s + chunk_s
         cost = Costs(
             queue_s=queue_s,
             fetch_s=fetch_s,
@@ -100,13 +100,12 @@ class Pricing:
         prompt slow down the answers beside it."""
         nodes, figures = answering.figures, answering.figures.all
         owned = np.minimum(answering.owned_pages, self._num_reusable)
-        works_s = terms.chunk_s(figures, self._least_tokens(owned))
-        queue_s, step_s = self._queues(nodes, works_s)
-        queue_s *= figures.spread
-        fetches, fetch_s, num_tokens = self._fetches(nodes, owned, queue_s)
+        alone_s, rest_s = self._chunks(figures, owned)
+        queue_s, step_s = self._queues(nodes, np.minimum(alone_s, rest_s))
+        queue_s = queue_s * figures.spread
         # Steps are needed for answers anyway, so the prompt waits for them, and works only what it
         # adds.
-        compute_s = terms.chunk_s(figures, num_tokens)
+        fetches, fetch_s, compute_s = self._fetches(owned, queue_s, alone_s, rest_s)
         wait_s = answering.costs.wait_s + figures.step_s + (figures.spread - 1.0) * compute_s
         cost = Costs(
             queue_s=queue_s,
@@ -123,21 +122,25 @@ class Pricing:
         """Returns at which nodes, of which each has `owned` leading pages, the request would have
         to wait for a place or pages, if `kept_pages` are to be left."""
         num_pages = self._demand.admission_pages - owned
-        num_pages = num_pages + nodes.by_name(self._cluster.planned.pages)
+        if self._cluster.planned.pages:
+            num_pages += nodes.by_name(self._cluster.planned.pages)
         return terms.is_full(nodes.all, num_pages + kept_pages)
 
-    def _least_tokens(self, owned: Floats) -> Floats:
-        """Returns how many tokens nodes compute that own so many pages, or fetch them."""
+    def _chunks(self, figures: Figures[Floats], owned: Floats) -> tuple[Floats, Floats]:
+        """Returns how much longer steps of the nodes take with the rest of the prompt behind the
+        pages that each owns, and with that behind the pages which could be fetched."""
         num_tokens = self._demand.num_tokens - owned * self._page_size
-        least: Floats = np.minimum(num_tokens, self._tokens_behind_source)
-        return least
+        alone_s = terms.chunk_s(figures, np.maximum(num_tokens, 1.0))
+        return alone_s, terms.chunk_s(figures, max(self._tokens_behind_source, 1))
 
-    def _queues(self, nodes: NodeFigures, works_s: Floats) -> tuple[Floats, Terms]:
+    def _queues(self, nodes: NodeFigures, works_s: Floats) -> tuple[Terms, Terms]:
         """Returns how long what is in the queues of the nodes and what is planned will take before
         they begin with the prompt, if that takes `works_s`, and how long it waits for the end of a
         step with longer ones. That is no part of the queue: where requests wait for their turn, it
         is the same."""
         now, planned = self._cluster.now, self._cluster.planned
+        if not nodes.busy and not planned.computing:
+            return 0.0, 0.0
         queues_s, steps_s = np.zeros(len(nodes)), np.zeros(len(nodes))
         for place, queue in nodes.busy.items():
             live = nodes.nodes[place]
@@ -170,25 +173,20 @@ class Pricing:
         return passing_s
 
     def _fetches(
-        self, nodes: NodeFigures, owned: Floats, queue_s: Floats
+        self, owned: Floats, queue_s: Terms, alone_s: Floats, rest_s: Floats
     ) -> tuple[Fetches | None, Terms, Floats]:
-        """Returns which nodes should fetch pages, how long that takes, and how many tokens the
-        nodes then have to compute."""
-        num_tokens = self._demand.num_tokens - owned * self._page_size
+        """Returns which nodes should fetch pages, how long that takes, and how much longer their
+        steps then take with the rest of the prompt."""
         if self._source is None or not self._source_pages:
-            return None, 0.0, num_tokens
+            return None, 0.0, alone_s
         num_bytes = (self._source_pages - owned) * self._page_bytes
         fetch_s = terms.move_s(num_bytes, self._source_bytes_per_s)
-        rest_s = terms.chunk_s(nodes.all, self._tokens_behind_source)
-        all_s = terms.chunk_s(nodes.all, num_tokens)
-        with_it_s, without_s = (
-            costs.weigh(queue_s, fetch_s, rest_s),
-            costs.weigh(queue_s, 0.0, all_s),
-        )
-        is_better: Bools = (with_it_s < without_s) & (owned < self._source_pages)
+        fetching_s, without_s = weigh(queue_s, fetch_s, rest_s), weigh(queue_s, 0.0, alone_s)
+        is_better: Bools = (fetching_s < without_s) & (owned < self._source_pages)
+        if not np.count_nonzero(is_better):
+            return None, 0.0, alone_s
         fetches = Fetches(is_better, self._source, self._source_pages)
-        num_tokens = np.where(is_better, self._tokens_behind_source, num_tokens)
-        return fetches, np.where(is_better, fetch_s, 0.0), num_tokens
+        return fetches, np.where(is_better, fetch_s, 0.0), np.where(is_better, rest_s, alone_s)
 
     def _evict_s(self, nodes: NodeFigures, num_new_pages: Floats) -> Terms:
         return terms.evict_s(nodes.all, num_new_pages, self._page_size, self._cluster.hit_share)
