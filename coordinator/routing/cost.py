@@ -145,12 +145,18 @@ def weighted(
     passing_s: Terms,
 ) -> Terms:
     """Returns the score for the terms of a cost, or those for the terms of many."""
-    of_computing = weigh(queue_s, fetch_s, compute_s)
-    return of_computing + transfer_s + wait_s + evict_s + DELAY_WEIGHT * delay_s + passing_s
+    score = weigh(queue_s, fetch_s, compute_s)
+    for term in (transfer_s, wait_s, evict_s, DELAY_WEIGHT * delay_s, passing_s):
+        # Most terms are 0.0 for all nodes, and adding that to an array costs as much as any sum.
+        if not isinstance(term, float) or term:
+            score = score + term
+    return score
 
 
 def weigh(queue_s: Terms, fetch_s: Terms, compute_s: Terms) -> Terms:
     """Returns the part of a score that depends on the computing node, without evictions."""
     # Pages are fetched while the request waits in the queue, so only the longer one counts.
-    start_s: Terms = np.maximum(queue_s, fetch_s)
+    start_s: Terms = queue_s
+    if not isinstance(fetch_s, float) or fetch_s:
+        start_s = np.maximum(queue_s, fetch_s)
     return start_s + OWN_WORK_WEIGHT * compute_s

@@ -115,9 +115,8 @@ class DispatchQueue:
 
     def wait_s(self, tenant: str, priority: int, now: float) -> float:
         """Returns how long a request that comes now would wait until its prompt is begun."""
-        busy_s = min(self._placement.busy_s(now), default=0.0)
         presumed = self._placement.prompt_tokens_per_s
-        return busy_s + self.turns.wait_s(tenant, priority, presumed, now)
+        return self._placement.free_in_s(now) + self.turns.wait_s(tenant, priority, presumed, now)
 
     def dispatch(self, now: float) -> list[tuple[RoutedRequest, Route]]:
         """Routes and books the requests that are to be sent now, and returns them."""

@@ -227,21 +227,31 @@ class Placement:
         self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """Returns, for each node that computes prompts, how long its queue will keep it busy."""
-        nodes = self._computing_nodes()
-        queues = [self.queues.get(live.node.name) for live in nodes]
-        return [b.seconds(now) if b is not None else 0.0 for b in queues]
+        """Returns how long their queues will keep the nodes busy that compute prompts, of those
+        with something in them."""
+        computing = self._computing_figures()
+        return [queue.seconds(now) for one in computing for queue in one.busy.values()]
+
+    def free_in_s(self, now: float) -> float:
+        """Returns how long it takes until a node that computes prompts has nothing to do; 0 without
+        nodes."""
+        if any(len(one.busy) < len(one) for one in self._computing_figures()):
+            return 0.0
+        return min(self.busy_s(now), default=0.0)
 
     def begins_within(self, wait_s: float, now: float) -> float:
         """Returns below which length, in seconds of work, some node would begin with a prompt
         within `wait_s`; infinity if it would with any, 0 without nodes."""
+        computing = self._computing_figures()
+        if any(len(one.busy) < len(one) for one in computing):
+            return float("inf")
         longest_s = 0.0
-        for live in self._computing_nodes():
-            queue = self.queues.get(live.node.name)
-            if queue is None or queue.seconds(now) <= wait_s:
-                return float("inf")
-            if live.info.chunk_tokens:
-                longest_s = max(longest_s, queue.begins_within(wait_s, now))
+        for one in computing:
+            for place, queue in one.busy.items():
+                if queue.seconds(now) <= wait_s:
+                    return float("inf")
+                if one.nodes[place].info.chunk_tokens:
+                    longest_s = max(longest_s, queue.begins_within(wait_s, now))
         return longest_s
 
     def queue_s(self, node: Node, now: float) -> float:

@@ -59,6 +59,8 @@ class CheapestRoute:
         scores = candidates.scores
         best = _owner_instead(candidates, int(scores.argmin()))
         (equals,) = (scores <= scores[best] + TIE_S).nonzero()
+        if len(equals) == 1:
+            return best
         equals = _with_most(equals, candidates.owned_pages)
         return _any(_with_least(equals, candidates.works_s), self._chance)
 
@@ -73,6 +75,8 @@ class Disaggregate(CheapestRoute):
 def _owner_instead(candidates: CandidateList, best: int) -> int:
     """Returns the best of the candidates that have what the one at `best` would fetch and cost
     nearly the same as it; `best` itself if it fetches nothing or there is none."""
+    if not candidates.any_fetches:
+        return best
     fetching = candidates[best]
     if fetching.fetch_from is None:
         return best

@@ -124,6 +124,8 @@ def _able_to_answer(demand: Demand, cluster: Cluster) -> tuple[Places, Places]:
 def _places(nodes: NodeFigures, num_pages: int, avoid: Collection[str]) -> Places:
     """Returns the places of the nodes with at least `num_pages`, without those of names to
     avoid."""
+    if not avoid and num_pages <= nodes.least_pages:
+        return nodes.everywhere
     is_able = nodes.all.num_pages >= num_pages
     for name in avoid:
         place = nodes.place(name)

@@ -106,6 +106,11 @@ class CandidateList(Sequence[Candidate]):
         raise IndexError("there are fewer candidates")
 
     @property
+    def any_fetches(self) -> bool:
+        """True if one of them might fetch pages."""
+        return any(priced.fetches is not None for priced, _ in self._parts)
+
+    @property
     def owned_pages(self) -> Floats:
         """How many leading pages of the prompt each has, or will have."""
         return self._joined([(priced.owned_pages, places) for priced, places in self._parts])

@@ -85,6 +85,10 @@ class NodeFigures:
         self._places_by_name = {node.name: place for node, place in self._places.items()}
         self._table = np.zeros((len(Figures.__struct_fields__), len(nodes)))
         self.all: Figures[Floats] = Figures(*self._table)
+        self.everywhere = np.arange(len(nodes))
+        """The places of all nodes."""
+        self.least_pages = 0.0
+        """The number of pages of the smallest node."""
         self._stale = set(range(len(nodes)))
         self._presumed: set[int] = set()
         """Nodes whose rates are presumed, so that they change with what other nodes tell."""
@@ -114,7 +118,9 @@ class NodeFigures:
                 self._presumed.add(place)
             else:
                 self._presumed.discard(place)
-        self._stale.clear()
+        if self._stale:
+            self.least_pages = float(self.all.num_pages.min(initial=np.inf))
+            self._stale.clear()
 
     def place(self, name: str) -> int | None:
         """Returns the place of a node in the arrays; None if it is not among the nodes."""

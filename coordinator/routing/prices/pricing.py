@@ -130,8 +130,10 @@ class Pricing:
         """Returns how much longer steps of the nodes take with the rest of the prompt behind the
         pages that each owns, and with that behind the pages which could be fetched."""
         num_tokens = self._demand.num_tokens - owned * self._page_size
-        alone_s = terms.chunk_s(figures, np.maximum(num_tokens, 1.0))
-        return alone_s, terms.chunk_s(figures, max(self._tokens_behind_source, 1))
+        return (
+            terms.chunk_s(figures, num_tokens),
+            terms.chunk_s(figures, self._tokens_behind_source),
+        )
 
     def _queues(self, nodes: NodeFigures, works_s: Floats) -> tuple[Terms, Terms]:
         """Returns how long what is in the queues of the nodes and what is planned will take before
