@@ -22,7 +22,7 @@ nodes and come with their heartbeats.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -46,6 +46,7 @@ ANSWER_STEPS = 64
 
 Floats = NDArray[np.float64]
 """A number for each of many nodes. Counts are floats too: they are exact up to 2^53."""
+Number = TypeVar("Number", float, Floats)
 Terms: TypeAlias = "Floats | float"
 """A term of the costs of many nodes; one number if it is the same for all."""
 

@@ -8,17 +8,15 @@ and not again with each request.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic
 
 import msgspec
 import numpy as np
 
-from coordinator.routing.cost import ANSWER_STEPS, DEFAULT_STEP_S, Floats, spread
+from coordinator.routing.cost import ANSWER_STEPS, DEFAULT_STEP_S, Floats, Number, spread
 from coordinator.routing.node_queue import NodeQueueEstimate
 from coordinator.routing.registry import LiveNode
 from protocol.ids import Node
-
-Number = TypeVar("Number", float, Floats)
 
 
 class Figures(msgspec.Struct, Generic[Number], frozen=True):
@@ -42,6 +40,8 @@ class Figures(msgspec.Struct, Generic[Number], frozen=True):
     """The time in which a place or pages become free if it has not: one answer."""
     spread: Number
     """How many times longer a prompt takes there than it adds to the steps of answers."""
+    passed_s: Number
+    """The work of the longest prompt there that lets shorter ones pass; 0 if there is none."""
     total_s: Number
     """All work that this coordinator ever sent there."""
 
@@ -49,10 +49,11 @@ class Figures(msgspec.Struct, Generic[Number], frozen=True):
 def figures_of(live: LiveNode, queue: NodeQueueEstimate | None) -> Figures[float]:
     """Returns the figures of one node; `queue` is None if nothing was ever sent to it."""
     info, load = live.info, live.load
-    num_ours, promised_pages, total_s = 0, 0, 0.0
+    num_ours, promised_pages, total_s, passed_s = 0, 0, 0.0, 0.0
     if queue is not None:
         num_ours, total_s = queue.num_requests, queue.total_s
         promised_pages = queue.promised_pages
+        passed_s = queue.longest_s if info.chunk_tokens else 0.0
     num_requests = max(num_ours, load.num_running + load.num_waiting)
     max_running, step_s = info.max_running_requests, live.step_s or DEFAULT_STEP_S
     return Figures(
@@ -67,6 +68,7 @@ def figures_of(live: LiveNode, queue: NodeQueueEstimate | None) -> Figures[float
         begin_s=step_s * (1 + num_requests / max_running),
         answer_s=step_s * ANSWER_STEPS,
         spread=spread(live) if load.num_running else 1.0,
+        passed_s=passed_s,
         total_s=total_s,
     )
 

@@ -7,9 +7,16 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from coordinator.routing import cost as costs
-from coordinator.routing.cost import Costs, Floats, Terms, weigh
+from coordinator.routing.cost import (
+    DEFAULT_LINK_BYTES_PER_S,
+    Costs,
+    Floats,
+    Terms,
+    step_under_way_s,
+    weigh,
+)
 from coordinator.routing.demand import Demand, PageOwners
+from coordinator.routing.node_queue import most_equal_s
 from coordinator.routing.prices import terms
 from coordinator.routing.prices.candidates import Fetches, PricedNodes
 from coordinator.routing.prices.figures import Figures, NodeFigures
@@ -57,7 +64,7 @@ class Pricing:
         self._num_reusable = demand.num_reusable // layout.page_size
         # A node that receives the prompt from the one that computes it needs no logits before.
         self._num_received = (demand.num_tokens - 1) // layout.page_size
-        self._link_bytes_per_s = cluster.link_bytes_per_s or costs.DEFAULT_LINK_BYTES_PER_S
+        self._link_bytes_per_s = cluster.link_bytes_per_s or DEFAULT_LINK_BYTES_PER_S
         self._source, source_pages = self._best_source() if may_fetch else (None, 0)
         self._source_pages = min(source_pages, self._num_reusable)
         self._tokens_behind_source = demand.num_tokens - self._source_pages * layout.page_size
@@ -144,34 +151,29 @@ class Pricing:
         if not nodes.busy and not planned.computing:
             return 0.0, 0.0
         queues_s, steps_s = np.zeros(len(nodes)), np.zeros(len(nodes))
-        for place, queue in nodes.busy.items():
-            live = nodes.nodes[place]
-            all_s = queue.seconds(now)
-            if not live.info.chunk_tokens:
-                queues_s[place] = all_s
-                continue
-            before_s = queue.seconds_before(works_s.item(place), now)
-            queues_s[place] = before_s
-            if before_s < all_s:
-                steps_s[place] = costs.step_under_way_s(live, all_s - before_s)
+        queues_s[list(nodes.busy)] = [queue.seconds(now) for queue in nodes.busy.values()]
+        for place in _passing(nodes, works_s):
+            queue, all_s = nodes.busy[place], queues_s.item(place)
+            queues_s[place] = before_s = queue.seconds_before(works_s.item(place), now)
+            steps_s[place] = step_under_way_s(nodes.nodes[place], all_s - before_s)
         for name in planned.computing:
-            place_or_none = nodes.place(name)
-            if place_or_none is not None:
-                lets_pass = nodes.nodes[place_or_none].info.chunk_tokens > 0
-                work_s = works_s.item(place_or_none) if lets_pass else float("inf")
-                queues_s[place_or_none] += planned.seconds_before(name, work_s)
+            place_of_name = nodes.place(name)
+            if place_of_name is not None:
+                lets_pass = nodes.nodes[place_of_name].info.chunk_tokens > 0
+                work_s = works_s.item(place_of_name) if lets_pass else float("inf")
+                queues_s[place_of_name] += planned.seconds_before(name, work_s)
         return queues_s, steps_s
 
     def _passing_s(self, nodes: NodeFigures, compute_s: Floats) -> Terms:
         """Returns how much later the longer prompts at the nodes end together because they let this
         one pass."""
-        if not nodes.busy:
+        passed = _passing(nodes, compute_s)
+        if not passed:
             return 0.0
         passing_s = np.zeros(len(nodes))
-        for place, queue in nodes.busy.items():
-            if queue.has_prompts and nodes.nodes[place].info.chunk_tokens:
-                work_s = compute_s.item(place)
-                passing_s[place] = work_s * queue.num_longer(work_s)
+        for place in passed:
+            work_s = compute_s.item(place)
+            passing_s[place] = work_s * nodes.busy[place].num_longer(work_s)
         return passing_s
 
     def _fetches(
@@ -217,3 +219,12 @@ class Pricing:
             if pages > best_pages or load < best_load:
                 best, best_pages, best_load = live, pages, load
         return best, best_pages
+
+
+def _passing(nodes: NodeFigures, works_s: Floats) -> list[int]:
+    """Returns the places of the nodes at which a prompt that takes `works_s` passes a longer
+    one."""
+    if not nodes.busy:
+        return []
+    places: list[int] = np.nonzero(nodes.all.passed_s > most_equal_s(works_s))[0].tolist()
+    return places
