@@ -40,8 +40,11 @@ def cluster_of(
     queues_s: Mapping[str, float] | None = None,
     hit_share: float = 0.0,
     planned_s: dict[str, float] | None = None,
+    totals_s: Mapping[str, float] | None = None,
 ) -> Cluster:
+    """`totals_s`: of idle nodes, the work that was ever sent there."""
     queues = {name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()}
+    queues |= {name: NodeQueueEstimate(total_s) for name, total_s in (totals_s or {}).items()}
     return Cluster(
         prefill=NodeFigures(registry.live("prefill"), queues),
         decode=NodeFigures(registry.live("decode"), queues),
