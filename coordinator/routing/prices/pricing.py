@@ -186,7 +186,8 @@ class Pricing:
         num_bytes = (self._source_pages - owned) * self._page_bytes
         fetch_s = terms.move_s(num_bytes, self._source_bytes_per_s)
         fetching_s, without_s = weigh(queue_s, fetch_s, rest_s), weigh(queue_s, 0.0, alone_s)
-        is_better: Bools = (fetching_s < without_s) & (owned < self._source_pages)
+        # It never is for a node that has as much as the source, which would compute no less then.
+        is_better = np.less(fetching_s, without_s)
         if not np.count_nonzero(is_better):
             return None, 0.0, alone_s
         fetches = Fetches(is_better, self._source, self._source_pages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordinator.routing.demand import PageOwners
@@ -14,7 +14,7 @@ from coordinator.routing.route import NoRoute
 from coordinator.routing.router import Router
 from protocol.ids import Node
 from protocol.messages import Load
-from tests.support.coordinator.nodes import Nodes, demand_of
+from tests.support.coordinator.nodes import Nodes, demand_of, load_of
 
 names = st.sampled_from(("p0", "p1", "d0", "d1"))
 loads = st.builds(
@@ -33,21 +33,27 @@ acts = st.one_of(
     st.tuples(st.just("leaves"), names),
     st.tuples(st.just("drains"), st.frozensets(names)),
     st.tuples(st.just("sends"), st.integers(16, 1600)),
-    st.tuples(st.sampled_from(("computes", "ends")), st.integers(0, 5)),
+    st.tuples(st.sampled_from(("computes", "ends")), st.integers(0, 2)),
 )
+BUSY = load_of(queued_tokens=4000)
+FIRST = [("told", name, load_of()) for name in ("p0", "d0")]
 DEMAND = demand_of(800)
 
 
-@given(st.lists(acts, max_size=25))
-def test_kept_figures_are_those_of_the_nodes_as_they_are(done: list[tuple[object, ...]]) -> None:
-    nodes, incarnations, num_sent = Nodes(policy="cost"), {}, 0
-    for step, (act, *given_with) in enumerate(done):
+@example("disaggregate", [("heard", "p0", BUSY), ("sends", 160), ("computes", 0), ("ends", 0)])
+@given(st.sampled_from(("cost", "disaggregate")), st.lists(acts, max_size=25))
+def test_kept_figures_are_those_of_the_nodes_as_they_are(
+    policy: str, done: list[tuple[object, ...]]
+) -> None:
+    nodes, incarnations, num_sent = Nodes(policy=policy), {}, 0
+    for step, (act, *given_with) in enumerate([*FIRST, *done]):
         now = step / 100
         match act, given_with:
             case "told", [str(name), Load() as load]:
                 nodes.join(name, load, now, incarnations.get(name, 1))
             case "heard", [str(name), Load() as load]:
                 live = nodes.join(name, load, now, incarnations.get(name, 1))
+                assert_kept(nodes, policy, now)
                 nodes.placement.heard(live, now)
             case "restarts", [str(name), Load() as load]:
                 incarnations[name] = incarnations.get(name, 1) + 1
@@ -64,7 +70,7 @@ def test_kept_figures_are_those_of_the_nodes_as_they_are(done: list[tuple[object
                 nodes.computed(str(number), now)
             case "ends", [int(number)] if number < num_sent:
                 nodes.ended(str(number), now)
-        assert_kept(nodes, now)
+        assert_kept(nodes, policy, now)
 
 
 def send(nodes: Nodes, name: str, num_tokens: int, now: float) -> bool:
@@ -77,7 +83,7 @@ def send(nodes: Nodes, name: str, num_tokens: int, now: float) -> bool:
     return True
 
 
-def assert_kept(nodes: Nodes, now: float) -> None:
+def assert_kept(nodes: Nodes, policy: str, now: float) -> None:
     placement, registry = nodes.placement, nodes.registry
     anew = Cluster(
         prefill=NodeFigures(placement.open("prefill"), placement.queues),
@@ -93,7 +99,7 @@ def assert_kept(nodes: Nodes, now: float) -> None:
     except NoRoute:
         assert not placement.open()
         return
-    router = Router(POLICIES["cost"](lambda: 0.0))
+    router = Router(POLICIES[policy](lambda: 0.0))
     priced = router.candidates(DEMAND, PageOwners({}, {}), anew)
     for task in ("prefill", "decode", "both"):
         assert list(getattr(kept, task)) == list(getattr(priced, task))
