@@ -324,15 +324,10 @@ class Placement:
         found = [one for one in found if len(one)]
         return found if self._router.mixes_work else found[:1]
 
-    def _computing_nodes(self) -> list[LiveNode]:
-        if self._router.mixes_work:
-            return self.open()
-        return self.open("prefill") or self.open("decode")
-
     @property
     def num_computing(self) -> int:
         """How many nodes compute prompts."""
-        return len(self._computing_nodes())
+        return sum(len(one) for one in self._computing_figures())
 
     def _queue_of(self, node: Node) -> NodeQueueEstimate:
         if node.name not in self.queues:

@@ -148,6 +148,7 @@ POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
 
 
 def _with_least(positions: Places, values: Floats) -> Places:
+    """Returns those of `positions` at which `values` has its least there."""
     if len(positions) == 1:
         return positions
     found = values[positions]
@@ -155,6 +156,7 @@ def _with_least(positions: Places, values: Floats) -> Places:
 
 
 def _with_most(positions: Places, values: Floats) -> Places:
+    """Returns those of `positions` at which `values` has its greatest there."""
     if len(positions) == 1:
         return positions
     found = values[positions]

@@ -76,10 +76,12 @@ class Router:
         """Returns which of the prefill nodes at `stand_ins` may answer: all if no decode node can;
         while all decode nodes are full, those that keep a share of their pages for what they are
         there for, as a prompt that finds no pages holds up all behind it."""
-        if not len(decodes):
+        if not len(decodes) or not len(stand_ins):
             return stand_ins
+        if not self._policy.mixes_work:
+            return stand_ins[:0]
         is_full = pricing.is_full(answering.figures, answering.owned_pages)
-        if not self._policy.mixes_work or not is_full[decodes].all():
+        if np.count_nonzero(is_full[decodes]) < len(decodes):
             return stand_ins[:0]
         kept_pages = np.floor(KEPT_FOR_PROMPTS * prefill.all.num_pages)
         lacks_room = pricing.is_full(prefill, pricing.owned_pages(prefill), kept_pages)

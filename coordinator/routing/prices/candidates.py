@@ -54,7 +54,7 @@ class Fetches(msgspec.Struct, frozen=True):
 
 
 class PricedNodes(msgspec.Struct, frozen=True):
-    """The nodes of `figures` with what a task would cost on each."""
+    """All nodes of `figures`, able to do a task or not, with what it would cost on each."""
 
     figures: NodeFigures
     owned_pages: Floats

@@ -13,7 +13,7 @@ from typing import Generic
 import msgspec
 import numpy as np
 
-from coordinator.routing.cost import ANSWER_STEPS, DEFAULT_STEP_S, Floats, Number, spread
+from coordinator.routing.cost import ANSWER_STEPS, DEFAULT_STEP_S, Floats, Number, Terms, spread
 from coordinator.routing.node_queue import NodeQueueEstimate
 from coordinator.routing.registry import LiveNode
 from protocol.ids import Node
@@ -74,15 +74,18 @@ def figures_of(live: LiveNode, queue: NodeQueueEstimate | None) -> Figures[float
 
 
 class NodeFigures:
-    """The figures of `nodes` in their order, kept as `changed` and `refresh` say."""
+    """Keeps the figures of some nodes in their order.
 
-    def __init__(
-        self, nodes: Sequence[LiveNode], queues: Mapping[str, NodeQueueEstimate] | None = None
-    ) -> None:
+    It is told of a change by `changed`, and `refresh` then looks only at the nodes that changed:
+    between two requests these are few. `queues` has the queues by node name; a node without one has
+    nothing to do.
+    """
+
+    def __init__(self, nodes: Sequence[LiveNode], queues: Mapping[str, NodeQueueEstimate]) -> None:
         self.nodes = nodes
         self.busy: dict[int, NodeQueueEstimate] = {}
         """The queues with something in them, by the place of their node."""
-        self._queues = queues if queues is not None else {}
+        self._queues = queues
         self._places = {live.node: place for place, live in enumerate(nodes)}
         self._places_by_name = {node.name: place for node, place in self._places.items()}
         self._table = np.zeros((len(Figures.__struct_fields__), len(nodes)))
@@ -110,8 +113,7 @@ class NodeFigures:
         for place in self._stale | self._presumed if self._presumed else self._stale:
             live = self.nodes[place]
             queue = self._queues.get(live.info.node.name)
-            row = figures_of(live, queue)
-            self._table[:, place] = msgspec.structs.astuple(row)
+            self._table[:, place] = msgspec.structs.astuple(figures_of(live, queue))
             if queue is None or queue.is_empty:
                 self.busy.pop(place, None)
             else:
@@ -130,21 +132,18 @@ class NodeFigures:
 
     def by_node(self, numbers: Mapping[Node, int]) -> Floats:
         """Returns the numbers of these nodes as an array; 0 for nodes without one."""
-        found = np.zeros(len(self.nodes))
-        for node, number in numbers.items():
-            place = self._places.get(node)
-            if place is not None:
-                found[place] = number
-        return found
+        return self._array({self._places.get(node): one for node, one in numbers.items()})
 
-    def by_name(self, numbers: Mapping[str, float]) -> Floats | float:
+    def by_name(self, numbers: Mapping[str, float]) -> Terms:
         """Returns the numbers of the nodes of these names as an array; 0 for nodes without one, and
         for all if there is none, as is usual."""
         if not numbers:
             return 0.0
+        return self._array({self.place(name): one for name, one in numbers.items()})
+
+    def _array(self, numbers: Mapping[int | None, float]) -> Floats:
         found = np.zeros(len(self.nodes))
-        for name, number in numbers.items():
-            place = self._places_by_name.get(name)
+        for place, number in numbers.items():
             if place is not None:
                 found[place] = number
         return found
