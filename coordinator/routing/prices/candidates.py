@@ -81,7 +81,11 @@ class PricedNodes(msgspec.Struct, frozen=True):
 
 
 class CandidateList(Sequence[Candidate]):
-    """The candidates for one task, in a fixed order: of each part the nodes at some places."""
+    """The candidates for one task, in a fixed order: of each part the nodes at some places.
+
+    It looks at the figures of the nodes, so it is true until these are refreshed: whoever wants to
+    keep a candidate takes it out before.
+    """
 
     def __init__(self, *parts: tuple[PricedNodes, Places]) -> None:
         self._parts = [(priced, places) for priced, places in parts if len(places)]
