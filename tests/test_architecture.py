@@ -64,6 +64,7 @@ PURE_ROOMS = (
     "coordinator/grammars",
     "coordinator/live",
     "coordinator/routing",
+    "coordinator/routing/prices",
     "coordinator/metrics",
     "coordinator/timelines",
     "protocol/model/gguf",

@@ -16,7 +16,7 @@ import itertools
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,8 @@ from coordinator.ownership.index import PrefixIndex
 from coordinator.routing.demand import Demand
 from coordinator.routing.dispatch import DispatchQueue
 from coordinator.routing.placement import Placement
-from coordinator.routing.policies import POLICIES, Candidate, Policy
+from coordinator.routing.policies import POLICIES, Policy
+from coordinator.routing.prices.candidates import CandidateList
 from coordinator.routing.registry import Registry
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
@@ -62,8 +63,9 @@ class Greedy:
     def __init__(self, chance: Callable[[], float]) -> None:
         pass
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
-        return min(candidates, key=lambda c: (c.cost.first_token_s, c.work_s))
+    def choose(self, candidates: CandidateList, task: Role) -> int:
+        prices = [(one.cost.first_token_s, one.work_s) for one in candidates]
+        return prices.index(min(prices))
 
 
 REPLAYED: dict[str, Callable[[Callable[[], float]], Policy]] = {

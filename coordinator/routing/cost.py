@@ -22,7 +22,11 @@ nodes and come with their heartbeats.
 
 from __future__ import annotations
 
+from typing import TypeAlias, TypeVar
+
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.routing.registry import LiveNode
 from protocol.admission import chunk_time_s
@@ -39,6 +43,12 @@ DEFAULT_LINK_BYTES_PER_S = 1e9
 DEFAULT_STEP_S = 0.02
 ANSWER_STEPS = 64
 """Steps after which a place or pages become free on a full node: one answer."""
+
+Floats = NDArray[np.float64]
+"""A number for each of many nodes. Counts are floats too: they are exact up to 2^53."""
+Number = TypeVar("Number", float, Floats)
+Terms: TypeAlias = "Floats | float"
+"""A term of the costs of many nodes; one number if it is the same for all."""
 
 
 class Cost(msgspec.Struct, frozen=True, gc=False):
@@ -65,14 +75,7 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     def score(self) -> float:
         """The weighted sum of the terms; a policy that weighs costs takes the candidate with the
         least."""
-        return (
-            weigh(self.queue_s, self.fetch_s, self.compute_s)
-            + self.transfer_s
-            + self.wait_s
-            + self.evict_s
-            + DELAY_WEIGHT * self.delay_s
-            + self.passing_s
-        )
+        return float(weighted(*msgspec.structs.astuple(self)))
 
     def __add__(self, other: Cost) -> Cost:
         """Returns the sum, term by term: the cost of a route is that of its prefill node and of its
@@ -89,35 +92,6 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-def weigh(queue_s: float, fetch_s: float, compute_s: float) -> float:
-    """Returns the part of a score that depends on the computing node, without evictions."""
-    # Pages are fetched while the request waits in the queue, so only the longer one counts. A
-    # comparison, as in `chunk_s`: `max` costs several times as much, and this runs for every
-    # candidate.
-    return (queue_s if queue_s > fetch_s else fetch_s) + OWN_WORK_WEIGHT * compute_s
-
-
-def compute_s(live: LiveNode, num_tokens: int) -> float:
-    """Returns how long the node takes for `num_tokens` of a prompt (at least one) in a step of
-    their own."""
-    return live.step_s + chunk_s(live, num_tokens)
-
-
-def chunk_s(live: LiveNode, num_tokens: int) -> float:
-    """Returns how much longer a step of the node takes with `num_tokens` (at least one) of a prompt
-    in it."""
-    return (num_tokens if num_tokens > 1 else 1) / live.prefill_tokens_per_s
-
-
-def spread(live: LiveNode) -> float:
-    """Returns how many times longer a prompt takes beside answers at the node than it adds to their
-    steps: a bounded step has only so much time for a chunk, and the next one follows."""
-    max_itl_s = live.info.max_itl_s
-    if not max_itl_s:
-        return 1.0
-    return 1.0 + live.step_s / chunk_time_s(max_itl_s, live.step_s, live.prefill_tokens_per_s)
-
-
 def step_under_way_s(live: LiveNode, longer_s: float) -> float:
     """Returns how long a prompt waits, on average, for the end of the step that is under way when
     it comes, at a node which has `longer_s` of longer prompts to compute."""
@@ -129,51 +103,61 @@ def step_under_way_s(live: LiveNode, longer_s: float) -> float:
     return 0.5 * min(chunk_s, longer_s)
 
 
-def move_s(num_bytes: int, link_bytes_per_s: float) -> float:
-    """Returns how long it takes to ask another node for `num_bytes` of pages and to get them."""
-    return 2 * HOP_S + num_bytes / link_bytes_per_s
+def spread(live: LiveNode) -> float:
+    """Returns how many times longer a prompt takes beside answers at the node than it adds to their
+    steps: a bounded step has only so much time for a chunk, and the next one follows."""
+    max_itl_s = live.info.max_itl_s
+    if not max_itl_s:
+        return 1.0
+    return 1.0 + live.step_s / chunk_time_s(max_itl_s, live.step_s, live.prefill_tokens_per_s)
 
 
-def evict_s(live: LiveNode, num_new_pages: int, hit_share: float) -> float:
-    """Returns the work that will have to be done again because `num_new_pages` push other pages out
-    of the cache, weighed as a request's own work is.
+class Costs(msgspec.Struct, frozen=True, gc=False):
+    """The costs of many candidates: each term is an array, or 0.0 if it is that for all."""
 
-    A node without room for all of them counts as full: what is free on a busy node is spoken for.
-    `hit_share` is the share of pages that were found, of those that prompts asked for lately. The
-    pages that go are those used longest ago, so they would be asked for more rarely than the
-    average.
-    """
-    if num_new_pages <= live.load.free_pages:
-        return 0.0
-    evicted_tokens = num_new_pages * live.info.layout.page_size
-    reuse = hit_share * EVICTED_REUSE
-    return OWN_WORK_WEIGHT * reuse * evicted_tokens / live.prefill_tokens_per_s
+    queue_s: Terms = 0.0
+    fetch_s: Terms = 0.0
+    compute_s: Terms = 0.0
+    transfer_s: Terms = 0.0
+    wait_s: Terms = 0.0
+    evict_s: Terms = 0.0
+    delay_s: Terms = 0.0
+    passing_s: Terms = 0.0
 
+    @property
+    def scores(self) -> Floats:
+        """The score of each candidate, as `Cost.score` says."""
+        return np.asarray(weighted(*msgspec.structs.astuple(self)))
 
-def wait_s(live: LiveNode, num_requests: int, num_pages: int, num_before: float = 0.0) -> float:
-    """Returns how long a request waits at a decode node before its tokens flow.
-
-    It waits one step of the running batch, and for as long as one answer takes while places or
-    pages are short. `num_requests` of this coordinator are at the node already and `num_before`
-    will come first; the request needs `num_pages` more.
-    """
-    max_running = live.info.max_running_requests
-    step_s = live.step_s or DEFAULT_STEP_S
-    running = _num_running(live, num_requests)
-    wait = step_s * (1 + running / max_running)
-    if is_full(live, num_requests, num_pages):
-        num_ahead = max(0, running - max_running) + num_before
-        wait += step_s * ANSWER_STEPS * (1 + num_ahead / max_running)
-    return wait
+    def at(self, place: int) -> Cost:
+        """Returns the cost of one candidate."""
+        terms = msgspec.structs.astuple(self)
+        return Cost(*(t if isinstance(t, float) else t.item(place) for t in terms))
 
 
-def is_full(live: LiveNode, num_requests: int, num_pages: int) -> bool:
-    """Returns True if the node has no place for one more request, or less than `num_pages` to give
-    it; `num_requests` of this coordinator are there already."""
-    has_place = _num_running(live, num_requests) < live.info.max_running_requests
-    return not has_place or num_pages > live.load.room_pages
+def weighted(
+    queue_s: Terms,
+    fetch_s: Terms,
+    compute_s: Terms,
+    transfer_s: Terms,
+    wait_s: Terms,
+    evict_s: Terms,
+    delay_s: Terms,
+    passing_s: Terms,
+) -> Terms:
+    """Returns the score for the terms of a cost, or those for the terms of many."""
+    score = weigh(queue_s, fetch_s, compute_s)
+    for term in (transfer_s, wait_s, evict_s, DELAY_WEIGHT * delay_s, passing_s):
+        # Most terms are 0.0 for all nodes, and adding that to an array costs as much as any sum.
+        if not isinstance(term, float) or term:
+            score = score + term
+    return score
 
 
-def _num_running(live: LiveNode, num_requests: int) -> int:
-    told = live.load.num_running + live.load.num_waiting
-    return num_requests if num_requests > told else told
+def weigh(queue_s: Terms, fetch_s: Terms, compute_s: Terms) -> Terms:
+    """Returns the part of a score that depends on the computing node, without evictions."""
+    # Pages are fetched while the request waits in the queue, so only the longer one counts.
+    start_s: Terms = queue_s
+    if not isinstance(fetch_s, float) or fetch_s:
+        start_s = np.maximum(queue_s, fetch_s)
+    return start_s + OWN_WORK_WEIGHT * compute_s

@@ -33,9 +33,9 @@ from collections.abc import Iterable
 
 from coordinator.admission.turns import Turns
 from coordinator.routing.placement import Placement
+from coordinator.routing.prices.planned import PlannedWork
 from coordinator.routing.route import Route
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import PlannedWork
 
 DISPATCH_AHEAD_S = 0.05
 """A node with less than this to compute gets its next prompt."""
@@ -115,9 +115,8 @@ class DispatchQueue:
 
     def wait_s(self, tenant: str, priority: int, now: float) -> float:
         """Returns how long a request that comes now would wait until its prompt is begun."""
-        busy_s = min(self._placement.busy_s(now), default=0.0)
         presumed = self._placement.prompt_tokens_per_s
-        return busy_s + self.turns.wait_s(tenant, priority, presumed, now)
+        return self._placement.free_in_s(now) + self.turns.wait_s(tenant, priority, presumed, now)
 
     def dispatch(self, now: float) -> list[tuple[RoutedRequest, Route]]:
         """Routes and books the requests that are to be sent now, and returns them."""

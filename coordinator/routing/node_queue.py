@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from coordinator.routing.cost import Number
 from protocol.admission import delay_by_oldest_s
 
 SETTLING_S = 0.1
@@ -22,7 +23,13 @@ EQUAL_SHARE = 0.1
 
 def is_longer(work_s: float, than_s: float) -> bool:
     """Returns True if a prompt with so much work lets a later one with `than_s` pass."""
-    return work_s > (1.0 + EQUAL_SHARE) * than_s
+    return work_s > most_equal_s(than_s)
+
+
+def most_equal_s(work_s: Number) -> Number:
+    """Returns the most work of a prompt that counts as being of one length with one of
+    `work_s`."""
+    return (1.0 + EQUAL_SHARE) * work_s
 
 
 class Booking(msgspec.Struct, frozen=True, eq=False):
@@ -43,7 +50,9 @@ class NodeQueueEstimate:
     them.
     """
 
-    def __init__(self, total_s: float = 0.0) -> None:
+    def __init__(self, total_s: float = 0.0, name: str = "") -> None:
+        self.name = name
+        """The name of the node."""
         self.num_requests = 0
         """Unfinished requests sent to this node, whatever they wait for."""
         self.num_unheard = 0
@@ -67,10 +76,15 @@ class NodeQueueEstimate:
         self._heard_at = 0.0
 
     @property
-    def has_prompts(self) -> bool:
-        """True while a prompt of this coordinator is not computed. If there is none, a prompt
-        passes nobody, and waits for no step with a longer one."""
-        return bool(self._ours)
+    def longest_s(self) -> float:
+        """The work of the longest prompt of this coordinator that is not computed; 0 if there is
+        none."""
+        return max((one.work_s for one in self._ours), default=0.0)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if the node has no prompt to compute, of this coordinator or of another."""
+        return not self._ours and not self._others_s
 
     def sent(self, booking: Booking) -> None:
         """Adds a prompt to what the node has to compute."""

@@ -10,14 +10,17 @@ import copy
 from collections.abc import Collection, Sequence
 
 from coordinator.ownership.index import PrefixIndex
-from coordinator.routing.cost import compute_s
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.expected_pages import ExpectedPages
 from coordinator.routing.node_queue import Booking, NodeQueueEstimate
+from coordinator.routing.prices.figures import NodeFigures
+from coordinator.routing.prices.planned import NOTHING_PLANNED, PlannedWork
+from coordinator.routing.prices.pricing import Cluster
+from coordinator.routing.prices.terms import compute_s
 from coordinator.routing.registry import LiveNode, Registry
 from coordinator.routing.route import Route, no_room
 from coordinator.routing.routed_request import RoutedRequest
-from coordinator.routing.router import NOTHING_PLANNED, Candidates, Cluster, PlannedWork, Router
+from coordinator.routing.router import Candidates, Router
 from protocol.hashing import PageHash
 from protocol.ids import Node, Role
 
@@ -46,6 +49,8 @@ class Placement:
         """Pages that nodes own, as the tokens tell that they sent: a node commits pages before.
         The record of ownership in Redis tells the same, perhaps later."""
         index.on_removed = self._removed
+        self._figures_by_role: dict[Role, NodeFigures] = {}
+        registry.on_told = self._changed
         self._hit_pages = 0.0
         self._asked_pages = 0.0
 
@@ -118,11 +123,11 @@ class Placement:
         """Returns the least time that the prompt takes to compute, from the longest prefix that any
         node has, and whether prefill nodes do not matter to it: there are some, and none may take
         it."""
-        nodes = self._computing_nodes()
+        nodes = self._computing_figures()
         if not nodes:
             return 0.0, False
         num_tokens = self.tokens_to_compute(demand, now)
-        work_s = min(compute_s(live, num_tokens) for live in nodes)
+        work_s = min(float(compute_s(one.all, max(num_tokens, 1)).min()) for one in nodes)
         prefills = self.open("prefill")
         may_take_it = (
             live.info.layout.num_pages(demand.num_tokens) <= live.info.num_pages
@@ -143,7 +148,7 @@ class Placement:
     @property
     def prompt_tokens_per_s(self) -> float:
         """How fast all nodes together compute prompts, if they do nothing else."""
-        return sum(live.prefill_tokens_per_s for live in self._computing_nodes())
+        return sum(float(one.all.prefill_tokens_per_s.sum()) for one in self._computing_figures())
 
     def book(self, routed: RoutedRequest, route: Route, now: float) -> None:
         """Notes that a request is sent along `route`."""
@@ -163,6 +168,7 @@ class Placement:
             computing.num_requests += 1
         owned = demand.owned_pages(self.index)
         for node in {route.computes, route.decode}:
+            self._changed(node.name)
             self._expected.add(node, demand.hashes, owned.get(node, 0), now)
         self._asked_pages = self._asked_pages * HIT_SHARE_MEMORY + len(demand.hashes)
         self._hit_pages = self._hit_pages * HIT_SHARE_MEMORY + route.cached_pages
@@ -174,6 +180,7 @@ class Placement:
             return
         self.num_changes += 1
         routed.computing.computed(routed.booking, now)
+        self._changed(routed.computing.name)
         if routed.computing is not routed.answering:
             routed.computing.num_requests -= 1
         routed.computing = None
@@ -187,6 +194,7 @@ class Placement:
         routed.answering.num_requests -= 1
         routed.answering.num_unheard -= 1
         routed.answering.ended(routed.booking)
+        self._changed(routed.answering.name)
         routed.booking = routed.answering = None
 
     def failed(self, routed: RoutedRequest, route: Route, now: float) -> None:
@@ -209,29 +217,41 @@ class Placement:
         """Notes what a heartbeat of this node says of its queue."""
         queued_s = live.load.queued_tokens / live.prefill_tokens_per_s
         self._queue_of(live.node).heard(queued_s, now)
+        self._changed(live.node.name)
 
     def forget(self, node: Node) -> None:
         """Forgets an incarnation of a node that is over; its requests are ended one by one."""
         self.queues.pop(node.name, None)
+        self._changed(node.name)
         self._expected.forget(node)
         self._told.forget(node)
 
     def busy_s(self, now: float) -> list[float]:
-        """Returns, for each node that computes prompts, how long its queue will keep it busy."""
-        nodes = self._computing_nodes()
-        queues = [self.queues.get(live.node.name) for live in nodes]
-        return [b.seconds(now) if b is not None else 0.0 for b in queues]
+        """Returns how long their queues will keep the nodes busy that compute prompts, of those
+        with something in them."""
+        computing = self._computing_figures()
+        return [queue.seconds(now) for one in computing for queue in one.busy.values()]
+
+    def free_in_s(self, now: float) -> float:
+        """Returns how long it takes until a node that computes prompts has nothing to do; 0 without
+        nodes."""
+        if any(len(one.busy) < len(one) for one in self._computing_figures()):
+            return 0.0
+        return min(self.busy_s(now), default=0.0)
 
     def begins_within(self, wait_s: float, now: float) -> float:
         """Returns below which length, in seconds of work, some node would begin with a prompt
         within `wait_s`; infinity if it would with any, 0 without nodes."""
+        computing = self._computing_figures()
+        if any(len(one.busy) < len(one) for one in computing):
+            return float("inf")
         longest_s = 0.0
-        for live in self._computing_nodes():
-            queue = self.queues.get(live.node.name)
-            if queue is None or queue.seconds(now) <= wait_s:
-                return float("inf")
-            if live.info.chunk_tokens:
-                longest_s = max(longest_s, queue.begins_within(wait_s, now))
+        for one in computing:
+            for place, queue in one.busy.items():
+                if queue.seconds(now) <= wait_s:
+                    return float("inf")
+                if one.nodes[place].info.chunk_tokens:
+                    longest_s = max(longest_s, queue.begins_within(wait_s, now))
         return longest_s
 
     def queue_s(self, node: Node, now: float) -> float:
@@ -263,11 +283,10 @@ class Placement:
 
     def _cluster(self, now: float, planned: PlannedWork) -> Cluster:
         return Cluster(
-            prefill=self.open("prefill"),
-            decode=self.open("decode"),
+            prefill=self._figures("prefill"),
+            decode=self._figures("decode"),
             find=self.registry.get,
             link_bytes_per_s=self.registry.link_bytes_per_s,
-            queues=self.queues,
             hit_share=self.hit_share,
             planned=planned,
             now=now,
@@ -284,19 +303,35 @@ class Placement:
             self._open[role] = (nodes, self.draining, opened)
         return opened
 
-    def _computing_nodes(self) -> list[LiveNode]:
-        if self._router.mixes_work:
-            return self.open()
-        return self.open("prefill") or self.open("decode")
+    def _changed(self, name: str) -> None:
+        """Notes that a node has told something of itself, or that its queue has changed."""
+        for figures in self._figures_by_role.values():
+            figures.changed(name)
+
+    def _figures(self, role: Role) -> NodeFigures:
+        """Returns what prices depend on of the nodes of a role that get new requests, as it is
+        now."""
+        nodes = self.open(role)
+        figures = self._figures_by_role.get(role)
+        if figures is None or figures.nodes is not nodes:
+            figures = self._figures_by_role[role] = NodeFigures(nodes, self.queues)
+        figures.refresh()
+        return figures
+
+    def _computing_figures(self) -> list[NodeFigures]:
+        """Returns the figures of the nodes that compute prompts, without those of no node."""
+        found = [self._figures("prefill"), self._figures("decode")]
+        found = [one for one in found if len(one)]
+        return found if self._router.mixes_work else found[:1]
 
     @property
     def num_computing(self) -> int:
         """How many nodes compute prompts."""
-        return len(self._computing_nodes())
+        return sum(len(one) for one in self._computing_figures())
 
     def _queue_of(self, node: Node) -> NodeQueueEstimate:
         if node.name not in self.queues:
             # A node that joins late must not get every tie until it has caught up.
             least_s = min((b.total_s for b in self.queues.values()), default=0.0)
-            self.queues[node.name] = NodeQueueEstimate(least_s)
+            self.queues[node.name] = NodeQueueEstimate(least_s, node.name)
         return self.queues[node.name]

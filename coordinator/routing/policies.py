@@ -6,43 +6,19 @@ answers it. To add one, write a class with `choose` and name it in `POLICIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
+import numpy as np
 
-from coordinator.routing.cost import Cost
-from coordinator.routing.registry import LiveNode
+from coordinator.routing.cost import Floats
+from coordinator.routing.prices.candidates import CandidateList, Places
 from protocol.ids import Role
 
 TIE_S = 0.001
 """Scores closer than this are equal: estimates are no better."""
 NEAR_TIE_SHARE = 0.05
 """Rates that equal nodes measure differ by so much."""
-
-
-class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A node that could do one of the two tasks of a request, with what that would cost."""
-
-    live: LiveNode
-    cost: Cost
-    score: float
-    """The value of `cost.score`, which is needed many times."""
-    owned_pages: int
-    """How many leading pages of the prompt the node has, or will have when the request gets
-    there."""
-    num_requests: int
-    """How many unfinished requests the node has, as far as is known."""
-    work_s: float
-    """All work that this coordinator ever sent there."""
-    fetch_from: LiveNode | None = None
-    fetch_pages: int = 0
-    """How many leading pages the node would have after fetching."""
-
-    @property
-    def cached_pages(self) -> int:
-        """How many leading pages need no computing on this node."""
-        return max(self.owned_pages, self.fetch_pages)
 
 
 class Policy(Protocol):
@@ -57,8 +33,9 @@ class Policy(Protocol):
     binds_late: bool
     """True if requests wait at the coordinator until a node is nearly free."""
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
-        """Returns one of `candidates`, of which there is at least one, to do `task`."""
+    def choose(self, candidates: CandidateList, task: Role) -> int:
+        """Returns the position of one of `candidates`, of which there is at least one, to do
+        `task`."""
 
 
 class CheapestRoute:
@@ -76,18 +53,16 @@ class CheapestRoute:
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
+    def choose(self, candidates: CandidateList, task: Role) -> int:
         if len(candidates) == 1:
-            return candidates[0]
-        best = min(candidates, key=_score)
-        if best.fetch_from is not None:
-            best = _owner_instead(candidates, best)
-        limit = best.score + TIE_S
-        equals = [candidate for candidate in candidates if candidate.score <= limit]
-        most_owned = max(candidate.owned_pages for candidate in equals)
-        equals = [candidate for candidate in equals if candidate.owned_pages == most_owned]
-        least = min(candidate.work_s for candidate in equals)
-        return _any([c for c in equals if c.work_s == least], self._chance)
+            return 0
+        scores = candidates.scores
+        best = _owner_instead(candidates, int(scores.argmin()))
+        (equals,) = (scores <= scores[best] + TIE_S).nonzero()
+        if len(equals) == 1:
+            return best
+        equals = _with_most(equals, candidates.owned_pages)
+        return _any(_with_least(equals, candidates.works_s), self._chance)
 
 
 class Disaggregate(CheapestRoute):
@@ -97,20 +72,18 @@ class Disaggregate(CheapestRoute):
     mixes_work = False
 
 
-def _owner_instead(candidates: Sequence[Candidate], fetching: Candidate) -> Candidate:
-    """Returns the best of the candidates that have what `fetching` would fetch and cost nearly the
-    same as it; `fetching` itself if there is none."""
+def _owner_instead(candidates: CandidateList, best: int) -> int:
+    """Returns the best of the candidates that have what the one at `best` would fetch and cost
+    nearly the same as it; `best` itself if it fetches nothing or there is none."""
+    if not candidates.any_fetches:
+        return best
+    fetching = candidates[best]
+    if fetching.fetch_from is None:
+        return best
     limit = fetching.score * (1 + NEAR_TIE_SHARE) + TIE_S
-    owners = [
-        candidate
-        for candidate in candidates
-        if candidate.owned_pages >= fetching.fetch_pages and candidate.score <= limit
-    ]
-    return min(owners, key=_score, default=fetching)
-
-
-def _score(candidate: Candidate) -> float:
-    return candidate.score
+    is_owner = candidates.owned_pages >= fetching.fetch_pages
+    (owners,) = (is_owner & (candidates.scores <= limit)).nonzero()
+    return int(owners[candidates.scores[owners].argmin()]) if len(owners) else best
 
 
 class RoundRobin:
@@ -123,10 +96,10 @@ class RoundRobin:
     def __init__(self, chance: Callable[[], float]) -> None:
         self._turns: dict[Role, int] = {"prefill": 0, "decode": 0}
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
+    def choose(self, candidates: CandidateList, task: Role) -> int:
         turn = self._turns[task]
         self._turns[task] = turn + 1
-        return candidates[turn % len(candidates)]
+        return turn % len(candidates)
 
 
 class LeastLoaded:
@@ -140,11 +113,13 @@ class LeastLoaded:
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
-        loads = [(c.cost.queue_s, c.num_requests) for c in candidates]
-        least = min(loads)
-        equals = [c for c, load in zip(candidates, loads, strict=True) if load == least]
-        return _any(equals, self._chance)
+    def choose(self, candidates: CandidateList, task: Role) -> int:
+        return self.choose_of(np.arange(len(candidates)), candidates)
+
+    def choose_of(self, positions: Places, candidates: CandidateList) -> int:
+        """Returns the least loaded of the candidates at `positions`."""
+        positions = _with_least(positions, candidates.queues_s)
+        return _any(_with_least(positions, candidates.num_requests), self._chance)
 
 
 class LongestPrefix:
@@ -158,10 +133,9 @@ class LongestPrefix:
     def __init__(self, chance: Callable[[], float]) -> None:
         self._least_loaded = LeastLoaded(chance)
 
-    def choose(self, candidates: Sequence[Candidate], task: Role) -> Candidate:
-        longest = max(c.owned_pages for c in candidates)
-        equals = [c for c in candidates if c.owned_pages == longest]
-        return self._least_loaded.choose(equals, task)
+    def choose(self, candidates: CandidateList, task: Role) -> int:
+        longest = _with_most(np.arange(len(candidates)), candidates.owned_pages)
+        return self._least_loaded.choose_of(longest, candidates)
 
 
 POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
@@ -173,5 +147,21 @@ POLICIES: dict[str, Callable[[Callable[[], float]], Policy]] = {
 }
 
 
-def _any(candidates: Sequence[Candidate], chance: Callable[[], float]) -> Candidate:
-    return candidates[int(chance() * len(candidates))] if len(candidates) > 1 else candidates[0]
+def _with_least(positions: Places, values: Floats) -> Places:
+    """Returns those of `positions` at which `values` has its least there."""
+    if len(positions) == 1:
+        return positions
+    found = values[positions]
+    return positions[found == found[found.argmin()]]
+
+
+def _with_most(positions: Places, values: Floats) -> Places:
+    """Returns those of `positions` at which `values` has its greatest there."""
+    if len(positions) == 1:
+        return positions
+    found = values[positions]
+    return positions[found == found[found.argmax()]]
+
+
+def _any(positions: Places, chance: Callable[[], float]) -> int:
+    return int(positions[int(chance() * len(positions))] if len(positions) > 1 else positions[0])

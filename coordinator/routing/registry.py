@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from protocol.ids import Node, Role
@@ -125,6 +125,8 @@ class Registry:
         """The nodes that are kept out, by name, as long as they send heartbeats."""
         self._newest: dict[str, tuple[int, float]] = {}
         """The newest incarnation of each name, and when it was heard last."""
+        self.on_told: Callable[[str], None] | None = None
+        """Told the name of each node that lives and has told something of itself."""
         self.model: ClusterModel | None = None
         """The model served now: that of the node which came first; None without nodes."""
 
@@ -165,6 +167,8 @@ class Registry:
             live.info, live.load = info, message.load
             live.lease_ends, live.last_heartbeat = lease_ends, now
         self._presumed.forget()
+        if self.on_told is not None:
+            self.on_told(info.node.name)
         return replaced
 
     def remove(self, node: Node) -> NodeInfo | None:

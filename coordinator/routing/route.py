@@ -6,7 +6,7 @@ import msgspec
 
 from coordinator.routing.cost import Cost
 from coordinator.routing.demand import Demand
-from coordinator.routing.policies import Candidate
+from coordinator.routing.prices.candidates import Candidate
 from protocol.ids import Node
 
 
@@ -51,12 +51,13 @@ class Route(msgspec.Struct, frozen=True):
         demand: Demand,
         computing: Candidate,
         answering: Candidate,
-        others: list[tuple[float, Candidate]],
+        others: list[tuple[float, Candidate] | None],
     ) -> Route:
         """Returns the route over these candidates, which are one and the same if a decode node does
         both tasks.
 
-        `others` are the alternatives to `computing`, each with the score of its whole route.
+        `others` are the best alternatives to `computing`, each with the score of its whole route;
+        None stands for one that there is not.
         """
         is_apart = computing is not answering
         cost = computing.cost + answering.cost if is_apart else computing.cost
@@ -102,11 +103,12 @@ def _reason(demand: Demand, computing: Candidate, answering: Candidate, cost: Co
     )
 
 
-def _runner_up(score: float, others: list[tuple[float, Candidate]]) -> str:
+def _runner_up(score: float, others: list[tuple[float, Candidate] | None]) -> str:
     """Returns a text that names the best alternative and how much more it would have cost."""
-    if not others:
+    known = [other for other in others if other is not None]
+    if not known:
         return "no other node"
-    least, best = min(others, key=lambda other: other[0])
+    least, best = min(known, key=lambda other: other[0])
     more_s = least - score
     return (
         f"{best.live.node.name}: {best.cached_pages} pages cached, "

@@ -21,7 +21,7 @@ from coordinator.http.native.intake import make_request
 from coordinator.http.native.schema import tenant
 from coordinator.http.replies import FAULTS, error_reply, fault_reply, json_reply
 from coordinator.http.requests import object_of, service_of
-from coordinator.routing.policies import Candidate
+from coordinator.routing.prices.candidates import Candidate
 from coordinator.routing.registry import LiveNode
 from coordinator.routing.route import Route
 from coordinator.service import Service

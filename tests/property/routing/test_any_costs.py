@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.routing import cost
 from coordinator.routing.cost import OWN_WORK_WEIGHT, Cost
-from coordinator.routing.registry import LiveNode
+from coordinator.routing.node_queue import NodeQueueEstimate
+from coordinator.routing.prices import terms as prices
+from coordinator.routing.prices.figures import NodeFigures
 from protocol.messages import Load
 from tests.support.coordinator.nodes import Nodes, load_of
 
@@ -39,15 +41,19 @@ def test_the_parts_of_two_nodes_add_up(
     assert both.first_token_s == pytest.approx(prefill.first_token_s + decode.first_token_s)
 
 
-def live(load: Load, **info: object) -> LiveNode:
-    return Nodes().join("d0", load, **info)  # type: ignore[arg-type]
+def wait_s(load: Load, num_requests: int, num_pages: int) -> float:
+    """Returns how long an answer waits at a node that has so many requests of this coordinator."""
+    queue = NodeQueueEstimate()
+    queue.num_requests = num_requests
+    node = NodeFigures([Nodes().join("d0", load)], {"d0": queue}).all
+    (waits_s,) = prices.wait_s(node, prices.is_full(node, np.array([num_pages])), 0.0)
+    return float(waits_s)
 
 
 @given(num_running=st.integers(0, 40), more=st.integers(1, 8), num_pages=st.integers(0, 2000))
 def test_waiting_grows_with_what_is_there(num_running: int, more: int, num_pages: int) -> None:
-    node = live(load_of())
-    few_s = cost.wait_s(node, num_running, num_pages)
-    assert 0.0 < few_s < cost.wait_s(node, num_running + more, num_pages)
-    assert few_s <= cost.wait_s(node, num_running, num_pages + more)
-    busy = live(load_of(num_running=num_running))
-    assert cost.wait_s(busy, 0, num_pages) == few_s, "heartbeats count as our own requests do"
+    few_s = wait_s(load_of(), num_running, num_pages)
+    assert 0.0 < few_s < wait_s(load_of(), num_running + more, num_pages)
+    assert few_s <= wait_s(load_of(), num_running, num_pages + more)
+    busy = load_of(num_running=num_running)
+    assert wait_s(busy, 0, num_pages) == few_s, "heartbeats count as our own requests do"

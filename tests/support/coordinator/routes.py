@@ -11,9 +11,12 @@ from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
 from coordinator.routing.demand import Demand, PageOwners
 from coordinator.routing.node_queue import Booking, NodeQueueEstimate
 from coordinator.routing.policies import POLICIES
+from coordinator.routing.prices.figures import NodeFigures
+from coordinator.routing.prices.planned import PlannedWork
+from coordinator.routing.prices.pricing import Cluster
 from coordinator.routing.registry import Registry
 from coordinator.routing.route import Route
-from coordinator.routing.router import Cluster, PlannedWork, Router
+from coordinator.routing.router import Router
 from protocol.ids import Node
 from protocol.messages import Load
 from tests.support.coordinator.nodes import LAYOUT, load_of
@@ -37,13 +40,16 @@ def cluster_of(
     queues_s: Mapping[str, float] | None = None,
     hit_share: float = 0.0,
     planned_s: dict[str, float] | None = None,
+    totals_s: Mapping[str, float] | None = None,
 ) -> Cluster:
+    """`totals_s`: of idle nodes, the work that was ever sent there."""
+    queues = {name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()}
+    queues |= {name: NodeQueueEstimate(total_s) for name, total_s in (totals_s or {}).items()}
     return Cluster(
-        prefill=registry.live("prefill"),
-        decode=registry.live("decode"),
+        prefill=NodeFigures(registry.live("prefill"), queues),
+        decode=NodeFigures(registry.live("decode"), queues),
         find=registry.get,
         link_bytes_per_s=registry.link_bytes_per_s,
-        queues={name: backlog_of(work_s) for name, work_s in (queues_s or {}).items()},
         hit_share=hit_share,
         planned=PlannedWork({name: [work_s] for name, work_s in (planned_s or {}).items()}),
         now=0.0,

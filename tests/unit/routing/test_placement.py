@@ -7,8 +7,8 @@ import pytest
 
 from coordinator.routing.expected_pages import KEPT_S
 from coordinator.routing.policies import POLICIES
+from coordinator.routing.prices.planned import PlannedWork
 from coordinator.routing.route import NoRoute, Route
-from coordinator.routing.router import PlannedWork
 from protocol.ids import Node
 from tests.support.coordinator.nodes import Nodes, booked, demand_of, load_of
 
@@ -85,7 +85,7 @@ def test_a_prompt_is_booked_until_its_first_token_and_its_answer_until_the_end()
     for _ in range(2):
         nodes.computed("a", 1.0)
         assert booked(nodes.placement) == {"d0": (1, 0.0)}
-        assert nodes.placement.busy_s(1.0) == [0.0]
+        assert nodes.placement.busy_s(1.0) == []
     for _ in range(2):
         nodes.ended("a", 2.0)
         assert booked(nodes.placement) == {}
@@ -124,7 +124,8 @@ def test_planned_work_counts_where_it_is_planned() -> None:
 def test_heartbeats_of_other_coordinators_work() -> None:
     nodes = Nodes("p0", "p1", "d0")
     nodes.heard("p0", load_of(queued_tokens=3000), 0.0)
-    assert nodes.placement.busy_s(1.0) == [2.0, 0.0]
+    assert nodes.placement.busy_s(1.0) == [2.0]
+    assert nodes.placement.free_in_s(1.0) == 0.0
     assert nodes.placement.queue_s(P0, 1.0) == 2.0
     assert nodes.placement.queue_s(P1, 1.0) == 0.0
     assert nodes.placement.route(demand_of(LONG), 1.0).prefill == P1
@@ -133,11 +134,15 @@ def test_heartbeats_of_other_coordinators_work() -> None:
 def test_decode_nodes_compute_when_there_is_no_other() -> None:
     nodes = Nodes("d0", "d1")
     nodes.heard("d1", load_of(queued_tokens=500), 0.0)
-    assert nodes.placement.busy_s(0.0) == [0.0, 0.5]
+    assert nodes.placement.busy_s(0.0) == [0.5]
     nodes.join("p0")
-    assert nodes.placement.busy_s(0.0) == [0.0]
+    assert nodes.placement.busy_s(0.0) == []
     nodes.placement.draining = frozenset({"p0"})
-    assert nodes.placement.busy_s(0.0) == [0.0, 0.5]
+    assert nodes.placement.busy_s(0.0) == [0.5] and nodes.placement.free_in_s(0.0) == 0.0
+    nodes.heard("d0", load_of(queued_tokens=200), 0.0)
+    assert (
+        sorted(nodes.placement.busy_s(0.0)) == [0.2, 0.5] and nodes.placement.free_in_s(0.0) == 0.2
+    )
 
 
 def test_the_least_work_that_a_prompt_can_be() -> None:

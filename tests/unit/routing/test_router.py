@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from coordinator.routing.cost import EVICTED_REUSE, OWN_WORK_WEIGHT
-from coordinator.routing.node_queue import NodeQueueEstimate
 from coordinator.routing.route import NoRoute
 from coordinator.routing.router import Candidates
 from protocol.ids import Node
@@ -80,10 +79,7 @@ def test_a_prompt_never_hits_the_page_of_its_last_token() -> None:
 
 def test_ties_go_to_the_node_that_was_given_least_work() -> None:
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
-    cluster = cluster_of(registry)
-    cluster = msgspec.structs.replace(
-        cluster, queues={"p0": NodeQueueEstimate(3.0), "p1": NodeQueueEstimate(2.0)}
-    )
+    cluster = cluster_of(registry, totals_s={"p0": 3.0, "p1": 2.0})
     assert names(router_of().route(demand_of(), owners_of(), cluster)) == ("p1", "d0")
 
 
@@ -97,9 +93,7 @@ def measured(load: Load = IDLE, **rates: float) -> Load:
 def test_among_equals_the_owner_wins_though_it_was_given_more_work() -> None:
     """Both would fetch from the decode node, which has the answer too: p0 has the prompt."""
     registry = registry_of({"p0": IDLE, "p1": IDLE, "d0": IDLE})
-    cluster = msgspec.structs.replace(
-        cluster_of(registry), queues={"p0": NodeQueueEstimate(3.0), "p1": NodeQueueEstimate(1.0)}
-    )
+    cluster = cluster_of(registry, totals_s={"p0": 3.0, "p1": 1.0})
     owners = owners_of({"p0": 60, "d0": 62})
     for _ in range(5):
         assert names(router_of().route(demand_of(), owners, cluster)) == ("p0", "d0")

@@ -214,7 +214,7 @@ def turn(
 
 def owned(core: CoordinatorCore, request: Request, now: float) -> dict[str, int]:
     candidates, _, _ = core.explain(request, now)
-    return {c.live.node.name: c.owned_pages for c in candidates.prefill + candidates.decode}
+    return {c.live.node.name: c.owned_pages for c in [*candidates.prefill, *candidates.decode]}
 
 
 def test_the_next_turn_finds_the_pages_of_the_answer_at_once() -> None:

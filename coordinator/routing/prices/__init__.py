@@ -1,0 +1,1 @@
+"""What a request would cost on each node, for all nodes at once. Pure."""
