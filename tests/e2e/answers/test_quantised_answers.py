@@ -78,3 +78,21 @@ def test_a_retry_has_the_same_tokens(cluster: Cluster, name: str) -> None:
     assert last["meta_info"]["attempts"] == 2
     assert last["output_ids"] == undisturbed["output_ids"]
     assert last["output_ids"][: len(expected.tokens)] == expected.tokens
+
+
+def test_two_ranks_that_round_inputs_together_answer_as_one(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """In FP8 with a scale for each token, of which each rank has some inputs."""
+    name = "ct-fp8-dynamic-qwen3"
+    path: Path = tmp_path_factory.mktemp("models") / name
+    shutil.copytree(checkpoint(name), path)
+    save_tokenizer(path, VOCAB_SIZE)
+    flags = {"dtype": "float32", "max_total_tokens": "8192", "tensor_parallel_size": "2"}
+    cluster = start_cluster(tmp_path_factory, path, 1, 1, **flags)
+    try:
+        for expected in answers(name):
+            answer = cluster.generate(expected.prompt, max_new_tokens=len(expected.tokens))
+            assert answer["output_ids"] == expected.tokens
+    finally:
+        cluster.local.stop()

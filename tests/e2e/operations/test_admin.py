@@ -265,6 +265,17 @@ def test_an_explanation_runs_nothing_and_comes_true(tiny_cluster: Cluster) -> No
         assert [c["chosen"] for c in explanation["candidates"]["decode"]].count(True) == 1
 
 
+def test_prefill_nodes_alone_are_explained(pair_cluster: Cluster) -> None:
+    """They answer when no decode node takes requests."""
+    pair_cluster.admin.drain("d0")
+    try:
+        explanation = pair_cluster.admin.explain(prompt_of(40, 199, seed=231), max_new_tokens=8)
+    finally:
+        pair_cluster.admin.undrain("d0")
+    assert explanation["choice"]["decode"] == "p0" and explanation["prompt_pages"] == 3
+    assert explanation["candidates"]["decode"] == []
+
+
 def counters(node: dict[str, Any]) -> dict[str, int]:
     return dict(node["load"]["counters"])
 
