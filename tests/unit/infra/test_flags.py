@@ -70,6 +70,7 @@ def test_api_keys_are_joined_and_never_shown() -> None:
     ("words", "says"),
     [
         (["demo", "--port", "99999"], "--port is 99999; it must be between 1 and 65535"),
+        (["up", "--prefill", "1000", "--decode", "25"], "--decode are 1000 and 25; one host may"),
         (["coordinator", "--control-port", "-1"], "--control-port is -1; it must be between 0"),
     ],
 )

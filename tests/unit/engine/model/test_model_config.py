@@ -499,3 +499,23 @@ def test_broken_directories_are_explained(tmp_path: Path) -> None:
         ModelConfig.from_directory(tmp_path)
     assert issubclass(ModelDirectoryError, UserError)
     assert issubclass(UnsupportedModel, UserError)
+
+
+@pytest.mark.parametrize("name", ["config.json", "quantize_config.json", "quant_config.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "\ufeff{}"])
+def test_a_file_that_is_no_json_is_named(tmp_path: Path, name: str, text: str) -> None:
+    config_of(tmp_path)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ModelDirectoryError, match=rf"/{name} is no JSON .*fetch it again"):
+        ModelConfig.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", [None, 5, ["llama"], {"llama": 1}])
+def test_the_type_of_a_text_part_may_be_anything(tmp_path: Path, model_type: Any) -> None:
+    plain = config_of(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    text = {key: value for key, value in raw.items() if key != "architectures"}
+    nested = {"architectures": raw["architectures"], "text_config": text}
+    nested["text_config"]["model_type"] = model_type
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    assert ModelConfig.from_directory(tmp_path) == plain
