@@ -87,12 +87,16 @@ class Header:
     tensors: Mapping[str, TensorPlace]
 
     def array(self, key: str) -> list[Any] | None:
-        """Returns the elements of an array; None if there is none of this name."""
+        """Returns the elements of an array; None if there is none of this name. Raises
+        ModelDirectoryError."""
         place = self.metadata.get(key)
         if not isinstance(place, ArrayPlace):
             return None
         with _mapped(self.file) as data:
-            return _Reader(self.file, data, place.offset).elements(place)
+            try:
+                return _Reader(self.file, data, place.offset).elements(place)
+            except (struct.error, UnicodeDecodeError) as error:
+                raise damaged(self.file, f"its {key} cannot be read: {error}") from error
 
     def numbers(self, name: str) -> list[float] | None:
         """Returns the values of a tensor of float32; None if there is none of this name."""

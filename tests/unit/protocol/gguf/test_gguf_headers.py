@@ -131,6 +131,13 @@ def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
         read_header(file)
 
 
+def test_an_array_of_texts_that_are_none_is_refused(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "m.gguf", METADATA, TENSORS)
+    file.write_bytes(file.read_bytes().replace(b"zwei", b"zwe\xff"))
+    with pytest.raises(ModelDirectoryError, match=r"its a\.texts cannot be read: 'utf-8' codec"):
+        read_header(file).array("a.texts")
+
+
 def write_set(folder: Path, count: int = 3, counted: int | None = None) -> list[Path]:
     """A model in parts, of which the first has the metadata and each has a tensor."""
     files = []
