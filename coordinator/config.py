@@ -13,6 +13,7 @@ from protocol.config import (
     LOG_LEVELS,
     option,
     require,
+    require_ports,
     require_redis_url,
 )
 from protocol.telemetry.familiar import require_families
@@ -143,6 +144,7 @@ class CoordinatorConfig(TrustOptions):
         require_redis_url(self.redis_url)
         self.require_trust([self.host])
         require(0 < self.port < 65536, f"--port is {self.port}; it must be between 1 and 65535")
+        require_ports(self, "control_port")
         require(0 < self.workers <= 256, f"--workers is {self.workers}; it must be 1 to 256")
         require(
             not self.control_port or self.control_port + self.workers <= 65536,

@@ -34,7 +34,7 @@ from kvrelay.bench.config import BenchConfig, add_to
 from node.config import NodeConfig
 from node.model_check import check_model
 from node.stop_signals import StopSignals
-from protocol.config import add_flags, option, resolve
+from protocol.config import add_flags, option, require, resolve
 from protocol.errors import UserError
 from protocol.ids import Role
 from protocol.telemetry.logs import start_logging
@@ -53,6 +53,9 @@ class DemoConfig:
 
     port: int = option(30000, "HTTP port")
     admin_token: str = option("", "a token for /admin/*; empty: none", is_secret=True)
+
+    def __post_init__(self) -> None:
+        require(0 < self.port < 65536, f"--port is {self.port}; it must be between 1 and 65535")
 
 
 GROUPS = {UpConfig: "the cluster", CoordinatorConfig: "HTTP and routing", NodeConfig: "nodes"}

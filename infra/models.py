@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from infra import hub
+from protocol.model.directory import ModelDirectoryError
 from protocol.model.files import open_model
 
 EMBEDDED = Path(
@@ -22,11 +23,17 @@ def path(model_path: str, with_weights: bool) -> str:
 
     Without weights, which only nodes need, a model of the hub is fetched in a moment.
     """
-    if hub.is_hub_id(model_path):
-        found = hub.fetch(model_path, with_weights)
-    else:
-        found = Path(model_path) if model_path else EMBEDDED
-    open_model(found).config()
+    try:
+        if hub.is_hub_id(model_path):
+            found = hub.fetch(model_path, with_weights)
+        else:
+            found = Path(model_path) if model_path else EMBEDDED
+        open_model(found).config()
+    except OSError as error:  # a name that is too long, a directory that may not be entered
+        raise ModelDirectoryError(
+            f"--model-path {model_path!r:.200} cannot be read ({error.strerror}); check its "
+            "spelling and its permissions"
+        ) from error
     return str(found)
 
 

@@ -29,6 +29,10 @@ NOT_FOR_UP = {"name", "control_port", "data_port", "health_port"}
 """Settings of a single node, which all nodes of a cluster cannot share."""
 
 
+MOST_NODES = 1024
+"""As many as the largest simulated cluster; each is a process with a model of its own."""
+
+
 @dataclass(frozen=True)
 class UpConfig:
     """Settings of `kvrelay up` itself, beside those of the processes that it starts."""
@@ -45,6 +49,11 @@ class UpConfig:
     def __post_init__(self) -> None:
         require(self.prefill >= 0, "--prefill must be 0 or more")
         require(self.decode >= 1, "--decode must be at least 1")
+        require(
+            self.prefill + self.decode <= MOST_NODES,
+            f"--prefill and --decode are {self.prefill} and {self.decode}; one host may have at "
+            f"most {MOST_NODES} nodes",
+        )
         for role in ("prefill", "decode"):
             require(
                 getattr(self, f"{role}_tensor_parallel_size") >= 0,

@@ -12,8 +12,10 @@ from protocol.config import (
     LOG_LEVELS,
     option,
     require,
+    require_ports,
     require_redis_url,
 )
+from protocol.telemetry.familiar import require_families
 from protocol.trust.bounds import MAX_LEASE_S, MAX_NAME_CHARACTERS
 from protocol.trust.options import TrustOptions, is_loopback
 
@@ -105,6 +107,8 @@ class NodeConfig(TrustOptions, EngineOptions):
         super().__post_init__()
         require_redis_url(self.redis_url)
         self.require_trust([self.host])
+        require_ports(self, "control_port", "data_port", "health_port")
+        require_families(self.metric_names)
         require(
             self.kv_backend != "gloo" or self.insecure or is_loopback(self.host),
             "--kv-backend gloo listens on a port that asks nobody for the cluster secret, and "
@@ -137,6 +141,7 @@ class NodeConfig(TrustOptions, EngineOptions):
             len(self.name) <= MAX_NAME_CHARACTERS,
             f"--name has {len(self.name)} characters; it may have {MAX_NAME_CHARACTERS}",
         )
+        require(self.name.isprintable(), f"--name is {self.name!r}; it must be printable")
         require(self.max_total_tokens >= 0, "--max-total-tokens must not be negative")
 
     def chunk_tokens(self, device: str) -> int:

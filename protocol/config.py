@@ -18,6 +18,8 @@ from protocol.errors import UserError
 from protocol.redis.url import RedisUrl
 
 T = TypeVar("T")
+MOST_WHOLE, MOST_FRACTION = 1 << 53, 10**9
+"""No setting needs more: what they go to has words of 64 bits, and waits of so many seconds."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 LOG_LEVEL_SYNONYMS = {"warn": "warning", "critical": "error", "fatal": "error"}
@@ -142,11 +144,15 @@ def _parse(text: str, kind: Any, source: str) -> Any:
         str: str,
         tuple[str, ...]: _several,
     }
+    word = "a whole number" if kind is int else "a number"
     try:
-        return readers[kind](text)
+        value = readers[kind](text)
     except ValueError:
-        word = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"{source} is {text!r}; it must be {word}") from None
+        raise ConfigError(f"{source} is {text!r:.80}; it must be {word}") from None
+    most = {int: MOST_WHOLE, float: MOST_FRACTION}.get(kind)
+    if most is not None and not -most <= value <= most:
+        raise ConfigError(f"{source} is {text!r:.80}; it must be {word} of at most {most:,}")
+    return value
 
 
 def _several(text: str) -> tuple[str, ...]:
@@ -157,6 +163,14 @@ def require(condition: bool, sentence: str) -> None:
     """Raises ConfigError with `sentence` unless `condition` holds. For checks of settings."""
     if not condition:
         raise ConfigError(sentence)
+
+
+def require_ports(config: object, *names: str) -> None:
+    """Raises ConfigError unless each of these settings is a port, or 0, which is any free one."""
+    for name in names:
+        port = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(0 <= port < 65536, f"{flag} is {port}; it must be between 0 and 65535")
 
 
 def require_redis_url(url: str) -> None:

@@ -23,6 +23,8 @@ from coordinator.answers.template_steps import STEPS, StepBudget, TooManySteps, 
 
 MAX_CHARACTERS = 1 << 24
 """A longer text would fit no model; a template that writes it is broken or hostile."""
+MAX_SOURCE_CHARACTERS = 1 << 18
+"""No template that is published has a tenth; a long one takes seconds to compile."""
 MAX_STEPS = 1 << 20
 """Rounds of loops and calls of macros: a chat of 100,000 messages takes fewer, and so many
 that do nothing take a tenth of a second."""
@@ -182,8 +184,18 @@ def _written(template: Template, variables: Mapping[str, Any]) -> str:
 
 
 def _compiled(environment: _Environment, name: str, source: str) -> Template:
+    if len(source) > MAX_SOURCE_CHARACTERS:
+        raise ChatTemplateError(
+            f"the chat template {name!r} has {len(source)} characters, and may have "
+            f"{MAX_SOURCE_CHARACTERS}; name another one with --chat-template"
+        )
     try:
         return environment.from_string(count_steps(environment, environment.parse(source)))
+    except RecursionError as error:
+        raise ChatTemplateError(
+            f"the chat template {name!r} cannot be compiled: it is nested too deeply; name another "
+            "one with --chat-template"
+        ) from error
     except TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"the chat template {name!r} cannot be compiled: line {error.lineno}: {error.message}; "

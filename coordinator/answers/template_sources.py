@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 
 from protocol.config import ConfigError
@@ -25,14 +26,15 @@ def template_sources(model_path: Path, wanted: str) -> dict[str, str]:
         return of_model
     if wanted in of_model:
         return {"default": of_model[wanted]}
-    if Path(wanted).is_file():
+    if isfile(wanted):  # which is false, too, for what cannot be a name of a file
         return {"default": read_text(Path(wanted))}
     built_in = built_in_templates()
     if wanted in built_in:
         return {"default": built_in[wanted]}
     names = ", ".join(sorted({*of_model, *built_in}))
     raise ConfigError(
-        f"--chat-template is {wanted!r}; it must be a file with a Jinja template, or one of {names}"
+        f"--chat-template is {wanted!r:.200}; it must be a file with a Jinja template, or "
+        f"one of {names}"
     )
 
 

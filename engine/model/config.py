@@ -217,7 +217,7 @@ def _head_dim(raw: dict[str, Any], hidden_size: int, num_heads: int) -> int:
 def _activation(family: Family, raw: dict[str, Any]) -> Activation:
     key = "hidden_activation" if family.is_gemma else "hidden_act"
     name = raw.get(key) or ("gelu_pytorch_tanh" if family.is_gemma else "silu")
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModel(
             f"the model uses the activation {name}; this engine supports {', '.join(ACTIVATIONS)}"
         )

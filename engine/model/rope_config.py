@@ -12,11 +12,13 @@ from typing import Any
 
 from engine.model.families import Family, UnsupportedModel
 from protocol.model.directory import ModelDirectoryError
-from protocol.model.numbers import number, whole, wrong
+from protocol.model.numbers import MOST_FACTOR, number, rope_factor, switch, whole, wrong
 
 KINDS = ("default", "linear", "llama3", "yarn", "longrope")
 SLIDING, FULL = "sliding_attention", "full_attention"
 MOST_POSITIONS = 1 << 40
+LEAST_THETA, LEAST_RANGE = 2.0, 2
+"""Of both, logarithms are divisors."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ def read_ropes(
     them before keys beside them. Raises UnsupportedModel, ModelDirectoryError, and KeyError for a
     parameter that is missing.
     """
-    theta = number(raw, "rope_theta", 10_000.0)
+    theta = _theta(raw, 10_000.0)
     scaling, parameters = _object(raw, "rope_scaling"), _object(raw, "rope_parameters")
     if family.has_local_rope:
-        local_theta = number(raw, "rope_local_base_freq", 10_000.0)
+        local_theta = number(raw, "rope_local_base_freq", 10_000.0, LEAST_THETA)
         if parameters and not parameters.keys() & {FULL, SLIDING}:
             raise wrong("rope_parameters", parameters, f"an object with {FULL} and {SLIDING}")
         full = {**_object(parameters, FULL), **scaling}
@@ -72,7 +74,7 @@ def read_ropes(
         )
     rope = scaling or parameters
     other = parameters.get("rope_theta")
-    used = number(rope, "rope_theta", theta)
+    used = _theta(rope, theta)
     if other is not None and other != used:
         raise ModelDirectoryError(
             f"config.json has rope_scaling {scaling}, with which rope_theta would be {used:g}, and "
@@ -104,31 +106,28 @@ def _read(
             f"config.json has partial_rotary_factor {partial:g}; this engine rotates parts of "
             "heads for Phi-3 alone, as transformers does"
         )
-    rotary_dim, theta = int(head_dim * partial), number(rope, "rope_theta", theta)
+    rotary_dim, theta = int(head_dim * partial), _theta(rope, theta)
     if rotary_dim % 2:
         raise UnsupportedModel(
             f"{rotary_dim} dimensions of a head of {head_dim} are rotated (partial_rotary_factor "
             f"{partial:g}); they must be even in number, to be rotated in pairs"
         )
-    longest = whole(raw, "max_position_embeddings", most=MOST_POSITIONS)
+    longest = whole(raw, "max_position_embeddings", LEAST_RANGE, MOST_POSITIONS)
     # Beside the rope's own parameters it goes before that within them, unlike the others.
     key = "original_max_position_embeddings"
-    original = int(number(raw, key, number(rope, key, longest)))
+    inner = number(rope, key, longest, LEAST_RANGE, MOST_POSITIONS)
+    original = int(number(raw, key, inner, LEAST_RANGE, MOST_POSITIONS))
     if kind == "default":
         return RopeConfig(rotary_dim, theta)
     if kind == "linear":
-        return RopeConfig(rotary_dim, theta, kind, number(rope, "factor"))
+        return RopeConfig(rotary_dim, theta, kind, rope_factor(rope))
     if kind == "llama3":
+        low, high = _frequency_factors(rope)
+        factor = rope_factor(rope)
         return RopeConfig(
-            rotary_dim,
-            theta,
-            kind,
-            number(rope, "factor"),
-            original,
-            low_freq_factor=number(rope, "low_freq_factor"),
-            high_freq_factor=number(rope, "high_freq_factor"),
+            rotary_dim, theta, kind, factor, original, low_freq_factor=low, high_freq_factor=high
         )
-    factor = number(rope, "factor", longest / original)
+    factor = rope_factor(rope, longest / original)
     if kind == "yarn":
         return RopeConfig(
             rotary_dim,
@@ -138,12 +137,12 @@ def _read(
             original,
             beta_fast=number(rope, "beta_fast", 32.0),
             beta_slow=number(rope, "beta_slow", 1.0),
-            truncate=bool(rope.get("truncate", True)),
+            truncate=rope.get("truncate") is None or switch(rope, "truncate"),
             attention_factor=_yarn_attention_factor(rope, factor),
         )
     is_long = (context_length or longest) > original
     attention_factor = number(
-        rope, "attention_factor", _longrope_attention_factor(factor, original)
+        rope, "attention_factor", _longrope_attention_factor(factor, original), most=MOST_FACTOR
     )
     return RopeConfig(
         rotary_dim,
@@ -153,6 +152,18 @@ def _read(
         divisors=_divisors(rope, "long_factor" if is_long else "short_factor", rotary_dim // 2),
         attention_factor=attention_factor,
     )
+
+
+def _theta(raw: dict[str, Any], default: float) -> float:
+    return number(raw, "rope_theta", default, LEAST_THETA)
+
+
+def _frequency_factors(rope: dict[str, Any]) -> tuple[float, float]:
+    """Returns Llama 3's low and high factor, whose difference is a divisor."""
+    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+    if low >= high:
+        raise wrong("low_freq_factor", low, f"less than high_freq_factor, which is {high:g}")
+    return low, high
 
 
 def _kind(family: Family, rope: dict[str, Any]) -> str:
@@ -198,7 +209,8 @@ def _yarn_attention_factor(rope: dict[str, Any], factor: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
     if rope.get("attention_factor") is not None:
-        return float(rope["attention_factor"])
+        return number(rope, "attention_factor", most=MOST_FACTOR)
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return temperature(rope["mscale"]) / temperature(rope["mscale_all_dim"])
+        scales = [number(rope, key, most=MOST_FACTOR) for key in ("mscale", "mscale_all_dim")]
+        return temperature(scales[0]) / temperature(scales[1])
     return temperature(1.0)

@@ -67,7 +67,7 @@ def read_config(path: Path) -> dict[str, Any]:
     outer = {key: value for key, value in config.items() if value is not None}
     inner = {key: value for key, value in text.items() if value is not None}
     of_the_whole = {key: outer[key] for key in OF_THE_WHOLE if key in outer}
-    return {**TEXT_DEFAULTS.get(text.get("model_type", ""), {}), **outer, **inner, **of_the_whole}
+    return {**TEXT_DEFAULTS.get(str(text.get("model_type")), {}), **outer, **inner, **of_the_whole}
 
 
 def _add_quantisation(config: dict[str, Any], path: Path) -> None:
@@ -82,12 +82,19 @@ def _add_quantisation(config: dict[str, Any], path: Path) -> None:
 def read_json(file: Path) -> dict[str, Any] | None:
     """Returns the JSON object in `file`; None if there is no such file. Raises
     ModelDirectoryError if the file is something else."""
-    if not file.is_file():
-        return None
     try:
+        if not file.is_file():
+            return None
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RecursionError) as error:
         raise ModelDirectoryError(f"{file} is no JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ModelDirectoryError(f"{file} is no JSON object; fetch it again")
     return content
+
+
+def unreadable(file: Path, error: OSError) -> ModelDirectoryError:
+    """Returns the error for a file that is there and may not be opened, or whose disk fails."""
+    return ModelDirectoryError(f"{file} cannot be read ({error.strerror}); look at its permissions")

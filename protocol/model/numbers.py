@@ -6,7 +6,6 @@ anything is computed or allocated with it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,10 @@ MOST = 1 << 24
 """No size of a model is larger; whatever is, would only end in an allocation that fails."""
 MOST_TOKENS = 1 << 22
 """The largest vocabulary: the sampler adds that many probabilities in 64 bits."""
+LEAST_NUMBER, MOST_NUMBER = 1e-30, 1e30
+"""What float32 computes with, and leaves room for products of."""
+MOST_FACTOR = 1 << 20
+"""No rope scaling stretches the trained range further."""
 LENGTH_IS_SCALED = "Gemma3"
 """Begins the names of architectures whose `max_position_embeddings` is the range after scaling."""
 
@@ -31,16 +34,24 @@ def whole(raw: Mapping[str, Any], key: str, least: int = 1, most: int = MOST) ->
     return value
 
 
-def number(raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """Returns the positive, finite number `key`; the default if it is missing or null. Raises
-    KeyError without a default, and ModelDirectoryError if it is something else."""
+def number(
+    raw: Mapping[str, Any],
+    key: str,
+    default: float | None = None,
+    least: float = LEAST_NUMBER,
+    most: float = MOST_NUMBER,
+) -> float:
+    """Returns the number `key`; the default if it is missing or null. Raises KeyError without a
+    default, and ModelDirectoryError if it is something else."""
     value = raw.get(key)
     if value is None:
         if default is None:
             raise KeyError(key)
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_positive(value):
-        raise wrong(key, value, "a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        is_any = (least, most) == (LEAST_NUMBER, MOST_NUMBER)
+        wanted = "that float32 can hold" if is_any else f"from {least:g} to {most:g}"
+        raise wrong(key, value, f"a number above 0 {wanted}")
     return float(value)
 
 
@@ -55,7 +66,7 @@ def switch(raw: Mapping[str, Any], key: str) -> bool:
 def wrong(key: str, value: object, wanted: str) -> ModelDirectoryError:
     """Returns the error for a key whose value is not what is `wanted`."""
     return ModelDirectoryError(
-        f"config.json has {key} {value!r}; it must be {wanted}; correct it or fetch it again"
+        f"config.json has {key} {value!r:.200}; it must be {wanted}; correct it or fetch it again"
     )
 
 
@@ -72,8 +83,9 @@ def longest_sequence(raw: Mapping[str, Any]) -> int:
         return trained
     key = "original_max_position_embeddings"
     given = next((one for one in (raw, rope) if one.get(key) is not None), {})
-    return max(trained, int(number(given, key, trained) * number(rope, "factor", 1.0)))
+    return max(trained, int(number(given, key, trained) * rope_factor(rope, 1.0)))
 
 
-def _is_positive(value: float) -> bool:
-    return value > 0 and math.isfinite(value)
+def rope_factor(rope: Mapping[str, Any], default: float | None = None) -> float:
+    """Returns by how much rope scaling stretches the trained range. Raises as `number` does."""
+    return number(rope, "factor", default, least=1.0, most=MOST_FACTOR)

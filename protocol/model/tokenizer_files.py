@@ -7,6 +7,7 @@ Coordinators and nodes must agree on every id, so both take the tokenizer from h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ LISTED_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 IMAGE_TOKENS = ("<image_soft_token>",)
 """Tokens that stand for an image. Text models of families that also see keep them in their
 tokenizers, beyond their vocabularies (Gemma 3 1B); no text has them, so they are left out."""
+ID = re.compile("[0-9]{1,10}")
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
 
 
@@ -43,7 +45,7 @@ class TokenizerFiles:
         defaults = first_qwen.NAMED_TOKENS if _has_ranks_alone(path) else {}
         self.special_tokens = _special_tokens([defaults, special_tokens_map, self.config])
         """The text of each token that has a name: "bos_token", "eos_token" and so on."""
-        self._listed = _listed_tokens([special_tokens_map, self.config])
+        self._listed = _listed_tokens([special_tokens_map, self.config], path)
 
     def merged(self, vocab_size: int) -> dict[str, Any]:
         """Returns the content of tokenizer.json with everything merged into it. What it puts around
@@ -77,12 +79,12 @@ class TokenizerFiles:
         texts = set()
         for number, token in declared.items():
             text = _text_of(token)
-            if not text or not str(number).isdigit():
+            if not text or ID.fullmatch(str(number)) is None:
                 raise self._wrong("tokenizer_config.json", number, token)
             texts.add(text)
             yield _declared(text, int(number), token if isinstance(token, Mapping) else {})
         for text, number in older.items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            if not _is_id(number):
                 raise self._wrong("added_tokens.json", text, number)
             if text not in texts:
                 is_special = text in (*self.special_tokens.values(), *self._listed)
@@ -90,8 +92,8 @@ class TokenizerFiles:
 
     def _wrong(self, file: str, key: object, value: object) -> ModelDirectoryError:
         return ModelDirectoryError(
-            f"{self.path}/{file} has {key!r}: {value!r} among its added tokens, each of which has "
-            "a text and an id; fetch it again"
+            f"{self.path}/{file} has {key!r:.80}: {value!r:.80} among its added tokens, each of "
+            "which has a text and an id; fetch it again"
         )
 
 
@@ -123,14 +125,15 @@ class _AddedTokens:
         known = self._id_of(text)
         if known is not None and known != number:
             raise ModelDirectoryError(
-                f"{self._path} gives the token {text!r} two ids: {known} in tokenizer.json and "
+                f"{self._path} gives the token {text!r:.80} two ids: {known} in tokenizer.json and "
                 f"{number} in tokenizer_config.json or added_tokens.json; fetch both again"
             )
         other = self._texts.get(number, text)
         if other != text:
             raise ModelDirectoryError(
-                f"{self._path} gives the id {number} to two tokens: {other!r} in tokenizer.json "
-                f"and {text!r} in tokenizer_config.json or added_tokens.json; fetch both again"
+                f"{self._path} gives the id {number} to two tokens: {other!r:.80} in "
+                f"tokenizer.json and {text!r:.80} in tokenizer_config.json or added_tokens.json; "
+                "fetch both again"
             )
         self._keep(token)
 
@@ -202,17 +205,16 @@ def _read_tokenizer_json(file: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(file, error) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise unreadable(file, ValueError("it has no model"))
-    for token in content.get("added_tokens") or []:
-        if (
-            not isinstance(token, dict)
-            or not isinstance(token.get("id"), int)
-            or not _text_of(token)
-        ):
-            raise unreadable(file, ValueError(f"it has the added token {token!r}"))
+    added = content.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise unreadable(file, ValueError("its added_tokens are no list"))
+    for token in added:
+        if not isinstance(token, dict) or not _is_id(token.get("id")) or not _text_of(token):
+            raise unreadable(file, ValueError(f"it has the added token {token!r:.80}"))
     return content
 
 
@@ -225,12 +227,20 @@ def unreadable(file: Path, error: Exception) -> ModelDirectoryError:
 
 def _vocabulary_of(content: Mapping[str, Any], path: Path) -> dict[str, int]:
     """Returns the ids of the tokens that are not added ones, by text."""
-    vocabulary = content["model"].get("vocab")
-    if isinstance(vocabulary, dict):
-        return vocabulary
+    vocabulary, file = content["model"].get("vocab"), path / "tokenizer.json"
     if isinstance(vocabulary, list):  # Unigram's: pairs of text and score
+        if not all(isinstance(piece, list) and piece for piece in vocabulary):
+            raise unreadable(file, ValueError("its vocab is no list of pairs"))
         return {str(piece[0]): number for number, piece in enumerate(vocabulary)}
-    raise unreadable(path / "tokenizer.json", ValueError("its model has no vocab"))
+    if not isinstance(vocabulary, dict):
+        raise unreadable(file, ValueError("its model has no vocab"))
+    if not all(map(_is_id, vocabulary.values())):
+        raise unreadable(file, ValueError("its vocab has values that are no ids"))
+    return vocabulary
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _require_ids_below(vocab_size: int, ids: Mapping[str, int], path: Path) -> None:
@@ -262,12 +272,17 @@ def _special_tokens(sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return tokens
 
 
-def _listed_tokens(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+def _listed_tokens(sources: Iterable[Mapping[str, Any]], path: Path) -> list[str]:
     found: list[str] = []
     for source in sources:
         for name in LISTED_TOKENS:
             values = source.get(name) or []
-            values = values.values() if isinstance(values, Mapping) else values
+            values = [*values.values()] if isinstance(values, Mapping) else values
+            if not isinstance(values, list):
+                raise ModelDirectoryError(
+                    f"{path} has {name} {values!r:.80} in tokenizer_config.json or "
+                    "special_tokens_map.json; it must be a list of tokens; fetch both again"
+                )
             found += [text for value in values if (text := _text_of(value))]
     return found
 

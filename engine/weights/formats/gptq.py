@@ -18,7 +18,6 @@ from engine.weights.formats.integers import (
     matrix,
     require_groups,
     require_shape,
-    required,
 )
 from engine.weights.formats.module import as_slice
 from engine.weights.formats.words import per_word, unpacked_part, words_of
@@ -101,14 +100,18 @@ class GptqModule(IntegerModule):
 def _order(name: str, source: TensorSource, shape: Shape) -> Tensor | None:
     """Returns which input each input of the sorted groups is; None if they are sorted. Raises
     ModelDirectoryError."""
-    if name not in source.tensors:
+    info = source.tensors.get(name)
+    if info is None:
         return None
+    wrong = ModelDirectoryError(
+        f"{name} in {source.name} does not have {shape.group_size} inputs for each of "
+        f"{shape.num_groups} groups; fetch the model again"
+    )
+    if info.shape != (shape.num_in,) or info.dtype not in ("I32", "I64"):
+        raise wrong
     groups = source.read(name)
     expected = torch.arange(shape.num_in) // shape.group_size
-    order = groups.long().argsort(stable=True)
-    if required(name, source).shape != (shape.num_in,) or not groups[order].eq(expected).all():
-        raise ModelDirectoryError(
-            f"{name} in {source.name} does not have {shape.group_size} inputs for each of "
-            f"{shape.num_groups} groups; fetch the model again"
-        )
+    order = groups.argsort(stable=True)
+    if not groups[order].eq(expected).all():
+        raise wrong
     return None if groups.eq(expected).all() else order

@@ -71,15 +71,15 @@ def architecture_of(parts: GgufParts) -> Architecture:
     kind = parts.metadata.get("general.type", "model")
     if kind != "model":
         raise ModelDirectoryError(
-            f"{parts.file} is of the type {kind}, a part of a model; name the file of the model in "
-            "--model-path"
+            f"{parts.file} is of the type {kind:.40}, a part of a model; name the file of "
+            "the model in --model-path"
         )
     name = parts.metadata.get("general.architecture")
     if name is None:
         raise missing(parts, "general.architecture")
     if name not in ARCHITECTURES:
         raise ModelDirectoryError(
-            f"{parts.file} is of the architecture {name}; of GGUF this engine supports "
+            f"{parts.file} is of the architecture {name:.40}; of GGUF this engine supports "
             f"{', '.join(ARCHITECTURES)}"
         )
     found = ARCHITECTURES[name]

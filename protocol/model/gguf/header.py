@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from protocol.model.directory import ModelDirectoryError
+from protocol.model.directory import ModelDirectoryError, unreadable
 from protocol.model.gguf.tensor_types import OTHER_NAMES, TENSOR_TYPES, TensorType
 
 MAGIC = b"GGUF"
@@ -86,12 +87,16 @@ class Header:
     tensors: Mapping[str, TensorPlace]
 
     def array(self, key: str) -> list[Any] | None:
-        """Returns the elements of an array; None if there is none of this name."""
+        """Returns the elements of an array; None if there is none of this name. Raises
+        ModelDirectoryError."""
         place = self.metadata.get(key)
         if not isinstance(place, ArrayPlace):
             return None
         with _mapped(self.file) as data:
-            return _Reader(self.file, data, place.offset).elements(place)
+            try:
+                return _Reader(self.file, data, place.offset).elements(place)
+            except (struct.error, UnicodeDecodeError) as error:
+                raise damaged(self.file, f"its {key} cannot be read: {error}") from error
 
     def numbers(self, name: str) -> list[float] | None:
         """Returns the values of a tensor of float32; None if there is none of this name."""
@@ -111,7 +116,7 @@ def read_header(file: Path) -> Header:
     try:
         state = file.stat()
     except OSError as error:
-        raise ModelDirectoryError(f"{file} cannot be read ({error.strerror})") from error
+        raise unreadable(file, error) from error
     return _parsed(file, state.st_mtime_ns, state.st_size)
 
 
@@ -123,13 +128,15 @@ def _parsed(file: Path, modified_ns: int, num_bytes: int) -> Header:
 
 @contextmanager
 def _mapped(file: Path) -> Iterator[mmap.mmap]:
-    with file.open("rb") as opened:
-        try:
+    try:
+        with file.open("rb") as opened:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # it is empty
-            raise damaged(file, "it is empty") from error
-        with data:
-            yield data
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except ValueError as error:  # it is empty
+        raise damaged(file, "it is empty") from error
+    with data:
+        yield data
 
 
 class _Reader:
@@ -194,7 +201,16 @@ class _Reader:
             if name in tensors:
                 raise damaged(self._file, f"it has two tensors called {name}")
             tensors[name] = moved
+        self._require_apart(tensors)
         return tensors
+
+    def _require_apart(self, tensors: Mapping[str, TensorPlace]) -> None:
+        """Raises ModelDirectoryError if two tensors share bytes: one of them is not where the table
+        has it."""
+        in_order = sorted(tensors.items(), key=lambda item: item[1].offset)
+        for (name, place), (following, next_place) in pairwise(in_order):
+            if place.offset + place.num_bytes > next_place.offset:
+                raise damaged(self._file, f"its {name} and {following} lie upon each other")
 
     def _tensor(self) -> tuple[str, TensorPlace]:
         """Reads one entry of the table; its offset is behind the header."""

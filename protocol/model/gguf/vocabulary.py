@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from protocol.model.directory import ModelDirectoryError
+from protocol.model.gguf.header import damaged
 from protocol.model.gguf.parts import GgufParts
 from protocol.model.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from protocol.model.tokenizer_content import TokenizerContent
@@ -27,6 +28,8 @@ NAMES = {
 }
 """The keys of the metadata by the names that templates have for tokens; one is misspelt there."""
 KINDS = ("gpt2", "llama")
+MOST_TOKEN_CHARACTERS = 1 << 12
+"""No vocabulary has a longer token, and each is tried in all its halves."""
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """Stands for a space in the tokens of SentencePiece."""
 KEEPING_SPACE = frozenset({"<unk>", "<s>", "<|endoftext|>"})
@@ -42,7 +45,7 @@ class Vocabulary:
         self._kind = parts.metadata.get("tokenizer.ggml.model", "none")
         if self._kind not in KINDS:
             raise ModelDirectoryError(
-                f"{parts.file} has a tokenizer of the kind {self._kind}; of GGUF this engine "
+                f"{parts.file} has a tokenizer of the kind {self._kind:.40}; of GGUF this engine "
                 f"supports {' and '.join(KINDS)}"
             )
         self._tokens = self._texts(vocab_size)
@@ -104,10 +107,10 @@ class Vocabulary:
         name = self._parts.metadata.get("tokenizer.ggml.pre")
         if name not in PRE_TOKENIZERS:
             raise ModelDirectoryError(
-                f"{self._parts.file} has the tokenizer.ggml.pre {name!r}, which does not tell how "
-                f"a text is cut into words; this engine knows {len(PRE_TOKENIZERS)} names, such as "
-                "llama-bpe, qwen2 and tekken: convert the model again with a current llama.cpp, or "
-                "use its *.safetensors"
+                f"{self._parts.file} has the tokenizer.ggml.pre {name!r:.40}, which does not tell "
+                f"how a text is cut into words; this engine knows {len(PRE_TOKENIZERS)} names, "
+                "such as llama-bpe, qwen2 and tekken: convert the model again with a current "
+                "llama.cpp, or use its *.safetensors"
             )
         return PRE_TOKENIZERS[name]
 
@@ -214,6 +217,10 @@ class Vocabulary:
             raise ModelDirectoryError(
                 f"{self._parts.file} has {len(tokens)} tokens, and its token_embd.weight rows for "
                 f"{vocab_size}; fetch the model again"
+            )
+        if max(map(len, tokens), default=0) > MOST_TOKEN_CHARACTERS:
+            raise damaged(
+                self._parts.file, f"it has a token of more than {MOST_TOKEN_CHARACTERS} characters"
             )
         return [text or f"[EMPTY_{number}]" for number, text in enumerate(tokens)]
 

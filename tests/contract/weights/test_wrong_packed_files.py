@@ -76,6 +76,8 @@ WRONG: list[tuple[str, Callable[[Tensors], None], str]] = [
         r"g_idx .* does not have 40 inputs for each of 4",
     ),
     ("gptq", replaced("g_idx", lambda t: t.fill_(0)), r"g_idx .*not have 32 inputs for each of 4"),
+    ("gptq", replaced("g_idx", lambda t: t.float()), r"g_idx .*not have 32 inputs for each of 4"),
+    ("gptq", replaced("g_idx", lambda t: t[None]), r"g_idx .*not have 32 inputs for each of 4"),
     ("gptq", without("scales"), rf"lack {UP}\.scales; fetch"),
     ("W4A16", without("weight_scale"), rf"lack {UP}\.weight_scale; fetch"),
     ("W4A16 with zero points", without("weight_zero_point"), r"lack .*weight_zero_point; fetch"),

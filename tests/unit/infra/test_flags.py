@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from coordinator.config import CoordinatorConfig
+from infra import models
 from infra.cli import main, read_arguments
 from node.config import NodeConfig
 from protocol.config import describe, resolve
+from protocol.model.directory import ModelDirectoryError
 
 
 def refusal_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -62,6 +64,32 @@ def test_api_keys_are_joined_and_never_shown() -> None:
     assert resolve(CoordinatorConfig, {}, {"KVRELAY_API_KEY": "a, b"}).api_key == ("a", "b")
     told = describe(config)
     assert "api_key=***" in told and "two" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["demo", "--port", "99999"], "--port is 99999; it must be between 1 and 65535"),
+        (["up", "--prefill", "1000", "--decode", "25"], "--decode are 1000 and 25; one host may"),
+        (["coordinator", "--control-port", "-1"], "--control-port is -1; it must be between 0"),
+    ],
+)
+def test_what_a_process_cannot_start_with_is_one_sentence(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    said = capsys.readouterr().err
+    assert exit.value.code == 1 and said.count("\n") == 1
+    assert said.startswith("kvrelay: --") and says in said
+
+
+@pytest.mark.parametrize("path", ["A" * 5000, "/" + "A" * 5000, "org/" + "A" * 5000])
+def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
+    with pytest.raises(
+        ModelDirectoryError, match=r"--model-path '.* \(File name too long\); check"
+    ):
+        models.path(path, with_weights=False)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,16 @@ def test_each_flag_is_defined_once() -> None:
         ("cpu_threads", "0", "at least 1"),
         ("lease_s", "0", "more than 0 seconds"),
         ("mem_fraction_static", "1", "between 0 and 1"),
+        ("control_port", "-1", "between 0 and 65535"),
+        ("data_port", "65536", "between 0 and 65535"),
+        ("health_port", "99999", "between 0 and 65535"),
+        ("metric_names", "nobody", "sglang"),
+        ("name", "a\nb", "must be printable"),
+        ("context_length", str(1 << 60), "a whole number of at most"),
+        ("context_length", "-" + "9" * 30, "a whole number of at most"),
+        ("stall_s", "inf", "a number of at most"),
+        ("stall_s", "nan", "a number of at most"),
+        ("stall_s", "1e10", "a number of at most"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_flag(name: str, text: str, says: str) -> None:

@@ -203,11 +203,36 @@ def test_a_node_checks_the_same_without_building_it(tmp_path: Path) -> None:
 
 def test_damaged_files_are_explained(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    broken = [{}, {"model": {"type": "BPE"}}, {"model": {"vocab": {}}, "added_tokens": [{"id": 1}]}]
-    for content in ("version https://git-lfs", "[]", *map(json.dumps, broken)):
+    broken: list[dict[str, Any]] = [
+        {},
+        {"model": {"type": "BPE"}},
+        {"model": {"vocab": {}}, "added_tokens": [{"id": 1}]},
+        {"model": {"vocab": {}}, "added_tokens": 1},
+        {"model": {"vocab": {}}, "added_tokens": [{"id": True, "content": "a"}]},
+        {"model": {"vocab": {"a": "0"}}},
+        {"model": {"vocab": {"a": -1}}},
+        {"model": {"vocab": [[]]}},
+        {"model": {"vocab": ["a"]}},
+    ]
+    nested = "[" * 100_000
+    for content in ("version https://git-lfs", "[]", nested, *map(json.dumps, broken)):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ModelDirectoryError, match=r"cannot be read.*git lfs pull"):
             load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelDirectoryError, match=r"no tokenizer\.json.*save_pretrained"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["²", "-1", "1" * 5000])
+def test_added_tokens_have_ids_of_digits(tmp_path: Path, number: str) -> None:
+    write_tokenizer(tmp_path, tokenizer_config={"added_tokens_decoder": {number: "<new>"}})
+    with pytest.raises(ModelDirectoryError, match=r"tokenizer_config\.json has .* '<new>' among"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", ["<new>", 1])
+def test_special_tokens_without_names_are_a_list(tmp_path: Path, tokens: Any) -> None:
+    write_tokenizer(tmp_path, tokenizer_config={"additional_special_tokens": tokens})
+    with pytest.raises(ModelDirectoryError, match=r"additional_special_tokens .* must be a list"):
         load_tokenizer(tmp_path)

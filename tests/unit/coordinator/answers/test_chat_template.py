@@ -287,6 +287,8 @@ class TestSources:
         assert template_sources(tmp_path, "chatml")["default"].startswith("{%- for message")
         with pytest.raises(ConfigError, match=r"'alpaca'; .* file .* chatml, .* qwen"):
             template_sources(tmp_path, "alpaca")
+        with pytest.raises(ConfigError, match=r"'A{199}; it must be a file"):
+            template_sources(tmp_path, "A" * 10_000)
         with pytest.raises(ModelDirectoryError, match="cannot be read as text"):
             (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe")
             template_sources(tmp_path, str(tmp_path / "bytes.jinja"))
@@ -297,6 +299,18 @@ class TestSources:
         with pytest.raises(UserError, match=r"'default' cannot be compiled: line 2.*--chat-templ"):
             Tokenizer(tmp_path)
         assert Tokenizer(tmp_path, "chatml").chat_template is not None
+
+    @pytest.mark.parametrize(
+        ("source", "says"),
+        [
+            ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+            ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "nested too deeply"),
+            ("a" * 300_000, "has 300000 characters, and may have 262144; name another one"),
+        ],
+    )
+    def test_what_would_take_too_much_to_compile_is_refused(self, source: str, says: str) -> None:
+        with pytest.raises(ChatTemplateError, match=says):
+            ChatTemplate({"default": source}, {})
 
     def test_the_embedded_model_has_one(self) -> None:
         tokenizer = Tokenizer(EMBEDDED)

@@ -225,6 +225,7 @@ def test_experts(tmp_path: Path) -> None:
         ({"architectures": None}, "/config.json names no architecture;.*LlamaForCausalLM"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised.*bfloat16"),
         ({"hidden_act": "gelu"}, "gelu.*silu"),
+        ({"hidden_act": ["silu"]}, r"\['silu'\].*silu"),
         ({"rope_scaling": {"rope_type": "axial", "factor": 4.0}}, "axial.*llama3"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "no page could be shared.*yarn"),
         ({"use_bidirectional_attention": True}, "later tokens"),
@@ -255,6 +256,8 @@ QWEN_MOE = {
 PHI3 = {"architectures": ["Phi3ForCausalLM"]}
 GEMMA2 = {"architectures": ["Gemma2ForCausalLM"]}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 = LINEAR | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 @pytest.mark.parametrize(
@@ -276,13 +279,30 @@ LINEAR = {"rope_type": "linear", "factor": 4.0}
         ({"head_dim": 0}, "head_dim 0"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps 'small'; .*number above 0"),
         ({"rms_norm_eps": -1.0}, r"rms_norm_eps -1\.0"),
+        ({"rms_norm_eps": 1e300}, r"rms_norm_eps 1e\+300; .*float32"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps 1000"),
         ({"rope_theta": 0}, "rope_theta 0"),
+        ({"rope_theta": 1}, "rope_theta 1; .* from 2"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings 'yes'; .*true or false"),
         ({"attention_bias": 1}, "attention_bias 1"),
         ({"architectures": "LlamaForCausalLM"}, "architectures 'LlamaForCausalLM'; .*list"),
         ({"rope_scaling": [4]}, r"rope_scaling \[4\]; .*object"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor '4'"),
         ({"rope_scaling": {"type": "linear"}}, "no factor"),
+        ({"rope_scaling": LINEAR | {"factor": 0.5}}, r"factor 0\.5; .* from 1"),
+        ({"rope_scaling": YARN | {"factor": 1e9}}, "factor 1000000000"),
+        ({"rope_scaling": YARN | {"attention_factor": "1"}}, "attention_factor '1'"),
+        ({"rope_scaling": YARN | {"mscale": [1], "mscale_all_dim": 1}}, r"mscale \[1\]"),
+        ({"rope_scaling": YARN | {"mscale": 1, "mscale_all_dim": "1"}}, "mscale_all_dim '1'"),
+        ({"rope_scaling": YARN | {"truncate": "false"}}, "truncate 'false'; .*true or false"),
+        (
+            {"rope_scaling": YARN | {"original_max_position_embeddings": 0.5}},
+            r"original_max_position_embeddings 0\.5; .* from 2",
+        ),
+        (
+            {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}},
+            r"low_freq_factor 4\.0; .* less than high_freq_factor, which is 4",
+        ),
         (
             {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 5e5}},
             r"rope_scaling .*linear.* would be 10000, .*rope_theta 500000\.0",
@@ -479,3 +499,23 @@ def test_broken_directories_are_explained(tmp_path: Path) -> None:
         ModelConfig.from_directory(tmp_path)
     assert issubclass(ModelDirectoryError, UserError)
     assert issubclass(UnsupportedModel, UserError)
+
+
+@pytest.mark.parametrize("name", ["config.json", "quantize_config.json", "quant_config.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "\ufeff{}"])
+def test_a_file_that_is_no_json_is_named(tmp_path: Path, name: str, text: str) -> None:
+    config_of(tmp_path)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ModelDirectoryError, match=rf"/{name} is no JSON .*fetch it again"):
+        ModelConfig.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", [None, 5, ["llama"], {"llama": 1}])
+def test_the_type_of_a_text_part_may_be_anything(tmp_path: Path, model_type: Any) -> None:
+    plain = config_of(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    text = {key: value for key, value in raw.items() if key != "architectures"}
+    nested = {"architectures": raw["architectures"], "text_config": text}
+    nested["text_config"]["model_type"] = model_type
+    (tmp_path / "config.json").write_text(json.dumps(nested))
+    assert ModelConfig.from_directory(tmp_path) == plain

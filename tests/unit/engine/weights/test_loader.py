@@ -18,7 +18,7 @@ from engine.model.decoder import DecoderModel
 from engine.model.linear import Build
 from engine.parallel import SOLO, TensorParallel
 from engine.weights.loader import dummy_model, load_model
-from engine.weights.safetensors_source import SafetensorsSource
+from engine.weights.safetensors_source import INDEX, SafetensorsSource
 from engine.weights.source import Part, TensorSource
 from protocol.model.directory import ModelDirectoryError
 from tests.support.engine.driving import CPU
@@ -64,6 +64,29 @@ def test_shards_equal_one_file_and_strangers_beside_them_are_ignored(tmp_path: P
     expected = load(whole).state_dict()
     for name, tensor in load(sharded).state_dict().items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_of_two_files_with_a_tensor_the_index_names_one(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    save(tmp_path, tensors)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    old = {"lm_head.weight": tensors["lm_head.weight"] + 1}
+    save_file(old, tmp_path / "b.safetensors")
+    with pytest.raises(ModelDirectoryError, match=r"b\.safetensors both hold lm_head\.weight, and"):
+        load(tmp_path)
+    index = {name: "b.safetensors" if "norm" in name else "a.safetensors" for name in tensors}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
+    assert torch.equal(load(tmp_path).head.weight, tensors["lm_head.weight"])
+    index["lm_head.weight"] = "b.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
+    assert torch.equal(load(tmp_path).head.weight, old["lm_head.weight"])
+
+
+@pytest.mark.parametrize("files", [None, {}, ["a"], {"w": None}, {"w": ["a"]}, {"w": 1, "v": "a"}])
+def test_an_index_has_a_file_for_each_tensor(tmp_path: Path, files: Any) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(ModelDirectoryError, match="no weight_map with a file for each tensor"):
+        SafetensorsSource(tmp_path)
 
 
 def test_tied_embeddings_are_one_tensor(tmp_path: Path) -> None:

@@ -120,6 +120,24 @@ def test_every_cut_of_a_file_is_refused(tmp_path: Path) -> None:
     assert len(read_header(file).tensors) == 2
 
 
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "m.gguf", METADATA, TENSORS)
+    begin = read_header(file).tensors["half"].offset - read_header(file).tensors["matrix"].offset
+    entry = struct.pack("<IQIQ", 1, 8, 1, begin)  # of 8 values in F16
+    assert file.read_bytes().count(b"half" + entry) == 1
+    moved = struct.pack("<IQIQ", 1, 8, 1, begin - 32)
+    file.write_bytes(file.read_bytes().replace(b"half" + entry, b"half" + moved))
+    with pytest.raises(ModelDirectoryError, match="its matrix and half lie upon each other"):
+        read_header(file)
+
+
+def test_an_array_of_texts_that_are_none_is_refused(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "m.gguf", METADATA, TENSORS)
+    file.write_bytes(file.read_bytes().replace(b"zwei", b"zwe\xff"))
+    with pytest.raises(ModelDirectoryError, match=r"its a\.texts cannot be read: 'utf-8' codec"):
+        read_header(file).array("a.texts")
+
+
 def write_set(folder: Path, count: int = 3, counted: int | None = None) -> list[Path]:
     """A model in parts, of which the first has the metadata and each has a tensor."""
     files = []

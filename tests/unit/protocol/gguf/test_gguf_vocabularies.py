@@ -165,7 +165,9 @@ def test_an_unknown_way_to_cut_words_is_refused(pre: str | None, tmp_path: Path)
     ("changes", "size", "message"),
     [
         ({"model": "bert"}, 1000, "a tokenizer of the kind bert; of GGUF .* gpt2 and llama"),
+        ({"model": "b" * 5000}, 1000, "a tokenizer of the kind b{40}; of GGUF"),
         ({"more": ["xq", "<s>"]}, 1000, "two tokens '<s>'"),
+        ({"more": ["x" * 5000]}, 1000, "has a token of more than 4096 characters"),
         ({}, 200, "259 tokens, and its token_embd.weight rows for 200"),
         ({"model": "llama"}, 1000, r"no tokenizer\.ggml\.scores"),
     ],
