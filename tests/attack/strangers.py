@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import zmq
 from zmq.utils import z85
@@ -19,6 +19,8 @@ from protocol.trust.secrets import ClusterSecrets
 HOST = "127.0.0.1"
 WRONG_SECRET = "what the attacker has made up"
 DEADLINE_S = 20.0
+SAY_MS = 1_000
+"""How long a message may wait for somebody to go to."""
 LISTENED_TO_S = 2.0
 """Who has not been hung up on by then is listened to."""
 Say = Callable[[str, list[Message]], None]
@@ -86,8 +88,10 @@ def _say(address: str, messages: list[Message], keys: ClusterKeys | None) -> Non
         peer.curve_serverkey = zmq.curve_public(z85.encode(keys.listening))
     events = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
     peer.connect(f"tcp://{address.partition('#')[0]}")
-    for message in messages:
-        peer.send(encode(message))
+    peer.setsockopt(zmq.SNDTIMEO, SAY_MS)
+    with suppress(zmq.Again):  # who was refused by now has nobody to send to
+        for message in messages:
+            peer.send(encode(message))
     assert events.poll(DEADLINE_S * 1e3), "neither refused nor let in"
     is_let_in = recv_monitor_message(events)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
     peer.setsockopt(zmq.LINGER, int(DEADLINE_S * 1e3) if is_let_in else 0)
