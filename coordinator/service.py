@@ -80,6 +80,7 @@ COUNTS_S = 1.0
 """How long the other coordinators are waited for when they are asked what they have counted."""
 TAKE_OVER_S = 2.0
 """How long nodes are waited for when they are asked what they keep of an answer."""
+FIRST_LOOK_EVERY_S = 0.02
 IDLE_CHECK_S = 0.05
 """How often draining nodes are asked for, whatever the core waits for."""
 
@@ -142,6 +143,12 @@ class Service:
         ]
         for task in self._tasks:
             task.add_done_callback(_stop_if_it_failed)
+
+    async def until_ready(self, timeout_s: float) -> None:
+        """Waits until a node takes requests, for `timeout_s` at most."""
+        deadline = self.now() + timeout_s
+        while not self.core.is_ready and self.now() < deadline:
+            await asyncio.sleep(FIRST_LOOK_EVERY_S)
 
     async def close(self) -> None:
         """Ends its tasks and closes its sockets."""

@@ -60,12 +60,15 @@ ROUTERS = (
 """The modules whose endpoints are served. What is missing comes last: any other goes before."""
 
 
-def create_app(service: Service) -> ASGIApp:
+def create_app(service: Service, first_look_s: float = 0.0) -> ASGIApp:
     """Makes the ASGI application. It starts `service` when the server starts and closes it at the
-    end."""
+    end. Before the first request it looks for nodes that take requests, for `first_look_s` at
+    most."""
     config = service.config
     api = PostEndpoints(
-        RequestIds(create_api(service)), create_handlers(service), config.max_body_bytes
+        RequestIds(create_api(service, first_look_s)),
+        create_handlers(service),
+        config.max_body_bytes,
     )
     measures = service.core.statistics.requests.measures
     app: ASGIApp = GenerateEndpoint(api, service)
@@ -89,13 +92,14 @@ def create_handlers(service: Service) -> dict[str, PostHandler]:
     }
 
 
-def create_api(service: Service) -> FastAPI:
+def create_api(service: Service, first_look_s: float = 0.0) -> FastAPI:
     """Makes the part of the application that answers everything but /generate, and describes all
     of it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await service.until_ready(first_look_s)
         await app.state.scrapes.siblings.start()
         yield
         await app.state.scrapes.siblings.close()

@@ -56,6 +56,9 @@ def run(config: CoordinatorConfig, worker: int = 0) -> None:
 CLOSE = (b"connection", b"close")
 FLUSH_TIMEOUT_S = 5
 """How long clients may take to read the ends of their answers when the server ends."""
+FIRST_LOOK_S = 1.0
+"""How long a new coordinator looks for nodes before it takes up its first connection. One that is
+restarted faster than a proxy looks would else refuse what comes meanwhile."""
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
@@ -85,7 +88,7 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, FIRST_LOOK_S),
             http=protocol_of(service),
             log_level="warning",
             access_log=False,
