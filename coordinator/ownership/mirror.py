@@ -151,6 +151,11 @@ class OwnershipMirror:
         """Clock of Redis minus the clock of `now`."""
         self._unreadable: set[str] = set()
 
+    @property
+    def knows_nodes(self) -> bool:
+        """True if Redis has told of a node that has a lease."""
+        return bool(self._positions or self._to_load)
+
     def next_call(self, now: float) -> MirrorCall | None:
         """Returns what to ask Redis next; None if there is nothing to ask before `wake_at`.
 
