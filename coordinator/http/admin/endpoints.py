@@ -262,7 +262,7 @@ async def explain(request: Request) -> Response:
         candidates, route, path = service.core.explain(asked, service.now())
     except FAULTS as error:
         return fault_reply(error)
-    layout = next(iter([*candidates.decode, *candidates.both])).live.info.layout
+    layout = [*candidates.decode, *candidates.both][0].live.info.layout
     return json_reply(
         {
             "prompt_tokens": len(tokens),

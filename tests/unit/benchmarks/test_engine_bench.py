@@ -33,17 +33,9 @@ from engine.build import load_model_runner
 from engine.model.config import ModelConfig
 from engine.options import EngineOptions
 from engine.steps.runner import ModelRunner
+from tests.support.bench.tiny_shape import TINY_SIZES
 
-TINY = SHAPES["smollm2-135m"] | {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
+TINY = SHAPES["smollm2-135m"] | TINY_SIZES
 CELLS = [Cell(2, 20, 3), Cell(1, 40, 3)]
 MANY_PROMPTS = Cell(6, 120, 2)
 """More tokens of prompts than a step ends: SHORT_STEP_TOKENS."""

@@ -25,17 +25,9 @@ from benchmarks.gpu.plan import UNEQUAL, DecodeCell, GpuPlan, standard_plan
 from benchmarks.gpu.report import DecodeRow, GpuReport, PrefillRow
 from engine.options import EngineOptions
 from protocol.layout import KVLayout
+from tests.support.bench.tiny_shape import TINY_SIZES
 
-TINY = SHAPES["smollm2-135m"] | {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
+TINY = SHAPES["smollm2-135m"] | TINY_SIZES
 PLAN = GpuPlan((16, 40), 1, (DecodeCell((20, 20), 3), DecodeCell((3, 3, 90), 3)))
 TASK = PeerTask("/model", "bfloat16", 96, PLAN)
 TIMES = PeerTimes("1.2", [0.02, 0.04], [0.001, 0.006])

@@ -62,6 +62,22 @@ def test_the_shortest_context_of_all_nodes_is_the_limit(decode: Channel) -> None
     run(test)
 
 
+def test_a_first_look_ends_with_the_first_node_or_with_its_time(decode: Channel) -> None:
+    async def test() -> None:
+        async with running_service(decode) as service:
+            service.handle(Goodbye(D0))
+            await service.until_ready(0.0)
+            assert not service.core.is_ready
+            look = asyncio.create_task(service.until_ready(10 * DEADLINE_S))
+            await asyncio.sleep(0)
+            assert not look.done()
+            service.handle(heartbeat("decode", Node("d1", 1)))
+            await asyncio.wait_for(look, DEADLINE_S)
+            assert service.core.is_ready
+
+    run(test)
+
+
 def test_nodes_hear_that_the_coordinator_is_alive(decode: Channel) -> None:
     async def test() -> None:
         async with running_service(decode) as service:

@@ -24,20 +24,11 @@ from engine.build import load_model_runner
 from engine.options import EngineOptions
 from engine.parallel import TensorParallel
 from engine.steps.runner import ModelRunner
+from tests.support.bench.tiny_shape import TINY_SIZES
 from tests.support.engine.ranks import on_ranks
 
 CPU = torch.device("cpu")
-TINY = SHAPES["llama-3-70b"] | {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "dtype": "float32",
-}
+TINY = SHAPES["llama-3-70b"] | TINY_SIZES | {"dtype": "float32"}
 PLAN = GpuPlan((16, 40), 1, (DecodeCell((20, 20), 3), DecodeCell((90,), 3)))
 OPTIONS = EngineOptions("float32", load_format="dummy")
 RATES = MachineRates(1e9, 1e9)
